@@ -1,0 +1,426 @@
+//! What the host says to the guest.
+
+use crate::CONTROL;
+use crate::frame::{Frame, HEADER, MAX_PAYLOAD, ProtocolError, header};
+use crate::list::List;
+use crate::version::Versions;
+use crate::wire::{Reader, Writer, length};
+use alloc::vec::Vec;
+
+/// A message from the host. It borrows from the frame that it was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToGuest<'a> {
+    /// Opens the conversation (control stream).
+    Hello(Versions),
+    /// Makes the guest ready for commands; once, after `Hello` (control stream).
+    Setup(Setup<'a>),
+    /// Asks for a [`crate::ToHost::Pong`] with the same number (control stream).
+    Ping(u64),
+    /// Ends the guest: TERM to all, KILL after so many milliseconds, sync, power off (control
+    /// stream).
+    Shutdown {
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u32,
+    },
+    /// Starts a command on a new stream.
+    Exec(Exec<'a>),
+    /// Bytes for a command's standard input or for a file.
+    Data(&'a [u8]),
+    /// No more [`ToGuest::Data`] follows.
+    Eof,
+    /// Returns credit for data that the guest sent.
+    Credit(u32),
+    /// A signal to the command's process group.
+    Signal(u8),
+    /// A new size of the command's terminal.
+    Resize(Terminal),
+    /// Writes a file on a new stream: its bytes follow as [`ToGuest::Data`] and
+    /// [`ToGuest::Eof`], and [`crate::ToHost::Done`] answers.
+    Put(Put<'a>),
+    /// Reads a file on a new stream: [`crate::ToHost::File`], data, and `Eof` answer.
+    Get {
+        /// Its path in the guest.
+        path: &'a [u8],
+    },
+}
+
+/// What makes a booted guest ready for commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setup<'a> {
+    /// Its hostname.
+    pub hostname: &'a [u8],
+    /// The host's wall clock, in nanoseconds since 1970.
+    pub unix_ns: u64,
+    /// Fresh random bytes for the kernel's pool.
+    pub entropy: &'a [u8],
+    /// Where the root filesystem comes from.
+    pub root: Root<'a>,
+    /// Whether the guest powers off when its host hangs up, since nobody will come back.
+    pub poweroff_on_hangup: bool,
+}
+
+/// Where the root filesystem comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Root<'a> {
+    /// Serial number of the block device with the read-only image.
+    pub image_serial: &'a [u8],
+    /// The image's filesystem as mount(2) names it.
+    pub filesystem: &'a [u8],
+    /// What writes go to.
+    pub upper: Upper<'a>,
+}
+
+/// What takes the writes over a read-only image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upper<'a> {
+    /// The guest's own memory.
+    Memory,
+    /// A block device with this serial number, already holding an ext4 filesystem.
+    Disk(&'a [u8]),
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terminal {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// A command to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exec<'a> {
+    /// Program and arguments; the program is looked up in the command's `PATH`.
+    pub argv: List<'a>,
+    /// `NAME=value` each, over the guest's defaults.
+    pub env: List<'a>,
+    /// Working directory; `/` when empty.
+    pub workdir: &'a [u8],
+    /// `name`, `uid`, `name:group`, `uid:gid`; root when empty.
+    pub user: &'a [u8],
+    /// Size of its terminal, where it gets one.
+    pub terminal: Option<Terminal>,
+    /// Whether standard input follows as data; else it is `/dev/null`.
+    pub stdin: bool,
+    /// Whether the guest powers off when this command ends.
+    pub main: bool,
+}
+
+/// A file to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Put<'a> {
+    /// Its path in the guest. Its folder must exist.
+    pub path: &'a [u8],
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+mod kind {
+    pub(super) const HELLO: u8 = 0x01;
+    pub(super) const SETUP: u8 = 0x02;
+    pub(super) const PING: u8 = 0x03;
+    pub(super) const SHUTDOWN: u8 = 0x04;
+    pub(super) const EXEC: u8 = 0x10;
+    pub(super) const DATA: u8 = 0x11;
+    pub(super) const EOF: u8 = 0x12;
+    pub(super) const CREDIT: u8 = 0x13;
+    pub(super) const SIGNAL: u8 = 0x14;
+    pub(super) const RESIZE: u8 = 0x15;
+    pub(super) const PUT: u8 = 0x16;
+    pub(super) const GET: u8 = 0x17;
+}
+
+impl<'a> ToGuest<'a> {
+    /// Reads a frame that came from the host.
+    ///
+    /// # Errors
+    /// A [`ProtocolError`] where the frame is not exactly of a known form.
+    pub fn decode(frame: &Frame<'a>) -> Result<Self, ProtocolError> {
+        let control = frame.kind < kind::EXEC;
+        if control != (frame.stream == CONTROL) {
+            return Err(ProtocolError::Stream(frame.kind, frame.stream));
+        }
+        let mut r = Reader::new(frame.payload);
+        let message = match frame.kind {
+            kind::HELLO => Self::Hello(Versions::read(&mut r)?),
+            kind::SETUP => Self::Setup(Setup {
+                hostname: r.text()?,
+                unix_ns: r.u64()?,
+                entropy: r.bytes()?,
+                root: Root {
+                    image_serial: r.text()?,
+                    filesystem: r.text()?,
+                    upper: match r.u8()? {
+                        0 => Upper::Memory,
+                        1 => Upper::Disk(r.text()?),
+                        _ => return Err(ProtocolError::Malformed("upper")),
+                    },
+                },
+                poweroff_on_hangup: r.bool()?,
+            }),
+            kind::PING => Self::Ping(r.u64()?),
+            kind::SHUTDOWN => Self::Shutdown { grace_ms: r.u32()? },
+            kind::EXEC => Self::Exec(Exec {
+                argv: List::read(&mut r)?,
+                env: List::read(&mut r)?,
+                workdir: r.text()?,
+                user: r.text()?,
+                terminal: if r.bool()? {
+                    Some(Terminal::read(&mut r)?)
+                } else {
+                    None
+                },
+                stdin: r.bool()?,
+                main: r.bool()?,
+            }),
+            kind::DATA => Self::Data(r.rest()),
+            kind::EOF => Self::Eof,
+            kind::CREDIT => Self::Credit(r.u32()?),
+            kind::SIGNAL => Self::Signal(r.u8()?),
+            kind::RESIZE => Self::Resize(Terminal::read(&mut r)?),
+            kind::PUT => Self::Put(Put {
+                path: r.text()?,
+                mode: r.u16()?,
+                uid: r.u32()?,
+                gid: r.u32()?,
+            }),
+            kind::GET => Self::Get { path: r.text()? },
+            other => return Err(ProtocolError::Kind(other)),
+        };
+        r.end()?;
+        Ok(message)
+    }
+
+    /// Appends the message as a frame.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Oversized`] where it does not fit a frame: `out` is as it was.
+    pub fn encode(&self, stream: u32, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
+        let begin = out.len();
+        out.extend_from_slice(&[0; HEADER]);
+        let kind = self.write(&mut Writer(out));
+        seal(out, begin, kind, stream)
+    }
+
+    fn write(&self, w: &mut Writer<'_>) -> u8 {
+        match self {
+            Self::Hello(versions) => {
+                versions.write(w);
+                kind::HELLO
+            }
+            Self::Setup(setup) => {
+                w.bytes(setup.hostname);
+                w.u64(setup.unix_ns);
+                w.bytes(setup.entropy);
+                w.bytes(setup.root.image_serial);
+                w.bytes(setup.root.filesystem);
+                match setup.root.upper {
+                    Upper::Memory => w.u8(0),
+                    Upper::Disk(serial) => {
+                        w.u8(1);
+                        w.bytes(serial);
+                    }
+                }
+                w.bool(setup.poweroff_on_hangup);
+                kind::SETUP
+            }
+            Self::Ping(number) => {
+                w.u64(*number);
+                kind::PING
+            }
+            Self::Shutdown { grace_ms } => {
+                w.u32(*grace_ms);
+                kind::SHUTDOWN
+            }
+            Self::Exec(exec) => {
+                exec.argv.write(w);
+                exec.env.write(w);
+                w.bytes(exec.workdir);
+                w.bytes(exec.user);
+                w.bool(exec.terminal.is_some());
+                if let Some(terminal) = exec.terminal {
+                    terminal.write(w);
+                }
+                w.bool(exec.stdin);
+                w.bool(exec.main);
+                kind::EXEC
+            }
+            Self::Data(bytes) => {
+                w.raw(bytes);
+                kind::DATA
+            }
+            Self::Eof => kind::EOF,
+            Self::Credit(n) => {
+                w.u32(*n);
+                kind::CREDIT
+            }
+            Self::Signal(signal) => {
+                w.u8(*signal);
+                kind::SIGNAL
+            }
+            Self::Resize(terminal) => {
+                terminal.write(w);
+                kind::RESIZE
+            }
+            Self::Put(put) => {
+                w.bytes(put.path);
+                w.u16(put.mode);
+                w.u32(put.uid);
+                w.u32(put.gid);
+                kind::PUT
+            }
+            Self::Get { path } => {
+                w.bytes(path);
+                kind::GET
+            }
+        }
+    }
+}
+
+impl Terminal {
+    fn read(r: &mut Reader<'_>) -> Result<Self, ProtocolError> {
+        Ok(Self {
+            rows: r.u16()?,
+            columns: r.u16()?,
+        })
+    }
+
+    fn write(self, w: &mut Writer<'_>) {
+        w.u16(self.rows);
+        w.u16(self.columns);
+    }
+}
+
+/// Puts the header before a payload that was appended at `begin`, or takes both away again.
+pub(crate) fn seal(
+    out: &mut Vec<u8>,
+    begin: usize,
+    kind: u8,
+    stream: u32,
+) -> Result<(), ProtocolError> {
+    let payload = &out[begin + HEADER..];
+    let claimed = length(payload);
+    if payload.len() > MAX_PAYLOAD {
+        out.truncate(begin);
+        return Err(ProtocolError::Oversized(claimed));
+    }
+    out[begin..begin + HEADER].copy_from_slice(&header(kind, stream, claimed));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Decoder, ListBuf};
+    use proptest::prelude::*;
+
+    fn round_trip(message: &ToGuest<'_>, stream: u32) {
+        let mut wire = Vec::new();
+        message.encode(stream, &mut wire).unwrap();
+        let mut decoder = Decoder::new();
+        decoder.space()[..wire.len()].copy_from_slice(&wire);
+        decoder.filled(wire.len());
+        let frame = decoder.next_frame().unwrap().unwrap();
+        assert_eq!(frame.stream, stream);
+        assert_eq!(ToGuest::decode(&frame).as_ref(), Ok(message));
+    }
+
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(1_u8.., 0..40)
+    }
+
+    #[test]
+    fn plain_messages_survive_the_wire() {
+        for message in [ToGuest::Hello(Versions::OURS), ToGuest::Ping(u64::MAX)] {
+            round_trip(&message, CONTROL);
+        }
+        for message in [
+            ToGuest::Eof,
+            ToGuest::Credit(70_000),
+            ToGuest::Signal(15),
+            ToGuest::Resize(Terminal {
+                rows: 24,
+                columns: 80,
+            }),
+            ToGuest::Get {
+                path: b"/etc/passwd",
+            },
+            ToGuest::Put(Put {
+                path: b"/x",
+                mode: 0o755,
+                uid: 1,
+                gid: u32::MAX,
+            }),
+        ] {
+            round_trip(&message, 7);
+        }
+    }
+
+    #[test]
+    fn a_kind_on_the_wrong_stream_is_refused() {
+        let mut wire = Vec::new();
+        ToGuest::Eof.encode(CONTROL, &mut wire).unwrap();
+        let mut decoder = Decoder::new();
+        decoder.space()[..wire.len()].copy_from_slice(&wire);
+        decoder.filled(wire.len());
+        let frame = decoder.next_frame().unwrap().unwrap();
+        assert_eq!(ToGuest::decode(&frame), Err(ProtocolError::Stream(0x12, 0)));
+    }
+
+    proptest! {
+        #[test]
+        fn commands_survive_the_wire(
+            argv in prop::collection::vec(text(), 0..8),
+            env in prop::collection::vec(text(), 0..8),
+            workdir in text(), user in text(),
+            size in prop::option::of((any::<u16>(), any::<u16>())),
+            stdin in any::<bool>(), main in any::<bool>(),
+        ) {
+            let (argv, env) = (ListBuf::new(argv).unwrap(), ListBuf::new(env).unwrap());
+            round_trip(&ToGuest::Exec(Exec {
+                argv: argv.as_list(),
+                env: env.as_list(),
+                workdir: &workdir,
+                user: &user,
+                terminal: size.map(|(rows, columns)| Terminal { rows, columns }),
+                stdin,
+                main,
+            }), 1);
+        }
+
+        #[test]
+        fn setups_survive_the_wire(
+            hostname in text(), unix_ns in any::<u64>(),
+            entropy in prop::collection::vec(any::<u8>(), 0..64),
+            image_serial in text(), filesystem in text(),
+            disk in prop::option::of(text()), poweroff_on_hangup in any::<bool>(),
+        ) {
+            let upper = disk.as_deref().map_or(Upper::Memory, Upper::Disk);
+            round_trip(&ToGuest::Setup(Setup {
+                hostname: &hostname,
+                unix_ns,
+                entropy: &entropy,
+                root: Root { image_serial: &image_serial, filesystem: &filesystem, upper },
+                poweroff_on_hangup,
+            }), CONTROL);
+        }
+
+        /// Whatever a payload holds, decoding it ends in a message that encodes to the same
+        /// bytes, or in an error: never in a panic.
+        #[test]
+        fn decoding_is_strict(kind in 0_u8..0x20, payload in prop::collection::vec(any::<u8>(), 0..80)) {
+            let stream = u32::from(kind >= 0x10);
+            let frame = Frame { kind, stream, payload: &payload };
+            if let Ok(message) = ToGuest::decode(&frame) {
+                let mut wire = Vec::new();
+                message.encode(stream, &mut wire).unwrap();
+                prop_assert_eq!(&wire[HEADER..], &payload[..]);
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The vocabulary of Aleph Compute: ids, sizes, job specifications and error classes.
+//!
+//! Every other crate speaks in these types, and they are the only ones whose serde form is
+//! public. The crate owns no behaviour beyond parsing, printing and validating its values; it
+//! knows nothing of hosts, hypervisors or networks, and does no I/O except drawing random ids.
+//!
+//! | type | what it is |
+//! | --- | --- |
+//! | [`JobId`], [`NodeId`] | 128 random bits, printed as `0x` and 32 hex digits |
+//! | [`VmId`] | 8 hex digits, unique on one node: names of TAPs, cgroups and folders derive from it |
+//! | [`Incarnation`] | how many times a job was started or moved |
+//! | [`MiB`] | an amount of memory or disk |
+//! | [`Resources`] | what one VM may use |
+//! | [`JobSpec`] | what a user asked to run |
+//! | [`ExitStatus`] | how a command ended |
+//! | [`Classify`] | class, stable code and advice of an error at a boundary |
+
+mod error;
+mod exit;
+mod id;
+mod job;
+mod resources;
+mod size;
+
+pub use error::{Classify, ErrorClass};
+pub use exit::ExitStatus;
+pub use id::{Incarnation, JobId, NodeId, ParseIdError, VmId};
+pub use job::{InvalidJob, JobSpec};
+pub use resources::Resources;
+pub use size::{MiB, ParseSizeError};

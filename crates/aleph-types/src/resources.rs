@@ -1,0 +1,31 @@
+//! What one VM may use.
+
+use crate::MiB;
+use serde::{Deserialize, Serialize};
+
+/// The CPUs, memory and scratch disk of one VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resources {
+    /// Virtual CPUs, at least 1.
+    pub cpus: u16,
+    /// Guest memory.
+    pub memory: MiB,
+    /// Size of the writable disk over the image. Zero: writes go to the guest's memory.
+    pub disk: MiB,
+}
+
+impl Resources {
+    /// The least memory that a guest of this kind boots in.
+    pub const MIN_MEMORY: MiB = MiB(64);
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory: MiB(128),
+            disk: MiB(0),
+        }
+    }
+}
