@@ -1,0 +1,125 @@
+//! What a host has to give, and whether a VM fits.
+
+use aleph_types::{Classify, ErrorClass, MiB, Resources};
+
+/// What a host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Processors.
+    pub cpus: u16,
+    /// All its memory.
+    pub memory: MiB,
+    /// Memory that can be had now without swapping.
+    pub available: MiB,
+    /// Free disk where VMs keep theirs.
+    pub disk: MiB,
+}
+
+/// What one VM costs its host beyond the guest's memory: the VMM's own, generously.
+pub const OVERHEAD: MiB = MiB(64);
+
+/// A VM that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    /// More CPUs than the host has.
+    #[error("the job asks for {asked} CPUs, this node has {there}")]
+    Cpus {
+        /// What was asked for.
+        asked: u16,
+        /// What there is.
+        there: u16,
+    },
+    /// More memory than the host has at all.
+    #[error("the job asks for {asked} of memory, this node has {there}")]
+    Memory {
+        /// What was asked for.
+        asked: MiB,
+        /// What there is.
+        there: MiB,
+    },
+    /// More memory than the host has left.
+    #[error("the job needs {needed} of memory with its overhead, this node has {there} left")]
+    MemoryNow {
+        /// What is needed.
+        needed: MiB,
+        /// What is left.
+        there: MiB,
+    },
+    /// More disk than the host has left.
+    #[error("the job asks for {asked} of disk, this node has {there} left")]
+    Disk {
+        /// What was asked for.
+        asked: MiB,
+        /// What is left.
+        there: MiB,
+    },
+}
+
+impl Classify for Shortage {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Capacity
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Cpus { .. } => "too_many_cpus",
+            Self::Memory { .. } => "too_much_memory",
+            Self::MemoryNow { .. } => "memory_exhausted",
+            Self::Disk { .. } => "disk_exhausted",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        Some(match self {
+            Self::Cpus { there, .. } => format!("Ask for at most {there} with --cpus."),
+            Self::Memory { there, .. } => format!("Ask for less than {}m with -m.", there.0),
+            Self::MemoryNow { .. } => "Stop other jobs, or ask for less with -m.".into(),
+            Self::Disk { there, .. } => {
+                format!("Free some disk, or ask for at most {}m with --disk.", there.0)
+            }
+        })
+    }
+}
+
+/// Whether a VM fits.
+///
+/// # Errors
+/// The first thing that there is too little of.
+pub fn admit(asked: &Resources, host: &Capacity) -> Result<(), Shortage> {
+    if asked.cpus > host.cpus {
+        return Err(Shortage::Cpus { asked: asked.cpus, there: host.cpus });
+    }
+    if asked.memory >= host.memory {
+        return Err(Shortage::Memory { asked: asked.memory, there: host.memory });
+    }
+    let needed = MiB(asked.memory.0.saturating_add(OVERHEAD.0));
+    if needed > host.available {
+        return Err(Shortage::MemoryNow { needed, there: host.available });
+    }
+    if asked.disk > host.disk {
+        return Err(Shortage::Disk { asked: asked.disk, there: host.disk });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: Capacity =
+        Capacity { cpus: 4, memory: MiB(8192), available: MiB(1024), disk: MiB(500) };
+
+    #[test]
+    fn each_shortage_is_named() {
+        let ask = |cpus, memory, disk| {
+            let asked = Resources { cpus, memory: MiB(memory), disk: MiB(disk) };
+            admit(&asked, &HOST).map_err(|shortage| shortage.code())
+        };
+        assert_eq!(ask(4, 960, 500), Ok(()));
+        assert_eq!(ask(5, 128, 0), Err("too_many_cpus"));
+        assert_eq!(ask(1, 8192, 0), Err("too_much_memory"));
+        assert_eq!(ask(1, 961, 0), Err("memory_exhausted"));
+        assert_eq!(ask(1, u32::MAX, 0), Err("too_much_memory"));
+        assert_eq!(ask(1, 128, 501), Err("disk_exhausted"));
+    }
+}

@@ -1,0 +1,223 @@
+//! The node's executor: it admits jobs and composes images, kernels, drivers and places into
+//! VMs.
+
+use crate::accel::{self, Accelerator};
+use crate::capacity::{self, Shortage};
+use crate::cgroup::CgroupTree;
+use crate::guest::{ExecRequest, SetupRequest, UpperKind};
+use crate::host;
+use crate::hypervisor::Driver;
+use crate::lifecycle::Timeouts;
+use crate::paths::Paths;
+use crate::place::{Place, PlaceError};
+use crate::qemu::{QemuConfig, QemuDriver};
+use crate::sweep::sweep;
+use crate::vm::{Vm, VmSpec};
+use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How a node runs VMs.
+#[derive(Debug, Clone)]
+pub struct ExecutorConfig {
+    /// The QEMU program, by name or by path.
+    pub qemu: PathBuf,
+    /// The accelerator; `None` takes the best that works.
+    pub accelerator: Option<Accelerator>,
+    /// How long each stage of a VM's life may take.
+    pub timeouts: Timeouts,
+}
+
+impl Default for ExecutorConfig {
+    fn default() -> Self {
+        Self {
+            qemu: "qemu-system-x86_64".into(),
+            accelerator: None,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// A kernel and a root filesystem, opened.
+#[derive(Debug)]
+pub struct Boot {
+    /// The kernel.
+    pub kernel: File,
+    /// The initramfs with the agent.
+    pub initrd: File,
+    /// The image's filesystem as mount(2) names it.
+    pub filesystem: String,
+    /// The image.
+    pub image: File,
+}
+
+/// Runs VMs on this host.
+pub struct Executor {
+    paths: Paths,
+    driver: Arc<dyn Driver>,
+    cgroups: Option<CgroupTree>,
+    timeouts: Timeouts,
+}
+
+/// A job that was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// No node could run it.
+    #[error(transparent)]
+    Job(#[from] InvalidJob),
+    /// This node has too little of something.
+    #[error(transparent)]
+    Shortage(#[from] Shortage),
+    /// Its place could not be made.
+    #[error("cannot make room for the VM")]
+    Place(#[from] PlaceError),
+    /// The host could not be looked at or prepared.
+    #[error("cannot {what}")]
+    Host {
+        /// What was to be done.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Classify for ExecutorError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Job(invalid) => invalid.class(),
+            Self::Shortage(shortage) => shortage.class(),
+            Self::Place(place) if place.is_full() => ErrorClass::Capacity,
+            Self::Place(_) | Self::Host { .. } => ErrorClass::Unavailable,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Job(invalid) => invalid.code(),
+            Self::Shortage(shortage) => shortage.code(),
+            Self::Place(place) if place.is_full() => "disk_full",
+            Self::Place(_) => "no_place",
+            Self::Host { .. } => "host",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Job(invalid) => invalid.advice(),
+            Self::Shortage(shortage) => shortage.advice(),
+            Self::Place(place) if place.is_full() => Some("Free some disk and try again.".into()),
+            Self::Place(_) | Self::Host { .. } => {
+                Some("Run as root, or name a folder of your own with --root DIR.".into())
+            }
+        }
+    }
+}
+
+/// The kernel's command line for every microVM:
+/// - `panic=-1 reboot=t`: a panic, like the agent's own end, resets the machine by a triple
+///   fault, at which the VMM exits; there is nothing slower to go through.
+/// - `quiet`: the emulated serial port costs 4 ms for some 30 characters.
+/// - `cryptomgr.notests`: skips self-tests of algorithms at registration (300 to 400 ms under
+///   emulation).
+/// - `noreplace-smp`: leaves lock prefixes where they are instead of patching 10,000 of them
+///   out; each patch costs an emulator its translated code (170 to 250 ms).
+const COMMAND_LINE: &str = "quiet panic=-1 reboot=t cryptomgr.notests noreplace-smp";
+
+impl Executor {
+    /// The executor of the node in these folders. What dead owners left is removed first.
+    ///
+    /// # Errors
+    /// Where the folders cannot be made.
+    pub async fn open(paths: Paths, config: ExecutorConfig) -> Result<Self, ExecutorError> {
+        for dir in [paths.state(), paths.run()] {
+            // 0711: the unprivileged VMMs go through, and list nothing.
+            DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(|source| {
+                ExecutorError::Host { what: format!("make {}", dir.display()), source }
+            })?;
+        }
+        let accelerator = accel::choose(config.accelerator, host::virtualisation());
+        let driver = QemuDriver::new(QemuConfig {
+            program: config.qemu,
+            accelerator,
+            tsc_khz: host::tsc_khz(&paths.run().join("tsc-khz")),
+            cache: paths.run().join("qemu.json"),
+        });
+        Ok(Self::with_driver(paths, Arc::new(driver), config.timeouts).await)
+    }
+
+    /// The same over a driver of the caller's.
+    pub async fn with_driver(paths: Paths, driver: Arc<dyn Driver>, timeouts: Timeouts) -> Self {
+        let cgroups = CgroupTree::open(paths.name());
+        sweep(&paths, cgroups.as_ref()).await;
+        Self { paths, driver, cgroups, timeouts }
+    }
+
+    /// The folders of the node.
+    #[must_use]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The driver.
+    #[must_use]
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// Checks a job and makes a VM for it, which is not started yet.
+    ///
+    /// # Errors
+    /// Where the job is wrong, or does not fit.
+    pub fn create(&self, id: JobId, job: &JobSpec, boot: Boot) -> Result<Vm, ExecutorError> {
+        job.validate()?;
+        let host = host::capacity(self.paths.state()).map_err(|source| ExecutorError::Host {
+            what: "read what the host has".into(),
+            source,
+        })?;
+        capacity::admit(&job.resources, &host)?;
+        let place = Place::create(&self.paths, self.cgroups.as_ref())?;
+        let upper = if job.resources.disk.0 == 0 { UpperKind::Memory } else { UpperKind::Disk };
+        let spec = VmSpec {
+            resources: job.resources,
+            kernel: boot.kernel,
+            initrd: boot.initrd,
+            command_line: COMMAND_LINE.to_owned(),
+            image: boot.image,
+            setup: SetupRequest {
+                hostname: job.hostname.clone().unwrap_or_else(|| id.hostname()),
+                filesystem: boot.filesystem,
+                upper,
+                poweroff_on_hangup: true,
+            },
+            timeouts: self.timeouts,
+        };
+        Ok(Vm::create(place, Arc::clone(&self.driver), spec))
+    }
+
+    /// The main command of a job, for [`Vm::start`].
+    #[must_use]
+    pub fn main_command(job: &JobSpec, terminal: Option<(u16, u16)>) -> ExecRequest {
+        ExecRequest {
+            argv: job.command.clone(),
+            env: job.env.clone().into_iter().collect(),
+            workdir: job.workdir.clone().unwrap_or_default(),
+            user: job.user.clone().unwrap_or_default(),
+            terminal: if job.tty { Some(terminal.unwrap_or((24, 80))) } else { None },
+            stdin: job.stdin,
+            main: true,
+        }
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        // Others of the same node may still use it; the last one takes it away.
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove_if_empty();
+        }
+        let _ = fs::remove_dir(self.paths.run().join("vms"));
+    }
+}

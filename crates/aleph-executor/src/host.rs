@@ -1,0 +1,136 @@
+//! Facts of the host, read where the kernel shows them.
+
+use crate::accel::{Device, Virtualisation};
+use crate::capacity::Capacity;
+use crate::process::boot_id;
+use aleph_types::MiB;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Whether the host can run guests on its processor.
+#[must_use]
+pub fn virtualisation() -> Virtualisation {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let device = match fs::File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Device::Opens,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Device::Missing,
+        Err(_) => Device::Forbidden,
+    };
+    Virtualisation { cpu: cfg!(target_arch = "aarch64") || cpu_virtualises(&cpuinfo), device }
+}
+
+fn cpu_virtualises(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+}
+
+/// What the host has to give to VMs that keep their disks in `state`.
+///
+/// # Errors
+/// Where `/proc/meminfo` cannot be read.
+pub fn capacity(state: &Path) -> io::Result<Capacity> {
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let mib = |key| {
+        meminfo_kib(&meminfo, key)
+            .map(|kib| MiB::from_bytes(kib * 1024))
+            .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {key}")))
+    };
+    let disk = rustix::fs::statvfs(existing(state))
+        .map_or(MiB(u32::MAX), |stat| MiB::from_bytes(stat.f_bavail.saturating_mul(stat.f_frsize)));
+    let cpus = std::thread::available_parallelism()?.get();
+    Ok(Capacity {
+        cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
+        memory: mib("MemTotal")?,
+        available: mib("MemAvailable")?,
+        disk,
+    })
+}
+
+/// The path itself, or the nearest folder above it that is there.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"))
+}
+
+fn meminfo_kib(meminfo: &str, key: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Frequency of the time stamp counter in kHz, as emulated guests see it; `None` on other
+/// architectures. Measured once in each boot of the host and kept in `cache`.
+#[must_use]
+pub fn tsc_khz(cache: &Path) -> Option<u64> {
+    let boot = boot_id().ok()?;
+    let known = fs::read_to_string(cache).ok().and_then(|text| {
+        let (of_boot, khz) = text.split_once(' ')?;
+        (of_boot == boot).then(|| khz.trim().parse().ok())?
+    });
+    known.or_else(|| {
+        let khz = measure_tsc_khz(Duration::from_millis(20))?;
+        let temporary = cache.with_extension(format!("tmp-{}", std::process::id()));
+        let kept = fs::write(&temporary, format!("{boot} {khz}\n"))
+            .and_then(|()| fs::rename(&temporary, cache));
+        if kept.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        Some(khz)
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+fn measure_tsc_khz(span: Duration) -> Option<u64> {
+    let sample = || {
+        // An interruption between the two readings shows as a wide gap: keep the narrowest.
+        let narrowest = (0..16).map(|_| {
+            let before = Instant::now();
+            // SAFETY: RDTSC reads a counter; every x86-64 processor has it.
+            let ticks = unsafe { core::arch::x86_64::_rdtsc() };
+            (before.elapsed(), before, ticks)
+        });
+        narrowest.min_by_key(|(gap, ..)| *gap)
+    };
+    let (_, began, first) = sample()?;
+    std::thread::sleep(span);
+    let (_, ended, second) = sample()?;
+    let nanos = u64::try_from(ended.duration_since(began).as_nanos()).ok()?;
+    second.checked_sub(first)?.checked_mul(1_000_000)?.checked_div(nanos)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn measure_tsc_khz(_span: Duration) -> Option<u64> {
+    let _ = Instant::now;
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_whole_words() {
+        assert!(cpu_virtualises("flags\t\t: fpu vme svm sse\n"));
+        assert!(cpu_virtualises("flags : fpu vmx\n"));
+        assert!(!cpu_virtualises("flags : fpu svm_lock vmxfoo\nvmx flags : vnmi\nbugs : svm\n"));
+    }
+
+    #[test]
+    fn meminfo_is_read_by_key() {
+        let meminfo = "MemTotal:       24000000 kB\nMemAvailable:    1024 kB\n";
+        assert_eq!(meminfo_kib(meminfo, "MemAvailable"), Some(1024));
+        assert_eq!(meminfo_kib(meminfo, "Mem"), None);
+    }
+
+    #[test]
+    fn the_counter_is_measured_once_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("tsc");
+        let Some(khz) = tsc_khz(&cache) else { return };
+        assert!((500_000..10_000_000).contains(&khz), "{khz}");
+        assert_eq!(tsc_khz(&cache), Some(khz), "the second answer comes from the file");
+    }
+}

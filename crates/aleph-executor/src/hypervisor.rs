@@ -1,0 +1,224 @@
+//! The seam between a VM's life and the program that runs it.
+//!
+//! A [`Driver`] has a small core: it launches a VMM, or adopts one that an earlier process left
+//! running, and the [`Vmm`] that it returns can be told to quit, killed and waited for.
+//! Everything beyond that is a facet, which a driver has or has not: [`Vmm::pause`] returns
+//! `None` where the VMM cannot freeze its guest, and whoever wants it is refused beforehand.
+//! No facet exists that silently succeeds.
+//!
+//! A driver knows nothing of jobs, images or the protocol that guest and host speak: it gets
+//! open files and listening sockets, and moves bytes.
+
+use crate::accel::Accelerator;
+use crate::cgroup::Cgroup;
+use crate::process::{Identity, ProcessExit};
+use aleph_types::{Resources, VmId};
+use std::fs::File;
+use std::future::Future;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+/// A future that a trait object returns.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Starts VMMs of one kind.
+pub trait Driver: Send + Sync {
+    /// What users see, such as `qemu/tcg`.
+    fn name(&self) -> String;
+
+    /// The part of the kernel command line that this VMM's machine needs.
+    fn kernel_arguments(&self) -> String;
+
+    /// Which kernel file this VMM boots fastest.
+    fn wants_uncompressed_kernel(&self) -> bool;
+
+    /// Starts a VMM. Where it fails, nothing of it is left running.
+    fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>>;
+
+    /// Takes over a VMM that an earlier process of this node started.
+    fn adopt(&self, identity: Identity, run_dir: PathBuf) -> Result<Box<dyn Vmm>, AdoptError>;
+}
+
+/// A running VMM.
+pub trait Vmm: Send + Sync {
+    /// Which process it is.
+    fn identity(&self) -> Identity;
+
+    /// Asks the VMM, by its own interface, to end at once and in order.
+    fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>>;
+
+    /// Kills it with all its threads.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; a process that has already ended is no error.
+    fn kill(&self) -> Result<(), VmmError>;
+
+    /// Waits for its end. Any number of callers may.
+    fn wait(&self) -> BoxFuture<'_, VmmExit>;
+
+    /// The facet of freezing a guest, where the VMM has it.
+    fn pause(&self) -> Option<&dyn Pause> {
+        None
+    }
+}
+
+/// The facet of freezing a guest's processors and letting them go on.
+pub trait Pause: Send + Sync {
+    /// Freezes them.
+    fn pause(&self) -> BoxFuture<'_, Result<(), VmmError>>;
+
+    /// Lets them go on.
+    fn resume(&self) -> BoxFuture<'_, Result<(), VmmError>>;
+}
+
+/// All that a VMM is started with.
+#[derive(Debug)]
+pub struct Launch {
+    /// Which VM.
+    pub vm: VmId,
+    /// Its CPUs and memory.
+    pub resources: Resources,
+    /// The kernel to boot.
+    pub kernel: File,
+    /// Its initramfs.
+    pub initrd: File,
+    /// The kernel's whole command line.
+    pub command_line: String,
+    /// Block devices in order.
+    pub disks: Vec<Disk>,
+    /// The listening sockets that the VMM serves.
+    pub sockets: Sockets,
+    /// The folder with those sockets, for the VMM's own records.
+    pub run_dir: PathBuf,
+    /// The group that the VMM's process joins before it runs.
+    pub cgroup: Option<Cgroup>,
+    /// The unprivileged user and group under which it runs; `None` keeps ours.
+    pub user: Option<u32>,
+}
+
+/// A block device.
+#[derive(Debug)]
+pub struct Disk {
+    /// The serial number that the guest finds it by, at most 20 bytes.
+    pub serial: &'static str,
+    /// Its bytes, opened as the guest may use them.
+    pub file: File,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// The sockets over which a VMM and its node speak. The node listens on them before the VMM
+/// runs and hands them over, so that a connection never races with the VMM's start and the
+/// VMM needs no rights in the folder.
+#[derive(Debug)]
+pub struct Sockets {
+    /// The VMM's own interface.
+    pub control: UnixListener,
+    /// The channel to the guest's agent.
+    pub agent: UnixListener,
+    /// The guest's serial console.
+    pub console: UnixListener,
+}
+
+/// Names of the sockets in a VM's runtime folder.
+pub mod socket_name {
+    /// The VMM's own interface.
+    pub const CONTROL: &str = "vmm.sock";
+    /// The channel to the guest's agent.
+    pub const AGENT: &str = "agent.sock";
+    /// The guest's serial console.
+    pub const CONSOLE: &str = "console.sock";
+}
+
+/// How a VMM's process ended, with what it said on standard error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmmExit {
+    /// How the process ended.
+    pub exit: ProcessExit,
+    /// The end of its standard error, at most a few KiB.
+    pub stderr: String,
+}
+
+impl std::fmt::Display for VmmExit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.exit)?;
+        match self.stderr.trim() {
+            "" => Ok(()),
+            said => write!(f, ": {said}"),
+        }
+    }
+}
+
+/// A VMM that did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The program is not there.
+    #[error("{program} is not installed")]
+    Missing {
+        /// What was looked for.
+        program: String,
+    },
+    /// The program is there and lacks something.
+    #[error("{program} {version} has no machine {machine:?}")]
+    NoMachine {
+        /// Which program.
+        program: String,
+        /// Its version.
+        version: String,
+        /// What it lacks.
+        machine: &'static str,
+    },
+    /// The accelerator cannot be used.
+    #[error("the accelerator {0} cannot be used here")]
+    Accelerator(Accelerator),
+    /// The program could not be asked what it is.
+    #[error("{program} does not say what it is: {why}")]
+    Probe {
+        /// Which program.
+        program: String,
+        /// What it did instead.
+        why: String,
+    },
+    /// A call of the operating system failed.
+    #[error("cannot {what}")]
+    Io {
+        /// What was to be done, with what.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// A VMM that could not be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// The process is gone, or its number belongs to another one now.
+    #[error("the VMM is gone")]
+    Gone,
+    /// It could not be looked at.
+    #[error("cannot look at the VMM's process")]
+    Io(#[from] std::io::Error),
+}
+
+/// A VMM that did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// It refused.
+    #[error("the VMM refused {command}: {why}")]
+    Refused {
+        /// What it was told.
+        command: &'static str,
+        /// What it said.
+        why: String,
+    },
+    /// It did not answer in time.
+    #[error("the VMM did not answer {command} in time")]
+    Silent {
+        /// What it was told.
+        command: &'static str,
+    },
+    /// It could not be reached.
+    #[error("cannot speak to the VMM")]
+    Io(#[from] std::io::Error),
+}

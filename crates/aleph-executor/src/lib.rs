@@ -1,0 +1,46 @@
+//! The whole life of a VM on one host: launch, supervise, talk to, stop, and clean up after.
+//!
+//! The crate owns processes, sockets, cgroups and folders of VMs, and the conversation with
+//! their guests. It refuses to know tenants, money, networks of hosts, and where images come
+//! from: it gets open files.
+//!
+//! # Where to begin
+//! [`Executor::open`] gives a node's executor, [`Executor::create`] a [`Vm`] for a job,
+//! [`Vm::start`] launches it with a main command, [`Vm::wait`] tells how it ended and
+//! [`Vm::destroy`] leaves nothing behind.
+//!
+//! | module | what it is | effects |
+//! | --- | --- | --- |
+//! | [`executor`] | composes the rest | |
+//! | [`lifecycle`] | the life as a state machine | none: pure |
+//! | [`vm`] | the actor of one VM | through the others |
+//! | [`hypervisor`] | the seam: a small core, and facets | none: traits |
+//! | [`qemu`] | QEMU behind the seam | starts QEMU |
+//! | [`guest`] | the channel to the guest's agent | one socket |
+//! | [`place`] | what the host holds for a VM | folders, sockets, cgroup |
+//! | [`sweep`] | removes what dead owners left | the same |
+//! | [`process`], [`cgroup`] | host objects | yes |
+//! | [`capacity`], [`accel`] | admission, choice of accelerator | none: pure |
+//! | [`host`] | facts of the host | reads |
+//! | [`console`] | the end of a guest's serial console | none |
+
+pub mod accel;
+pub mod capacity;
+pub mod cgroup;
+pub mod console;
+pub mod executor;
+pub mod guest;
+pub mod host;
+pub mod hypervisor;
+pub mod lifecycle;
+pub mod paths;
+pub mod place;
+pub mod process;
+pub mod qemu;
+pub mod sweep;
+mod tail;
+pub mod vm;
+
+pub use executor::{Boot, Executor, ExecutorConfig, ExecutorError};
+pub use paths::Paths;
+pub use vm::{Status, Vm, VmError, VmSpec};

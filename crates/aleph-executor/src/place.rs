@@ -1,0 +1,290 @@
+//! All that the host holds for one VM beside its process: folders, scratch disk, sockets,
+//! cgroup.
+//!
+//! Every object's name derives from the [`VmId`], and the folder with the lock in it is made
+//! first: it is the record of the intent, from which a sweep finds whatever follows. The steps
+//! are made in order, each can be made again, and removal undoes all of them in the reverse
+//! order whether they were made or not:
+//!
+//! | step | made | undone |
+//! | --- | --- | --- |
+//! | 1 | `STATE/vms/ID/`, `lock` in it held | folder removed, last |
+//! | 2 | `RUN/vms/ID/` | folder removed |
+//! | 3 | the three sockets in it | with the folder |
+//! | 4 | cgroup `aleph-NODE/ID` | killed and removed |
+//! | 5 | scratch disk in the state folder | with the folder |
+//! | 6 | `vmm.json`: which process the VMM is | with the folder |
+
+use crate::cgroup::{Cgroup, CgroupTree};
+use crate::hypervisor::{Sockets, socket_name};
+use crate::paths::Paths;
+use crate::process::Identity;
+use aleph_types::{MiB, VmId};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const LOCK: &str = "lock";
+const RECORD: &str = "vmm.json";
+const SCRATCH: &str = "scratch.img";
+/// Held shared while a VM's folder and its lock come to be, exclusively by a sweep: so a sweep
+/// never takes a half-made VM for an orphan.
+const BIRTH_LOCK: &str = ".birth.lock";
+
+/// A step of making a place that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {}", path.display())]
+pub struct PlaceError {
+    what: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl PlaceError {
+    /// Whether the disk is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self.source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        )
+    }
+}
+
+fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PlaceError {
+    move |source| PlaceError { what, path: path.to_owned(), source }
+}
+
+/// One VM's objects, held by this process.
+#[derive(Debug)]
+pub struct Place {
+    vm: VmId,
+    state: PathBuf,
+    run: PathBuf,
+    cgroup: Option<Cgroup>,
+    _lock: File,
+}
+
+impl Place {
+    /// A place for a new VM, under an id that no other VM of this node has: step 1.
+    ///
+    /// # Errors
+    /// Where a folder cannot be made.
+    pub fn create(paths: &Paths, cgroups: Option<&CgroupTree>) -> Result<Self, PlaceError> {
+        private_dir(&paths.vms())?;
+        private_dir(&paths.run().join("vms"))?;
+        let birth = birth_lock(paths, FlockOperation::LockShared)?;
+        loop {
+            let vm = VmId::random();
+            let state = paths.vm_state(vm);
+            match DirBuilder::new().mode(0o700).create(&state) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(at("make", &state))?,
+            }
+            let place = lock_of(&state).map(|lock| Self {
+                vm,
+                run: paths.vm_run(vm),
+                cgroup: cgroups.map(|tree| tree.group(&vm.to_string())),
+                state: state.clone(),
+                _lock: lock,
+            });
+            drop(birth);
+            if place.is_err() {
+                let _ = fs::remove_dir_all(&state);
+            }
+            return place;
+        }
+    }
+
+    /// The place of a VM whose owner is gone; `None` while another process holds it.
+    ///
+    /// # Errors
+    /// Where its folder cannot be looked at.
+    pub fn orphan(
+        paths: &Paths,
+        cgroups: Option<&CgroupTree>,
+        vm: VmId,
+    ) -> Result<Option<Self>, PlaceError> {
+        let state = paths.vm_state(vm);
+        // A crash may have left the other objects and not this folder.
+        private_dir(&state)?;
+        let path = state.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(at("open", &path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            locked => locked.map_err(io::Error::from).map_err(at("lock", &path))?,
+        }
+        Ok(Some(Self {
+            vm,
+            run: paths.vm_run(vm),
+            cgroup: cgroups.map(|tree| tree.group(&vm.to_string())),
+            state,
+            _lock: lock,
+        }))
+    }
+
+    /// Which VM.
+    #[must_use]
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    /// The folder with its sockets.
+    #[must_use]
+    pub fn run_dir(&self) -> &Path {
+        &self.run
+    }
+
+    /// Its cgroup, where the host has them.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    /// Makes its runtime folder and sockets: steps 2 and 3.
+    ///
+    /// # Errors
+    /// Where one cannot be made.
+    pub fn listen(&self) -> Result<Sockets, PlaceError> {
+        private_dir(&self.run)?;
+        let dir = File::open(&self.run).map_err(at("open", &self.run))?;
+        let listen = |name: &str| {
+            // A socket's address holds 108 bytes, and a root folder may be deeper than that.
+            let path = self.run.join(name);
+            let _ = fs::remove_file(&path);
+            UnixListener::bind(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+                .map_err(at("listen on", &path))
+        };
+        Ok(Sockets {
+            control: listen(socket_name::CONTROL)?,
+            agent: listen(socket_name::AGENT)?,
+            console: listen(socket_name::CONSOLE)?,
+        })
+    }
+
+    /// Connects to one of its sockets.
+    ///
+    /// # Errors
+    /// Where nobody listens.
+    pub async fn connect(&self, name: &str) -> io::Result<tokio::net::UnixStream> {
+        let dir = File::open(&self.run)?;
+        tokio::net::UnixStream::connect(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())).await
+    }
+
+    /// Makes its cgroup, where the host has them: step 4.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn make_cgroup(&self) -> Result<Option<Cgroup>, PlaceError> {
+        let Some(cgroup) = &self.cgroup else { return Ok(None) };
+        cgroup.create().map_err(at("make", cgroup.path()))?;
+        Ok(Some(cgroup.clone()))
+    }
+
+    /// Makes its scratch disk, an empty ext4 filesystem in a sparse file, and opens it: step 5.
+    /// Blocks for some 20 ms.
+    ///
+    /// # Errors
+    /// Where the disk is full, or `mke2fs` is missing or fails.
+    pub fn make_scratch(&self, size: MiB) -> Result<File, PlaceError> {
+        let path = self.state.join(SCRATCH);
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(at("make", &path))?;
+        file.set_len(size.bytes()).map_err(at("size", &path))?;
+        // No journal: the disk dies with its VM.
+        let output = Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"])
+            .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
+            .arg(&path)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(at("run mke2fs on", &path))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(at("run mke2fs on", &path)(io::Error::other(said)));
+        }
+        Ok(file)
+    }
+
+    /// Records which process the VMM is: step 6. A record that is not there means that none
+    /// was started, or that the node died in between; the cgroup tells then.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn record(&self, vmm: &Identity) -> Result<(), PlaceError> {
+        let path = self.state.join(RECORD);
+        let temporary = self.state.join("vmm.json.tmp");
+        let json = serde_json::to_vec(vmm).map_err(io::Error::from).map_err(at("write", &path))?;
+        fs::write(&temporary, json)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(at("write", &path))
+    }
+
+    /// The VMM that was recorded.
+    #[must_use]
+    pub fn recorded(&self) -> Option<Identity> {
+        serde_json::from_slice(&fs::read(self.state.join(RECORD)).ok()?).ok()
+    }
+
+    /// Removes all of it. Can be called again where it failed; the VMM must have ended.
+    ///
+    /// # Errors
+    /// The first object that could not be removed.
+    pub fn remove(&self) -> Result<(), PlaceError> {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove().map_err(at("remove", cgroup.path()))?;
+        }
+        for path in [&self.run, &self.state] {
+            match fs::remove_dir_all(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(at("remove", path))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lock that keeps births and a sweep apart.
+///
+/// # Errors
+/// Where the lock file cannot be opened.
+pub(crate) fn birth_lock(paths: &Paths, how: FlockOperation) -> Result<File, PlaceError> {
+    let path = paths.vms().join(BIRTH_LOCK);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(at("open", &path))?;
+    flock(&file, how).map_err(io::Error::from).map_err(at("lock", &path))?;
+    Ok(file)
+}
+
+fn lock_of(state: &Path) -> Result<File, PlaceError> {
+    let path = state.join(LOCK);
+    let lock = File::create(&path).map_err(at("make", &path))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(io::Error::from)
+        .map_err(at("lock", &path))?;
+    Ok(lock)
+}
+
+/// Makes a folder that only we may enter, with those above it.
+fn private_dir(path: &Path) -> Result<(), PlaceError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at("make", path))
+}

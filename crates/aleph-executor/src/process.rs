@@ -1,0 +1,239 @@
+//! Starting VMM processes, holding on to them, and seeing them end.
+//!
+//! A process is held by a pidfd, so that no signal ever reaches another one that got its
+//! number. Across a restart of the node it is known by number, start time and the host's boot
+//! id together ([`Identity`]).
+
+use crate::cgroup::Cgroup;
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use tokio::io::unix::AsyncFd;
+
+/// Which process on which boot of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its number.
+    pub pid: i32,
+    /// When it began, in clock ticks since the host's boot (`/proc/PID/stat`, field 22).
+    pub start_time: u64,
+    /// The host's boot (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+}
+
+impl Identity {
+    /// The identity of a live process.
+    ///
+    /// # Errors
+    /// Where there is none with that number.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name in parentheses may hold anything; the fields follow the last one.
+        let start_time = stat
+            .rsplit_once(')')
+            .and_then(|(_, fields)| fields.split_ascii_whitespace().nth(19))
+            .and_then(|field| field.parse().ok())
+            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has another form")))?;
+        Ok(Self { pid, start_time, boot_id: boot_id()? })
+    }
+}
+
+/// The host's boot id.
+///
+/// # Errors
+/// Where `/proc` is not there.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessExit {
+    /// With this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Nobody could see how: it was not our child.
+    Unknown,
+}
+
+impl fmt::Display for ProcessExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit {code}"),
+            Self::Signal(9) => f.write_str("killed (signal 9)"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("ended, nobody saw how"),
+        }
+    }
+}
+
+/// A process that this node runs.
+#[derive(Debug)]
+pub struct Process {
+    pidfd: AsyncFd<OwnedFd>,
+    identity: Identity,
+    exit: tokio::sync::OnceCell<ProcessExit>,
+}
+
+/// How to start a process.
+#[derive(Debug)]
+pub struct Spawn {
+    /// The program with its arguments.
+    pub command: Command,
+    /// Files that it gets, the first as descriptor 3.
+    pub files: Vec<OwnedFd>,
+    /// The user and group under which it runs; `None` keeps ours.
+    pub user: Option<u32>,
+    /// The group of `/dev/kvm`, where it needs that.
+    pub device_group: Option<u32>,
+    /// The cgroup that it joins before it runs.
+    pub cgroup: Option<Cgroup>,
+    /// Where its standard error goes.
+    pub stderr: OwnedFd,
+}
+
+/// The descriptor of the first of [`Spawn::files`].
+pub const FIRST_FILE: i32 = 3;
+
+impl Process {
+    /// Starts a process in a session of its own, without any descriptor of ours beyond those
+    /// it is given, unable to gain rights, and with no core dump (which would hold its guest's
+    /// memory).
+    ///
+    /// # Errors
+    /// Those of fork and exec.
+    pub fn spawn(spawn: Spawn) -> io::Result<Self> {
+        let Spawn { mut command, files, user, device_group, cgroup, stderr } = spawn;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        if let Some(user) = user {
+            // Without supplementary groups: the standard library drops them with the user.
+            command.gid(device_group.unwrap_or(user)).uid(user);
+        }
+        let mappings = files
+            .into_iter()
+            .zip(FIRST_FILE..)
+            .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd })
+            .collect();
+        command.fd_mappings(mappings).map_err(io::Error::other)?;
+        let procs = cgroup.as_ref().map(Cgroup::open_procs).transpose()?;
+        prepare(&mut command, procs);
+        let child = command.spawn()?;
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        Self::hold(pid)
+    }
+
+    /// Holds a process that an earlier process of this node started.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] where it is gone, or its number is another one's now.
+    pub fn adopt(identity: &Identity) -> io::Result<Self> {
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let process = Self::hold(identity.pid).map_err(|_| gone())?;
+        // Checked after the pidfd is open: from here on the number cannot change hands.
+        if process.identity == *identity { Ok(process) } else { Err(gone()) }
+    }
+
+    fn hold(pid: i32) -> io::Result<Self> {
+        let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = rustix::process::pidfd_open(number, PidfdFlags::NONBLOCK)?;
+        Ok(Self {
+            pidfd: watch(pidfd)?,
+            identity: Identity::of(pid)?,
+            exit: tokio::sync::OnceCell::new(),
+        })
+    }
+
+    /// Which process it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Sends SIGKILL. A process that has ended already is no error.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn kill(&self) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for its end and reaps it. Any number of callers may; all see the same.
+    pub async fn wait(&self) -> ProcessExit {
+        *self.exit.get_or_init(|| self.reap()).await
+    }
+
+    async fn reap(&self) -> ProcessExit {
+        loop {
+            // An error here means that the runtime is about to go, and nobody will look.
+            let Ok(mut ready) = self.pidfd.readable().await else { return ProcessExit::Unknown };
+            let found = rustix::process::waitid(
+                WaitId::PidFd(self.pidfd.get_ref().as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+            );
+            match found {
+                Ok(Some(status)) => {
+                    return match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => ProcessExit::Code(code),
+                        (None, Some(signal)) => ProcessExit::Signal(signal),
+                        (None, None) => ProcessExit::Unknown,
+                    };
+                }
+                Ok(None) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                    ready.clear_ready();
+                }
+                // Not our child: it has ended, since its pidfd is readable.
+                Err(_) => return ProcessExit::Unknown,
+            }
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the value that is registered and stays the same
+    // until that is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE) }?)
+}
+
+#[allow(unsafe_code)]
+fn prepare(command: &mut Command, procs: Option<OwnedFd>) {
+    // SAFETY: between fork and exec the closure makes only system calls, on values that were
+    // ready before the fork; it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::setsid()?;
+            rustix::thread::set_no_new_privs(true)?;
+            let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+            rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
+            if let Some(procs) = &procs {
+                rustix::io::write(procs, b"0")?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// A number for a file that [`Spawn::files`] hands over, as the child's `/proc` names it.
+#[must_use]
+pub fn path_of_file(descriptor: i32) -> String {
+    format!("/proc/self/fd/{descriptor}")
+}
+
+/// Whether a file's bytes can be read by any user who gets its descriptor.
+///
+/// # Errors
+/// Those of fstat.
+pub fn is_world_readable(file: &fs::File) -> io::Result<bool> {
+    let mode = rustix::fs::fstat(file)?.st_mode;
+    Ok(mode & 0o004 != 0)
+}

@@ -1,0 +1,128 @@
+//! QEMU's command line, as a pure function of what a VM is to be.
+//!
+//! Every file is handed over as an open descriptor, in a fixed order from
+//! [`crate::process::FIRST_FILE`] on, so that the process needs no rights to any path and the
+//! same VM always gives the same line. What the line leaves out is as much part of it: no
+//! default devices, no user configuration, no display, no network.
+
+use crate::accel::Accelerator;
+use crate::process::{FIRST_FILE, path_of_file};
+use aleph_guest_proto::PORT_NAME;
+use aleph_types::{Resources, VmId};
+
+/// The order in which descriptors are handed over; disks follow.
+#[derive(Debug, Clone, Copy)]
+enum File {
+    Control,
+    Agent,
+    Console,
+    Kernel,
+    Initrd,
+    FirstDisk,
+}
+
+impl File {
+    fn descriptor(self) -> i32 {
+        FIRST_FILE + self as i32
+    }
+}
+
+/// What decides the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine<'a> {
+    /// Which VM.
+    pub vm: VmId,
+    /// What runs its instructions.
+    pub accelerator: Accelerator,
+    /// Its CPUs and memory.
+    pub resources: Resources,
+    /// The kernel's command line.
+    pub command_line: &'a str,
+    /// Serial number of each block device, and whether it is read-only.
+    pub disks: &'a [(&'static str, bool)],
+}
+
+/// The emulated processor under TCG. See ARCHITECTURE.md for what each choice costs.
+const TCG_CPU: &str = "Nehalem";
+
+/// The arguments, without the program's name.
+#[must_use]
+pub fn argv(machine: &Machine<'_>) -> Vec<String> {
+    let Machine { vm, accelerator, resources, command_line, disks } = machine;
+    let mut argv: Vec<String> = Vec::with_capacity(48);
+    let mut add = |words: &[&str]| argv.extend(words.iter().map(|w| (*w).to_owned()));
+
+    add(&["-name", &format!("vm-{vm}")]);
+    add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    // The guest is hostile, and so may be a QEMU that it broke into: no setuid, no programs
+    // started, no priorities changed, no obsolete system calls.
+    add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    // ACPI stays on: Debian's kernel finds virtio-mmio devices by it, and in no other way.
+    add(&["-machine", "microvm,acpi=on"]);
+    let (accelerator, cpu) = match accelerator {
+        Accelerator::Kvm => ("kvm", "host"),
+        Accelerator::Tcg => ("tcg", TCG_CPU),
+    };
+    add(&["-accel", accelerator, "-cpu", cpu]);
+    add(&["-smp", &resources.cpus.to_string(), "-m", &format!("{}M", resources.memory.0)]);
+    add(&["-kernel", &path_of_file(File::Kernel.descriptor())]);
+    add(&["-initrd", &path_of_file(File::Initrd.descriptor())]);
+    add(&["-append", command_line]);
+
+    let server = |id: &str, file: File| {
+        format!("socket,id={id},fd={},server=on,wait=off", file.descriptor())
+    };
+    add(&["-chardev", &server("control", File::Control)]);
+    add(&["-mon", "chardev=control,mode=control"]);
+    add(&["-chardev", &server("console", File::Console), "-serial", "chardev:console"]);
+    add(&["-chardev", &server("agent", File::Agent), "-device", "virtio-serial-device"]);
+    add(&["-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
+
+    for ((serial, read_only), descriptor) in disks.iter().zip(File::FirstDisk.descriptor()..) {
+        let access = if *read_only { "read-only=on" } else { "read-only=off,discard=unmap" };
+        add(&["-add-fd", &format!("fd={descriptor},set={descriptor}")]);
+        add(&[
+            "-blockdev",
+            &format!(
+                "driver=file,node-name={serial},filename=/dev/fdset/{descriptor},{access}"
+            ),
+        ]);
+        add(&["-device", &format!("virtio-blk-device,drive={serial},serial={serial}")]);
+    }
+    argv
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aleph_types::MiB;
+
+    fn lines(machine: &Machine<'_>) -> String {
+        argv(machine).join("\n").replace("\n-", "\n\n-")
+    }
+
+    fn machine() -> Machine<'static> {
+        Machine {
+            vm: VmId::from_bits(0x0123_4abc).unwrap(),
+            accelerator: Accelerator::Tcg,
+            resources: Resources::default(),
+            command_line: "quiet",
+            disks: &[("rootfs", true)],
+        }
+    }
+
+    #[test]
+    fn the_smallest_microvm() {
+        insta::assert_snapshot!(lines(&machine()));
+    }
+
+    #[test]
+    fn a_microvm_with_kvm_cpus_and_a_scratch_disk() {
+        insta::assert_snapshot!(lines(&Machine {
+            accelerator: Accelerator::Kvm,
+            resources: Resources { cpus: 4, memory: MiB(2048), disk: MiB(10_240) },
+            disks: &[("rootfs", true), ("scratch", false)],
+            ..machine()
+        }));
+    }
+}

@@ -1,0 +1,221 @@
+//! QEMU behind the hypervisor seam.
+
+use super::argv::{Machine, argv};
+use super::probe::{self, MICROVM, Qemu};
+use super::qmp::{Qmp, QmpError};
+use crate::accel::Accelerator;
+use crate::hypervisor::{
+    AdoptError, BoxFuture, Driver, Launch, LaunchError, Pause, Vmm, VmmError, VmmExit, socket_name,
+};
+use crate::process::{Identity, Process, Spawn, is_world_readable};
+use crate::tail::Tail;
+use rustix::fs::MemfdFlags;
+use serde_json::json;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// How long QEMU may take to answer a command.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How QEMU is to be used.
+#[derive(Debug, Clone)]
+pub struct QemuConfig {
+    /// The program, by name or by path.
+    pub program: PathBuf,
+    /// What runs the guests' instructions.
+    pub accelerator: Accelerator,
+    /// Frequency of the host's time stamp counter in kHz, where it is known.
+    pub tsc_khz: Option<u64>,
+    /// Where the answer of the probe is kept.
+    pub cache: PathBuf,
+}
+
+/// Starts QEMU's `microvm` machines.
+#[derive(Debug)]
+pub struct QemuDriver {
+    config: QemuConfig,
+}
+
+impl QemuDriver {
+    /// A driver of this configuration. QEMU is looked for when it is first needed.
+    #[must_use]
+    pub fn new(config: QemuConfig) -> Self {
+        Self { config }
+    }
+
+    /// What the configured program is.
+    ///
+    /// # Errors
+    /// Where it is missing, or is no QEMU.
+    pub fn probe(&self) -> Result<Qemu, LaunchError> {
+        probe::probe(&self.config.program, &self.config.cache)
+    }
+
+    fn start(&self, launch: Launch) -> Result<QemuVmm, LaunchError> {
+        let qemu = self.probe()?;
+        qemu.require(MICROVM)?;
+        let disks: Vec<_> = launch.disks.iter().map(|d| (d.serial, d.read_only)).collect();
+        let mut command = Command::new(&qemu.program);
+        command.args(argv(&Machine {
+            vm: launch.vm,
+            accelerator: self.config.accelerator,
+            resources: launch.resources,
+            command_line: &launch.command_line,
+            disks: &disks,
+        }));
+        command.env_clear().current_dir("/");
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |source| LaunchError::Io { what, source }
+        };
+        let mut files: Vec<OwnedFd> = vec![
+            launch.sockets.control.into(),
+            launch.sockets.agent.into(),
+            launch.sockets.console.into(),
+            readable(launch.kernel).map_err(io("hand the kernel over"))?,
+            readable(launch.initrd).map_err(io("hand the initramfs over"))?,
+        ];
+        files.extend(launch.disks.into_iter().map(|disk| OwnedFd::from(disk.file)));
+        let (tail, stderr) = Tail::new().map_err(io("make a pipe"))?;
+        let device_group = match self.config.accelerator {
+            Accelerator::Kvm => std::fs::metadata("/dev/kvm").ok().map(|m| m.gid()),
+            Accelerator::Tcg => None,
+        };
+        let process = Process::spawn(Spawn {
+            command,
+            files,
+            user: launch.user,
+            device_group,
+            cgroup: launch.cgroup,
+            stderr,
+        })
+        .map_err(io(&format!("start {}", qemu.program.display())))?;
+        let socket = launch.run_dir.join(socket_name::CONTROL);
+        Ok(QemuVmm { process, socket, tail: Some(tail), qmp: tokio::sync::OnceCell::new() })
+    }
+}
+
+/// A descriptor whose file QEMU can open again under another user: QEMU takes kernels by path
+/// only, so a file that is private to us is copied into anonymous memory first.
+fn readable(file: File) -> io::Result<OwnedFd> {
+    if is_world_readable(&file)? {
+        return Ok(file.into());
+    }
+    let copy = File::from(rustix::fs::memfd_create("boot", MemfdFlags::CLOEXEC)?);
+    io::copy(&mut &file, &mut &copy)?;
+    rustix::fs::fchmod(&copy, rustix::fs::Mode::from_raw_mode(0o444))?;
+    Ok(copy.into())
+}
+
+impl Driver for QemuDriver {
+    fn name(&self) -> String {
+        format!("qemu/{}", self.config.accelerator)
+    }
+
+    fn kernel_arguments(&self) -> String {
+        let mut arguments = "console=ttyS0".to_owned();
+        if let (Accelerator::Tcg, Some(khz)) = (self.config.accelerator, self.config.tsc_khz) {
+            // The emulated machine has no timer to calibrate the counter against: without
+            // this, boots hang at random.
+            arguments.push_str(&format!(" tsc_early_khz={khz}"));
+        }
+        arguments
+    }
+
+    fn wants_uncompressed_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>> {
+        Box::pin(async move {
+            let driver = Self::new(self.config.clone());
+            // Asking QEMU what it is and forking both block.
+            let started = tokio::task::spawn_blocking(move || driver.start(launch)).await;
+            let vmm = started.map_err(|join| LaunchError::Io {
+                what: "start QEMU".into(),
+                source: io::Error::other(join),
+            })??;
+            Ok(Box::new(vmm) as Box<dyn Vmm>)
+        })
+    }
+
+    fn adopt(&self, identity: Identity, run_dir: PathBuf) -> Result<Box<dyn Vmm>, AdoptError> {
+        let process = match Process::adopt(&identity) {
+            Ok(process) => process,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AdoptError::Gone),
+            Err(error) => return Err(error.into()),
+        };
+        let socket = run_dir.join(socket_name::CONTROL);
+        Ok(Box::new(QemuVmm { process, socket, tail: None, qmp: tokio::sync::OnceCell::new() }))
+    }
+}
+
+/// A running QEMU.
+#[derive(Debug)]
+struct QemuVmm {
+    process: Process,
+    socket: PathBuf,
+    /// Its standard error; an adopted one's goes nowhere.
+    tail: Option<Tail>,
+    /// Connected at the first command: a boot needs none.
+    qmp: tokio::sync::OnceCell<Qmp>,
+}
+
+impl QemuVmm {
+    async fn command(&self, command: &'static str) -> Result<(), VmmError> {
+        let told = async {
+            let connect = || async { Qmp::connect(&self.socket, ANSWER).await.map(|(qmp, _)| qmp) };
+            let qmp = self.qmp.get_or_try_init(connect).await?;
+            qmp.execute(command, json!({}), ANSWER).await
+        };
+        match told.await {
+            Ok(_) => Ok(()),
+            // An ending QEMU closes the connection instead of answering.
+            Err(QmpError::Broken(_)) if command == "quit" => Ok(()),
+            Err(QmpError::Silent) => Err(VmmError::Silent { command }),
+            Err(QmpError::Io(error)) => Err(error.into()),
+            Err(refused) => Err(VmmError::Refused { command, why: refused.to_string() }),
+        }
+    }
+}
+
+impl Vmm for QemuVmm {
+    fn identity(&self) -> Identity {
+        self.process.identity().clone()
+    }
+
+    fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(self.command("quit"))
+    }
+
+    fn kill(&self) -> Result<(), VmmError> {
+        Ok(self.process.kill()?)
+    }
+
+    fn wait(&self) -> BoxFuture<'_, VmmExit> {
+        Box::pin(async {
+            let exit = self.process.wait().await;
+            let stderr = self.tail.as_ref().map(Tail::text).unwrap_or_default();
+            VmmExit { exit, stderr }
+        })
+    }
+
+    fn pause(&self) -> Option<&dyn Pause> {
+        Some(self)
+    }
+}
+
+impl Pause for QemuVmm {
+    fn pause(&self) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(self.command("stop"))
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(self.command("cont"))
+    }
+}

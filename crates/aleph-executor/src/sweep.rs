@@ -1,0 +1,84 @@
+//! Finds what dead owners left on the host, and removes it.
+//!
+//! A VM's owner holds the lock in its folder for as long as it lives, so a lock that can be
+//! taken is an orphan's. Its VMM is found by the record (process number, start time, boot) and
+//! through its cgroup, killed, waited for, and then its objects go. What cannot be removed is
+//! left for the next sweep and told in the log.
+
+use crate::cgroup::CgroupTree;
+use crate::paths::Paths;
+use crate::place::{Place, PlaceError, birth_lock};
+use crate::process::Process;
+use aleph_types::VmId;
+use rustix::fs::FlockOperation;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a killed VMM may take to vanish.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Removes every orphan of this node, and says which there were.
+pub async fn sweep(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<VmId> {
+    let mut swept = Vec::new();
+    for place in orphans(paths, cgroups) {
+        let vm = place.vm();
+        match remove(&place).await {
+            Ok(()) => {
+                tracing::info!(%vm, "removed what a VM without owner had left");
+                swept.push(vm);
+            }
+            Err(error) => tracing::warn!(%vm, %error, "a VM without owner could not be removed"),
+        }
+    }
+    swept
+}
+
+fn orphans(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<Place> {
+    let mut found = ids_in(&paths.vms());
+    found.extend(ids_in(&paths.run().join("vms")));
+    let groups = cgroups.and_then(|tree| tree.names().ok()).unwrap_or_default();
+    found.extend(groups.iter().filter_map(|name| name.parse::<VmId>().ok()));
+    if found.is_empty() {
+        return Vec::new();
+    }
+    // Nobody is born while we look, so whoever has no lock is dead. Without the lock's folder
+    // there has never been a birth.
+    let _ = fs::create_dir_all(paths.vms());
+    let Ok(_birth) = birth_lock(paths, FlockOperation::LockExclusive) else { return Vec::new() };
+    found
+        .into_iter()
+        .filter_map(|vm| match Place::orphan(paths, cgroups, vm) {
+            Ok(place) => place,
+            Err(error) => {
+                tracing::warn!(%vm, %error, "cannot look at a VM's folder");
+                None
+            }
+        })
+        .collect()
+}
+
+fn ids_in(dir: &Path) -> BTreeSet<VmId> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+async fn remove(place: &Place) -> Result<(), PlaceError> {
+    let vmm = place.recorded().and_then(|identity| Process::adopt(&identity).ok());
+    if let Some(cgroup) = place.cgroup() {
+        let _ = cgroup.kill();
+    }
+    if let Some(vmm) = vmm {
+        let _ = vmm.kill();
+        let _ = tokio::time::timeout(LIMIT, vmm.wait()).await;
+    }
+    // A killed group empties a moment later than the process is seen to end.
+    for _ in 0..500 {
+        if !place.cgroup().is_some_and(crate::cgroup::Cgroup::is_populated) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    place.remove()
+}
