@@ -65,7 +65,10 @@ pub enum Device {
 #[must_use]
 pub fn choose(asked: Option<Accelerator>, host: Virtualisation) -> Accelerator {
     asked.unwrap_or(match host {
-        Virtualisation { cpu: true, device: Device::Opens } => Accelerator::Kvm,
+        Virtualisation {
+            cpu: true,
+            device: Device::Opens,
+        } => Accelerator::Kvm,
         _ => Accelerator::Tcg,
     })
 }
@@ -83,15 +86,25 @@ mod tests {
             (false, Device::Opens, Accelerator::Tcg),
             (false, Device::Missing, Accelerator::Tcg),
         ] {
-            assert_eq!(choose(None, Virtualisation { cpu, device }), want, "{cpu} {device:?}");
+            assert_eq!(
+                choose(None, Virtualisation { cpu, device }),
+                want,
+                "{cpu} {device:?}"
+            );
         }
     }
 
     #[test]
     fn what_was_asked_for_overrides() {
-        let lies = Virtualisation { cpu: false, device: Device::Opens };
+        let lies = Virtualisation {
+            cpu: false,
+            device: Device::Opens,
+        };
         assert_eq!(choose(Some(Accelerator::Kvm), lies), Accelerator::Kvm);
-        let works = Virtualisation { cpu: true, device: Device::Opens };
+        let works = Virtualisation {
+            cpu: true,
+            device: Device::Opens,
+        };
         assert_eq!(choose(Some(Accelerator::Tcg), works), Accelerator::Tcg);
     }
 }

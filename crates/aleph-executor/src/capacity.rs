@@ -75,7 +75,10 @@ impl Classify for Shortage {
             Self::Memory { there, .. } => format!("Ask for less than {}m with -m.", there.0),
             Self::MemoryNow { .. } => "Stop other jobs, or ask for less with -m.".into(),
             Self::Disk { there, .. } => {
-                format!("Free some disk, or ask for at most {}m with --disk.", there.0)
+                format!(
+                    "Free some disk, or ask for at most {}m with --disk.",
+                    there.0
+                )
             }
         })
     }
@@ -87,17 +90,29 @@ impl Classify for Shortage {
 /// The first thing that there is too little of.
 pub fn admit(asked: &Resources, host: &Capacity) -> Result<(), Shortage> {
     if asked.cpus > host.cpus {
-        return Err(Shortage::Cpus { asked: asked.cpus, there: host.cpus });
+        return Err(Shortage::Cpus {
+            asked: asked.cpus,
+            there: host.cpus,
+        });
     }
     if asked.memory >= host.memory {
-        return Err(Shortage::Memory { asked: asked.memory, there: host.memory });
+        return Err(Shortage::Memory {
+            asked: asked.memory,
+            there: host.memory,
+        });
     }
     let needed = MiB(asked.memory.0.saturating_add(OVERHEAD.0));
     if needed > host.available {
-        return Err(Shortage::MemoryNow { needed, there: host.available });
+        return Err(Shortage::MemoryNow {
+            needed,
+            there: host.available,
+        });
     }
     if asked.disk > host.disk {
-        return Err(Shortage::Disk { asked: asked.disk, there: host.disk });
+        return Err(Shortage::Disk {
+            asked: asked.disk,
+            there: host.disk,
+        });
     }
     Ok(())
 }
@@ -106,13 +121,21 @@ pub fn admit(asked: &Resources, host: &Capacity) -> Result<(), Shortage> {
 mod tests {
     use super::*;
 
-    const HOST: Capacity =
-        Capacity { cpus: 4, memory: MiB(8192), available: MiB(1024), disk: MiB(500) };
+    const HOST: Capacity = Capacity {
+        cpus: 4,
+        memory: MiB(8192),
+        available: MiB(1024),
+        disk: MiB(500),
+    };
 
     #[test]
     fn each_shortage_is_named() {
         let ask = |cpus, memory, disk| {
-            let asked = Resources { cpus, memory: MiB(memory), disk: MiB(disk) };
+            let asked = Resources {
+                cpus,
+                memory: MiB(memory),
+                disk: MiB(disk),
+            };
             admit(&asked, &HOST).map_err(|shortage| shortage.code())
         };
         assert_eq!(ask(4, 960, 500), Ok(()));

@@ -25,7 +25,10 @@ pub fn mount_point(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
         let is_v2 = filesystem.split(' ').next() == Some("cgroup2");
-        is_v2.then(|| mount.split(' ').nth(4)).flatten().map(PathBuf::from)
+        is_v2
+            .then(|| mount.split(' ').nth(4))
+            .flatten()
+            .map(PathBuf::from)
     })
 }
 
@@ -101,7 +104,10 @@ impl Cgroup {
     /// # Errors
     /// Where it does not exist.
     pub fn open_procs(&self) -> io::Result<OwnedFd> {
-        Ok(File::options().write(true).open(self.0.join("cgroup.procs"))?.into())
+        Ok(File::options()
+            .write(true)
+            .open(self.0.join("cgroup.procs"))?
+            .into())
     }
 
     /// Kills all in it. A group that is gone is no error; on kernels before 5.14, which lack

@@ -30,12 +30,23 @@ impl Console {
     /// chose them, and they may end up on somebody's terminal.
     #[must_use]
     pub fn last_lines(&self, count: usize) -> Vec<String> {
-        let bytes: Vec<u8> =
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        let bytes: Vec<u8> = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .copied()
+            .collect();
         let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> =
-            text.split('\n').map(|l| l.trim_end_matches('\r')).filter(|l| !l.is_empty()).collect();
-        lines[lines.len().saturating_sub(count)..].iter().map(|line| visible(line)).collect()
+        let lines: Vec<&str> = text
+            .split('\n')
+            .map(|l| l.trim_end_matches('\r'))
+            .filter(|l| !l.is_empty())
+            .collect();
+        lines[lines.len().saturating_sub(count)..]
+            .iter()
+            .map(|line| visible(line))
+            .collect()
     }
 
     /// The kernel's last words, if it panicked: from the line that says so.
@@ -45,7 +56,10 @@ impl Console {
             .into_iter()
             .rev()
             .find(|line| line.contains("Kernel panic - not syncing"))
-            .map(|line| line.find("Kernel panic").map_or(line.clone(), |at| line[at..].to_owned()))
+            .map(|line| {
+                line.find("Kernel panic")
+                    .map_or(line.clone(), |at| line[at..].to_owned())
+            })
     }
 }
 
@@ -54,7 +68,11 @@ impl Console {
 pub fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() && c != '\t' { out.extend(c.escape_default()) } else { out.push(c) }
+        if c.is_control() && c != '\t' {
+            out.extend(c.escape_default())
+        } else {
+            out.push(c)
+        }
     }
     out
 }
@@ -78,8 +96,17 @@ mod tests {
     #[test]
     fn a_panic_is_found_and_escapes_are_made_harmless() {
         let console = Console::default();
-        console.push(b"[ 0.1] boot\r\n\x1b[2J[    1.5] Kernel panic - not syncing: no init\r\nrest\n");
-        assert_eq!(console.panic().as_deref(), Some("Kernel panic - not syncing: no init"));
-        assert!(console.last_lines(9).iter().all(|line| !line.contains('\x1b')));
+        console
+            .push(b"[ 0.1] boot\r\n\x1b[2J[    1.5] Kernel panic - not syncing: no init\r\nrest\n");
+        assert_eq!(
+            console.panic().as_deref(),
+            Some("Kernel panic - not syncing: no init")
+        );
+        assert!(
+            console
+                .last_lines(9)
+                .iter()
+                .all(|line| !line.contains('\x1b'))
+        );
     }
 }

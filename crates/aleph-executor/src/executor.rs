@@ -1,7 +1,7 @@
 //! The node's executor: it admits jobs and composes images, kernels, drivers and places into
 //! VMs.
 
-use crate::accel::{self, Accelerator};
+use crate::accel::{self, Accelerator, Device};
 use crate::capacity::{self, Shortage};
 use crate::cgroup::CgroupTree;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
@@ -124,7 +124,7 @@ impl Classify for ExecutorError {
 ///   emulation).
 /// - `noreplace-smp`: leaves lock prefixes where they are instead of patching 10,000 of them
 ///   out; each patch costs an emulator its translated code (170 to 250 ms).
-const COMMAND_LINE: &str = "quiet panic=-1 reboot=t cryptomgr.notests noreplace-smp";
+pub const COMMAND_LINE: &str = "quiet panic=-1 reboot=t cryptomgr.notests noreplace-smp";
 
 impl Executor {
     /// The executor of the node in these folders. What dead owners left is removed first.
@@ -132,12 +132,7 @@ impl Executor {
     /// # Errors
     /// Where the folders cannot be made.
     pub async fn open(paths: Paths, config: ExecutorConfig) -> Result<Self, ExecutorError> {
-        for dir in [paths.state(), paths.run()] {
-            // 0711: the unprivileged VMMs go through, and list nothing.
-            DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(|source| {
-                ExecutorError::Host { what: format!("make {}", dir.display()), source }
-            })?;
-        }
+        make_folders(&paths)?;
         let accelerator = accel::choose(config.accelerator, host::virtualisation());
         let driver = QemuDriver::new(QemuConfig {
             program: config.qemu,
@@ -145,14 +140,27 @@ impl Executor {
             tsc_khz: host::tsc_khz(&paths.run().join("tsc-khz")),
             cache: paths.run().join("qemu.json"),
         });
-        Ok(Self::with_driver(paths, Arc::new(driver), config.timeouts).await)
+        Self::with_driver(paths, Arc::new(driver), config.timeouts).await
     }
 
     /// The same over a driver of the caller's.
-    pub async fn with_driver(paths: Paths, driver: Arc<dyn Driver>, timeouts: Timeouts) -> Self {
+    ///
+    /// # Errors
+    /// Where the folders cannot be made.
+    pub async fn with_driver(
+        paths: Paths,
+        driver: Arc<dyn Driver>,
+        timeouts: Timeouts,
+    ) -> Result<Self, ExecutorError> {
+        make_folders(&paths)?;
         let cgroups = CgroupTree::open(paths.name());
         sweep(&paths, cgroups.as_ref()).await;
-        Self { paths, driver, cgroups, timeouts }
+        Ok(Self {
+            paths,
+            driver,
+            cgroups,
+            timeouts,
+        })
     }
 
     /// The folders of the node.
@@ -167,6 +175,25 @@ impl Executor {
         &*self.driver
     }
 
+    /// What a user of this node should be told once in each boot of the host; `None` once it
+    /// has been.
+    #[must_use]
+    pub fn first_notice(&self) -> Option<String> {
+        let virtualisation = host::virtualisation();
+        let emulated = self.driver.name().ends_with(&Accelerator::Tcg.to_string());
+        let told = self.paths.run().join("told-of-emulation");
+        let first = emulated && File::create_new(told).is_ok();
+        first.then(|| {
+            let why = match (virtualisation.cpu, virtualisation.device) {
+                (_, Device::Missing) => "there is no /dev/kvm",
+                (_, Device::Forbidden) => "/dev/kvm may not be opened by this user",
+                (false, Device::Opens) => "/dev/kvm opens, but this processor does not virtualise",
+                (true, Device::Opens) => "it was asked for",
+            };
+            format!("guests run by software emulation: {why} (told once; see aleph doctor)")
+        })
+    }
+
     /// Checks a job and makes a VM for it, which is not started yet.
     ///
     /// # Errors
@@ -179,7 +206,11 @@ impl Executor {
         })?;
         capacity::admit(&job.resources, &host)?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
-        let upper = if job.resources.disk.0 == 0 { UpperKind::Memory } else { UpperKind::Disk };
+        let upper = if job.resources.disk.0 == 0 {
+            UpperKind::Memory
+        } else {
+            UpperKind::Disk
+        };
         let spec = VmSpec {
             resources: job.resources,
             kernel: boot.kernel,
@@ -205,11 +236,30 @@ impl Executor {
             env: job.env.clone().into_iter().collect(),
             workdir: job.workdir.clone().unwrap_or_default(),
             user: job.user.clone().unwrap_or_default(),
-            terminal: if job.tty { Some(terminal.unwrap_or((24, 80))) } else { None },
+            terminal: if job.tty {
+                Some(terminal.unwrap_or((24, 80)))
+            } else {
+                None
+            },
             stdin: job.stdin,
             main: true,
         }
     }
+}
+
+fn make_folders(paths: &Paths) -> Result<(), ExecutorError> {
+    for dir in [paths.state(), paths.run()] {
+        // 0711: the unprivileged VMMs go through, and list nothing.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(dir)
+            .map_err(|source| ExecutorError::Host {
+                what: format!("make {}", dir.display()),
+                source,
+            })?;
+    }
+    Ok(())
 }
 
 impl Drop for Executor {

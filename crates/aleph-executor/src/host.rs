@@ -18,14 +18,20 @@ pub fn virtualisation() -> Virtualisation {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Device::Missing,
         Err(_) => Device::Forbidden,
     };
-    Virtualisation { cpu: cfg!(target_arch = "aarch64") || cpu_virtualises(&cpuinfo), device }
+    Virtualisation {
+        cpu: cfg!(target_arch = "aarch64") || cpu_virtualises(&cpuinfo),
+        device,
+    }
 }
 
 fn cpu_virtualises(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()
         .filter(|line| line.starts_with("flags"))
-        .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+        .any(|line| {
+            line.split_ascii_whitespace()
+                .any(|flag| flag == "vmx" || flag == "svm")
+        })
 }
 
 /// What the host has to give to VMs that keep their disks in `state`.
@@ -39,8 +45,9 @@ pub fn capacity(state: &Path) -> io::Result<Capacity> {
             .map(|kib| MiB::from_bytes(kib * 1024))
             .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {key}")))
     };
-    let disk = rustix::fs::statvfs(existing(state))
-        .map_or(MiB(u32::MAX), |stat| MiB::from_bytes(stat.f_bavail.saturating_mul(stat.f_frsize)));
+    let disk = rustix::fs::statvfs(existing(state)).map_or(MiB(u32::MAX), |stat| {
+        MiB::from_bytes(stat.f_bavail.saturating_mul(stat.f_frsize))
+    });
     let cpus = std::thread::available_parallelism()?.get();
     Ok(Capacity {
         cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
@@ -52,11 +59,15 @@ pub fn capacity(state: &Path) -> io::Result<Capacity> {
 
 /// The path itself, or the nearest folder above it that is there.
 fn existing(path: &Path) -> &Path {
-    path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"))
+    path.ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("/"))
 }
 
 fn meminfo_kib(meminfo: &str, key: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
@@ -98,7 +109,10 @@ fn measure_tsc_khz(span: Duration) -> Option<u64> {
     std::thread::sleep(span);
     let (_, ended, second) = sample()?;
     let nanos = u64::try_from(ended.duration_since(began).as_nanos()).ok()?;
-    second.checked_sub(first)?.checked_mul(1_000_000)?.checked_div(nanos)
+    second
+        .checked_sub(first)?
+        .checked_mul(1_000_000)?
+        .checked_div(nanos)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -115,7 +129,9 @@ mod tests {
     fn flags_are_whole_words() {
         assert!(cpu_virtualises("flags\t\t: fpu vme svm sse\n"));
         assert!(cpu_virtualises("flags : fpu vmx\n"));
-        assert!(!cpu_virtualises("flags : fpu svm_lock vmxfoo\nvmx flags : vnmi\nbugs : svm\n"));
+        assert!(!cpu_virtualises(
+            "flags : fpu svm_lock vmxfoo\nvmx flags : vnmi\nbugs : svm\n"
+        ));
     }
 
     #[test]
@@ -131,6 +147,10 @@ mod tests {
         let cache = dir.path().join("tsc");
         let Some(khz) = tsc_khz(&cache) else { return };
         assert!((500_000..10_000_000).contains(&khz), "{khz}");
-        assert_eq!(tsc_khz(&cache), Some(khz), "the second answer comes from the file");
+        assert_eq!(
+            tsc_khz(&cache),
+            Some(khz),
+            "the second answer comes from the file"
+        );
     }
 }

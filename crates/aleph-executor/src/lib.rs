@@ -21,13 +21,14 @@
 //! | [`sweep`] | removes what dead owners left | the same |
 //! | [`process`], [`cgroup`] | host objects | yes |
 //! | [`capacity`], [`accel`] | admission, choice of accelerator | none: pure |
-//! | [`host`] | facts of the host | reads |
+//! | [`host`], [`doctor`] | facts of the host, and what to mend | reads |
 //! | [`console`] | the end of a guest's serial console | none |
 
 pub mod accel;
 pub mod capacity;
 pub mod cgroup;
 pub mod console;
+pub mod doctor;
 pub mod executor;
 pub mod guest;
 pub mod host;

@@ -27,7 +27,11 @@ impl Paths {
         std::fs::create_dir_all(root)?;
         let root = root.canonicalize()?;
         let name = format!("{:016x}", fnv1a(root.as_os_str().as_encoded_bytes()));
-        Ok(Self { run: root.join("run"), state: root, name })
+        Ok(Self {
+            run: root.join("run"),
+            state: root,
+            name,
+        })
     }
 
     /// Images, kernels, and what VMs keep on disk.

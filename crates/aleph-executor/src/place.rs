@@ -57,7 +57,11 @@ impl PlaceError {
 }
 
 fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PlaceError {
-    move |source| PlaceError { what, path: path.to_owned(), source }
+    move |source| PlaceError {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// One VM's objects, held by this process.
@@ -186,7 +190,9 @@ impl Place {
     /// # Errors
     /// Where it cannot be made.
     pub fn make_cgroup(&self) -> Result<Option<Cgroup>, PlaceError> {
-        let Some(cgroup) = &self.cgroup else { return Ok(None) };
+        let Some(cgroup) = &self.cgroup else {
+            return Ok(None);
+        };
         cgroup.create().map_err(at("make", cgroup.path()))?;
         Ok(Some(cgroup.clone()))
     }
@@ -229,7 +235,9 @@ impl Place {
     pub fn record(&self, vmm: &Identity) -> Result<(), PlaceError> {
         let path = self.state.join(RECORD);
         let temporary = self.state.join("vmm.json.tmp");
-        let json = serde_json::to_vec(vmm).map_err(io::Error::from).map_err(at("write", &path))?;
+        let json = serde_json::to_vec(vmm)
+            .map_err(io::Error::from)
+            .map_err(at("write", &path))?;
         fs::write(&temporary, json)
             .and_then(|()| fs::rename(&temporary, &path))
             .map_err(at("write", &path))
@@ -271,7 +279,9 @@ pub(crate) fn birth_lock(paths: &Paths, how: FlockOperation) -> Result<File, Pla
         .write(true)
         .open(&path)
         .map_err(at("open", &path))?;
-    flock(&file, how).map_err(io::Error::from).map_err(at("lock", &path))?;
+    flock(&file, how)
+        .map_err(io::Error::from)
+        .map_err(at("lock", &path))?;
     Ok(file)
 }
 
@@ -286,5 +296,9 @@ fn lock_of(state: &Path) -> Result<File, PlaceError> {
 
 /// Makes a folder that only we may enter, with those above it.
 fn private_dir(path: &Path) -> Result<(), PlaceError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at("make", path))
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(at("make", path))
 }

@@ -40,7 +40,11 @@ impl Identity {
             .and_then(|(_, fields)| fields.split_ascii_whitespace().nth(19))
             .and_then(|field| field.parse().ok())
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has another form")))?;
-        Ok(Self { pid, start_time, boot_id: boot_id()? })
+        Ok(Self {
+            pid,
+            start_time,
+            boot_id: boot_id()?,
+        })
     }
 }
 
@@ -49,7 +53,9 @@ impl Identity {
 /// # Errors
 /// Where `/proc` is not there.
 pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// How a process ended.
@@ -110,8 +116,18 @@ impl Process {
     /// # Errors
     /// Those of fork and exec.
     pub fn spawn(spawn: Spawn) -> io::Result<Self> {
-        let Spawn { mut command, files, user, device_group, cgroup, stderr } = spawn;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let Spawn {
+            mut command,
+            files,
+            user,
+            device_group,
+            cgroup,
+            stderr,
+        } = spawn;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
         if let Some(user) = user {
             // Without supplementary groups: the standard library drops them with the user.
             command.gid(device_group.unwrap_or(user)).uid(user);
@@ -119,7 +135,10 @@ impl Process {
         let mappings = files
             .into_iter()
             .zip(FIRST_FILE..)
-            .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd })
+            .map(|(parent_fd, child_fd)| FdMapping {
+                parent_fd,
+                child_fd,
+            })
             .collect();
         command.fd_mappings(mappings).map_err(io::Error::other)?;
         let procs = cgroup.as_ref().map(Cgroup::open_procs).transpose()?;
@@ -137,7 +156,11 @@ impl Process {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let process = Self::hold(identity.pid).map_err(|_| gone())?;
         // Checked after the pidfd is open: from here on the number cannot change hands.
-        if process.identity == *identity { Ok(process) } else { Err(gone()) }
+        if process.identity == *identity {
+            Ok(process)
+        } else {
+            Err(gone())
+        }
     }
 
     fn hold(pid: i32) -> io::Result<Self> {
@@ -175,7 +198,9 @@ impl Process {
     async fn reap(&self) -> ProcessExit {
         loop {
             // An error here means that the runtime is about to go, and nobody will look.
-            let Ok(mut ready) = self.pidfd.readable().await else { return ProcessExit::Unknown };
+            let Ok(mut ready) = self.pidfd.readable().await else {
+                return ProcessExit::Unknown;
+            };
             let found = rustix::process::waitid(
                 WaitId::PidFd(self.pidfd.get_ref().as_fd()),
                 WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
@@ -213,7 +238,10 @@ fn prepare(command: &mut Command, procs: Option<OwnedFd>) {
         command.pre_exec(move || {
             rustix::process::setsid()?;
             rustix::thread::set_no_new_privs(true)?;
-            let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+            let none = rustix::process::Rlimit {
+                current: Some(0),
+                maximum: Some(0),
+            };
             rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
             if let Some(procs) = &procs {
                 rustix::io::write(procs, b"0")?;

@@ -38,7 +38,9 @@ pub async fn sweep(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<VmId> {
 fn orphans(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<Place> {
     let mut found = ids_in(&paths.vms());
     found.extend(ids_in(&paths.run().join("vms")));
-    let groups = cgroups.and_then(|tree| tree.names().ok()).unwrap_or_default();
+    let groups = cgroups
+        .and_then(|tree| tree.names().ok())
+        .unwrap_or_default();
     found.extend(groups.iter().filter_map(|name| name.parse::<VmId>().ok()));
     if found.is_empty() {
         return Vec::new();
@@ -46,7 +48,9 @@ fn orphans(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<Place> {
     // Nobody is born while we look, so whoever has no lock is dead. Without the lock's folder
     // there has never been a birth.
     let _ = fs::create_dir_all(paths.vms());
-    let Ok(_birth) = birth_lock(paths, FlockOperation::LockExclusive) else { return Vec::new() };
+    let Ok(_birth) = birth_lock(paths, FlockOperation::LockExclusive) else {
+        return Vec::new();
+    };
     found
         .into_iter()
         .filter_map(|vm| match Place::orphan(paths, cgroups, vm) {
@@ -61,11 +65,15 @@ fn orphans(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<Place> {
 
 fn ids_in(dir: &Path) -> BTreeSet<VmId> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 async fn remove(place: &Place) -> Result<(), PlaceError> {
-    let vmm = place.recorded().and_then(|identity| Process::adopt(&identity).ok());
+    let vmm = place
+        .recorded()
+        .and_then(|identity| Process::adopt(&identity).ok());
     if let Some(cgroup) = place.cgroup() {
         let _ = cgroup.kill();
     }
@@ -75,7 +83,10 @@ async fn remove(place: &Place) -> Result<(), PlaceError> {
     }
     // A killed group empties a moment later than the process is seen to end.
     for _ in 0..500 {
-        if !place.cgroup().is_some_and(crate::cgroup::Cgroup::is_populated) {
+        if !place
+            .cgroup()
+            .is_some_and(crate::cgroup::Cgroup::is_populated)
+        {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -24,7 +24,12 @@ impl Tail {
     /// Where no pipe can be made.
     pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        Ok((Self { reader: Mutex::new((File::from(read), Vec::new())) }, write))
+        Ok((
+            Self {
+                reader: Mutex::new((File::from(read), Vec::new())),
+            },
+            write,
+        ))
     }
 
     /// What was written last, escaped for a terminal.

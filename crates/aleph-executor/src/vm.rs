@@ -93,8 +93,8 @@ impl Vm {
     /// Begins the life of a VM at its place.
     #[must_use]
     pub fn create(place: Place, driver: Arc<dyn Driver>, spec: VmSpec) -> Self {
-        let ephemeral = spec.resources.disk.0 == 0
-            || matches!(spec.setup.upper, crate::guest::UpperKind::Disk);
+        let ephemeral =
+            spec.resources.disk.0 == 0 || matches!(spec.setup.upper, crate::guest::UpperKind::Disk);
         let lifecycle = Lifecycle::new(spec.timeouts, ephemeral);
         let (requests, inbox) = mpsc::channel(16);
         let (urgent, urgent_inbox) = mpsc::channel(4);
@@ -215,7 +215,10 @@ impl Vm {
     /// # Errors
     /// Where the VM was not started, or has ended.
     pub fn agent(&self) -> Result<Agent, VmError> {
-        self.agent.borrow().clone().ok_or(VmError::Denied(Denial::NotRunning))
+        self.agent
+            .borrow()
+            .clone()
+            .ok_or(VmError::Denied(Denial::NotRunning))
     }
 
     /// Ends it: the guest's processes get TERM, after `grace` KILL; a guest that does not power
@@ -224,7 +227,8 @@ impl Vm {
     /// # Errors
     /// Where it makes no sense now.
     pub async fn stop(&self, grace: Duration) -> Result<Outcome, VmError> {
-        self.ask(&self.requests, Request::Stop { grace }, None).await?;
+        self.ask(&self.requests, Request::Stop { grace }, None)
+            .await?;
         self.ended_or_never_started().await
     }
 
@@ -268,7 +272,11 @@ impl Vm {
             .wait_for(|s| !matches!(s.state, State::Pausing | State::Resuming))
             .await
             .map_err(|_| VmError::Gone)?;
-        if wanted(&settled.state) { Ok(()) } else { Err(VmError::Denied(Denial::Busy)) }
+        if wanted(&settled.state) {
+            Ok(())
+        } else {
+            Err(VmError::Denied(Denial::Busy))
+        }
     }
 
     /// Removes all that the host holds for it. It must have ended.
@@ -276,7 +284,9 @@ impl Vm {
     /// # Errors
     /// Where it is live, or something could not be removed: then it can be asked again.
     pub async fn destroy(&self) -> Result<(), VmError> {
-        self.ask(&self.requests, Request::Destroy, None).await.map(drop)
+        self.ask(&self.requests, Request::Destroy, None)
+            .await
+            .map(drop)
     }
 
     /// What the console said last, where that may explain how the life ended.
@@ -293,7 +303,10 @@ impl Vm {
     /// What could not be made or removed for it, in full.
     #[must_use]
     pub fn trouble(&self) -> Option<Arc<PlaceError>> {
-        self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.trouble
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
     async fn ask(
@@ -303,7 +316,11 @@ impl Vm {
         main: Option<ExecRequest>,
     ) -> Result<Option<ExecHandle>, VmError> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked { request, main, answer };
+        let asked = Asked {
+            request,
+            main,
+            answer,
+        };
         inbox.send(asked).await.map_err(|_| VmError::Gone)?;
         answered.await.map_err(|_| VmError::Gone)?
     }
@@ -312,7 +329,12 @@ impl Vm {
 /// What tasks report to the actor.
 enum Note {
     Event(Event),
-    Launched { vmm: Arc<dyn Vmm>, agent: Agent, main: Option<ExecHandle>, prepared_in: Duration },
+    Launched {
+        vmm: Arc<dyn Vmm>,
+        agent: Agent,
+        main: Option<ExecHandle>,
+        prepared_in: Duration,
+    },
     Ready(BootReport),
     Removed(Result<(), PlaceError>),
     Trouble(PlaceError),
@@ -384,7 +406,11 @@ impl Actor {
     }
 
     fn asked(&mut self, asked: Asked) {
-        let Asked { request, main, answer } = asked;
+        let Asked {
+            request,
+            main,
+            answer,
+        } = asked;
         match self.lifecycle.admit(&request) {
             Admission::Deny(denial) => _ = answer.send(Err(denial.into())),
             Admission::Ignore => _ = answer.send(Ok(None)),
@@ -402,8 +428,14 @@ impl Actor {
     fn noted(&mut self, note: Note) {
         match note {
             Note::Event(event) => self.step(event),
-            Note::Launched { vmm, agent, main, prepared_in } => {
-                self.status.send_modify(|s| s.prepared_in = Some(prepared_in));
+            Note::Launched {
+                vmm,
+                agent,
+                main,
+                prepared_in,
+            } => {
+                self.status
+                    .send_modify(|s| s.prepared_in = Some(prepared_in));
                 self.watch(&vmm, &agent);
                 self.vmm = Some(vmm);
                 self.agent.send_replace(Some(agent));
@@ -432,8 +464,10 @@ impl Actor {
 
     fn keep_trouble(&self, error: PlaceError) -> Arc<PlaceError> {
         let error = Arc::new(error);
-        *self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Some(Arc::clone(&error));
+        *self
+            .trouble
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::clone(&error));
         error
     }
 
@@ -465,7 +499,9 @@ impl Actor {
             Effect::Shutdown { grace } => {
                 // A closed channel is no reason to wait for the deadline.
                 if let Some(Err(why)) = self.agent.borrow().as_ref().map(|a| a.shutdown(grace)) {
-                    let _ = self.notes.send(Note::Event(Event::GuestFailed(why.to_string())));
+                    let _ = self
+                        .notes
+                        .send(Note::Event(Event::GuestFailed(why.to_string())));
                 }
             }
             Effect::Quit => self.tell(|vmm| {
@@ -492,7 +528,11 @@ impl Actor {
                         Some(facet) => facet.pause().await.is_ok(),
                         None => false,
                     };
-                    Some(if done { Event::PauseDone } else { Event::PauseFailed })
+                    Some(if done {
+                        Event::PauseDone
+                    } else {
+                        Event::PauseFailed
+                    })
                 })
             }),
             Effect::Resume => self.tell(|vmm| {
@@ -501,7 +541,11 @@ impl Actor {
                         Some(facet) => facet.resume().await.is_ok(),
                         None => false,
                     };
-                    Some(if done { Event::ResumeDone } else { Event::ResumeFailed })
+                    Some(if done {
+                        Event::ResumeDone
+                    } else {
+                        Event::ResumeFailed
+                    })
                 })
             }),
             Effect::Remove => {
@@ -607,7 +651,15 @@ async fn launch(
     console: Arc<Console>,
 ) -> Result<Note, LaunchFailure> {
     let began = Instant::now();
-    let VmSpec { resources, kernel, initrd, command_line, image, setup, .. } = spec;
+    let VmSpec {
+        resources,
+        kernel,
+        initrd,
+        command_line,
+        image,
+        setup,
+        ..
+    } = spec;
     let prepare = {
         let place = Arc::clone(place);
         move || -> Result<_, PlaceError> {
@@ -625,7 +677,11 @@ async fn launch(
             .await
             .map_err(|join| LaunchFailure::Connect(std::io::Error::other(join)))??,
     };
-    let mut disks = vec![Disk { serial: crate::guest::agent::IMAGE_SERIAL, file: image, read_only: true }];
+    let mut disks = vec![Disk {
+        serial: crate::guest::agent::IMAGE_SERIAL,
+        file: image,
+        read_only: true,
+    }];
     disks.extend(scratch.map(|file| Disk {
         serial: crate::guest::agent::SCRATCH_SERIAL,
         file,
@@ -644,22 +700,34 @@ async fn launch(
             sockets,
             run_dir: place.run_dir().to_owned(),
             cgroup,
-            user: rustix::process::geteuid().is_root().then(|| place.vm().uid()),
+            user: rustix::process::geteuid()
+                .is_root()
+                .then(|| place.vm().uid()),
         })
         .await?
         .into();
     let connected = async {
         place.record(&vmm.identity())?;
-        let console_socket =
-            place.connect(socket_name::CONSOLE).await.map_err(LaunchFailure::Connect)?;
+        let console_socket = place
+            .connect(socket_name::CONSOLE)
+            .await
+            .map_err(LaunchFailure::Connect)?;
         tokio::spawn(read_console(console_socket, console));
-        let socket = place.connect(socket_name::AGENT).await.map_err(LaunchFailure::Connect)?;
+        let socket = place
+            .connect(socket_name::AGENT)
+            .await
+            .map_err(LaunchFailure::Connect)?;
         let agent = Agent::open(socket, &setup, launched)?;
         let main = main.map(|main| agent.exec(&main)).transpose()?;
         Ok((agent, main))
     };
     match connected.await {
-        Ok((agent, main)) => Ok(Note::Launched { vmm, agent, main, prepared_in }),
+        Ok((agent, main)) => Ok(Note::Launched {
+            vmm,
+            agent,
+            main,
+            prepared_in,
+        }),
         Err(failure) => {
             // Whoever hears that the launch failed may count on nothing running.
             if vmm.kill().is_ok() {

@@ -96,7 +96,9 @@ impl Agent {
             UpperKind::Memory => Upper::Memory,
             UpperKind::Disk => Upper::Disk(SCRATCH_SERIAL.as_bytes()),
         };
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since_1970 = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         shared.send(
             CONTROL,
             &ToGuest::Setup(Setup {
@@ -121,7 +123,11 @@ impl Agent {
             };
             shared.close(why);
         });
-        Ok(Self { shared, pings: Arc::default(), _tasks: Arc::new(Tasks(tasks)) })
+        Ok(Self {
+            shared,
+            pings: Arc::default(),
+            _tasks: Arc::new(Tasks(tasks)),
+        })
     }
 
     /// Waits until the guest is ready for commands.
@@ -145,7 +151,9 @@ impl Agent {
     /// Waits until the channel is closed, and says why.
     pub async fn closed(&self) -> AgentError {
         let mut phase = self.shared.phase.subscribe();
-        let closed = phase.wait_for(|phase| matches!(phase, Phase::Closed(_))).await;
+        let closed = phase
+            .wait_for(|phase| matches!(phase, Phase::Closed(_)))
+            .await;
         match closed.as_deref() {
             Ok(Phase::Closed(why)) => why.clone(),
             _ => AgentError::Closed,
@@ -237,16 +245,22 @@ fn closed_or(error: std::io::Error) -> AgentError {
 }
 
 async fn read_all(mut socket: OwnedReadHalf, shared: &Shared, launched: Instant) -> AgentError {
-    let mut reader = Reader { decoder: Decoder::new(), times: None, launched };
+    let mut reader = Reader {
+        decoder: Decoder::new(),
+        times: None,
+        launched,
+    };
     let mut frame_began = None;
     loop {
         let read = socket.read(reader.decoder.space());
         let n = match frame_began {
             None => read.await,
-            Some(began) => match timeout(STALL.saturating_sub(Instant::elapsed(&began)), read).await {
-                Ok(read) => read,
-                Err(_) => return AgentError::Stalled,
-            },
+            Some(began) => {
+                match timeout(STALL.saturating_sub(Instant::elapsed(&began)), read).await {
+                    Ok(read) => read,
+                    Err(_) => return AgentError::Stalled,
+                }
+            }
         };
         match n {
             Ok(0) => return AgentError::Closed,
@@ -289,11 +303,19 @@ impl Reader {
                 continue;
             }
             match message {
-                ToHost::Hello { versions, started_us, now_us } => {
+                ToHost::Hello {
+                    versions,
+                    started_us,
+                    now_us,
+                } => {
                     negotiate(Versions::OURS, versions)
                         .map_err(|mismatch| AgentError::Protocol(mismatch.to_string()))?;
-                    let guest = (Duration::from_micros(started_us), Duration::from_micros(now_us));
-                    self.times.get_or_insert((guest.0, guest.1, self.launched.elapsed()));
+                    let guest = (
+                        Duration::from_micros(started_us),
+                        Duration::from_micros(now_us),
+                    );
+                    self.times
+                        .get_or_insert((guest.0, guest.1, self.launched.elapsed()));
                 }
                 ToHost::Ready { .. } => {
                     let Some((started, spoke, arrived)) = self.times else {

@@ -26,7 +26,10 @@ pub struct ExecRequest {
 impl ExecRequest {
     /// A command with all else at its default.
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
-        Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            ..Self::default()
+        }
     }
 
     pub(super) fn with_message<T>(
@@ -34,14 +37,19 @@ impl ExecRequest {
         send: impl FnOnce(&ToGuest<'_>, bool) -> Result<T, AgentError>,
     ) -> Result<T, AgentError> {
         let argv = ListBuf::new(&self.argv).map_err(AgentError::Request)?;
-        let env = self.env.iter().map(|(name, value)| format!("{name}={value}"));
+        let env = self
+            .env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"));
         let env = ListBuf::new(env).map_err(AgentError::Request)?;
         let message = ToGuest::Exec(Exec {
             argv: argv.as_list(),
             env: env.as_list(),
             workdir: self.workdir.as_bytes(),
             user: self.user.as_bytes(),
-            terminal: self.terminal.map(|(rows, columns)| Terminal { rows, columns }),
+            terminal: self
+                .terminal
+                .map(|(rows, columns)| Terminal { rows, columns }),
             stdin: self.stdin,
             main: self.main,
         });
@@ -111,7 +119,9 @@ impl ExecHandle {
     /// A way to feed and steer it, which can be used beside [`ExecHandle::next`].
     #[must_use]
     pub fn input(&self) -> ExecInput {
-        ExecInput { port: self.stream.port.clone() }
+        ExecInput {
+            port: self.stream.port.clone(),
+        }
     }
 }
 
@@ -158,7 +168,7 @@ impl ExecInput {
 /// The exit code that docker and shells give a command that could not be started: 127 where
 /// there is none of that name, 126 where it cannot be executed.
 #[must_use]
-pub fn code_of(errno: u32) -> u8 {
+pub fn exit_code_of(errno: u32) -> u8 {
     const ENOENT: u32 = 2;
     if errno == ENOENT { 127 } else { 126 }
 }

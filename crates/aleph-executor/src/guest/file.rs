@@ -22,7 +22,12 @@ pub(super) async fn put(
     bytes: &[u8],
 ) -> Result<(), AgentError> {
     let FileMeta { mode, uid, gid } = meta;
-    let request = ToGuest::Put(Put { path: path.as_bytes(), mode, uid, gid });
+    let request = ToGuest::Put(Put {
+        path: path.as_bytes(),
+        mode,
+        uid,
+        gid,
+    });
     let mut stream = shared.open(&request, false)?;
     stream.port.write(bytes).await?;
     stream.port.send(&ToGuest::Eof)?;
@@ -42,12 +47,21 @@ pub(super) async fn get(
     path: &str,
     limit: usize,
 ) -> Result<(FileMeta, Vec<u8>), AgentError> {
-    let mut stream = shared.open(&ToGuest::Get { path: path.as_bytes() }, false)?;
+    let mut stream = shared.open(
+        &ToGuest::Get {
+            path: path.as_bytes(),
+        },
+        false,
+    )?;
     let (mut meta, mut bytes) = (None, Vec::new());
     loop {
         match stream.next().await? {
             StreamEvent::File(info) => {
-                meta = Some(FileMeta { mode: info.mode, uid: info.uid, gid: info.gid });
+                meta = Some(FileMeta {
+                    mode: info.mode,
+                    uid: info.uid,
+                    gid: info.gid,
+                });
             }
             StreamEvent::Data(chunk) if bytes.len() + chunk.len() > limit => {
                 let message = format!("{path} is larger than {limit} bytes");

@@ -17,7 +17,7 @@ pub mod exec;
 pub mod file;
 mod streams;
 
-pub use agent::{Agent, BootReport, SetupRequest, STALL, UpperKind};
-pub use exec::{ExecEvent, ExecHandle, ExecInput, ExecRequest};
+pub use agent::{Agent, BootReport, STALL, SetupRequest, UpperKind};
+pub use exec::{ExecEvent, ExecHandle, ExecInput, ExecRequest, exit_code_of};
 pub use file::FileMeta;
 pub use streams::AgentError;

@@ -136,7 +136,9 @@ impl Shared {
         if let Some(why) = &table.closed {
             return Err(why.clone());
         }
-        message.encode(stream, &mut table.out).map_err(AgentError::Request)?;
+        message
+            .encode(stream, &mut table.out)
+            .map_err(AgentError::Request)?;
         drop(table);
         self.has_output.notify_one();
         Ok(())
@@ -161,12 +163,22 @@ impl Shared {
             return Err(why.clone());
         }
         let id = table.next;
-        message.encode(id, &mut table.out).map_err(AgentError::Request)?;
+        message
+            .encode(id, &mut table.out)
+            .map_err(AgentError::Request)?;
         // 2³² operations on one connection do not happen: at 0.1 ms each they take five days,
         // and by then the first numbers are long free.
         table.next = id.checked_add(1).unwrap_or(CONTROL + 1);
         let (send, receive) = (SendWindow::default(), ReceiveWindow::default());
-        table.streams.insert(id, Stream { events, send, receive, can_send: Arc::clone(&can_send) });
+        table.streams.insert(
+            id,
+            Stream {
+                events,
+                send,
+                receive,
+                can_send: Arc::clone(&can_send),
+            },
+        );
         if main {
             table.main = Some(id);
         }
@@ -174,7 +186,11 @@ impl Shared {
         self.has_output.notify_one();
         Ok(StreamHandle {
             events: receiver,
-            port: StreamPort { shared: Arc::clone(self), id, can_send },
+            port: StreamPort {
+                shared: Arc::clone(self),
+                id,
+                can_send,
+            },
         })
     }
 
@@ -192,7 +208,9 @@ impl Shared {
     pub(super) fn dispatch(&self, id: u32, message: &ToHost<'_>) -> Result<(), AgentError> {
         let mut table = self.lock();
         let is_main = table.main == Some(id);
-        let Some(stream) = table.streams.get_mut(&id) else { return Ok(()) };
+        let Some(stream) = table.streams.get_mut(&id) else {
+            return Ok(());
+        };
         let (event, last) = match *message {
             ToHost::Credit(n) => {
                 stream.send.credit(n)?;
@@ -216,13 +234,18 @@ impl Shared {
                 let message = crate::console::visible(&String::from_utf8_lossy(message));
                 (StreamEvent::Failed { errno, message }, true)
             }
-            ToHost::Hello { .. } | ToHost::Ready { .. } | ToHost::Fatal { .. } | ToHost::Pong(_) => {
+            ToHost::Hello { .. }
+            | ToHost::Ready { .. }
+            | ToHost::Fatal { .. }
+            | ToHost::Pong(_) => {
                 return Ok(());
             }
         };
         let exit = match &event {
             StreamEvent::Exited(status) => Some(*status),
-            StreamEvent::Failed { errno, .. } => Some(ExitStatus::Code(super::exec::code_of(*errno))),
+            StreamEvent::Failed { errno, .. } => {
+                Some(ExitStatus::Code(super::exec::exit_code_of(*errno)))
+            }
             _ => None,
         };
         let size = match &event {
@@ -232,7 +255,9 @@ impl Shared {
         if stream.events.send(event).is_err() && !last {
             // Nobody wants it any more: the guest's side must not wait for a reader.
             if let Some(credit) = stream.receive.passed_on(size) {
-                ToGuest::Credit(credit).encode(id, &mut table.out).map_err(AgentError::Request)?;
+                ToGuest::Credit(credit)
+                    .encode(id, &mut table.out)
+                    .map_err(AgentError::Request)?;
                 self.has_output.notify_one();
             }
         }
@@ -320,7 +345,10 @@ impl StreamPort {
     fn passed_on(&self, n: usize) {
         let mut table = self.shared.lock();
         // On a stream that has ended nobody waits for credit.
-        let credit = table.streams.get_mut(&self.id).and_then(|s| s.receive.passed_on(n));
+        let credit = table
+            .streams
+            .get_mut(&self.id)
+            .and_then(|s| s.receive.passed_on(n));
         drop(table);
         if let Some(credit) = credit {
             // On a closed channel likewise.
@@ -338,7 +366,9 @@ impl StreamPort {
                 if let Some(why) = &table.closed {
                     return Err(why.clone());
                 }
-                let Some(stream) = table.streams.get_mut(&self.id) else { return Ok(()) };
+                let Some(stream) = table.streams.get_mut(&self.id) else {
+                    return Ok(());
+                };
                 let n = bytes.len().min(stream.send.available()).min(CHUNK);
                 stream.send.take(n)?;
                 if n > 0 {

@@ -216,18 +216,30 @@ impl Lifecycle {
     /// command, so that its VMM may be killed as soon as that has ended.
     #[must_use]
     pub fn new(timeouts: Timeouts, ephemeral: bool) -> Self {
-        Self { state: State::Created, timeouts, ephemeral }
+        Self {
+            state: State::Created,
+            timeouts,
+            ephemeral,
+        }
     }
 
     /// A VM that an earlier process of this node left behind.
     #[must_use]
     pub fn after_restart(timeouts: Timeouts, ephemeral: bool) -> Self {
-        Self { state: State::Unknown, timeouts, ephemeral }
+        Self {
+            state: State::Unknown,
+            timeouts,
+            ephemeral,
+        }
     }
 
     #[cfg(test)]
     pub(super) fn with_state(state: State, ephemeral: bool) -> Self {
-        Self { state, timeouts: Timeouts::default(), ephemeral }
+        Self {
+            state,
+            timeouts: Timeouts::default(),
+            ephemeral,
+        }
     }
 
     /// Where its life is.
@@ -265,7 +277,13 @@ impl Lifecycle {
             }
 
             (_, R::Destroy) => Deny(Denial::Live),
-            (State::Stopping { stage: Stage::Killing, .. }, R::Kill) => Ignore,
+            (
+                State::Stopping {
+                    stage: Stage::Killing,
+                    ..
+                },
+                R::Kill,
+            ) => Ignore,
             (_, R::Kill) => Accept,
             (State::Stopping { .. }, R::Stop { .. }) => Ignore,
             (_, R::Stop { .. }) => Accept,
@@ -298,7 +316,9 @@ impl Lifecycle {
                 self.vmm_is_gone(Outcome::Failed(Failure::Vmm(how)));
                 Vec::new()
             }
-            Event::GuestReady => self.become_if(matches!(self.state, State::Starting { .. }), State::Running),
+            Event::GuestReady => {
+                self.become_if(matches!(self.state, State::Starting { .. }), State::Running)
+            }
             Event::GuestFailed(why) => self.guest_failed(now, why),
             Event::MainExited(status) => self.main_exited(now, status),
             Event::PauseDone => self.become_if(self.state == State::Pausing, State::Paused),
@@ -308,23 +328,33 @@ impl Lifecycle {
             Event::Tick => self.tick(now),
             Event::Removed => {
                 if let State::Destroying { outcome } = &self.state {
-                    self.state = State::Destroyed { outcome: outcome.clone() };
+                    self.state = State::Destroyed {
+                        outcome: outcome.clone(),
+                    };
                 }
                 Vec::new()
             }
             Event::RemoveFailed => {
                 if let State::Destroying { outcome } = &self.state {
-                    self.state = State::Stopped { outcome: outcome.clone() };
+                    self.state = State::Stopped {
+                        outcome: outcome.clone(),
+                    };
                 }
                 Vec::new()
             }
             Event::Adopted { paused } => {
-                let found = if paused { State::Paused } else { State::Running };
+                let found = if paused {
+                    State::Paused
+                } else {
+                    State::Running
+                };
                 self.become_if(self.state == State::Unknown, found)
             }
             Event::Gone => self.become_if(
                 self.state == State::Unknown,
-                State::Stopped { outcome: Outcome::Unknown },
+                State::Stopped {
+                    outcome: Outcome::Unknown,
+                },
             ),
         }
     }
@@ -339,7 +369,9 @@ impl Lifecycle {
     fn request(&mut self, now: Moment, request: Request) -> Vec<Effect> {
         match request {
             Request::Start => {
-                self.state = State::Starting { deadline: now + self.timeouts.boot };
+                self.state = State::Starting {
+                    deadline: now + self.timeouts.boot,
+                };
                 vec![Effect::Launch]
             }
             Request::Kill => {
@@ -360,7 +392,11 @@ impl Lifecycle {
                     outcome: Outcome::Stopped,
                 };
                 let ask = Effect::Shutdown { grace };
-                if frozen { vec![Effect::Resume, ask] } else { vec![ask] }
+                if frozen {
+                    vec![Effect::Resume, ask]
+                } else {
+                    vec![ask]
+                }
             }
             Request::Pause => {
                 self.state = State::Pausing;
@@ -371,7 +407,9 @@ impl Lifecycle {
                 vec![Effect::Resume]
             }
             Request::Destroy => {
-                self.state = State::Destroying { outcome: self.outcome_so_far() };
+                self.state = State::Destroying {
+                    outcome: self.outcome_so_far(),
+                };
                 vec![Effect::Remove]
             }
         }
@@ -380,7 +418,10 @@ impl Lifecycle {
     /// A VMM that comes up after its end was decided has not heard of it yet.
     fn launched(&self) -> Vec<Effect> {
         match self.state {
-            State::Stopping { stage: Stage::Killing, .. } => vec![Effect::Kill],
+            State::Stopping {
+                stage: Stage::Killing,
+                ..
+            } => vec![Effect::Kill],
             State::Stopping { .. } => vec![Effect::Quit],
             _ => Vec::new(),
         }
@@ -396,7 +437,10 @@ impl Lifecycle {
                 self.stop(now, Stage::Killing, Outcome::Failed(Failure::Guest(why)))
             }
             // Nobody is left to power the guest off.
-            State::Stopping { stage: Stage::Leaving | Stage::Asking, .. } => {
+            State::Stopping {
+                stage: Stage::Leaving | Stage::Asking,
+                ..
+            } => {
                 let outcome = self.outcome_so_far();
                 self.stop(now, Stage::Quitting, outcome)
             }
@@ -412,10 +456,18 @@ impl Lifecycle {
             | State::Pausing
             | State::Paused
             | State::Resuming => {
-                let stage = if self.ephemeral { Stage::Killing } else { Stage::Leaving };
+                let stage = if self.ephemeral {
+                    Stage::Killing
+                } else {
+                    Stage::Leaving
+                };
                 self.stop(now, stage, finished)
             }
-            State::Stopping { outcome: outcome @ Outcome::Stopped, stage, .. } => {
+            State::Stopping {
+                outcome: outcome @ Outcome::Stopped,
+                stage,
+                ..
+            } => {
                 *outcome = finished.clone();
                 if self.ephemeral && *stage != Stage::Killing {
                     self.stop(now, Stage::Killing, finished)
@@ -446,7 +498,11 @@ impl Lifecycle {
                 let silent = Outcome::Failed(Failure::Silent(self.timeouts.boot));
                 self.stop(now, Stage::Killing, silent)
             }
-            State::Stopping { stage, deadline, outcome } if now >= *deadline => {
+            State::Stopping {
+                stage,
+                deadline,
+                outcome,
+            } if now >= *deadline => {
                 let (stage, outcome) = (*stage, outcome.clone());
                 let next = match stage {
                     Stage::Leaving | Stage::Asking => Stage::Quitting,
@@ -476,7 +532,11 @@ impl Lifecycle {
             Stage::Quitting => (self.timeouts.quit, vec![Effect::Quit]),
             Stage::Killing => (self.timeouts.kill, vec![Effect::Kill]),
         };
-        self.state = State::Stopping { stage, deadline: now + limit, outcome };
+        self.state = State::Stopping {
+            stage,
+            deadline: now + limit,
+            outcome,
+        };
         effects
     }
 }

@@ -95,7 +95,10 @@ impl World {
                 Effect::Pause => self.frozen = Some(true),
                 Effect::Resume => self.frozen = Some(false),
                 Effect::Remove => {
-                    assert!(matches!(self.vmm, Vmm::None | Vmm::Dead), "removed under a live VMM");
+                    assert!(
+                        matches!(self.vmm, Vmm::None | Vmm::Dead),
+                        "removed under a live VMM"
+                    );
                     self.removing = true;
                 }
             }
@@ -107,8 +110,12 @@ impl World {
             }
             _ => assert!(matches!(self.vmm, Vmm::Launching | Vmm::Alive)),
         }
-        if let (Some(exit), State::Stopped { outcome: Outcome::Stopped }) =
-            (self.exit, self.life.state())
+        if let (
+            Some(exit),
+            State::Stopped {
+                outcome: Outcome::Stopped,
+            },
+        ) = (self.exit, self.life.state())
         {
             panic!("the command's {exit} was forgotten");
         }
@@ -132,17 +139,32 @@ impl World {
                 let status = ExitStatus::Code(code);
                 let told = matches!(
                     self.life.state(),
-                    State::Starting { .. } | State::Running | State::Pausing | State::Paused
-                        | State::Resuming | State::Stopping { outcome: Outcome::Stopped, .. }
+                    State::Starting { .. }
+                        | State::Running
+                        | State::Pausing
+                        | State::Paused
+                        | State::Resuming
+                        | State::Stopping {
+                            outcome: Outcome::Stopped,
+                            ..
+                        }
                 );
                 self.exit = self.exit.or(told.then_some(status));
                 self.step(Event::MainExited(status));
             }
             Move::PauseWorks(works) if alive && self.frozen.take() == Some(true) => {
-                self.step(if works { Event::PauseDone } else { Event::PauseFailed });
+                self.step(if works {
+                    Event::PauseDone
+                } else {
+                    Event::PauseFailed
+                });
             }
             Move::ResumeWorks(works) if alive && self.frozen.take() == Some(false) => {
-                self.step(if works { Event::ResumeDone } else { Event::ResumeFailed });
+                self.step(if works {
+                    Event::ResumeDone
+                } else {
+                    Event::ResumeFailed
+                });
             }
             Move::VmmDies if alive => {
                 self.vmm = Vmm::Dead;
@@ -154,7 +176,11 @@ impl World {
             }
             Move::RemoveWorks(works) if std::mem::take(&mut self.removing) => {
                 self.removed |= works;
-                self.step(if works { Event::Removed } else { Event::RemoveFailed });
+                self.step(if works {
+                    Event::Removed
+                } else {
+                    Event::RemoveFailed
+                });
             }
             _ => {}
         }

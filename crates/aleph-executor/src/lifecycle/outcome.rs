@@ -46,7 +46,11 @@ impl fmt::Display for Failure {
         match self {
             Self::Launch(why) => write!(f, "the VMM did not start: {why}"),
             Self::Silent(limit) => {
-                write!(f, "the guest did not answer within {} s", limit.as_secs_f32())
+                write!(
+                    f,
+                    "the guest did not answer within {} s",
+                    limit.as_secs_f32()
+                )
             }
             Self::Guest(why) => write!(f, "the guest failed: {why}"),
             Self::Vmm(why) => write!(f, "the VMM ended unexpectedly: {why}"),

@@ -11,7 +11,11 @@ const GRACE: Duration = Duration::from_secs(10);
 fn states() -> Vec<State> {
     let outcome = || Outcome::Stopped;
     let deadline = NOW;
-    let stopping = |stage| State::Stopping { stage, deadline, outcome: outcome() };
+    let stopping = |stage| State::Stopping {
+        stage,
+        deadline,
+        outcome: outcome(),
+    };
     vec![
         State::Created,
         State::Starting { deadline },
@@ -64,8 +68,15 @@ fn events() -> Vec<Event> {
 fn short(state: &State) -> String {
     match state {
         State::Starting { deadline } => format!("Starting(until {}s)", deadline.as_secs()),
-        State::Stopping { stage, deadline, outcome } => {
-            format!("Stopping({stage:?} until {}s, {outcome})", deadline.as_secs())
+        State::Stopping {
+            stage,
+            deadline,
+            outcome,
+        } => {
+            format!(
+                "Stopping({stage:?} until {}s, {outcome})",
+                deadline.as_secs()
+            )
         }
         State::Stopped { outcome } => format!("Stopped({outcome})"),
         State::Destroying { outcome } => format!("Destroying({outcome})"),
@@ -111,7 +122,9 @@ fn every_state_against_every_event() {
 fn what_was_not_admitted_changes_nothing() {
     for state in states() {
         for event in events() {
-            let Event::Requested(request) = &event else { continue };
+            let Event::Requested(request) = &event else {
+                continue;
+            };
             let mut life = Lifecycle::with_state(state.clone(), false);
             if life.admit(request) != Admission::Accept {
                 assert_eq!(life.step(NOW, event.clone()), []);

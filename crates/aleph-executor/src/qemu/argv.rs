@@ -48,15 +48,30 @@ const TCG_CPU: &str = "Nehalem";
 /// The arguments, without the program's name.
 #[must_use]
 pub fn argv(machine: &Machine<'_>) -> Vec<String> {
-    let Machine { vm, accelerator, resources, command_line, disks } = machine;
+    let Machine {
+        vm,
+        accelerator,
+        resources,
+        command_line,
+        disks,
+    } = machine;
     let mut argv: Vec<String> = Vec::with_capacity(48);
     let mut add = |words: &[&str]| argv.extend(words.iter().map(|w| (*w).to_owned()));
 
     add(&["-name", &format!("vm-{vm}")]);
-    add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    add(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ]);
     // The guest is hostile, and so may be a QEMU that it broke into: no setuid, no programs
     // started, no priorities changed, no obsolete system calls.
-    add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    add(&[
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ]);
     // ACPI stays on: Debian's kernel finds virtio-mmio devices by it, and in no other way.
     add(&["-machine", "microvm,acpi=on"]);
     let (accelerator, cpu) = match accelerator {
@@ -64,7 +79,12 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         Accelerator::Tcg => ("tcg", TCG_CPU),
     };
     add(&["-accel", accelerator, "-cpu", cpu]);
-    add(&["-smp", &resources.cpus.to_string(), "-m", &format!("{}M", resources.memory.0)]);
+    add(&[
+        "-smp",
+        &resources.cpus.to_string(),
+        "-m",
+        &format!("{}M", resources.memory.0),
+    ]);
     add(&["-kernel", &path_of_file(File::Kernel.descriptor())]);
     add(&["-initrd", &path_of_file(File::Initrd.descriptor())]);
     add(&["-append", command_line]);
@@ -74,20 +94,38 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     };
     add(&["-chardev", &server("control", File::Control)]);
     add(&["-mon", "chardev=control,mode=control"]);
-    add(&["-chardev", &server("console", File::Console), "-serial", "chardev:console"]);
-    add(&["-chardev", &server("agent", File::Agent), "-device", "virtio-serial-device"]);
-    add(&["-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
+    add(&[
+        "-chardev",
+        &server("console", File::Console),
+        "-serial",
+        "chardev:console",
+    ]);
+    add(&[
+        "-chardev",
+        &server("agent", File::Agent),
+        "-device",
+        "virtio-serial-device",
+    ]);
+    add(&[
+        "-device",
+        &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
+    ]);
 
     for ((serial, read_only), descriptor) in disks.iter().zip(File::FirstDisk.descriptor()..) {
-        let access = if *read_only { "read-only=on" } else { "read-only=off,discard=unmap" };
+        let access = if *read_only {
+            "read-only=on"
+        } else {
+            "read-only=off,discard=unmap"
+        };
         add(&["-add-fd", &format!("fd={descriptor},set={descriptor}")]);
         add(&[
             "-blockdev",
-            &format!(
-                "driver=file,node-name={serial},filename=/dev/fdset/{descriptor},{access}"
-            ),
+            &format!("driver=file,node-name={serial},filename=/dev/fdset/{descriptor},{access}"),
         ]);
-        add(&["-device", &format!("virtio-blk-device,drive={serial},serial={serial}")]);
+        add(&[
+            "-device",
+            &format!("virtio-blk-device,drive={serial},serial={serial}"),
+        ]);
     }
     argv
 }
@@ -120,7 +158,11 @@ mod tests {
     fn a_microvm_with_kvm_cpus_and_a_scratch_disk() {
         insta::assert_snapshot!(lines(&Machine {
             accelerator: Accelerator::Kvm,
-            resources: Resources { cpus: 4, memory: MiB(2048), disk: MiB(10_240) },
+            resources: Resources {
+                cpus: 4,
+                memory: MiB(2048),
+                disk: MiB(10_240)
+            },
             disks: &[("rootfs", true), ("scratch", false)],
             ..machine()
         }));

@@ -59,7 +59,11 @@ impl QemuDriver {
     fn start(&self, launch: Launch) -> Result<QemuVmm, LaunchError> {
         let qemu = self.probe()?;
         qemu.require(MICROVM)?;
-        let disks: Vec<_> = launch.disks.iter().map(|d| (d.serial, d.read_only)).collect();
+        let disks: Vec<_> = launch
+            .disks
+            .iter()
+            .map(|d| (d.serial, d.read_only))
+            .collect();
         let mut command = Command::new(&qemu.program);
         command.args(argv(&Machine {
             vm: launch.vm,
@@ -80,7 +84,12 @@ impl QemuDriver {
             readable(launch.kernel).map_err(io("hand the kernel over"))?,
             readable(launch.initrd).map_err(io("hand the initramfs over"))?,
         ];
-        files.extend(launch.disks.into_iter().map(|disk| OwnedFd::from(disk.file)));
+        files.extend(
+            launch
+                .disks
+                .into_iter()
+                .map(|disk| OwnedFd::from(disk.file)),
+        );
         let (tail, stderr) = Tail::new().map_err(io("make a pipe"))?;
         let device_group = match self.config.accelerator {
             Accelerator::Kvm => std::fs::metadata("/dev/kvm").ok().map(|m| m.gid()),
@@ -96,7 +105,12 @@ impl QemuDriver {
         })
         .map_err(io(&format!("start {}", qemu.program.display())))?;
         let socket = launch.run_dir.join(socket_name::CONTROL);
-        Ok(QemuVmm { process, socket, tail: Some(tail), qmp: tokio::sync::OnceCell::new() })
+        Ok(QemuVmm {
+            process,
+            socket,
+            tail: Some(tail),
+            qmp: tokio::sync::OnceCell::new(),
+        })
     }
 }
 
@@ -151,7 +165,12 @@ impl Driver for QemuDriver {
             Err(error) => return Err(error.into()),
         };
         let socket = run_dir.join(socket_name::CONTROL);
-        Ok(Box::new(QemuVmm { process, socket, tail: None, qmp: tokio::sync::OnceCell::new() }))
+        Ok(Box::new(QemuVmm {
+            process,
+            socket,
+            tail: None,
+            qmp: tokio::sync::OnceCell::new(),
+        }))
     }
 }
 
@@ -179,7 +198,10 @@ impl QemuVmm {
             Err(QmpError::Broken(_)) if command == "quit" => Ok(()),
             Err(QmpError::Silent) => Err(VmmError::Silent { command }),
             Err(QmpError::Io(error)) => Err(error.into()),
-            Err(refused) => Err(VmmError::Refused { command, why: refused.to_string() }),
+            Err(refused) => Err(VmmError::Refused {
+                command,
+                why: refused.to_string(),
+            }),
         }
     }
 }

@@ -51,14 +51,21 @@ impl Stamp {
 /// # Errors
 /// [`LaunchError::Missing`] where there is none.
 pub fn find(program: &Path) -> Result<PathBuf, LaunchError> {
-    let missing = || LaunchError::Missing { program: program.display().to_string() };
+    let missing = || LaunchError::Missing {
+        program: program.display().to_string(),
+    };
     let candidates: Vec<PathBuf> = if program.components().count() > 1 {
         vec![program.to_owned()]
     } else {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).map(|dir| dir.join(program)).collect()
+        std::env::split_paths(&path)
+            .map(|dir| dir.join(program))
+            .collect()
     };
-    candidates.into_iter().find(|candidate| candidate.is_file()).ok_or_else(missing)
+    candidates
+        .into_iter()
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(missing)
 }
 
 /// What the program is, from `cache` if it was asked before.
@@ -67,14 +74,19 @@ pub fn find(program: &Path) -> Result<PathBuf, LaunchError> {
 /// Where it is missing, or is no QEMU.
 pub fn probe(program: &Path, cache: &Path) -> Result<Qemu, LaunchError> {
     let program = find(program)?;
-    let failed = |why: String| LaunchError::Probe { program: program.display().to_string(), why };
+    let failed = |why: String| LaunchError::Probe {
+        program: program.display().to_string(),
+        why,
+    };
     let stamp = Stamp::of(&program).map_err(|e| failed(e.to_string()))?;
     if let Some(known) = read(cache).filter(|k| k.program == program && k.stamp == stamp) {
         return Ok(known);
     }
     let ask = |arguments: &[&str]| {
-        let output =
-            Command::new(&program).args(arguments).output().map_err(|e| failed(e.to_string()))?;
+        let output = Command::new(&program)
+            .args(arguments)
+            .output()
+            .map_err(|e| failed(e.to_string()))?;
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
             Ok(stdout)
@@ -87,7 +99,12 @@ pub fn probe(program: &Path, cache: &Path) -> Result<Qemu, LaunchError> {
     let version = parse_version(&version)
         .ok_or_else(|| failed(format!("no version in {:?}", version.lines().next())))?;
     let machines = parse_machines(&ask(&["-machine", "help"])?);
-    let qemu = Qemu { program, version, machines, stamp };
+    let qemu = Qemu {
+        program,
+        version,
+        machines,
+        stamp,
+    };
     write(cache, &qemu);
     Ok(qemu)
 }
@@ -111,12 +128,17 @@ impl Qemu {
 
 fn parse_version(text: &str) -> Option<String> {
     let rest = text.strip_prefix("QEMU emulator version ")?;
-    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(rest.len());
     Some(rest[..end].to_owned()).filter(|version| !version.is_empty())
 }
 
 fn parse_machines(text: &str) -> Vec<String> {
-    let names = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    let names = text
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next());
     names.map(str::to_owned).collect()
 }
 
@@ -127,8 +149,13 @@ fn read(cache: &Path) -> Option<Qemu> {
 /// Keeps the answer; where that fails it is asked again next time.
 fn write(cache: &Path, qemu: &Qemu) {
     let temporary = cache.with_extension(format!("tmp-{}", std::process::id()));
-    let Ok(json) = serde_json::to_vec(qemu) else { return };
-    if fs::write(&temporary, json).and_then(|()| fs::rename(&temporary, cache)).is_err() {
+    let Ok(json) = serde_json::to_vec(qemu) else {
+        return;
+    };
+    if fs::write(&temporary, json)
+        .and_then(|()| fs::rename(&temporary, cache))
+        .is_err()
+    {
         let _ = fs::remove_file(&temporary);
     }
 }
@@ -141,7 +168,10 @@ mod tests {
     fn versions_and_machines_are_read() {
         let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright";
         assert_eq!(parse_version(debian).as_deref(), Some("7.2.22"));
-        assert_eq!(parse_version("QEMU emulator version 10.0.2\n").as_deref(), Some("10.0.2"));
+        assert_eq!(
+            parse_version("QEMU emulator version 10.0.2\n").as_deref(),
+            Some("10.0.2")
+        );
         assert_eq!(parse_version("bash 5.2"), None);
         let help = "Supported machines are:\nmicrovm              microvm (i386)\nnone  empty\n";
         assert_eq!(parse_machines(help), ["microvm", "none"]);

@@ -91,16 +91,24 @@ impl Qmp {
             let mut lines = BufReader::new(read);
             let greeting = next_line(&mut lines).await?;
             if greeting.get("QMP").is_none() {
-                return Err(QmpError::Broken(format!("a greeting without QMP: {greeting}")));
+                return Err(QmpError::Broken(format!(
+                    "a greeting without QMP: {greeting}"
+                )));
             }
             let (events, receiver) = mpsc::channel(MAX_EVENTS);
             let answers = Answers::default();
             let reader = tokio::spawn(read_all(lines, Arc::clone(&answers), events));
-            let qmp = Self { writer: tokio::sync::Mutex::new(write), answers, reader };
+            let qmp = Self {
+                writer: tokio::sync::Mutex::new(write),
+                answers,
+                reader,
+            };
             qmp.execute("qmp_capabilities", json!({}), limit).await?;
             Ok((qmp, receiver))
         };
-        tokio::time::timeout(limit, negotiate).await.unwrap_or(Err(QmpError::Silent))
+        tokio::time::timeout(limit, negotiate)
+            .await
+            .unwrap_or(Err(QmpError::Silent))
     }
 
     /// Carries a command out and returns what it returns.
@@ -124,13 +132,17 @@ impl Qmp {
             pending.waiting.insert(id, answer);
             id
         };
-        let forget = Forget { answers: &self.answers, id };
-        let mut line =
-            json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+        let forget = Forget {
+            answers: &self.answers,
+            id,
+        };
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         let exchange = async {
             self.writer.lock().await.write_all(line.as_bytes()).await?;
-            answered.await.unwrap_or_else(|_| Err(QmpError::Broken("closed".into())))
+            answered
+                .await
+                .unwrap_or_else(|_| Err(QmpError::Broken("closed".into())))
         };
         let outcome = tokio::time::timeout(limit, exchange).await;
         drop(forget);
@@ -158,7 +170,11 @@ async fn next_line(lines: &mut BufReader<OwnedReadHalf>) -> Result<Value, QmpErr
     let mut line = Vec::new();
     lines.take(MAX_LINE).read_until(b'\n', &mut line).await?;
     if line.last() != Some(&b'\n') {
-        let why = if line.is_empty() { "closed" } else { "cut off, or an endless line" };
+        let why = if line.is_empty() {
+            "closed"
+        } else {
+            "cut off, or an endless line"
+        };
         return Err(QmpError::Broken(why.into()));
     }
     serde_json::from_slice(&line).map_err(|error| QmpError::Broken(error.to_string()))
@@ -173,7 +189,10 @@ async fn read_all(
         match next_line(&mut lines).await {
             Ok(mut message) => {
                 if let Some(name) = message.get("event").and_then(Value::as_str) {
-                    let event = QmpEvent { name: name.to_owned(), data: message["data"].take() };
+                    let event = QmpEvent {
+                        name: name.to_owned(),
+                        data: message["data"].take(),
+                    };
                     tracing::trace!(?event, "qmp");
                     let _ = events.try_send(event);
                 } else if let Some(id) = message.get("id").and_then(Value::as_u64) {
@@ -198,7 +217,10 @@ fn answer(mut message: Value) -> Result<Value, QmpError> {
         None => Ok(message["return"].take()),
         Some(error) => {
             let text = |key: &str| error[key].as_str().unwrap_or("unknown").to_owned();
-            Err(QmpError::Refused { class: text("class"), description: text("desc") })
+            Err(QmpError::Refused {
+                class: text("class"),
+                description: text("desc"),
+            })
         }
     }
 }
@@ -218,11 +240,17 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         tokio::spawn(async move {
             let (read, mut write) = listener.accept().await.unwrap().0.into_split();
-            write.write_all(b"{\"QMP\": {\"capabilities\": []}}\r\n").await.unwrap();
+            write
+                .write_all(b"{\"QMP\": {\"capabilities\": []}}\r\n")
+                .await
+                .unwrap();
             let mut lines = BufReader::new(read).lines();
             while let Some(line) = lines.next_line().await.unwrap() {
                 for answer in script(&serde_json::from_str(&line).unwrap()) {
-                    write.write_all(format!("{answer}\r\n").as_bytes()).await.unwrap();
+                    write
+                        .write_all(format!("{answer}\r\n").as_bytes())
+                        .await
+                        .unwrap();
                 }
             }
         });

@@ -1,0 +1,60 @@
+# Two commands do all the set-up: `make run` (a command in a real microVM) and `make test`.
+# Both can be called again: what is done is not done twice.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+PREFIX ?= /usr/local
+ALEPH  := target/release/aleph
+ONLY   ?=
+
+.PHONY: run test bench build install packages check fmt clippy doc deny fuzz clean
+
+run: install
+	@$(ALEPH) kernel build
+	@$(ALEPH) image build busybox
+	$(ALEPH) run --rm busybox -- sh -c 'uname -a; echo hello from $$(hostname)'
+
+# All tests, real VMs included.
+test: packages
+	@setup/cargo-tool cargo-nextest
+	cargo nextest run --workspace --profile $(if $(CI),ci,default)
+	cargo test --workspace --doc --quiet
+
+# Prints a table and writes bench/results.json; ONLY=boot runs one group.
+bench: packages build
+	cargo run --release --quiet -p aleph-bench -- $(ONLY)
+
+build: packages
+	cargo build --release -p aleph-cli
+
+install: build
+	@install -D -m 0755 $(ALEPH) $(DESTDIR)$(PREFIX)/bin/aleph
+
+packages:
+	@setup/packages
+
+# What CI checks before the tests.
+check: packages fmt clippy doc deny
+
+fmt:
+	cargo fmt --all --check
+
+clippy:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+deny:
+	@setup/cargo-tool cargo-deny
+	cargo deny --offline check bans licenses sources
+
+# A minute for each fuzz target; SECONDS_EACH=600 for more.
+SECONDS_EACH ?= 60
+fuzz: packages
+	@setup/cargo-tool cargo-fuzz
+	@setup/fuzz $(SECONDS_EACH)
+
+clean:
+	cargo clean

@@ -1,0 +1,65 @@
+//! `make bench`: every figure beside its limit or its peer, measured in the same run.
+//!
+//! Prints a table and writes `bench/results.json`. Samples of a figure and of its reference are
+//! taken in turn, so that a host whose speed drifts slows both. It exits 0 whatever holds.
+
+mod boot;
+mod by_hand;
+mod exec;
+mod row;
+mod size;
+
+use anyhow::{Context, Result, bail};
+use row::Row;
+use std::path::{Path, PathBuf};
+
+/// What every group is given.
+struct Bench {
+    root: aleph_testkit::TestRoot,
+    /// The release build of the program under test.
+    aleph: PathBuf,
+    runtime: tokio::runtime::Runtime,
+}
+
+type Group = fn(&Bench) -> Result<Vec<Row>>;
+
+const GROUPS: [(&str, Group); 3] = [
+    ("boot", boot::boot),
+    ("exec", exec::exec),
+    ("size", size::size),
+];
+
+fn main() -> Result<()> {
+    let only = std::env::args().nth(1);
+    if let Some(only) = &only
+        && !GROUPS.iter().any(|(name, _)| name == only)
+    {
+        bail!("there is no group {only:?}: the groups are boot, exec and size");
+    }
+    let exe = std::env::current_exe()?;
+    let aleph = exe
+        .parent()
+        .context("the program has no folder")?
+        .join("aleph");
+    let bench = Bench {
+        root: aleph_testkit::TestRoot::new()?,
+        aleph,
+        runtime: tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?,
+    };
+    let mut rows = Vec::new();
+    for (name, group) in GROUPS {
+        if only.as_deref().is_none_or(|only| only == name) {
+            eprintln!("measuring {name}");
+            rows.extend(group(&bench).with_context(|| format!("group {name}"))?);
+        }
+    }
+    println!("{}", row::table(&rows));
+    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("results.json");
+    let mut json = serde_json::to_string_pretty(&rows)?;
+    json.push('\n');
+    std::fs::write(&results, json)?;
+    println!("written to bench/results.json");
+    Ok(())
+}

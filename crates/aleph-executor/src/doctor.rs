@@ -1,0 +1,323 @@
+//! What a host lacks for running VMs, and the command that mends it.
+//!
+//! [`examine`] reads the host; each finding is then a pure function of what was read. Nothing is
+//! changed, and nothing is started but `qemu-system-x86_64 -version`.
+
+use crate::accel::{self, Accelerator, Device, Virtualisation};
+use crate::cgroup::mount_point;
+use crate::executor::ExecutorConfig;
+use crate::host;
+use crate::hypervisor::LaunchError;
+use crate::paths::Paths;
+use crate::qemu::probe::{MICROVM, Qemu, find, probe};
+use aleph_types::MiB;
+use serde::Serialize;
+use std::fs;
+use std::path::Path;
+
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Works, with less.
+    Warning,
+    /// Without this the node can run no microVM.
+    Failure,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at, as a stable `snake_case` name.
+    pub check: &'static str,
+    /// How grave it is.
+    pub severity: Severity,
+    /// What was found.
+    pub found: String,
+    /// The command that mends it, where there is one.
+    pub mend: Option<String>,
+}
+
+impl Finding {
+    /// A finding that is as it should be.
+    pub fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            check,
+            severity: Severity::Ok,
+            found: found.into(),
+            mend: None,
+        }
+    }
+
+    /// A finding with which the node works less well.
+    pub fn warning(check: &'static str, found: impl Into<String>, mend: &str) -> Self {
+        let mend = Some(mend.to_owned()).filter(|m| !m.is_empty());
+        Self {
+            check,
+            severity: Severity::Warning,
+            found: found.into(),
+            mend,
+        }
+    }
+
+    /// A finding with which the node does not work.
+    pub fn failure(check: &'static str, found: impl Into<String>, mend: &str) -> Self {
+        Self {
+            severity: Severity::Failure,
+            ..Self::warning(check, found, mend)
+        }
+    }
+}
+
+/// The least free memory with which a smallest VM starts, with its overhead.
+const LEAST_MEMORY: MiB = MiB(192);
+/// The least free disk with which images can be built.
+const LEAST_DISK: MiB = MiB(1024);
+
+/// Looks at everything but the kernel bundle, which is the caller's to add.
+#[must_use]
+pub fn examine(paths: &Paths, config: &ExecutorConfig) -> Vec<Finding> {
+    let virtualisation = host::virtualisation();
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let cgroup = mount_point(&mountinfo).map(|at| {
+        let controllers = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
+        (at.display().to_string(), controllers.trim().to_owned())
+    });
+    let cache = paths.run().join("qemu.json");
+    let mut findings = vec![
+        user(rustix::process::geteuid().is_root()),
+        cpu(virtualisation),
+        kvm(
+            virtualisation,
+            accel::choose(config.accelerator, virtualisation),
+        ),
+        qemu(probe(&config.qemu, &cache)),
+        firecracker(installed("firecracker"), installed("jailer")),
+        program("nftables", "nft", installed("nft")),
+        tun(Path::new("/dev/net/tun").exists()),
+        cgroups(
+            cgroup
+                .as_ref()
+                .map(|(at, controllers)| (at.as_str(), controllers.as_str())),
+        ),
+    ];
+    match host::capacity(paths.state()) {
+        Ok(host) => findings.extend([memory(host.available), disk(host.disk, paths.state())]),
+        Err(error) => {
+            findings.push(Finding::failure(
+                "memory",
+                format!("cannot be read: {error}"),
+                "",
+            ));
+        }
+    }
+    findings
+}
+
+fn installed(program: &str) -> bool {
+    find(Path::new(program)).is_ok()
+}
+
+fn user(root: bool) -> Finding {
+    if root {
+        Finding::ok(
+            "user",
+            "root: each VMM gets an unprivileged user of its own",
+        )
+    } else {
+        let found = "not root: VMMs run as this user, without a cgroup";
+        Finding::warning("user", found, "sudo aleph …")
+    }
+}
+
+fn cpu(host: Virtualisation) -> Finding {
+    if host.cpu {
+        Finding::ok("cpu", "virtualises (vmx or svm)")
+    } else {
+        let found = "no vmx or svm among the processor's flags: guests are emulated";
+        Finding::warning("cpu", found, "")
+    }
+}
+
+fn kvm(host: Virtualisation, chosen: Accelerator) -> Finding {
+    match (host.device, host.cpu, chosen) {
+        (Device::Opens, true, Accelerator::Kvm) => Finding::ok("kvm", "/dev/kvm opens: used"),
+        (Device::Opens, false, Accelerator::Kvm) => Finding::warning(
+            "kvm",
+            "/dev/kvm is used because --accel says so; a guest may hang on this processor",
+            "",
+        ),
+        (Device::Opens, false, Accelerator::Tcg) => Finding::warning(
+            "kvm",
+            "/dev/kvm only opens: on this processor a guest would hang, so it is not used",
+            "",
+        ),
+        (Device::Opens, true, Accelerator::Tcg) => {
+            Finding::ok("kvm", "/dev/kvm opens, and --accel says not to use it")
+        }
+        (Device::Forbidden, ..) => Finding::warning(
+            "kvm",
+            "/dev/kvm may not be opened by this user",
+            "sudo usermod -aG kvm \"$USER\"",
+        ),
+        (Device::Missing, true, _) => Finding::warning(
+            "kvm",
+            "there is no /dev/kvm although the processor virtualises",
+            "sudo modprobe kvm_intel || sudo modprobe kvm_amd",
+        ),
+        (Device::Missing, false, _) => Finding::warning("kvm", "there is no /dev/kvm", ""),
+    }
+}
+
+fn qemu(probed: Result<Qemu, LaunchError>) -> Finding {
+    const INSTALL: &str = "sudo apt-get install -y --no-install-recommends qemu-system-x86";
+    match probed {
+        Ok(qemu) if qemu.require(MICROVM).is_err() => Finding::failure(
+            "qemu",
+            format!(
+                "{} {} lacks the machine microvm",
+                qemu.program.display(),
+                qemu.version
+            ),
+            INSTALL,
+        ),
+        Ok(qemu) => {
+            let q35 = qemu.machines.iter().any(|m| m == "q35");
+            let machines = if q35 { "microvm, q35" } else { "microvm" };
+            Finding::ok("qemu", format!("QEMU {} with {machines}", qemu.version))
+        }
+        Err(error) => Finding::failure("qemu", crate::vm::chain(&error), INSTALL),
+    }
+}
+
+fn firecracker(firecracker: bool, jailer: bool) -> Finding {
+    match (firecracker, jailer) {
+        (true, true) => Finding::ok("firecracker", "firecracker and jailer are installed"),
+        (true, false) => {
+            Finding::warning("firecracker", "firecracker is installed, jailer is not", "")
+        }
+        (false, _) => Finding::warning("firecracker", "not installed: microVMs run on QEMU", ""),
+    }
+}
+
+fn program(check: &'static str, name: &str, there: bool) -> Finding {
+    if there {
+        Finding::ok(check, format!("{name} is installed"))
+    } else {
+        let mend = format!("sudo apt-get install -y {check}");
+        Finding::warning(
+            check,
+            format!("{name} is not installed: VMs have no network"),
+            &mend,
+        )
+    }
+}
+
+fn tun(there: bool) -> Finding {
+    if there {
+        Finding::ok("tun", "/dev/net/tun is there")
+    } else {
+        let found = "there is no /dev/net/tun: VMs have no network";
+        Finding::warning("tun", found, "sudo modprobe tun")
+    }
+}
+
+fn cgroups(mount: Option<(&str, &str)>) -> Finding {
+    match mount {
+        None => Finding::warning(
+            "cgroup",
+            "cgroup v2 is not mounted: VMMs are neither grouped nor limited",
+            "sudo mount -t cgroup2 none /sys/fs/cgroup",
+        ),
+        Some((at, controllers)) => {
+            let there: Vec<&str> = controllers.split_ascii_whitespace().collect();
+            let missing: Vec<&str> = ["cpu", "io", "memory", "pids"]
+                .into_iter()
+                .filter(|c| !there.contains(c))
+                .collect();
+            if missing.is_empty() {
+                return Finding::ok("cgroup", format!("v2 at {at} with {controllers}"));
+            }
+            let missing = missing.join(", ");
+            Finding::warning(
+                "cgroup",
+                format!("v2 at {at} without {missing}: VMMs are grouped, not limited"),
+                "",
+            )
+        }
+    }
+}
+
+fn memory(available: MiB) -> Finding {
+    let found = format!("{available} available");
+    if available < LEAST_MEMORY {
+        Finding::failure("memory", format!("{found}, a VM needs {LEAST_MEMORY}"), "")
+    } else {
+        Finding::ok("memory", found)
+    }
+}
+
+fn disk(free: MiB, state: &Path) -> Finding {
+    let found = format!("{free} free at {}", state.display());
+    if free < LEAST_DISK {
+        Finding::warning(
+            "disk",
+            format!("{found}, building images needs {LEAST_DISK}"),
+            "",
+        )
+    } else {
+        Finding::ok("disk", found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_only_opens_is_told_from_one_that_works() {
+        let lies = Virtualisation {
+            cpu: false,
+            device: Device::Opens,
+        };
+        let finding = kvm(lies, Accelerator::Tcg);
+        assert!(finding.severity == Severity::Warning && finding.found.contains("only opens"));
+        let works = Virtualisation {
+            cpu: true,
+            device: Device::Opens,
+        };
+        assert_eq!(kvm(works, Accelerator::Kvm).severity, Severity::Ok);
+    }
+
+    #[test]
+    fn what_the_node_cannot_do_without_fails() {
+        let missing = qemu(Err(LaunchError::Missing {
+            program: "qemu".into(),
+        }));
+        assert_eq!(missing.severity, Severity::Failure);
+        assert!(
+            missing
+                .mend
+                .is_some_and(|mend| mend.contains("apt-get install"))
+        );
+        assert_eq!(memory(MiB(100)).severity, Severity::Failure);
+        assert_eq!(firecracker(false, false).severity, Severity::Warning);
+    }
+
+    #[test]
+    fn missing_controllers_are_named() {
+        let finding = cgroups(Some(("/sys/fs/cgroup/unified", "cpu pids")));
+        assert!(
+            finding.found.contains("without io, memory"),
+            "{}",
+            finding.found
+        );
+        assert_eq!(
+            cgroups(Some(("/x", "cpuset cpu io memory pids"))).severity,
+            Severity::Ok
+        );
+        assert_eq!(cgroups(None).severity, Severity::Warning);
+    }
+}

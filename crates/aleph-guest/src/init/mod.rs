@@ -1,0 +1,91 @@
+//! What PID 1 does: from the kernel's start to the session, and from its end to power-off.
+
+mod boot;
+mod console;
+mod disk;
+mod modules;
+mod port;
+mod power;
+mod root;
+mod setup;
+
+pub use console::print;
+pub use power::off;
+
+use crate::channel::Channel;
+use crate::dialogue::Machine;
+use crate::failure::Failure;
+use crate::session::{End, Session};
+use crate::sys;
+use aleph_guest_proto::Setup;
+use alloc::format;
+use modules::Modules;
+use rustix::fd::OwnedFd;
+
+/// Runs the guest, from the agent's start to power-off. A process that is not PID 1 is ended
+/// with a message instead: what follows would reboot the machine that it runs on.
+pub fn run() -> ! {
+    if !power::is_init() {
+        print("this program is the PID 1 of a guest, and nothing else");
+        sys::exit(1);
+    }
+    let started_us = sys::monotonic_us();
+    let mut disk = None;
+    match serve(started_us, &mut disk) {
+        Ok(End::Finished | End::HungUp) => {}
+        Ok(End::Failed(failure)) | Err(failure) => print(&failure.message),
+    }
+    off(disk.as_ref());
+}
+
+fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
+    boot::mount_basics()?;
+    let mut modules = Modules::read();
+    modules.load_early();
+    let port = port::open().map_err(|failure| modules.blame(failure))?;
+    let failed = |errno| Failure::new("serving the port", errno);
+    let channel = Channel::new(port).map_err(failed)?;
+    let mut session = Session::new(
+        channel,
+        Guest {
+            modules,
+            disk: None,
+        },
+        started_us,
+    )
+    .map_err(failed)?;
+    let end = session.run();
+    *disk = session.into_machine().disk;
+    Ok(end)
+}
+
+/// The machine that the agent is PID 1 of.
+struct Guest {
+    modules: Modules,
+    /// The root folder of the disk that takes writes, where there is one.
+    disk: Option<OwnedFd>,
+}
+
+impl Machine for Guest {
+    fn set_up(&mut self, setup: &Setup<'_>) -> Result<(), Failure> {
+        setup::apply_facts(setup);
+        self.modules.load_rest();
+        let root = root::assemble(&setup.root).map_err(|failure| self.modules.blame(failure));
+        self.disk = root?;
+        setup::complete(setup.hostname);
+        Ok(())
+    }
+
+    fn signal_all(&mut self, signal: u8) {
+        if power::is_init() {
+            // That nobody is there is seen when children are collected.
+            let _ = sys::kill(-1, signal);
+        }
+    }
+}
+
+/// What a panic comes to.
+pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
+    print(&format!("{info}"));
+    off(None);
+}

@@ -1,0 +1,127 @@
+//! Kernel modules from the initramfs.
+//!
+//! `/modules/order` has a line for each module, in the order in which they load:
+//!
+//! ```text
+//! early virtio.ko
+//! early virtio_console.ko
+//! root overlay.ko
+//! erofs.ko
+//! ```
+//!
+//! `early` ones load before the channel opens, `root` ones when the root is assembled; a bare
+//! name is early. Empty lines and those that begin with `#` say nothing.
+
+use crate::failure::{Failure, text, words};
+use crate::file::read_bounded;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// The list, and what went wrong with it so far. Trouble is told only where something else
+/// fails after it: a driver whose hardware is missing is no harm.
+pub(super) struct Modules {
+    order: Vec<u8>,
+    trouble: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Early,
+    Root,
+}
+
+impl Modules {
+    /// Reads the list. A kernel that has everything built in needs none.
+    pub(super) fn read() -> Self {
+        Self {
+            order: read_bounded(c"/modules/order").unwrap_or_default(),
+            trouble: None,
+        }
+    }
+
+    /// Loads what the channel needs.
+    pub(super) fn load_early(&mut self) {
+        self.load(Stage::Early);
+    }
+
+    /// Loads the others, and removes what is left of the list.
+    pub(super) fn load_rest(&mut self) {
+        self.load(Stage::Root);
+        let _ = rustix::fs::unlink(c"/modules/order");
+        let _ = rustix::fs::rmdir(c"/modules");
+        self.order = Vec::new();
+    }
+
+    /// A failure that a module may be to blame for, with that module's.
+    pub(super) fn blame(&self, mut failure: Failure) -> Failure {
+        if let Some(trouble) = &self.trouble {
+            failure.message = format!("{} ({trouble})", failure.message);
+        }
+        failure
+    }
+
+    fn load(&mut self, wanted: Stage) {
+        let mut trouble = None;
+        for (_, name) in entries(&self.order).filter(|(stage, _)| *stage == wanted) {
+            if let Err(errno) = load(name) {
+                trouble = Some(format!("module {}: {}", text(name), words(errno)));
+            }
+        }
+        self.trouble = self.trouble.take().or(trouble);
+    }
+}
+
+fn entries(order: &[u8]) -> impl Iterator<Item = (Stage, &[u8])> {
+    order
+        .split(|b| *b == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .filter_map(|line| {
+            if line.is_empty() || line.starts_with(b"#") {
+                return None;
+            }
+            Some(
+                match (line.strip_prefix(b"early "), line.strip_prefix(b"root ")) {
+                    (Some(name), _) => (Stage::Early, name.trim_ascii()),
+                    (_, Some(name)) => (Stage::Root, name.trim_ascii()),
+                    _ => (Stage::Early, line),
+                },
+            )
+        })
+}
+
+/// Loads a module and removes its file, whose memory the guest can use better.
+fn load(name: &[u8]) -> Result<(), Errno> {
+    let path = [b"/modules/", name].concat();
+    let file = rustix::fs::open(&path[..], OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let loaded = rustix::system::finit_module(&file, c"", 0);
+    let _ = rustix::fs::unlink(&path[..]);
+    match loaded {
+        Err(Errno::EXIST) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_have_a_stage_or_are_early() {
+        let order = b"# comment\nvirtio.ko\n\nearly  virtio_ring.ko\r\nroot overlay.ko\nerofs.ko";
+        let seen: Vec<_> = entries(order)
+            .map(|(stage, name)| (stage, core::str::from_utf8(name).unwrap()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (Stage::Early, "virtio.ko"),
+                (Stage::Early, "virtio_ring.ko"),
+                (Stage::Root, "overlay.ko"),
+                (Stage::Early, "erofs.ko"),
+            ]
+        );
+    }
+}

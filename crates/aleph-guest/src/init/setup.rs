@@ -1,0 +1,77 @@
+//! What a guest is told about itself, and the rest of its mounts.
+
+use crate::file;
+use crate::sys;
+use aleph_guest_proto::Setup;
+use core::ffi::CStr;
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::time::{ClockId, Timespec};
+
+/// Random state, clock, name and loopback. A kernel that refuses one of them can still run
+/// commands, and all of them that matter are seen from inside.
+pub(super) fn apply_facts(setup: &Setup<'_>) {
+    if let Ok(random) = rustix::fs::open(
+        c"/dev/urandom",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        let _ = sys::add_entropy(&random, setup.entropy);
+        let _ = sys::reseed(&random);
+    }
+    let second = 1_000_000_000;
+    let time = Timespec {
+        tv_sec: i64::try_from(setup.unix_ns / second).unwrap_or(0),
+        tv_nsec: i64::try_from(setup.unix_ns % second).unwrap_or(0),
+    };
+    let _ = rustix::time::clock_settime(ClockId::Realtime, time);
+    let _ = rustix::system::sethostname(setup.hostname);
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    if let Ok(socket) = socket {
+        let _ = sys::bring_up(&socket, b"lo");
+    }
+}
+
+/// What programs expect to find, in the root by now. An image may lack a place for some of it,
+/// and go without.
+pub(super) fn complete(hostname: &[u8]) {
+    let plain = MountFlags::NOSUID | MountFlags::NODEV;
+    let quiet = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount(
+        c"/dev/pts",
+        c"devpts",
+        quiet,
+        c"gid=5,mode=620,ptmxmode=666",
+    );
+    mount(c"/dev/shm", c"tmpfs", plain, c"mode=1777");
+    mount(c"/run", c"tmpfs", plain, c"mode=755");
+    mount(
+        c"/sys/fs/cgroup",
+        c"cgroup2",
+        quiet | MountFlags::NODEV,
+        c"",
+    );
+    for (target, link) in [
+        (c"/proc/self/fd", c"/dev/fd"),
+        (c"/proc/self/fd/0", c"/dev/stdin"),
+        (c"/proc/self/fd/1", c"/dev/stdout"),
+        (c"/proc/self/fd/2", c"/dev/stderr"),
+    ] {
+        let _ = rustix::fs::symlink(target, link);
+    }
+    let _ = rustix::fs::mkdir(c"/etc", Mode::from_raw_mode(0o755));
+    let _ = file::write(c"/etc/hostname", &[hostname, b"\n"]);
+    let hosts = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t";
+    let _ = file::write(c"/etc/hosts", &[hosts, hostname, b"\n"]);
+}
+
+fn mount(path: &CStr, kind: &CStr, flags: MountFlags, options: &CStr) {
+    let _ = rustix::fs::mkdir(path, Mode::from_raw_mode(0o755));
+    let _ = rustix::mount::mount(kind, path, kind, flags, options);
+}

@@ -1,0 +1,54 @@
+//! Streams: the operations that the host began, by the numbers that it gave them.
+
+use crate::command::Command;
+use crate::get::Get;
+use crate::put::Put;
+
+/// The most streams at once.
+pub(crate) const MAX_STREAMS: usize = 256;
+
+/// One operation of the host's.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// The host's number for it.
+    pub(crate) id: u32,
+    /// What it is.
+    pub(crate) operation: Operation,
+}
+
+/// What a stream is.
+#[derive(Debug)]
+pub(crate) enum Operation {
+    /// A command that runs, or whose end is not told.
+    Command(Command),
+    /// A file that comes in.
+    Put(Put),
+    /// A file that goes out.
+    Get(Get),
+}
+
+/// One of the descriptors that a command waits on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// Its standard input takes bytes.
+    Input,
+    /// Its standard output, or terminal, has bytes.
+    Output,
+    /// Its standard error has bytes.
+    Errors,
+}
+
+impl Stream {
+    /// Its command, where it is one.
+    pub(crate) fn command(&mut self) -> Option<&mut Command> {
+        match &mut self.operation {
+            Operation::Command(command) => Some(command),
+            _ => None,
+        }
+    }
+
+    /// Whether the guest ends with it.
+    pub(crate) fn is_main(&self) -> bool {
+        matches!(&self.operation, Operation::Command(command) if command.is_main())
+    }
+}

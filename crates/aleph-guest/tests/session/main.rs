@@ -1,0 +1,11 @@
+//! Whole sessions, driven over a socket by a host that speaks the protocol.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where it cannot go on"
+)]
+
+mod commands;
+mod conversation;
+mod files;
+mod support;

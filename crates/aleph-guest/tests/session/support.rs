@@ -1,0 +1,345 @@
+//! A host for sessions under test, and the process that a session runs in.
+//!
+//! A session collects every child of its process and blocks its signals, so each test gets one
+//! in a process of its own, which also is the reaper of its orphans as PID 1 would be. The
+//! stand-in machine signals children of that process alone.
+#![allow(unsafe_code)]
+
+use aleph_guest::{Channel, End, Failure, Machine, Session};
+use aleph_guest_proto::{
+    CONTROL, Decoder, Exec, Exit, FileInfo, ListBuf, Root, SendWindow, Setup, Terminal, ToGuest,
+    ToHost, Upper, Versions,
+};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// What a test hears from the guest: [`ToHost`] with bytes of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Hello,
+    Ready,
+    Fatal(String),
+    Pong(u64),
+    Started(u32),
+    Data(Vec<u8>),
+    ErrorData(Vec<u8>),
+    Eof,
+    Credit(u32),
+    Exited(Exit),
+    Failed(u32, String),
+    File(FileInfo),
+    Done,
+}
+
+/// The outcome of a command.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ran {
+    pub(crate) output: String,
+    pub(crate) errors: String,
+    pub(crate) end: Heard,
+}
+
+/// What to run, with what most tests leave out.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Request<'a> {
+    pub(crate) argv: &'a [&'a str],
+    pub(crate) env: &'a [&'a str],
+    pub(crate) workdir: &'a str,
+    pub(crate) user: &'a str,
+    pub(crate) terminal: Option<Terminal>,
+    pub(crate) stdin: bool,
+    pub(crate) main: bool,
+}
+
+/// The host's side of a session.
+pub(crate) struct Host {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// Its process, or 0 once it was waited for.
+    agent: libc::pid_t,
+    /// Whether data is credited as it arrives.
+    pub(crate) credits: bool,
+}
+
+/// Sessions start commands as their users, which takes root.
+pub(crate) fn is_root() -> bool {
+    let is_root = rustix::process::getuid().is_root();
+    if !is_root {
+        eprintln!("skipped: starting commands takes root");
+    }
+    is_root
+}
+
+struct StandIn;
+
+impl Machine for StandIn {
+    fn set_up(&mut self, setup: &Setup<'_>) -> Result<(), Failure> {
+        match setup.root.filesystem {
+            b"broken" => Err(Failure {
+                errno: 22,
+                message: "broken as asked for".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn signal_all(&mut self, signal: u8) {
+        let own = std::process::id();
+        for child in children(own) {
+            // SAFETY: it takes numbers alone, and the process is this one's child.
+            unsafe { libc::kill(child, i32::from(signal)) };
+        }
+    }
+}
+
+/// The children of a process, zombies too.
+pub(crate) fn children(of: u32) -> Vec<libc::pid_t> {
+    let path = format!("/proc/{of}/task/{of}/children");
+    let list = std::fs::read_to_string(path).unwrap_or_default();
+    list.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+fn serve(stream: UnixStream) -> i32 {
+    stream.set_nonblocking(true).unwrap();
+    let channel = Channel::new(OwnedFd::from(stream)).unwrap();
+    match Session::new(channel, StandIn, 0).unwrap().run() {
+        End::Finished => 10,
+        End::HungUp => 11,
+        End::Failed(_) => 12,
+    }
+}
+
+impl Host {
+    /// A host that has not said a word yet.
+    pub(crate) fn silent() -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        // SAFETY: the child is single-threaded, uses the allocator, which fork keeps usable,
+        // and leaves without running what belongs to the test's process.
+        let agent = unsafe { libc::fork() };
+        assert!(agent >= 0);
+        if agent == 0 {
+            drop(ours);
+            // SAFETY: both take numbers alone, and the second does not come back.
+            unsafe {
+                libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+                libc::_exit(serve(theirs));
+            }
+        }
+        ours.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        ours.set_write_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        Self {
+            stream: ours,
+            decoder: Decoder::new(),
+            agent,
+            credits: true,
+        }
+    }
+
+    /// A host whose guest is ready.
+    pub(crate) fn ready() -> Self {
+        let mut host = Self::silent();
+        host.say(CONTROL, &ToGuest::Hello(Versions::OURS));
+        host.set_up("erofs");
+        assert_eq!(host.hear(), (CONTROL, Heard::Hello));
+        assert_eq!(host.hear(), (CONTROL, Heard::Ready));
+        host
+    }
+
+    pub(crate) fn set_up(&mut self, filesystem: &str) {
+        let root = Root {
+            image_serial: b"rootfs",
+            filesystem: filesystem.as_bytes(),
+            upper: Upper::Memory,
+        };
+        self.say(
+            CONTROL,
+            &ToGuest::Setup(Setup {
+                hostname: b"job",
+                unix_ns: 0,
+                entropy: &[7; 32],
+                root,
+                poweroff_on_hangup: true,
+            }),
+        );
+    }
+
+    /// The agent's process id.
+    pub(crate) fn agent(&self) -> u32 {
+        self.agent.try_into().unwrap()
+    }
+
+    pub(crate) fn say(&mut self, stream: u32, message: &ToGuest<'_>) {
+        let mut wire = Vec::new();
+        message.encode(stream, &mut wire).unwrap();
+        self.say_raw(&wire);
+    }
+
+    pub(crate) fn say_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub(crate) fn exec(&mut self, stream: u32, request: &Request<'_>) {
+        let (argv, env) = (
+            ListBuf::new(request.argv).unwrap(),
+            ListBuf::new(request.env).unwrap(),
+        );
+        self.say(
+            stream,
+            &ToGuest::Exec(Exec {
+                argv: argv.as_list(),
+                env: env.as_list(),
+                workdir: request.workdir.as_bytes(),
+                user: request.user.as_bytes(),
+                terminal: request.terminal,
+                stdin: request.stdin,
+                main: request.main,
+            }),
+        );
+    }
+
+    /// The next message.
+    pub(crate) fn hear(&mut self) -> (u32, Heard) {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                let stream = frame.stream;
+                let heard = own(&ToHost::decode(&frame).unwrap());
+                if let (true, Heard::Data(bytes) | Heard::ErrorData(bytes)) = (self.credits, &heard)
+                {
+                    let credit = ToGuest::Credit(bytes.len().try_into().unwrap());
+                    let mut wire = Vec::new();
+                    credit.encode(stream, &mut wire).unwrap();
+                    // A guest that has ended takes no credit, and what it said can be read.
+                    let _ = self.stream.write_all(&wire);
+                }
+                return (stream, heard);
+            }
+            let n = self.stream.read(self.decoder.space()).unwrap();
+            assert!(n > 0, "the agent hung up");
+            self.decoder.filled(n);
+        }
+    }
+
+    /// Everything on a stream up to its last word.
+    pub(crate) fn collect(&mut self, stream: u32) -> Ran {
+        let (mut output, mut errors) = (Vec::new(), Vec::new());
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        loop {
+            match self.hear() {
+                (s, Heard::Data(bytes)) if s == stream => output.extend(bytes),
+                (s, Heard::ErrorData(bytes)) if s == stream => errors.extend(bytes),
+                (s, end @ (Heard::Exited(_) | Heard::Failed(..) | Heard::Done)) if s == stream => {
+                    return Ran {
+                        output: text(output),
+                        errors: text(errors),
+                        end,
+                    };
+                }
+                (_, Heard::Fatal(why)) => panic!("the guest gave up: {why}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn run(&mut self, stream: u32, request: &Request<'_>) -> Ran {
+        self.exec(stream, request);
+        self.collect(stream)
+    }
+
+    pub(crate) fn shell(&mut self, stream: u32, script: &str) -> Ran {
+        self.run(
+            stream,
+            &Request {
+                argv: &["sh", "-c", script],
+                ..Request::default()
+            },
+        )
+    }
+
+    /// Sends bytes within the window, and gives the bytes and the last word that came back
+    /// meanwhile, if that came.
+    pub(crate) fn pour(&mut self, stream: u32, bytes: &[u8]) -> Vec<u8> {
+        let (mut window, mut echoed) = (SendWindow::default(), Vec::new());
+        for chunk in bytes.chunks(50_000) {
+            while window.available() < chunk.len() {
+                match self.hear() {
+                    (s, Heard::Credit(n)) if s == stream => window.credit(n).unwrap(),
+                    (_, Heard::Data(bytes)) => echoed.extend(bytes),
+                    _ => {}
+                }
+            }
+            window.take(chunk.len()).unwrap();
+            self.say(stream, &ToGuest::Data(chunk));
+        }
+        self.say(stream, &ToGuest::Eof);
+        echoed
+    }
+
+    /// The reason why the guest gave up, which must be the next thing it says but for others'
+    /// output.
+    pub(crate) fn hear_fatal(&mut self) -> String {
+        loop {
+            if let (CONTROL, Heard::Fatal(why)) = self.hear() {
+                return why;
+            }
+        }
+    }
+
+    /// Hangs up where asked to, and waits for the agent's end.
+    pub(crate) fn end(mut self, hang_up: bool) -> &'static str {
+        if hang_up {
+            self.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        let mut status = 0;
+        // SAFETY: the status outlives the call.
+        unsafe { libc::waitpid(self.agent, &raw mut status, 0) };
+        self.agent = 0;
+        match libc::WEXITSTATUS(status) {
+            10 => "finished",
+            11 => "hung up",
+            12 => "failed",
+            _ => "died",
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if self.agent == 0 {
+            return;
+        }
+        // SAFETY: the agent is this process's child and not waited for yet.
+        unsafe {
+            libc::kill(self.agent, libc::SIGKILL);
+            libc::waitpid(self.agent, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+fn own(message: &ToHost<'_>) -> Heard {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    match *message {
+        ToHost::Hello { versions, .. } => {
+            assert_eq!(versions, Versions::OURS);
+            Heard::Hello
+        }
+        ToHost::Ready { .. } => Heard::Ready,
+        ToHost::Fatal { message, .. } => Heard::Fatal(text(message)),
+        ToHost::Pong(n) => Heard::Pong(n),
+        ToHost::Started { pid } => Heard::Started(pid),
+        ToHost::Data(bytes) => Heard::Data(bytes.to_vec()),
+        ToHost::ErrorData(bytes) => Heard::ErrorData(bytes.to_vec()),
+        ToHost::Eof => Heard::Eof,
+        ToHost::Credit(n) => Heard::Credit(n),
+        ToHost::Exited(exit) => Heard::Exited(exit),
+        ToHost::Failed { errno, message } => Heard::Failed(errno, text(message)),
+        ToHost::File(info) => Heard::File(info),
+        ToHost::Done => Heard::Done,
+    }
+}

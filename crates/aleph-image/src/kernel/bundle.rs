@@ -1,0 +1,284 @@
+//! One kernel bundle: its record, its files, and those that a user brings.
+
+use super::bzimage;
+use super::elf;
+use super::error::KernelError;
+use super::wanted::Stage;
+use crate::digest::Digest;
+use crate::disk::Doing;
+use crate::progress::NoProgress;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The version of the records that this program writes, and part of each bundle's digest.
+pub(crate) const RECORD_VERSION: u32 = 1;
+pub(crate) const RECORD: &str = "bundle.json";
+pub(crate) const VMLINUZ: &str = "vmlinuz";
+pub(crate) const VMLINUX: &str = "vmlinux";
+pub(crate) const INITRD: &str = "initrd";
+
+/// What is known of a bundle: the content of its `bundle.json`.
+///
+/// Unknown fields are ignored, and a later version is refused, as with images' records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleRecord {
+    /// The version of this form; 1.
+    pub version: u32,
+    /// The SHA-256 of all that the bundle is made of.
+    pub digest: Digest,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// The Debian package that the kernel is from.
+    pub package: String,
+    /// The version of the package.
+    pub package_version: String,
+    /// The kernel's release, as `uname -r` prints it in the guest.
+    pub release: String,
+    /// Whether `vmlinux` has a PVH entry point.
+    pub pvh: bool,
+    /// The modules in the initramfs in the order to load, with the stage of each.
+    pub modules: Vec<(Stage, String)>,
+    /// Digest and size of each file.
+    pub files: BTreeMap<String, BundleFile>,
+}
+
+/// Digest and size of a bundle's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleFile {
+    /// The SHA-256 of its content.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A kernel and an initramfs to boot guests with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    digest: Digest,
+    kernel: PathBuf,
+    vmlinux: Option<PathBuf>,
+    initrd: PathBuf,
+    pvh: bool,
+    release: Option<String>,
+    record: Option<BundleRecord>,
+}
+
+impl Bundle {
+    /// Reads the bundle in `dir` and checks that its files have their sizes.
+    pub(crate) fn load(dir: &Path) -> Result<Self, KernelError> {
+        let path = dir.join(RECORD);
+        let text = fs::read(&path).doing("read", &path)?;
+        let bad = |source| KernelError::BadRecord {
+            path: path.clone(),
+            source,
+        };
+        let Version { version } = serde_json::from_slice(&text).map_err(bad)?;
+        if version > RECORD_VERSION {
+            return Err(KernelError::Newer { path, version });
+        }
+        let record: BundleRecord = serde_json::from_slice(&text).map_err(bad)?;
+        for (name, file) in &record.files {
+            let size = fs::metadata(dir.join(name)).map(|m| m.len()).ok();
+            if size != Some(file.size) {
+                return Err(KernelError::Damaged {
+                    path: dir.to_owned(),
+                    why: format!("{name} is missing or does not have {} bytes", file.size),
+                });
+            }
+        }
+        Ok(Self {
+            digest: record.digest,
+            kernel: dir.join(VMLINUZ),
+            vmlinux: Some(dir.join(VMLINUX)),
+            initrd: dir.join(INITRD),
+            pvh: record.pvh,
+            release: Some(record.release.clone()),
+            record: Some(record),
+        })
+    }
+
+    /// A user's own kernel, a bzImage or an uncompressed ELF file, and initramfs. The files
+    /// stay where they are.
+    ///
+    /// # Errors
+    /// When a file is not there or is something else.
+    pub fn custom(kernel: &Path, initrd: &Path) -> Result<Self, KernelError> {
+        let kernel = canonical(kernel, |path, why| KernelError::NotAKernel { path, why })?;
+        let initrd = canonical(initrd, |path, why| KernelError::NotAnInitrd { path, why })?;
+        check_initrd(&initrd)?;
+        let bytes = fs::read(&kernel).doing("read", &kernel)?;
+        let refused = |why: String| KernelError::NotAKernel {
+            path: kernel.clone(),
+            why,
+        };
+        let is_elf = bytes.starts_with(b"\x7fELF");
+        let pvh = if is_elf {
+            elf::has_pvh_entry(&bytes).map_err(|error| refused(error.to_string()))?
+        } else if bzimage::is_bzimage(&bytes) {
+            false
+        } else {
+            return Err(refused(format!("first bytes {:02x?}", first(&bytes))));
+        };
+        let (initrd_digest, _) = Digest::of_file(&initrd, "", &mut NoProgress)?;
+        let both = format!("{} {initrd_digest}", Digest::of(&bytes));
+        Ok(Self {
+            digest: Digest::of(both.as_bytes()),
+            release: bzimage::release(&bytes).map(str::to_owned),
+            vmlinux: is_elf.then(|| kernel.clone()),
+            kernel,
+            initrd,
+            pvh,
+            record: None,
+        })
+    }
+
+    /// Names this very bundle: equal digests mean equal content.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The kernel: a bzImage, or a user's own file in whatever form it has.
+    #[must_use]
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    /// The kernel as an uncompressed ELF file; nothing if a user brought a bzImage.
+    #[must_use]
+    pub fn vmlinux(&self) -> Option<&Path> {
+        self.vmlinux.as_deref()
+    }
+
+    /// The form that boots fastest where a VMM takes both: a guest need not decompress it.
+    #[must_use]
+    pub fn fastest_kernel(&self) -> &Path {
+        self.vmlinux().unwrap_or(&self.kernel)
+    }
+
+    /// The initramfs.
+    #[must_use]
+    pub fn initrd(&self) -> &Path {
+        &self.initrd
+    }
+
+    /// Whether [`vmlinux`](Self::vmlinux) is there and has a PVH entry point.
+    #[must_use]
+    pub fn pvh(&self) -> bool {
+        self.pvh
+    }
+
+    /// The kernel's release, where the file tells: an uncompressed one of a user does not.
+    #[must_use]
+    pub fn release(&self) -> Option<&str> {
+        self.release.as_deref()
+    }
+
+    /// All that is recorded of it; nothing of a user's own files.
+    #[must_use]
+    pub fn record(&self) -> Option<&BundleRecord> {
+        self.record.as_ref()
+    }
+}
+
+fn canonical(
+    path: &Path,
+    refuse: impl Fn(PathBuf, String) -> KernelError,
+) -> Result<PathBuf, KernelError> {
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(path.canonicalize().doing("find", path)?),
+        Ok(_) => Err(refuse(path.to_owned(), "it is not a regular file".into())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(refuse(path.to_owned(), "there is no such file".into()))
+        }
+        Err(error) => Err(error).doing("look at", path)?,
+    }
+}
+
+/// Every form that the kernel unpacks (init/initramfs.c, lib/decompress.c).
+fn check_initrd(path: &Path) -> Result<(), KernelError> {
+    const MAGICS: [&[u8]; 9] = [
+        b"070701",
+        b"070702",
+        &[0x1f, 0x8b],
+        &[0xfd, b'7', b'z', b'X', b'Z', 0],
+        &[0x28, 0xb5, 0x2f, 0xfd],
+        &[0x02, 0x21, 0x4c, 0x18],
+        b"BZh",
+        &[0x5d, 0, 0],
+        &[0x89, b'L', b'Z', b'O'],
+    ];
+    let mut file = File::open(path).doing("open", path)?;
+    let mut start = Vec::new();
+    file.by_ref()
+        .take(8)
+        .read_to_end(&mut start)
+        .doing("read", path)?;
+    if MAGICS.iter().any(|magic| start.starts_with(magic)) {
+        return Ok(());
+    }
+    Err(KernelError::NotAnInitrd {
+        path: path.to_owned(),
+        why: format!("first bytes {:02x?}", first(&start)),
+    })
+}
+
+fn first(bytes: &[u8]) -> &[u8] {
+    &bytes[..bytes.len().min(6)]
+}
+
+/// The only field that every version of a record has.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_users_files_are_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = dir.path().join(name);
+            fs::write(&path, content).unwrap();
+            path
+        };
+        let initrd = file("initrd", b"070701and so on");
+        let mut bzimage = vec![0; 0x300];
+        bzimage[0x202..0x206].copy_from_slice(b"HdrS");
+        let vmlinuz = file("vmlinuz", &bzimage);
+        let elf = file("vmlinux", &elf::tests::elf(b".x", b"", None));
+        let text = file("text", b"hello, world");
+
+        let bundle = Bundle::custom(&vmlinuz, &initrd).unwrap();
+        assert!(bundle.vmlinux().is_none() && bundle.fastest_kernel() == bundle.kernel());
+        let other = Bundle::custom(&elf, &initrd).unwrap();
+        assert!(other.vmlinux() == Some(other.kernel()) && !other.pvh());
+        assert_ne!(bundle.digest(), other.digest());
+
+        let error = Bundle::custom(&text, &initrd).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("first bytes [68, 65, 6c, 6c, 6f, 2c]"),
+            "{error}"
+        );
+        let error = Bundle::custom(&vmlinuz, &text).unwrap_err();
+        assert!(matches!(error, KernelError::NotAnInitrd { .. }));
+        let error = Bundle::custom(&dir.path().join("none"), &initrd).unwrap_err();
+        assert!(
+            error.to_string().ends_with("there is no such file"),
+            "{error}"
+        );
+        let error = Bundle::custom(dir.path(), &initrd).unwrap_err();
+        assert!(
+            error.to_string().ends_with("it is not a regular file"),
+            "{error}"
+        );
+    }
+}

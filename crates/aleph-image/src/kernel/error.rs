@@ -1,0 +1,169 @@
+//! What can go wrong with a kernel bundle.
+
+use super::bzimage::ExtractError;
+use super::modules::ModuleError;
+use crate::apt::PackageError;
+use crate::disk::DiskError;
+use crate::program::ProgramError;
+use aleph_types::{Classify, ErrorClass};
+use std::path::PathBuf;
+
+/// An operation on kernel bundles that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A file operation failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A program failed.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A package could not be had.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// No bundle was built yet.
+    #[error("there is no default kernel bundle")]
+    NoDefault,
+    /// There is no such bundle.
+    #[error("there is no kernel bundle {reference:?}")]
+    NotFound {
+        /// What was asked for.
+        reference: String,
+    },
+    /// A digest prefix that more than one bundle has.
+    #[error("{prefix} begins the digests of {count} kernel bundles")]
+    Ambiguous {
+        /// The prefix.
+        prefix: String,
+        /// How many.
+        count: usize,
+    },
+    /// The package is not one that depends on one version of a kernel.
+    #[error("the package {package} does not depend on one version of a kernel")]
+    NotMeta {
+        /// The package.
+        package: String,
+    },
+    /// The kernel's uncompressed form cannot be had.
+    #[error("cannot take the kernel out of {}", path.display())]
+    Extract {
+        /// The compressed kernel.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ExtractError,
+    },
+    /// The modules cannot be had.
+    #[error("cannot choose modules from {package}")]
+    Modules {
+        /// The package.
+        package: String,
+        /// What is wrong with them.
+        source: ModuleError,
+    },
+    /// A file that is no kernel.
+    #[error("{} is not a Linux kernel: {why}", path.display())]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// A file that is no initramfs.
+    #[error("{} is not an initramfs: {why}", path.display())]
+    NotAnInitrd {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// What is stored is not what was stored.
+    #[error("the kernel bundle in {} is damaged: {why}", path.display())]
+    Damaged {
+        /// The bundle's folder.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A record that cannot be read.
+    #[error("cannot read {}", path.display())]
+    BadRecord {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A record of a later version of this program.
+    #[error("{} has version {version}, this program reads up to {}", path.display(), super::bundle::RECORD_VERSION)]
+    Newer {
+        /// The record.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+}
+
+impl Classify for KernelError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Disk(error) => error.class(),
+            Self::Program(error) => error.class(),
+            Self::Package(error) => error.class(),
+            Self::NoDefault | Self::NotFound { .. } => ErrorClass::NotFound,
+            Self::Ambiguous { .. }
+            | Self::NotMeta { .. }
+            | Self::NotAKernel { .. }
+            | Self::NotAnInitrd { .. } => ErrorClass::Invalid,
+            Self::Extract { .. }
+            | Self::Modules { .. }
+            | Self::Damaged { .. }
+            | Self::BadRecord { .. }
+            | Self::Newer { .. } => ErrorClass::Internal,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Disk(error) => error.code(),
+            Self::Program(error) => error.code(),
+            Self::Package(error) => error.code(),
+            Self::NoDefault => "kernel_no_default",
+            Self::NotFound { .. } => "kernel_not_found",
+            Self::Ambiguous { .. } => "kernel_ambiguous",
+            Self::NotMeta { .. } => "kernel_not_meta",
+            Self::Extract { .. } => "kernel_extract",
+            Self::Modules { .. } => "kernel_modules",
+            Self::NotAKernel { .. } => "not_a_kernel",
+            Self::NotAnInitrd { .. } => "not_an_initrd",
+            Self::Damaged { .. } => "kernel_damaged",
+            Self::BadRecord { .. } => "kernel_record",
+            Self::Newer { .. } => "kernel_newer",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Disk(error) => error.advice(),
+            Self::Program(error) => error.advice(),
+            Self::Package(error) => error.advice(),
+            Self::NoDefault => Some("Build it: aleph kernel build.".into()),
+            Self::NotFound { .. } => {
+                Some("aleph kernel ls shows the bundles that are here.".into())
+            }
+            Self::Ambiguous { .. } => Some("Give more digits of the digest.".into()),
+            Self::NotMeta { .. } => {
+                Some("Name a metapackage such as linux-image-cloud-amd64.".into())
+            }
+            Self::Extract { .. } | Self::Modules { .. } => {
+                Some("Try another kernel package, or bring your own kernel and initramfs.".into())
+            }
+            Self::NotAKernel { .. } => {
+                Some("Name a bzImage (vmlinuz) or an uncompressed ELF kernel (vmlinux).".into())
+            }
+            Self::NotAnInitrd { .. } => {
+                Some("Name a cpio archive in the newc format, plain or compressed.".into())
+            }
+            Self::Damaged { .. } | Self::BadRecord { .. } | Self::Newer { .. } => {
+                Some("Remove it with aleph kernel rm and build it again.".into())
+            }
+        }
+    }
+}

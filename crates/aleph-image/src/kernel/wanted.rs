@@ -1,0 +1,69 @@
+//! The kernel modules that a guest needs, and when.
+
+use crate::filesystem::{FORMAT, Filesystem};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// When the agent loads a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Before anything else: without it the agent cannot speak to the host.
+    Early,
+    /// Before the root filesystem is mounted.
+    Root,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Early => "early",
+            Self::Root => "root",
+        })
+    }
+}
+
+/// A module that has to be there, as a file or built into the kernel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) name: &'static str,
+    pub(crate) stage: Stage,
+}
+
+const fn early(name: &'static str) -> Wanted {
+    Wanted {
+        name,
+        stage: Stage::Early,
+    }
+}
+
+const fn root(name: &'static str) -> Wanted {
+    Wanted {
+        name,
+        stage: Stage::Root,
+    }
+}
+
+/// In the order in which they are loaded; what they depend on goes before them by itself.
+pub(crate) const WANTED: [Wanted; 6] = [
+    // The bus of QEMU's `microvm` machine and of Firecracker.
+    early("virtio_mmio"),
+    // The bus of every other machine.
+    early("virtio_pci"),
+    // The channel between host and agent.
+    early("virtio_console"),
+    // The disks: the image and the overlay.
+    root("virtio_blk"),
+    // The image is read-only; what the guest writes goes over it.
+    root("overlay"),
+    root(module_of(FORMAT)),
+];
+
+/// The module that mounts a format.
+const fn module_of(format: Filesystem) -> &'static str {
+    match format {
+        Filesystem::Erofs => "erofs",
+        Filesystem::Squashfs => "squashfs",
+        Filesystem::Ext4 => "ext4",
+    }
+}

@@ -1,0 +1,16 @@
+//! What tests stand on.
+//!
+//! | entry point | what it is |
+//! | --- | --- |
+//! | [`ScriptedDriver`] | a hypervisor without VMs, whose guests do what a script says |
+//! | [`TestRoot`] | a node's folder of a test's own, with the shared kernel bundle and image |
+//! | [`TestRoot::residue`] | what a node left on the host: processes, mounts, cgroups, sockets, files |
+//! | [`wait_until`] | waits for a condition, instead of sleeping |
+
+mod root;
+mod scripted;
+mod wait;
+
+pub use root::TestRoot;
+pub use scripted::{Guest, Script, ScriptedDriver, Vmm};
+pub use wait::wait_until;

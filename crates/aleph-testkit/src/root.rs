@@ -1,0 +1,154 @@
+//! A node's folder of a test's own.
+
+use aleph_executor::Paths;
+use aleph_image::{Bundle, Image, KernelStore, NoProgress, Recipe, Store};
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// A root folder that no other test uses. Images and kernels in it are those of all tests,
+/// built once; VMs, sockets and records are its own, and all of it goes when it is dropped.
+#[derive(Debug)]
+pub struct TestRoot {
+    dir: tempfile::TempDir,
+}
+
+impl TestRoot {
+    /// A root folder with the kernel bundle and the busybox image.
+    ///
+    /// # Errors
+    /// Where they cannot be built.
+    pub fn new() -> Result<Self> {
+        let shared = shared()?;
+        let root = Self::empty()?;
+        for store in ["images", "kernels"] {
+            std::os::unix::fs::symlink(shared.join(store), root.path().join(store))?;
+        }
+        Ok(root)
+    }
+
+    /// A root folder with nothing in it.
+    ///
+    /// # Errors
+    /// Where no folder can be made.
+    pub fn empty() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("aleph-test-").tempdir()?;
+        Ok(Self { dir })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The node's folders in it.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn paths(&self) -> Result<Paths> {
+        Ok(Paths::new(Some(self.path()))?)
+    }
+
+    /// The shared kernel bundle.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn bundle(&self) -> Result<Bundle> {
+        Ok(KernelStore::open(self.path())?.default_bundle()?)
+    }
+
+    /// The shared busybox image.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn busybox(&self) -> Result<Image> {
+        Ok(Store::open(self.path())?.resolve("busybox")?)
+    }
+
+    /// What the node of this folder has left on the host, a line each: empty when it is clean.
+    ///
+    /// # Errors
+    /// Where the host cannot be looked at.
+    pub fn residue(&self) -> Result<Vec<String>> {
+        let paths = self.paths()?;
+        let mut left = Vec::new();
+        for dir in [paths.vms(), paths.run().join("vms")] {
+            for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    left.push(format!("file {}", entry.path().display()));
+                }
+            }
+        }
+        let root = self.path().display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        left.extend(
+            mounts
+                .lines()
+                .filter(|l| l.contains(&root))
+                .map(|l| format!("mount {l}")),
+        );
+        let sockets = fs::read_to_string("/proc/net/unix")?;
+        left.extend(
+            sockets
+                .lines()
+                .filter(|l| l.contains(&root))
+                .map(|l| format!("socket {l}")),
+        );
+        let group = format!("aleph-{}", paths.name());
+        if let Some(at) = aleph_executor::cgroup::mount_point(&mounts) {
+            let tree = at.join(&group);
+            if tree.exists() {
+                left.push(format!("cgroup {}", tree.display()));
+            }
+        }
+        left.extend(processes_in(&group));
+        Ok(left)
+    }
+}
+
+/// Processes in a cgroup tree of that name, and those that hold a file in it.
+fn processes_in(group: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(groups) = fs::read_to_string(entry.path().join("cgroup")) else {
+            continue;
+        };
+        if groups.contains(group) {
+            let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            let pid = entry.file_name();
+            found.push(format!(
+                "process {} {}",
+                pid.display(),
+                line.replace('\0', " ")
+            ));
+        }
+    }
+    found
+}
+
+/// The folder with the kernel bundle and the image of all tests, built on first use. Kept in
+/// the build folder, so that `cargo clean` removes it too.
+fn shared() -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
+        PathBuf::from,
+    );
+    let dir = target.join("test-root");
+    fs::create_dir_all(&dir)?;
+    let dir = dir.canonicalize()?;
+    let lock = File::create(dir.join("lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    // Both are quick when they have been built: they are kept by what goes into them.
+    KernelStore::open(&dir)?
+        .build_default(aleph_image::AGENT, &mut NoProgress)
+        .context("cannot build the kernel bundle for the tests")?;
+    let store = Store::open(&dir)?;
+    if store.resolve("busybox").is_err() {
+        store
+            .build(Recipe::Busybox, &mut NoProgress)
+            .context("cannot build the busybox image for the tests")?;
+    }
+    Ok(dir)
+}
