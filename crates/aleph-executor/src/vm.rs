@@ -6,7 +6,7 @@
 
 use crate::console::Console;
 use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest, SetupRequest};
-use crate::hypervisor::{Disk, Driver, Launch, LaunchError, Vmm, socket_name};
+use crate::hypervisor::{Disk, Driver, Launch, LaunchError, Vmm, VmmExit, socket_name};
 use crate::lifecycle::{
     Admission, Denial, Effect, Event, Failure, Lifecycle, Moment, Outcome, Request, State, Timeouts,
 };
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// What a VM is made from.
 #[derive(Debug)]
@@ -329,15 +330,19 @@ impl Vm {
 /// What tasks report to the actor.
 enum Note {
     Event(Event),
-    Launched {
-        vmm: Arc<dyn Vmm>,
-        agent: Agent,
-        main: Option<ExecHandle>,
-        prepared_in: Duration,
-    },
+    Launched(Launched),
     Ready(BootReport),
     Removed(Result<(), PlaceError>),
     Trouble(PlaceError),
+}
+
+/// A VMM that runs, and the conversation with its guest.
+struct Launched {
+    vmm: Arc<dyn Vmm>,
+    agent: Agent,
+    main: Option<ExecHandle>,
+    console: JoinHandle<()>,
+    prepared_in: Duration,
 }
 
 type Starter = oneshot::Sender<Result<Option<ExecHandle>, VmError>>;
@@ -428,15 +433,16 @@ impl Actor {
     fn noted(&mut self, note: Note) {
         match note {
             Note::Event(event) => self.step(event),
-            Note::Launched {
+            Note::Launched(Launched {
                 vmm,
                 agent,
                 main,
+                console,
                 prepared_in,
-            } => {
+            }) => {
                 self.status
                     .send_modify(|s| s.prepared_in = Some(prepared_in));
-                self.watch(&vmm, &agent);
+                self.watch(&vmm, &agent, console);
                 self.vmm = Some(vmm);
                 self.agent.send_replace(Some(agent));
                 if let Some((starter, _)) = self.starter.take() {
@@ -590,34 +596,47 @@ impl Actor {
     }
 
     /// Turns what VMM and agent do into notes.
-    fn watch(&self, vmm: &Arc<dyn Vmm>, agent: &Agent) {
-        let (vmm, notes) = (Arc::clone(vmm), self.notes.clone());
-        let console = Arc::clone(&self.console);
-        tokio::spawn(async move {
-            let exit = vmm.wait().await;
-            // A guest that panics takes its VMM with it: the kernel's words say more.
-            let how = console.panic().unwrap_or_else(|| exit.to_string());
-            let _ = notes.send(Note::Event(Event::VmmExited(how)));
-        });
-        let (watched, notes) = (agent.clone(), self.notes.clone());
-        tokio::spawn(async move {
-            if let Ok(report) = watched.ready().await {
+    fn watch(&self, vmm: &Arc<dyn Vmm>, agent: &Agent, mut console_reader: JoinHandle<()>) {
+        let (agent, notes) = (agent.clone(), self.notes.clone());
+        let mut agent_watcher = tokio::spawn(async move {
+            if let Ok(report) = agent.ready().await {
                 let _ = notes.send(Note::Ready(report));
             }
             tokio::select! {
                 biased;
-                status = watched.main_exit() => {
+                status = agent.main_exit() => {
                     let _ = notes.send(Note::Event(Event::MainExited(status)));
                 }
-                why = watched.closed() => match why {
+                why = agent.closed() => match why {
                     // The VMM's own end, which is noted with more to say, closes the channel.
                     AgentError::Closed => {}
                     why => _ = notes.send(Note::Event(Event::GuestFailed(why.to_string()))),
                 },
             }
         });
+        let (vmm, notes, console) = (
+            Arc::clone(vmm),
+            self.notes.clone(),
+            Arc::clone(&self.console),
+        );
+        tokio::spawn(async move {
+            let exit = vmm.wait().await;
+            // What the guest said last still waits in the sockets, and is worth more than how
+            // the VMM ended. Both close with the VMM, so this takes no time.
+            let drained = async {
+                let _ = (&mut agent_watcher).await;
+                let _ = (&mut console_reader).await;
+            };
+            let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+            // A guest that panics takes its VMM with it: the kernel's words say more.
+            let how = console.panic().unwrap_or_else(|| exit.to_string());
+            let _ = notes.send(Note::Event(Event::VmmExited(how)));
+        });
     }
 }
+
+/// How long the sockets of a VMM that has ended may take to be read to their end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 enum LaunchFailure {
@@ -627,6 +646,8 @@ enum LaunchFailure {
     Vmm(#[from] LaunchError),
     #[error("cannot reach the VMM")]
     Connect(#[source] std::io::Error),
+    #[error("it ended at once: {0}")]
+    Died(VmmExit),
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
@@ -712,28 +733,33 @@ async fn launch(
             .connect(socket_name::CONSOLE)
             .await
             .map_err(LaunchFailure::Connect)?;
-        tokio::spawn(read_console(console_socket, console));
+        let console = tokio::spawn(read_console(console_socket, console));
         let socket = place
             .connect(socket_name::AGENT)
             .await
             .map_err(LaunchFailure::Connect)?;
         let agent = Agent::open(socket, &setup, launched)?;
         let main = main.map(|main| agent.exec(&main)).transpose()?;
-        Ok((agent, main))
+        Ok((agent, main, console))
     };
     match connected.await {
-        Ok((agent, main)) => Ok(Note::Launched {
+        Ok((agent, main, console)) => Ok(Note::Launched(Launched {
             vmm,
             agent,
             main,
+            console,
             prepared_in,
-        }),
+        })),
         Err(failure) => {
             // Whoever hears that the launch failed may count on nothing running.
-            if vmm.kill().is_ok() {
-                vmm.wait().await;
-            }
-            Err(failure)
+            vmm.kill()
+                .map_err(|error| LaunchFailure::Connect(std::io::Error::other(error)))?;
+            let exit = vmm.wait().await;
+            Err(match failure {
+                // Refused by a VMM that is no more: its own words say why.
+                LaunchFailure::Connect(_) => LaunchFailure::Died(exit),
+                other => other,
+            })
         }
     }
 }

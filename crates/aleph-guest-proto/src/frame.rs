@@ -139,14 +139,19 @@ impl Decoder {
     /// # Errors
     /// A [`ProtocolError`] as soon as a header is seen to be wrong, before its payload arrives.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, ProtocolError> {
-        let Some(header) = self.buffer[self.start..self.end].first_chunk::<HEADER>() else {
+        let begun = &self.buffer[self.start..self.end];
+        // Looked at before the rest of the header is there: whatever speaks another language
+        // may never send that many bytes.
+        if let Some(first) = begun.first_chunk::<2>() {
+            let magic = u16::from_le_bytes(*first);
+            if magic != MAGIC {
+                return Err(ProtocolError::Magic(magic));
+            }
+        }
+        let Some(header) = begun.first_chunk::<HEADER>() else {
             return Ok(None);
         };
-        let [m0, m1, kind, flags, s0, s1, s2, s3, l0, l1, l2, l3] = *header;
-        let magic = u16::from_le_bytes([m0, m1]);
-        if magic != MAGIC {
-            return Err(ProtocolError::Magic(magic));
-        }
+        let [_, _, kind, flags, s0, s1, s2, s3, l0, l1, l2, l3] = *header;
         if flags != 0 {
             return Err(ProtocolError::Flags(flags));
         }

@@ -20,6 +20,9 @@ use tokio::time::timeout;
 /// is for a host that is busy.
 pub const STALL: Duration = Duration::from_secs(10);
 
+/// How long a guest that no longer listens may take to end what it says.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// When the parts of a boot were over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct BootReport {
@@ -119,7 +122,13 @@ impl Agent {
             let shared = task_shared;
             let why = tokio::select! {
                 why = read_all(read, &shared, launched) => why,
-                why = write_all(write, &shared) => why,
+                why = async {
+                    let why = write_all(write, &shared).await;
+                    // What the guest said before it hung up still waits to be read, and says
+                    // more than that it hung up.
+                    tokio::time::sleep(LAST_WORDS).await;
+                    why
+                } => why,
             };
             shared.close(why);
         });
