@@ -6,7 +6,7 @@ use crate::capacity::{self, Shortage};
 use crate::cgroup::CgroupTree;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
-use crate::hypervisor::Driver;
+use crate::hypervisor::{Driver, LaunchError};
 use crate::lifecycle::Timeouts;
 use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
@@ -71,6 +71,9 @@ pub enum ExecutorError {
     /// This node has too little of something.
     #[error(transparent)]
     Shortage(#[from] Shortage),
+    /// The VMM that it needs cannot be started here.
+    #[error(transparent)]
+    Vmm(#[from] LaunchError),
     /// Its place could not be made.
     #[error("cannot make room for the VM")]
     Place(#[from] PlaceError),
@@ -89,6 +92,7 @@ impl Classify for ExecutorError {
         match self {
             Self::Job(invalid) => invalid.class(),
             Self::Shortage(shortage) => shortage.class(),
+            Self::Vmm(vmm) => vmm.class(),
             Self::Place(place) if place.is_full() => ErrorClass::Capacity,
             Self::Place(_) | Self::Host { .. } => ErrorClass::Unavailable,
         }
@@ -98,6 +102,7 @@ impl Classify for ExecutorError {
         match self {
             Self::Job(invalid) => invalid.code(),
             Self::Shortage(shortage) => shortage.code(),
+            Self::Vmm(vmm) => vmm.code(),
             Self::Place(place) if place.is_full() => "disk_full",
             Self::Place(_) => "no_place",
             Self::Host { .. } => "host",
@@ -108,6 +113,7 @@ impl Classify for ExecutorError {
         match self {
             Self::Job(invalid) => invalid.advice(),
             Self::Shortage(shortage) => shortage.advice(),
+            Self::Vmm(vmm) => vmm.advice(),
             Self::Place(place) if place.is_full() => Some("Free some disk and try again.".into()),
             Self::Place(_) | Self::Host { .. } => {
                 Some("Run as root, or name a folder of your own with --root DIR.".into())
@@ -205,6 +211,7 @@ impl Executor {
             source,
         })?;
         capacity::admit(&job.resources, &host)?;
+        self.driver.check()?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let upper = if job.resources.disk.0 == 0 {
             UpperKind::Memory

@@ -12,7 +12,7 @@
 use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
 use crate::process::{Identity, ProcessExit};
-use aleph_types::{Resources, VmId};
+use aleph_types::{Classify, ErrorClass, Resources, VmId};
 use std::fs::File;
 use std::future::Future;
 use std::os::unix::net::UnixListener;
@@ -32,6 +32,12 @@ pub trait Driver: Send + Sync {
 
     /// Which kernel file this VMM boots fastest.
     fn wants_uncompressed_kernel(&self) -> bool;
+
+    /// Checks that a VMM can be started on this host, before anything is made for it.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn check(&self) -> Result<(), LaunchError>;
 
     /// Starts a VMM. Where it fails, nothing of it is left running.
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>>;
@@ -188,6 +194,33 @@ pub enum LaunchError {
         /// Why not.
         source: std::io::Error,
     },
+}
+
+impl Classify for LaunchError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Unavailable
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Missing { .. } => "vmm_missing",
+            Self::NoMachine { .. } => "vmm_without_machine",
+            Self::Accelerator(_) => "accelerator_unusable",
+            Self::Probe { .. } => "vmm_unknown",
+            Self::Io { .. } => "vmm_launch",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Missing { .. } | Self::NoMachine { .. } | Self::Probe { .. } => Some(
+                "Install one with: apt-get install -y --no-install-recommends qemu-system-x86"
+                    .into(),
+            ),
+            Self::Accelerator(_) => Some("Leave --accel away, or see aleph doctor.".into()),
+            Self::Io { .. } => None,
+        }
+    }
 }
 
 /// A VMM that could not be taken over.

@@ -167,6 +167,12 @@ impl Program {
         }
     }
 
+    /// Errors name the program that this one runs, not this one.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.command.arg(arg);
         self
@@ -214,34 +220,32 @@ impl Program {
     /// Runs it, hands its output to `consume` while it runs, and waits for its end.
     ///
     /// `consume` may stop early with success: what is left of the output is read and dropped.
-    /// Where both fail, the program's own failure is the reason and wins.
+    /// If it fails at the end of the output, the program's own failure is why, and wins; if it
+    /// fails before, the program is killed.
     pub(crate) fn stream<T, E: From<ProgramError>>(
         mut self,
         consume: impl FnOnce(&mut dyn Read) -> Result<T, E>,
     ) -> Result<T, E> {
         self.command.stdout(Stdio::piped());
         let mut running = self.start()?;
-        let mut stdout = running.stdout.take().ok_or_else(|| ProgramError::Output {
+        let pipe = running.stdout.take().ok_or_else(|| ProgramError::Output {
             program: running.name.clone(),
             source: io::Error::from(io::ErrorKind::BrokenPipe),
         })?;
+        let mut stdout = Stdout { pipe, ended: false };
         let watchdog = Watchdog::start(running.group, running.deadline);
         let consumed = consume(&mut stdout);
         if consumed.is_ok() {
             // Output that cannot be read is told by the exit status.
             let _ = io::copy(&mut stdout, &mut io::sink());
         }
-        drop(stdout);
         running.killed |= watchdog.stop();
-        let ended = running.wait(&mut || {});
-        match (consumed, ended) {
-            (Ok(value), Ok(())) => Ok(value),
-            (Ok(_), Err(error)) => Err(error.into()),
-            // Stopping to read ends the writer with SIGPIPE: then the reader has the reason.
-            (Err(error), Ok(())) => Err(error),
-            (Err(error), Err(ended)) if died_of_pipe(&ended) => Err(error),
-            (Err(_), Err(ended)) => Err(ended.into()),
+        if consumed.is_err() && !stdout.ended {
+            return consumed;
         }
+        drop(stdout);
+        running.wait(&mut || {})?;
+        consumed
     }
 
     fn start(mut self) -> Result<Running, ProgramError> {
@@ -265,11 +269,18 @@ impl Program {
     }
 }
 
-fn died_of_pipe(error: &ProgramError) -> bool {
-    use std::os::unix::process::ExitStatusExt;
-    const EPIPE_TEXT: &str = "Broken pipe";
-    matches!(error, ProgramError::Failed { status, stderr, .. }
-        if status.signal() == Some(Signal::PIPE.as_raw()) || stderr.contains(EPIPE_TEXT))
+/// A program's output, and whether all of it was read.
+struct Stdout {
+    pipe: ChildStdout,
+    ended: bool,
+}
+
+impl Read for Stdout {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.pipe.read(buffer)?;
+        self.ended |= n == 0 && !buffer.is_empty();
+        Ok(n)
+    }
 }
 
 /// A started program; dropping it kills its whole group.
@@ -477,6 +488,21 @@ mod tests {
         assert_eq!(
             refused.unwrap_err().to_string(),
             "cannot read the output of reader"
+        );
+    }
+
+    #[test]
+    fn a_reader_that_fails_at_the_end_gives_way_to_the_programs_reason() {
+        let refused = shell("echo half; echo why >&2; exit 2", LONG).stream(|stdout| {
+            io::copy(stdout, &mut io::sink()).unwrap();
+            Err::<(), _>(ProgramError::Output {
+                program: "reader".into(),
+                source: io::Error::other("too short"),
+            })
+        });
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "sh failed (exit status: 2): why"
         );
     }
 

@@ -87,6 +87,10 @@ impl Driver for ScriptedDriver {
         false
     }
 
+    fn check(&self) -> Result<(), LaunchError> {
+        Ok(())
+    }
+
     fn launch(
         &self,
         launch: Launch,

@@ -58,7 +58,6 @@ impl QemuDriver {
 
     fn start(&self, launch: Launch) -> Result<QemuVmm, LaunchError> {
         let qemu = self.probe()?;
-        qemu.require(MICROVM)?;
         let disks: Vec<_> = launch
             .disks
             .iter()
@@ -143,6 +142,14 @@ impl Driver for QemuDriver {
 
     fn wants_uncompressed_kernel(&self) -> bool {
         true
+    }
+
+    fn check(&self) -> Result<(), LaunchError> {
+        let kvm = crate::host::virtualisation().device;
+        if self.config.accelerator == Accelerator::Kvm && kvm != crate::accel::Device::Opens {
+            return Err(LaunchError::Accelerator(Accelerator::Kvm));
+        }
+        self.probe()?.require(MICROVM)
     }
 
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>> {

@@ -24,7 +24,13 @@ const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 const TURN_LIMIT: Duration = Duration::from_secs(1800);
 
 pub(super) fn prepare(staging: &Staging, progress: &mut dyn Progress) -> Result<Tree, ImageError> {
-    let program = Program::find("mmdebstrap", "mmdebstrap", BUILD_LIMIT)?;
+    Program::find("mmdebstrap", "mmdebstrap", BUILD_LIMIT)?;
+    // It mounts /proc and others in its work, and leaves them there when it is killed. In mount
+    // and process namespaces of their own, they and all that it started go with it.
+    let program = Program::find("unshare", "util-linux", BUILD_LIMIT)?
+        .named("mmdebstrap")
+        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg("mmdebstrap");
     let _turn = take_turn(staging, progress)?;
     let sources = host_sources(Path::new("/etc/apt"), staging)?;
     let tree = staging.folder("tree")?;

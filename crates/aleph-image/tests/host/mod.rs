@@ -139,3 +139,28 @@ pub(crate) fn dump(image: &aleph_image::Image, path: &str) -> String {
         ],
     )
 }
+
+/// What is in an image, unpacked by another program than the one that made it; that program
+/// checks the image too.
+pub(crate) fn extract(image: &aleph_image::Image) -> tempfile::TempDir {
+    let dir = tempfile::Builder::new()
+        .prefix("aleph-image-")
+        .tempdir()
+        .unwrap();
+    let option = format!("--extract={}", dir.path().display());
+    output(
+        "fsck.erofs",
+        &[
+            &option,
+            "--preserve",
+            "--overwrite",
+            &image.rootfs().display().to_string(),
+        ],
+    );
+    dir
+}
+
+/// The permission bits of a file, with those that `dump.erofs` does not show.
+pub(crate) fn mode(path: &Path) -> u32 {
+    std::os::unix::fs::MetadataExt::mode(&fs::symlink_metadata(path).unwrap()) & 0o7777
+}
