@@ -5,10 +5,11 @@
 mod host;
 
 use aleph_image::{NoProgress, Recipe};
-use host::{Need, State, dump, extract, mode, run, trial};
+use host::{Need, State, dump, inside, run, trial};
 
 fn main() {
     let needs = [
+        Need::Mount,
         Need::Root,
         Need::Apt,
         Need::Tool("mkfs.erofs"),
@@ -30,15 +31,20 @@ fn a_minimal_debian_is_built() {
         .unwrap();
     assert_eq!(image.names(), ["debian-12"]);
     image.hold().unwrap();
-    let out = extract(&image);
-    assert_eq!(mode(&out.path().join("usr/bin/su")), 0o4755);
-    // Nothing of the host that it was built on.
-    for path in ["etc/hostname", "etc/resolv.conf", "var/lib/apt/lists/lock"] {
-        println!(
-            "{path}: {:?}",
-            std::fs::metadata(out.path().join(path)).map(|m| m.len())
-        );
-    }
+    let facts = inside(
+        &image,
+        "stat -c '%a' usr/bin/su && chroot . dpkg-query -W -f '${Status}' apt",
+    );
+    assert_eq!(facts, "4755\ninstall ok installed");
+    // Nothing of the host that it was built on but where to get packages, and no caches.
+    let left = inside(
+        &image,
+        "ls etc/hostname etc/resolv.conf var/cache/apt/*.bin 2>/dev/null; ls var/lib/apt/lists",
+    );
+    assert!(
+        !left.contains("Packages") && !left.contains(".bin"),
+        "{left}"
+    );
     assert!(dump(&image, "/usr/bin/apt-get").contains("regular file"));
     assert!(dump(&image, "/bin").contains("symlink"));
     // Owners and times are Debian's, not the build's.

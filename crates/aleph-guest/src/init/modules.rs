@@ -5,19 +5,22 @@
 //! ```text
 //! early virtio.ko
 //! early virtio_console.ko
+//! pci virtio_pci.ko
 //! root overlay.ko
 //! erofs.ko
 //! ```
 //!
-//! `early` ones load before the channel opens, `root` ones when the root is assembled; a bare
-//! name is early. Empty lines and those that begin with `#` say nothing.
+//! `early` ones load before the channel opens, `pci` ones right after them where the machine has
+//! a PCI bus, `root` ones when the root is assembled; a bare name is early. Empty lines and those that begin with `#` say nothing.
 
 use crate::failure::{Failure, text, words};
 use crate::file::read_bounded;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use rustix::fs::{Mode, OFlags};
+use core::ffi::CStr;
+use core::mem::MaybeUninit;
+use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 /// The list, and what went wrong with it so far. Trouble is told only where something else
@@ -30,6 +33,7 @@ pub(super) struct Modules {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Early,
+    Pci,
     Root,
 }
 
@@ -42,9 +46,17 @@ impl Modules {
         }
     }
 
-    /// Loads what the channel needs.
+    /// Loads what the channel needs: each module costs some 10 ms under emulation, so the PCI
+    /// ones only where there is something for them.
     pub(super) fn load_early(&mut self) {
         self.load(Stage::Early);
+        if has_entries(c"/sys/bus/pci/devices") {
+            self.load(Stage::Pci);
+        } else {
+            for (_, name) in entries(&self.order).filter(|(stage, _)| *stage == Stage::Pci) {
+                let _ = rustix::fs::unlink(&path_of(name)[..]);
+            }
+        }
     }
 
     /// Loads the others, and removes what is left of the list.
@@ -82,19 +94,44 @@ fn entries(order: &[u8]) -> impl Iterator<Item = (Stage, &[u8])> {
             if line.is_empty() || line.starts_with(b"#") {
                 return None;
             }
-            Some(
-                match (line.strip_prefix(b"early "), line.strip_prefix(b"root ")) {
-                    (Some(name), _) => (Stage::Early, name.trim_ascii()),
-                    (_, Some(name)) => (Stage::Root, name.trim_ascii()),
-                    _ => (Stage::Early, line),
-                },
-            )
+            let stages = [
+                (&b"early "[..], Stage::Early),
+                (b"pci ", Stage::Pci),
+                (b"root ", Stage::Root),
+            ];
+            let marked = stages
+                .into_iter()
+                .find_map(|(mark, stage)| Some((stage, line.strip_prefix(mark)?.trim_ascii())));
+            Some(marked.unwrap_or((Stage::Early, line)))
         })
+}
+
+fn path_of(name: &[u8]) -> Vec<u8> {
+    [b"/modules/", name].concat()
+}
+
+/// Whether a folder is there and has something in it.
+fn has_entries(path: &CStr) -> bool {
+    let Ok(dir) = rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) else {
+        return false;
+    };
+    let mut buffer = [MaybeUninit::uninit(); 512];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            return true;
+        }
+    }
+    false
 }
 
 /// Loads a module and removes its file, whose memory the guest can use better.
 fn load(name: &[u8]) -> Result<(), Errno> {
-    let path = [b"/modules/", name].concat();
+    let path = path_of(name);
     let file = rustix::fs::open(&path[..], OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let loaded = rustix::system::finit_module(&file, c"", 0);
     let _ = rustix::fs::unlink(&path[..]);

@@ -8,6 +8,7 @@ mod error;
 mod initramfs;
 mod modules;
 mod package;
+mod signature;
 mod store;
 mod wanted;
 

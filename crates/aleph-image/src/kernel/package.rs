@@ -4,6 +4,7 @@ use super::elf::{ModInfo, modinfo};
 use super::error::KernelError;
 use super::initramfs::Module;
 use super::modules::{Available, ModuleError, load_order, name_of};
+use super::signature;
 use super::wanted::WANTED;
 use crate::apt;
 use crate::program::ProgramError;
@@ -64,7 +65,7 @@ pub(crate) fn read(
                 name: name.clone(),
                 by: None,
             })?;
-            // As the package has it: stripping would take its signature away.
+            let bytes = signature::without(bytes);
             Ok(Module { name, stage, bytes })
         })
         .collect::<Result<_, _>>()

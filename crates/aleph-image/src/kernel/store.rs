@@ -24,7 +24,7 @@ use std::time::SystemTime;
 const DEFAULT: &str = "default";
 /// How many digits of its digest are a bundle's folder name.
 const FOLDER_DIGITS: usize = 16;
-/// Of the files of a bundle of Debian's cloud kernel and its package: 14 + 58 + 2 + 27 MiB.
+/// Of the files of a bundle of Debian's cloud kernel and its package: 14 + 51 + 2 + 26 MiB.
 const ROOM: u64 = 128 << 20;
 
 /// The kernel bundles of a node.

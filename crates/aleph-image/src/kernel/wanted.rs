@@ -10,6 +10,8 @@ use std::fmt;
 pub enum Stage {
     /// Before anything else: without it the agent cannot speak to the host.
     Early,
+    /// Right after the early ones, where the machine has a PCI bus.
+    Pci,
     /// Before the root filesystem is mounted.
     Root,
 }
@@ -18,6 +20,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Early => "early",
+            Self::Pci => "pci",
             Self::Root => "root",
         })
     }
@@ -37,6 +40,13 @@ const fn early(name: &'static str) -> Wanted {
     }
 }
 
+const fn pci(name: &'static str) -> Wanted {
+    Wanted {
+        name,
+        stage: Stage::Pci,
+    }
+}
+
 const fn root(name: &'static str) -> Wanted {
     Wanted {
         name,
@@ -49,7 +59,7 @@ pub(crate) const WANTED: [Wanted; 6] = [
     // The bus of QEMU's `microvm` machine and of Firecracker.
     early("virtio_mmio"),
     // The bus of every other machine.
-    early("virtio_pci"),
+    pci("virtio_pci"),
     // The channel between host and agent.
     early("virtio_console"),
     // The disks: the image and the overlay.

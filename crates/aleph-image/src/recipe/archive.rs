@@ -1,13 +1,13 @@
 //! Unpacking a tar archive that nobody vouches for.
 
+use super::archive_error::{ArchiveError, contradiction, damaged};
 use super::compression::{self, BLOCK};
-use super::entry_path::{PathFault, below_root};
+use super::entry_path::below_root;
+use super::pax::Extra;
 use super::root::{Attributes, Place, Root, Xattr, settle};
 use crate::disk::{DiskError, Doing, readable};
 use crate::error::ImageError;
-use crate::program::ProgramError;
 use crate::progress::Progress;
-use aleph_types::{Classify, ErrorClass};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,114 +19,6 @@ use tar::{Archive, Entry, EntryType};
 const MOST_METADATA: u64 = 1 << 20;
 const MOST_ENTRIES: u64 = 4_000_000;
 const MOST_BYTES: u64 = 1 << 40;
-
-/// Why an archive cannot be unpacked.
-#[derive(Debug, thiserror::Error)]
-pub enum ArchiveError {
-    /// A file operation failed.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// The program that writes the archive failed.
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    /// There is nothing in the file.
-    #[error("it is an empty file")]
-    Empty,
-    /// The file is something else.
-    #[error("it is not a tar archive (first bytes {})", shown(first))]
-    NotTar {
-        /// What the file begins with.
-        first: Vec<u8>,
-    },
-    /// It is compressed in a way that is not supported.
-    #[error("it is compressed with {format}, which is not supported")]
-    Compression {
-        /// The format's name.
-        format: &'static str,
-    },
-    /// It ends too early or its content contradicts itself.
-    #[error("it is damaged")]
-    Damaged {
-        /// What the reader found.
-        source: io::Error,
-    },
-    /// A path in it is refused.
-    #[error("the path {path:?} in it is refused: {fault}")]
-    Path {
-        /// The path.
-        path: String,
-        /// Why.
-        fault: PathFault,
-    },
-    /// An entry that cannot be made.
-    #[error("the entry {path:?} in it cannot be made: {why}")]
-    Entry {
-        /// The entry.
-        path: String,
-        /// Why.
-        why: String,
-    },
-    /// It has more in it than any image has.
-    #[error("it has more than {limit} in it")]
-    TooMuch {
-        /// How much is allowed.
-        limit: String,
-    },
-}
-
-impl Classify for ArchiveError {
-    fn class(&self) -> ErrorClass {
-        match self {
-            Self::Disk(error) => error.class(),
-            Self::Program(error) => error.class(),
-            _ => ErrorClass::Invalid,
-        }
-    }
-
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Disk(error) => error.code(),
-            Self::Program(error) => error.code(),
-            Self::Empty => "archive_empty",
-            Self::NotTar { .. } => "archive_not_tar",
-            Self::Compression { .. } => "archive_compression",
-            Self::Damaged { .. } => "archive_damaged",
-            Self::Path { .. } => "archive_path",
-            Self::Entry { .. } => "archive_entry",
-            Self::TooMuch { .. } => "archive_too_much",
-        }
-    }
-
-    fn advice(&self) -> Option<String> {
-        match self {
-            Self::Disk(error) => error.advice(),
-            Self::Program(error) => error.advice(),
-            Self::Empty | Self::NotTar { .. } => Some(
-                "Name a tar archive of a root file system, plain or compressed with gzip, xz \
-                 or zstd."
-                    .into(),
-            ),
-            Self::Compression { .. } => {
-                Some("Decompress it first, or use gzip, xz or zstd.".into())
-            }
-            Self::Damaged { .. } => Some("Make or download the archive again.".into()),
-            Self::Path { .. } | Self::Entry { .. } => {
-                Some("Make the archive again without that entry.".into())
-            }
-            Self::TooMuch { .. } => None,
-        }
-    }
-}
-
-fn shown(first: &[u8]) -> String {
-    let hex: Vec<String> = first.iter().map(|b| format!("{b:02x}")).collect();
-    let mut text = hex.join(" ");
-    if first.iter().all(|b| b.is_ascii_graphic() || *b == b' ') {
-        text.push_str(&format!(", {:?}", String::from_utf8_lossy(first)));
-    }
-    text
-}
-
 /// Unpacks the archive in `file` into the empty folder `tree`.
 pub(crate) fn unpack_file(
     file: &Path,
@@ -201,14 +93,6 @@ pub(crate) fn unpack(archive: &mut dyn Read, tree: &Path) -> Result<(), ArchiveE
     unpacker.finish()
 }
 
-fn damaged(source: io::Error) -> ArchiveError {
-    ArchiveError::Damaged { source }
-}
-
-fn contradiction(what: &str) -> ArchiveError {
-    damaged(io::Error::new(io::ErrorKind::InvalidData, what))
-}
-
 fn metadata_of(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, ArchiveError> {
     let mut bytes = Vec::new();
     entry
@@ -229,86 +113,6 @@ fn text_of(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, ArchiveError> {
         bytes.pop();
     }
     Ok(bytes)
-}
-
-/// What extension entries say of the next member.
-#[derive(Default)]
-struct Extra {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    mtime: Option<i64>,
-    size: Option<u64>,
-    sparse: bool,
-    xattrs: Vec<Xattr>,
-}
-
-impl Extra {
-    fn read_pax(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
-        const XATTR: &[u8] = b"SCHILY.xattr.";
-        for record in (PaxRecords { left: bytes }) {
-            let (key, value) = record?;
-            match key {
-                b"path" => self.path = Some(value.to_owned()),
-                b"linkpath" => self.link = Some(value.to_owned()),
-                b"uid" => self.uid = Some(number(value)?),
-                b"gid" => self.gid = Some(number(value)?),
-                b"size" => self.size = Some(number(value)?),
-                b"mtime" => {
-                    let seconds = value.split(|b| *b == b'.').next().unwrap_or_default();
-                    self.mtime = Some(number(seconds)?);
-                }
-                key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
-                key => {
-                    if let Some(name) = key.strip_prefix(XATTR) {
-                        self.xattrs.push((name.to_owned(), value.to_owned()));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn number<T: std::str::FromStr>(text: &[u8]) -> Result<T, ArchiveError> {
-    std::str::from_utf8(text)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| contradiction("a number in an extended header is none"))
-}
-
-/// Records of the form `<length> <key>=<value>\n`; a value may hold any byte, newlines too.
-struct PaxRecords<'a> {
-    left: &'a [u8],
-}
-
-impl<'a> Iterator for PaxRecords<'a> {
-    type Item = Result<(&'a [u8], &'a [u8]), ArchiveError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.left.is_empty() {
-            return None;
-        }
-        let record = split_record(self.left);
-        self.left = record.map_or(&[], |(_, rest)| rest);
-        Some(
-            record
-                .map(|(record, _)| record)
-                .ok_or_else(|| contradiction("an extended header has no proper form")),
-        )
-    }
-}
-
-type PaxRecord<'a> = (&'a [u8], &'a [u8]);
-
-fn split_record(bytes: &[u8]) -> Option<(PaxRecord<'_>, &[u8])> {
-    let space = bytes.iter().take(20).position(|b| *b == b' ')?;
-    let length: usize = std::str::from_utf8(&bytes[..space]).ok()?.parse().ok()?;
-    let (record, rest) = bytes.split_at_checked(length)?;
-    let body = record.get(space + 1..)?.strip_suffix(b"\n")?;
-    let equals = body.iter().position(|b| *b == b'=')?;
-    Some(((&body[..equals], &body[equals + 1..]), rest))
 }
 
 struct Unpacker<'a> {
@@ -445,7 +249,7 @@ impl Unpacker<'_> {
         for (path, attributes) in &self.dirs {
             match self.root.dir(path) {
                 Ok(dir) => {
-                    settle(dir, *attributes).doing("set the owner of", &self.tree.join(path))?
+                    settle(dir, *attributes).doing("set the owner of", &self.tree.join(path))?;
                 }
                 // Something later in the archive took its place.
                 Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
@@ -523,55 +327,4 @@ fn file(place: &Place<'_>, entry: &mut impl Read, attributes: Attributes) -> Res
         }
     }
     Ok(settle(&file, attributes)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn a_malformed_extended_header_is_refused() {
-        for bytes in [
-            &b"99 path=short\n"[..],
-            b"x",
-            b"12 uid=many\n",
-            b"8 novalue",
-        ] {
-            assert!(Extra::default().read_pax(bytes).is_err(), "{bytes:?}");
-        }
-        let mut extra = Extra::default();
-        extra
-            .read_pax(b"24 mtime=1700000000.250\n12 uid=1000\n")
-            .unwrap();
-        assert_eq!((extra.mtime, extra.uid), (Some(1_700_000_000), Some(1000)));
-    }
-
-    proptest! {
-        #[test]
-        fn any_extended_header_is_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-            let _ = Extra::default().read_pax(&bytes);
-        }
-
-        #[test]
-        fn written_records_are_read_back(
-            path in proptest::collection::vec(any::<u8>(), 0..64),
-            value in proptest::collection::vec(any::<u8>(), 0..64),
-        ) {
-            let mut extra = Extra::default();
-            let bytes = [record(b"path", &path), record(b"SCHILY.xattr.user.x", &value)].concat();
-            extra.read_pax(&bytes).unwrap();
-            prop_assert_eq!(extra.path, Some(path));
-            prop_assert_eq!(extra.xattrs, vec![(b"user.x".to_vec(), value)]);
-        }
-    }
-
-    fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
-        let body = key.len() + value.len() + 3;
-        let mut length = body + 1;
-        while length != body + length.to_string().len() {
-            length = body + length.to_string().len();
-        }
-        [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
-    }
 }

@@ -1,7 +1,7 @@
 //! Reading a tar archive whatever it is compressed with: told by its content, not its name.
 
-use super::archive::ArchiveError;
-use std::io::{self, BufReader, Chain, Cursor, Read};
+use super::archive_error::{ArchiveError, damaged};
+use std::io::{BufReader, Chain, Cursor, Read};
 use tar::Header;
 use xz2::stream::{CONCATENATED, Stream};
 
@@ -56,10 +56,6 @@ fn peek<R: Read>(mut reader: R, n: usize) -> Result<(Vec<u8>, Peeked<R>), Archiv
     Ok((first.clone(), Cursor::new(first).chain(reader)))
 }
 
-fn damaged(source: io::Error) -> ArchiveError {
-    ArchiveError::Damaged { source }
-}
-
 /// Whether a block can begin a tar archive: all zero (an empty one), or a header whose
 /// checksum is right. Archives from before POSIX have no magic number, but they have that.
 pub(crate) fn is_header(block: &[u8]) -> bool {
@@ -90,6 +86,7 @@ pub(crate) fn is_header(block: &[u8]) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::io;
     use std::io::Write;
 
     fn archive() -> Vec<u8> {

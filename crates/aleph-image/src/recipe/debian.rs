@@ -2,7 +2,7 @@
 
 use super::sources::{Form, select};
 use super::{Recipe, Tree, archive};
-use crate::disk::{DiskError, Doing};
+use crate::disk::{DiskError, Doing, ensure_room};
 use crate::error::ImageError;
 use crate::filesystem::Times;
 use crate::image::Source;
@@ -19,6 +19,8 @@ const RELEASE: &str = "bookworm";
 /// Files that the installation makes get this time (1 January 2025), so that the same packages
 /// make the same image; older files keep theirs.
 const EPOCH: &str = "1735689600";
+/// The installation, its packages and the image take 355 MiB at most.
+const ROOM: u64 = 400 << 20;
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 /// How long to wait for another build's end: mmdebstrap alone keeps a small machine busy.
 const TURN_LIMIT: Duration = Duration::from_secs(1800);
@@ -26,12 +28,22 @@ const TURN_LIMIT: Duration = Duration::from_secs(1800);
 pub(super) fn prepare(staging: &Staging, progress: &mut dyn Progress) -> Result<Tree, ImageError> {
     Program::find("mmdebstrap", "mmdebstrap", BUILD_LIMIT)?;
     // It mounts /proc and others in its work, and leaves them there when it is killed. In mount
-    // and process namespaces of their own, they and all that it started go with it.
-    let program = Program::find("unshare", "util-linux", BUILD_LIMIT)?
+    // and process namespaces of their own, they and all that it started go with it, and it goes
+    // with us.
+    let program = Program::find("setpriv", "util-linux", BUILD_LIMIT)?
         .named("mmdebstrap")
-        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["--pdeathsig", "KILL"])
+        .args([
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ])
         .arg("mmdebstrap");
     let _turn = take_turn(staging, progress)?;
+    ensure_room("install Debian in", staging.path(), ROOM)?;
     let sources = host_sources(Path::new("/etc/apt"), staging)?;
     let tree = staging.folder("tree")?;
     let work = staging.folder("work")?;
@@ -40,7 +52,7 @@ pub(super) fn prepare(staging: &Staging, progress: &mut dyn Progress) -> Result<
         .env("SOURCE_DATE_EPOCH", EPOCH)
         // Its own work is in ours: removed with it, and on the disk that ours is on.
         .env("TMPDIR", &work)
-        .args(["--quiet", "--mode=root", "--variant=minbase", "--format=tar"])
+        .args(["--mode=root", "--variant=minbase", "--format=tar"])
         // The usual user of apt cannot look into our private work folder.
         .arg("--aptopt=APT::Sandbox::User \"root\"")
         .args([RELEASE, "-"])
@@ -50,7 +62,7 @@ pub(super) fn prepare(staging: &Staging, progress: &mut dyn Progress) -> Result<
         });
     installed.map_err(|error| match error {
         ArchiveError::Program(error) if error.is_disk_full() => {
-            DiskError::full("install Debian in", &work, None).into()
+            DiskError::full("install Debian in", &work, Some(ROOM)).into()
         }
         ArchiveError::Program(error) => error.into(),
         ArchiveError::Disk(error) => error.into(),

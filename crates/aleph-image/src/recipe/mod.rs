@@ -1,14 +1,16 @@
 //! How the tree of an image comes to be.
 
 mod archive;
+mod archive_error;
 mod busybox;
 mod compression;
 mod debian;
 mod entry_path;
+mod pax;
 mod root;
 mod sources;
 
-pub use archive::ArchiveError;
+pub use archive_error::ArchiveError;
 pub use entry_path::PathFault;
 
 use crate::disk::Doing;
