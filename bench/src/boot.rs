@@ -16,7 +16,7 @@ const MILLI: f64 = 1000.0;
 /// Boots in a row that must all come up.
 const IN_A_ROW: usize = 100;
 const PAIRS: usize = 15;
-const EACH: usize = 7;
+const EACH: usize = 5;
 
 pub(crate) fn boot(bench: &Bench) -> Result<Vec<Row>> {
     let dir = bench.root.path().join("by-hand");
@@ -160,7 +160,7 @@ fn choices(bench: &Bench, as_it_is: &ByHand) -> Result<Vec<Row>> {
         ("lock prefixes patched out", without("noreplace-smp")),
         ("tracefs set up", without("initcall_blacklist")),
         ("-cpu max", cpu("max")),
-        ("-cpu qemu64", cpu("qemu64")),
+        ("page table isolation", without("nopti")),
     ];
     let initrd = bench.root.bundle()?.initrd().to_owned();
     for (name, program) in [

@@ -32,6 +32,15 @@ pub(crate) fn exec(bench: &Bench) -> Result<Vec<Row>> {
             vm.exec(&request)?.collect().await?;
             exec.push(began.elapsed().as_secs_f64() * MICRO);
         }
+        let mut by_shell = Vec::new();
+        let count = "i=0; while [ $i -lt 100 ]; do /bin/true; i=$((i+1)); done";
+        for _ in 0..5 {
+            let began = Instant::now();
+            vm.exec(&ExecRequest::new(["sh", "-c", count]))?
+                .collect()
+                .await?;
+            by_shell.push(began.elapsed().as_secs_f64() * MICRO / 100.0);
+        }
         vm.kill().await?;
         vm.destroy().await?;
         Ok(vec![

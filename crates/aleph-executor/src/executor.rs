@@ -256,10 +256,9 @@ impl Executor {
 
 fn make_folders(paths: &Paths) -> Result<(), ExecutorError> {
     for dir in [paths.state(), paths.run()] {
-        // 0711: the unprivileged VMMs go through, and list nothing.
         DirBuilder::new()
             .recursive(true)
-            .mode(0o711)
+            .mode(0o700)
             .create(dir)
             .map_err(|source| ExecutorError::Host {
                 what: format!("make {}", dir.display()),

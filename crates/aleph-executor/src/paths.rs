@@ -1,6 +1,8 @@
 //! Where a node keeps what it has.
 
 use aleph_types::VmId;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The folders of one node. `--root DIR` moves them all under one.
@@ -17,14 +19,20 @@ impl Paths {
     /// # Errors
     /// Where `root` is not there and cannot be made.
     pub fn new(root: Option<&Path>) -> std::io::Result<Self> {
+        // Closed to others: VMMs get descriptors, and so need no way through.
+        let private = |dir: &Path| DirBuilder::new().recursive(true).mode(0o700).create(dir);
         let Some(root) = root else {
+            for dir in ["/var/lib/aleph", "/run/aleph"] {
+                // Whoever may not make them is told so by what needs them.
+                let _ = private(Path::new(dir));
+            }
             return Ok(Self {
                 state: "/var/lib/aleph".into(),
                 run: "/run/aleph".into(),
                 name: "node".into(),
             });
         };
-        std::fs::create_dir_all(root)?;
+        private(root)?;
         let root = root.canonicalize()?;
         let name = format!("{:016x}", fnv1a(root.as_os_str().as_encoded_bytes()));
         Ok(Self {

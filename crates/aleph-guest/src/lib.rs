@@ -14,6 +14,19 @@
 //! It has neither a C library nor the standard library nor a runtime: it is emulated on hosts
 //! without hardware virtualization, and it is part of every template's memory.
 //!
+//! # Connections
+//! The agent speaks first on each connection; what streams say waits until the host has said
+//! hello too. When a host hangs up, half frames and all that was under way are dropped, files
+//! are given up, and commands run on with their windows whole again: unread input is lost, but
+//! for input whose end was told, and output waits in pipes. The next connection hears `Hello`,
+//! `Ready`, a `Started` for each command whose end was not told yet, under its old stream
+//! number, and then what such a command says. Its `Setup` changes nothing and is answered with
+//! `Ready`.
+//!
+//! When the main command has ended, the power stays on until its host has taken the last frames:
+//! it shows that by credit (three quarters of each window), by a `Shutdown`, or by hanging up.
+//! Else the agent waits 5 s. A host that sees the end of its main command best hangs up.
+//!
 //! # Invariants
 //! - One thread, and one place where it waits. Setting up is the only thing that holds it.
 //! - Nothing from the host is stored beyond its window, and nothing from a command is read that

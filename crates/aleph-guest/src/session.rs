@@ -108,6 +108,8 @@ impl<M: Machine> Session<M> {
         self.dialogue.advance(now);
         if self.link == Link::Up {
             self.dialogue.flush(&self.channel);
+            // Whole frames may have waited for room to answer them.
+            self.handle_frames()?;
         }
         if self.dialogue.is_over(now) {
             return Ok(Some(End::Finished));

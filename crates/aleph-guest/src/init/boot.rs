@@ -42,12 +42,14 @@ pub(super) fn make_folder(path: &core::ffi::CStr) -> Result<(), Failure> {
 /// Opens standard streams on the console where the kernel did not: it does so only where the
 /// initramfs has the device. They are the lowest descriptors, and stay open for good.
 fn open_console() {
-    while !console::has_streams() {
-        for path in [c"/dev/console", c"/dev/null"] {
-            if let Ok(fd) = rustix::fs::open(path, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()) {
-                let _ = fd.into_raw_fd();
-                break;
-            }
+    let open = |path| rustix::fs::open(path, OFlags::RDWR | OFlags::NOCTTY, Mode::empty());
+    for _stream in 0..3 {
+        if console::has_streams() {
+            break;
+        }
+        // A guest without even the second can do no more than go on.
+        if let Ok(fd) = open(c"/dev/console").or_else(|_| open(c"/dev/null")) {
+            let _ = fd.into_raw_fd();
         }
     }
 }

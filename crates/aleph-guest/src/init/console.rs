@@ -2,12 +2,19 @@
 //! nothing is printed while all is well.
 
 use crate::sys::stderr;
+use core::fmt::{self, Write};
 
-/// Prints a line.
-pub fn print(message: &str) {
-    for part in ["aleph-guest: ", message, "\n"] {
-        // There is nowhere to tell that the console does not work.
-        let _ = rustix::io::write(stderr(), part.as_bytes());
+/// Prints a line. It takes no memory, so that running out of it can be told.
+pub fn print(message: impl fmt::Display) {
+    // There is nowhere to tell that the console does not work.
+    let _ = writeln!(Console, "aleph-guest: {message}");
+}
+
+struct Console;
+
+impl fmt::Write for Console {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        rustix::io::write(stderr(), part.as_bytes()).map_or(Err(fmt::Error), |_| Ok(()))
     }
 }
 

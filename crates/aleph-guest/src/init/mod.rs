@@ -18,7 +18,6 @@ use crate::failure::Failure;
 use crate::session::{End, Session};
 use crate::sys;
 use aleph_guest_proto::Setup;
-use alloc::format;
 use modules::Modules;
 use rustix::fd::OwnedFd;
 
@@ -86,6 +85,6 @@ impl Machine for Guest {
 
 /// What a panic comes to.
 pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
-    print(&format!("{info}"));
+    print(info);
     off(None);
 }

@@ -98,6 +98,10 @@ fn mount_upper(upper: Upper<'_>) -> Result<Option<OwnedFd>, Failure> {
 /// Takes /proc, /sys and /dev along and makes /root the root. Nothing of the initramfs stays
 /// but the agent's own pages, which are in use.
 fn enter() -> Result<(), Errno> {
+    // Its name goes while /proc still tells it; nothing depends on whether that works.
+    if let Ok(agent) = rustix::fs::readlink(c"/proc/self/exe", Vec::new()) {
+        let _ = rustix::fs::unlink(agent.as_c_str());
+    }
     for (from, to) in [
         (c"/proc", c"/root/proc"),
         (c"/sys", c"/root/sys"),
@@ -107,22 +111,10 @@ fn enter() -> Result<(), Errno> {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
         }
-        let agent = executable();
         rustix::mount::mount_move(from, to)?;
-        if let Some(agent) = agent {
-            // Nothing depends on whether its name is still there.
-            let _ = rustix::fs::unlink(&agent[..]);
-        }
     }
     rustix::process::chdir(c"/root")?;
     rustix::mount::mount_move(c".", c"/")?;
     rustix::process::chroot(c".")?;
     rustix::process::chdir(c"/")
-}
-
-/// The agent's file, while /proc is there.
-fn executable() -> Option<Vec<u8>> {
-    rustix::fs::readlink(c"/proc/self/exe", Vec::new())
-        .ok()
-        .map(CString::into_bytes)
 }

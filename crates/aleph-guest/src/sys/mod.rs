@@ -14,6 +14,9 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("the guest agent has startup and system calls for x86_64 alone");
+
 pub use device::{add_entropy, bring_up, freeze, reseed};
 pub use process::{Outcome, Plan, Stage, Strings, spawn};
 pub use signal::{SIGCONT, SIGKILL, SIGTERM, block_signals, drain_signals, kill, watch_children};

@@ -26,7 +26,7 @@ pub struct Strings {
 }
 
 impl Strings {
-    /// These strings. What follows a NUL is cut off, which the protocol rules out before.
+    /// These strings.
     #[must_use]
     pub fn new(strings: Vec<CString>) -> Self {
         let mut pointers: Vec<_> = strings.iter().map(|s| s.as_ptr()).collect();

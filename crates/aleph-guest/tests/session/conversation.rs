@@ -2,6 +2,7 @@
 
 use crate::support::{Heard, Host, Request, is_root};
 use aleph_guest_proto::{CONTROL, Exit, MAX_PAYLOAD, ToGuest, Versions};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 const SLEEP: Request<'_> = Request {
@@ -21,6 +22,26 @@ fn the_agent_speaks_first_and_answers_pings() {
     host.say(CONTROL, &ToGuest::Hello(Versions { min: 1, max: 9 }));
     host.say(CONTROL, &ToGuest::Ping(u64::MAX));
     assert_eq!(host.hear(), (CONTROL, Heard::Pong(u64::MAX)));
+}
+
+#[test]
+fn a_host_that_asks_faster_than_it_listens_gets_every_answer() {
+    const COUNT: u64 = 60_000;
+    let mut host = Host::ready();
+    let mut wire = Vec::new();
+    for number in 0..COUNT {
+        let ping = ToGuest::Ping(number);
+        ping.encode(CONTROL, &mut wire).unwrap();
+    }
+    let mut asking = host.second_stream();
+    let asker = std::thread::spawn(move || asking.write_all(&wire).unwrap());
+    // All that fits anywhere is under way by then, and the agent has stopped to listen.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!asker.is_finished());
+    for number in 0..COUNT {
+        assert_eq!(host.hear(), (CONTROL, Heard::Pong(number)));
+    }
+    asker.join().unwrap();
 }
 
 #[test]

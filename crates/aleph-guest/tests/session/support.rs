@@ -169,6 +169,11 @@ impl Host {
         );
     }
 
+    /// The same connection once more, for a thread that writes.
+    pub(crate) fn second_stream(&self) -> UnixStream {
+        self.stream.try_clone().unwrap()
+    }
+
     /// The agent's process id.
     pub(crate) fn agent(&self) -> u32 {
         self.agent.try_into().unwrap()
