@@ -48,7 +48,7 @@ doc:
 
 deny:
 	@setup/cargo-tool cargo-deny
-	cargo deny --offline check bans licenses sources
+	cargo deny --locked check bans licenses sources
 
 # A minute for each fuzz target; SECONDS_EACH=600 for more.
 SECONDS_EACH ?= 60

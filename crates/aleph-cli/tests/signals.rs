@@ -109,7 +109,7 @@ fn a_terminal_is_sized_resized_and_interrupted() -> Result<()> {
         File::options()
             .read(true)
             .write(true)
-            .open(name.to_str()?.to_owned())
+            .open(name.to_str()?)
             .map_err(anyhow::Error::from)
     };
     let mut terminal = Terminal(File::from(master));

@@ -183,7 +183,7 @@ mod tests {
             ("little_memory", |j| j.resources.memory = MiB(63)),
             ("bad_text", |j| j.command.push("a\0b".into())),
             ("bad_text", |j| {
-                drop(j.env.insert("A=B".into(), String::new()))
+                j.env = BTreeMap::from([("A=B".into(), String::new())]);
             }),
             ("bad_text", |j| j.workdir = Some("tmp".into())),
             ("bad_text", |j| j.hostname = Some("a b".into())),

@@ -69,14 +69,13 @@ impl Session<'_> {
             Raw::none()
         };
         let keys = self.job.stdin.then(read_stdin);
-        let mut running = None;
-        let end = self
-            .converse(&mut exec, keys, &mut signals, raw.is_on(), &mut running)
+        let (end, running) = self
+            .converse(&mut exec, keys, &mut signals, raw.is_on())
             .await;
-        let ran = running.map(|since: Instant| since.elapsed());
+        let ran = running.map(|since| since.elapsed());
         // Lines that follow need a terminal that knows what a line is.
         drop(raw);
-        match end? {
+        match end {
             End::Exited(status) => {
                 self.report(ran, &status.to_string());
                 Ok(status.shell_code())
@@ -108,14 +107,15 @@ impl Session<'_> {
         }
     }
 
+    /// Passes everything on until the command has ended, and says when it began.
     async fn converse(
         &self,
         exec: &mut ExecHandle,
         mut keys: Option<mpsc::Receiver<Vec<u8>>>,
         signals: &mut Signals,
         raw: bool,
-        running: &mut Option<Instant>,
-    ) -> Result<End> {
+    ) -> (End, Option<Instant>) {
+        let mut running = None;
         let input = exec.input();
         let (to_guest, pump) = mpsc::channel(1);
         tokio::spawn(pump_input(input.clone(), pump));
@@ -144,27 +144,27 @@ impl Session<'_> {
                 event = exec.next() => {
                     watcher.answered();
                     match event {
-                        Ok(ExecEvent::Started(_)) => *running = Some(Instant::now()),
+                        Ok(ExecEvent::Started(_)) => running = Some(Instant::now()),
                         Ok(ExecEvent::Stdout(bytes)) => {
                             if write(&mut io::stdout().lock(), &bytes).is_err() {
-                                return Ok(End::OutputGone);
+                                return (End::OutputGone, running);
                             }
                         }
                         Ok(ExecEvent::Stderr(bytes)) => {
                             if write(&mut io::stderr().lock(), &bytes).is_err() {
-                                return Ok(End::OutputGone);
+                                return (End::OutputGone, running);
                             }
                         }
-                        Ok(ExecEvent::Exited(status)) => return Ok(End::Exited(status)),
+                        Ok(ExecEvent::Exited(status)) => return (End::Exited(status), running),
                         Err(AgentError::Failed { errno, message }) => {
-                            return Ok(End::NotStarted { errno, message });
+                            return (End::NotStarted { errno, message }, running);
                         }
-                        Err(_) => return Ok(End::Lost),
+                        Err(_) => return (End::Lost, running),
                     }
                 }
                 read = next_keys => match read {
                     Some(bytes) if raw && watcher.pressed(&bytes, Instant::now()) => {
-                        return Ok(End::Killed);
+                        return (End::Killed, running);
                     }
                     Some(_) => {}
                     // The pump ends standard input once it has sent what it has.
@@ -172,16 +172,16 @@ impl Session<'_> {
                 },
                 Some(()) = signals.interrupt.recv() => {
                     if std::mem::replace(&mut interrupted, true) {
-                        return Ok(End::Killed);
+                        return (End::Killed, running);
                     }
                     // A closed channel shows in the next event.
                     let _ = input.signal(SIGINT);
                 }
                 Some(()) = signals.terminate.recv() => {
-                    if self.terminate(&mut terminated) { return Ok(End::Killed); }
+                    if self.terminate(&mut terminated) { return (End::Killed, running); }
                 }
                 Some(()) = signals.hangup.recv() => {
-                    if self.terminate(&mut terminated) { return Ok(End::Killed); }
+                    if self.terminate(&mut terminated) { return (End::Killed, running); }
                 }
                 Some(()) = signals.window.recv() => {
                     if let Some((rows, columns)) = terminal::size().filter(|_| self.job.tty) {

@@ -61,7 +61,9 @@ impl Node {
         let input = input.to_vec();
         let feeder = std::thread::spawn(move || stdin.write_all(&input));
         let output = child.wait_with_output()?;
-        feeder.join().expect("the feeder panicked")?;
+        feeder
+            .join()
+            .map_err(|_| anyhow::anyhow!("the feeder panicked"))??;
         Ended::of(output)
     }
 

@@ -10,7 +10,7 @@
 //! | [`agent`] | the connection: its two tasks, set-up, ping and shutdown |
 //! | `streams` | the table of streams that both tasks and all handles share |
 //! | [`exec`] | a running command |
-//! | [`file`] | a file on its way in or out |
+//! | [`mod@file`] | a file on its way in or out |
 
 pub mod agent;
 pub mod exec;

@@ -12,7 +12,7 @@ pub fn print(message: impl fmt::Display) {
 
 struct Console;
 
-impl fmt::Write for Console {
+impl Write for Console {
     fn write_str(&mut self, part: &str) -> fmt::Result {
         rustix::io::write(stderr(), part.as_bytes()).map_or(Err(fmt::Error), |_| Ok(()))
     }
