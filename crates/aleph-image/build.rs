@@ -30,10 +30,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         "cargo:rerun-if-changed={}",
         crates.join("aleph-guest/build.rs").display()
     );
+    for file in ["../Cargo.toml", "../Cargo.lock"] {
+        println!("cargo:rerun-if-changed={}", crates.join(file).display());
+    }
     println!("cargo:rerun-if-changed=build.rs");
 
     let agent = match env::var_os("ALEPH_GUEST") {
-        Some(finished) => finished.into(),
+        Some(finished) => {
+            println!("cargo:rerun-if-changed={}", Path::new(&finished).display());
+            finished.into()
+        }
         None => compile(&variable("CARGO")?, &crates, &out.join("agent-target"))?,
     };
     std::fs::copy(&agent, out.join("agent"))

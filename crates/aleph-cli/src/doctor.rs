@@ -2,6 +2,7 @@
 
 use crate::args::NodeArgs;
 use crate::boot;
+use crate::output::print;
 use aleph_executor::doctor::{Finding, Severity, examine};
 use aleph_image::KernelStore;
 use anyhow::Result;
@@ -12,9 +13,9 @@ pub(crate) fn doctor(node: &NodeArgs, json: bool) -> Result<u8> {
     let mut findings = examine(&paths, &boot::config(node));
     findings.push(kernel_bundle(&paths));
     if json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        print(serde_json::to_string_pretty(&findings)?)?;
     } else {
-        print(&findings);
+        show(&findings)?;
     }
     Ok(u8::from(
         findings.iter().any(|f| f.severity == Severity::Failure),
@@ -33,7 +34,7 @@ fn kernel_bundle(paths: &aleph_executor::Paths) -> Finding {
     }
 }
 
-fn print(findings: &[Finding]) {
+fn show(findings: &[Finding]) -> Result<()> {
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     for finding in findings {
         let (mark, colour) = match finding.severity {
@@ -51,6 +52,10 @@ fn print(findings: &[Finding]) {
             .as_ref()
             .map(|m| format!(" → {m}"))
             .unwrap_or_default();
-        println!("{mark}  {:<12} {}{mend}", finding.check, finding.found);
+        print(format!(
+            "{mark}  {:<12} {}{mend}",
+            finding.check, finding.found
+        ))?;
     }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::args::{ImageCommand, NodeArgs};
 use crate::boot;
-use crate::output::{size, table};
+use crate::output::{print, size, table};
 use crate::progress::Bars;
 use aleph_image::{Image, Recipe, Store};
 use anyhow::Result;
@@ -13,17 +13,17 @@ pub(crate) fn image(node: &NodeArgs, command: ImageCommand) -> Result<u8> {
         ImageCommand::Build { recipe } => {
             let recipe: Recipe = recipe.parse()?;
             let image = store.build(recipe, &mut Bars::default())?;
-            println!("{} {}", image.digest(), image.names().join(" "));
+            print(format!("{} {}", image.digest(), image.names().join(" ")))?;
         }
         ImageCommand::Import { source, name } => {
             let image = store.import(&source, &name, &mut Bars::default())?;
-            println!("{} {}", image.digest(), image.names().join(" "));
+            print(format!("{} {}", image.digest(), image.names().join(" ")))?;
         }
         ImageCommand::Ls { json } => list(&store.list()?, json)?,
         ImageCommand::Rm { images } => {
             for reference in images {
                 store.remove(&reference)?;
-                println!("{reference}");
+                print(reference)?;
             }
         }
     }
@@ -36,7 +36,7 @@ fn list(images: &[Image], json: bool) -> Result<()> {
             .iter()
             .map(|image| serde_json::json!({ "names": image.names(), "image": image.record() }))
             .collect();
-        println!("{}", serde_json::to_string_pretty(&records)?);
+        print(serde_json::to_string_pretty(&records)?)?;
         return Ok(());
     }
     let rows = images.iter().map(|image| {
@@ -54,6 +54,6 @@ fn list(images: &[Image], json: bool) -> Result<()> {
             size(image.record().size),
         ]
     });
-    println!("{}", table(&["NAME", "DIGEST", "FILESYSTEM", "SIZE"], rows));
+    print(table(&["NAME", "DIGEST", "FILESYSTEM", "SIZE"], rows))?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::args::{KernelCommand, NodeArgs};
 use crate::boot;
-use crate::output::{size, table};
+use crate::output::{print, size, table};
 use crate::progress::Bars;
 use aleph_image::{Bundle, KernelStore};
 use anyhow::Result;
@@ -12,7 +12,7 @@ pub(crate) fn kernel(node: &NodeArgs, command: KernelCommand) -> Result<u8> {
     match command {
         KernelCommand::Build => {
             let bundle = store.build_default(aleph_image::AGENT, &mut Bars::default())?;
-            println!("{}", boot::describe(&bundle));
+            print(boot::describe(&bundle))?;
         }
         KernelCommand::Ls { json } => {
             let default = store.default_bundle().ok().map(|bundle| bundle.digest());
@@ -20,7 +20,7 @@ pub(crate) fn kernel(node: &NodeArgs, command: KernelCommand) -> Result<u8> {
         }
         KernelCommand::Rm { digest } => {
             store.remove(&digest)?;
-            println!("{digest}");
+            print(digest)?;
         }
     }
     Ok(0)
@@ -29,10 +29,9 @@ pub(crate) fn kernel(node: &NodeArgs, command: KernelCommand) -> Result<u8> {
 fn list(bundles: &[Bundle], default: Option<aleph_image::Digest>, json: bool) -> Result<()> {
     let records = || bundles.iter().filter_map(Bundle::record);
     if json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&records().collect::<Vec<_>>())?
-        );
+        print(serde_json::to_string_pretty(
+            &records().collect::<Vec<_>>(),
+        )?)?;
         return Ok(());
     }
     let rows = records().map(|record| {
@@ -51,9 +50,9 @@ fn list(bundles: &[Bundle], default: Option<aleph_image::Digest>, json: bool) ->
             mark.into(),
         ]
     });
-    println!(
-        "{}",
-        table(&["DIGEST", "KERNEL", "PACKAGE VERSION", "SIZE", ""], rows)
-    );
+    print(table(
+        &["DIGEST", "KERNEL", "PACKAGE VERSION", "SIZE", ""],
+        rows,
+    ))?;
     Ok(())
 }

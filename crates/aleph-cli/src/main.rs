@@ -32,10 +32,7 @@ fn main() -> ExitCode {
         Command::Image(command) => image::image(&args.node, command),
         Command::Kernel(command) => kernel::kernel(&args.node, command),
         Command::Doctor { json } => doctor::doctor(&args.node, json),
-        Command::Version => {
-            println!("aleph {}", env!("CARGO_PKG_VERSION"));
-            Ok(0)
-        }
+        Command::Version => output::print(concat!("aleph ", env!("CARGO_PKG_VERSION"))).map(|()| 0),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "aleph", &mut std::io::stdout());
             Ok(0)

@@ -4,7 +4,9 @@ use aleph_executor::ExecutorError;
 use aleph_executor::capacity::Shortage;
 use aleph_image::{ImageError, KernelError};
 use aleph_types::{Classify, InvalidJob};
+use anyhow::Context;
 use comfy_table::{ContentArrangement, Table, presets};
+use std::io::{self, Write};
 
 /// Prints an error with its causes, and what helps on a line of its own.
 pub(crate) fn print_error(error: &anyhow::Error) {
@@ -20,9 +22,9 @@ pub(crate) fn print_error(error: &anyhow::Error) {
             last = cause;
         }
     }
-    eprintln!("aleph: {text}");
+    say(&format!("aleph: {text}"));
     if let Some(advice) = advice(error) {
-        eprintln!("       {advice}");
+        say(&format!("       {advice}"));
     }
 }
 
@@ -43,6 +45,16 @@ fn advice(error: &anyhow::Error) -> Option<String> {
                 .downcast_ref::<Advised>()
                 .map(|advised| advised.advice.clone())
         })
+}
+
+/// Prints a line on standard error. That nobody reads it is no reason to fail.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Prints a line on standard output.
+pub(crate) fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot write to standard output")
 }
 
 /// An error of the command line's own, with what helps.

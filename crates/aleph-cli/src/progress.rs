@@ -14,7 +14,7 @@ pub(crate) struct Bars {
 impl Progress for Bars {
     fn begin(&mut self, what: &str, total: Option<u64>) {
         if !std::io::stderr().is_terminal() {
-            eprintln!("aleph: {what}");
+            crate::output::say(&format!("aleph: {what}"));
             return;
         }
         let bar = match total {

@@ -138,6 +138,46 @@ fn a_reader_that_goes_away_ends_the_vm() -> Result<()> {
     node.assert_clean()
 }
 
+/// A pager that is not scrolled stops the guest, not aleph, and loses nothing.
+#[test]
+fn a_reader_that_takes_his_time_gets_all_of_it() -> Result<()> {
+    let node = Node::new()?;
+    let script = "seq 1 200000; echo done >&2";
+    let mut child = node
+        .command(&["run", "--rm", "-q", "busybox", "--", "sh", "-c", script])
+        .spawn()?;
+    let mut first = [0; 2];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first)?;
+    // Longer than the guest once waited for its last frames to go out.
+    std::thread::sleep(std::time::Duration::from_secs(7));
+    let ran = support::finish(child)?;
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, "done\n"));
+    let text = String::from_utf8_lossy(&first).into_owned() + &ran.text();
+    assert!(
+        text.lines()
+            .map(str::to_owned)
+            .eq((1..=200_000).map(|n| n.to_string()))
+    );
+    node.assert_clean()
+}
+
+#[test]
+fn a_second_interrupt_is_heard_while_nobody_reads() -> Result<()> {
+    let node = Node::new()?;
+    let mut child = node
+        .command(&["run", "--rm", "-q", "busybox", "yes"])
+        .spawn()?;
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 2])?;
+    let pipe = child.stdout.take();
+    for _ in 0..2 {
+        support::send(child.id(), rustix::process::Signal::INT)?;
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    assert_eq!(child.wait()?.code(), Some(130));
+    drop(pipe);
+    node.assert_clean()
+}
+
 #[test]
 fn two_nodes_on_one_folder_do_not_disturb_each_other() -> Result<()> {
     let node = Node::new()?;

@@ -32,8 +32,8 @@ use std::process::{Command, Stdio};
 const LOCK: &str = "lock";
 const RECORD: &str = "vmm.json";
 const SCRATCH: &str = "scratch.img";
-/// Held shared while a VM's folder and its lock come to be, exclusively by a sweep: so a sweep
-/// never takes a half-made VM for an orphan.
+/// Held shared while a VM's folder and its lock come to be or go, exclusively while a sweep
+/// looks: so a sweep never takes a half-made or half-removed VM for an orphan.
 const BIRTH_LOCK: &str = ".birth.lock";
 
 /// A step of making a place that failed.
@@ -82,7 +82,7 @@ impl Place {
     pub fn create(paths: &Paths, cgroups: Option<&CgroupTree>) -> Result<Self, PlaceError> {
         private_dir(&paths.vms())?;
         private_dir(&paths.run().join("vms"))?;
-        let birth = birth_lock(paths, FlockOperation::LockShared)?;
+        let birth = birth_lock(&paths.vms(), FlockOperation::LockShared)?;
         loop {
             let vm = VmId::random();
             let state = paths.vm_state(vm);
@@ -254,6 +254,11 @@ impl Place {
     /// # Errors
     /// The first object that could not be removed.
     pub fn remove(&self) -> Result<(), PlaceError> {
+        // A sweep must not find the folder without the lock in it, which goes first.
+        let _removal = match self.state.parent() {
+            Some(vms) => Some(birth_lock(vms, FlockOperation::LockShared)?),
+            None => None,
+        };
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove().map_err(at("remove", cgroup.path()))?;
         }
@@ -267,12 +272,12 @@ impl Place {
     }
 }
 
-/// The lock that keeps births and a sweep apart.
+/// The lock that keeps births and removals apart from a sweep.
 ///
 /// # Errors
 /// Where the lock file cannot be opened.
-pub(crate) fn birth_lock(paths: &Paths, how: FlockOperation) -> Result<File, PlaceError> {
-    let path = paths.vms().join(BIRTH_LOCK);
+pub(crate) fn birth_lock(vms: &Path, how: FlockOperation) -> Result<File, PlaceError> {
+    let path = vms.join(BIRTH_LOCK);
     let file = File::options()
         .create(true)
         .truncate(false)

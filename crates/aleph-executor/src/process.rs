@@ -6,7 +6,7 @@
 
 use crate::cgroup::Cgroup;
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
@@ -97,7 +97,7 @@ pub struct Spawn {
     pub files: Vec<OwnedFd>,
     /// The user and group under which it runs; `None` keeps ours.
     pub user: Option<u32>,
-    /// The group of `/dev/kvm`, where it needs that.
+    /// A supplementary group, for the device that it needs.
     pub device_group: Option<u32>,
     /// The cgroup that it joins before it runs.
     pub cgroup: Option<Cgroup>,
@@ -128,10 +128,6 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr);
-        if let Some(user) = user {
-            // Without supplementary groups: the standard library drops them with the user.
-            command.gid(device_group.unwrap_or(user)).uid(user);
-        }
         let mappings = files
             .into_iter()
             .zip(FIRST_FILE..)
@@ -142,10 +138,17 @@ impl Process {
             .collect();
         command.fd_mappings(mappings).map_err(io::Error::other)?;
         let procs = cgroup.as_ref().map(Cgroup::open_procs).transpose()?;
-        prepare(&mut command, procs);
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        Self::hold(pid)
+        prepare(&mut command, procs, user.map(|user| (user, device_group)));
+        let mut child = command.spawn()?;
+        let held = i32::try_from(child.id())
+            .map_err(io::Error::other)
+            .and_then(Self::hold);
+        if held.is_err() {
+            // What cannot be held must not run; that it cannot be killed either is no case.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        held
     }
 
     /// Holds a process that an earlier process of this node started.
@@ -231,7 +234,7 @@ fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 #[allow(unsafe_code)]
-fn prepare(command: &mut Command, procs: Option<OwnedFd>) {
+fn prepare(command: &mut Command, procs: Option<OwnedFd>, user: Option<(u32, Option<u32>)>) {
     // SAFETY: between fork and exec the closure makes only system calls, on values that were
     // ready before the fork; it allocates nothing and takes no lock.
     unsafe {
@@ -245,6 +248,13 @@ fn prepare(command: &mut Command, procs: Option<OwnedFd>) {
             rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
             if let Some(procs) = &procs {
                 rustix::io::write(procs, b"0")?;
+            }
+            if let Some((user, device_group)) = user {
+                let group = device_group.map(Gid::from_raw);
+                rustix::thread::set_thread_groups(group.as_slice())?;
+                let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+                rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+                rustix::thread::set_thread_res_uid(uid, uid, uid)?;
             }
             Ok(())
         });

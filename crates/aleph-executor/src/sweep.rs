@@ -36,21 +36,20 @@ pub async fn sweep(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<VmId> {
 }
 
 fn orphans(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<Place> {
+    // Without this folder there has never been a birth.
+    if !paths.vms().exists() {
+        return Vec::new();
+    }
+    // Nobody is born or removed while we look, so whoever has no lock is dead.
+    let Ok(_births) = birth_lock(&paths.vms(), FlockOperation::LockExclusive) else {
+        return Vec::new();
+    };
     let mut found = ids_in(&paths.vms());
     found.extend(ids_in(&paths.run().join("vms")));
     let groups = cgroups
         .and_then(|tree| tree.names().ok())
         .unwrap_or_default();
     found.extend(groups.iter().filter_map(|name| name.parse::<VmId>().ok()));
-    if found.is_empty() {
-        return Vec::new();
-    }
-    // Nobody is born while we look, so whoever has no lock is dead. Without the lock's folder
-    // there has never been a birth.
-    let _ = fs::create_dir_all(paths.vms());
-    let Ok(_birth) = birth_lock(paths, FlockOperation::LockExclusive) else {
-        return Vec::new();
-    };
     found
         .into_iter()
         .filter_map(|vm| match Place::orphan(paths, cgroups, vm) {

@@ -132,6 +132,7 @@ impl Vm {
             trouble,
             starter: None,
             destroyers: Vec::new(),
+            removal_failed: false,
         };
         tokio::spawn(actor.run(inbox, urgent_inbox, note_inbox));
         handle
@@ -361,7 +362,8 @@ struct Actor {
     trouble: Arc<std::sync::Mutex<Option<Arc<PlaceError>>>>,
     /// Who waits for the launch, with the main command until it is handed over.
     starter: Option<(Starter, Option<ExecRequest>)>,
-    destroyers: Vec<oneshot::Sender<Result<Option<ExecHandle>, VmError>>>,
+    destroyers: Vec<Starter>,
+    removal_failed: bool,
 }
 
 impl Actor {
@@ -391,6 +393,10 @@ impl Actor {
                 () = tick => self.step(Event::Tick),
             }
             if abandoned {
+                if self.removal_failed {
+                    // Nobody is left to ask again; the next sweep will.
+                    break;
+                }
                 self.clean_up();
             }
         }
@@ -418,14 +424,31 @@ impl Actor {
         } = asked;
         match self.lifecycle.admit(&request) {
             Admission::Deny(denial) => _ = answer.send(Err(denial.into())),
+            // Whoever asks again for a removal under way hears how that one ends.
+            Admission::Ignore
+                if request == Request::Destroy
+                    && matches!(self.lifecycle.state(), State::Destroying { .. }) =>
+            {
+                self.destroyers.push(answer);
+            }
             Admission::Ignore => _ = answer.send(Ok(None)),
             Admission::Accept => {
-                match request {
-                    Request::Start => self.starter = Some((answer, main)),
-                    Request::Destroy => self.destroyers.push(answer),
-                    _ => _ = answer.send(Ok(None)),
-                }
+                let answer = match request {
+                    Request::Start => {
+                        self.starter = Some((answer, main));
+                        None
+                    }
+                    Request::Destroy => {
+                        self.destroyers.push(answer);
+                        None
+                    }
+                    _ => Some(answer),
+                };
                 self.step(Event::Requested(request));
+                // Only now: whoever hears the answer also sees the new state.
+                if let Some(answer) = answer {
+                    let _ = answer.send(Ok(None));
+                }
             }
         }
     }
@@ -455,6 +478,7 @@ impl Actor {
                 self.step(Event::GuestReady);
             }
             Note::Removed(outcome) => {
+                self.removal_failed = outcome.is_err();
                 let (event, answer) = match outcome {
                     Ok(()) => (Event::Removed, Ok(())),
                     Err(error) => (Event::RemoveFailed, Err(self.keep_trouble(error))),
@@ -597,7 +621,7 @@ impl Actor {
 
     /// Turns what VMM and agent do into notes.
     fn watch(&self, vmm: &Arc<dyn Vmm>, agent: &Agent, mut console_reader: JoinHandle<()>) {
-        let (agent, notes) = (agent.clone(), self.notes.clone());
+        let (agent, notes, watched) = (agent.clone(), self.notes.clone(), Arc::clone(vmm));
         let mut agent_watcher = tokio::spawn(async move {
             if let Ok(report) = agent.ready().await {
                 let _ = notes.send(Note::Ready(report));
@@ -608,8 +632,15 @@ impl Actor {
                     let _ = notes.send(Note::Event(Event::MainExited(status)));
                 }
                 why = agent.closed() => match why {
-                    // The VMM's own end, which is noted with more to say, closes the channel.
-                    AgentError::Closed => {}
+                    // The VMM's own end closes the channel, and is noted with more to say. A
+                    // VMM that lives on without it is of no use.
+                    AgentError::Closed => tokio::select! {
+                        _ = watched.wait() => {}
+                        () = tokio::time::sleep(LAST_WORDS) => {
+                            let why = AgentError::Closed.to_string();
+                            let _ = notes.send(Note::Event(Event::GuestFailed(why)));
+                        }
+                    },
                     why => _ = notes.send(Note::Event(Event::GuestFailed(why.to_string()))),
                 },
             }

@@ -5,8 +5,9 @@
 //! block; so a hang-up here is an event, not the end. A socket behaves the same but for its
 //! connection, which never comes back.
 //!
-//! A host that leaves and returns before the agent looks goes unseen; the second `Hello` on
-//! what looked like one connection tells, provided that the first one ended between frames.
+//! A host that leaves and returns before the agent looks goes unseen. The second `Hello` on what
+//! looked like one connection tells, provided that the first one ended between frames: a host
+//! that leaves within one has to give the guest the time to see that.
 
 use crate::sys::{self, Watch};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -59,7 +60,8 @@ impl Channel {
         self.changes.as_raw_fd()
     }
 
-    /// Whether the host is there. What a host sent that is away by now is dropped.
+    /// Whether the host is there. What waits to be read is left alone even where it is not: the
+    /// first bytes of a connection can arrive before the news of it.
     pub(crate) fn is_connected(&self) -> bool {
         let mut event = [epoll::Event {
             flags: EventFlags::empty(),
@@ -70,12 +72,7 @@ impl Channel {
             tv_nsec: 0,
         };
         let _ = epoll::wait(&self.changes, &mut event[..], Some(&now));
-        if self.is_open() {
-            return true;
-        }
-        let mut stale = [0; 4096];
-        while let Received::Bytes(_) = self.read(&mut stale) {}
-        false
+        self.is_open()
     }
 
     /// Whether the host has not hung up, whatever waits to be read.

@@ -10,6 +10,10 @@ const KILLED_US: u64 = 2_000_000;
 /// read; its credit shows that it is not.
 const DELIVERY_US: u64 = 5_000_000;
 
+/// The same after the main command's end, in microseconds: the host is there and decides. It may
+/// pass output on to a reader who takes his time, and none of it may be lost.
+const MAIN_DELIVERY_US: u64 = 24 * 3600 * 1_000_000;
+
 /// Where a guest is on its way to power off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -51,7 +55,7 @@ impl Ending {
     pub(crate) fn main_ended(&mut self, now: u64) {
         if *self == Self::None {
             *self = Self::Delivering {
-                until: now + DELIVERY_US,
+                until: now + MAIN_DELIVERY_US,
                 for_main: true,
             };
         }

@@ -20,6 +20,8 @@ pub(crate) struct Input {
     window: ReceiveWindow,
     /// Whether the host said that no more comes.
     ended: bool,
+    /// Whether the last byte from the host did not end a line.
+    mid_line: bool,
 }
 
 impl Input {
@@ -31,6 +33,7 @@ impl Input {
             queue: VecDeque::new(),
             window: ReceiveWindow::default(),
             ended: false,
+            mid_line: false,
         }
     }
 
@@ -51,6 +54,9 @@ impl Input {
         self.window
             .received(bytes.len())
             .map_err(Failure::violation)?;
+        if let Some(last) = bytes.last() {
+            self.mid_line = *last != b'\n';
+        }
         let direct = if self.queue.is_empty() {
             self.write(bytes)
         } else {
@@ -69,6 +75,13 @@ impl Input {
             return Err(Failure::violation("a second end of a command's input"));
         }
         self.ended = true;
+        if self.is_terminal && self.target.is_some() {
+            // Within a line the first one only hands over what the line has so far.
+            let count = if self.mid_line { 2 } else { 1 };
+            self.queue.extend([END_OF_INPUT; 2].iter().take(count));
+            // These bytes are not the host's: they earn it no credit.
+            let _ = self.pump();
+        }
         self.close_when_drained();
         Ok(())
     }
@@ -126,9 +139,6 @@ impl Input {
 
     fn close_when_drained(&mut self) {
         if self.ended && self.queue.is_empty() {
-            if self.is_terminal {
-                self.write(&[END_OF_INPUT]);
-            }
             self.target = None;
         }
     }

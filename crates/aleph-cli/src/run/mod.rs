@@ -4,7 +4,7 @@ mod keys;
 mod session;
 
 use crate::args::{NodeArgs, RunArgs};
-use crate::boot;
+use crate::{boot, output};
 use aleph_executor::{Executor, Vm};
 use aleph_types::{JobId, JobSpec, MiB};
 use anyhow::{Context, Result};
@@ -35,7 +35,7 @@ async fn run_job(node: &NodeArgs, args: &RunArgs) -> Result<u8> {
     if !args.quiet
         && let Some(notice) = executor.first_notice()
     {
-        eprintln!("aleph: {notice}");
+        output::say(&format!("aleph: {notice}"));
     }
     let uncompressed = executor.driver().wants_uncompressed_kernel();
     let opened = boot::open(executor.paths(), args, &image, uncompressed)?;

@@ -2,20 +2,27 @@
 
 use super::VmFailed;
 use super::keys::Keys;
+use crate::output;
 use crate::terminal::{self, Raw};
 use aleph_executor::guest::{AgentError, ExecEvent, ExecHandle, ExecInput};
 use aleph_executor::lifecycle::Outcome;
 use aleph_executor::{Executor, Vm, VmError};
 use aleph_types::{ExitStatus, JobSpec};
 use anyhow::{Context, Result};
-use std::io::{self, Read, Write};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
+use std::io;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// What a guest's processes get between TERM and KILL when aleph itself is told to end.
 const GRACE: Duration = Duration::from_secs(10);
 const SIGINT: u8 = 2;
+/// How long a reader may take to read the last output of a VM that was lost.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 pub(super) struct Session<'a> {
     pub(super) vm: &'a Vm,
@@ -63,7 +70,8 @@ impl Session<'_> {
             Err(VmError::Ended(outcome)) => return Err(self.failure(&outcome)),
             Err(error) => return Err(error.into()),
         };
-        let raw = if self.job.tty {
+        // Without -i nobody reads the keys, and the terminal's own Ctrl-C must go on working.
+        let raw = if self.job.tty && self.job.stdin {
             Raw::enter().context("cannot use the terminal")?
         } else {
             Raw::none()
@@ -81,7 +89,7 @@ impl Session<'_> {
                 Ok(status.shell_code())
             }
             End::NotStarted { errno, message } => {
-                eprintln!("aleph: {message}");
+                output::say(&format!("aleph: {message}"));
                 let code = aleph_executor::guest::exit_code_of(errno);
                 self.report(ran, &format!("exit {code}"));
                 Ok(code)
@@ -121,8 +129,11 @@ impl Session<'_> {
         tokio::spawn(pump_input(input.clone(), pump));
         let mut to_guest = Some(to_guest);
         let mut watcher = Keys::default();
-        let mut interrupted = false;
-        let mut terminated = false;
+        let (mut interrupted, mut terminated) = (false, false);
+        // Whoever reads our output may stop reading, and must not stop all else with it: it is
+        // written by a thread, and the guest waits once its window is full.
+        let (out, mut writer) = writer();
+        let (mut out, mut unwritten, mut exited) = (Some(out), None, None);
         loop {
             // Standard input is read only while the guest takes it, so that nothing piles up.
             let next_keys = async {
@@ -140,28 +151,44 @@ impl Session<'_> {
                     _ => std::future::pending().await,
                 }
             };
+            let sender = out.clone();
+            let room = async move {
+                match sender {
+                    Some(out) => out.reserve_owned().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                event = exec.next() => {
+                event = exec.next(), if unwritten.is_none() && exited.is_none() => {
                     watcher.answered();
                     match event {
                         Ok(ExecEvent::Started(_)) => running = Some(Instant::now()),
-                        Ok(ExecEvent::Stdout(bytes)) => {
-                            if write(&mut io::stdout().lock(), &bytes).is_err() {
-                                return (End::OutputGone, running);
-                            }
+                        Ok(ExecEvent::Stdout(bytes)) => unwritten = Some(Output::Out(bytes)),
+                        Ok(ExecEvent::Stderr(bytes)) => unwritten = Some(Output::Err(bytes)),
+                        Ok(ExecEvent::Exited(status)) => {
+                            exited = Some(status);
+                            // The writer ends when it has written what it has.
+                            out = None;
                         }
-                        Ok(ExecEvent::Stderr(bytes)) => {
-                            if write(&mut io::stderr().lock(), &bytes).is_err() {
-                                return (End::OutputGone, running);
-                            }
-                        }
-                        Ok(ExecEvent::Exited(status)) => return (End::Exited(status), running),
                         Err(AgentError::Failed { errno, message }) => {
                             return (End::NotStarted { errno, message }, running);
                         }
-                        Err(_) => return (End::Lost, running),
+                        Err(_) => {
+                            drop(out.take());
+                            // What came before the end is still on its way out.
+                            let _ = tokio::time::timeout(LAST_WORDS, &mut writer).await;
+                            return (End::Lost, running);
+                        }
                     }
                 }
+                permit = room, if unwritten.is_some() => match (permit, unwritten.take()) {
+                    (Ok(permit), Some(output)) => drop(permit.send(output)),
+                    _ => return (End::OutputGone, running),
+                },
+                written = &mut writer => return match (written, exited) {
+                    (Ok(Ok(())), Some(status)) => (End::Exited(status), running),
+                    _ => (End::OutputGone, running),
+                },
                 read = next_keys => match read {
                     Some(bytes) if raw && watcher.pressed(&bytes, Instant::now()) => {
                         return (End::Killed, running);
@@ -171,17 +198,21 @@ impl Session<'_> {
                     None => to_guest = None,
                 },
                 Some(()) = signals.interrupt.recv() => {
-                    if std::mem::replace(&mut interrupted, true) {
+                    if std::mem::replace(&mut interrupted, true) || exited.is_some() {
                         return (End::Killed, running);
                     }
                     // A closed channel shows in the next event.
                     let _ = input.signal(SIGINT);
                 }
                 Some(()) = signals.terminate.recv() => {
-                    if self.terminate(&mut terminated) { return (End::Killed, running); }
+                    if self.terminate(&mut terminated) || exited.is_some() {
+                        return (End::Killed, running);
+                    }
                 }
                 Some(()) = signals.hangup.recv() => {
-                    if self.terminate(&mut terminated) { return (End::Killed, running); }
+                    if self.terminate(&mut terminated) || exited.is_some() {
+                        return (End::Killed, running);
+                    }
                 }
                 Some(()) = signals.window.recv() => {
                     if let Some((rows, columns)) = terminal::size().filter(|_| self.job.tty) {
@@ -228,7 +259,10 @@ impl Session<'_> {
         let ran = ran
             .map(|t| format!(" · run {}", seconds(t)))
             .unwrap_or_default();
-        eprintln!("aleph: microVM on {}{boot}{ran} · {end}", self.platform);
+        output::say(&format!(
+            "aleph: microVM on {}{boot}{ran} · {end}",
+            self.platform
+        ));
     }
 }
 
@@ -241,10 +275,46 @@ fn seconds(time: Duration) -> String {
     }
 }
 
-/// Writes all of it at once, so that a pipe or a terminal shows it at once.
-fn write(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    out.write_all(bytes)?;
-    out.flush()
+/// Something for one of our two streams.
+enum Output {
+    Out(Vec<u8>),
+    Err(Vec<u8>),
+}
+
+/// A thread that writes what it is sent, and ends with the first error or when no more comes.
+fn writer() -> (mpsc::Sender<Output>, JoinHandle<io::Result<()>>) {
+    let (chunks, mut inbox) = mpsc::channel(1);
+    let writer = tokio::task::spawn_blocking(move || {
+        while let Some(output) = inbox.blocking_recv() {
+            match output {
+                Output::Out(bytes) => write_all(rustix::stdio::stdout(), &bytes)?,
+                Output::Err(bytes) => write_all(rustix::stdio::stderr(), &bytes)?,
+            }
+        }
+        Ok(())
+    });
+    (chunks, writer)
+}
+
+/// Writes all of it, past every buffer; whoever gave us the stream may have made it one that
+/// does not block.
+fn write_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(stream, bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => ready(stream, PollFlags::OUT)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn ready(stream: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
+    match rustix::event::poll(&mut [PollFd::from_borrowed_fd(stream, what)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn pump_input(input: ExecInput, mut chunks: mpsc::Receiver<Vec<u8>>) {
@@ -261,12 +331,13 @@ async fn pump_input(input: ExecInput, mut chunks: mpsc::Receiver<Vec<u8>>) {
 fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
     let (chunks, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
-        let mut stdin = io::stdin().lock();
+        let stdin = rustix::stdio::stdin();
         let mut buffer = vec![0; 32 * 1024];
         loop {
-            match stdin.read(&mut buffer) {
+            match rustix::io::read(stdin, &mut buffer) {
                 Ok(n @ 1..) if chunks.blocking_send(buffer[..n].to_vec()).is_ok() => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if ready(stdin, PollFlags::IN).is_ok() => {}
                 _ => return,
             }
         }

@@ -79,6 +79,34 @@ struct Stream {
     send: SendWindow,
     receive: ReceiveWindow,
     can_send: Arc<Notify>,
+    is_command: bool,
+    /// Whether the guest has said that the operation has begun.
+    begun: bool,
+}
+
+impl Stream {
+    /// Whether a message has a meaning here and now. What is not bounded by a window comes at
+    /// most once.
+    fn check(&mut self, message: &ToHost<'_>) -> Result<(), AgentError> {
+        let wrong = |what: &str| Err(AgentError::Protocol(what.to_owned()));
+        match message {
+            ToHost::Data([]) | ToHost::ErrorData([]) => wrong("data without a byte"),
+            ToHost::Started { .. } | ToHost::Exited(_) | ToHost::ErrorData(_)
+                if !self.is_command =>
+            {
+                wrong("a command's message about a file")
+            }
+            ToHost::File(_) | ToHost::Eof | ToHost::Done if self.is_command => {
+                wrong("a file's message about a command")
+            }
+            ToHost::Started { .. } | ToHost::File(_)
+                if std::mem::replace(&mut self.begun, true) =>
+            {
+                wrong("an operation that begins twice")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -170,13 +198,17 @@ impl Shared {
         // and by then the first numbers are long free.
         table.next = id.checked_add(1).unwrap_or(CONTROL + 1);
         let (send, receive) = (SendWindow::default(), ReceiveWindow::default());
+        let is_command = matches!(message, ToGuest::Exec(_));
+        let (notify, begun) = (Arc::clone(&can_send), false);
         table.streams.insert(
             id,
             Stream {
                 events,
                 send,
                 receive,
-                can_send: Arc::clone(&can_send),
+                can_send: notify,
+                is_command,
+                begun,
             },
         );
         if main {
@@ -211,6 +243,7 @@ impl Shared {
         let Some(stream) = table.streams.get_mut(&id) else {
             return Ok(());
         };
+        stream.check(message)?;
         let (event, last) = match *message {
             ToHost::Credit(n) => {
                 stream.send.credit(n)?;

@@ -99,7 +99,11 @@ impl QemuDriver {
         );
         let (tail, stderr) = Tail::new().map_err(io("make a pipe"))?;
         let device_group = match self.config.accelerator {
-            Accelerator::Kvm => std::fs::metadata("/dev/kvm").ok().map(|m| m.gid()),
+            // Never root's group; where the device is everybody's, none is needed.
+            Accelerator::Kvm => std::fs::metadata("/dev/kvm")
+                .ok()
+                .filter(|m| m.mode() & 0o006 != 0o006 && m.gid() != 0)
+                .map(|m| m.gid()),
             Accelerator::Tcg => None,
         };
         let process = Process::spawn(Spawn {
