@@ -1,0 +1,354 @@
+//! The actor of one VM.
+
+use super::launch::{LaunchFailure, Launched, launch};
+use super::{Status, VmError, VmSpec, chain};
+use crate::console::Console;
+use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest};
+use crate::hypervisor::{Driver, Vmm};
+use crate::lifecycle::{Admission, Effect, Event, Lifecycle, Moment, Request, State};
+use crate::place::{Place, PlaceError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+/// A request, and who waits for its answer.
+pub(super) struct Asked {
+    pub(super) request: Request,
+    pub(super) main: Option<ExecRequest>,
+    pub(super) answer: oneshot::Sender<Result<Option<ExecHandle>, VmError>>,
+}
+
+/// What tasks report to the actor.
+pub(super) enum Note {
+    Event(Event),
+    Launched(Launched),
+    Ready(BootReport),
+    Removed(Result<(), PlaceError>),
+    Trouble(PlaceError),
+}
+
+type Starter = oneshot::Sender<Result<Option<ExecHandle>, VmError>>;
+
+/// The only writer of a VM's state.
+pub(super) struct Actor {
+    pub(super) lifecycle: Lifecycle,
+    pub(super) began: Instant,
+    pub(super) place: Arc<Place>,
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) spec: Option<VmSpec>,
+    pub(super) vmm: Option<Arc<dyn Vmm>>,
+    pub(super) console: Arc<Console>,
+    pub(super) notes: mpsc::UnboundedSender<Note>,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) agent: watch::Sender<Option<Agent>>,
+    pub(super) trouble: Arc<std::sync::Mutex<Option<Arc<PlaceError>>>>,
+    /// Who waits for the launch, with the main command until it is handed over.
+    pub(super) starter: Option<(Starter, Option<ExecRequest>)>,
+    pub(super) destroyers: Vec<Starter>,
+    pub(super) removal_failed: bool,
+}
+
+impl Actor {
+    /// Serves the VM until nothing is left of it.
+    pub(super) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Asked>,
+        mut urgent: mpsc::Receiver<Asked>,
+        mut notes: mpsc::UnboundedReceiver<Note>,
+    ) {
+        let mut abandoned = false;
+        while !matches!(self.lifecycle.state(), State::Destroyed { .. }) {
+            let deadline = self.lifecycle.deadline().map(|moment| self.began + moment);
+            let tick = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(asked) = urgent.recv() => self.asked(asked),
+                Some(note) = notes.recv() => self.noted(note),
+                asked = inbox.recv(), if !abandoned => match asked {
+                    Some(asked) => self.asked(asked),
+                    None => abandoned = true,
+                },
+                () = tick => self.step(Event::Tick),
+            }
+            if abandoned {
+                if self.removal_failed {
+                    // Nobody is left to ask again; the next sweep will.
+                    break;
+                }
+                self.clean_up();
+            }
+        }
+        self.agent.send_replace(None);
+    }
+
+    /// Nobody holds a handle any more: end it, and remove it as soon as that is possible.
+    fn clean_up(&mut self) {
+        match self.lifecycle.state() {
+            State::Destroying { .. } | State::Destroyed { .. } => {}
+            State::Created | State::Stopped { .. } => self.step(Event::Requested(Request::Destroy)),
+            _ => self.step(Event::Requested(Request::Kill)),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        let Asked {
+            request,
+            main,
+            answer,
+        } = asked;
+        match self.lifecycle.admit(&request) {
+            Admission::Deny(denial) => _ = answer.send(Err(denial.into())),
+            // Whoever asks again for a removal under way hears how that one ends.
+            Admission::Ignore
+                if request == Request::Destroy
+                    && matches!(self.lifecycle.state(), State::Destroying { .. }) =>
+            {
+                self.destroyers.push(answer);
+            }
+            Admission::Ignore => _ = answer.send(Ok(None)),
+            Admission::Accept => {
+                let answer = match request {
+                    Request::Start => {
+                        self.starter = Some((answer, main));
+                        None
+                    }
+                    Request::Destroy => {
+                        self.destroyers.push(answer);
+                        None
+                    }
+                    _ => Some(answer),
+                };
+                self.step(Event::Requested(request));
+                // Only now: whoever hears the answer also sees the new state.
+                if let Some(answer) = answer {
+                    let _ = answer.send(Ok(None));
+                }
+            }
+        }
+    }
+
+    fn noted(&mut self, note: Note) {
+        match note {
+            Note::Event(event) => self.step(event),
+            Note::Launched(Launched {
+                vmm,
+                agent,
+                main,
+                console,
+                prepared_in,
+            }) => {
+                self.status
+                    .send_modify(|s| s.prepared_in = Some(prepared_in));
+                self.watch(&vmm, &agent, console);
+                self.vmm = Some(vmm);
+                self.agent.send_replace(Some(agent));
+                if let Some((starter, _)) = self.starter.take() {
+                    let _ = starter.send(Ok(main));
+                }
+                self.step(Event::Launched);
+            }
+            Note::Ready(report) => {
+                self.status.send_modify(|s| s.boot = Some(report));
+                self.step(Event::GuestReady);
+            }
+            Note::Removed(outcome) => {
+                self.removal_failed = outcome.is_err();
+                let (event, answer) = match outcome {
+                    Ok(()) => (Event::Removed, Ok(())),
+                    Err(error) => (Event::RemoveFailed, Err(self.keep_trouble(error))),
+                };
+                for destroyer in self.destroyers.drain(..) {
+                    let _ = destroyer.send(answer.clone().map(|()| None).map_err(VmError::Remove));
+                }
+                self.step(event);
+            }
+            Note::Trouble(error) => _ = self.keep_trouble(error),
+        }
+    }
+
+    fn keep_trouble(&self, error: PlaceError) -> Arc<PlaceError> {
+        let error = Arc::new(error);
+        *self
+            .trouble
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::clone(&error));
+        error
+    }
+
+    fn step(&mut self, event: Event) {
+        let before = self.lifecycle.state().clone();
+        tracing::trace!(vm = %self.place.vm(), ?event, "event");
+        let effects = self.lifecycle.step(self.now(), event);
+        let state = self.lifecycle.state().clone();
+        if state != before {
+            tracing::debug!(vm = %self.place.vm(), ?state, "state");
+            if let State::Stopped { outcome } = &state
+                && let Some((starter, _)) = self.starter.take()
+            {
+                let _ = starter.send(Err(VmError::Ended(outcome.clone())));
+            }
+            self.status.send_modify(|status| {
+                status.generation += 1;
+                status.state = state;
+            });
+        }
+        for effect in effects {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Launch => self.launch(),
+            Effect::Shutdown { grace } => {
+                // A closed channel is no reason to wait for the deadline.
+                if let Some(Err(why)) = self.agent.borrow().as_ref().map(|a| a.shutdown(grace)) {
+                    let _ = self
+                        .notes
+                        .send(Note::Event(Event::GuestFailed(why.to_string())));
+                }
+            }
+            Effect::Quit => self.tell(|vmm| {
+                Box::pin(async move {
+                    // Where it does not, the deadline's next stage kills it.
+                    if let Err(error) = vmm.quit().await {
+                        tracing::debug!(%error, "the VMM does not quit");
+                    }
+                    None
+                })
+            }),
+            Effect::Kill => {
+                if let Some(Err(error)) = self.vmm.as_ref().map(|vmm| vmm.kill()) {
+                    tracing::warn!(vm = %self.place.vm(), %error, "cannot kill the VMM");
+                }
+                if let Some(cgroup) = self.place.cgroup() {
+                    // The VMM alone is enough where there is no such group any more.
+                    let _ = cgroup.kill();
+                }
+            }
+            Effect::Pause => self.tell(|vmm| {
+                Box::pin(async move {
+                    let done = match vmm.pause() {
+                        Some(facet) => facet.pause().await.is_ok(),
+                        None => false,
+                    };
+                    Some(if done {
+                        Event::PauseDone
+                    } else {
+                        Event::PauseFailed
+                    })
+                })
+            }),
+            Effect::Resume => self.tell(|vmm| {
+                Box::pin(async move {
+                    let done = match vmm.pause() {
+                        Some(facet) => facet.resume().await.is_ok(),
+                        None => false,
+                    };
+                    Some(if done {
+                        Event::ResumeDone
+                    } else {
+                        Event::ResumeFailed
+                    })
+                })
+            }),
+            Effect::Remove => {
+                let (place, notes) = (Arc::clone(&self.place), self.notes.clone());
+                tokio::task::spawn_blocking(move || notes.send(Note::Removed(place.remove())));
+            }
+        }
+    }
+
+    /// Runs a conversation with the VMM beside the actor.
+    fn tell(
+        &self,
+        conversation: impl FnOnce(Arc<dyn Vmm>) -> crate::hypervisor::BoxFuture<'static, Option<Event>>,
+    ) {
+        let Some(vmm) = self.vmm.clone() else { return };
+        let (conversation, notes) = (conversation(vmm), self.notes.clone());
+        tokio::spawn(async move {
+            if let Some(event) = conversation.await {
+                let _ = notes.send(Note::Event(event));
+            }
+        });
+    }
+
+    fn launch(&mut self) {
+        let Some(spec) = self.spec.take() else { return };
+        let main = self.starter.as_mut().and_then(|(_, main)| main.take());
+        let (place, driver) = (Arc::clone(&self.place), Arc::clone(&self.driver));
+        let (notes, console) = (self.notes.clone(), Arc::clone(&self.console));
+        tokio::spawn(async move {
+            let launched = launch(&place, &*driver, spec, main, console).await;
+            let _ = notes.send(match launched {
+                Ok(launched) => launched,
+                Err(failure) => {
+                    let why = chain(&failure);
+                    if let LaunchFailure::Place(error) = failure {
+                        let _ = notes.send(Note::Trouble(error));
+                    }
+                    Note::Event(Event::LaunchFailed(why))
+                }
+            });
+        });
+    }
+
+    /// Turns what VMM and agent do into notes.
+    fn watch(&self, vmm: &Arc<dyn Vmm>, agent: &Agent, mut console_reader: JoinHandle<()>) {
+        let (agent, notes, watched) = (agent.clone(), self.notes.clone(), Arc::clone(vmm));
+        let mut agent_watcher = tokio::spawn(async move {
+            if let Ok(report) = agent.ready().await {
+                let _ = notes.send(Note::Ready(report));
+            }
+            tokio::select! {
+                biased;
+                status = agent.main_exit() => {
+                    let _ = notes.send(Note::Event(Event::MainExited(status)));
+                }
+                why = agent.closed() => match why {
+                    // The VMM's own end closes the channel, and is noted with more to say. A
+                    // VMM that lives on without it is of no use.
+                    AgentError::Closed => tokio::select! {
+                        _ = watched.wait() => {}
+                        () = tokio::time::sleep(LAST_WORDS) => {
+                            let why = AgentError::Closed.to_string();
+                            let _ = notes.send(Note::Event(Event::GuestFailed(why)));
+                        }
+                    },
+                    why => _ = notes.send(Note::Event(Event::GuestFailed(why.to_string()))),
+                },
+            }
+        });
+        let (vmm, notes, console) = (
+            Arc::clone(vmm),
+            self.notes.clone(),
+            Arc::clone(&self.console),
+        );
+        tokio::spawn(async move {
+            let exit = vmm.wait().await;
+            // What the guest said last still waits in the sockets, and is worth more than how
+            // the VMM ended. Both close with the VMM, so this takes no time.
+            let drained = async {
+                let _ = (&mut agent_watcher).await;
+                let _ = (&mut console_reader).await;
+            };
+            let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+            // A guest that panics takes its VMM with it: the kernel's words say more.
+            let how = console.panic().unwrap_or_else(|| exit.to_string());
+            let _ = notes.send(Note::Event(Event::VmmExited(how)));
+        });
+    }
+}
+
+/// How long the sockets of a VMM that has ended may take to be read to their end.
+const LAST_WORDS: Duration = Duration::from_secs(2);

@@ -1,0 +1,157 @@
+//! Everything from a VM's first folder to an open conversation with its guest.
+
+use super::VmSpec;
+use super::actor::Note;
+use crate::console::Console;
+use crate::guest::{Agent, AgentError, ExecHandle, ExecRequest};
+use crate::hypervisor::{Disk, Driver, Launch, LaunchError, Vmm, VmmExit, socket_name};
+use crate::place::{Place, PlaceError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
+
+/// A VMM that runs, and the conversation with its guest.
+pub(super) struct Launched {
+    pub(super) vmm: Arc<dyn Vmm>,
+    pub(super) agent: Agent,
+    pub(super) main: Option<ExecHandle>,
+    pub(super) console: JoinHandle<()>,
+    pub(super) prepared_in: Duration,
+}
+
+/// A launch that did not work out. Nothing of it runs.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LaunchFailure {
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
+    Vmm(#[from] LaunchError),
+    #[error("cannot reach the VMM")]
+    Connect(#[source] std::io::Error),
+    #[error("it ended at once: {0}")]
+    Died(VmmExit),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// Prepares the place, starts the VMM and opens the conversation; the main command is handed over
+/// at once, so that it costs no round trip once the guest is up.
+pub(super) async fn launch(
+    place: &Arc<Place>,
+    driver: &dyn Driver,
+    spec: VmSpec,
+    main: Option<ExecRequest>,
+    console: Arc<Console>,
+) -> Result<Note, LaunchFailure> {
+    let began = Instant::now();
+    let VmSpec {
+        resources,
+        kernel,
+        initrd,
+        command_line,
+        image,
+        setup,
+        ..
+    } = spec;
+    let prepare = {
+        let place = Arc::clone(place);
+        move || -> Result<_, PlaceError> {
+            let scratch = match resources.disk.0 {
+                0 => None,
+                _ => Some(place.make_scratch(resources.disk)?),
+            };
+            Ok((place.listen()?, place.make_cgroup()?, scratch))
+        }
+    };
+    let (sockets, cgroup, scratch) = match resources.disk.0 {
+        0 => prepare()?,
+        // Making a filesystem takes long enough to be done elsewhere.
+        _ => tokio::task::spawn_blocking(prepare)
+            .await
+            .map_err(|join| LaunchFailure::Connect(std::io::Error::other(join)))??,
+    };
+    let mut disks = vec![Disk {
+        serial: crate::guest::agent::IMAGE_SERIAL,
+        file: image,
+        read_only: true,
+    }];
+    disks.extend(scratch.map(|file| Disk {
+        serial: crate::guest::agent::SCRATCH_SERIAL,
+        file,
+        read_only: false,
+    }));
+    let prepared_in = began.elapsed();
+    let launched = Instant::now();
+    let vmm: Arc<dyn Vmm> = driver
+        .launch(Launch {
+            vm: place.vm(),
+            resources,
+            kernel,
+            initrd,
+            command_line: format!("{command_line} {}", driver.kernel_arguments()),
+            disks,
+            sockets,
+            run_dir: place.run_dir().to_owned(),
+            cgroup,
+            user: rustix::process::geteuid()
+                .is_root()
+                .then(|| place.vm().uid()),
+        })
+        .await?
+        .into();
+    let connected = async {
+        place.record(&vmm.identity())?;
+        let console_socket = place
+            .connect(socket_name::CONSOLE)
+            .await
+            .map_err(LaunchFailure::Connect)?;
+        let console = tokio::spawn(read_console(console_socket, console));
+        let socket = place
+            .connect(socket_name::AGENT)
+            .await
+            .map_err(LaunchFailure::Connect)?;
+        let agent = Agent::open(socket, &setup, launched)?;
+        let main = main.map(|main| agent.exec(&main)).transpose()?;
+        Ok((agent, main, console))
+    };
+    match connected.await {
+        Ok((agent, main, console)) => Ok(Note::Launched(Launched {
+            vmm,
+            agent,
+            main,
+            console,
+            prepared_in,
+        })),
+        Err(failure) => {
+            // Whoever hears that the launch failed may count on nothing running.
+            vmm.kill()
+                .map_err(|error| LaunchFailure::Connect(std::io::Error::other(error)))?;
+            let exit = vmm.wait().await;
+            Err(match failure {
+                // Refused by a VMM that is no more: its own words say why.
+                LaunchFailure::Connect(_) => LaunchFailure::Died(exit),
+                other => other,
+            })
+        }
+    }
+}
+
+async fn read_console(mut socket: tokio::net::UnixStream, console: Arc<Console>) {
+    let mut chunk = vec![0; 4096];
+    while let Ok(n @ 1..) = socket.read(&mut chunk).await {
+        console.push(&chunk[..n]);
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,330 @@
+//! One VM: its actor, which is the only writer of its state, and the handle to it.
+//!
+//! The actor feeds requests and observations into the pure [`Lifecycle`] and carries out the
+//! effects. Effects that take time run as tasks of their own and report back as notes, so that
+//! the actor always answers: a kill is heard while a launch, a pause or a removal is under way.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | this one | the handle, [`Vm`] |
+//! | `actor` | the actor |
+//! | `launch` | everything from the first folder to an open conversation with the guest |
+
+mod actor;
+mod launch;
+
+pub(crate) use launch::chain;
+
+use crate::console::Console;
+use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest, SetupRequest};
+use crate::hypervisor::Driver;
+use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
+use crate::place::{Place, PlaceError};
+use actor::{Actor, Asked};
+use aleph_types::{Resources, VmId};
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What a VM is made from.
+#[derive(Debug)]
+pub struct VmSpec {
+    /// Its CPUs, memory and scratch disk.
+    pub resources: Resources,
+    /// The kernel to boot.
+    pub kernel: File,
+    /// Its initramfs, with the agent in it.
+    pub initrd: File,
+    /// The kernel's command line, beyond what the driver's machine needs.
+    pub command_line: String,
+    /// The root filesystem.
+    pub image: File,
+    /// How the guest is set up.
+    pub setup: SetupRequest,
+    /// How long each stage of its life may take.
+    pub timeouts: Timeouts,
+}
+
+/// A VM's observed state. `generation` grows with every change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// Counts the changes.
+    pub generation: u64,
+    /// Where its life is.
+    pub state: State,
+    /// How the boot went, once it is over.
+    pub boot: Option<BootReport>,
+    /// How long what is needed before the VMM took: folders, sockets, cgroup, disk.
+    pub prepared_in: Option<Duration>,
+}
+
+/// A request that did not work out.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// It makes no sense now.
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    /// The VM ended instead.
+    #[error("{0}")]
+    Ended(Outcome),
+    /// The guest's agent could not do it.
+    #[error("the guest failed")]
+    Agent(#[from] AgentError),
+    /// Something could not be removed.
+    #[error("something of the VM could not be removed")]
+    Remove(#[source] Arc<PlaceError>),
+    /// The node is shutting down.
+    #[error("the VM's actor is gone")]
+    Gone,
+}
+
+/// A handle to a VM. Clones speak to the same one. When the last is dropped the VM is killed and
+/// removed.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    id: VmId,
+    requests: mpsc::Sender<Asked>,
+    urgent: mpsc::Sender<Asked>,
+    status: watch::Receiver<Status>,
+    agent: watch::Receiver<Option<Agent>>,
+    console: Arc<Console>,
+    trouble: Arc<std::sync::Mutex<Option<Arc<PlaceError>>>>,
+}
+
+impl Vm {
+    /// Begins the life of a VM at its place.
+    #[must_use]
+    pub fn create(place: Place, driver: Arc<dyn Driver>, spec: VmSpec) -> Self {
+        // Image, memory and scratch disk: nothing of a VM outlives its main command.
+        let lifecycle = Lifecycle::new(spec.timeouts, true);
+        let (requests, inbox) = mpsc::channel(16);
+        let (urgent, urgent_inbox) = mpsc::channel(4);
+        let (status, status_watch) = watch::channel(Status {
+            generation: 0,
+            state: lifecycle.state().clone(),
+            boot: None,
+            prepared_in: None,
+        });
+        let (agent, agent_watch) = watch::channel(None);
+        let console = Arc::new(Console::default());
+        let (notes, note_inbox) = mpsc::unbounded_channel();
+        let trouble = Arc::default();
+        let handle = Self {
+            id: place.vm(),
+            requests,
+            urgent,
+            status: status_watch,
+            agent: agent_watch,
+            console: Arc::clone(&console),
+            trouble: Arc::clone(&trouble),
+        };
+        let actor = Actor {
+            lifecycle,
+            began: Instant::now(),
+            place: Arc::new(place),
+            driver,
+            spec: Some(spec),
+            vmm: None,
+            console,
+            notes,
+            status,
+            agent,
+            trouble,
+            starter: None,
+            destroyers: Vec::new(),
+            removal_failed: false,
+        };
+        tokio::spawn(actor.run(inbox, urgent_inbox, note_inbox));
+        handle
+    }
+
+    /// Its id on this node.
+    #[must_use]
+    pub fn id(&self) -> VmId {
+        self.id
+    }
+
+    /// Its state now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// The end of its serial console.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Launches it, and hands a main command over that the guest runs as soon as it can. The VM
+    /// ends with that command. Without one it runs until it is stopped.
+    ///
+    /// Returns when the VMM runs; [`Vm::running`] waits for the guest.
+    ///
+    /// # Errors
+    /// Where it was started before, or the VMM does not start.
+    pub async fn start(&self, main: Option<ExecRequest>) -> Result<Option<ExecHandle>, VmError> {
+        self.ask(&self.requests, Request::Start, main).await
+    }
+
+    /// Waits until the guest runs.
+    ///
+    /// # Errors
+    /// [`VmError::Ended`] where it ends instead.
+    pub async fn running(&self) -> Result<BootReport, VmError> {
+        let mut status = self.status.clone();
+        loop {
+            {
+                let seen = status.borrow_and_update();
+                match (&seen.state, seen.boot) {
+                    (_, Some(report)) => return Ok(report),
+                    (State::Stopped { outcome } | State::Destroyed { outcome }, None) => {
+                        return Err(VmError::Ended(outcome.clone()));
+                    }
+                    _ => {}
+                }
+            }
+            status.changed().await.map_err(|_| VmError::Gone)?;
+        }
+    }
+
+    /// Waits until its VMM has ended, and says how the life ended.
+    ///
+    /// # Errors
+    /// Where the node shuts down first.
+    pub async fn wait(&self) -> Result<Outcome, VmError> {
+        let mut status = self.status.clone();
+        let ended = status
+            .wait_for(|s| matches!(s.state, State::Stopped { .. } | State::Destroyed { .. }))
+            .await
+            .map_err(|_| VmError::Gone)?;
+        match &ended.state {
+            State::Stopped { outcome } | State::Destroyed { outcome } => Ok(outcome.clone()),
+            _ => Err(VmError::Gone),
+        }
+    }
+
+    /// Runs a command in the guest.
+    ///
+    /// # Errors
+    /// Where no guest runs.
+    pub fn exec(&self, request: &ExecRequest) -> Result<ExecHandle, VmError> {
+        Ok(self.agent()?.exec(request)?)
+    }
+
+    /// The connection to the guest's agent.
+    ///
+    /// # Errors
+    /// Where the VM was not started, or has ended.
+    pub fn agent(&self) -> Result<Agent, VmError> {
+        self.agent
+            .borrow()
+            .clone()
+            .ok_or(VmError::Denied(Denial::NotRunning))
+    }
+
+    /// Ends it: the guest's processes get TERM, after `grace` KILL; a guest that does not power
+    /// off is ended through its VMM, and at last killed. Waits for the end.
+    ///
+    /// # Errors
+    /// Where it makes no sense now.
+    pub async fn stop(&self, grace: Duration) -> Result<Outcome, VmError> {
+        self.ask(&self.requests, Request::Stop { grace }, None)
+            .await?;
+        self.ended_or_never_started().await
+    }
+
+    /// Kills it and waits for the end.
+    ///
+    /// # Errors
+    /// Where it makes no sense now.
+    pub async fn kill(&self) -> Result<Outcome, VmError> {
+        self.ask(&self.urgent, Request::Kill, None).await?;
+        self.ended_or_never_started().await
+    }
+
+    async fn ended_or_never_started(&self) -> Result<Outcome, VmError> {
+        if self.status.borrow().state == State::Created {
+            return Ok(Outcome::Stopped);
+        }
+        self.wait().await
+    }
+
+    /// Freezes its processors.
+    ///
+    /// # Errors
+    /// Where it does not run, or the VMM does not do it.
+    pub async fn pause(&self) -> Result<(), VmError> {
+        self.ask(&self.requests, Request::Pause, None).await?;
+        self.settle(|state| *state == State::Paused).await
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// Where it is not paused, or the VMM does not do it.
+    pub async fn resume(&self) -> Result<(), VmError> {
+        self.ask(&self.requests, Request::Resume, None).await?;
+        self.settle(|state| *state == State::Running).await
+    }
+
+    async fn settle(&self, wanted: impl Fn(&State) -> bool) -> Result<(), VmError> {
+        let mut status = self.status.clone();
+        let settled = status
+            .wait_for(|s| !matches!(s.state, State::Pausing | State::Resuming))
+            .await
+            .map_err(|_| VmError::Gone)?;
+        if wanted(&settled.state) {
+            Ok(())
+        } else {
+            Err(VmError::Denied(Denial::Busy))
+        }
+    }
+
+    /// Removes all that the host holds for it. It must have ended.
+    ///
+    /// # Errors
+    /// Where it is live, or something could not be removed: then it can be asked again.
+    pub async fn destroy(&self) -> Result<(), VmError> {
+        self.ask(&self.requests, Request::Destroy, None)
+            .await
+            .map(drop)
+    }
+
+    /// What the console said last, where that may explain how the life ended.
+    #[must_use]
+    pub fn last_words(&self, outcome: &Outcome) -> Vec<String> {
+        match outcome {
+            Outcome::Failed(Failure::Vmm(_) | Failure::Silent(_) | Failure::Guest(_)) => {
+                self.console.last_lines(20)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// What could not be made or removed for it, in full.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Arc<PlaceError>> {
+        self.trouble
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn ask(
+        &self,
+        inbox: &mpsc::Sender<Asked>,
+        request: Request,
+        main: Option<ExecRequest>,
+    ) -> Result<Option<ExecHandle>, VmError> {
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked {
+            request,
+            main,
+            answer,
+        };
+        inbox.send(asked).await.map_err(|_| VmError::Gone)?;
+        answered.await.map_err(|_| VmError::Gone)?
+    }
+}
