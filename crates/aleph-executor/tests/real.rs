@@ -93,3 +93,32 @@ async fn a_paused_guest_goes_on_and_is_stopped_in_order() -> Result<()> {
     assert_eq!(vm.stop(Duration::from_secs(5)).await?, Outcome::Stopped);
     ended(&root, executor, vm).await
 }
+
+/// The time that a guest is told is that of when it is up, not that of its launch.
+#[tokio::test]
+async fn a_guests_clock_is_its_hosts() -> Result<()> {
+    const DAY: f64 = 86_400.0;
+    let root = TestRoot::new()?;
+    let (executor, vm) = started(&root).await?;
+    let line = "touch /tmp/now; stat -c %y /tmp/now";
+    let (stdout, ..) = vm
+        .exec(&ExecRequest::new(["sh", "-c", line]))?
+        .collect()
+        .await?;
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs_f64();
+    let text = String::from_utf8(stdout)?;
+    // Like 2026-11-24 01:58:00.123456789 +0000.
+    let time = text.split_whitespace().nth(1).context("no time")?;
+    let seconds = time
+        .split(':')
+        .try_fold(0.0, |sum, part| part.parse::<f64>().map(|n| sum * 60.0 + n))?;
+    let behind = (now % DAY - seconds + DAY / 2.0).rem_euclid(DAY) - DAY / 2.0;
+    assert!(
+        (-0.5..1.0).contains(&behind),
+        "the guest is {behind} s behind: {text}"
+    );
+    vm.kill().await?;
+    ended(&root, executor, vm).await
+}

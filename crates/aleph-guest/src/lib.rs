@@ -25,7 +25,7 @@
 //!
 //! When the main command has ended, the power stays on until its host has taken the last frames:
 //! it shows that by credit (three quarters of each window), by a `Shutdown`, or by hanging up.
-//! Else the agent waits 5 s. A host that sees the end of its main command best hangs up.
+//! A host that sees the end of its main command best hangs up.
 //!
 //! # Invariants
 //! - One thread, and one place where it waits. Setting up is the only thing that holds it.

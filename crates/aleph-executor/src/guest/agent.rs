@@ -51,6 +51,30 @@ pub struct SetupRequest {
     pub poweroff_on_hangup: bool,
 }
 
+impl SetupRequest {
+    /// The message, with entropy and time of now.
+    fn with_message<T>(&self, send: impl FnOnce(&ToGuest<'_>) -> T) -> Result<T, AgentError> {
+        let upper = match self.upper {
+            UpperKind::Memory => Upper::Memory,
+            UpperKind::Disk => Upper::Disk(SCRATCH_SERIAL.as_bytes()),
+        };
+        let since_1970 = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(send(&ToGuest::Setup(Setup {
+            hostname: self.hostname.as_bytes(),
+            unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
+            entropy: &entropy()?,
+            root: Root {
+                image_serial: IMAGE_SERIAL.as_bytes(),
+                filesystem: self.filesystem.as_bytes(),
+                upper,
+            },
+            poweroff_on_hangup: self.poweroff_on_hangup,
+        })))
+    }
+}
+
 /// What takes the writes over the read-only image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpperKind {
@@ -94,34 +118,17 @@ impl Agent {
         launched: Instant,
     ) -> Result<Self, AgentError> {
         let shared = Arc::new(Shared::new());
-        shared.send(CONTROL, &ToGuest::Hello(Versions::OURS))?;
-        let upper = match setup.upper {
-            UpperKind::Memory => Upper::Memory,
-            UpperKind::Disk => Upper::Disk(SCRATCH_SERIAL.as_bytes()),
-        };
-        let since_1970 = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        shared.send(
-            CONTROL,
-            &ToGuest::Setup(Setup {
-                hostname: setup.hostname.as_bytes(),
-                unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
-                entropy: &entropy()?,
-                root: Root {
-                    image_serial: IMAGE_SERIAL.as_bytes(),
-                    filesystem: setup.filesystem.as_bytes(),
-                    upper,
-                },
-                poweroff_on_hangup: setup.poweroff_on_hangup,
-            }),
-        )?;
+        // Refused now rather than when the guest is up.
+        setup
+            .with_message(|message| message.encode(CONTROL, &mut Vec::new()))?
+            .map_err(AgentError::Request)?;
+        let setup = setup.clone();
         let (read, write) = socket.into_split();
         let task_shared = Arc::clone(&shared);
         let tasks = tokio::spawn(async move {
             let shared = task_shared;
             let why = tokio::select! {
-                why = read_all(read, &shared, launched) => why,
+                why = read_all(read, &shared, setup, launched) => why,
                 why = async {
                     let why = write_all(write, &shared).await;
                     // What the guest said before it hung up still waits to be read, and says
@@ -235,6 +242,12 @@ fn entropy() -> Result<[u8; 64], AgentError> {
 
 async fn write_all(mut socket: OwnedWriteHalf, shared: &Shared) -> AgentError {
     let mut batch = Vec::new();
+    if let Err(error) = ToGuest::Hello(Versions::OURS).encode(CONTROL, &mut batch) {
+        return AgentError::Request(error);
+    }
+    if let Err(error) = socket.write_all(&batch).await {
+        return closed_or(error);
+    }
     loop {
         shared.take_output(&mut batch);
         if batch.is_empty() {
@@ -253,9 +266,15 @@ fn closed_or(error: std::io::Error) -> AgentError {
     }
 }
 
-async fn read_all(mut socket: OwnedReadHalf, shared: &Shared, launched: Instant) -> AgentError {
+async fn read_all(
+    mut socket: OwnedReadHalf,
+    shared: &Shared,
+    setup: SetupRequest,
+    launched: Instant,
+) -> AgentError {
     let mut reader = Reader {
         decoder: Decoder::new(),
+        setup,
         times: None,
         launched,
     };
@@ -292,6 +311,7 @@ async fn read_all(mut socket: OwnedReadHalf, shared: &Shared, launched: Instant)
 
 struct Reader {
     decoder: Decoder,
+    setup: SetupRequest,
     /// When the agent began and when it spoke, on the guest's clock, and how long after the
     /// launch its word arrived.
     times: Option<(Duration, Duration, Duration)>,
@@ -325,6 +345,7 @@ impl Reader {
                     );
                     self.times
                         .get_or_insert((guest.0, guest.1, self.launched.elapsed()));
+                    self.setup.with_message(|setup| shared.greet(setup))??;
                 }
                 ToHost::Ready { .. } => {
                     let Some((started, spoke, arrived)) = self.times else {

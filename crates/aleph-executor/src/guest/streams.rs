@@ -115,6 +115,9 @@ struct Table {
     next: u32,
     main: Option<u32>,
     out: Vec<u8>,
+    /// Whether the guest has said hello. Until then everything waits here: the set-up goes
+    /// first, and tells the time of when it is sent.
+    greeted: bool,
     pings: HashMap<u64, tokio::sync::oneshot::Sender<()>>,
     closed: Option<AgentError>,
 }
@@ -144,6 +147,7 @@ impl Shared {
                 next: CONTROL + 1,
                 main: None,
                 out: Vec::new(),
+                greeted: false,
                 pings: HashMap::new(),
                 closed: None,
             }),
@@ -172,10 +176,30 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes what is queued, leaving `empty` in its place.
+    /// The guest has said hello: what waits may go, behind the set-up.
+    pub(super) fn greet(&self, setup: &ToGuest<'_>) -> Result<(), AgentError> {
+        let mut table = self.lock();
+        if !table.greeted {
+            let mut out = Vec::new();
+            setup
+                .encode(CONTROL, &mut out)
+                .map_err(AgentError::Request)?;
+            out.append(&mut table.out);
+            table.out = out;
+            table.greeted = true;
+            drop(table);
+            self.has_output.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Takes what is queued and may go, leaving `empty` in its place.
     pub(super) fn take_output(&self, empty: &mut Vec<u8>) {
         empty.clear();
-        std::mem::swap(&mut self.lock().out, empty);
+        let mut table = self.lock();
+        if table.greeted {
+            std::mem::swap(&mut table.out, empty);
+        }
     }
 
     /// Begins an operation with its first message.
