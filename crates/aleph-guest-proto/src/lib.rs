@@ -13,9 +13,9 @@
 //! ```text
 //! host                                   guest
 //!   Hello{1..=1} ──────────────────────▶        (may be sent before the guest even runs)
-//!   Setup{root, hostname, entropy, …} ─▶
-//!   1: Exec{argv, env, …} ─────────────▶
 //!                ◀────────────────────── Hello{1..=1, times}
+//!   Setup{root, time, entropy, …} ─────▶        (after the guest's Hello: it tells the time)
+//!   1: Exec{argv, env, …} ─────────────▶
 //!                ◀────────────────────── Ready{times}        or Fatal{why}, then the end
 //!                ◀────────────────────── 1: Started{pid}     or 1: Failed{errno, why}
 //!   1: Data(stdin…) ───────────────────▶
