@@ -33,7 +33,10 @@ pub mod executor;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;
+pub mod journal;
 pub mod lifecycle;
+pub mod logs;
+pub mod node;
 pub mod paths;
 pub mod place;
 pub mod process;
@@ -43,5 +46,6 @@ mod tail;
 pub mod vm;
 
 pub use executor::{Boot, Executor, ExecutorConfig, ExecutorError};
+pub use node::{Node, NodeConfig, NodeError};
 pub use paths::Paths;
 pub use vm::{Status, Vm, VmError, VmSpec};
