@@ -142,7 +142,7 @@ fn candidates(beginning: &OsStr, names: Vec<(String, String)>) -> Vec<Completion
         .filter(|(name, _)| name.starts_with(&*beginning));
     let candidate = |(name, about): (String, String)| {
         let about = Some(about).filter(|about| !about.is_empty());
-        CompletionCandidate::new(name).help(about.map(|about| about.into()))
+        CompletionCandidate::new(name).help(about.map(Into::into))
     };
     names.map(candidate).collect()
 }

@@ -40,7 +40,7 @@ pub(crate) enum Command {
     /// Run the node: serve its API until told to end
     Up(up::Up),
     /// Run a command in a new microVM
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// List jobs
     Ps(ps::Ps),
     /// Run a command in the guest of a running job

@@ -81,8 +81,8 @@ pub(super) fn means_contents(path: &str) -> bool {
 
 /// The last part of a path that names something.
 pub(super) fn last_part(path: &str) -> Option<&str> {
-    let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
-    parts.last().filter(|part| *part != "..")
+    let mut parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+    parts.next_back().filter(|part| *part != "..")
 }
 
 /// Where a link at `path` leads.
