@@ -250,6 +250,7 @@ impl Executor {
             },
             stdin: job.stdin,
             main: true,
+            keep: false,
         }
     }
 }

@@ -212,7 +212,8 @@ impl Actor {
             Effect::Launch => self.launch(),
             Effect::Shutdown { grace } => {
                 // A closed channel is no reason to wait for the deadline.
-                if let Some(Err(why)) = self.agent.borrow().as_ref().map(|a| a.shutdown(grace)) {
+                if let Some(Err(why)) = self.agent.borrow().as_ref().map(|a| a.shutdown(grace, 15))
+                {
                     let _ = self
                         .notes
                         .send(Note::Event(Event::GuestFailed(why.to_string())));
