@@ -14,13 +14,17 @@ pub(crate) fn pass(name: &str, when: &str) {
         let text = std::env::var("ALEPH_FAILPOINT").ok()?;
         let mut parts = text.split(':');
         let place = format!("{}:{}", parts.next()?, parts.next()?);
-        Some((place, parts.next().and_then(|n| n.parse().ok()).unwrap_or(1)))
+        Some((
+            place,
+            parts.next().and_then(|n| n.parse().ok()).unwrap_or(1),
+        ))
     });
     let Some((place, times)) = wanted else { return };
     let here = place.split_once(':') == Some((name, when));
     if here && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *times {
         // Not even destructors run, as with `kill -9` from outside.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

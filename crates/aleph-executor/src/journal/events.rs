@@ -15,12 +15,9 @@ pub(super) fn append(t: &Transaction<'_>, event: &mut Event) -> Result<(), Journ
         what: format!("event {number}"),
         source,
     })?;
-    t.execute(
-        "UPDATE events SET body = ?2 WHERE id = ?1",
-        (number, body),
-    )
-    .map_err(sql())
-    .map(drop)
+    t.execute("UPDATE events SET body = ?2 WHERE id = ?1", (number, body))
+        .map_err(sql())
+        .map(drop)
 }
 
 impl Journal {

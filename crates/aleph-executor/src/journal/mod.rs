@@ -67,7 +67,9 @@ impl Journal {
         let what = "node.id";
         let work = move |t: &rusqlite::Transaction<'_>| {
             let known: Option<String> = t
-                .query_row("SELECT value FROM meta WHERE key = 'node'", [], |r| r.get(0))
+                .query_row("SELECT value FROM meta WHERE key = 'node'", [], |r| {
+                    r.get(0)
+                })
                 .optional()
                 .map_err(JournalError::sql("be read"))?;
             if let Some(id) = known.and_then(|text| text.parse().ok()) {

@@ -32,7 +32,8 @@ impl Journal {
             let mut statement = t
                 .prepare("SELECT id, account, label, hash, created, expires FROM tokens ORDER BY created, id")
                 .map_err(sql())?;
-            let time = |seconds: i64| Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
+            let time =
+                |seconds: i64| Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
             let rows = statement
                 .query_map([], |row| {
                     Ok(TokenRecord {
