@@ -48,6 +48,7 @@ mod name;
 mod program;
 mod progress;
 mod recipe;
+mod removal;
 mod staging;
 mod store;
 
