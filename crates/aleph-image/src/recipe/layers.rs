@@ -231,9 +231,7 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         let small = layer(&[(F, "a", "1")]);
         let bomb = flate2::read::GzEncoder::new(
-            small
-                .as_slice()
-                .chain(io::repeat(0).take(1 << 30)),
+            small.as_slice().chain(io::repeat(0).take(1 << 30)),
             flate2::Compression::fast(),
         );
         let refused = Layers::new(tree.path(), LIMITS)
