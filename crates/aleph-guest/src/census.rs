@@ -2,6 +2,7 @@
 
 use crate::file::{read_bounded, scan};
 use crate::sys;
+use alloc::vec::Vec;
 
 /// Whose child every kernel thread is.
 const KTHREADD: i32 = 2;
@@ -54,17 +55,20 @@ pub(crate) fn each(mut look: impl FnMut(Process)) {
     });
 }
 
-/// Sends a signal to every process of a session; gives how many there are.
+/// Sends a signal to every process of a session; gives how many there are. What one of them
+/// starts as its answer does not get it.
 pub(crate) fn signal_session(session: i32, signal: u8) -> usize {
-    let mut count = 0;
+    let mut members = Vec::new();
     each(|process| {
         if process.session == session {
-            count += 1;
-            // It may have ended since.
-            let _ = sys::kill(process.pid, signal);
+            members.push(process.pid);
         }
     });
-    count
+    for pid in &members {
+        // It may have ended since.
+        let _ = sys::kill(*pid, signal);
+    }
+    members.len()
 }
 
 #[cfg(test)]

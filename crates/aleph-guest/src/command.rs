@@ -175,12 +175,10 @@ impl Command {
         (self.parts.main && !self.has_ended()).then_some(self.parts.pid)
     }
 
-    /// Hangs up on its session. Its own descriptors close with this.
+    /// Hangs up on its session.
     pub(crate) fn leave(self, now: u64) -> Leaving {
         let has_ended = self.has_ended();
-        let (session, main) = (self.parts.pid, self.parts.main);
-        drop(self);
-        Leaving::begin(session, main, has_ended, now)
+        Leaving::begin(self.parts, has_ended, now)
     }
 
     pub(crate) fn is_main(&self) -> bool {

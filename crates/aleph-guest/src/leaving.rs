@@ -4,6 +4,7 @@
 //! moment later. What made a session of its own stays, as it would there.
 
 use crate::census::signal_session;
+use crate::command::Parts;
 use crate::sys;
 
 /// Between hang-up and KILL, in microseconds.
@@ -16,6 +17,9 @@ pub(crate) struct Leaving {
     session: i32,
     /// Whether the guest ends with its leader.
     main: bool,
+    /// Its descriptors stay open until KILL: a shell that writes of the hang-up to a closed pipe
+    /// would die of that before its trap runs.
+    parts: Option<Parts>,
     /// When KILL comes, until it has come.
     kill_at: Option<u64>,
     /// Whether its leader was collected.
@@ -24,13 +28,15 @@ pub(crate) struct Leaving {
 
 impl Leaving {
     /// Hangs up on a session; `has_ended` where its leader was collected before.
-    pub(crate) fn begin(session: i32, main: bool, has_ended: bool, now: u64) -> Self {
+    pub(crate) fn begin(parts: Parts, has_ended: bool, now: u64) -> Self {
+        let (session, main) = (parts.pid, parts.main);
         signal_session(session, sys::SIGHUP);
         // One that is stopped would not see it.
         signal_session(session, sys::SIGCONT);
         Self {
             session,
             main,
+            parts: Some(parts),
             kill_at: Some(now + GRACE_US),
             is_headless: has_ended,
         }
@@ -58,6 +64,7 @@ impl Leaving {
                 }
             }
             self.kill_at = None;
+            self.parts = None;
         }
         self.kill_at.is_some() || self.main && !self.is_headless
     }

@@ -13,7 +13,7 @@ use aleph_guest_proto::{
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a test hears from the guest: [`ToHost`] with bytes of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,11 +58,33 @@ pub(crate) struct Request<'a> {
     pub(crate) keep: bool,
 }
 
+/// Numbers that are as good as random, and the same in each run.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// One below `n`, which is not 0.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap() % n
+    }
+
+    /// One from `low` to `high`.
+    pub(crate) fn between(&mut self, low: usize, high: usize) -> usize {
+        low + self.below(high - low + 1)
+    }
+}
+
 /// The host's side of a session.
 pub(crate) struct Host {
     stream: UnixStream,
     decoder: Decoder,
-    nonce: [u8; 16],
+    nonces: Dice,
     /// Its process, or 0 once it was waited for.
     agent: libc::pid_t,
     /// Whether data is credited as it arrives.
@@ -146,7 +168,7 @@ impl Host {
         Self {
             stream: ours,
             decoder: Decoder::for_host([0; 16]),
-            nonce: [0; 16],
+            nonces: Dice::new(77),
             agent,
             credits: true,
         }
@@ -173,10 +195,7 @@ impl Host {
     }
 
     pub(crate) fn greet_as(&mut self, versions: Versions) {
-        for byte in &mut self.nonce {
-            *byte = byte.wrapping_mul(31).wrapping_add(7);
-        }
-        let nonce = self.nonce;
+        let nonce = std::array::from_fn(|_| self.nonces.below(256).try_into().unwrap());
         self.decoder = Decoder::for_host(nonce);
         self.say_raw(&MARK);
         self.say(CONTROL, &ToGuest::Hello { versions, nonce });
@@ -238,9 +257,17 @@ impl Host {
         self.stream.try_clone().unwrap()
     }
 
-    /// The agent's process id.
-    pub(crate) fn agent(&self) -> u32 {
-        self.agent.try_into().unwrap()
+    /// Children of the agent, dead or alive, go away by themselves.
+    pub(crate) fn assert_no_children(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = children(self.agent.try_into().unwrap());
+            if left.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "children stay: {left:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn say(&mut self, stream: u32, message: &ToGuest<'_>) {
