@@ -30,6 +30,7 @@ pub mod cgroup;
 pub mod console;
 pub mod doctor;
 pub mod executor;
+mod failpoint;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;

@@ -45,9 +45,12 @@ mod image;
 mod kernel;
 mod lock;
 mod name;
+pub mod oci;
 mod program;
 mod progress;
+mod prune;
 mod recipe;
+mod removal;
 mod staging;
 mod store;
 
@@ -63,5 +66,6 @@ pub use kernel::{
 };
 pub use program::ProgramError;
 pub use progress::{NoProgress, Progress};
+pub use prune::{PruneOptions, Pruned};
 pub use recipe::{ArchiveError, PathFault, Recipe};
 pub use store::{Removed, Store};

@@ -1,76 +1,88 @@
-//! The node's journal.
+//! The node's journal: what it has promised, and what it is about to do to its host.
+//!
+//! One SQLite database, `STATE/state.db`, in WAL mode with full synchronisation: a write that was
+//! answered survives the loss of power. All writes go through one thread, which takes those
+//! that wait together as one transaction.
+//!
+//! | table | what it holds | written |
+//! | --- | --- | --- |
+//! | `jobs` | each job's record | before its user hears of it |
+//! | `vms` | each VM that may have objects on the host | before the first is made; removed after the last is gone |
+//! | `idempotency` | which request made which job | with the job |
+//! | `events` | what happened | with what happened |
+//! | `tokens` | hashes of tokens | before the token is shown |
+//! | `meta` | the node's id | once |
+//!
+//! # Failure cases
+//! A full disk is [`JournalError::Full`], and nothing of that write is kept. A crash between
+//! two writes leaves what the first says: a row in `vms` without objects, or objects without a
+//! VMM; whoever opens the node next completes or undoes it. A journal of a newer program is
+//! refused.
 
-use aleph_types::{Classify, ErrorClass, Timestamp};
+mod error;
+mod events;
+mod jobs;
+mod schema;
+mod tokens;
+mod writer;
+
+pub use error::JournalError;
+pub use jobs::{Desired, JobRecord, VmRow};
+pub use tokens::TokenRecord;
+
+use aleph_types::NodeId;
+use rusqlite::{Connection, OptionalExtension};
+use std::path::Path;
+use writer::Writer;
 
 /// The journal. Clones are the same one.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Journal {
-    _p: (),
+    writer: Writer,
 }
 
-/// The record of jobs could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The disk is full.
-    #[error("the disk with the journal is full")]
-    Full,
-    /// Anything else.
-    #[error("the journal cannot {what}")]
-    Sql {
-        /// What was to be done.
-        what: &'static str,
-        /// Why not.
-        source: rusqlite::Error,
-    },
-}
-
-impl Classify for JournalError {
-    fn class(&self) -> ErrorClass {
-        match self {
-            Self::Full => ErrorClass::Capacity,
-            Self::Sql { .. } => ErrorClass::Unavailable,
-        }
-    }
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Full => "disk_full",
-            Self::Sql { .. } => "journal",
-        }
-    }
-    fn advice(&self) -> Option<String> {
-        Some("Free some disk and try again.".into())
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Journal")
     }
 }
 
-/// A token as it is kept: never the secret itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenRecord {
-    /// Its public id.
-    pub id: String,
-    /// The account that it speaks for.
-    pub account: String,
-    /// What it is for, in its maker's words.
-    pub label: String,
-    /// SHA-256 of the secret.
-    pub hash: [u8; 32],
-    /// When it was made.
-    pub created_at: Timestamp,
-    /// When it ends by itself.
-    pub expires_at: Option<Timestamp>,
-}
-
-#[allow(unused_variables, clippy::missing_errors_doc, clippy::unused_async)]
 impl Journal {
-    /// All tokens that were not revoked.
-    pub async fn tokens(&self) -> Result<Vec<TokenRecord>, JournalError> {
-        Err(JournalError::Full)
+    /// Opens the journal at this path, or makes it.
+    ///
+    /// # Errors
+    /// Where it cannot be opened, or is of a newer program.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let mut connection = Connection::open(path).map_err(JournalError::sql("be opened"))?;
+        schema::prepare(&mut connection)?;
+        let writer = Writer::start(connection).map_err(|_| JournalError::Closed)?;
+        Ok(Self { writer })
     }
-    /// Keeps a token.
-    pub async fn add_token(&self, token: TokenRecord) -> Result<(), JournalError> {
-        Err(JournalError::Full)
-    }
-    /// Revokes a token; tells whether there was one.
-    pub async fn revoke_token(&self, id: &str) -> Result<bool, JournalError> {
-        Err(JournalError::Full)
+
+    /// The id of this node, made at the first call.
+    ///
+    /// # Errors
+    /// Where it cannot be read or kept.
+    pub async fn node_id(&self) -> Result<NodeId, JournalError> {
+        let what = "node.id";
+        let work = move |t: &rusqlite::Transaction<'_>| {
+            let known: Option<String> = t
+                .query_row("SELECT value FROM meta WHERE key = 'node'", [], |r| {
+                    r.get(0)
+                })
+                .optional()
+                .map_err(JournalError::sql("be read"))?;
+            if let Some(id) = known.and_then(|text| text.parse().ok()) {
+                return Ok(id);
+            }
+            let id = NodeId::random();
+            t.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('node', ?1)",
+                [id.to_string()],
+            )
+            .map_err(JournalError::sql("keep the node's id"))?;
+            Ok(id)
+        };
+        self.writer.run(what, work).await
     }
 }

@@ -8,4 +8,5 @@
 mod commands;
 mod conversation;
 mod files;
+mod kept;
 mod support;
