@@ -9,8 +9,10 @@
 
 mod root;
 mod scripted;
+mod scripted_guest;
 mod wait;
 
 pub use root::TestRoot;
-pub use scripted::{Guest, Script, ScriptedDriver, Vmm};
+pub use scripted::{Script, ScriptedDriver, Vmm};
+pub use scripted_guest::Guest;
 pub use wait::wait_until;
