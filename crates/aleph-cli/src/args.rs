@@ -44,17 +44,16 @@ pub(crate) struct NodeArgs {
     )]
     pub(crate) root: Option<PathBuf>,
 
-    /// The QEMU program
+    /// The QEMU program [default: qemu-system-x86_64]
     #[arg(
         long,
         global = true,
         value_name = "FILE",
         env = "ALEPH_QEMU",
         hide_env_values = true,
-        hide_short_help = true,
-        default_value = "qemu-system-x86_64"
+        hide_short_help = true
     )]
-    pub(crate) qemu: PathBuf,
+    pub(crate) qemu: Option<PathBuf>,
 
     /// What runs the guests' instructions: kvm or tcg [default: kvm where it works, else tcg]
     #[arg(

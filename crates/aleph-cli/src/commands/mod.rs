@@ -108,7 +108,7 @@ impl Command {
         match self {
             // The node brings a runtime of its own.
             Self::Up(up) => up.run(context),
-            Self::Config(config) => config.run(context),
+            Self::Config(config) => config.run(),
             Self::Doctor(doctor) => doctor.run(context),
             Self::Kernel(kernel) => kernel.run(context),
             Self::Completion(completion) => completion.run(),

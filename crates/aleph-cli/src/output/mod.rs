@@ -7,6 +7,7 @@ pub(crate) use age::{ago, since, span};
 pub(crate) use table::{Color, Column, Listing, coloured};
 
 use crate::client::ClientError;
+use aleph_control::{DaemonError, ImagesError};
 use aleph_executor::ExecutorError;
 use aleph_executor::capacity::Shortage;
 use aleph_image::{ImageError, KernelError};
@@ -43,6 +44,8 @@ fn advice(error: &anyhow::Error) -> Option<String> {
             .and_then(Classify::advice)
     }
     of::<ClientError>(error)
+        .or_else(|| of::<DaemonError>(error))
+        .or_else(|| of::<ImagesError>(error))
         .or_else(|| of::<ExecutorError>(error))
         .or_else(|| of::<ImageError>(error))
         .or_else(|| of::<KernelError>(error))
