@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub(crate) mod layout;
+pub(crate) mod registry;
+
 use aleph_image::Store;
 use libtest_mimic::{Arguments, Trial};
 use std::fs;
@@ -159,4 +162,34 @@ pub(crate) fn inside(image: &aleph_image::Image, command: &str) -> String {
         "unshare",
         &["--mount", "sh", "-c", &script, "sh", &rootfs, &dir],
     )
+}
+
+/// A small file system in memory; unmounted even when the test fails.
+pub(crate) struct SmallDisk {
+    pub(crate) path: PathBuf,
+}
+
+impl SmallDisk {
+    pub(crate) fn mount(path: PathBuf, size: &str) -> Self {
+        fs::create_dir(&path).unwrap();
+        let target = path.display().to_string();
+        output(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={size}"),
+                "none",
+                &target,
+            ],
+        );
+        Self { path }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        output("umount", &[&self.path.display().to_string()]);
+    }
 }
