@@ -10,7 +10,7 @@ use aleph_image::{Digest, Image, ImageError, PruneOptions, Source};
 use aleph_types::{Classify, ErrorClass};
 use host::layout::{Layer, Layout, Packed, Tar, architecture, noise};
 use host::registry::{Act, Front, LOGIN, Registry};
-use host::{Need, SmallDisk, State, inside, names_in, output, run, trial};
+use host::{Need, SmallDisk, State, inside, names_in, output, run, trial, wait_until};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +21,9 @@ use std::time::Duration;
 use tar::EntryType;
 
 fn main() {
+    if let Some(pull) = std::env::var_os(CHILD) {
+        return child(pull.to_str().unwrap());
+    }
     let needs = [
         Need::Root,
         Need::Tool("mkfs.erofs"),
@@ -48,6 +51,7 @@ fn main() {
             a_broken_download_goes_on_where_it_broke
             a_download_that_failed_is_resumed_by_the_next_pull
             a_pull_that_is_dropped_leaves_nothing_but_parts
+            a_pull_that_is_killed_leaves_nothing_but_parts
             what_is_not_what_was_asked_for_is_refused
             hostile_layers_are_refused_and_leave_nothing
             pulls_of_one_image_at_a_time_share_the_work
@@ -710,6 +714,73 @@ fn a_pull_that_is_dropped_leaves_nothing_but_parts() {
             .header("range")
             .starts_with("bytes=")
     );
+}
+
+/// Set to `STATE REFERENCE`, this program pulls that and nothing else.
+const CHILD: &str = "ALEPH_TEST_PULL";
+
+fn child(pull: &str) {
+    let (state, reference) = pull.split_once(' ').unwrap();
+    let store = aleph_image::Store::open(state).unwrap();
+    let pulled = runtime().block_on(store.pull(reference, &options(), |_| {}));
+    pulled.unwrap();
+}
+
+fn a_pull_that_is_killed_leaves_nothing_but_parts() {
+    let (registry, state) = (Registry::start(), State::new());
+    let noisy = Layer::gzip(Tar::new().file("noise", noise(3, 4 << 20)));
+    with_app(&registry, &state, &[small().remove(0), noisy.clone()]);
+    let digest = Digest::of(&noisy.bytes);
+    let wanted = digest.to_string();
+    let slow = Arc::new(Mutex::new(true));
+    let shared = Arc::clone(&slow);
+    let front = Front::before(&registry.host, move |request, _| {
+        match request.path.contains(&wanted) && *shared.lock().unwrap() {
+            true => Act::Slow,
+            false => Act::Forward,
+        }
+    });
+    let reference = format!("{}/app:1", front.host);
+    let mut pulling = std::process::Command::new(std::env::current_exe().unwrap())
+        .env(CHILD, format!("{} {reference}", state.path().display()))
+        .spawn()
+        .unwrap();
+    let part = state
+        .file("images/blobs")
+        .join(format!("sha256-{}.part", digest.hex()));
+    wait_until("a part", || {
+        assert!(pulling.try_wait().unwrap().is_none());
+        fs::metadata(&part).is_ok_and(|part| part.len() > 100_000)
+    });
+    // Another process waits for the same image meanwhile, and takes over.
+    let waiting = std::process::Command::new(std::env::current_exe().unwrap())
+        .env(CHILD, format!("{} {reference}", state.path().display()))
+        .spawn();
+    let mut waiting = waiting.unwrap();
+    let others = || {
+        let blobs = front.blobs().into_iter();
+        blobs
+            .filter(|r| !r.path.contains(&digest.to_string()))
+            .count()
+    };
+    wait_until("the second process", || others() == 3);
+    assert!(state.store().list().unwrap().is_empty());
+    *slow.lock().unwrap() = false;
+    pulling.kill().unwrap();
+    pulling.wait().unwrap();
+    assert!(waiting.wait().unwrap().success());
+    assert!(
+        front
+            .blobs()
+            .last()
+            .unwrap()
+            .header("range")
+            .starts_with("bytes=")
+    );
+    state.store().resolve(&reference).unwrap().check().unwrap();
+    let mut left = left(&state);
+    left.retain(|name| name.starts_with('.') || name.contains(".part") || name.contains(".lock"));
+    assert!(left.is_empty(), "{left:?}");
 }
 
 fn what_is_not_what_was_asked_for_is_refused() {
