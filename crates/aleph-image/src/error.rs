@@ -4,6 +4,7 @@ use crate::apt::PackageError;
 use crate::digest::Digest;
 use crate::disk::DiskError;
 use crate::filesystem::Filesystem;
+use crate::oci::RegistryError;
 use crate::program::ProgramError;
 use crate::recipe::{ArchiveError, Recipe};
 use aleph_types::{Classify, ErrorClass};
@@ -21,6 +22,12 @@ pub enum ImageError {
     /// A package could not be had.
     #[error(transparent)]
     Package(#[from] PackageError),
+    /// An image could not be had from a registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The runtime shuts down.
+    #[error("the program is about to end")]
+    Stopped,
     /// An archive cannot become an image.
     #[error("cannot import {}", path.display())]
     Archive {
@@ -139,6 +146,7 @@ impl Classify for ImageError {
             Self::Disk(error) => error.class(),
             Self::Program(error) => error.class(),
             Self::Package(error) => error.class(),
+            Self::Registry(error) => error.class(),
             Self::Archive { source, .. } => source.class(),
             Self::NotImportable { .. }
             | Self::BadName { .. }
@@ -150,7 +158,7 @@ impl Classify for ImageError {
             Self::Damaged { .. } | Self::BadRecord { .. } | Self::Newer { .. } => {
                 ErrorClass::Internal
             }
-            Self::NeedsRoot { .. } | Self::Busy { .. } => ErrorClass::Unavailable,
+            Self::NeedsRoot { .. } | Self::Busy { .. } | Self::Stopped => ErrorClass::Unavailable,
         }
     }
 
@@ -159,6 +167,8 @@ impl Classify for ImageError {
             Self::Disk(error) => error.code(),
             Self::Program(error) => error.code(),
             Self::Package(error) => error.code(),
+            Self::Registry(error) => error.code(),
+            Self::Stopped => "stopped",
             Self::Archive { source, .. } => source.code(),
             Self::NotImportable { .. } => "not_importable",
             Self::BadName { .. } => "bad_image_name",
@@ -182,6 +192,8 @@ impl Classify for ImageError {
             Self::Disk(error) => error.advice(),
             Self::Program(error) => error.advice(),
             Self::Package(error) => error.advice(),
+            Self::Registry(error) => error.advice(),
+            Self::Stopped => Some("Try again.".into()),
             Self::Archive { source, .. } => source.advice(),
             Self::NotImportable { .. } => {
                 Some("Name a directory or a tar archive that holds a root file system.".into())
@@ -220,8 +232,9 @@ fn not_found(reference: &str, near: &[String]) -> String {
         format!("Did you mean {}? ", near.join(" or "))
     };
     format!(
-        "{meant}aleph image ls shows the images that are here; aleph image build NAME makes \
-         one of {}, aleph image import PATH --name NAME one of your own.",
+        "{meant}aleph image ls shows the images that are here; aleph image pull NAME gets one \
+         from a registry, aleph image build NAME makes one of {}, aleph image import PATH \
+         --name NAME one of your own.",
         Recipe::names()
     )
 }

@@ -11,9 +11,16 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// The version of the records that this program writes.
-pub(crate) const RECORD_VERSION: u32 = 1;
+/// The latest version of a record that this program knows.
+pub(crate) const RECORD_VERSION: u32 = PULLED_VERSION;
+/// The version of the records of images that were made here.
+pub(crate) const MADE_VERSION: u32 = 1;
+/// The version of the records of pulled images: their digest is not of the file.
+pub(crate) const PULLED_VERSION: u32 = 2;
+/// A removal takes moments.
+const HOLD_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) const RECORD: &str = "image.json";
 
 /// What is known of an image: the content of its `image.json`.
@@ -23,9 +30,10 @@ pub(crate) const RECORD: &str = "image.json";
 /// [`version`](Self::version), and then it refuses the record as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
-    /// The version of this form; 1.
+    /// The version of this form: 1, or 2 for an image from a registry.
     pub version: u32,
-    /// The SHA-256 of the filesystem image.
+    /// What the image is known by: the SHA-256 of the filesystem image, or for an image from a
+    /// registry of its OCI configuration, which covers the content of its layers.
     pub digest: Digest,
     /// Its format.
     pub filesystem: Filesystem,
@@ -50,6 +58,18 @@ pub enum Source {
     Directory(PathBuf),
     /// A tar archive.
     Archive(PathBuf),
+    /// An image in a registry.
+    Registry {
+        /// The familiar reference that it was first pulled by.
+        reference: String,
+        /// The digest of its manifest, which `NAME@DIGEST` means.
+        manifest: Digest,
+        /// The digests of its layers as they are in the registry, the lowest first.
+        layers: Vec<Digest>,
+        /// Stands for the content of its layers and their order: images with an equal chain
+        /// have an equal filesystem.
+        chain: Digest,
+    },
 }
 
 /// What to run in an image where a job does not say; OCI's names and meanings.
@@ -66,6 +86,13 @@ pub struct Config {
     pub workdir: Option<String>,
     /// `name`, `uid`, `name:group` or `uid:gid`; root when absent.
     pub user: Option<String>,
+    /// The signal that asks the command to end: `SIGTERM` when absent. A name or a number, as
+    /// the image has it.
+    pub stop_signal: Option<String>,
+    /// Notes of whoever made the image.
+    pub labels: BTreeMap<String, String>,
+    /// Ports that the command may listen on, such as `80/tcp`; sorted.
+    pub exposed_ports: Vec<String>,
 }
 
 /// An image in a store.
@@ -130,7 +157,7 @@ impl Image {
         &self.record
     }
 
-    /// The SHA-256 of the filesystem image.
+    /// What it is known by: see [`ImageRecord::digest`].
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.record.digest
@@ -171,8 +198,16 @@ impl Image {
                 crate::disk::DiskError::new("open", &path, error).into()
             }
         })?;
-        // Whoever removes it has the exclusive lock until it has no path any more.
-        if !lock::try_shared(&file, &path)? || !is_at(&file, &path) {
+        // Whoever removes it has the exclusive lock until it has no path any more, and whoever
+        // only looks whether it is held has that for a moment.
+        let end = Instant::now() + HOLD_LIMIT;
+        while !lock::try_shared(&file, &path)? {
+            if !is_at(&file, &path) || Instant::now() >= end {
+                return Err(gone());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !is_at(&file, &path) {
             return Err(gone());
         }
         self.check_file(&file, &path)?;
@@ -261,7 +296,7 @@ mod tests {
 
     fn record() -> ImageRecord {
         ImageRecord {
-            version: RECORD_VERSION,
+            version: MADE_VERSION,
             digest: Digest::of(b"x"),
             filesystem: Filesystem::Erofs,
             size: 4096,
@@ -293,8 +328,8 @@ mod tests {
 
     #[test]
     fn a_later_version_and_another_digest_are_refused() {
-        let later = stored(|v| *v = serde_json::json!({"version": 2, "all": "new"}));
-        assert!(matches!(later, Err(ImageError::Newer { version: 2, .. })));
+        let later = stored(|v| *v = serde_json::json!({"version": 3, "all": "new"}));
+        assert!(matches!(later, Err(ImageError::Newer { version: 3, .. })));
         let other = stored(|v| v["digest"] = Digest::of(b"y").to_string().into());
         assert!(matches!(other, Err(ImageError::Damaged { .. })));
         assert!(matches!(

@@ -2,6 +2,7 @@
 
 use crate::digest::Digest;
 use crate::error::ImageError;
+use crate::oci;
 use crate::recipe::Recipe;
 
 /// Fewer digits than this name nothing: too easily ambiguous.
@@ -17,6 +18,8 @@ pub(crate) enum Reference {
 }
 
 impl Reference {
+    /// Reads what names an image here. A reference to a registry becomes its familiar form, and
+    /// what could be a name as it is stays one.
     pub(crate) fn parse(text: &str) -> Result<Self, ImageError> {
         let bad = |why: &'static str| ImageError::BadReference {
             reference: text.to_owned(),
@@ -33,9 +36,32 @@ impl Reference {
         if is_prefix(&lower) {
             return Ok(Self::Prefix(lower));
         }
-        check(text).map_err(bad)?;
-        Ok(Self::Name(text.to_owned()))
+        match (check(text), familiar(text)) {
+            (Err(why), None) => Err(bad(why)),
+            (Err(_), Some(familiar)) => Ok(Self::Name(familiar)),
+            (Ok(()), _) => Ok(Self::Name(text.to_owned())),
+        }
     }
+}
+
+/// The name that an image pulled as `text` has.
+pub(crate) fn familiar(text: &str) -> Option<String> {
+    text.parse()
+        .ok()
+        .map(|reference: oci::Reference| reference.to_string())
+}
+
+/// The file that a name is in the folder of names. The slash of a registry's references becomes
+/// a plus, which no name has.
+pub(crate) fn file_of(name: &str) -> String {
+    name.replace('/', "+")
+}
+
+/// The name that a file in the folder of names stands for.
+pub(crate) fn name_of(file: &str) -> Option<String> {
+    let name = file.replace('+', "/");
+    let known = check_name(&name).is_ok() || familiar(&name).is_some_and(|own| own == name);
+    known.then_some(name)
 }
 
 /// Whether `text` can be the beginning of a digest.
@@ -132,6 +158,7 @@ mod tests {
             (&hex, Reference::Prefix(hex.clone())),
             (&format!("sha256:{hex}"), Reference::Prefix(hex.clone())),
             ("alpine:3.20", Reference::Name("alpine:3.20".into())),
+            ("docker.io/org/x", Reference::Name("org/x:latest".into())),
         ] {
             assert_eq!(Reference::parse(text).unwrap(), expected, "{text}");
         }
@@ -154,6 +181,19 @@ mod tests {
             assert!(check_name(name).is_err(), "{name}");
         }
         check_name("debian-12").unwrap();
+    }
+
+    #[test]
+    fn every_name_has_a_file_of_its_own() {
+        let digest = format!("a.b/c@sha256:{}", "0".repeat(64));
+        for name in ["debian-12", "debian:12", "localhost:5000/x/y:1", &digest] {
+            let file = file_of(name);
+            assert!(!file.contains('/'));
+            assert_eq!(name_of(&file).unwrap(), name);
+        }
+        for file in [".new", "a+b", "..", "+", "docker.io+x:1", "deadbeef"] {
+            assert_eq!(name_of(file), None, "{file}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::disk::{DiskError, Doing, sync_dir};
 use crate::lock;
+use crate::removal;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -131,14 +132,7 @@ fn sweep_locked(store: &Path) -> Result<(), DiskError> {
 
 /// Removes a tree; what cannot be removed now is swept later, so it is no error.
 pub(crate) fn remove_tree(path: &Path) {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = removed
-        && error.kind() != io::ErrorKind::NotFound
-    {
+    if let Err(error) = removal::remove(path) {
         tracing::warn!(path = %path.display(), %error, "a work folder could not be removed");
     }
 }

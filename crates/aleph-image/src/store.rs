@@ -4,13 +4,14 @@ use crate::digest::Digest;
 use crate::disk::{DiskError, Doing, sync_dir};
 use crate::error::ImageError;
 use crate::filesystem::FORMAT;
-use crate::image::{Config, Image, ImageRecord, RECORD, RECORD_VERSION, folder_name, is_at};
+use crate::image::{Config, Image, ImageRecord, MADE_VERSION, RECORD, Source, folder_name, is_at};
 use crate::lock;
-use crate::name::{Reference, check_name, near, with_prefix};
+use crate::name::{Reference, check_name, familiar, file_of, name_of, near, with_prefix};
+use crate::oci::Blobs;
 use crate::progress::Progress;
 use crate::recipe::{self, Recipe, Tree};
 use crate::staging::{self, Staging};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -117,11 +118,12 @@ impl Store {
     }
 
     /// Removes a name, and its image with it unless other names lead there. By digest it
-    /// removes an image that has one name or none.
+    /// removes an image that has one name or none. Layers in the store that no other image has
+    /// go with it.
     ///
     /// # Errors
-    /// [`ImageError::InUse`] while the image is held, [`ImageError::StillNamed`] for a digest
-    /// with several names.
+    /// [`ImageError::InUse`] while the image, or one with the same filesystem, is held;
+    /// [`ImageError::StillNamed`] for a digest with several names.
     pub fn remove(&self, reference: &str) -> Result<Removed, ImageError> {
         let _lock = lock::folder(&self.images)?;
         let all = self.all_names()?;
@@ -132,37 +134,70 @@ impl Store {
         let digest = image.digest();
         let names = image.names().to_vec();
         if names.len() > 1 {
-            if !names.iter().any(|name| name == reference) {
+            let meant = names
+                .iter()
+                .find(|name| *name == reference || Some(*name) == familiar(reference).as_ref());
+            let Some(meant) = meant.cloned() else {
                 return Err(ImageError::StillNamed { digest, names });
-            }
-            self.remove_names(&[reference.to_owned()])?;
+            };
+            self.remove_names(std::slice::from_ref(&meant))?;
             return Ok(Removed {
-                names: vec![reference.to_owned()],
+                names: vec![meant],
                 image: None,
             });
         }
-        let rootfs = image.rootfs();
-        match File::open(&rootfs) {
-            Ok(file) => {
-                if !lock::try_exclusive(&file, &rootfs)? && is_at(&file, &rootfs) {
-                    return Err(ImageError::InUse {
-                        reference: reference.to_owned(),
-                    });
-                }
-                // The lock is kept until the path is gone: nobody can take hold in between.
-                self.remove_names(&names)?;
-                self.remove_object(image.dir())?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.remove_names(&names)?;
-                self.remove_object(image.dir())?;
-            }
-            Err(error) => return Err(DiskError::new("open", &rootfs, error).into()),
+        if !self.try_remove_image(&image)? {
+            return Err(ImageError::InUse {
+                reference: reference.to_owned(),
+            });
         }
+        self.release_layers(&image)?;
         Ok(Removed {
             names,
             image: Some(image),
         })
+    }
+
+    /// Removes an image with its names; `false` if somebody holds it. The store's lock is held.
+    pub(crate) fn try_remove_image(&self, image: &Image) -> Result<bool, ImageError> {
+        let rootfs = image.rootfs();
+        // The lock is kept until the path is gone: nobody can take hold in between.
+        let _hold = match File::open(&rootfs) {
+            Ok(file) => {
+                if !lock::try_exclusive(&file, &rootfs)? && is_at(&file, &rootfs) {
+                    return Ok(false);
+                }
+                Some(file)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(DiskError::new("open", &rootfs, error).into()),
+        };
+        self.remove_names(image.names())?;
+        self.remove_object(image.dir())?;
+        Ok(true)
+    }
+
+    /// Whether nobody holds an image.
+    pub(crate) fn is_unheld(&self, image: &Image) -> Result<bool, ImageError> {
+        let rootfs = image.rootfs();
+        match File::open(&rootfs) {
+            Ok(file) => Ok(lock::try_exclusive(&file, &rootfs)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(DiskError::new("open", &rootfs, error).into()),
+        }
+    }
+
+    /// Removes the layers of an image that was removed, but for those that others have.
+    fn release_layers(&self, removed: &Image) -> Result<(), ImageError> {
+        let Source::Registry { layers, .. } = &removed.record().source else {
+            return Ok(());
+        };
+        let needed = layers_of(&self.list()?);
+        let blobs = Blobs::of(&self.images);
+        for layer in layers.iter().filter(|layer| !needed.contains(layer)) {
+            blobs.remove(layer)?;
+        }
+        Ok(())
     }
 
     /// Removes what has a name or a place and no readable record. Nobody can hold it.
@@ -179,7 +214,7 @@ impl Store {
             return Err(error);
         }
         let digest = match Reference::parse(reference)? {
-            Reference::Name(name) => all.get(&name).copied(),
+            Reference::Name(name) => lookup(all, &name),
             Reference::Prefix(prefix) => with_prefix(&prefix, &self.digests()?).first().copied(),
         };
         let Some(digest) = digest else {
@@ -202,30 +237,61 @@ impl Store {
         let rootfs = object.join(format!("rootfs.{FORMAT}"));
         FORMAT.write(&tree.path, tree.times, &rootfs, progress)?;
         let (digest, size) = Digest::of_file(&rootfs, "compute the digest", progress)?;
-        let created = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
         let record = ImageRecord {
-            version: RECORD_VERSION,
+            version: MADE_VERSION,
             digest,
             filesystem: FORMAT,
             size,
-            created,
+            created: now(),
             source: tree.source,
             config: Config::default(),
         };
-        write_record(&object.join(RECORD), &record)?;
+        self.place(staging, &object, &record, name)
+    }
+
+    /// Gives a finished object its place, and the image the name `name`.
+    pub(crate) fn place(
+        &self,
+        staging: &Staging,
+        object: &Path,
+        record: &ImageRecord,
+        name: &str,
+    ) -> Result<Image, ImageError> {
+        let digest = record.digest;
+        write_record(&object.join(RECORD), record)?;
 
         // From here to the name, nobody removes the image because it has no name yet.
         let _lock = lock::folder(&self.images)?;
         let place = folder_name(&digest);
-        if !staging.commit(&object, &place)? && Image::load(&self.dir_of(&digest)).is_err() {
+        let is_sound =
+            || Image::load(&self.dir_of(&digest)).is_ok_and(|image| image.check().is_ok());
+        if !staging.commit(object, &place)? && !is_sound() {
             // What is there has the right digest for a name and is no image.
             self.remove_object(&self.dir_of(&digest))?;
-            staging.commit(&object, &place)?;
+            staging.commit(object, &place)?;
         }
-        staging::replace_symlink(&self.names.join(name), &Path::new("..").join(place))?;
-        self.resolve(name)
+        self.name(&digest, name)
+    }
+
+    /// Names the image with that digest, if it is here and sound.
+    pub(crate) fn name_existing(
+        &self,
+        digest: Digest,
+        name: &str,
+    ) -> Result<Option<Image>, ImageError> {
+        let _lock = lock::folder(&self.images)?;
+        match Image::load(&self.dir_of(&digest)) {
+            Ok(image) if image.check().is_ok() => self.name(&digest, name).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The store's lock is held.
+    fn name(&self, digest: &Digest, name: &str) -> Result<Image, ImageError> {
+        let target = Path::new("..").join(folder_name(digest));
+        staging::replace_symlink(&self.names.join(file_of(name)), &target)?;
+        let names = self.all_names()?;
+        Ok(Image::load(&self.dir_of(digest))?.named(names_of(&names, digest)))
     }
 
     fn resolve_among(
@@ -234,7 +300,7 @@ impl Store {
         reference: &str,
     ) -> Result<Image, ImageError> {
         let digest = match Reference::parse(reference)? {
-            Reference::Name(name) => names.get(&name).copied(),
+            Reference::Name(name) => lookup(names, &name).or_else(|| self.by_manifest(&name)),
             Reference::Prefix(prefix) => {
                 let found = with_prefix(&prefix, &self.digests()?);
                 if found.len() > 1 {
@@ -243,7 +309,7 @@ impl Store {
                         digests: found,
                     });
                 }
-                found.first().copied()
+                found.first().copied().or_else(|| lookup(names, reference))
             }
         };
         let digest = digest.ok_or_else(|| ImageError::NotFound {
@@ -258,6 +324,25 @@ impl Store {
             });
         }
         Ok(Image::load(&dir)?.named(names_of(names, &digest)))
+    }
+
+    /// The image that `NAME@DIGEST` means, whatever it was pulled as.
+    fn by_manifest(&self, reference: &str) -> Option<Digest> {
+        let wanted = reference.parse::<crate::oci::Reference>().ok()?.digest()?;
+        let is_it = |image: &Image| match &image.record().source {
+            Source::Registry { manifest, .. } => *manifest == wanted,
+            _ => false,
+        };
+        let digests = self.digests().ok()?.into_iter();
+        digests
+            .filter_map(|digest| Image::load(&self.dir_of(&digest)).ok())
+            .find(is_it)
+            .map(|image| image.digest())
+    }
+
+    /// The folder of the store.
+    pub(crate) fn images(&self) -> &Path {
+        &self.images
     }
 
     fn dir_of(&self, digest: &Digest) -> PathBuf {
@@ -281,7 +366,7 @@ impl Store {
                 .as_deref()
                 .and_then(|t| t.file_name()?.to_str()?.strip_prefix("sha256-"))
                 .and_then(Digest::from_hex);
-            if let (Some(digest), Ok(())) = (digest, check_name(&name)) {
+            if let (Some(digest), Some(name)) = (digest, name_of(&name)) {
                 names.insert(name, digest);
             }
         }
@@ -290,7 +375,7 @@ impl Store {
 
     fn remove_names(&self, names: &[String]) -> Result<(), DiskError> {
         for name in names {
-            let path = self.names.join(name);
+            let path = self.names.join(file_of(name));
             fs::remove_file(&path).doing("remove", &path)?;
         }
         sync_dir(&self.names)
@@ -311,12 +396,36 @@ impl Store {
     }
 }
 
+/// What a name leads to, or the familiar form of a reference.
+fn lookup(names: &BTreeMap<String, Digest>, name: &str) -> Option<Digest> {
+    let found = names.get(name).copied();
+    found.or_else(|| names.get(&familiar(name)?).copied())
+}
+
 fn names_of(names: &BTreeMap<String, Digest>, digest: &Digest) -> Vec<String> {
     names
         .iter()
         .filter(|(_, other)| *other == digest)
         .map(|(name, _)| name.clone())
         .collect()
+}
+
+/// The layers that images have, as they are in registries.
+pub(crate) fn layers_of(images: &[Image]) -> BTreeSet<Digest> {
+    let mut all = BTreeSet::new();
+    for image in images {
+        if let Source::Registry { layers, .. } = &image.record().source {
+            all.extend(layers);
+        }
+    }
+    all
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 fn entries(dir: &Path) -> Result<Vec<String>, DiskError> {

@@ -3,7 +3,7 @@
 use super::error::ProgramError;
 use super::running::Running;
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,20 @@ impl Program {
     pub(crate) fn in_dir(mut self, dir: &Path) -> Self {
         self.command.current_dir(dir);
         self
+    }
+
+    /// Gives it `bytes`, of which a pipe takes no more than 4 KiB for sure, as standard input.
+    pub(crate) fn input(mut self, bytes: &[u8]) -> Result<Self, ProgramError> {
+        let piped = std::io::pipe().and_then(|(reader, mut writer)| {
+            writer.write_all(bytes)?;
+            Ok(reader)
+        });
+        let reader = piped.map_err(|source| ProgramError::Start {
+            program: self.name.clone(),
+            source,
+        })?;
+        self.command.stdin(reader);
+        Ok(self)
     }
 
     /// Runs it to its end and calls `watch` about ten times a second meanwhile.

@@ -9,7 +9,7 @@ use xz2::stream::{CONCATENATED, Stream};
 const MEMORY_LIMIT: u64 = 256 << 20;
 /// Windows of up to 128 MiB, as the zstd program allows without being asked.
 const ZSTD_WINDOW_LOG: u32 = 27;
-pub(crate) const BLOCK: usize = 512;
+const BLOCK: usize = 512;
 
 /// The bytes of the tar archive in `file`, decompressed, and seen to be one.
 pub(crate) fn open<'a>(file: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ArchiveError> {

@@ -6,12 +6,15 @@ mod busybox;
 mod compression;
 mod debian;
 mod entry_path;
+mod layers;
 mod pax;
 mod root;
 mod sources;
+mod unpacker;
 
 pub use archive_error::ArchiveError;
 pub use entry_path::PathFault;
+pub(crate) use layers::{Layers, Limits};
 
 use crate::disk::Doing;
 use crate::error::ImageError;
