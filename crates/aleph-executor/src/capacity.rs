@@ -148,6 +148,7 @@ mod tests {
                 cpus,
                 memory: MiB(memory),
                 disk: MiB(disk),
+                ..Resources::default()
             };
             admit(&asked, &HOST).map_err(|shortage| shortage.code())
         };

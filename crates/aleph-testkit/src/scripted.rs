@@ -215,4 +215,8 @@ impl Pause for ScriptedVmm {
     fn resume(&self) -> BoxFuture<'_, Result<(), VmmError>> {
         self.obey()
     }
+
+    fn is_paused(&self) -> BoxFuture<'_, Result<bool, VmmError>> {
+        Box::pin(async { Ok(false) })
+    }
 }

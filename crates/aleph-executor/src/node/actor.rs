@@ -30,7 +30,7 @@ use aleph_types::{ExitStatus, Health, Incarnation, Job, JobState, Problem, Times
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// What a job is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,14 +101,26 @@ pub(super) struct Run {
     verdict: Option<String>,
     /// When it has run for too long.
     deadline: Option<Instant>,
-    health: Option<JoinHandle<()>>,
     pump: Option<JoinHandle<()>>,
+    /// What is done beside the actor; dropped with it.
+    tasks: JoinSet<()>,
+}
+
+impl Run {
+    fn kill(&mut self) {
+        let vm = self.vm.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = vm.kill().await {
+                tracing::debug!(vm = %vm.id(), %error, "the VM is not killed");
+            }
+        });
+    }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        for task in [&self.health, &self.pump].into_iter().flatten() {
-            task.abort();
+        if let Some(pump) = &self.pump {
+            pump.abort();
         }
     }
 }
@@ -315,14 +327,15 @@ impl Actor {
     async fn kill(&mut self) -> Result<(), NodeError> {
         match &self.phase {
             Phase::Idle => Err(self.denied(Denial::NotRunning)),
-            Phase::Live(run) => {
-                let vm = run.vm.clone();
+            Phase::Live(_) => {
                 self.record.desired = match self.record.desired {
                     Desired::Destroy => Desired::Destroy,
                     _ => Desired::Stop,
                 };
                 self.state("job.kill", JobState::Stopping, None).await;
-                tokio::spawn(async move { vm.kill().await });
+                if let Phase::Live(run) = &mut self.phase {
+                    run.kill();
+                }
                 Ok(())
             }
             _ => self.stop(None).await,
@@ -334,18 +347,20 @@ impl Actor {
         let Phase::Live(run) = &self.phase else {
             return;
         };
-        let grace = grace.unwrap_or_else(|| self.record.job.spec.stop_grace());
         let vm = run.vm.clone();
+        let grace = grace.unwrap_or_else(|| self.record.job.spec.stop_grace());
         let state = match self.record.desired {
             Desired::Destroy => JobState::Destroying,
             _ => JobState::Stopping,
         };
         self.state("job.stop", state, reason).await;
-        tokio::spawn(async move {
-            if let Err(error) = vm.stop(grace).await {
-                tracing::debug!(vm = %vm.id(), %error, "the VM is not stopped");
-            }
-        });
+        if let Phase::Live(run) = &mut self.phase {
+            run.tasks.spawn(async move {
+                if let Err(error) = vm.stop(grace).await {
+                    tracing::debug!(vm = %vm.id(), %error, "the VM is not stopped");
+                }
+            });
+        }
     }
 
     async fn pause(&mut self, pause: bool) -> Result<(), NodeError> {
@@ -382,16 +397,13 @@ impl Actor {
         record.desired = Desired::Destroy;
         record.job.state = JobState::Destroying;
         self.save("job.destroy", record).await?;
-        match &self.phase {
+        match &mut self.phase {
             Phase::Idle | Phase::Waiting(_) => self.remove().await,
             Phase::Preparing(task) => {
                 task.abort();
                 self.remove().await;
             }
-            Phase::Live(run) => {
-                let vm = run.vm.clone();
-                tokio::spawn(async move { vm.kill().await });
-            }
+            Phase::Live(run) => run.kill(),
             Phase::Held(_) => return Err(self.denied(Denial::Unknown)),
         }
         Ok(())
@@ -405,8 +417,7 @@ impl Actor {
             Note::Unfit(why) => {
                 if let Phase::Live(run) = &mut self.phase {
                     run.verdict.get_or_insert(why);
-                    let vm = run.vm.clone();
-                    tokio::spawn(async move { vm.kill().await });
+                    run.kill();
                 }
             }
             Note::Ready { boot, boot_id } => self.ready(boot, boot_id).await,
@@ -462,8 +473,9 @@ impl Actor {
         let created = launch::create(&self.inner, &self.record, &run, vm_id, prepared.boot);
         match created {
             Ok(vm) => {
-                launch::start(vm.clone(), &self.record, &run, self.notes.clone());
-                self.goes_live(vm);
+                let mut tasks = JoinSet::new();
+                launch::start(&mut tasks, &vm, &self.record, &run, &self.notes);
+                self.goes_live(vm, tasks);
             }
             Err(error) => {
                 let why = crate::vm::chain(&error);
@@ -474,7 +486,7 @@ impl Actor {
         }
     }
 
-    pub(super) fn goes_live(&mut self, vm: Vm) {
+    fn goes_live(&mut self, vm: Vm, tasks: JoinSet<()>) {
         self.entry.with_live(|live| {
             *live = Some(Live {
                 vm: vm.clone(),
@@ -486,8 +498,8 @@ impl Actor {
             vm,
             verdict: None,
             deadline: None,
-            health: None,
             pump: None,
+            tasks,
         });
     }
 
@@ -528,7 +540,8 @@ impl Actor {
         if let Some(check) = spec.health.clone() {
             let (vm, notes) = (run.vm.clone(), self.notes.clone());
             let incarnation = self.record.job.incarnation;
-            run.health = Some(tokio::spawn(health::watch(check, vm, notes, incarnation)));
+            run.tasks
+                .spawn(health::watch(check, vm, notes, incarnation));
             self.record.job.health = Some(Health::Starting);
         }
         let job = &mut self.record.job;
@@ -594,9 +607,7 @@ impl Actor {
         let Phase::Live(run) = &mut self.phase else {
             return;
         };
-        if let Some(health) = run.health.take() {
-            health.abort();
-        }
+        run.tasks.abort_all();
         run.deadline = None;
         let (vm, pump) = (run.vm.clone(), run.pump.take());
         let (notes, incarnation) = (self.notes.clone(), self.record.job.incarnation);
@@ -751,17 +762,12 @@ impl Actor {
     async fn recover(&mut self, place: Option<Result<Place, VmId>>) {
         let recovered = recover::recover(self, place).await;
         match recovered {
-            recover::Found::Vm(vm) => {
-                self.goes_live(vm);
-                match self.record.desired {
-                    Desired::Stop => self.end(None, None).await,
-                    Desired::Destroy => {
-                        if let Phase::Live(run) = &self.phase {
-                            let vm = run.vm.clone();
-                            tokio::spawn(async move { vm.kill().await });
-                        }
-                    }
-                    Desired::Run | Desired::Pause => {}
+            recover::Found::Vm(vm, tasks) => {
+                self.goes_live(vm, tasks);
+                match (self.record.desired, &mut self.phase) {
+                    (Desired::Stop, _) => self.end(None, None).await,
+                    (Desired::Destroy, Phase::Live(run)) => run.kill(),
+                    _ => {}
                 }
             }
             recover::Found::Held(vm) => {

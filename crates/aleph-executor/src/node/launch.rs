@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 /// What a job is started as: its specification, completed by what its image says.
 pub(super) fn resolve(
@@ -90,11 +91,17 @@ pub(super) fn create(
 }
 
 /// Launches the VM beside the job's actor, and hands its command over.
-pub(super) fn start(vm: Vm, record: &JobRecord, run: &RunRecord, notes: Notes) {
+pub(super) fn start(
+    tasks: &mut JoinSet<()>,
+    vm: &Vm,
+    record: &JobRecord,
+    run: &RunRecord,
+    notes: &Notes,
+) {
     let incarnation = record.job.incarnation;
-    watch(vm.clone(), incarnation, notes.clone());
-    let job = run.effective.clone();
-    tokio::spawn(async move {
+    watch(tasks, vm, incarnation, notes);
+    let (vm, notes, job) = (vm.clone(), notes.clone(), run.effective.clone());
+    tasks.spawn(async move {
         let note = match begin(&vm, &job).await {
             Ok(handle) => Note::Began(handle),
             // What ended is told by the VM itself, with more to say.
@@ -159,8 +166,9 @@ fn archive(files: &[GuestFile]) -> std::io::Result<Vec<u8>> {
 }
 
 /// Tells when the guest is ready, and how its VM ended.
-pub(super) fn watch(vm: Vm, incarnation: Incarnation, notes: Notes) {
-    tokio::spawn(async move {
+pub(super) fn watch(tasks: &mut JoinSet<()>, vm: &Vm, incarnation: Incarnation, notes: &Notes) {
+    let (vm, notes) = (vm.clone(), notes.clone());
+    tasks.spawn(async move {
         if let Ok(report) = vm.running().await {
             let note = Note::Ready {
                 boot: Some(report.total).filter(|total| !total.is_zero()),

@@ -29,7 +29,7 @@ impl Node {
     /// [`NodeError::Owned`] where another daemon has this root; others where the folders, the
     /// journal or the host cannot be used.
     pub async fn open(config: NodeConfig, images: Arc<dyn Images>) -> Result<Self, NodeError> {
-        let executor = Executor::unswept(config.paths.clone(), config.executor.clone())?;
+        let executor = Executor::unswept(config.paths.clone(), &config.executor)?;
         Self::open_over(config, images, executor).await
     }
 

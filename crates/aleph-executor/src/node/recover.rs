@@ -19,11 +19,12 @@ use crate::sweep;
 use crate::vm::{Adoption, Vm, chain};
 use aleph_types::{JobState, VmId};
 use std::sync::Arc;
+use tokio::task::JoinSet;
 
 /// What was found.
 pub(super) enum Found {
-    /// A VM that runs.
-    Vm(Vm),
+    /// A VM that runs, and what is done beside its job's actor.
+    Vm(Vm, JoinSet<()>),
     /// One that another process holds.
     Held(VmId),
     /// One that has ended, and whether its objects could be removed.
@@ -79,9 +80,10 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     };
     let (vm, main) = Vm::adopt(place, driver, adoption);
     let (incarnation, ended) = (job.incarnation, job.exit.is_some());
-    launch::watch(vm.clone(), incarnation, actor.notes.clone());
+    let mut tasks = JoinSet::new();
+    launch::watch(&mut tasks, &vm, incarnation, &actor.notes);
     let (notes, adopted) = (actor.notes.clone(), vm.clone());
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         let note = match main.await {
             // The VM's end says why its guest did not answer.
             Err(_) => return,
@@ -103,7 +105,7 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
         (_, false) => JobState::Running,
     };
     actor.entry.publish(&actor.record);
-    Found::Vm(vm)
+    Found::Vm(vm, tasks)
 }
 
 /// Removes what is left of a VM that nobody can go on with.
