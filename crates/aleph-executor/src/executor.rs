@@ -164,9 +164,9 @@ impl Executor {
     }
 
     /// The executor of a daemon, which has VMs of its own to look for before anything is swept.
-    pub(crate) fn unswept(paths: Paths, config: ExecutorConfig) -> Result<Self, ExecutorError> {
+    pub(crate) fn unswept(paths: Paths, config: &ExecutorConfig) -> Result<Self, ExecutorError> {
         make_folders(&paths)?;
-        let driver = Arc::new(Self::qemu(&paths, &config));
+        let driver = Arc::new(Self::qemu(&paths, config));
         Self::unswept_with(paths, driver, config.timeouts)
     }
 
@@ -251,7 +251,7 @@ impl Executor {
         self.admit(job)?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let setup = setup(id, job, boot.filesystem.clone(), true);
-        Ok(self.begin(place, job, boot, setup, Keep::No))
+        Ok(self.begin(place, job, boot, (setup, Keep::No)))
     }
 
     /// Makes a VM that outlives this process, under an id that its owner has recorded.
@@ -263,7 +263,8 @@ impl Executor {
         (setup, stop_signal): (SetupRequest, u8),
     ) -> Result<Vm, ExecutorError> {
         let place = Place::create_for(&self.paths, self.cgroups.as_ref(), vm, true)?;
-        Ok(self.begin(place, job, boot, setup, Keep::Yes { stop_signal }))
+        let keep = Keep::Yes { stop_signal };
+        Ok(self.begin(place, job, boot, (setup, keep)))
     }
 
     /// Checks that the host has now what a job asks for, and the VMM that it needs.
@@ -281,8 +282,7 @@ impl Executor {
         place: Place,
         job: &JobSpec,
         boot: Boot,
-        setup: SetupRequest,
-        keep: Keep,
+        (setup, keep): (SetupRequest, Keep),
     ) -> Vm {
         let spec = VmSpec {
             resources: job.resources,

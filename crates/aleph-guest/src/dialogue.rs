@@ -1,5 +1,6 @@
 //! What the host asks and what becomes of it: the stream table, and the state of the guest.
 
+use crate::archive::{Pack, Unpack};
 use crate::channel::Channel;
 use crate::command::Command;
 use crate::connection::Connection;
@@ -11,9 +12,12 @@ use crate::launch::launch;
 use crate::leaving::Leaving;
 use crate::outlet::Outlet;
 use crate::put::Put;
+use crate::stat::stat;
 use crate::stream::{MAX_STREAMS, Operation, Slot, Stream};
 use crate::sys;
+use crate::usage::usage;
 use aleph_guest_proto::{CONTROL, Exit, Setup, ToGuest, ToHost, Versions, negotiate};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
 use rustix::fd::RawFd;
@@ -120,9 +124,14 @@ impl<M: Machine> Dialogue<M> {
             ToGuest::Ping(number) => self.outlet.push(CONTROL, &ToHost::Pong(*number)),
             ToGuest::Setup(setup) => return self.set_up(setup),
             ToGuest::Shutdown { grace_ms, signal } => self.shut_down(*grace_ms, *signal),
-            ToGuest::Exec(_) | ToGuest::Put(_) | ToGuest::Get { .. } | ToGuest::Connect { .. } => {
-                return self.begin(id, message);
-            }
+            ToGuest::Exec(_)
+            | ToGuest::Put(_)
+            | ToGuest::Get { .. }
+            | ToGuest::Pack { .. }
+            | ToGuest::Unpack { .. }
+            | ToGuest::Connect { .. }
+            | ToGuest::Stat { .. }
+            | ToGuest::Usage => return self.begin(id, message),
             _ => {
                 // A stream may have ended while the message was under way.
                 if let Some(at) = self.streams.iter().position(|stream| stream.id == id) {
@@ -224,28 +233,43 @@ impl<M: Machine> Dialogue<M> {
             self.open(id, message)
         };
         match begun {
-            Ok(operation) => self.streams.push(Stream { id, operation }),
+            Ok(Some(operation)) => self.streams.push(Stream { id, operation }),
+            Ok(None) => {}
             Err(failure) => self.outlet.fail(id, &failure),
         }
         Ok(())
     }
 
-    fn open(&mut self, id: u32, message: &ToGuest<'_>) -> Result<Operation, Failure> {
-        Ok(match message {
+    /// Opens what goes on, and answers what does not.
+    fn open(&mut self, id: u32, message: &ToGuest<'_>) -> Result<Option<Operation>, Failure> {
+        let outlet = &mut self.outlet;
+        Ok(Some(match message {
             ToGuest::Exec(exec) => {
                 let command = Command::new(launch(exec)?);
-                command.announce(id, &mut self.outlet);
+                command.announce(id, outlet);
                 Operation::Command(command)
             }
-            ToGuest::Connect { port } => Operation::Connection(Connection::begin(*port)?),
             ToGuest::Put(put) => Operation::Put(Put::create(id, put)?),
             ToGuest::Get { path } => {
                 let (get, info) = Get::open(path)?;
-                self.outlet.push(id, &ToHost::File(info));
+                outlet.push(id, &ToHost::File(info));
                 Operation::Get(get)
             }
+            ToGuest::Pack { path, name } => Operation::Pack(Box::new(Pack::open(path, name)?)),
+            ToGuest::Unpack { path, owners } => {
+                Operation::Unpack(Box::new(Unpack::open(path, *owners)?))
+            }
+            ToGuest::Connect { port } => Operation::Connection(Connection::begin(*port)?),
+            ToGuest::Stat { path, follow } => {
+                stat(path, *follow, |stat| outlet.push(id, &ToHost::Stat(stat)))?;
+                return Ok(None);
+            }
+            ToGuest::Usage => {
+                outlet.push(id, &ToHost::Usage(usage()));
+                return Ok(None);
+            }
             _ => return Err(Failure::violation("no operation")),
-        })
+        }))
     }
 
     /// Acts on a message for a stream that is there.
@@ -280,6 +304,26 @@ impl<M: Machine> Dialogue<M> {
                     if command.is_main() {
                         self.ending.main_stored(sys::monotonic_us());
                     }
+                    self.streams.swap_remove(at);
+                }
+            }
+            (Operation::Pack(pack), ToGuest::Credit(n)) => {
+                pack.window().credit(*n).map_err(Failure::violation)?;
+            }
+            (Operation::Unpack(unpack), ToGuest::Data(bytes)) => {
+                unpack.receive(bytes.len())?;
+                match unpack.write(bytes) {
+                    Ok(Some(credit)) => outlet.push(*id, &ToHost::Credit(credit)),
+                    Ok(None) => {}
+                    Err(failure) => {
+                        outlet.fail(*id, &failure);
+                        self.streams.swap_remove(at);
+                    }
+                }
+            }
+            (Operation::Unpack(unpack), ToGuest::Eof) => {
+                if let Err(failure) = unpack.end() {
+                    outlet.fail(*id, &failure);
                     self.streams.swap_remove(at);
                 }
             }
@@ -378,6 +422,14 @@ impl<M: Machine> Dialogue<M> {
                     }
                     end.is_none()
                 }
+                Operation::Pack(pack) => !pack.pump(id, outlet),
+                Operation::Unpack(unpack) => {
+                    let is_over = unpack.pump();
+                    if is_over {
+                        outlet.push(id, &ToHost::Done);
+                    }
+                    !is_over
+                }
                 Operation::Put(_) => true,
             }
         });
@@ -404,6 +456,8 @@ impl<M: Machine> Dialogue<M> {
     pub(crate) fn is_busy(&self) -> bool {
         self.streams.iter().any(|stream| match &stream.operation {
             Operation::Get(get) => get.can_go_on(&self.outlet),
+            Operation::Pack(pack) => pack.can_go_on(&self.outlet),
+            Operation::Unpack(unpack) => unpack.is_ending(),
             Operation::Command(command) => command.can_go_on(&self.outlet),
             _ => false,
         })
@@ -448,7 +502,7 @@ impl<M: Machine> Dialogue<M> {
             match &stream.operation {
                 Operation::Command(command) => command.watch(&self.outlet, add),
                 Operation::Connection(connection) => connection.watch(&self.outlet, add),
-                Operation::Put(_) | Operation::Get(_) => {}
+                _ => {}
             }
         }
     }
@@ -466,7 +520,7 @@ impl<M: Machine> Dialogue<M> {
                     connection.fail();
                 }
             }
-            Operation::Put(_) | Operation::Get(_) => {}
+            _ => {}
         }
     }
 }

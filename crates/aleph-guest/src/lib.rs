@@ -45,6 +45,7 @@
 extern crate alloc;
 
 mod allocator;
+mod archive;
 mod backlog;
 mod census;
 mod channel;
@@ -63,10 +64,12 @@ mod memory;
 mod outlet;
 mod put;
 mod session;
+mod stat;
 mod stream;
 pub mod sys;
 mod terminal;
 mod transmit;
+mod usage;
 mod user;
 
 pub use allocator::Allocator;

@@ -1,10 +1,12 @@
 //! Streams: the operations that the host began, by the numbers that it gave them.
 
+use crate::archive::{Pack, Unpack};
 use crate::command::Command;
 use crate::connection::Connection;
 use crate::get::Get;
 use crate::put::Put;
 use aleph_guest_proto::Kept;
+use alloc::boxed::Box;
 
 /// The most streams at once.
 pub(crate) const MAX_STREAMS: usize = 256;
@@ -27,6 +29,10 @@ pub(crate) enum Operation {
     Put(Put),
     /// A file that goes out.
     Get(Get),
+    /// An archive that goes out.
+    Pack(Box<Pack>),
+    /// An archive that comes in.
+    Unpack(Box<Unpack>),
     /// A connection to a port of the guest's.
     Connection(Connection),
 }

@@ -444,7 +444,7 @@ mod tests {
             ("bad_text", |j| j.image = "a b".into()),
             ("bad_text", |j| j.deadline_seconds = Some(0)),
             ("bad_text", |j| {
-                j.labels = BTreeMap::from([("a=".into(), String::new())])
+                j.labels = BTreeMap::from([("a=".into(), String::new())]);
             }),
             ("bad_text", |j| j.restart.backoff_seconds = 0),
         ];

@@ -1,7 +1,7 @@
 //! Jobs and their VMs.
 
 use super::{Journal, JournalError, events};
-use aleph_types::{Event, Incarnation, Job, JobId, VmId};
+use aleph_types::{Event, Incarnation, Job, JobId, JobSpec, Timestamp, VmId};
 use rusqlite::{OptionalExtension, Transaction};
 use serde::{Deserialize, Serialize};
 
@@ -28,14 +28,23 @@ pub struct JobRecord {
     pub desired: Desired,
     /// Starts by the restart policy in a row.
     pub in_a_row: u32,
-    /// The stream of its main command in its guest, once that is known.
-    pub main_stream: Option<u32>,
-    /// The signal that asks its command to end, as its image has it.
-    pub stop_signal: u8,
     /// When its back-off is over, where it waits for a new start.
-    pub restart_at: Option<aleph_types::Timestamp>,
-    /// The boot of the host that it was last started on.
-    pub host_boot: Option<String>,
+    pub restart_at: Option<Timestamp>,
+    /// What it was last started as.
+    pub run: Option<RunRecord>,
+}
+
+/// What a job was started as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The boot of the host.
+    pub host_boot: String,
+    /// The specification, completed by what its image says.
+    pub effective: JobSpec,
+    /// The image's filesystem as mount(2) names it.
+    pub filesystem: String,
+    /// The signal that asks its command to end.
+    pub stop_signal: u8,
 }
 
 /// A VM that may have objects on this host.
@@ -71,6 +80,25 @@ fn damaged(what: &str) -> JournalError {
     }
 }
 
+fn lookup(
+    t: &Transaction<'_>,
+    account: &str,
+    key: &str,
+) -> Result<Option<([u8; 32], JobId)>, JournalError> {
+    let sql = || JournalError::sql("look a request up");
+    let known = t
+        .prepare_cached("SELECT request, job FROM idempotency WHERE account = ?1 AND key = ?2")
+        .map_err(sql())?
+        .query_row((account, key), |row| {
+            Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, String>(1)?))
+        })
+        .optional()
+        .map_err(sql())?;
+    known
+        .map(|(hash, job)| Ok((hash, job.parse().map_err(|_| damaged("a request"))?)))
+        .transpose()
+}
+
 /// An idempotent request: its account, its key, and what it asked for as a hash.
 pub(crate) type RequestKey = (String, String, [u8; 32]);
 
@@ -85,6 +113,16 @@ pub(crate) enum Inserted {
 }
 
 impl Journal {
+    /// The job that a request made before, and the hash of what it asked for.
+    pub(crate) async fn request(
+        &self,
+        account: String,
+        key: String,
+    ) -> Result<Option<([u8; 32], JobId)>, JournalError> {
+        let work = move |t: &Transaction<'_>| lookup(t, &account, &key);
+        self.writer.run("request.read", work).await
+    }
+
     /// Keeps a new job with the request that it came by.
     pub(crate) async fn insert_job(
         &self,
@@ -94,25 +132,12 @@ impl Journal {
     ) -> Result<Inserted, JournalError> {
         let work = move |t: &Transaction<'_>| {
             if let Some((account, key, hash)) = request {
-                let sql = || JournalError::sql("look a request up");
-                let known = t
-                    .prepare_cached(
-                        "SELECT request, job FROM idempotency WHERE account = ?1 AND key = ?2",
-                    )
-                    .map_err(sql())?
-                    .query_row((&account, &key), |row| {
-                        Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, String>(1)?))
-                    })
-                    .optional()
-                    .map_err(sql())?;
-                if let Some((before, job)) = known {
-                    if before != hash {
-                        return Ok(Inserted::KeyReused);
-                    }
-                    return job
-                        .parse()
-                        .map(Inserted::Before)
-                        .map_err(|_| damaged("a request"));
+                if let Some((before, job)) = lookup(t, &account, &key)? {
+                    return Ok(if before == hash {
+                        Inserted::Before(job)
+                    } else {
+                        Inserted::KeyReused
+                    });
                 }
                 t.execute(
                     "INSERT INTO idempotency VALUES (?1, ?2, ?3, ?4, ?5)",

@@ -27,7 +27,8 @@ mod tokens;
 mod writer;
 
 pub use error::JournalError;
-pub use jobs::{Desired, JobRecord, VmRow};
+pub(crate) use jobs::Inserted;
+pub use jobs::{Desired, JobRecord, RunRecord, VmRow};
 pub use tokens::TokenRecord;
 
 use aleph_types::NodeId;

@@ -3,24 +3,57 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | this one | [`Node`], the handle, and what it is asked |
-//! | `error` | what can go wrong |
+//! | `open` | from a root folder to a node: lock, journal, adoption, sweep |
+//! | `entry` | the table of jobs, and what is known of one |
+//! | `actor` | the actor of one job: the only writer of its record |
+//! | `launch` | from an opened image to a command that runs, and its output |
+//! | `recover` | what an earlier process left |
+//! | `supervision` | what follows an end: pure |
+//! | `ledger` | what of the host is given away: pure |
+//! | `health` | tries whether a job works |
+//! | `stats`, `prune`, `events`, `lookup` | what is used, what is old, what happened, what is meant |
+//!
+//! # The order of things
+//! A job is journaled before its user hears of it. Each start is journaled before its image is
+//! fetched; each VM before its first object is made; each output before its guest may forget
+//! it; each end before its guest is let go; and a VM's row goes after its last object. Whoever
+//! opens the node after a crash at any of these points finds what to go on with.
 
+mod actor;
+mod entry;
 mod error;
+mod events;
+mod health;
+mod inner;
+mod launch;
+mod ledger;
+mod lookup;
+mod open;
+mod prune;
+mod recover;
+mod stats;
+mod supervision;
 
 pub use error::NodeError;
+pub use events::EventReader;
 
 use crate::executor::{Boot, ExecutorConfig};
 use crate::guest::{Agent, ExecHandle, ExecInput, ExecRequest};
 use crate::hypervisor::BoxFuture;
-use crate::journal::Journal;
-use crate::logs::{LogLimits, LogQuery, LogReader};
+use crate::journal::{Desired, Inserted, JobRecord, Journal};
+use crate::lifecycle::Denial;
+use crate::logs::{Begin as LogBegin, LogLimits, LogQuery, LogReader};
 use crate::paths::Paths;
-use aleph_types::{
-    Event, Job, JobId, JobList, JobSpec, JobState, JobStats, MiB, NodeId, NodeInfo, Problem,
-};
+use crate::vm::VmError;
+use actor::{Ask, Asked, Begin};
+use aleph_types::{Incarnation, Job, JobId, JobSpec, JobState, MiB, NodeId, Problem, Timestamp};
+use entry::{Entry, lock};
+use inner::{Inner, event_of};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// How a node is run.
 #[derive(Debug, Clone)]
@@ -184,156 +217,380 @@ pub struct Attachment {
     pub input: Option<ExecInput>,
 }
 
-/// What happens, from some point on.
-#[derive(Debug)]
-pub struct EventReader {
-    _p: (),
-}
-
-impl EventReader {
-    /// The next event; `None` once the node shuts down.
-    ///
-    /// # Errors
-    /// Where the journal cannot be read.
-    pub async fn next(&mut self) -> Option<Event> {
-        None
-    }
-}
-
 /// A node. Clones are the same one.
 #[derive(Debug, Clone)]
 pub struct Node {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-#[allow(unused_variables, clippy::missing_errors_doc, clippy::unused_async)]
 impl Node {
-    /// Opens the node of these folders: takes its lock, reads its journal, adopts the VMs that
-    /// run and sweeps what nobody owns.
-    pub async fn open(config: NodeConfig, images: Arc<dyn Images>) -> Result<Self, NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
     /// Its id.
     #[must_use]
     pub fn id(&self) -> NodeId {
-        NodeId::from_bits(0)
+        self.inner.id
     }
+
     /// Its journal, for what the control plane keeps in it.
-    pub fn journal(&self) -> Result<Journal, NodeError> {
-        Err(NodeError::ShuttingDown)
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.inner.journal
     }
-    /// What it has and has given away.
-    pub fn info(&self) -> Result<NodeInfo, NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
+
     /// Takes a job.
+    ///
+    /// # Errors
+    /// Where it is wrong, does not fit, or its name or key is taken; nothing is kept then.
     pub async fn create(
         &self,
         spec: JobSpec,
         options: CreateOptions,
     ) -> Result<Created, NodeError> {
-        Err(NodeError::ShuttingDown)
+        spec.validate()?;
+        let Some(key) = options.idempotency_key.clone() else {
+            return self.insert(spec, options, None).await;
+        };
+        let mut hash = Sha256::new();
+        hash.update(serde_json::to_vec(&spec).unwrap_or_default());
+        hash.update([u8::from(options.start)]);
+        let hash: [u8; 32] = hash.finalize().into();
+        // One of many at once makes it, and the others find it.
+        let _turn = self.inner.keys.turn(&key).await;
+        let known = self
+            .inner
+            .journal
+            .request(options.account.clone(), key.clone())
+            .await?;
+        match known {
+            Some((before, _)) if before != hash => Err(NodeError::KeyReused(key)),
+            Some((_, id)) => Ok(Created {
+                job: self.job(id)?,
+                new: false,
+            }),
+            None => self.insert(spec, options, Some((key, hash))).await,
+        }
     }
-    /// The job that a full id, a unique beginning of one, or a name means to somebody.
-    pub fn find(&self, scope: &Scope, reference: &str) -> Result<JobId, NodeError> {
-        Err(NodeError::ShuttingDown)
+
+    async fn insert(
+        &self,
+        mut spec: JobSpec,
+        options: CreateOptions,
+        key: Option<(String, [u8; 32])>,
+    ) -> Result<Created, NodeError> {
+        if *self.inner.leaving.borrow() {
+            return Err(NodeError::ShuttingDown);
+        }
+        let (id, account) = (JobId::random(), options.account);
+        let name = spec.name.take().unwrap_or_else(|| id.hostname());
+        spec.name = Some(name.clone());
+        if options.start {
+            self.inner.give(id, &spec)?;
+        }
+        let taken = lock(&self.inner.jobs).reserve(&name, &account, id);
+        if let Err(other) = taken {
+            lock(&self.inner.ledger).take(id);
+            return Err(NodeError::NameTaken(name, other.short()));
+        }
+        let mut record = JobRecord {
+            job: Job {
+                id,
+                name: name.clone(),
+                account: account.clone(),
+                spec,
+                state: JobState::Created,
+                reason: None,
+                exit: None,
+                health: None,
+                incarnation: Incarnation::default(),
+                restarts: 0,
+                vm: None,
+                driver: Some(self.inner.executor.driver().name()),
+                image_digest: None,
+                guest_boot_id: None,
+                created_at: Timestamp::now(),
+                started_at: None,
+                finished_at: None,
+                boot_ms: None,
+                generation: 1,
+            },
+            desired: Desired::Stop,
+            in_a_row: 0,
+            restart_at: None,
+            run: None,
+        };
+        if options.start {
+            actor::next_start(&mut record);
+        }
+        let mut event = event_of(&record.job);
+        event.kind = "job.created".into();
+        let request = key.map(|(key, hash)| (account.clone(), key, hash));
+        let inserted = self
+            .inner
+            .journal
+            .insert_job(record.clone(), request, event)
+            .await;
+        let undo = || {
+            lock(&self.inner.ledger).take(id);
+            lock(&self.inner.jobs).release(&name, &account, id);
+        };
+        match inserted {
+            Ok(Inserted::New(event)) => self.inner.told(Some(&event)),
+            Ok(Inserted::Before(id)) => {
+                undo();
+                return Ok(Created {
+                    job: self.job(id)?,
+                    new: false,
+                });
+            }
+            Ok(Inserted::KeyReused) => {
+                undo();
+                return Err(NodeError::KeyReused(String::new()));
+            }
+            Err(error) => {
+                undo();
+                return Err(error.into());
+            }
+        }
+        let job = record.job.clone();
+        let entry = lock(&self.inner.jobs).insert(Entry::new(record));
+        if options.start {
+            entry.wake(&self.inner, Begin::Prepare);
+        }
+        Ok(Created { job, new: true })
     }
+
     /// A job.
+    ///
+    /// # Errors
+    /// Where there is none.
     pub fn job(&self, id: JobId) -> Result<Job, NodeError> {
-        Err(NodeError::ShuttingDown)
+        Ok(Job::clone(&self.inner.entry(id)?.job()))
     }
-    /// Jobs, the newest first.
-    pub fn list(&self, scope: &Scope, filter: &JobFilter) -> Result<JobList, NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
+
     /// Starts a job that does not run. Returns once that is journaled.
+    ///
+    /// # Errors
+    /// Where it does not fit now, or is about to end.
     pub async fn start(&self, id: JobId) -> Result<Job, NodeError> {
-        Err(NodeError::ShuttingDown)
+        self.ask(id, Ask::Start).await
     }
+
     /// Ends a job and waits for that. `grace` is the time between the stop signal and SIGKILL,
     /// the job's own when absent.
+    ///
+    /// # Errors
+    /// Where it is not known what it does.
     pub async fn stop(&self, id: JobId, grace: Option<Duration>) -> Result<Job, NodeError> {
-        Err(NodeError::ShuttingDown)
+        self.ask(id, Ask::Stop { grace }).await?;
+        self.ended(id).await
     }
+
     /// Stops it, if it runs, and starts it.
+    ///
+    /// # Errors
+    /// As [`Node::stop`] and [`Node::start`].
     pub async fn restart(&self, id: JobId, grace: Option<Duration>) -> Result<Job, NodeError> {
-        Err(NodeError::ShuttingDown)
+        self.stop(id, grace).await?;
+        self.start(id).await
     }
-    /// Ends a job's VM now (signal 9), or sends its command another signal.
+
+    /// Ends a job's VM now (signal 9) and waits for that, or sends its command another signal.
+    ///
+    /// # Errors
+    /// Where it does not run.
     pub async fn kill(&self, id: JobId, signal: u8) -> Result<Job, NodeError> {
-        Err(NodeError::ShuttingDown)
+        if signal == 9 {
+            self.ask(id, Ask::Kill).await?;
+            return self.ended(id).await;
+        }
+        let entry = self.inner.entry(id)?;
+        let input = entry.live().and_then(|live| live.input);
+        match input {
+            Some(input) if entry.job().state == JobState::Running => input.signal(signal)?,
+            _ => return Err(denied(&entry, Denial::NotRunning)),
+        }
+        self.job(id)
     }
+
     /// Freezes its guest.
+    ///
+    /// # Errors
+    /// Where it does not run.
     pub async fn pause(&self, id: JobId) -> Result<Job, NodeError> {
-        Err(NodeError::ShuttingDown)
+        self.ask(id, Ask::Pause).await
     }
+
     /// Lets its guest go on.
+    ///
+    /// # Errors
+    /// Where it is not paused.
     pub async fn resume(&self, id: JobId) -> Result<Job, NodeError> {
-        Err(NodeError::ShuttingDown)
+        self.ask(id, Ask::Resume).await
     }
+
     /// Removes a job with its logs; one that runs only by `force`, which kills it.
+    ///
+    /// # Errors
+    /// Where it runs, or something cannot be removed.
     pub async fn destroy(&self, id: JobId, force: bool) -> Result<(), NodeError> {
-        Err(NodeError::ShuttingDown)
+        let entry = self.inner.entry(id)?;
+        let mut view = entry.view.subscribe();
+        self.ask(id, Ask::Destroy { force }).await?;
+        let gone = view
+            .wait_for(|job| job.state == JobState::Destroyed)
+            .await
+            .map(drop);
+        gone.map_err(|_| NodeError::ShuttingDown)
     }
+
     /// Waits until a job is in one of these states, for ever: callers bound it. A job that is
     /// removed meanwhile is `Destroyed`.
+    ///
+    /// # Errors
+    /// [`NodeError::Never`] where it is over, and only a new request could change that.
     pub async fn wait(&self, id: JobId, states: &[JobState]) -> Result<Job, NodeError> {
-        Err(NodeError::ShuttingDown)
+        let entry = self.inner.entry(id)?;
+        let mut view = entry.view.subscribe();
+        let found = view
+            .wait_for(|job| states.contains(&job.state) || job.state.is_over())
+            .await
+            .map(|job| Job::clone(&job))
+            .map_err(|_| NodeError::ShuttingDown)?;
+        // What was removed, or what waits to be removed, can still be waited for.
+        if states.contains(&found.state) {
+            return Ok(found);
+        }
+        if found.state != JobState::Destroyed && states.contains(&JobState::Destroyed) {
+            return view
+                .wait_for(|job| states.contains(&job.state))
+                .await
+                .map(|job| Job::clone(&job))
+                .map_err(|_| NodeError::ShuttingDown);
+        }
+        Err(NodeError::Never(found.state))
     }
+
     /// Reads a job's log.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
     pub async fn logs(&self, id: JobId, query: LogQuery) -> Result<LogReader, NodeError> {
-        Err(NodeError::ShuttingDown)
+        self.read_log(id, query, LogBegin::Oldest).await
     }
+
+    async fn read_log(
+        &self,
+        id: JobId,
+        query: LogQuery,
+        begin: LogBegin,
+    ) -> Result<LogReader, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let dir = self.inner.log_dir(id);
+        let (tell, path) = (entry.tell.subscribe(), dir.clone());
+        // A tail reads all that there is.
+        let opened = tokio::task::spawn_blocking(move || LogReader::open(dir, query, begin, tell));
+        opened
+            .await
+            .map_err(std::io::Error::other)
+            .and_then(|opened| opened)
+            .map_err(|source| NodeError::Log { path, source })
+    }
+
     /// Its command's output, from the beginning of this incarnation or from now on, and a way
     /// to feed it.
+    ///
+    /// # Errors
+    /// Where its log cannot be read.
     pub async fn attach(&self, id: JobId, from_beginning: bool) -> Result<Attachment, NodeError> {
-        Err(NodeError::ShuttingDown)
+        let entry = self.inner.entry(id)?;
+        let begin = if from_beginning {
+            LogBegin::Incarnation(entry.job().incarnation)
+        } else {
+            LogBegin::Now
+        };
+        let query = LogQuery {
+            follow: true,
+            ..LogQuery::default()
+        };
+        Ok(Attachment {
+            output: self.read_log(id, query, begin).await?,
+            input: entry.live().and_then(|live| live.input),
+        })
     }
+
+    /// Its main command's input and terminal, while it runs.
+    ///
+    /// # Errors
+    /// Where there is no such job.
+    pub fn input(&self, id: JobId) -> Result<Option<ExecInput>, NodeError> {
+        Ok(self.inner.entry(id)?.live().and_then(|live| live.input))
+    }
+
     /// Runs a command in its guest.
+    ///
+    /// # Errors
+    /// Where it does not run.
     pub fn exec(&self, id: JobId, request: &ExecRequest) -> Result<ExecHandle, NodeError> {
-        Err(NodeError::ShuttingDown)
+        Ok(self.agent(id)?.exec(request)?)
     }
+
     /// The agent of its guest, for files.
+    ///
+    /// # Errors
+    /// Where it does not run.
     pub fn agent(&self, id: JobId) -> Result<Agent, NodeError> {
-        Err(NodeError::ShuttingDown)
+        let entry = self.inner.entry(id)?;
+        let live = entry.live();
+        match entry.job().state {
+            JobState::Running | JobState::Stopping => {}
+            JobState::Paused => return Err(denied(&entry, Denial::Paused)),
+            _ => return Err(denied(&entry, Denial::NotRunning)),
+        }
+        let agent = live.map(|live| live.vm.agent());
+        match agent {
+            Some(Ok(agent)) => Ok(agent),
+            Some(Err(VmError::Denied(why))) => Err(denied(&entry, why)),
+            _ => Err(denied(&entry, Denial::NotRunning)),
+        }
     }
-    /// What it uses.
-    pub async fn stats(&self, id: JobId) -> Result<JobStats, NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
-    /// What all running jobs of somebody use.
-    pub async fn all_stats(&self, scope: &Scope) -> Result<Vec<JobStats>, NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
-    /// Events after this one, or from now on. The stored ones come first.
-    pub fn events(&self, after: Option<u64>) -> Result<EventReader, NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
-    /// The stored events after this one.
-    pub async fn stored_events(&self, after: u64, limit: usize) -> Result<Vec<Event>, NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
-    /// Tells an event that no job has, such as `image.pulled`.
-    pub fn tell(&self, kind: &str, message: String) {}
-    /// Removes jobs that ended for good before `older_than`, with their logs; says which they
-    /// are (`dry_run`: would be), and how many bytes of logs that frees.
-    pub async fn prune_jobs(
-        &self,
-        scope: &Scope,
-        older_than: Duration,
-        dry_run: bool,
-    ) -> Result<(Vec<JobId>, u64), NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
-    /// Removes logs of ended jobs and of earlier incarnations older than this; gives the bytes.
-    pub async fn prune_logs(
-        &self,
-        scope: &Scope,
-        older_than: Duration,
-        dry_run: bool,
-    ) -> Result<u64, NodeError> {
-        Err(NodeError::ShuttingDown)
-    }
+
     /// Lets go of all guests, which run on, and ends.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        self.inner.leaving.send_replace(true);
+        // Each actor hears it at its next wait; none holds its VM after that.
+        for _ in 0..500 {
+            let live = lock(&self.inner.jobs).all().any(|e| e.live().is_some());
+            if !live {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn ask(&self, id: JobId, ask: Ask) -> Result<Job, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let (answer, answered) = oneshot::channel();
+        entry.send(&self.inner, Asked { ask, answer });
+        let job = answered.await.map_err(|_| NodeError::ShuttingDown)??;
+        Ok(Job::clone(&job))
+    }
+
+    /// Waits until nothing of a job runs.
+    async fn ended(&self, id: JobId) -> Result<Job, NodeError> {
+        let entry = match self.inner.entry(id) {
+            Ok(entry) => entry,
+            Err(error) => return Err(error),
+        };
+        let mut view = entry.view.subscribe();
+        view.wait_for(|job| !job.state.is_live() && job.state != JobState::Destroying)
+            .await
+            .map(|job| Job::clone(&job))
+            .map_err(|_| NodeError::ShuttingDown)
+    }
+}
+
+fn denied(entry: &Entry, why: Denial) -> NodeError {
+    NodeError::Denied {
+        state: entry.job().state,
+        why,
+    }
 }

@@ -10,7 +10,7 @@ use crate::place::{Place, PlaceError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 /// A request, and who waits for its answer.
 pub(super) struct Asked {
@@ -39,6 +39,8 @@ pub(super) struct Actor {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) spec: Option<VmSpec>,
     pub(super) keep: Keep,
+    /// Tasks that hear what VMM and agent do.
+    pub(super) watchers: Vec<AbortHandle>,
     /// The task that hears what the guest's agent says of its end.
     pub(super) agent_watcher: Arc<std::sync::Mutex<Option<JoinHandle<()>>>>,
     pub(super) vmm: Option<Arc<dyn Vmm>>,
@@ -82,7 +84,9 @@ impl Actor {
             }
             if abandoned {
                 if self.keep != Keep::No {
-                    // It runs on, and whoever comes next adopts it.
+                    // It runs on, and whoever comes next adopts it: a VMM takes one connection
+                    // at a time.
+                    self.watchers.iter().for_each(AbortHandle::abort);
                     return;
                 }
                 if self.removal_failed {
@@ -350,7 +354,7 @@ impl Actor {
         self.step(Event::Adopted { paused });
         let (place, notes) = (Arc::clone(&self.place), self.notes.clone());
         let status = self.status.subscribe();
-        tokio::spawn(async move {
+        let reaching = tokio::spawn(async move {
             match reach(&place, reattach, status, timeouts.boot).await {
                 Ok((agent, handle)) => {
                     let _ = notes.send(Note::Reattached(agent));
@@ -361,10 +365,11 @@ impl Actor {
                 }
             }
         });
+        self.watchers.push(reaching.abort_handle());
     }
 
     /// Turns what the agent says into notes.
-    fn watch_agent(&self, vmm: &Arc<dyn Vmm>, agent: &Agent) {
+    fn watch_agent(&mut self, vmm: &Arc<dyn Vmm>, agent: &Agent) {
         let (agent, notes, watched) = (agent.clone(), self.notes.clone(), Arc::clone(vmm));
         let watcher = tokio::spawn(async move {
             if let Ok(report) = agent.ready().await {
@@ -389,18 +394,20 @@ impl Actor {
                 },
             }
         });
+        self.watchers.push(watcher.abort_handle());
         *lock(&self.agent_watcher) = Some(watcher);
     }
 
     /// Turns the VMM's end into a note.
-    fn watch_vmm(&self, vmm: &Arc<dyn Vmm>, mut console_reader: JoinHandle<()>) {
+    fn watch_vmm(&mut self, vmm: &Arc<dyn Vmm>, mut console_reader: JoinHandle<()>) {
         let agent_watcher = Arc::clone(&self.agent_watcher);
         let (vmm, notes, console) = (
             Arc::clone(vmm),
             self.notes.clone(),
             Arc::clone(&self.console),
         );
-        tokio::spawn(async move {
+        self.watchers.push(console_reader.abort_handle());
+        let watcher = tokio::spawn(async move {
             let exit = vmm.wait().await;
             // What the guest said last still waits in the sockets, and is worth more than how
             // the VMM ended. Both close with the VMM, so this takes no time.
@@ -416,6 +423,7 @@ impl Actor {
             let how = console.panic().unwrap_or_else(|| exit.to_string());
             let _ = notes.send(Note::Event(Event::VmmExited(how)));
         });
+        self.watchers.push(watcher.abort_handle());
     }
 }
 

@@ -192,6 +192,7 @@ impl Vm {
             driver,
             spec: None,
             keep,
+            watchers: Vec::new(),
             agent_watcher: Arc::default(),
             vmm: None,
             console,

@@ -379,6 +379,32 @@ impl Host {
         echoed
     }
 
+    /// Sends bytes of something that may fail before its end; gives the last word.
+    pub(crate) fn pour_quietly(&mut self, stream: u32, bytes: &[u8]) -> Heard {
+        let mut window = SendWindow::default();
+        let mut chunks = bytes.chunks(50_000);
+        let mut chunk = chunks.next();
+        loop {
+            if let Some(bytes) = chunk
+                && window.available() >= bytes.len()
+            {
+                window.take(bytes.len()).unwrap();
+                self.say(stream, &ToGuest::Data(bytes));
+                chunk = chunks.next();
+                if chunk.is_none() {
+                    self.say(stream, &ToGuest::Eof);
+                }
+                continue;
+            }
+            match self.hear() {
+                (s, Heard::Credit(n)) if s == stream => window.credit(n).unwrap(),
+                (s, end @ (Heard::Done | Heard::Failed(..))) if s == stream => return end,
+                (_, Heard::Fatal(why)) => panic!("the guest gave up: {why}"),
+                _ => {}
+            }
+        }
+    }
+
     /// The reason why the guest gave up, which must be the next thing it says but for others'
     /// output.
     pub(crate) fn hear_fatal(&mut self) -> String {
