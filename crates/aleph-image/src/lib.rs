@@ -1,16 +1,19 @@
 //! Root filesystem images and kernel bundles, kept on disk under their digests.
 //!
-//! The crate owns how an image comes to be (a recipe, a directory, an archive), how a kernel
+//! The crate owns how an image comes to be (a recipe, a directory, an archive, a registry), how a kernel
 //! bundle comes to be (a kernel package, its modules and the guest agent), and where both are
 //! kept. It knows nothing of VMs, jobs or hypervisors: whoever starts a guest asks for paths.
 //!
-//! Everything here blocks; callers on an async runtime use its pool for blocking work. The
+//! Everything here blocks but [`Store::pull`]; callers on an async runtime use its pool for
+//! blocking work. The
 //! programs it starts (`apt-get`, `apt-cache`, `dpkg-deb`, `mmdebstrap`, `mkfs.erofs`,
-//! `mksquashfs`, and a freshly unpacked `busybox`) all have a bounded time to end in.
+//! `mksquashfs`, docker's credential helpers, and a freshly unpacked `busybox`) all have a bounded time to end in.
 //!
 //! | entry point | what it does |
 //! | --- | --- |
 //! | [`Store`] | builds, imports, resolves, lists and removes images |
+//! | [`Store::pull`] | gets an image from a registry; [`oci`] says how |
+//! | [`Store::prune`] | removes what nobody needs |
 //! | [`Image::hold`] | opens an image and keeps it from being removed |
 //! | [`KernelStore`] | builds and finds kernel bundles |
 //! | [`Bundle::custom`] | takes a user's own kernel and initramfs |
@@ -19,7 +22,8 @@
 //! # On disk
 //! ```text
 //! images/sha256-<64 hex>/{rootfs.<filesystem>, image.json}    read-only, never changed
-//! images/names/<name> -> ../sha256-<64 hex>
+//! images/names/<name> -> ../sha256-<64 hex>                   a slash in a name is a plus
+//! images/blobs/sha256-<64 hex>{,.part,.lock}                  layers from registries: a cache
 //! kernels/<16 hex>/{vmlinuz, vmlinux, initrd, bundle.json}    read-only, never changed
 //! kernels/default -> <16 hex>
 //! {images,kernels}/.tmp-<pid>-<n>/                            work in progress, locked
@@ -31,6 +35,8 @@
 //!
 //! # Invariants
 //! - An object's folder never changes once it has its name; equal input gives an equal digest.
+//! - An object is known by the digest of its filesystem, or if it was pulled, of its OCI
+//!   configuration. Pulled images with the same layers share the file by a hard link.
 //! - Nothing from an archive is ever resolved against the host's root: the kernel resolves each
 //!   path with the image's root as `/` (`openat2` with `RESOLVE_IN_ROOT`).
 //! - An image that someone holds is not removed.

@@ -6,10 +6,10 @@ mod host;
 
 use aleph_image::{Image, ImageError, NoProgress, Recipe, Source, Store};
 use aleph_types::{Classify, ErrorClass};
-use host::{Need, State, dump, inside, names_in, output, run, trial};
+use host::{Need, SmallDisk, State, dump, inside, names_in, output, run, trial};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const MKFS: Need = Need::Tool("mkfs.erofs");
 
@@ -277,36 +277,6 @@ fn many_builds_at_a_time_agree() {
             .for_each(|name| drop(store.remove(name).unwrap()));
     }
     assert!(state.left().is_empty(), "{:?}", state.left());
-}
-
-/// A small file system in memory; unmounted even when the test fails.
-struct SmallDisk {
-    path: PathBuf,
-}
-
-impl SmallDisk {
-    fn mount(path: PathBuf, size: &str) -> Self {
-        fs::create_dir(&path).unwrap();
-        let target = path.display().to_string();
-        output(
-            "mount",
-            &[
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={size}"),
-                "none",
-                &target,
-            ],
-        );
-        Self { path }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        output("umount", &[&self.path.display().to_string()]);
-    }
 }
 
 fn refused_for_room(disk: &SmallDisk, input: &Path) -> ImageError {

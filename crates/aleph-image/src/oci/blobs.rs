@@ -102,7 +102,8 @@ impl Blobs {
         let path = self.path(image, LOCK);
         let file = lock::open(&path)?;
         let ours = lock::try_exclusive(&file, &path)? && is_at(&file, &path);
-        Ok(ours.then_some(PullLock { path, _file: file }))
+        // Lazily: what is dropped removes the file.
+        Ok(ours.then(|| PullLock { path, _file: file }))
     }
 
     /// Removes a blob, for one because it is damaged.

@@ -299,6 +299,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it maps errors")]
 fn form(error: serde_json::Error) -> Fault {
     Fault::Form(escaped(&error.to_string()))
 }

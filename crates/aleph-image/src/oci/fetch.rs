@@ -125,7 +125,15 @@ impl Fetch {
             report,
             digest,
         } = written?;
-        let host = moved?;
+        let host = match moved {
+            Ok(host) => host,
+            Err(error) => {
+                if matches!(error, ImageError::Registry(RegistryError::Mismatch { .. })) {
+                    part.discard()?;
+                }
+                return Err(error);
+            }
+        };
         if digest != layer.digest {
             part.discard()?;
             return Err(mismatch(&host, layer.digest, digest, kept > 0));

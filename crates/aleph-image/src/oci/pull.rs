@@ -1,24 +1,24 @@
 //! Pulling an image: from a reference to an object in the store.
 
+use super::ParseReferenceError;
 use super::blobs::{Blobs, PullLock};
-use super::document::{Configuration, Descriptor, Document, Fault, Manifest, Platform, choose};
 use super::error::RegistryError;
-use super::event::{LayerInfo, LayerReport, LayerStep, Listener, Pace, PullEvent};
+use super::event::{LayerInfo, Listener, PullEvent};
+use super::extraction::{Extraction, report};
 use super::fetch::{Fetch, blocking};
-use super::growth::{Following, growing_file, is_stopped};
+use super::growth::{growing_file, is_stopped};
+use super::plan::Plan;
 use super::reference::Reference;
 use super::registries::Registries;
 use super::remote::Remote;
 use crate::digest::Digest;
-use crate::disk::{Doing, ensure_room};
+use crate::disk::ensure_room;
 use crate::error::ImageError;
-use crate::filesystem::{FORMAT, Times};
+use crate::filesystem::FORMAT;
 use crate::image::{Image, ImageRecord, PULLED_VERSION, Source};
-use crate::progress::Progress;
-use crate::recipe::{ArchiveError, Layers, Limits};
+use crate::recipe::Limits;
 use crate::staging::Staging;
 use crate::store::{Store, now};
-use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -74,11 +74,9 @@ impl Store {
         let parsed = reference.parse();
         let pull = Pull {
             store: self.clone(),
-            reference: parsed.map_err(|error: super::ParseReferenceError| {
-                ImageError::BadReference {
-                    reference: reference.to_owned(),
-                    why: error.why,
-                }
+            reference: parsed.map_err(|error: ParseReferenceError| ImageError::BadReference {
+                reference: reference.to_owned(),
+                why: error.why,
             })?,
             options: options.clone(),
             listener: Arc::new(listener),
@@ -98,27 +96,6 @@ struct Pull {
     reference: Reference,
     options: PullOptions,
     listener: Listener,
-}
-
-/// What there is to pull.
-#[derive(Debug)]
-struct Plan {
-    /// The digest of the manifest of the image for this host.
-    digest: Digest,
-    manifest: Manifest,
-    configuration: Configuration,
-}
-
-/// All that is needed to make an image of layers that are on their way.
-struct Extraction {
-    store: Store,
-    name: String,
-    record: ImageRecord,
-    layers: Vec<(Descriptor, Digest, Following)>,
-    limits: Limits,
-    listener: Listener,
-    /// Held until the image is there.
-    _lock: PullLock,
 }
 
 impl Pull {
@@ -192,7 +169,7 @@ impl Pull {
         })
         .await?;
         loop {
-            match self.plan(&remotes[0]).await {
+            match Plan::of(&self.reference, &remotes[0], self.options.most_bytes).await {
                 Ok(plan) => return Ok((remotes.into(), plan)),
                 Err(error) if remotes.len() > 1 => {
                     tracing::info!(%error, "a mirror is passed over");
@@ -201,64 +178,6 @@ impl Pull {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    async fn plan(&self, remote: &Remote) -> Result<Plan, RegistryError> {
-        let host = Platform::host();
-        let fault = |what, fault| match fault {
-            Fault::Form(why) => remote.form(what, why),
-            Fault::Unsupported(why) => RegistryError::Unsupported {
-                reference: self.reference.to_string(),
-                why,
-            },
-            Fault::Platform(offered) => RegistryError::Platform {
-                reference: self.reference.to_string(),
-                wanted: host.shown(),
-                offered,
-            },
-        };
-        let which = self.reference.manifest();
-        let (body, digest) = remote.manifest(&which, self.reference.digest()).await?;
-        let document = Document::parse(&body).map_err(|f| fault("manifest", f))?;
-        let (manifest, digest) = match document {
-            Document::Manifest(manifest) => (manifest, digest),
-            Document::Index(manifests) => {
-                let chosen = choose(&manifests, &host).map_err(|f| fault("index", f))?;
-                let which = chosen.digest.to_string();
-                let (body, digest) = remote.manifest(&which, Some(chosen.digest)).await?;
-                match Document::parse(&body).map_err(|f| fault("manifest", f))? {
-                    Document::Manifest(manifest) => (manifest, digest),
-                    Document::Index(_) => {
-                        let why = "there is an index in its index".into();
-                        return Err(fault("index", Fault::Unsupported(why)));
-                    }
-                }
-            }
-        };
-        let Descriptor {
-            digest: id, size, ..
-        } = manifest.config;
-        let text = remote.small_blob(id, size).await?;
-        let configuration =
-            Configuration::parse(&text, &host).map_err(|f| fault("configuration", f))?;
-        let (layers, known) = (manifest.layers.len(), configuration.diff_ids.len());
-        if layers != known {
-            let why = format!("it has {layers} layers, and its configuration knows {known}");
-            return Err(fault("manifest", Fault::Form(why)));
-        }
-        let compressed = manifest.layers.iter().map(|layer| layer.size);
-        if compressed.fold(0, u64::saturating_add) > self.options.most_bytes {
-            let why = format!(
-                "its layers have more than the {} bytes that are allowed",
-                self.options.most_bytes
-            );
-            return Err(fault("manifest", Fault::Unsupported(why)));
-        }
-        Ok(Plan {
-            digest,
-            manifest,
-            configuration,
-        })
     }
 
     fn record(&self, plan: &Plan) -> ImageRecord {
@@ -360,7 +279,7 @@ impl Pull {
                 entries: self.options.most_entries,
             },
             listener: Arc::clone(&self.listener),
-            _lock: lock,
+            lock,
         };
         let extracted = blocking(move || extraction.run());
         tokio::pin!(extracted);
@@ -407,121 +326,5 @@ fn same_chain(a: &Source, b: &Source) -> bool {
     match (a, b) {
         (Source::Registry { chain: a, .. }, Source::Registry { chain: b, .. }) => a == b,
         _ => false,
-    }
-}
-
-fn report(listener: &Listener, index: usize, layer: &Descriptor) -> LayerReport {
-    LayerReport {
-        listener: Arc::clone(listener),
-        index,
-        digest: layer.digest,
-        total: layer.size,
-        pace: Pace::new(),
-    }
-}
-
-impl Extraction {
-    /// Lays the layers over one another as they come, and makes an image of them.
-    fn run(self) -> Result<Image, ImageError> {
-        let staging = Staging::create(self.store.images())?;
-        let tree = staging.folder("tree")?;
-        let identity = self.record.digest;
-        let mut stack = Layers::new(&tree, self.limits).map_err(|error| broken(identity, error))?;
-        for (index, (layer, diff_id, following)) in self.layers.into_iter().enumerate() {
-            let mut told = Told {
-                inner: following,
-                report: report(&self.listener, index, &layer),
-                done: 0,
-            };
-            lay(&mut stack, &mut told, diff_id).map_err(|error| broken(layer.digest, error))?;
-            told.report.tell(LayerStep::Unpacked, told.done);
-        }
-        stack.finish().map_err(|error| broken(identity, error))?;
-        let object = staging.folder("object")?;
-        let rootfs = object.join(format!("rootfs.{FORMAT}"));
-        let mut writing = Writing {
-            listener: Arc::clone(&self.listener),
-            pace: Pace::new(),
-            done: 0,
-            total: 0,
-        };
-        FORMAT.write(&tree, Times::Kept, &rootfs, &mut writing)?;
-        let record = ImageRecord {
-            size: rootfs.metadata().doing("look at", &rootfs)?.len(),
-            ..self.record
-        };
-        self.store.place(&staging, &object, &record, &self.name)
-    }
-}
-
-fn lay(stack: &mut Layers, layer: &mut Told, diff_id: Digest) -> Result<(), ArchiveError> {
-    let found = stack.lay(&mut *layer)?;
-    // Only the end says that what has been read is right.
-    io::copy(layer, &mut io::sink()).map_err(|source| ArchiveError::Damaged { source })?;
-    if found == diff_id {
-        return Ok(());
-    }
-    let why = format!("without compression its digest is {found} instead of {diff_id}");
-    Err(ArchiveError::Damaged {
-        source: io::Error::new(io::ErrorKind::InvalidData, why),
-    })
-}
-
-fn broken(layer: Digest, error: ArchiveError) -> ImageError {
-    match error {
-        ArchiveError::Disk(error) => error.into(),
-        source => RegistryError::Layer { layer, source }.into(),
-    }
-}
-
-/// A layer that tells how much of it has been read.
-struct Told {
-    inner: Following,
-    report: LayerReport,
-    done: u64,
-}
-
-impl Read for Told {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.done += n as u64;
-        self.report.pass(LayerStep::Unpacking, self.done);
-        Ok(n)
-    }
-}
-
-/// The progress of the program that writes the file system, as events.
-struct Writing {
-    listener: Listener,
-    pace: Pace,
-    done: u64,
-    total: u64,
-}
-
-impl Writing {
-    fn tell(&self) {
-        (self.listener)(PullEvent::Writing {
-            done: self.done,
-            total: self.total,
-        });
-    }
-}
-
-impl Progress for Writing {
-    fn begin(&mut self, _what: &str, total: Option<u64>) {
-        self.total = total.unwrap_or(0);
-        self.tell();
-    }
-
-    fn advance(&mut self, n: u64) {
-        self.done += n;
-        if self.pace.is_due() {
-            self.tell();
-        }
-    }
-
-    fn end(&mut self) {
-        self.done = self.total;
-        self.tell();
     }
 }

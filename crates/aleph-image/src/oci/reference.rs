@@ -137,7 +137,7 @@ impl FromStr for Reference {
         };
         let registry = match registry {
             None | Some("index.docker.io") => DOCKER_HUB.to_owned(),
-            Some(registry) if is_host(registry) => registry.to_ascii_lowercase(),
+            Some(registry) if is_host(registry) => registry.to_owned(),
             Some(_) => return Err(wrong("what is before the first / is no host")),
         };
         if !name.split('/').all(is_component) {
@@ -281,7 +281,7 @@ mod tests {
                 "localhost:5000/x:latest",
             ),
             (
-                "GHCR.io/org/a.b_c__d--e",
+                "ghcr.io/org/a.b_c__d--e",
                 "ghcr.io",
                 "org/a.b_c__d--e",
                 "ghcr.io/org/a.b_c__d--e:latest",

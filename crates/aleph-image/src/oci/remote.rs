@@ -72,10 +72,9 @@ impl Remote {
         expected: Option<Digest>,
     ) -> Result<(Bytes, Digest), RegistryError> {
         let url = self.url("manifests", which)?;
-        let mut headers = HeaderMap::new();
-        for kind in INDEX_TYPES.iter().chain(&MANIFEST_TYPES) {
-            headers.append(ACCEPT, HeaderValue::from_static(kind));
-        }
+        let kinds = [INDEX_TYPES, MANIFEST_TYPES].concat().join(", ");
+        let kinds = HeaderValue::try_from(kinds).map_err(|e| self.form("type", e.to_string()))?;
+        let headers = HeaderMap::from_iter([(ACCEPT, kinds)]);
         let what = format!("{}:{which}", self.repository);
         let response = self.get(url, &headers, &what).await?;
         let body = self.body(response, LARGEST_DOCUMENT, "manifest").await?;

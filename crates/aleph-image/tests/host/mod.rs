@@ -2,11 +2,15 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub(crate) mod layout;
+pub(crate) mod registry;
+
 use aleph_image::Store;
 use libtest_mimic::{Arguments, Trial};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Something that not every host has.
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +128,15 @@ pub(crate) fn names_in(dir: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Waits until `condition` holds; only a hang takes longer than the limit.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// What a tool prints, which has to succeed.
 pub(crate) fn output(program: &str, args: &[&str]) -> String {
     let output = Command::new(program)
@@ -159,4 +172,34 @@ pub(crate) fn inside(image: &aleph_image::Image, command: &str) -> String {
         "unshare",
         &["--mount", "sh", "-c", &script, "sh", &rootfs, &dir],
     )
+}
+
+/// A small file system in memory; unmounted even when the test fails.
+pub(crate) struct SmallDisk {
+    pub(crate) path: PathBuf,
+}
+
+impl SmallDisk {
+    pub(crate) fn mount(path: PathBuf, size: &str) -> Self {
+        fs::create_dir(&path).unwrap();
+        let target = path.display().to_string();
+        output(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={size}"),
+                "none",
+                &target,
+            ],
+        );
+        Self { path }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        output("umount", &[&self.path.display().to_string()]);
+    }
 }
