@@ -116,10 +116,10 @@ fn table(config: &Node) -> Table {
             },
         retention: RetentionSection { events },
     } = config;
-    let path = |path: &PathBuf| text(path.display());
+    let path = |path: &PathBuf| text(&path.display());
     let mirrors = mirrors
         .iter()
-        .map(|(registry, urls)| (registry.clone(), urls.iter().map(text).collect()));
+        .map(|(registry, urls)| (registry.clone(), texts(urls)));
     let sections = [
         ("node", vec![("root", root.as_ref().map(path))]),
         (
@@ -127,7 +127,7 @@ fn table(config: &Node) -> Table {
             vec![
                 ("socket", socket.as_ref().map(path)),
                 ("socket_group", Some(text(socket_group))),
-                ("listen", listen.map(text)),
+                ("listen", listen.as_ref().map(text)),
                 ("tls_cert", tls.as_ref().map(|tls| path(&tls.certificate))),
                 ("tls_key", tls.as_ref().map(|tls| path(&tls.key))),
                 ("max_connections", Some(number(*max_connections))),
@@ -138,7 +138,7 @@ fn table(config: &Node) -> Table {
             "executor",
             vec![
                 ("qemu", Some(path(qemu))),
-                ("accel", accelerator.map(text)),
+                ("accel", accelerator.as_ref().map(text)),
                 ("boot_timeout_seconds", Some(number(boot_timeout.as_secs()))),
             ],
         ),
@@ -150,7 +150,7 @@ fn table(config: &Node) -> Table {
                 ("overcommit_disk", Some(Value::Float(overcommit.disk))),
                 (
                     "reserved_memory",
-                    Some(text(format!("{}m", reserved_memory.0))),
+                    Some(text(&format!("{}m", reserved_memory.0))),
                 ),
                 ("pids_per_vm", Some(number(*pids))),
             ],
@@ -158,7 +158,7 @@ fn table(config: &Node) -> Table {
         (
             "logs",
             vec![
-                ("max_bytes_per_job", Some(number(*max_bytes))),
+                ("max_bytes_per_job", Some(text(&format!("{}m", max_bytes >> 20)))),
                 ("max_segments", Some(number(*segments))),
             ],
         ),
@@ -166,8 +166,8 @@ fn table(config: &Node) -> Table {
             "images",
             vec![
                 ("mirrors", Some(Value::Table(mirrors.collect()))),
-                ("plain_http", Some(plain_http.iter().map(text).collect())),
-                ("max_unpacked", Some(text(format!("{}m", max_unpacked.0)))),
+                ("plain_http", Some(texts(plain_http))),
+                ("max_unpacked", Some(text(&format!("{}m", max_unpacked.0)))),
             ],
         ),
         ("retention", vec![("events", Some(number(*events)))]),
@@ -180,8 +180,12 @@ fn table(config: &Node) -> Table {
     sections.into_iter().map(section).collect()
 }
 
-fn text(value: impl ToString) -> Value {
+fn text(value: &impl ToString) -> Value {
     Value::String(value.to_string())
+}
+
+fn texts(values: &[String]) -> Value {
+    Value::Array(values.iter().map(text).collect())
 }
 
 fn number(value: impl TryInto<i64>) -> Value {
