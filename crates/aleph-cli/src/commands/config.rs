@@ -158,7 +158,10 @@ fn table(config: &Node) -> Table {
         (
             "logs",
             vec![
-                ("max_bytes_per_job", Some(text(&format!("{}m", max_bytes >> 20)))),
+                (
+                    "max_bytes_per_job",
+                    Some(text(&format!("{}m", max_bytes >> 20))),
+                ),
                 ("max_segments", Some(number(*segments))),
             ],
         ),

@@ -101,6 +101,13 @@ impl Daemon {
         let status = self.child.wait()?;
         self.ended = true;
         anyhow::ensure!(status.success(), "the daemon: {status}\n{}", self.log());
+        // A VMM whose daemon was killed is some other process's child, which buries it.
+        let root = &self.node.root;
+        wait_until("a host without residue", LIMIT, || {
+            root.residue()
+                .is_ok_and(|left| left.is_empty())
+                .then_some(())
+        });
         self.node.assert_clean()
     }
 }

@@ -9,7 +9,7 @@ use crate::client::{Channel, Client, ClientError};
 use crate::output::{plain, print, say};
 use crate::progress::Pulls;
 use crate::session::{Conversation, End, SIGINT_CODE, SIGPIPE_CODE, Signals, Told};
-use aleph_types::{ErrorClass, Job, JobSpec, JobState, PullPolicy};
+use aleph_types::{ErrorClass, Job, JobSpec, JobState, Problem, PullPolicy};
 use anyhow::Result;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -62,7 +62,10 @@ impl Remote {
                 left(&job);
                 Ok(0)
             }
-            End::Lost(Some(why)) => Err(why.context(format!("{} may run on", job.name))),
+            // What ended and was removed at once is known by the wait alone.
+            End::Lost(Some(why)) if !why.downcast_ref().is_some_and(is_missing) => {
+                Err(why.context(format!("{} may run on", job.name)))
+            }
             end => self.ended(&id, end, last).await,
         }
     }
@@ -169,8 +172,12 @@ impl Remote {
     }
 }
 
+fn is_missing(problem: &Problem) -> bool {
+    problem.class == ErrorClass::NotFound
+}
+
 fn is_gone(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused(problem) if problem.class == ErrorClass::NotFound)
+    matches!(error, ClientError::Refused(problem) if is_missing(problem))
 }
 
 /// Whether a job refuses because it has ended already.
