@@ -4,6 +4,8 @@ use super::JobPath;
 use super::session::{self, Gone, Held, Output, STDERR, STDOUT, Tell, Upgrade};
 use crate::server::extract::{Query, Segment};
 use crate::server::{Caller, Refusal, Service};
+use aleph_executor::Node;
+use aleph_executor::guest::ExecInput;
 use aleph_executor::logs::LogReader;
 use aleph_executor::node::{Attachment, NodeError};
 use aleph_types::{Job, JobId, JobState, LogStream, Problem};
@@ -12,6 +14,7 @@ use axum::extract::ws::WebSocket;
 use axum::response::Response;
 use serde::Deserialize;
 use std::time::Duration;
+use tokio::time::sleep;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -22,6 +25,8 @@ pub(super) fn routes() -> OpenApiRouter<Service> {
 
 /// How long after its last output a job may take to end.
 const LAST_WORD: Duration = Duration::from_secs(30);
+/// The pause before a command's input is asked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -77,11 +82,11 @@ async fn run(service: &Service, id: JobId, attached: Attachment, stdin: bool, so
         pass(&mut reader, output).await?;
         let ended = tokio::select! {
             ended = &mut over => ended,
-            ended = service.node.wait(id, &[JobState::Restarting]) => ended,
-            () = tokio::time::sleep(LAST_WORD) => service.node.job(id),
+            () = sleep(LAST_WORD) => service.node.job(id),
         };
         output.tell(&last_word(ended)).await
     };
+    let to = feed_of(&service.node, id, to);
     session::run(
         output,
         input.feed(to, stdin),
@@ -89,6 +94,20 @@ async fn run(service: &Service, id: JobId, attached: Attachment, stdin: bool, so
         service.stopping.clone(),
     )
     .await;
+}
+
+/// The input of a job's command, once it runs: a job can be attached to before it is started.
+async fn feed_of(node: &Node, id: JobId, now: Option<ExecInput>) -> Option<ExecInput> {
+    let mut found = now;
+    while found.is_none() {
+        node.wait(id, &[JobState::Running]).await.ok()?;
+        found = node.input(id).ok()?;
+        if found.is_none() {
+            // Its end was not told yet.
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+    found
 }
 
 async fn pass(reader: &mut LogReader, output: &mut Output) -> Result<(), Gone> {

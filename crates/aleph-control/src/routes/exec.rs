@@ -135,7 +135,7 @@ async fn run(service: &Service, id: JobId, socket: WebSocket) {
         }
     };
     let mut command = Command(Some(handle));
-    let feed = command.0.as_ref().map(ExecHandle::input);
+    let feed = std::future::ready(command.0.as_ref().map(ExecHandle::input));
     let told = async |output: &mut Output| told(&mut command, output).await;
     session::run(
         output,
