@@ -7,7 +7,7 @@
 use crate::Bench;
 use aleph_executor::guest::ExecRequest;
 use aleph_executor::qemu::argv::{Machine, argv};
-use aleph_guest_proto::{CONTROL, Exec, ListBuf, Root, Setup, ToGuest, Upper, Versions};
+use aleph_guest_proto::{CONTROL, Exec, ListBuf, MARK, Root, Setup, ToGuest, Upper, Versions};
 use aleph_types::{Resources, VmId};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -140,7 +140,12 @@ fn by_path(
 
 fn frames(filesystem: &str) -> Result<Vec<u8>> {
     let mut frames = Vec::new();
-    ToGuest::Hello(Versions::OURS).encode(CONTROL, &mut frames)?;
+    frames.extend_from_slice(&MARK);
+    let hello = ToGuest::Hello {
+        versions: Versions::OURS,
+        nonce: *b"sixteen by hand.",
+    };
+    hello.encode(CONTROL, &mut frames)?;
     let setup = Setup {
         hostname: b"by-hand",
         unix_ns: 1_700_000_000_000_000_000,
@@ -163,6 +168,7 @@ fn frames(filesystem: &str) -> Result<Vec<u8>> {
         terminal: None,
         stdin: false,
         main: true,
+        keep: false,
     };
     ToGuest::Exec(exec).encode(1, &mut frames)?;
     Ok(frames)

@@ -29,6 +29,14 @@ pub enum Shortage {
         /// What there is.
         there: u16,
     },
+    /// More CPUs than the node has left to give.
+    #[error("the job asks for {asked} CPUs, this node has {there} left to give")]
+    CpusNow {
+        /// What was asked for.
+        asked: u16,
+        /// What is left.
+        there: u32,
+    },
     /// More memory than the host has at all.
     #[error("the job asks for {asked} of memory, this node has {there}")]
     Memory {
@@ -63,6 +71,7 @@ impl Classify for Shortage {
     fn code(&self) -> &'static str {
         match self {
             Self::Cpus { .. } => "too_many_cpus",
+            Self::CpusNow { .. } => "cpus_exhausted",
             Self::Memory { .. } => "too_much_memory",
             Self::MemoryNow { .. } => "memory_exhausted",
             Self::Disk { .. } => "disk_exhausted",
@@ -72,6 +81,10 @@ impl Classify for Shortage {
     fn advice(&self) -> Option<String> {
         Some(match self {
             Self::Cpus { there, .. } => format!("Ask for at most {there} with --cpus."),
+            Self::CpusNow { .. } => {
+                "Stop other jobs, ask for fewer with --cpus, or raise limits.overcommit_cpus."
+                    .into()
+            }
             Self::Memory { there, .. } => format!("Ask for less than {}m with -m.", there.0),
             Self::MemoryNow { .. } => "Stop other jobs, or ask for less with -m.".into(),
             Self::Disk { there, .. } => {
@@ -135,6 +148,7 @@ mod tests {
                 cpus,
                 memory: MiB(memory),
                 disk: MiB(disk),
+                ..Resources::default()
             };
             admit(&asked, &HOST).map_err(|shortage| shortage.code())
         };

@@ -6,6 +6,7 @@
 //! cgroup v2 still runs VMs; `aleph doctor` says what is missing. Version 1 hierarchies are
 //! never touched.
 
+use aleph_types::MiB;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -38,13 +39,22 @@ impl CgroupTree {
     #[must_use]
     pub fn open(name: &str) -> Option<Self> {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let path = mount_point(&mountinfo)?.join(format!("aleph-{name}"));
+        let top = mount_point(&mountinfo)?;
+        let path = top.join(format!("aleph-{name}"));
         match fs::create_dir(&path) {
-            Ok(()) => Some(Self(path)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Some(Self(path)),
-            Err(error) => {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 tracing::debug!(path = %path.display(), %error, "no cgroups: cannot make one");
                 None
+            }
+            _ => {
+                // Controllers of version 1 hierarchies, or that others hold, are not there to be
+                // handed down.
+                for dir in [&top, &path] {
+                    for controller in ["+cpu", "+memory", "+pids", "+io"] {
+                        let _ = write(&dir.join("cgroup.subtree_control"), controller);
+                    }
+                }
+                Some(Self(path))
             }
         }
     }
@@ -99,6 +109,38 @@ impl Cgroup {
         }
     }
 
+    /// Sets limits, as far as the host has controllers for them; `disk` is a path on the disk
+    /// that I/O limits are for.
+    ///
+    /// # Errors
+    /// Where a controller is there and refuses.
+    pub fn limit(&self, limits: &Limits, disk: &Path) -> io::Result<()> {
+        for (file, value) in limits.files(disk) {
+            let path = self.0.join(file);
+            if path.exists() {
+                write(&path, &value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of the files that limits are set by are there.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<&'static str> {
+        LIMIT_FILES
+            .into_iter()
+            .filter(|file| self.0.join(file).exists())
+            .collect()
+    }
+
+    /// Processor time used by all in it, in microseconds.
+    #[must_use]
+    pub fn cpu_usec(&self) -> Option<u64> {
+        let stat = fs::read_to_string(self.0.join("cpu.stat")).ok()?;
+        let line = stat.lines().find_map(|l| l.strip_prefix("usage_usec "))?;
+        line.trim().parse().ok()
+    }
+
     /// The file through which a process joins it.
     ///
     /// # Errors
@@ -142,6 +184,78 @@ impl Cgroup {
     }
 }
 
+const LIMIT_FILES: [&str; 5] = [
+    "cpu.max",
+    "memory.max",
+    "memory.swap.max",
+    "pids.max",
+    "io.max",
+];
+
+/// What all in a group may use together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Whole processors.
+    pub cpus: u16,
+    /// Memory.
+    pub memory: MiB,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Bytes read and written per second, each.
+    pub io_bytes_per_second: Option<u64>,
+}
+
+/// What a VMM may take beyond its guest's memory before it is ended: translated code of an
+/// emulator is the most of it. A bound for one gone wild, not what it costs.
+const MEMORY_BEYOND: MiB = MiB(512);
+
+impl Limits {
+    /// The files and what is written to them, as `Documentation/admin-guide/cgroup-v2.rst` of
+    /// the kernel has them.
+    fn files(&self, disk: &Path) -> Vec<(&'static str, String)> {
+        let period = 100_000_u32;
+        let memory = MiB(self.memory.0.saturating_add(MEMORY_BEYOND.0)).bytes();
+        let mut files = vec![
+            (
+                "cpu.max",
+                format!("{} {period}", u32::from(self.cpus) * period),
+            ),
+            ("memory.max", memory.to_string()),
+            ("memory.swap.max", "0".into()),
+            ("pids.max", self.pids.to_string()),
+        ];
+        if let Some(bytes) = self.io_bytes_per_second
+            && let Some(device) = whole_disk(disk)
+        {
+            files.push(("io.max", format!("{device} rbps={bytes} wbps={bytes}")));
+        }
+        files
+    }
+}
+
+/// `MAJOR:MINOR` of the disk that a path is on: not of a partition, which takes no limits.
+fn whole_disk(path: &Path) -> Option<String> {
+    let device = rustix::fs::stat(path).ok()?.st_dev;
+    let number = format!(
+        "{}:{}",
+        rustix::fs::major(device),
+        rustix::fs::minor(device)
+    );
+    let entry = fs::canonicalize(format!("/sys/dev/block/{number}")).ok()?;
+    if !entry.join("partition").exists() {
+        return Some(number);
+    }
+    let parent = fs::read_to_string(entry.parent()?.join("dev")).ok()?;
+    Some(parent.trim().to_owned())
+}
+
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    File::options()
+        .write(true)
+        .open(path)?
+        .write_all(value.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,5 +269,27 @@ mod tests {
                       32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         assert_eq!(mount_point(hybrid), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(mount_point("1 2 0:1 / / rw - ext4 /dev/sda rw\n"), None);
+    }
+
+    #[test]
+    fn limits_are_written_where_there_is_a_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = Cgroup(dir.path().to_owned());
+        for file in ["cpu.max", "memory.max", "pids.max"] {
+            File::create(dir.path().join(file)).unwrap();
+        }
+        let limits = Limits {
+            cpus: 2,
+            memory: MiB(128),
+            pids: 100,
+            io_bytes_per_second: Some(1 << 20),
+        };
+        group.limit(&limits, dir.path()).unwrap();
+        let read = |file| fs::read_to_string(dir.path().join(file)).unwrap();
+        assert_eq!(read("cpu.max"), "200000 100000");
+        assert_eq!(read("memory.max"), MiB(640).bytes().to_string());
+        assert_eq!(read("pids.max"), "100");
+        assert!(!dir.path().join("io.max").exists());
+        assert_eq!(group.controllers(), ["cpu.max", "memory.max", "pids.max"]);
     }
 }

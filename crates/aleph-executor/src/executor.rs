@@ -12,8 +12,8 @@ use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
 use crate::qemu::{QemuConfig, QemuDriver};
 use crate::sweep::sweep;
-use crate::vm::{Vm, VmSpec};
-use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec};
+use crate::vm::{Keep, Vm, VmSpec};
+use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, VmId};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -139,13 +139,7 @@ impl Executor {
     /// Where the folders cannot be made.
     pub async fn open(paths: Paths, config: ExecutorConfig) -> Result<Self, ExecutorError> {
         make_folders(&paths)?;
-        let accelerator = accel::choose(config.accelerator, host::virtualisation());
-        let driver = QemuDriver::new(QemuConfig {
-            program: config.qemu,
-            accelerator,
-            tsc_khz: host::tsc_khz(&paths.run().join("tsc-khz")),
-            cache: paths.run().join("qemu.json"),
-        });
+        let driver = Self::qemu(&paths, &config);
         Self::with_driver(paths, Arc::new(driver), config.timeouts).await
     }
 
@@ -160,13 +154,58 @@ impl Executor {
     ) -> Result<Self, ExecutorError> {
         make_folders(&paths)?;
         let cgroups = CgroupTree::open(paths.name());
-        sweep(&paths, cgroups.as_ref()).await;
+        sweep(&paths, cgroups.as_ref(), false).await;
         Ok(Self {
             paths,
             driver,
             cgroups,
             timeouts,
         })
+    }
+
+    /// The executor of a daemon, which has VMs of its own to look for before anything is swept.
+    pub(crate) fn unswept(paths: Paths, config: &ExecutorConfig) -> Result<Self, ExecutorError> {
+        make_folders(&paths)?;
+        let driver = Arc::new(Self::qemu(&paths, config));
+        Self::unswept_with(paths, driver, config.timeouts)
+    }
+
+    /// The same over a driver of the caller's.
+    pub(crate) fn unswept_with(
+        paths: Paths,
+        driver: Arc<dyn Driver>,
+        timeouts: Timeouts,
+    ) -> Result<Self, ExecutorError> {
+        make_folders(&paths)?;
+        let cgroups = CgroupTree::open(paths.name());
+        Ok(Self {
+            paths,
+            driver,
+            cgroups,
+            timeouts,
+        })
+    }
+
+    fn qemu(paths: &Paths, config: &ExecutorConfig) -> QemuDriver {
+        QemuDriver::new(QemuConfig {
+            program: config.qemu.clone(),
+            accelerator: accel::choose(config.accelerator, host::virtualisation()),
+            tsc_khz: host::tsc_khz(&paths.run().join("tsc-khz")),
+            cache: paths.run().join("qemu.json"),
+        })
+    }
+
+    /// The driver, to share.
+    pub(crate) fn shared_driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.driver)
+    }
+
+    pub(crate) fn cgroups(&self) -> Option<&CgroupTree> {
+        self.cgroups.as_ref()
+    }
+
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.timeouts
     }
 
     /// The folders of the node.
@@ -206,33 +245,56 @@ impl Executor {
     /// Where the job is wrong, or does not fit.
     pub fn create(&self, id: JobId, job: &JobSpec, boot: Boot) -> Result<Vm, ExecutorError> {
         job.validate()?;
+        if job.command.is_empty() {
+            return Err(InvalidJob::NoCommand.into());
+        }
+        self.admit(job)?;
+        let place = Place::create(&self.paths, self.cgroups.as_ref())?;
+        let setup = setup(id, job, boot.filesystem.clone(), true);
+        Ok(self.begin(place, job, boot, (setup, Keep::No)))
+    }
+
+    /// Makes a VM that outlives this process, under an id that its owner has recorded.
+    pub(crate) fn create_kept(
+        &self,
+        vm: VmId,
+        job: &JobSpec,
+        boot: Boot,
+        (setup, stop_signal): (SetupRequest, u8),
+    ) -> Result<Vm, ExecutorError> {
+        let place = Place::create_for(&self.paths, self.cgroups.as_ref(), vm, true)?;
+        let keep = Keep::Yes { stop_signal };
+        Ok(self.begin(place, job, boot, (setup, keep)))
+    }
+
+    /// Checks that the host has now what a job asks for, and the VMM that it needs.
+    pub(crate) fn admit(&self, job: &JobSpec) -> Result<(), ExecutorError> {
         let host = host::capacity(self.paths.state()).map_err(|source| ExecutorError::Host {
             what: "read what the host has".into(),
             source,
         })?;
         capacity::admit(&job.resources, &host)?;
-        self.driver.check()?;
-        let place = Place::create(&self.paths, self.cgroups.as_ref())?;
-        let upper = if job.resources.disk.0 == 0 {
-            UpperKind::Memory
-        } else {
-            UpperKind::Disk
-        };
+        Ok(self.driver.check()?)
+    }
+
+    fn begin(
+        &self,
+        place: Place,
+        job: &JobSpec,
+        boot: Boot,
+        (setup, keep): (SetupRequest, Keep),
+    ) -> Vm {
         let spec = VmSpec {
             resources: job.resources,
             kernel: boot.kernel,
             initrd: boot.initrd,
             command_line: COMMAND_LINE.to_owned(),
             image: boot.image,
-            setup: SetupRequest {
-                hostname: job.hostname.clone().unwrap_or_else(|| id.hostname()),
-                filesystem: boot.filesystem,
-                upper,
-                poweroff_on_hangup: true,
-            },
+            setup,
             timeouts: self.timeouts,
+            keep,
         };
-        Ok(Vm::create(place, Arc::clone(&self.driver), spec))
+        Vm::create(place, Arc::clone(&self.driver), spec)
     }
 
     /// The main command of a job, for [`Vm::start`].
@@ -250,7 +312,28 @@ impl Executor {
             },
             stdin: job.stdin,
             main: true,
+            keep: false,
         }
+    }
+}
+
+/// How a job's guest is set up.
+pub(crate) fn setup(
+    id: JobId,
+    job: &JobSpec,
+    filesystem: String,
+    poweroff_on_hangup: bool,
+) -> SetupRequest {
+    let upper = if job.resources.disk.0 == 0 {
+        UpperKind::Memory
+    } else {
+        UpperKind::Disk
+    };
+    SetupRequest {
+        hostname: job.hostname.clone().unwrap_or_else(|| id.hostname()),
+        filesystem,
+        upper,
+        poweroff_on_hangup,
     }
 }
 

@@ -76,6 +76,9 @@ pub trait Pause: Send + Sync {
 
     /// Lets them go on.
     fn resume(&self) -> BoxFuture<'_, Result<(), VmmError>>;
+
+    /// Whether they are frozen now.
+    fn is_paused(&self) -> BoxFuture<'_, Result<bool, VmmError>>;
 }
 
 /// All that a VMM is started with.

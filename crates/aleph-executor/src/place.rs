@@ -15,7 +15,7 @@
 //! | 5 | scratch disk in the state folder | with the folder |
 //! | 6 | `vmm.json`: which process the VMM is | with the folder |
 
-use crate::cgroup::{Cgroup, CgroupTree};
+use crate::cgroup::{Cgroup, CgroupTree, Limits};
 use crate::hypervisor::{Sockets, socket_name};
 use crate::paths::Paths;
 use crate::process::Identity;
@@ -31,6 +31,8 @@ use std::process::{Command, Stdio};
 
 const LOCK: &str = "lock";
 const RECORD: &str = "vmm.json";
+/// Marks the place of a VM that outlives its node's process.
+const KEPT: &str = "kept";
 const SCRATCH: &str = "scratch.img";
 /// Held shared while a VM's folder and its lock come to be or go, exclusively while a sweep
 /// looks: so a sweep never takes a half-made or half-removed VM for an orphan.
@@ -80,29 +82,56 @@ impl Place {
     /// # Errors
     /// Where a folder cannot be made.
     pub fn create(paths: &Paths, cgroups: Option<&CgroupTree>) -> Result<Self, PlaceError> {
+        loop {
+            match Self::create_for(paths, cgroups, VmId::random(), false) {
+                Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
+                place => return place,
+            }
+        }
+    }
+
+    /// The place of a VM whose id its owner chose. `kept`: only a daemon of this node may ever
+    /// remove it as an orphan, since its journal knows more.
+    ///
+    /// # Errors
+    /// Where a folder cannot be made, or a VM has this id.
+    pub fn create_for(
+        paths: &Paths,
+        cgroups: Option<&CgroupTree>,
+        vm: VmId,
+        kept: bool,
+    ) -> Result<Self, PlaceError> {
         private_dir(&paths.vms())?;
         private_dir(&paths.run().join("vms"))?;
-        let birth = birth_lock(&paths.vms(), FlockOperation::LockShared)?;
-        loop {
-            let vm = VmId::random();
-            let state = paths.vm_state(vm);
-            match DirBuilder::new().mode(0o700).create(&state) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                made => made.map_err(at("make", &state))?,
+        let _birth = birth_lock(&paths.vms(), FlockOperation::LockShared)?;
+        let state = paths.vm_state(vm);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&state)
+            .map_err(at("make", &state))?;
+        let made = lock_of(&state).and_then(|lock| {
+            if kept {
+                let path = state.join(KEPT);
+                File::create(&path).map_err(at("make", &path))?;
             }
-            let place = lock_of(&state).map(|lock| Self {
+            Ok(Self {
                 vm,
                 run: paths.vm_run(vm),
                 cgroup: cgroups.map(|tree| tree.group(&vm.to_string())),
                 state: state.clone(),
                 _lock: lock,
-            });
-            drop(birth);
-            if place.is_err() {
-                let _ = fs::remove_dir_all(&state);
-            }
-            return place;
+            })
+        });
+        if made.is_err() {
+            let _ = fs::remove_dir_all(&state);
         }
+        made
+    }
+
+    /// Whether only a daemon of its node may remove it as an orphan.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.state.join(KEPT).exists()
     }
 
     /// The place of a VM whose owner is gone; `None` while another process holds it.
@@ -189,11 +218,14 @@ impl Place {
     ///
     /// # Errors
     /// Where it cannot be made.
-    pub fn make_cgroup(&self) -> Result<Option<Cgroup>, PlaceError> {
+    pub fn make_cgroup(&self, limits: &Limits) -> Result<Option<Cgroup>, PlaceError> {
         let Some(cgroup) = &self.cgroup else {
             return Ok(None);
         };
         cgroup.create().map_err(at("make", cgroup.path()))?;
+        cgroup
+            .limit(limits, &self.state)
+            .map_err(at("limit", cgroup.path()))?;
         Ok(Some(cgroup.clone()))
     }
 

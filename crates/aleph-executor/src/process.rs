@@ -166,6 +166,20 @@ impl Process {
         }
     }
 
+    /// All processes of a user.
+    #[must_use]
+    pub fn of_user(user: u32) -> Vec<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| {
+                let pid = entry.file_name().to_str()?.parse().ok()?;
+                let owner = entry.metadata().ok()?.uid();
+                (owner == user).then(|| Self::hold(pid).ok()).flatten()
+            })
+            .collect()
+    }
+
     fn hold(pid: i32) -> io::Result<Self> {
         let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = rustix::process::pidfd_open(number, PidfdFlags::NONBLOCK)?;

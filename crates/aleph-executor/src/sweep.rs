@@ -20,9 +20,16 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Removes every orphan of this node, and says which there were.
-pub async fn sweep(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<VmId> {
+///
+/// VMs that outlive their node's process have no owner while its daemon is away: they are left
+/// alone unless `kept_too`, which only that daemon may say, and only once it holds all those
+/// that its journal knows.
+pub async fn sweep(paths: &Paths, cgroups: Option<&CgroupTree>, kept_too: bool) -> Vec<VmId> {
     let mut swept = Vec::new();
     for place in orphans(paths, cgroups) {
+        if place.is_kept() && !kept_too {
+            continue;
+        }
         let vm = place.vm();
         match remove(&place).await {
             Ok(()) => {
@@ -69,12 +76,23 @@ fn ids_in(dir: &Path) -> BTreeSet<VmId> {
         .collect()
 }
 
-async fn remove(place: &Place) -> Result<(), PlaceError> {
+/// Ends the VMM of a place whose owner is gone, if it runs, and removes the place.
+///
+/// # Errors
+/// Where something cannot be removed.
+pub async fn remove(place: &Place) -> Result<(), PlaceError> {
     let vmm = place
         .recorded()
         .and_then(|identity| Process::adopt(&identity).ok());
     if let Some(cgroup) = place.cgroup() {
         let _ = cgroup.kill();
+    }
+    // A node that died between starting the VMM and recording it, on a host without cgroups.
+    if rustix::process::geteuid().is_root() {
+        for vmm in Process::of_user(place.vm().uid()) {
+            let _ = vmm.kill();
+            let _ = tokio::time::timeout(LIMIT, vmm.wait()).await;
+        }
     }
     if let Some(vmm) = vmm {
         let _ = vmm.kill();

@@ -11,12 +11,19 @@ use anyhow::Result;
 use std::fs::File;
 use std::process::Command;
 
+const LIMITS: aleph_executor::cgroup::Limits = aleph_executor::cgroup::Limits {
+    cpus: 1,
+    memory: MiB(128),
+    pids: 64,
+    io_bytes_per_second: None,
+};
+
 /// What a step makes, kept for as long as the node lives.
 type Step = fn(&Place) -> Result<Box<dyn std::any::Any>>;
 
 const STEPS: [Step; 4] = [
     |place| Ok(Box::new(place.listen()?)),
-    |place| Ok(Box::new(place.make_cgroup()?)),
+    |place| Ok(Box::new(place.make_cgroup(&LIMITS)?)),
     |place| Ok(Box::new(place.make_scratch(MiB(8))?)),
     // No process has this number: the kernel's limit is 2²².
     |place| {
@@ -42,11 +49,15 @@ async fn a_crash_after_any_step_leaves_nothing_once_swept() -> Result<()> {
             .map(|step| step(&place))
             .collect::<Result<Vec<_>>>()?;
 
-        assert_eq!(sweep(&paths, cgroups.as_ref()).await, [], "it has an owner");
+        assert_eq!(
+            sweep(&paths, cgroups.as_ref(), false).await,
+            [],
+            "it has an owner"
+        );
         // A dead process's descriptors close, its locks go: that is all a crash is here.
         drop((place, made));
-        assert_eq!(sweep(&paths, cgroups.as_ref()).await, [vm]);
-        assert_eq!(sweep(&paths, cgroups.as_ref()).await, []);
+        assert_eq!(sweep(&paths, cgroups.as_ref(), false).await, [vm]);
+        assert_eq!(sweep(&paths, cgroups.as_ref(), false).await, []);
         if let Some(tree) = &cgroups {
             tree.remove_if_empty();
         }
@@ -66,7 +77,7 @@ async fn removing_twice_is_no_error() -> Result<()> {
     let cgroups = CgroupTree::open(paths.name());
     let place = Place::create(&paths, cgroups.as_ref())?;
     let sockets = place.listen()?;
-    place.make_cgroup()?;
+    place.make_cgroup(&LIMITS)?;
     place.remove()?;
     place.remove()?;
     drop(sockets);
@@ -90,14 +101,14 @@ async fn an_orphans_process_is_killed_and_reaped() -> Result<()> {
         files: Vec::new(),
         user: None,
         device_group: None,
-        cgroup: place.make_cgroup()?,
+        cgroup: place.make_cgroup(&LIMITS)?,
         stderr: File::options().write(true).open("/dev/null")?.into(),
     })?;
     place.record(process.identity())?;
     let pid = process.identity().pid;
     let vm = place.vm();
     drop(place);
-    assert_eq!(sweep(&paths, cgroups.as_ref()).await, [vm]);
+    assert_eq!(sweep(&paths, cgroups.as_ref(), false).await, [vm]);
     process.wait().await;
     assert!(Identity::of(pid).is_err(), "process {pid} is gone");
     if let Some(tree) = &cgroups {

@@ -207,6 +207,8 @@ async fn a_guest_that_breaks_the_protocol_is_killed() -> Result<()> {
         versions: newer,
         started_us: 0,
         now_us: 0,
+        boot_id: [0; 16],
+        is_ready: false,
     };
     let mut endless = frame(ToHost::Pong(1), 0);
     endless[8..HEADER].copy_from_slice(&u32::MAX.to_le_bytes());

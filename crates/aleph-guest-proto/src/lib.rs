@@ -6,16 +6,17 @@
 //! bounded before anything is stored, and what is not exactly of its form is an error.
 //!
 //! # The channel
-//! A frame is a 12-byte header ([`frame`]) and a payload of at most [`MAX_PAYLOAD`] bytes. Stream
-//! 0 speaks of the guest as a whole; every other stream is one operation that the host began
-//! (a command, a file in, a file out) under a number that it chose. Numbers are little-endian.
+//! A frame is a 12-byte header ([`frame`]), a payload of at most [`MAX_PAYLOAD`] bytes and a
+//! trailer. Stream 0 speaks of the guest as a whole; every other stream is one operation that
+//! the host began (a command, a file or an archive in or out, a connection) under a number that
+//! it chose. Numbers are little-endian.
 //!
 //! ```text
 //! host                                   guest
-//!   Hello{1..=1} ──────────────────────▶        (may be sent before the guest even runs)
-//!                ◀────────────────────── Hello{1..=1, times}
+//!   MARK, Hello{2..=2, nonce} ─────────▶        (may be sent before the guest even runs)
+//!                ◀───────────────────── nonce, Hello{2..=2, times, boot id, ready: no}
 //!   Setup{root, time, entropy, …} ─────▶        (after the guest's Hello: it tells the time)
-//!   1: Exec{argv, env, …} ─────────────▶
+//!   1: Exec{argv, env, keep, …} ───────▶
 //!                ◀────────────────────── Ready{times}        or Fatal{why}, then the end
 //!                ◀────────────────────── 1: Started{pid}     or 1: Failed{errno, why}
 //!   1: Data(stdin…) ───────────────────▶
@@ -24,23 +25,48 @@
 //!                ◀────────────────────── 1: Exited{code or signal}
 //! ```
 //!
+//! # Connections
+//! A host may vanish at any byte, and the next one may be there before the guest has looked.
+//! So a connection begins with bytes that a decoder finds wherever they stand ([`mark`]):
+//! everything before them belongs to somebody else. The host speaks first; the guest answers
+//! with the nonce of that very `Hello`, and says nothing to a host that has not said hello.
+//!
+//! What a connection began ends with it, but for commands with `keep`:
+//!
+//! ```text
+//! new host                               guest
+//!   MARK, Hello{2..=2, nonce} ─────────▶
+//!                ◀───────────────────── nonce, Hello{…, the same boot id, ready: yes}
+//!                ◀───────────────────── 1: Kept{pid, stored: 900, written: 5000, …}, Ready
+//!   1: Attach{stored: 1200} ───────────▶        (it has 300 more than the guest heard of)
+//!                ◀───────────────────── 1: Data(…), 1: ErrorData(…)     (from 1200 on)
+//!   1: Stored{total: 5000} ────────────▶        (the guest forgets them)
+//!                ◀───────────────────── 1: Exited{…}
+//!   1: Stored{total: 5000, end} ───────▶        (only now it forgets the command)
+//! ```
+//!
+//! A new host takes numbers above those of all kept streams.
+//!
 //! # Versions
 //! Both sides open with `Hello` and the range of versions that they speak; the highest common
 //! one is used ([`negotiate`]). No common one ends the guest with an error that names both.
+//! Version 1 was never in a guest that outlives its host.
 //!
 //! # Flow control
 //! Each direction of each stream has a window of [`WINDOW`] bytes ([`SendWindow`],
 //! [`ReceiveWindow`]). The receiver returns credit as it passes bytes on, so neither side ever
-//! stores more than a window a stream. Standard output and error share one window.
+//! stores more than a window a stream. Standard output and error share one window. A kept
+//! command's output has no credit: what is not [`ToGuest::Stored`] is within a window.
 //!
 //! # Failure cases
 //! | what | outcome |
 //! | --- | --- |
-//! | wrong magic, unknown kind, flags set, oversized length, malformed payload | [`ProtocolError`]: the receiver drops the channel; for the host that ends the VM |
+//! | wrong magic or trailer, unknown kind, flags set, oversized length, malformed payload | [`ProtocolError`]: the receiver drops the channel; for the host that ends the VM |
 //! | more data than the window | [`WindowError`]: likewise |
 //! | a frame that starts and never ends | [`Decoder::is_mid_frame`] lets the receiver put a deadline on it |
-//! | the channel closes within a frame | the receiver calls [`Decoder::reset`] and goes on with the next connection |
-
+//! | the channel closes within a frame, seen or not | the next connection's mark drops it; [`Decoder::reset`] where it is seen |
+//! | a host that is gone between storing output and saying so | it says so in `Attach` |
+//!
 #![no_std]
 
 extern crate alloc;
@@ -49,16 +75,18 @@ extern crate std;
 
 pub mod frame;
 mod list;
+pub mod mark;
 mod to_guest;
 mod to_host;
 mod version;
 mod window;
 mod wire;
 
-pub use frame::{Decoder, Frame, HEADER, MAX_PAYLOAD, ProtocolError};
+pub use frame::{Decoder, Frame, HEADER, Item, MAX_PAYLOAD, OVERHEAD, ProtocolError};
 pub use list::{List, ListBuf};
+pub use mark::{MARK, MARK_SIZE};
 pub use to_guest::{Exec, Put, Root, Setup, Terminal, ToGuest, Upper};
-pub use to_host::{Exit, FileInfo, ToHost};
+pub use to_host::{Exit, FileInfo, FileKind, FileStat, Kept, ToHost, Usage};
 pub use version::{VersionMismatch, Versions, negotiate};
 pub use window::{ReceiveWindow, SendWindow, WINDOW, WindowError};
 

@@ -1,8 +1,9 @@
 //! What the host says to the guest.
 
 use crate::CONTROL;
-use crate::frame::{Frame, HEADER, MAX_PAYLOAD, ProtocolError, header};
+use crate::frame::{Frame, HEADER, MAX_PAYLOAD, ProtocolError, TRAILER, header};
 use crate::list::List;
+use crate::mark::{self, MARK_SIZE};
 use crate::version::Versions;
 use crate::wire::{Reader, Writer, length};
 use alloc::vec::Vec;
@@ -10,17 +11,25 @@ use alloc::vec::Vec;
 /// A message from the host. It borrows from the frame that it was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToGuest<'a> {
-    /// Opens the conversation (control stream).
-    Hello(Versions),
+    /// Opens the conversation, behind a [`crate::MARK`] (control stream). This form is the same
+    /// in every version from 2 on.
+    Hello {
+        /// What the host speaks.
+        versions: Versions,
+        /// Random bytes of this connection alone, which the guest's answer begins with.
+        nonce: [u8; MARK_SIZE],
+    },
     /// Makes the guest ready for commands; once, after `Hello` (control stream).
     Setup(Setup<'a>),
     /// Asks for a [`crate::ToHost::Pong`] with the same number (control stream).
     Ping(u64),
-    /// Ends the guest: TERM to all, KILL after so many milliseconds, sync, power off (control
-    /// stream).
+    /// Ends the guest: a signal to all, KILL after so many milliseconds, sync, power off
+    /// (control stream).
     Shutdown {
-        /// Milliseconds between TERM and KILL.
+        /// Milliseconds until KILL.
         grace_ms: u32,
+        /// What main commands get, by number; all others get TERM.
+        signal: u8,
     },
     /// Starts a command on a new stream.
     Exec(Exec<'a>),
@@ -28,7 +37,7 @@ pub enum ToGuest<'a> {
     Data(&'a [u8]),
     /// No more [`ToGuest::Data`] follows.
     Eof,
-    /// Returns credit for data that the guest sent.
+    /// Returns credit for data that the guest sent, but on a kept command's stream.
     Credit(u32),
     /// A signal to the command's process group.
     Signal(u8),
@@ -42,6 +51,53 @@ pub enum ToGuest<'a> {
         /// Its path in the guest.
         path: &'a [u8],
     },
+    /// Goes on with a kept command that [`crate::ToHost::Kept`] told of.
+    Attach {
+        /// How many bytes of its output the host has stored, over all connections.
+        stored: u64,
+    },
+    /// What the host has stored of a kept command for good: the guest forgets it.
+    Stored {
+        /// How many bytes of its output, over all connections.
+        total: u64,
+        /// Whether its end, too.
+        end: bool,
+    },
+    /// Streams a file or folder as a tar archive on a new stream: data and
+    /// [`crate::ToHost::Eof`] answer.
+    Pack {
+        /// Its path in the guest. A link at its end is packed, not followed.
+        path: &'a [u8],
+        /// What it is called in the archive; the last part of its path when empty.
+        name: &'a [u8],
+    },
+    /// Unpacks a tar archive on a new stream: its bytes follow as [`ToGuest::Data`] and
+    /// [`ToGuest::Eof`], and [`crate::ToHost::Done`] answers.
+    Unpack {
+        /// The folder below which all of it goes; it must exist.
+        path: &'a [u8],
+        /// Whether files get the owners that the archive says, else root.
+        owners: bool,
+    },
+    /// Asks what a file is, on a new stream: [`crate::ToHost::Stat`] answers.
+    Stat {
+        /// Its path in the guest.
+        path: &'a [u8],
+        /// Whether a link at its end is followed.
+        follow: bool,
+    },
+    /// Connects to a TCP port of the guest's loopback address on a new stream:
+    /// [`crate::ToHost::Open`] answers, and data goes both ways, each until its `Eof`;
+    /// [`crate::ToHost::Done`] is the end of both.
+    Connect {
+        /// The port.
+        port: u16,
+    },
+    /// Asks what the guest uses, on a new stream: [`crate::ToHost::Usage`] answers.
+    Usage,
+    /// Gives a stream up: nothing more is said on it. A command's session is ended; a kept
+    /// command cannot be given up.
+    Cancel,
 }
 
 /// What makes a booted guest ready for commands.
@@ -105,6 +161,10 @@ pub struct Exec<'a> {
     pub stdin: bool,
     /// Whether the guest powers off when this command ends.
     pub main: bool,
+    /// Whether it outlives the connection: what it writes and its end are kept until the host
+    /// says that they are stored ([`ToGuest::Stored`], which takes the place of credit). Any
+    /// other command is ended when the host hangs up.
+    pub keep: bool,
 }
 
 /// A file to write.
@@ -133,6 +193,14 @@ mod kind {
     pub(super) const RESIZE: u8 = 0x15;
     pub(super) const PUT: u8 = 0x16;
     pub(super) const GET: u8 = 0x17;
+    pub(super) const ATTACH: u8 = 0x18;
+    pub(super) const STORED: u8 = 0x19;
+    pub(super) const PACK: u8 = 0x1a;
+    pub(super) const UNPACK: u8 = 0x1b;
+    pub(super) const STAT: u8 = 0x1c;
+    pub(super) const CONNECT: u8 = 0x1d;
+    pub(super) const USAGE: u8 = 0x1e;
+    pub(super) const CANCEL: u8 = 0x1f;
 }
 
 impl<'a> ToGuest<'a> {
@@ -147,7 +215,10 @@ impl<'a> ToGuest<'a> {
         }
         let mut r = Reader::new(frame.payload);
         let message = match frame.kind {
-            kind::HELLO => Self::Hello(Versions::read(&mut r)?),
+            kind::HELLO => Self::Hello {
+                versions: Versions::read(&mut r)?,
+                nonce: r.array()?,
+            },
             kind::SETUP => Self::Setup(Setup {
                 hostname: r.text()?,
                 unix_ns: r.u64()?,
@@ -164,7 +235,10 @@ impl<'a> ToGuest<'a> {
                 poweroff_on_hangup: r.bool()?,
             }),
             kind::PING => Self::Ping(r.u64()?),
-            kind::SHUTDOWN => Self::Shutdown { grace_ms: r.u32()? },
+            kind::SHUTDOWN => Self::Shutdown {
+                grace_ms: r.u32()?,
+                signal: r.u8()?,
+            },
             kind::EXEC => Self::Exec(Exec {
                 argv: List::read(&mut r)?,
                 env: List::read(&mut r)?,
@@ -177,6 +251,7 @@ impl<'a> ToGuest<'a> {
                 },
                 stdin: r.bool()?,
                 main: r.bool()?,
+                keep: r.bool()?,
             }),
             kind::DATA => Self::Data(r.rest()),
             kind::EOF => Self::Eof,
@@ -190,17 +265,62 @@ impl<'a> ToGuest<'a> {
                 gid: r.u32()?,
             }),
             kind::GET => Self::Get { path: r.text()? },
+            kind::ATTACH => Self::Attach { stored: r.u64()? },
+            kind::STORED => Self::Stored {
+                total: r.u64()?,
+                end: r.bool()?,
+            },
+            kind::PACK => Self::Pack {
+                path: r.text()?,
+                name: r.text()?,
+            },
+            kind::UNPACK => Self::Unpack {
+                path: r.text()?,
+                owners: r.bool()?,
+            },
+            kind::STAT => Self::Stat {
+                path: r.text()?,
+                follow: r.bool()?,
+            },
+            kind::CONNECT => Self::Connect { port: r.u16()? },
+            kind::USAGE => Self::Usage,
+            kind::CANCEL => Self::Cancel,
             other => return Err(ProtocolError::Kind(other)),
         };
         r.end()?;
         Ok(message)
     }
 
-    /// Appends the message as a frame.
+    /// Appends the message as a frame. Data that has a [`crate::MARK`] in it becomes two, or as
+    /// many as it takes.
     ///
     /// # Errors
-    /// [`ProtocolError::Oversized`] where it does not fit a frame: `out` is as it was.
+    /// [`ProtocolError::Oversized`] where it does not fit a frame, and
+    /// [`ProtocolError::Malformed`] where anything but data has a mark in it: `out` is as it was.
     pub fn encode(&self, stream: u32, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
+        let begin = out.len();
+        if let Self::Data(bytes) = self {
+            let mut rest = *bytes;
+            while let Some(at) = mark::GUEST.find(rest) {
+                let (head, tail) = rest.split_at(at + MARK_SIZE / 2);
+                Self::Data(head)
+                    .append(stream, out)
+                    .inspect_err(|_| out.truncate(begin))?;
+                rest = tail;
+            }
+            return Self::Data(rest)
+                .append(stream, out)
+                .inspect_err(|_| out.truncate(begin));
+        }
+        self.append(stream, out)?;
+        if mark::GUEST.find(&out[begin..]).is_some() {
+            out.truncate(begin);
+            return Err(ProtocolError::Malformed("a mark in a message"));
+        }
+        Ok(())
+    }
+
+    fn append(&self, stream: u32, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let begin = out.len();
         out.extend_from_slice(&[0; HEADER]);
         let kind = self.write(&mut Writer(out));
@@ -209,8 +329,9 @@ impl<'a> ToGuest<'a> {
 
     fn write(&self, w: &mut Writer<'_>) -> u8 {
         match self {
-            Self::Hello(versions) => {
+            Self::Hello { versions, nonce } => {
                 versions.write(w);
+                w.raw(nonce);
                 kind::HELLO
             }
             Self::Setup(setup) => {
@@ -233,8 +354,9 @@ impl<'a> ToGuest<'a> {
                 w.u64(*number);
                 kind::PING
             }
-            Self::Shutdown { grace_ms } => {
+            Self::Shutdown { grace_ms, signal } => {
                 w.u32(*grace_ms);
+                w.u8(*signal);
                 kind::SHUTDOWN
             }
             Self::Exec(exec) => {
@@ -248,6 +370,7 @@ impl<'a> ToGuest<'a> {
                 }
                 w.bool(exec.stdin);
                 w.bool(exec.main);
+                w.bool(exec.keep);
                 kind::EXEC
             }
             Self::Data(bytes) => {
@@ -278,6 +401,36 @@ impl<'a> ToGuest<'a> {
                 w.bytes(path);
                 kind::GET
             }
+            Self::Attach { stored } => {
+                w.u64(*stored);
+                kind::ATTACH
+            }
+            Self::Stored { total, end } => {
+                w.u64(*total);
+                w.bool(*end);
+                kind::STORED
+            }
+            Self::Pack { path, name } => {
+                w.bytes(path);
+                w.bytes(name);
+                kind::PACK
+            }
+            Self::Unpack { path, owners } => {
+                w.bytes(path);
+                w.bool(*owners);
+                kind::UNPACK
+            }
+            Self::Stat { path, follow } => {
+                w.bytes(path);
+                w.bool(*follow);
+                kind::STAT
+            }
+            Self::Connect { port } => {
+                w.u16(*port);
+                kind::CONNECT
+            }
+            Self::Usage => kind::USAGE,
+            Self::Cancel => kind::CANCEL,
         }
     }
 }
@@ -296,7 +449,8 @@ impl Terminal {
     }
 }
 
-/// Puts the header before a payload that was appended at `begin`, or takes both away again.
+/// Puts header and trailer around a payload that was appended at `begin`, or takes all away
+/// again.
 pub(crate) fn seal(
     out: &mut Vec<u8>,
     begin: usize,
@@ -310,22 +464,31 @@ pub(crate) fn seal(
         return Err(ProtocolError::Oversized(claimed));
     }
     out[begin..begin + HEADER].copy_from_slice(&header(kind, stream, claimed));
+    out.push(TRAILER);
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Decoder, ListBuf};
+    use crate::{Decoder, Item, ListBuf, MARK};
     use proptest::prelude::*;
 
-    fn round_trip(message: &ToGuest<'_>, stream: u32) {
-        let mut wire = Vec::new();
-        message.encode(stream, &mut wire).unwrap();
-        let mut decoder = Decoder::new();
-        decoder.space()[..wire.len()].copy_from_slice(&wire);
+    fn only_frame<'a>(decoder: &'a mut Decoder, wire: &[u8]) -> Frame<'a> {
+        decoder.space()[..wire.len()].copy_from_slice(wire);
         decoder.filled(wire.len());
-        let frame = decoder.next_frame().unwrap().unwrap();
+        assert_eq!(decoder.next_item(), Ok(Some(Item::Mark)));
+        let Ok(Some(Item::Frame(frame))) = decoder.next_item() else {
+            panic!("no frame");
+        };
+        frame
+    }
+
+    fn round_trip(message: &ToGuest<'_>, stream: u32) {
+        let mut wire = MARK.to_vec();
+        message.encode(stream, &mut wire).unwrap();
+        let mut decoder = Decoder::for_guest();
+        let frame = only_frame(&mut decoder, &wire);
         assert_eq!(frame.stream, stream);
         assert_eq!(ToGuest::decode(&frame).as_ref(), Ok(message));
     }
@@ -336,7 +499,17 @@ mod tests {
 
     #[test]
     fn plain_messages_survive_the_wire() {
-        for message in [ToGuest::Hello(Versions::OURS), ToGuest::Ping(u64::MAX)] {
+        for message in [
+            ToGuest::Hello {
+                versions: Versions::OURS,
+                nonce: [3; 16],
+            },
+            ToGuest::Ping(u64::MAX),
+            ToGuest::Shutdown {
+                grace_ms: 7,
+                signal: 15,
+            },
+        ] {
             round_trip(&message, CONTROL);
         }
         for message in [
@@ -356,6 +529,26 @@ mod tests {
                 uid: 1,
                 gid: u32::MAX,
             }),
+            ToGuest::Attach { stored: 1 << 40 },
+            ToGuest::Stored {
+                total: u64::MAX,
+                end: true,
+            },
+            ToGuest::Pack {
+                path: b"/etc",
+                name: b"",
+            },
+            ToGuest::Unpack {
+                path: b"/",
+                owners: true,
+            },
+            ToGuest::Stat {
+                path: b"/x",
+                follow: false,
+            },
+            ToGuest::Connect { port: 80 },
+            ToGuest::Usage,
+            ToGuest::Cancel,
         ] {
             round_trip(&message, 7);
         }
@@ -363,13 +556,20 @@ mod tests {
 
     #[test]
     fn a_kind_on_the_wrong_stream_is_refused() {
-        let mut wire = Vec::new();
+        let mut wire = MARK.to_vec();
         ToGuest::Eof.encode(CONTROL, &mut wire).unwrap();
-        let mut decoder = Decoder::new();
-        decoder.space()[..wire.len()].copy_from_slice(&wire);
-        decoder.filled(wire.len());
-        let frame = decoder.next_frame().unwrap().unwrap();
+        let mut decoder = Decoder::for_guest();
+        let frame = only_frame(&mut decoder, &wire);
         assert_eq!(ToGuest::decode(&frame), Err(ProtocolError::Stream(0x12, 0)));
+    }
+
+    #[test]
+    fn a_mark_where_no_data_is_cannot_be_sent() {
+        let mut wire = b"before".to_vec();
+        let path = [b"/tmp/", &MARK[..]].concat();
+        let refused = ToGuest::Get { path: &path }.encode(1, &mut wire);
+        assert!(matches!(refused, Err(ProtocolError::Malformed(_))));
+        assert_eq!(wire, b"before");
     }
 
     proptest! {
@@ -379,7 +579,7 @@ mod tests {
             env in prop::collection::vec(text(), 0..8),
             workdir in text(), user in text(),
             size in prop::option::of((any::<u16>(), any::<u16>())),
-            stdin in any::<bool>(), main in any::<bool>(),
+            stdin in any::<bool>(), main in any::<bool>(), keep in any::<bool>(),
         ) {
             let (argv, env) = (ListBuf::new(argv).unwrap(), ListBuf::new(env).unwrap());
             round_trip(&ToGuest::Exec(Exec {
@@ -390,6 +590,7 @@ mod tests {
                 terminal: size.map(|(rows, columns)| Terminal { rows, columns }),
                 stdin,
                 main,
+                keep,
             }), 1);
         }
 
@@ -419,7 +620,7 @@ mod tests {
             if let Ok(message) = ToGuest::decode(&frame) {
                 let mut wire = Vec::new();
                 message.encode(stream, &mut wire).unwrap();
-                prop_assert_eq!(&wire[HEADER..], &payload[..]);
+                prop_assert_eq!(&wire[HEADER..wire.len() - 1], &payload[..]);
             }
         }
     }

@@ -18,6 +18,11 @@ pub enum ToHost<'a> {
         started_us: u64,
         /// Guest time when this was sent, on the same clock.
         now_us: u64,
+        /// The guest kernel's random id of this boot: the bytes of its UUID.
+        boot_id: [u8; 16],
+        /// Whether the guest is set up. Then a [`ToHost::Kept`] for each kept command and
+        /// [`ToHost::Ready`] follow at once; else the guest waits for a set-up.
+        is_ready: bool,
     },
     /// The root is assembled and commands can run (control stream).
     Ready {
@@ -33,20 +38,24 @@ pub enum ToHost<'a> {
     },
     /// Answers a ping (control stream).
     Pong(u64),
+    /// A command that outlived the connection that began it, and waits for
+    /// [`crate::ToGuest::Attach`].
+    Kept(Kept),
     /// The command runs.
     Started {
         /// Its process id in the guest.
         pid: u32,
     },
-    /// Standard output of a command, or bytes of a file.
+    /// Standard output of a command, or bytes of a file, an archive or a connection.
     Data(&'a [u8]),
     /// Standard error of a command.
     ErrorData(&'a [u8]),
-    /// No more data of a file follows.
+    /// No more data follows: the last word of a file or an archive.
     Eof,
     /// Returns credit for data that the host sent.
     Credit(u32),
-    /// The command ended and all its output was sent: the last word on its stream.
+    /// The command ended and all its output was sent: the last word on its stream. A kept one's
+    /// is told on each connection until the host has stored it.
     Exited(Exit),
     /// The operation failed: the last word on its stream.
     Failed {
@@ -57,8 +66,84 @@ pub enum ToHost<'a> {
     },
     /// The file that was asked for; its bytes follow.
     File(FileInfo),
-    /// The file was written: the last word on its stream.
+    /// The file or archive was written, or both directions of a connection have ended: the last
+    /// word on its stream.
     Done,
+    /// The file that was asked about: the last word on its stream.
+    Stat(FileStat<'a>),
+    /// What the guest uses: the last word on its stream.
+    Usage(Usage),
+    /// The connection stands.
+    Open,
+}
+
+/// A command that outlives connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Its process id in the guest.
+    pub pid: u32,
+    /// Whether the guest powers off when it has ended.
+    pub main: bool,
+    /// Whether its standard input takes data.
+    pub input: bool,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// How many bytes of its output the guest has forgotten, since they were stored.
+    pub stored: u64,
+    /// How many bytes of output the guest has read of it; those beyond `stored` it still has.
+    pub written: u64,
+}
+
+/// What kind of file there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A plain file.
+    File,
+    /// A folder.
+    Folder,
+    /// A symbolic link.
+    Link,
+    /// A device, socket or pipe.
+    Other,
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat<'a> {
+    /// What kind it is.
+    pub kind: FileKind,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// When it was changed last, in nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// What a link points to; empty otherwise.
+    pub target: &'a [u8],
+}
+
+/// What a guest uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory that its kernel manages, in bytes.
+    pub memory_total: u64,
+    /// Memory that programs could still get, in bytes.
+    pub memory_available: u64,
+    /// Size of the filesystem that takes writes, in bytes.
+    pub disk_total: u64,
+    /// How much of it is used.
+    pub disk_used: u64,
+    /// Time since its kernel began, pauses of the machine included as far as it sees them, in
+    /// microseconds.
+    pub uptime_us: u64,
+    /// Load over the last minute, in hundredths.
+    pub load_hundredths: u32,
+    /// Processes, without kernel threads and the agent.
+    pub processes: u32,
 }
 
 /// How a command ended.
@@ -97,6 +182,10 @@ mod kind {
     pub(super) const FAILED: u8 = 0x96;
     pub(super) const FILE: u8 = 0x97;
     pub(super) const DONE: u8 = 0x98;
+    pub(super) const KEPT: u8 = 0x99;
+    pub(super) const STAT: u8 = 0x9a;
+    pub(super) const USAGE: u8 = 0x9b;
+    pub(super) const OPEN: u8 = 0x9c;
 }
 
 impl<'a> ToHost<'a> {
@@ -115,6 +204,8 @@ impl<'a> ToHost<'a> {
                 versions: Versions::read(&mut r)?,
                 started_us: r.u64()?,
                 now_us: r.u64()?,
+                boot_id: r.array()?,
+                is_ready: r.bool()?,
             },
             kind::READY => Self::Ready { now_us: r.u64()? },
             kind::FATAL => Self::Fatal {
@@ -143,6 +234,39 @@ impl<'a> ToHost<'a> {
                 gid: r.u32()?,
             }),
             kind::DONE => Self::Done,
+            kind::KEPT => Self::Kept(Kept {
+                pid: r.u32()?,
+                main: r.bool()?,
+                input: r.bool()?,
+                ended: r.bool()?,
+                stored: r.u64()?,
+                written: r.u64()?,
+            }),
+            kind::STAT => Self::Stat(FileStat {
+                kind: match r.u8()? {
+                    0 => FileKind::File,
+                    1 => FileKind::Folder,
+                    2 => FileKind::Link,
+                    3 => FileKind::Other,
+                    _ => return Err(ProtocolError::Malformed("file kind")),
+                },
+                size: r.u64()?,
+                mode: r.u16()?,
+                uid: r.u32()?,
+                gid: r.u32()?,
+                modified_ns: r.u64()?.cast_signed(),
+                target: r.text()?,
+            }),
+            kind::USAGE => Self::Usage(Usage {
+                memory_total: r.u64()?,
+                memory_available: r.u64()?,
+                disk_total: r.u64()?,
+                disk_used: r.u64()?,
+                uptime_us: r.u64()?,
+                load_hundredths: r.u32()?,
+                processes: r.u32()?,
+            }),
+            kind::OPEN => Self::Open,
             other => return Err(ProtocolError::Kind(other)),
         };
         r.end()?;
@@ -166,10 +290,14 @@ impl<'a> ToHost<'a> {
                 versions,
                 started_us,
                 now_us,
+                boot_id,
+                is_ready,
             } => {
                 versions.write(w);
                 w.u64(*started_us);
                 w.u64(*now_us);
+                w.raw(boot_id);
+                w.bool(*is_ready);
                 kind::HELLO
             }
             Self::Ready { now_us } => {
@@ -224,6 +352,41 @@ impl<'a> ToHost<'a> {
                 kind::FILE
             }
             Self::Done => kind::DONE,
+            Self::Kept(kept) => {
+                w.u32(kept.pid);
+                w.bool(kept.main);
+                w.bool(kept.input);
+                w.bool(kept.ended);
+                w.u64(kept.stored);
+                w.u64(kept.written);
+                kind::KEPT
+            }
+            Self::Stat(stat) => {
+                w.u8(match stat.kind {
+                    FileKind::File => 0,
+                    FileKind::Folder => 1,
+                    FileKind::Link => 2,
+                    FileKind::Other => 3,
+                });
+                w.u64(stat.size);
+                w.u16(stat.mode);
+                w.u32(stat.uid);
+                w.u32(stat.gid);
+                w.u64(stat.modified_ns.cast_unsigned());
+                w.bytes(stat.target);
+                kind::STAT
+            }
+            Self::Usage(usage) => {
+                w.u64(usage.memory_total);
+                w.u64(usage.memory_available);
+                w.u64(usage.disk_total);
+                w.u64(usage.disk_used);
+                w.u64(usage.uptime_us);
+                w.u32(usage.load_hundredths);
+                w.u32(usage.processes);
+                kind::USAGE
+            }
+            Self::Open => kind::OPEN,
         }
     }
 }
@@ -231,7 +394,7 @@ impl<'a> ToHost<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Decoder;
+    use crate::{Decoder, Item};
     use alloc::vec;
     use proptest::prelude::*;
 
@@ -240,16 +403,20 @@ mod tests {
         let bytes = (0_usize..=64).prop_map(|n| &BYTES[..n]);
         let stream = 1_u32..;
         prop_oneof![
-            (any::<u64>(), any::<u64>()).prop_map(|(started_us, now_us)| {
-                (
-                    CONTROL,
-                    ToHost::Hello {
-                        versions: Versions::OURS,
-                        started_us,
-                        now_us,
-                    },
-                )
-            }),
+            (any::<u64>(), any::<u64>(), any::<[u8; 16]>(), any::<bool>()).prop_map(
+                |(started_us, now_us, boot_id, is_ready)| {
+                    (
+                        CONTROL,
+                        ToHost::Hello {
+                            versions: Versions::OURS,
+                            started_us,
+                            now_us,
+                            boot_id,
+                            is_ready,
+                        },
+                    )
+                }
+            ),
             any::<u64>().prop_map(|now_us| (CONTROL, ToHost::Ready { now_us })),
             (any::<u32>(), bytes.clone())
                 .prop_map(|(errno, message)| (CONTROL, ToHost::Fatal { errno, message })),
@@ -262,6 +429,64 @@ mod tests {
             (stream.clone(), any::<u32>()).prop_map(|(s, n)| (s, ToHost::Credit(n))),
             (stream.clone(), any::<u8>()).prop_map(|(s, c)| (s, ToHost::Exited(Exit::Code(c)))),
             (stream.clone(), any::<u8>()).prop_map(|(s, c)| (s, ToHost::Exited(Exit::Signal(c)))),
+            (
+                stream.clone(),
+                any::<u32>(),
+                any::<[bool; 3]>(),
+                any::<u64>()
+            )
+                .prop_map(|(s, pid, [main, input, ended], n)| {
+                    let (stored, written) = (n, !n);
+                    let kept = Kept {
+                        pid,
+                        main,
+                        input,
+                        ended,
+                        stored,
+                        written,
+                    };
+                    (s, ToHost::Kept(kept))
+                }),
+            (
+                stream.clone(),
+                0_usize..4,
+                any::<i64>(),
+                bytes.clone().prop_filter("text", |b| !b.contains(&0))
+            )
+                .prop_map(|(s, kind, modified_ns, target)| {
+                    let kind = [
+                        FileKind::File,
+                        FileKind::Folder,
+                        FileKind::Link,
+                        FileKind::Other,
+                    ][kind];
+                    let (size, mode, uid, gid) = (1 << 40, 0o4755, 7, u32::MAX);
+                    (
+                        s,
+                        ToHost::Stat(FileStat {
+                            kind,
+                            size,
+                            mode,
+                            uid,
+                            gid,
+                            modified_ns,
+                            target,
+                        }),
+                    )
+                }),
+            (stream.clone(), any::<u64>(), any::<u32>()).prop_map(|(s, n, processes)| {
+                let usage = Usage {
+                    memory_total: n,
+                    memory_available: n / 2,
+                    disk_total: n / 3,
+                    disk_used: n / 4,
+                    uptime_us: n / 5,
+                    load_hundredths: processes / 2,
+                    processes,
+                };
+                (s, ToHost::Usage(usage))
+            }),
+            stream.clone().prop_map(|s| (s, ToHost::Open)),
             (stream.clone(), any::<u32>(), bytes)
                 .prop_map(|(s, errno, message)| (s, ToHost::Failed { errno, message })),
             (stream, any::<u64>(), any::<u16>(), any::<u32>()).prop_map(|(s, size, mode, id)| {
@@ -281,12 +506,15 @@ mod tests {
     proptest! {
         #[test]
         fn messages_survive_the_wire((stream, message) in message()) {
-            let mut wire = Vec::new();
+            let mut wire = [9; 16].to_vec();
             message.encode(stream, &mut wire).unwrap();
-            let mut decoder = Decoder::new();
+            let mut decoder = Decoder::for_host([9; 16]);
             decoder.space()[..wire.len()].copy_from_slice(&wire);
             decoder.filled(wire.len());
-            let frame = decoder.next_frame().unwrap().unwrap();
+            prop_assert_eq!(decoder.next_item(), Ok(Some(Item::Mark)));
+            let Ok(Some(Item::Frame(frame))) = decoder.next_item() else {
+                panic!("no frame");
+            };
             prop_assert_eq!(frame.stream, stream);
             prop_assert_eq!(ToHost::decode(&frame), Ok(message));
         }
@@ -298,7 +526,7 @@ mod tests {
             if let Ok(message) = ToHost::decode(&frame) {
                 let mut wire = Vec::new();
                 message.encode(stream, &mut wire).unwrap();
-                prop_assert_eq!(&wire[HEADER..], &payload[..]);
+                prop_assert_eq!(&wire[HEADER..wire.len() - 1], &payload[..]);
             }
         }
     }

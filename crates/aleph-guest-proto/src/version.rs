@@ -15,7 +15,7 @@ pub struct Versions {
 
 impl Versions {
     /// What this build speaks.
-    pub const OURS: Self = Self { min: 1, max: 1 };
+    pub const OURS: Self = Self { min: 2, max: 2 };
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, ProtocolError> {
         let (min, max) = (r.u16()?, r.u16()?);

@@ -5,9 +5,10 @@
 //! block; so a hang-up here is an event, not the end. A socket behaves the same but for its
 //! connection, which never comes back.
 //!
-//! A host that leaves and returns before the agent looks goes unseen. The second `Hello` on what
-//! looked like one connection tells, provided that the first one ended between frames: a host
-//! that leaves within one has to give the guest the time to see that.
+//! A host that leaves and returns before the agent looks goes unseen, and may have left within a
+//! frame. So nothing depends on seeing it: each connection begins with a mark that the decoder
+//! finds in any place ([`aleph_guest_proto::mark`]). What is seen is used for what cannot wait
+//! for the next host, such as ending what the last one began.
 
 use crate::sys::{self, Watch};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};

@@ -1,11 +1,14 @@
 //! A command that runs, from its start to the last word on its stream.
 
+use crate::backlog::Backlog;
+use crate::failure::Failure;
 use crate::input::Input;
+use crate::leaving::Leaving;
 use crate::outlet::{Flow, Outlet, Passed};
 use crate::stream::Slot;
 use crate::sys::{self, Watch};
 use crate::terminal;
-use aleph_guest_proto::{Exit, SendWindow, Terminal, ToHost, WINDOW};
+use aleph_guest_proto::{Exit, Kept, SendWindow, Terminal, ToHost, WINDOW};
 use alloc::rc::Rc;
 use rustix::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -25,6 +28,8 @@ pub(crate) struct Parts {
     pub(crate) pid: i32,
     /// Whether the guest ends with it.
     pub(crate) main: bool,
+    /// Whether it outlives connections.
+    pub(crate) keep: bool,
     /// Where its input goes.
     pub(crate) input: Input,
     /// Its standard output and error, or its terminal as the first.
@@ -37,8 +42,27 @@ pub(crate) struct Parts {
 #[derive(Debug)]
 pub(crate) struct Command {
     parts: Parts,
-    window: SendWindow,
+    sending: Sending,
     life: Life,
+}
+
+/// What bounds the output that is under way.
+#[derive(Debug)]
+enum Sending {
+    /// Credit of this connection's host.
+    Credited(SendWindow),
+    /// What hosts have stored.
+    Kept(Backlog),
+}
+
+impl Sending {
+    /// Whether output may be read.
+    fn takes(&self, outlet: &Outlet) -> bool {
+        match self {
+            Self::Credited(window) => outlet.takes(*window),
+            Self::Kept(backlog) => backlog.room() > 0,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,9 +83,14 @@ enum Life {
 
 impl Command {
     pub(crate) fn new(parts: Parts) -> Self {
+        let sending = if parts.keep {
+            Sending::Kept(Backlog::attached())
+        } else {
+            Sending::Credited(SendWindow::default())
+        };
         Self {
             parts,
-            window: SendWindow::default(),
+            sending,
             life: Life::Running,
         }
     }
@@ -70,8 +99,86 @@ impl Command {
         &mut self.parts.input
     }
 
-    pub(crate) fn window(&mut self) -> &mut SendWindow {
-        &mut self.window
+    /// The host returned credit.
+    pub(crate) fn credit(&mut self, n: u32) -> Result<(), Failure> {
+        match &mut self.sending {
+            Sending::Credited(window) => window.credit(n).map_err(Failure::violation),
+            Sending::Kept(_) => Err(Failure::violation("credit for a kept command")),
+        }
+    }
+
+    /// Goes on with a kept command, of which the host has so many bytes of output.
+    pub(crate) fn attach(&mut self, stored: u64) -> Result<(), Failure> {
+        match &mut self.sending {
+            Sending::Kept(backlog) => backlog.attach(stored),
+            Sending::Credited(_) => Err(Failure::violation("a command that is not kept")),
+        }
+    }
+
+    /// The host has stored so many bytes of output, and the end with `end`; gives whether the
+    /// command can be forgotten.
+    pub(crate) fn store(&mut self, total: u64, end: bool) -> Result<bool, Failure> {
+        let Sending::Kept(backlog) = &mut self.sending else {
+            return Err(Failure::violation("a command that is not kept"));
+        };
+        backlog.store(total)?;
+        if end && (self.told_at().is_none() || !self.is_all_stored()) {
+            return Err(Failure::violation("an end is stored that was never told"));
+        }
+        Ok(end)
+    }
+
+    fn is_all_stored(&self) -> bool {
+        match &self.sending {
+            Sending::Credited(_) => false,
+            Sending::Kept(backlog) => backlog.stored() == backlog.written(),
+        }
+    }
+
+    /// What a new host is told of it, where it is kept.
+    pub(crate) fn kept(&self) -> Option<Kept> {
+        match &self.sending {
+            Sending::Credited(_) => None,
+            Sending::Kept(backlog) => Some(Kept {
+                pid: self.parts.pid.unsigned_abs(),
+                main: self.parts.main,
+                input: self.parts.input.is_open(),
+                ended: self.has_ended(),
+                stored: backlog.stored(),
+                written: backlog.written(),
+            }),
+        }
+    }
+
+    /// Whether its process ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        !matches!(self.life, Life::Running)
+    }
+
+    /// Whether the guest has to stay for its end, which some host is yet to store.
+    pub(crate) fn is_held(&self) -> bool {
+        self.parts.keep && self.has_ended()
+    }
+
+    /// Whether [`Command::settle`] could send more at once.
+    pub(crate) fn can_go_on(&self, outlet: &Outlet) -> bool {
+        match &self.sending {
+            Sending::Credited(_) => false,
+            Sending::Kept(backlog) => {
+                backlog.is_attached() && !backlog.is_sent() && outlet.has_room()
+            }
+        }
+    }
+
+    /// The group of a main command that runs.
+    pub(crate) fn main_group(&self) -> Option<i32> {
+        (self.parts.main && !self.has_ended()).then_some(self.parts.pid)
+    }
+
+    /// Hangs up on its session.
+    pub(crate) fn leave(self, now: u64) -> Leaving {
+        let has_ended = self.has_ended();
+        Leaving::begin(self.parts, has_ended, now)
     }
 
     pub(crate) fn is_main(&self) -> bool {
@@ -99,7 +206,10 @@ impl Command {
     /// Whether the host is known to have taken all but what is under way at most times.
     pub(crate) fn is_caught_up(&self) -> bool {
         let enough = usize::try_from(WINDOW - WINDOW / 4).unwrap_or(0);
-        self.window.available() > enough
+        match &self.sending {
+            Sending::Credited(window) => window.available() > enough,
+            Sending::Kept(_) => true,
+        }
     }
 
     /// Says to a host that this stream has this command on it.
@@ -117,7 +227,7 @@ impl Command {
         if let Some(fd) = self.parts.input.blocked_on() {
             watch(Slot::Input, fd, Watch::WRITE);
         }
-        if outlet.takes(self.window) {
+        if self.sending.takes(outlet) {
             for (slot, output) in [Slot::Output, Slot::Errors]
                 .into_iter()
                 .zip(&self.parts.outputs)
@@ -132,7 +242,7 @@ impl Command {
     /// When [`Command::settle`] has something to do even if nothing happens.
     pub(crate) fn deadline(&self, outlet: &Outlet) -> Option<u64> {
         match self.life {
-            Life::Ended { silent_since, .. } if outlet.takes(self.window) => {
+            Life::Ended { silent_since, .. } if self.has_output() && self.sending.takes(outlet) => {
                 Some(silent_since + GRACE_US)
             }
             _ => None,
@@ -165,7 +275,11 @@ impl Command {
         };
     }
 
-    /// After the process ended: passes on the rest of its output, and tells its end once that
+    fn has_output(&self) -> bool {
+        self.parts.outputs.iter().any(Option::is_some)
+    }
+
+    /// Sends what may be sent. After the process ended: passes on the rest of its output, and tells its end once that
     /// is all. Gives whether it did so now.
     pub(crate) fn settle(&mut self, now: u64, stream: u32, outlet: &mut Outlet) -> bool {
         let Life::Ended {
@@ -174,10 +288,11 @@ impl Command {
             mut read,
         } = self.life
         else {
+            self.send(stream, outlet);
             return false;
         };
         for index in 0..self.parts.outputs.len() {
-            while self.parts.outputs[index].is_some() && outlet.takes(self.window) {
+            while self.parts.outputs[index].is_some() && self.sending.takes(outlet) {
                 match self.read(index, stream, outlet) {
                     Some(n) if n > 0 && read + n <= AFTERWARDS => {
                         read += n;
@@ -193,8 +308,12 @@ impl Command {
             silent_since,
             read,
         };
-        let done = self.parts.outputs.iter().all(Option::is_none);
-        if done && outlet.is_open() {
+        self.send(stream, outlet);
+        let is_sent = match &self.sending {
+            Sending::Credited(_) => true,
+            Sending::Kept(backlog) => backlog.is_sent(),
+        };
+        if !self.has_output() && is_sent && outlet.is_open() {
             self.parts.terminal = None;
             outlet.push(stream, &ToHost::Exited(exit));
             self.life = Life::Told {
@@ -205,14 +324,19 @@ impl Command {
         matches!(self.life, Life::Told { .. })
     }
 
-    /// The host hung up: windows start anew, and an end whose frame did not go out is told
-    /// again.
-    pub(crate) fn hang_up(&mut self, outlet: &Outlet) {
-        self.window = SendWindow::default();
+    fn send(&mut self, stream: u32, outlet: &mut Outlet) {
+        if let Sending::Kept(backlog) = &mut self.sending {
+            backlog.send(stream, outlet);
+        }
+    }
+
+    /// The host of a kept command hung up: what it has not stored is told again, and its end.
+    pub(crate) fn detach(&mut self) {
+        if let Sending::Kept(backlog) = &mut self.sending {
+            backlog.detach();
+        }
         self.parts.input.hang_up();
-        if let Life::Told { exit, point } = self.life
-            && !outlet.transmit.has_passed(point)
-        {
+        if let Life::Told { exit, .. } = self.life {
             self.life = Life::Ended {
                 exit,
                 silent_since: 0,
@@ -247,7 +371,11 @@ impl Command {
     fn read(&mut self, index: usize, stream: u32, outlet: &mut Outlet) -> Option<usize> {
         let output = self.parts.outputs[index].as_deref()?;
         let flow = if index == 0 { Flow::Data } else { Flow::Errors };
-        match outlet.pass(stream, output, &mut self.window, flow) {
+        let passed = match &mut self.sending {
+            Sending::Credited(window) => outlet.pass(stream, output, window, (flow, usize::MAX)),
+            Sending::Kept(backlog) => backlog.read(output, flow, outlet),
+        };
+        match passed {
             Passed::Bytes(n) => Some(n),
             Passed::Nothing => Some(0),
             // A terminal whose last user went away reads as an I/O error.

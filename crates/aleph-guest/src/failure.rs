@@ -112,6 +112,8 @@ pub(crate) fn words(errno: Errno) -> String {
         Errno::PROTO => "Protocol error",
         Errno::OPNOTSUPP => "Operation not supported",
         Errno::TIMEDOUT => "Connection timed out",
+        Errno::CONNREFUSED => "Connection refused",
+        Errno::CONNRESET => "Connection reset by peer",
         Errno::UCLEAN => "Structure needs cleaning",
         Errno::DQUOT => "Disk quota exceeded",
         other => return format!("error {}", other.raw_os_error()),

@@ -2,7 +2,8 @@
 
 use alloc::vec::Vec;
 use core::ffi::CStr;
-use rustix::fs::{FileType, Mode, OFlags};
+use core::mem::MaybeUninit;
+use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -32,6 +33,23 @@ pub(crate) fn write(path: &CStr, parts: &[&[u8]]) -> Result<(), Errno> {
     parts
         .iter()
         .try_for_each(|part| rustix::io::write(&file, part).map(drop))
+}
+
+/// The first answer that an entry of a folder gives to `look`.
+pub(crate) fn scan<T>(folder: &CStr, mut look: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, Mode::empty()).ok()?;
+    let mut buffer = [MaybeUninit::uninit(); 2048];
+    let mut entries = RawDir::new(&folder, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        let name = entry.file_name().to_bytes();
+        if !name.starts_with(b".")
+            && let Some(found) = look(name)
+        {
+            return Some(found);
+        }
+    }
+    None
 }
 
 /// Makes a folder and those above it that are missing.

@@ -55,7 +55,12 @@ impl Get {
     /// Passes on what window and queue allow; gives whether the stream has ended.
     pub(crate) fn pump(&mut self, stream: u32, outlet: &mut Outlet) -> bool {
         loop {
-            match outlet.pass(stream, &self.file, &mut self.window, Flow::Data) {
+            match outlet.pass(
+                stream,
+                &self.file,
+                &mut self.window,
+                (Flow::Data, usize::MAX),
+            ) {
                 Passed::Bytes(_) => {}
                 Passed::Nothing => return false,
                 Passed::End => {

@@ -10,12 +10,23 @@ use rustix::io::Errno;
 /// What a terminal takes for the end of input (VEOF as every terminal starts with).
 const END_OF_INPUT: u8 = 0x04;
 
+/// What input goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A pipe, which ends by being closed.
+    Pipe,
+    /// A terminal, which ends by a character.
+    Terminal,
+    /// A socket, of which one direction ends.
+    Socket,
+}
+
 /// Bytes from the host that wait for a command to read them: at most a window.
 #[derive(Debug)]
 pub(crate) struct Input {
     /// Where they go; `None` once nobody reads them.
     target: Option<Rc<OwnedFd>>,
-    is_terminal: bool,
+    kind: Target,
     queue: VecDeque<u8>,
     window: ReceiveWindow,
     /// Whether the host said that no more comes.
@@ -26,15 +37,25 @@ pub(crate) struct Input {
 
 impl Input {
     /// Input that goes to this descriptor, which does not block, or to nobody.
-    pub(crate) fn new(target: Option<Rc<OwnedFd>>, is_terminal: bool) -> Self {
+    pub(crate) fn new(target: Option<Rc<OwnedFd>>, kind: Target) -> Self {
         Self {
             target,
-            is_terminal,
+            kind,
             queue: VecDeque::new(),
             window: ReceiveWindow::default(),
             ended: false,
             mid_line: false,
         }
+    }
+
+    /// Whether the host may still send something that somebody reads.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.ended && self.target.is_some()
+    }
+
+    /// Whether the host has ended it, and all of it was passed on or has no reader.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended && self.target.is_none()
     }
 
     /// What to wait on before [`Input::pump`], while bytes wait.
@@ -75,7 +96,7 @@ impl Input {
             return Err(Failure::violation("a second end of a command's input"));
         }
         self.ended = true;
-        if self.is_terminal && self.target.is_some() {
+        if self.kind == Target::Terminal && self.target.is_some() {
             // Within a line the first one only hands over what the line has so far.
             let count = if self.mid_line { 2 } else { 1 };
             self.queue.extend([END_OF_INPUT; 2].iter().take(count));
@@ -139,6 +160,10 @@ impl Input {
 
     fn close_when_drained(&mut self) {
         if self.ended && self.queue.is_empty() {
+            if let (Target::Socket, Some(socket)) = (self.kind, &self.target) {
+                // One that the other side has closed already has nothing left to end.
+                let _ = rustix::net::shutdown(&**socket, rustix::net::Shutdown::Write);
+            }
             self.target = None;
         }
     }

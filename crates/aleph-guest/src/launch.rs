@@ -3,7 +3,7 @@
 use crate::command::Parts;
 use crate::failure::{Context, Failure, text, words};
 use crate::file::make_folders;
-use crate::input::Input;
+use crate::input::{Input, Target};
 use crate::sys::{self, Outcome, Plan, Stage, Strings};
 use crate::terminal;
 use crate::user::{Identity, look_up};
@@ -200,10 +200,16 @@ impl Streams {
                 None,
             ),
         };
-        let input = Input::new(input, terminal.is_some());
+        let kind = if terminal.is_some() {
+            Target::Terminal
+        } else {
+            Target::Pipe
+        };
+        let input = Input::new(input, kind);
         Parts {
             pid,
             main: exec.main,
+            keep: exec.keep,
             input,
             outputs,
             terminal,
@@ -265,6 +271,7 @@ mod tests {
             terminal: None,
             stdin: false,
             main: false,
+            keep: false,
         };
         let identity = look_up(b"12345").unwrap();
         let seen: Vec<_> = environment(&exec, &identity)

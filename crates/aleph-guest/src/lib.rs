@@ -15,17 +15,24 @@
 //! without hardware virtualization, and it is part of every template's memory.
 //!
 //! # Connections
-//! The agent speaks first on each connection; what streams say waits until the host has said
-//! hello too. When a host hangs up, half frames and all that was under way are dropped, files
-//! are given up, and commands run on with their windows whole again: unread input is lost, but
-//! for input whose end was told, and output waits in pipes. The next connection hears `Hello`,
-//! `Ready`, a `Started` for each command whose end was not told yet, under its old stream
-//! number, and then what such a command says. Its `Setup` changes nothing and is answered with
-//! `Ready`.
+//! The host speaks first on each connection; the agent answers its `Hello` with `Hello` and
+//! `Ready`, and with a `Kept` for each command that outlived the last connection. A `Setup` that
+//! comes again changes nothing and is answered with `Ready`.
 //!
-//! When the main command has ended, the power stays on until its host has taken the last frames:
-//! it shows that by credit (three quarters of each window), by a `Shutdown`, or by hanging up.
-//! A host that sees the end of its main command best hangs up.
+//! When a host hangs up, half frames and all that was under way are dropped. What it began is
+//! given up: files and archives stay as they are, connections close, and commands lose their
+//! session as that of a closed terminal does (hang-up, and KILL a second later). A main command
+//! that goes that way takes the guest with it. With `poweroff_on_hangup` the guest ends 2 s after
+//! the hang-up in any case.
+//!
+//! Commands with `keep` run on. Their output is read on, up to a window, and told to the next
+//! host from the byte on that the last one stored; the end of one is told on each connection
+//! until a host has stored that, and until then the guest stays, whatever it was asked to do
+//! meanwhile. Input that was under way is lost, but for input whose end was told.
+//!
+//! When a main command that is not kept has ended, the power stays on until its host has taken
+//! the last frames: it shows that by credit (three quarters of each window), by a `Shutdown`, or
+//! by hanging up.
 //!
 //! # Invariants
 //! - One thread, and one place where it waits. Setting up is the only thing that holds it.
@@ -38,8 +45,12 @@
 extern crate alloc;
 
 mod allocator;
+mod archive;
+mod backlog;
+mod census;
 mod channel;
 mod command;
+mod connection;
 mod dialogue;
 mod ending;
 mod failure;
@@ -48,14 +59,17 @@ mod get;
 pub mod init;
 mod input;
 mod launch;
+mod leaving;
 mod memory;
 mod outlet;
 mod put;
 mod session;
+mod stat;
 mod stream;
 pub mod sys;
 mod terminal;
 mod transmit;
+mod usage;
 mod user;
 
 pub use allocator::Allocator;

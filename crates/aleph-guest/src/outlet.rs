@@ -2,14 +2,14 @@
 
 use crate::failure::Failure;
 use crate::transmit::Transmit;
-use aleph_guest_proto::{HEADER, SendWindow, ToHost};
+use aleph_guest_proto::{OVERHEAD, SendWindow, ToHost};
 use alloc::vec;
 use alloc::vec::Vec;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
-/// Bytes of data in a frame at most: with its header, what one call writes to a port.
-const CHUNK: usize = 32 * 1024 - HEADER;
+/// Bytes of data in a frame at most: with what is around it, what one call writes to a port.
+const CHUNK: usize = 32 * 1024 - OVERHEAD;
 
 /// The transmit queue, and a buffer to read into it with.
 #[derive(Debug)]
@@ -79,27 +79,55 @@ impl Outlet {
         self.is_open && window.available() > 0 && self.transmit.has_room()
     }
 
-    /// Reads once from a source, as much as window and queue allow, and queues what came.
+    /// Whether anything but answers may be queued.
+    pub(crate) fn has_room(&self) -> bool {
+        self.is_open && self.transmit.has_room()
+    }
+
+    /// How much of so many bytes goes into one frame.
+    pub(crate) fn chunk_of(&self, n: usize) -> usize {
+        n.min(CHUNK)
+    }
+
+    /// Reads once from a source, at most so many bytes, and hands them on.
+    pub(crate) fn read(
+        &mut self,
+        source: &OwnedFd,
+        room: usize,
+        hand_on: impl FnOnce(&[u8]),
+    ) -> Passed {
+        let n = CHUNK.min(room);
+        if n == 0 {
+            return Passed::Nothing;
+        }
+        match rustix::io::read(source, &mut self.chunk[..n]) {
+            Ok(0) => Passed::End,
+            Ok(n) => {
+                hand_on(&self.chunk[..n]);
+                Passed::Bytes(n)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Passed::Nothing,
+            Err(errno) => Passed::Failed(errno),
+        }
+    }
+
+    /// Reads once from a source, as much as window and queue allow, and at most `limit` bytes,
+    /// and queues what came.
     pub(crate) fn pass(
         &mut self,
         stream: u32,
         source: &OwnedFd,
         window: &mut SendWindow,
-        flow: Flow,
+        (flow, limit): (Flow, usize),
     ) -> Passed {
         if !self.takes(*window) {
             return Passed::Nothing;
         }
-        let n = CHUNK.min(window.available());
+        let n = CHUNK.min(window.available()).min(limit);
         match rustix::io::read(source, &mut self.chunk[..n]) {
             Ok(0) => Passed::End,
             Ok(n) if window.take(n).is_ok() => {
-                let bytes = &self.chunk[..n];
-                let message = match flow {
-                    Flow::Data => ToHost::Data(bytes),
-                    Flow::Errors => ToHost::ErrorData(bytes),
-                };
-                self.transmit.push(stream, &message);
+                self.transmit.push(stream, &flow.message(&self.chunk[..n]));
                 Passed::Bytes(n)
             }
             // A read is never larger than the window it was cut to.

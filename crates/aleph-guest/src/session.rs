@@ -5,7 +5,7 @@ use crate::dialogue::{Dialogue, Machine};
 use crate::failure::Failure;
 use crate::stream::Slot;
 use crate::sys::{self, Watch};
-use aleph_guest_proto::{CONTROL, Decoder, ToGuest, ToHost};
+use aleph_guest_proto::{CONTROL, Decoder, Item, ToGuest, ToHost};
 use alloc::vec::Vec;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -72,7 +72,7 @@ impl<M: Machine> Session<M> {
         Ok(Self {
             channel,
             link: Link::Down { since: None },
-            decoder: Decoder::new(),
+            decoder: Decoder::for_guest(),
             dialogue: Dialogue::new(machine, started_us),
             children: sys::watch_children()?,
             watches: Vec::new(),
@@ -83,7 +83,7 @@ impl<M: Machine> Session<M> {
     /// Serves the host until the guest is to power off.
     pub fn run(&mut self) -> End {
         if self.channel.is_connected() {
-            self.connect();
+            self.link = Link::Up;
         }
         loop {
             match self.turn() {
@@ -183,7 +183,7 @@ impl<M: Machine> Session<M> {
                 Source::Stream(at, slot) => self.dialogue.ready(at, slot),
                 Source::Changes => {
                     if self.channel.is_connected() {
-                        self.connect();
+                        self.link = Link::Up;
                     }
                 }
                 Source::Channel if seen & !Watch::WRITE != 0 => self.receive()?,
@@ -191,12 +191,6 @@ impl<M: Machine> Session<M> {
             }
         }
         Ok(())
-    }
-
-    fn connect(&mut self) {
-        self.link = Link::Up;
-        self.decoder.reset();
-        self.dialogue.connect();
     }
 
     /// Drops half frames both ways, since they were for a host that is gone.
@@ -238,11 +232,15 @@ impl<M: Machine> Session<M> {
 
     fn handle_frames(&mut self) -> Result<(), Failure> {
         while !self.dialogue.outlet.transmit.is_over_limit() {
-            let Some(frame) = self.decoder.next_frame().map_err(Failure::violation)? else {
-                break;
-            };
-            let message = ToGuest::decode(&frame).map_err(Failure::violation)?;
-            self.dialogue.handle(frame.stream, &message)?;
+            match self.decoder.next_item().map_err(Failure::violation)? {
+                Some(Item::Frame(frame)) => {
+                    let message = ToGuest::decode(&frame).map_err(Failure::violation)?;
+                    self.dialogue.handle(frame.stream, &message)?;
+                }
+                // The one before may have ended unseen.
+                Some(Item::Mark) => self.dialogue.hang_up(),
+                None => break,
+            }
         }
         Ok(())
     }

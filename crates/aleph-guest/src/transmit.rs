@@ -27,6 +27,11 @@ impl Transmit {
         let _ = message.encode(stream, &mut self.buffer);
     }
 
+    /// Queues the bytes that a connection begins with.
+    pub(crate) fn push_mark(&mut self, mark: &[u8]) {
+        self.buffer.extend_from_slice(mark);
+    }
+
     /// Whether data may be added.
     pub(crate) fn has_room(&self) -> bool {
         self.waiting() < ROOM

@@ -7,10 +7,14 @@
 //! | [`TestRoot::residue`] | what a node left on the host: processes, mounts, cgroups, sockets, files |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
+mod images;
 mod root;
 mod scripted;
+mod scripted_guest;
 mod wait;
 
+pub use images::TestImages;
 pub use root::TestRoot;
-pub use scripted::{Guest, Script, ScriptedDriver, Vmm};
+pub use scripted::{Script, ScriptedDriver, Vmm};
+pub use scripted_guest::Guest;
 pub use wait::wait_until;

@@ -3,36 +3,17 @@
 //! It has the API of the real one and keeps its rules, and it speaks to the node over the same
 //! sockets with the same frames. What its guests and VMMs do, good or bad, is up to a script.
 
+use crate::scripted_guest::{Guest, serve};
 use aleph_executor::hypervisor::{
     self, AdoptError, BoxFuture, Driver, Launch, LaunchError, Pause, VmmError, VmmExit,
 };
 use aleph_executor::process::{Identity, ProcessExit, boot_id};
-use aleph_guest_proto::{Decoder, Exit, ToGuest, ToHost, Versions};
 use std::collections::VecDeque;
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::watch;
-
-/// What a guest does once its host has said hello.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Guest {
-    /// It boots, and every command prints its arguments and ends with code 0. `exit N` ends
-    /// with code N, `sleep` never ends, `nosuch` is not found.
-    #[default]
-    Works,
-    /// It says nothing.
-    Silent,
-    /// It sends these bytes instead of its hello, and then nothing.
-    Sends(Vec<u8>),
-    /// It boots, and sends these bytes as soon as a command is asked for.
-    SendsLater(Vec<u8>),
-    /// It says that it cannot go on.
-    Fatal(String),
-}
 
 /// What a VMM does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -234,106 +215,8 @@ impl Pause for ScriptedVmm {
     fn resume(&self) -> BoxFuture<'_, Result<(), VmmError>> {
         self.obey()
     }
-}
 
-/// Plays a guest on the agent's socket until it powers off.
-async fn serve(listener: &UnixListener, guest: Guest) -> io::Result<()> {
-    let (mut socket, _) = listener.accept().await?;
-    let mut out = Vec::new();
-    let hello = ToHost::Hello {
-        versions: Versions::OURS,
-        started_us: 1000,
-        now_us: 2000,
-    };
-    let first = match &guest {
-        Guest::Silent => return std::future::pending().await,
-        Guest::Sends(bytes) => {
-            out.extend_from_slice(bytes);
-            None
-        }
-        Guest::Fatal(message) => {
-            encode(&hello, 0, &mut out)?;
-            Some(ToHost::Fatal {
-                errno: 5,
-                message: message.as_bytes(),
-            })
-        }
-        Guest::Works | Guest::SendsLater(_) => {
-            encode(&hello, 0, &mut out)?;
-            Some(ToHost::Ready { now_us: 3000 })
-        }
-    };
-    if let Some(first) = first {
-        encode(&first, 0, &mut out)?;
+    fn is_paused(&self) -> BoxFuture<'_, Result<bool, VmmError>> {
+        Box::pin(async { Ok(false) })
     }
-    let fatal = matches!(guest, Guest::Fatal(_));
-    socket.write_all(&out).await?;
-    if fatal {
-        return Ok(());
-    }
-    answer(socket, &guest).await
-}
-
-async fn answer(mut socket: UnixStream, guest: &Guest) -> io::Result<()> {
-    let mut decoder = Decoder::new();
-    loop {
-        let n = socket.read(decoder.space()).await?;
-        if n == 0 {
-            return Ok(());
-        }
-        decoder.filled(n);
-        let (mut out, mut over) = (Vec::new(), false);
-        while let Some(frame) = decoder.next_frame().map_err(io::Error::other)? {
-            let stream = frame.stream;
-            match (ToGuest::decode(&frame).map_err(io::Error::other)?, guest) {
-                (ToGuest::Exec(_), Guest::SendsLater(bytes)) => out.extend_from_slice(bytes),
-                (ToGuest::Exec(exec), _) => {
-                    let argv: Vec<&[u8]> = exec.argv.iter().collect();
-                    over |= run(&argv, stream, &mut out)? && exec.main;
-                }
-                (ToGuest::Ping(number), _) => encode(&ToHost::Pong(number), 0, &mut out)?,
-                (ToGuest::Signal(signal), _) => {
-                    encode(&ToHost::Exited(Exit::Signal(signal)), stream, &mut out)?;
-                    over = true;
-                }
-                (ToGuest::Shutdown { .. }, _) => over = true,
-                _ => {}
-            }
-        }
-        socket.write_all(&out).await?;
-        if over {
-            return Ok(());
-        }
-    }
-}
-
-/// Plays a command; whether it has ended.
-fn run(argv: &[&[u8]], stream: u32, out: &mut Vec<u8>) -> io::Result<bool> {
-    if let [b"nosuch", ..] = argv {
-        encode(
-            &ToHost::Failed {
-                errno: 2,
-                message: b"nosuch: command not found",
-            },
-            stream,
-            out,
-        )?;
-        return Ok(true);
-    }
-    encode(&ToHost::Started { pid: 7 }, stream, out)?;
-    let code = match argv {
-        [b"sleep", ..] => return Ok(false),
-        [b"exit", code] => str::from_utf8(code)
-            .ok()
-            .and_then(|c| c.parse().ok())
-            .unwrap_or(255),
-        _ => 0,
-    };
-    encode(&ToHost::Data(&argv.join(&b' ')), stream, out)?;
-    encode(&ToHost::Exited(Exit::Code(code)), stream, out)?;
-    Ok(true)
-}
-
-fn encode(message: &ToHost<'_>, stream: u32, out: &mut Vec<u8>) -> io::Result<()> {
-    message.encode(stream, out).map_err(io::Error::other)
 }

@@ -5,6 +5,7 @@ use std::fmt;
 
 /// How a command in a guest ended. A status that could not be read is never one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExitStatus {
     /// It returned this code.

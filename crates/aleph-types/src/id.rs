@@ -217,6 +217,12 @@ impl Incarnation {
         Self(self.0 + 1)
     }
 
+    /// The incarnation with this count.
+    #[must_use]
+    pub const fn from_count(count: u64) -> Self {
+        Self(count)
+    }
+
     /// The bare count, 0 for the first.
     #[must_use]
     pub const fn get(self) -> u64 {

@@ -1,47 +1,159 @@
 //! What a user asked to run.
 
-use crate::{Classify, ErrorClass, MiB, Resources};
+use crate::{Classify, ErrorClass, HealthCheck, MiB, Resources, RestartPolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-/// A job as its user described it.
+/// A job as its user described it, in JSON, TOML or YAML.
 ///
-/// Unknown fields are refused, so that a misspelt one is never silently ignored.
+/// Unknown fields are refused, so that a misspelt one is never silently ignored. All but
+/// `image` may be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
+    /// A name that the account has no other job of: a letter or digit, then letters, digits,
+    /// `_`, `.` and `-`; at most 63 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The image to run, by name or by digest.
     pub image: String,
-    /// The command with its arguments.
+    /// The command with its arguments; the image's own where it is empty.
+    #[serde(default)]
     pub command: Vec<String>,
+    /// What the command is given to, instead of the image's entrypoint. An empty list takes the
+    /// image's away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
     /// Environment variables, over those of the image.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Working directory in the guest; `/` when absent.
-    #[serde(default)]
+    /// Working directory in the guest; the image's, or `/`, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// `name`, `uid`, `name:group` or `uid:gid` in the guest; root when absent.
-    #[serde(default)]
+    /// `name`, `uid`, `name:group` or `uid:gid` in the guest; the image's, or root, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// The guest's hostname; `job-` and the short job id when absent.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// CPUs, memory and disk.
     #[serde(default)]
     pub resources: Resources,
+    /// Which kind of guest.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Which VMM runs it.
+    #[serde(default)]
+    pub hypervisor: Hypervisor,
     /// Whether the command gets a terminal.
     #[serde(default)]
     pub tty: bool,
     /// Whether the command's standard input is connected.
     #[serde(default)]
     pub stdin: bool,
+    /// When the job starts again after it ended.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// How to tell that it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
+    /// Labels for the user's own use, and for filters.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Files that the guest has before the command runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<GuestFile>,
+    /// How long the job may run after each start, in seconds; then it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_seconds: Option<u64>,
+    /// Whether the job is removed, with its logs, once it has ended for good.
+    #[serde(default)]
+    pub auto_destroy: bool,
+    /// How long the command has between the stop signal and SIGKILL, in seconds.
+    #[serde(default = "default_grace")]
+    pub stop_grace_seconds: u32,
+    /// When the image is fetched from its registry.
+    #[serde(default)]
+    pub pull: PullPolicy,
+}
+
+fn default_grace() -> u32 {
+    10
+}
+
+/// Which kind of guest runs a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The lightest that can run it.
+    #[default]
+    Auto,
+    /// A microVM.
+    Microvm,
+}
+
+/// Which VMM runs a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Hypervisor {
+    /// The best that this node has.
+    #[default]
+    Auto,
+    /// QEMU.
+    Qemu,
+}
+
+/// When an image is fetched from its registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum PullPolicy {
+    /// Where the node does not have it.
+    #[default]
+    Missing,
+    /// Before each start.
+    Always,
+    /// Never: a job whose image is not there fails.
+    Never,
+}
+
+/// A file that a guest has before its command runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct GuestFile {
+    /// Its absolute path in the guest. Folders that are missing are made.
+    pub path: String,
+    /// Its content, where that is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Its content in base64 (RFC 4648, with padding), where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
+    /// Permission bits as octal text, such as `0644`.
+    #[serde(default = "default_mode")]
+    pub mode: String,
+    /// Owner.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group.
+    #[serde(default)]
+    pub gid: u32,
+}
+
+fn default_mode() -> String {
+    "0644".into()
 }
 
 /// A job specification that no node could run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidJob {
     /// There is nothing to run.
-    #[error("the job has no command")]
+    #[error("the job has no command, and neither has its image")]
     NoCommand,
     /// A VM without a processor.
     #[error("the job asks for {0} CPUs")]
@@ -62,6 +174,16 @@ pub enum InvalidJob {
         /// Its value.
         value: String,
     },
+    /// More of something than a specification may have.
+    #[error("{field} has {there}, at most {most} are taken")]
+    TooMuch {
+        /// The field's path.
+        field: &'static str,
+        /// How much there is.
+        there: usize,
+        /// How much there may be.
+        most: usize,
+    },
 }
 
 impl Classify for InvalidJob {
@@ -75,6 +197,7 @@ impl Classify for InvalidJob {
             Self::NoCpus(_) => "no_cpus",
             Self::LittleMemory { .. } => "little_memory",
             Self::BadText { .. } => "bad_text",
+            Self::TooMuch { .. } => "too_much",
         }
     }
 
@@ -84,8 +207,23 @@ impl Classify for InvalidJob {
             Self::NoCpus(_) => "Ask for 1 or more with --cpus.".into(),
             Self::LittleMemory { least, .. } => format!("Ask for {}m or more with -m.", least.0),
             Self::BadText { field, .. } => format!("Mend {field}."),
+            Self::TooMuch { field, most, .. } => format!("Keep {field} within {most}."),
         })
     }
+}
+
+/// Bytes that all files of a job may have together. They travel in its specification.
+pub const MAX_FILES: usize = 1024 * 1024;
+
+/// Whether `name` can be a job's name: a letter or digit, then letters, digits, `_`, `.`, `-`,
+/// at most 63 bytes, and nothing that reads as an id.
+#[must_use]
+pub fn is_job_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    name.len() <= 63
+        && !name.starts_with("0x")
+        && bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 impl JobSpec {
@@ -93,25 +231,64 @@ impl JobSpec {
     #[must_use]
     pub fn new(image: impl Into<String>, command: Vec<String>) -> Self {
         Self {
+            name: None,
             image: image.into(),
             command,
+            entrypoint: None,
             env: BTreeMap::new(),
             workdir: None,
             user: None,
             hostname: None,
             resources: Resources::default(),
+            mode: Mode::Auto,
+            hypervisor: Hypervisor::Auto,
             tty: false,
             stdin: false,
+            restart: RestartPolicy::default(),
+            health: None,
+            labels: BTreeMap::new(),
+            files: Vec::new(),
+            deadline_seconds: None,
+            auto_destroy: false,
+            stop_grace_seconds: default_grace(),
+            pull: PullPolicy::Missing,
         }
     }
 
-    /// Checks all that can be known without a node.
+    /// The time between the stop signal and SIGKILL.
+    #[must_use]
+    pub fn stop_grace(&self) -> Duration {
+        Duration::from_secs(u64::from(self.stop_grace_seconds))
+    }
+
+    /// Checks all that can be known without a node and its images.
     ///
     /// # Errors
     /// The first field that no node could accept.
     pub fn validate(&self) -> Result<(), InvalidJob> {
-        if self.command.first().is_none_or(String::is_empty) {
-            return Err(InvalidJob::NoCommand);
+        let bad = |field, value: &str| {
+            Err(InvalidJob::BadText {
+                field,
+                value: value.to_owned(),
+            })
+        };
+        if let Some(name) = self.name.as_deref().filter(|name| !is_job_name(name)) {
+            return bad("name", name);
+        }
+        if self.image.is_empty() || self.image.contains(['\0', '\n', ' ']) {
+            return bad("image", &self.image);
+        }
+        let entrypoint = self.entrypoint.iter().flatten();
+        if let Some(argument) = self
+            .command
+            .iter()
+            .chain(entrypoint)
+            .find(|a| a.contains('\0'))
+        {
+            return bad("command", argument);
+        }
+        if self.command.first().is_some_and(String::is_empty) && self.entrypoint.is_none() {
+            return bad("command", "");
         }
         if self.resources.cpus == 0 {
             return Err(InvalidJob::NoCpus(0));
@@ -121,15 +298,6 @@ impl JobSpec {
                 asked: self.resources.memory,
                 least: Resources::MIN_MEMORY,
             });
-        }
-        let bad = |field, value: &str| {
-            Err(InvalidJob::BadText {
-                field,
-                value: value.to_owned(),
-            })
-        };
-        if let Some(argument) = self.command.iter().find(|a| a.contains('\0')) {
-            return bad("command", argument);
         }
         for (name, value) in &self.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
@@ -156,7 +324,80 @@ impl JobSpec {
         if let Some(hostname) = self.hostname.as_deref().filter(name_is_bad) {
             return bad("hostname", hostname);
         }
-        Ok(())
+        for (key, value) in &self.labels {
+            if key.is_empty() || key.len() > 128 || value.len() > 1024 || key.contains(['=', ',']) {
+                return bad("labels", key);
+            }
+        }
+        self.validate_limits()
+    }
+
+    fn validate_limits(&self) -> Result<(), InvalidJob> {
+        let limited = [
+            ("labels", self.labels.len(), 64),
+            ("files", self.files.len(), 64),
+            ("env", self.env.len(), 1024),
+            ("command", self.command.len(), 4096),
+        ];
+        if let Some((field, there, most)) = limited.into_iter().find(|(_, n, most)| n > most) {
+            return Err(InvalidJob::TooMuch { field, there, most });
+        }
+        let mut bytes = 0;
+        for file in &self.files {
+            bytes += file.check()?;
+        }
+        if bytes > MAX_FILES {
+            let (field, there, most) = ("files", bytes, MAX_FILES);
+            return Err(InvalidJob::TooMuch { field, there, most });
+        }
+        let zero = |n: Option<u64>| n.is_some_and(|n| n == 0 || n > 366 * 86_400);
+        if zero(self.deadline_seconds) {
+            return Err(InvalidJob::BadText {
+                field: "deadline_seconds",
+                value: self.deadline_seconds.unwrap_or(0).to_string(),
+            });
+        }
+        if self.stop_grace_seconds > 86_400 {
+            return Err(InvalidJob::BadText {
+                field: "stop_grace_seconds",
+                value: self.stop_grace_seconds.to_string(),
+            });
+        }
+        self.restart.validate()?;
+        self.health.as_ref().map_or(Ok(()), HealthCheck::validate)
+    }
+}
+
+impl GuestFile {
+    /// Its permission bits.
+    #[must_use]
+    pub fn mode_bits(&self) -> Option<u16> {
+        u16::from_str_radix(&self.mode, 8)
+            .ok()
+            .filter(|bits| *bits <= 0o7777)
+    }
+
+    /// Checks its form, and gives how many bytes its content takes in the specification.
+    fn check(&self) -> Result<usize, InvalidJob> {
+        let bad = |field, value: &str| {
+            Err(InvalidJob::BadText {
+                field,
+                value: value.to_owned(),
+            })
+        };
+        let climbs = self.path.split('/').any(|part| part == "..");
+        if !self.path.starts_with('/') || climbs || self.path.contains('\0') {
+            return bad("files.path", &self.path);
+        }
+        if self.mode_bits().is_none() {
+            return bad("files.mode", &self.mode);
+        }
+        match (&self.text, &self.base64) {
+            (Some(text), None) => Ok(text.len()),
+            (None, Some(base64)) => Ok(base64.len() / 4 * 3),
+            (None, None) => Ok(0),
+            (Some(_), Some(_)) => bad("files", "text and base64 together"),
+        }
     }
 }
 
@@ -171,14 +412,24 @@ mod tests {
     #[test]
     fn the_smallest_job_is_valid() {
         assert_eq!(job().validate(), Ok(()));
+        let json: JobSpec = serde_json::from_str(r#"{"image":"busybox"}"#).unwrap();
+        assert_eq!(json.validate(), Ok(()));
+        assert_eq!(json, JobSpec::new("busybox", vec![]));
     }
 
     #[test]
     fn each_wrong_field_is_refused_with_its_own_code() {
         type Spoil = fn(&mut JobSpec);
-        let cases: [(&str, Spoil); 9] = [
-            ("no_command", |j| j.command.clear()),
-            ("no_command", |j| j.command[0].clear()),
+        let file = |path: &str, mode: &str| GuestFile {
+            path: path.into(),
+            text: Some("x".into()),
+            base64: None,
+            mode: mode.into(),
+            uid: 0,
+            gid: 0,
+        };
+        let cases: [(&str, Spoil); 14] = [
+            ("bad_text", |j| j.command[0].clear()),
             ("no_cpus", |j| j.resources.cpus = 0),
             ("little_memory", |j| j.resources.memory = MiB(63)),
             ("bad_text", |j| j.command.push("a\0b".into())),
@@ -188,6 +439,14 @@ mod tests {
             ("bad_text", |j| j.workdir = Some("tmp".into())),
             ("bad_text", |j| j.hostname = Some("a b".into())),
             ("bad_text", |j| j.user = Some(String::new())),
+            ("bad_text", |j| j.name = Some("0xabc".into())),
+            ("bad_text", |j| j.name = Some("-x".into())),
+            ("bad_text", |j| j.image = "a b".into()),
+            ("bad_text", |j| j.deadline_seconds = Some(0)),
+            ("bad_text", |j| {
+                j.labels = BTreeMap::from([("a=".into(), String::new())]);
+            }),
+            ("bad_text", |j| j.restart.backoff_seconds = 0),
         ];
         for (code, spoil) in cases {
             let mut job = job();
@@ -196,6 +455,18 @@ mod tests {
             assert_eq!((error.code(), error.class()), (code, ErrorClass::Invalid));
             assert!(error.advice().is_some());
         }
+        for wrong in [
+            file("etc/x", "0644"),
+            file("/a/../b", "0644"),
+            file("/a", "9"),
+        ] {
+            let mut job = job();
+            job.files.push(wrong);
+            assert_eq!(job.validate().unwrap_err().code(), "bad_text");
+        }
+        let mut job = job();
+        job.files = vec![file("/a", "0644"); 65];
+        assert_eq!(job.validate().unwrap_err().code(), "too_much");
     }
 
     #[test]

@@ -12,19 +12,32 @@
 //! | [`MiB`] | an amount of memory or disk |
 //! | [`Resources`] | what one VM may use |
 //! | [`JobSpec`] | what a user asked to run |
+//! | [`RestartPolicy`], [`HealthCheck`] | when it starts again, and how to tell that it works |
+//! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
+//! | [`Problem`] | an error as a client gets it |
 //! | [`ExitStatus`] | how a command ended |
 //! | [`Classify`] | class, stable code and advice of an error at a boundary |
 
 mod error;
 mod exit;
+mod health;
 mod id;
 mod job;
+mod node;
 mod resources;
+mod restart;
 mod size;
+mod view;
 
-pub use error::{Classify, ErrorClass};
+pub use error::{Classify, ErrorClass, Problem};
 pub use exit::ExitStatus;
+pub use health::{Health, HealthCheck, Probe};
 pub use id::{Incarnation, JobId, NodeId, ParseIdError, VmId};
-pub use job::{InvalidJob, JobSpec};
+pub use job::{
+    GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, Mode, PullPolicy, is_job_name,
+};
+pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;
+pub use restart::{Restart, RestartPolicy};
 pub use size::{MiB, ParseSizeError};
+pub use view::{Event, Job, JobList, JobState, JobStats, LogStream, ParseStateError, Timestamp};

@@ -4,11 +4,41 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// An amount in binary megabytes (2²⁰ bytes).
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Default)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct MiB(pub u32);
+
+/// Reads a number of MiB, or text such as `512m` or `2g`.
+impl<'de> Deserialize<'de> for MiB {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Amount;
+        impl serde::de::Visitor<'_> for Amount {
+            type Value = MiB;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of MiB, or a size such as \"512m\" or \"2g\"")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, mib: u64) -> Result<MiB, E> {
+                u32::try_from(mib)
+                    .map(MiB)
+                    .map_err(|_| E::custom(format!("{mib} MiB is more than any machine has")))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, mib: i64) -> Result<MiB, E> {
+                u64::try_from(mib)
+                    .map_err(|_| E::custom(format!("{mib} is less than nothing")))
+                    .and_then(|mib| self.visit_u64(mib))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<MiB, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Amount)
+    }
+}
 
 impl MiB {
     /// The amount in bytes.

@@ -1,30 +1,28 @@
 //! The connection to a guest's agent.
 
+use super::archive::{self, OwnedStat, UnpackSink};
+use super::bytes::GuestReader;
+use super::connection::{self, Connection};
+use super::error::AgentError;
 use super::exec::{ExecHandle, ExecRequest};
 use super::file::{self, FileMeta};
-use super::streams::{AgentError, Phase, Shared};
-use aleph_guest_proto::{
-    CONTROL, Decoder, Root, Setup, ToGuest, ToHost, Upper, Versions, negotiate,
-};
+use super::setup::SetupRequest;
+use super::streams::{Phase, Shared};
+use super::tasks::{self, Guest};
+use super::usage::{self, GuestUsage};
+use aleph_guest_proto::{CONTROL, Kept, ToGuest};
 use aleph_types::ExitStatus;
 use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::timeout;
 
-/// How long a frame that has begun may take to end. QEMU moves whole frames at once; the time
-/// is for a host that is busy.
-pub const STALL: Duration = Duration::from_secs(10);
+pub(crate) use super::setup::{IMAGE_SERIAL, SCRATCH_SERIAL};
 
-/// How long a guest that no longer listens may take to end what it says.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// When the parts of a boot were over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// When the parts of a boot were over. Of a guest that was up before this connection only
+/// `kernel` is known, and the rest is zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct BootReport {
     /// From the VMM's launch until the guest was ready for commands, on the host's clock.
     pub total: Duration,
@@ -37,57 +35,6 @@ pub struct BootReport {
     /// From there until the root was assembled.
     pub root: Duration,
 }
-
-/// What makes a booted guest ready for commands.
-#[derive(Debug, Clone)]
-pub struct SetupRequest {
-    /// Its hostname.
-    pub hostname: String,
-    /// The image's filesystem as mount(2) names it.
-    pub filesystem: String,
-    /// What writes go to.
-    pub upper: UpperKind,
-    /// Whether it powers off when we hang up.
-    pub poweroff_on_hangup: bool,
-}
-
-impl SetupRequest {
-    /// The message, with entropy and time of now.
-    fn with_message<T>(&self, send: impl FnOnce(&ToGuest<'_>) -> T) -> Result<T, AgentError> {
-        let upper = match self.upper {
-            UpperKind::Memory => Upper::Memory,
-            UpperKind::Disk => Upper::Disk(SCRATCH_SERIAL.as_bytes()),
-        };
-        let since_1970 = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        Ok(send(&ToGuest::Setup(Setup {
-            hostname: self.hostname.as_bytes(),
-            unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
-            entropy: &entropy()?,
-            root: Root {
-                image_serial: IMAGE_SERIAL.as_bytes(),
-                filesystem: self.filesystem.as_bytes(),
-                upper,
-            },
-            poweroff_on_hangup: self.poweroff_on_hangup,
-        })))
-    }
-}
-
-/// What takes the writes over the read-only image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpperKind {
-    /// The guest's memory.
-    Memory,
-    /// The scratch disk.
-    Disk,
-}
-
-/// Serial number of the block device with the image.
-pub(crate) const IMAGE_SERIAL: &str = "rootfs";
-/// Serial number of the scratch disk.
-pub(crate) const SCRATCH_SERIAL: &str = "scratch";
 
 /// A connection to the agent of one guest. Clones share it; it closes with the last of them.
 #[derive(Debug, Clone)]
@@ -106,6 +53,26 @@ impl Drop for Tasks {
     }
 }
 
+/// What a host that comes back knows of a guest.
+#[derive(Debug, Clone, Default)]
+pub struct Reattach {
+    /// How far its main command got, where the host has a record of it. Without one, a main
+    /// command that runs nevertheless goes on where the guest's memory of it begins.
+    pub main: Option<MainPosition>,
+    /// What it is set up with where that did not happen before; without it, such a guest is
+    /// [`AgentError::NotSetUp`].
+    pub setup: Option<SetupRequest>,
+}
+
+/// How far a main command got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MainPosition {
+    /// Its stream ([`ExecHandle::stream`]).
+    pub stream: u32,
+    /// How many bytes of its output are stored, both streams counted.
+    pub received: u64,
+}
+
 impl Agent {
     /// Opens the conversation over a connected socket; `launched` is when the VMM started.
     /// Nothing is waited for: what is sent before the guest runs reaches it when it does.
@@ -117,33 +84,94 @@ impl Agent {
         setup: &SetupRequest,
         launched: Instant,
     ) -> Result<Self, AgentError> {
-        let shared = Arc::new(Shared::new());
         // Refused now rather than when the guest is up.
         setup
             .with_message(|message| message.encode(CONTROL, &mut Vec::new()))?
             .map_err(AgentError::Request)?;
-        let setup = setup.clone();
-        let (read, write) = socket.into_split();
-        let task_shared = Arc::clone(&shared);
-        let tasks = tokio::spawn(async move {
-            let shared = task_shared;
-            let why = tokio::select! {
-                why = read_all(read, &shared, setup, launched) => why,
-                why = async {
-                    let why = write_all(write, &shared).await;
-                    // What the guest said before it hung up still waits to be read, and says
-                    // more than that it hung up.
-                    tokio::time::sleep(LAST_WORDS).await;
-                    why
-                } => why,
-            };
-            shared.close(why);
-        });
+        Self::start(
+            socket,
+            Guest::Booting {
+                setup: setup.clone(),
+                launched,
+            },
+        )
+    }
+
+    fn start(socket: UnixStream, guest: Guest) -> Result<Self, AgentError> {
+        let shared = Arc::new(Shared::new());
+        let tasks = tasks::start(socket, Arc::clone(&shared), guest)?;
         Ok(Self {
             shared,
             pings: Arc::default(),
             _tasks: Arc::new(Tasks(tasks)),
         })
+    }
+
+    /// Goes on with a guest that another connection was opened to, and with its main command,
+    /// whose handle continues exactly behind what is stored ([`ExecHandle::position`]): no byte
+    /// is lost, and none comes twice. It says [`Started`](super::ExecEvent::Started) first.
+    ///
+    /// There is no handle where the guest has no main command: it was never begun, or its end
+    /// was stored before. Other kept commands are in [`Agent::kept`].
+    ///
+    /// A guest that is paused does not answer: whoever cannot wait drops the future, which
+    /// closes the connection.
+    ///
+    /// # Errors
+    /// [`AgentError::NotSetUp`]; [`AgentError::Ahead`] where the record is another guest's;
+    /// others where the guest cannot go on, breaks the protocol or goes away.
+    pub async fn reattach(
+        socket: UnixStream,
+        reattach: Reattach,
+    ) -> Result<(Self, Option<ExecHandle>), AgentError> {
+        let Reattach { main, setup } = reattach;
+        let agent = Self::start(socket, Guest::Old { setup })?;
+        let mut phase = agent.shared.phase.subscribe();
+        let phase = phase
+            .wait_for(|phase| !matches!(phase, Phase::Waiting))
+            .await
+            .map(|phase| phase.clone());
+        match phase {
+            Ok(Phase::Fresh) => return Ok((agent, None)),
+            Ok(Phase::Closed(why)) => return Err(why),
+            Ok(_) => {}
+            Err(_) => return Err(AgentError::Closed),
+        }
+        let found = agent.kept().into_iter().find(|(stream, kept)| match main {
+            Some(main) => main.stream == *stream,
+            None => kept.main,
+        });
+        let handle = match found {
+            Some((stream, _)) => Some(agent.attach(stream, main.map_or(0, |main| main.received))?),
+            None => None,
+        };
+        Ok((agent, handle))
+    }
+
+    /// The kept commands that a guest had when this connection began, by stream, but for those
+    /// that were attached to.
+    #[must_use]
+    pub fn kept(&self) -> Vec<(u32, Kept)> {
+        self.shared.kept()
+    }
+
+    /// Goes on with a kept command of which so many bytes of output are stored.
+    ///
+    /// # Errors
+    /// [`AgentError::NoSuchStream`] and [`AgentError::Ahead`], or a channel that is closed.
+    pub fn attach(&self, stream: u32, stored: u64) -> Result<ExecHandle, AgentError> {
+        let (stream, from) = self.shared.attach(stream, stored)?;
+        Ok(ExecHandle::at(stream, from))
+    }
+
+    /// The random id of the guest's boot, as its kernel prints it: the same for as long as the
+    /// guest lives. None before it has spoken, which it has when [`Agent::ready`] returns.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<String> {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let id = self.shared.boot_id()?;
+        let parts = [&id[..4], &id[4..6], &id[6..8], &id[8..10], &id[10..]];
+        Some(parts.map(hex).join("-"))
     }
 
     /// Waits until the guest is ready for commands.
@@ -154,7 +182,7 @@ impl Agent {
         let mut phase = self.shared.phase.subscribe();
         loop {
             match &*phase.borrow_and_update() {
-                Phase::Waiting => {}
+                Phase::Waiting | Phase::Fresh => {}
                 Phase::Ready(report) => return Ok(*report),
                 Phase::Closed(why) => return Err(why.clone()),
             }
@@ -176,7 +204,8 @@ impl Agent {
         }
     }
 
-    /// Waits for the end of the main command. Never returns where there is none.
+    /// Waits for the end of the main command; a kept one's counts once it is stored
+    /// ([`ExecHandle::end_stored`]). Never returns where there is none.
     pub async fn main_exit(&self) -> ExitStatus {
         let mut exit = self.shared.main_exit.subscribe();
         loop {
@@ -207,13 +236,16 @@ impl Agent {
         answered.await.map_err(|_| self.shared.why_closed())
     }
 
-    /// Asks the guest to end its processes and power off.
+    /// Asks the guest to end its processes and power off: main commands get `signal`, all others
+    /// TERM, and what is left after `grace` gets KILL. The end of a kept command still waits to
+    /// be stored.
     ///
     /// # Errors
     /// Where the channel is closed.
-    pub fn shutdown(&self, grace: Duration) -> Result<(), AgentError> {
+    pub fn shutdown(&self, grace: Duration, signal: u8) -> Result<(), AgentError> {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-        self.shared.send(CONTROL, &ToGuest::Shutdown { grace_ms })
+        self.shared
+            .send(CONTROL, &ToGuest::Shutdown { grace_ms, signal })
     }
 
     /// Writes a file in the guest from `bytes`, whole or not at all.
@@ -231,150 +263,50 @@ impl Agent {
     pub async fn get(&self, path: &str, limit: usize) -> Result<(FileMeta, Vec<u8>), AgentError> {
         file::get(&self.shared, path, limit).await
     }
-}
 
-fn entropy() -> Result<[u8; 64], AgentError> {
-    use std::io::Read;
-    let mut bytes = [0; 64];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-async fn write_all(mut socket: OwnedWriteHalf, shared: &Shared) -> AgentError {
-    let mut batch = Vec::new();
-    if let Err(error) = ToGuest::Hello(Versions::OURS).encode(CONTROL, &mut batch) {
-        return AgentError::Request(error);
+    /// Packs a file or folder of the guest as a tar archive (GNU format; sockets and devices are
+    /// left out, other filesystems are not entered). A link at the end of `path` is packed, not
+    /// followed. `name` is what it is called in the archive; the last part of the path when
+    /// empty.
+    ///
+    /// # Errors
+    /// Where the request does not fit a frame, or the channel is closed; all others come from
+    /// the reader.
+    pub fn pack(&self, path: &str, name: &str) -> Result<GuestReader, AgentError> {
+        archive::pack(&self.shared, path.as_bytes(), name.as_bytes())
     }
-    if let Err(error) = socket.write_all(&batch).await {
-        return closed_or(error);
-    }
-    loop {
-        shared.take_output(&mut batch);
-        if batch.is_empty() {
-            shared.has_output.notified().await;
-        } else if let Err(error) = socket.write_all(&batch).await {
-            return closed_or(error);
-        }
-    }
-}
 
-/// An end of the connection that only the other side's end explains is no failure of its own.
-fn closed_or(error: std::io::Error) -> AgentError {
-    match error.kind() {
-        std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => AgentError::Closed,
-        _ => error.into(),
+    /// Unpacks a tar archive below a folder of the guest. Nothing is written outside of it,
+    /// whatever names and links the archive has. Files are root's unless `owners` is set: then
+    /// they are whose the archive says.
+    ///
+    /// # Errors
+    /// As [`Agent::pack`]; all others come from [`UnpackSink::finish`].
+    pub fn unpack(&self, path: &str, owners: bool) -> Result<UnpackSink, AgentError> {
+        archive::unpack(&self.shared, path.as_bytes(), owners)
     }
-}
 
-async fn read_all(
-    mut socket: OwnedReadHalf,
-    shared: &Shared,
-    setup: SetupRequest,
-    launched: Instant,
-) -> AgentError {
-    let mut reader = Reader {
-        decoder: Decoder::new(),
-        setup,
-        times: None,
-        launched,
-    };
-    let mut frame_began = None;
-    loop {
-        let read = socket.read(reader.decoder.space());
-        let n = match frame_began {
-            None => read.await,
-            Some(began) => {
-                match timeout(STALL.saturating_sub(Instant::elapsed(&began)), read).await {
-                    Ok(read) => read,
-                    Err(_) => return AgentError::Stalled,
-                }
-            }
-        };
-        match n {
-            Ok(0) => return AgentError::Closed,
-            Ok(n) => reader.decoder.filled(n),
-            Err(error) => return closed_or(error),
-        }
-        match reader.dispatch(shared) {
-            // Whole frames came out: whatever is left has only just begun.
-            Ok(frames) if frames > 0 => frame_began = None,
-            Ok(_) => {}
-            Err(why) => return why,
-        }
-        frame_began = match frame_began {
-            _ if !reader.decoder.is_mid_frame() => None,
-            None => Some(Instant::now()),
-            began => began,
-        };
+    /// Says what is at a path in the guest, or where a link at its end leads, with `follow`.
+    ///
+    /// # Errors
+    /// [`AgentError::Failed`] with the guest's error number, 2 where nothing is there.
+    pub async fn stat(&self, path: &str, follow: bool) -> Result<OwnedStat, AgentError> {
+        archive::stat(&self.shared, path.as_bytes(), follow).await
     }
-}
 
-struct Reader {
-    decoder: Decoder,
-    setup: SetupRequest,
-    /// When the agent began and when it spoke, on the guest's clock, and how long after the
-    /// launch its word arrived.
-    times: Option<(Duration, Duration, Duration)>,
-    launched: Instant,
-}
+    /// Connects to a TCP port of the guest's loopback address (127.0.0.1).
+    ///
+    /// # Errors
+    /// [`AgentError::Failed`] with the guest's error number, 111 where nobody listens.
+    pub async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
+        connection::connect(&self.shared, port).await
+    }
 
-impl Reader {
-    fn dispatch(&mut self, shared: &Shared) -> Result<u32, AgentError> {
-        let mut frames = 0;
-        while let Some(frame) = self.decoder.next_frame()? {
-            frames += 1;
-            let message = ToHost::decode(&frame)?;
-            if frame.stream != CONTROL {
-                if self.times.is_none() {
-                    return Err(AgentError::Protocol("an answer before Hello".into()));
-                }
-                shared.dispatch(frame.stream, &message)?;
-                continue;
-            }
-            match message {
-                ToHost::Hello {
-                    versions,
-                    started_us,
-                    now_us,
-                } => {
-                    negotiate(Versions::OURS, versions)
-                        .map_err(|mismatch| AgentError::Protocol(mismatch.to_string()))?;
-                    let guest = (
-                        Duration::from_micros(started_us),
-                        Duration::from_micros(now_us),
-                    );
-                    self.times
-                        .get_or_insert((guest.0, guest.1, self.launched.elapsed()));
-                    self.setup.with_message(|setup| shared.greet(setup))??;
-                }
-                ToHost::Ready { .. } => {
-                    let Some((started, spoke, arrived)) = self.times else {
-                        return Err(AgentError::Protocol("Ready before Hello".into()));
-                    };
-                    let total = self.launched.elapsed();
-                    let report = BootReport {
-                        total,
-                        before_kernel: arrived.saturating_sub(spoke),
-                        kernel: started,
-                        agent: spoke.saturating_sub(started),
-                        root: total.saturating_sub(arrived),
-                    };
-                    shared.phase.send_if_modified(|phase| {
-                        let first = matches!(phase, Phase::Waiting);
-                        if first {
-                            *phase = Phase::Ready(report);
-                        }
-                        first
-                    });
-                }
-                ToHost::Fatal { message, .. } => {
-                    let said = crate::console::visible(&String::from_utf8_lossy(message));
-                    return Err(AgentError::Fatal(said));
-                }
-                ToHost::Pong(number) => shared.pong(number),
-                _ => {}
-            }
-        }
-        Ok(frames)
+    /// Asks what the guest uses.
+    ///
+    /// # Errors
+    /// Where the channel closes first.
+    pub async fn usage(&self) -> Result<GuestUsage, AgentError> {
+        usage::usage(&self.shared).await
     }
 }

@@ -1,6 +1,7 @@
 //! A command in a guest.
 
-use super::streams::{AgentError, StreamEvent, StreamHandle, StreamPort};
+use super::error::AgentError;
+use super::port::{StreamEvent, StreamHandle, StreamPort};
 use aleph_guest_proto::{Exec, ListBuf, Terminal, ToGuest};
 use aleph_types::ExitStatus;
 
@@ -21,6 +22,9 @@ pub struct ExecRequest {
     pub stdin: bool,
     /// Whether the VM ends with it.
     pub main: bool,
+    /// Whether it outlives this connection: then whoever holds the handle says what is stored
+    /// ([`ExecHandle::stored`], [`ExecHandle::end_stored`]), and the guest keeps the rest.
+    pub keep: bool,
 }
 
 impl ExecRequest {
@@ -52,6 +56,7 @@ impl ExecRequest {
                 .map(|(rows, columns)| Terminal { rows, columns }),
             stdin: self.stdin,
             main: self.main,
+            keep: self.keep,
         });
         send(&message, self.main)
     }
@@ -71,14 +76,94 @@ pub enum ExecEvent {
 }
 
 /// A running command.
+///
+/// With [`ExecRequest::keep`], the guest sends at most a window beyond what is stored, and
+/// forgets nothing before that. A loop over such a command:
+///
+/// ```text
+/// match handle.next().await? {
+///     ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => {
+///         log.write(bytes)?;                    // so that it survives this process
+///         handle.stored(handle.position())?;
+///     }
+///     ExecEvent::Exited(status) => {
+///         journal.exited(status)?;              // likewise
+///         handle.end_stored()?;                 // now the guest may power off
+///     }
+///     ExecEvent::Started(_) => {}
+/// }
+/// ```
 #[derive(Debug)]
 pub struct ExecHandle {
     stream: StreamHandle,
+    position: u64,
+    exit: Option<ExitStatus>,
 }
 
 impl ExecHandle {
     pub(super) fn new(stream: StreamHandle) -> Self {
-        Self { stream }
+        Self::at(stream, 0)
+    }
+
+    pub(super) fn at(stream: StreamHandle, position: u64) -> Self {
+        Self {
+            stream,
+            position,
+            exit: None,
+        }
+    }
+
+    /// The number of its stream, which a kept command has on every connection.
+    #[must_use]
+    pub fn stream(&self) -> u32 {
+        self.stream.port.id
+    }
+
+    /// How many bytes of output came before what [`ExecHandle::next`] gives next, both streams
+    /// and all connections counted. Right after [`Agent::reattach`](super::Agent::reattach) it
+    /// is where the output goes on: at what was stored, or beyond it where the guest had been
+    /// told that more was.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Says that the first `total` bytes of a kept command's output are stored for good. Cheap:
+    /// the guest is told a quarter of a window at a time. On other commands it does nothing.
+    ///
+    /// # Errors
+    /// Where the channel is closed.
+    pub fn stored(&self, total: u64) -> Result<(), AgentError> {
+        if !self.stream.keep {
+            return Ok(());
+        }
+        let port = &self.stream.port;
+        port.shared.stored(port.id, total.min(self.position), None)
+    }
+
+    /// Says that a kept command's end is stored for good, and all of its output: after
+    /// [`ExecEvent::Exited`], before which it does nothing. The guest forgets the command, and
+    /// ends where it was the main one; [`Agent::main_exit`](super::Agent::main_exit) tells of it
+    /// only now.
+    ///
+    /// # Errors
+    /// Where the channel is closed. The next connection then hears of the end again.
+    pub fn end_stored(&self) -> Result<(), AgentError> {
+        let port = &self.stream.port;
+        match self.exit {
+            Some(exit) if self.stream.keep => {
+                port.shared.stored(port.id, self.position, Some(exit))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends its session as a terminal's that is closed: hang-up, and after a second KILL. A
+    /// kept command is only let go of.
+    pub fn hang_up(self) {
+        if !self.stream.keep {
+            self.stream.port.shared.cancel(self.stream.port.id);
+        }
     }
 
     /// What it does next. After [`ExecEvent::Exited`] or an error nothing follows.
@@ -89,18 +174,25 @@ impl ExecHandle {
         loop {
             return Ok(match self.stream.next().await? {
                 StreamEvent::Started(pid) => ExecEvent::Started(pid),
-                StreamEvent::Data(bytes) => ExecEvent::Stdout(bytes),
-                StreamEvent::ErrorData(bytes) => ExecEvent::Stderr(bytes),
-                StreamEvent::Exited(status) => ExecEvent::Exited(status),
-                StreamEvent::Failed { errno, message } => {
-                    return Err(AgentError::Failed { errno, message });
+                StreamEvent::Data(bytes) => {
+                    self.position += bytes.len() as u64;
+                    ExecEvent::Stdout(bytes)
                 }
-                StreamEvent::Eof | StreamEvent::File(_) | StreamEvent::Done => continue,
+                StreamEvent::ErrorData(bytes) => {
+                    self.position += bytes.len() as u64;
+                    ExecEvent::Stderr(bytes)
+                }
+                StreamEvent::Exited(status) => {
+                    self.exit = Some(status);
+                    ExecEvent::Exited(status)
+                }
+                _ => continue,
             });
         }
     }
 
-    /// Collects all that it writes until it ends: standard output, standard error, status.
+    /// Collects all that it writes until it ends: standard output, standard error, status. A
+    /// kept command's counts as stored.
     ///
     /// # Errors
     /// As [`ExecHandle::next`].
@@ -111,8 +203,13 @@ impl ExecHandle {
                 ExecEvent::Started(_) => {}
                 ExecEvent::Stdout(bytes) => stdout.extend(bytes),
                 ExecEvent::Stderr(bytes) => stderr.extend(bytes),
-                ExecEvent::Exited(status) => return Ok((stdout, stderr, status)),
+                ExecEvent::Exited(status) => {
+                    // A guest that has gone meanwhile need not be told.
+                    let _ = self.end_stored();
+                    return Ok((stdout, stderr, status));
+                }
             }
+            let _ = self.stored(self.position);
         }
     }
 
@@ -145,7 +242,7 @@ impl ExecInput {
     /// # Errors
     /// Where the channel is closed.
     pub fn close(&self) -> Result<(), AgentError> {
-        self.port.send(&ToGuest::Eof)
+        self.port.end()
     }
 
     /// Sends a signal to its process group, by number.

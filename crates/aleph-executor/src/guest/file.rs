@@ -1,6 +1,8 @@
 //! Files on their way into a guest and out of it.
 
-use super::streams::{AgentError, Shared, StreamEvent};
+use super::error::AgentError;
+use super::port::{Lease, StreamEvent};
+use super::streams::Shared;
 use aleph_guest_proto::{Put, ToGuest};
 use std::sync::Arc;
 
@@ -29,15 +31,12 @@ pub(super) async fn put(
         gid,
     });
     let mut stream = shared.open(&request, false)?;
+    let _lease = Lease(stream.port.clone());
     stream.port.write(bytes).await?;
-    stream.port.send(&ToGuest::Eof)?;
+    stream.port.end()?;
     loop {
-        match stream.next().await? {
-            StreamEvent::Done => return Ok(()),
-            StreamEvent::Failed { errno, message } => {
-                return Err(AgentError::Failed { errno, message });
-            }
-            _ => {}
+        if let StreamEvent::Done = stream.next().await? {
+            return Ok(());
         }
     }
 }
@@ -53,6 +52,7 @@ pub(super) async fn get(
         },
         false,
     )?;
+    let _lease = Lease(stream.port.clone());
     let (mut meta, mut bytes) = (None, Vec::new());
     loop {
         match stream.next().await? {
@@ -71,9 +71,6 @@ pub(super) async fn get(
             StreamEvent::Eof => {
                 let meta = meta.ok_or(AgentError::Protocol("a file without its header".into()))?;
                 return Ok((meta, bytes));
-            }
-            StreamEvent::Failed { errno, message } => {
-                return Err(AgentError::Failed { errno, message });
             }
             _ => {}
         }

@@ -1,87 +1,92 @@
 //! The table of streams that the connection's tasks and all handles share.
 
-use super::BootReport;
+use super::error::AgentError;
+use super::port::{StreamEvent, StreamHandle, StreamPort};
+use super::{BootReport, GuestUsage, OwnedStat};
 use aleph_guest_proto::{
-    CONTROL, Exit, FileInfo, ProtocolError, ReceiveWindow, SendWindow, ToGuest, ToHost, WindowError,
+    CONTROL, Exit, Kept, ReceiveWindow, SendWindow, ToGuest, ToHost, WINDOW, WindowError,
 };
 use aleph_types::ExitStatus;
-use std::collections::HashMap;
-use std::io;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Notify, mpsc, watch};
+use std::task::Waker;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-/// Why an operation with the guest's agent did not work out. Cheap to clone, since one broken
-/// channel fails many operations.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum AgentError {
-    /// The guest refused or could not do this one operation.
-    #[error("{message}")]
-    Failed {
-        /// The guest kernel's error number, or 0.
-        errno: u32,
-        /// What the guest was doing, with what.
-        message: String,
-    },
-    /// The guest said that it cannot go on.
-    #[error("{0}")]
-    Fatal(String),
-    /// The guest broke the protocol.
-    #[error("it broke the protocol: {0}")]
-    Protocol(String),
-    /// A frame began and did not end.
-    #[error("it sent half a frame and then nothing")]
-    Stalled,
-    /// The channel is closed.
-    #[error("the channel to it is closed")]
-    Closed,
-    /// The channel could not be used.
-    #[error("the channel to it failed: {0}")]
-    Io(Arc<io::Error>),
-    /// A command or file name that no guest could take.
-    #[error("the request is malformed: {0}")]
-    Request(ProtocolError),
+/// The most kept commands that a guest may tell of: it has no more streams.
+const MAX_KEPT: usize = 256;
+
+/// What a stream is, which says what may come on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Command,
+    /// Something on its way in: a file or an archive.
+    Sink,
+    /// A file on its way out.
+    File,
+    /// An archive on its way out.
+    Archive,
+    /// A question with one answer.
+    Question,
+    Connection,
 }
 
-impl From<ProtocolError> for AgentError {
-    fn from(error: ProtocolError) -> Self {
-        Self::Protocol(error.to_string())
+impl Kind {
+    fn of(message: &ToGuest<'_>) -> Self {
+        match message {
+            ToGuest::Exec(_) | ToGuest::Attach { .. } => Self::Command,
+            ToGuest::Put(_) | ToGuest::Unpack { .. } => Self::Sink,
+            ToGuest::Get { .. } => Self::File,
+            ToGuest::Pack { .. } => Self::Archive,
+            ToGuest::Connect { .. } => Self::Connection,
+            _ => Self::Question,
+        }
     }
 }
 
-impl From<WindowError> for AgentError {
-    fn from(error: WindowError) -> Self {
-        Self::Protocol(error.to_string())
-    }
-}
-
-impl From<io::Error> for AgentError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(Arc::new(error))
-    }
-}
-
-/// What arrives on one stream.
+/// How much may come, and what is told of what came.
 #[derive(Debug)]
-pub(super) enum StreamEvent {
-    Started(u32),
-    Data(Vec<u8>),
-    ErrorData(Vec<u8>),
-    Eof,
-    Exited(ExitStatus),
-    Failed { errno: u32, message: String },
-    File(FileInfo),
-    Done,
+enum Receive {
+    /// Credit, as bytes are passed on.
+    Credited(ReceiveWindow),
+    /// How much came over all connections, and how much of it the guest was told to be stored.
+    Kept { received: u64, told: u64 },
+}
+
+impl Receive {
+    fn received(&mut self, n: usize) -> Result<(), WindowError> {
+        match self {
+            Self::Credited(window) => window.received(n),
+            Self::Kept { received, told } => {
+                *received += n as u64;
+                if *received - *told > u64::from(WINDOW) {
+                    return Err(WindowError::Overrun);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn passed_on(&mut self, n: usize) -> Option<u32> {
+        match self {
+            Self::Credited(window) => window.passed_on(n),
+            Self::Kept { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug)]
-struct Stream {
+pub(super) struct Stream {
     events: mpsc::UnboundedSender<StreamEvent>,
-    send: SendWindow,
-    receive: ReceiveWindow,
-    can_send: Arc<Notify>,
-    is_command: bool,
+    pub(super) send: SendWindow,
+    /// Whether data may still be sent.
+    pub(super) takes_input: bool,
+    receive: Receive,
+    writers: Vec<Waker>,
+    kind: Kind,
     /// Whether the guest has said that the operation has begun.
     begun: bool,
+    /// Whether the guest has said that no more data comes.
+    ended: bool,
 }
 
 impl Stream {
@@ -89,43 +94,72 @@ impl Stream {
     /// most once.
     fn check(&mut self, message: &ToHost<'_>) -> Result<(), AgentError> {
         let wrong = |what: &str| Err(AgentError::Protocol(what.to_owned()));
+        let has_meaning = match message {
+            ToHost::Failed { .. } => true,
+            ToHost::Data([]) | ToHost::ErrorData([]) => return wrong("data without a byte"),
+            ToHost::Data(_) => !matches!(self.kind, Kind::Sink | Kind::Question),
+            ToHost::Started { .. } | ToHost::ErrorData(_) | ToHost::Exited(_) => {
+                self.kind == Kind::Command
+            }
+            ToHost::File(_) => self.kind == Kind::File,
+            ToHost::Open => self.kind == Kind::Connection,
+            ToHost::Eof => matches!(self.kind, Kind::File | Kind::Archive | Kind::Connection),
+            ToHost::Done => matches!(self.kind, Kind::Sink | Kind::Connection),
+            ToHost::Credit(_) => {
+                matches!(self.kind, Kind::Command | Kind::Sink | Kind::Connection)
+            }
+            ToHost::Stat(_) | ToHost::Usage(_) => self.kind == Kind::Question,
+            _ => false,
+        };
+        if !has_meaning {
+            return wrong("a message that means nothing on its stream");
+        }
         match message {
-            ToHost::Data([]) | ToHost::ErrorData([]) => wrong("data without a byte"),
-            ToHost::Started { .. } | ToHost::Exited(_) | ToHost::ErrorData(_)
-                if !self.is_command =>
-            {
-                wrong("a command's message about a file")
-            }
-            ToHost::File(_) | ToHost::Eof | ToHost::Done if self.is_command => {
-                wrong("a file's message about a command")
-            }
-            ToHost::Started { .. } | ToHost::File(_)
+            ToHost::Started { .. } | ToHost::File(_) | ToHost::Open
                 if std::mem::replace(&mut self.begun, true) =>
             {
                 wrong("an operation that begins twice")
             }
+            ToHost::Eof if std::mem::replace(&mut self.ended, true) => wrong("a second end"),
+            ToHost::Data(_) if self.ended => wrong("data after its end"),
             _ => Ok(()),
+        }
+    }
+
+    pub(super) fn wait(&mut self, waker: &Waker) {
+        if !self.writers.iter().any(|known| known.will_wake(waker)) {
+            self.writers.push(waker.clone());
+        }
+    }
+
+    fn wake(&mut self) {
+        for writer in self.writers.drain(..) {
+            writer.wake();
         }
     }
 }
 
 #[derive(Debug)]
-struct Table {
-    streams: HashMap<u32, Stream>,
+pub(super) struct Table {
+    pub(super) streams: HashMap<u32, Stream>,
     next: u32,
     main: Option<u32>,
-    out: Vec<u8>,
+    pub(super) out: Vec<u8>,
     /// Whether the guest has said hello. Until then everything waits here: the set-up goes
     /// first, and tells the time of when it is sent.
     greeted: bool,
-    pings: HashMap<u64, tokio::sync::oneshot::Sender<()>>,
-    closed: Option<AgentError>,
+    boot_id: Option<[u8; 16]>,
+    kept: BTreeMap<u32, Kept>,
+    pings: HashMap<u64, oneshot::Sender<()>>,
+    pub(super) closed: Option<AgentError>,
 }
 
 /// How far the conversation has come.
 #[derive(Debug, Clone)]
 pub(super) enum Phase {
     Waiting,
+    /// The guest has spoken, and needs a set-up.
+    Fresh,
     Ready(BootReport),
     Closed(AgentError),
 }
@@ -148,6 +182,8 @@ impl Shared {
                 main: None,
                 out: Vec::new(),
                 greeted: false,
+                boot_id: None,
+                kept: BTreeMap::new(),
                 pings: HashMap::new(),
                 closed: None,
             }),
@@ -157,7 +193,7 @@ impl Shared {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -176,14 +212,16 @@ impl Shared {
         Ok(())
     }
 
-    /// The guest has said hello: what waits may go, behind the set-up.
-    pub(super) fn greet(&self, setup: &ToGuest<'_>) -> Result<(), AgentError> {
+    /// The guest has said hello: what waits may go, behind the set-up where it gets one.
+    pub(super) fn greet(&self, setup: Option<&ToGuest<'_>>) -> Result<(), AgentError> {
         let mut table = self.lock();
         if !table.greeted {
             let mut out = Vec::new();
-            setup
-                .encode(CONTROL, &mut out)
-                .map_err(AgentError::Request)?;
+            if let Some(setup) = setup {
+                setup
+                    .encode(CONTROL, &mut out)
+                    .map_err(AgentError::Request)?;
+            }
             out.append(&mut table.out);
             table.out = out;
             table.greeted = true;
@@ -202,14 +240,39 @@ impl Shared {
         }
     }
 
-    /// Begins an operation with its first message.
+    pub(super) fn set_boot_id(&self, id: [u8; 16]) {
+        self.lock().boot_id = Some(id);
+    }
+
+    pub(super) fn boot_id(&self) -> Option<[u8; 16]> {
+        self.lock().boot_id
+    }
+
+    /// Takes in what the guest tells of a kept command.
+    pub(super) fn keep(&self, stream: u32, kept: Kept) -> Result<(), AgentError> {
+        let mut table = self.lock();
+        let is_sound = kept.stored <= kept.written
+            && kept.written - kept.stored <= u64::from(WINDOW)
+            && table.kept.len() < MAX_KEPT;
+        if !is_sound || table.kept.insert(stream, kept).is_some() {
+            return Err(AgentError::Protocol("a kept command that cannot be".into()));
+        }
+        table.next = table.next.max(stream.checked_add(1).unwrap_or(CONTROL + 1));
+        Ok(())
+    }
+
+    pub(super) fn kept(&self) -> Vec<(u32, Kept)> {
+        let table = self.lock();
+        table.kept.iter().map(|(id, kept)| (*id, *kept)).collect()
+    }
+
+    /// Begins an operation with its first message. A main command's end is told on
+    /// [`Shared::main_exit`].
     pub(super) fn open(
         self: &Arc<Self>,
         message: &ToGuest<'_>,
         main: bool,
     ) -> Result<StreamHandle, AgentError> {
-        let (events, receiver) = mpsc::unbounded_channel();
-        let can_send = Arc::new(Notify::new());
         let mut table = self.lock();
         if let Some(why) = &table.closed {
             return Err(why.clone());
@@ -221,40 +284,84 @@ impl Shared {
         // 2³² operations on one connection do not happen: at 0.1 ms each they take five days,
         // and by then the first numbers are long free.
         table.next = id.checked_add(1).unwrap_or(CONTROL + 1);
-        let (send, receive) = (SendWindow::default(), ReceiveWindow::default());
-        let is_command = matches!(message, ToGuest::Exec(_));
-        let (notify, begun) = (Arc::clone(&can_send), false);
-        table.streams.insert(
-            id,
-            Stream {
-                events,
-                send,
-                receive,
-                can_send: notify,
-                is_command,
-                begun,
-            },
-        );
+        let keep = matches!(message, ToGuest::Exec(exec) if exec.keep);
+        let receive = if keep {
+            Receive::Kept {
+                received: 0,
+                told: 0,
+            }
+        } else {
+            Receive::Credited(ReceiveWindow::default())
+        };
+        let takes_input = match message {
+            ToGuest::Exec(exec) => exec.stdin,
+            _ => true,
+        };
+        let events = table.insert(id, Kind::of(message), receive, takes_input);
         if main {
             table.main = Some(id);
         }
         drop(table);
         self.has_output.notify_one();
-        Ok(StreamHandle {
-            events: receiver,
+        Ok(self.handle(id, events, keep))
+    }
+
+    /// Goes on with a kept command of which `stored` bytes are stored.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        id: u32,
+        stored: u64,
+    ) -> Result<(StreamHandle, u64), AgentError> {
+        let mut table = self.lock();
+        if let Some(why) = &table.closed {
+            return Err(why.clone());
+        }
+        let kept = *table.kept.get(&id).ok_or(AgentError::NoSuchStream(id))?;
+        if stored > kept.written {
+            let written = kept.written;
+            return Err(AgentError::Ahead { stored, written });
+        }
+        let from = stored.max(kept.stored);
+        let message = ToGuest::Attach { stored: from };
+        message
+            .encode(id, &mut table.out)
+            .map_err(AgentError::Request)?;
+        table.kept.remove(&id);
+        let receive = Receive::Kept {
+            received: from,
+            told: from,
+        };
+        let events = table.insert(id, Kind::Command, receive, kept.input);
+        if let Some(stream) = table.streams.get_mut(&id) {
+            stream.begun = true;
+            let _ = stream.events.send(StreamEvent::Started(kept.pid));
+        }
+        if kept.main {
+            table.main = Some(id);
+        }
+        drop(table);
+        self.has_output.notify_one();
+        Ok((self.handle(id, events, true), from))
+    }
+
+    fn handle(
+        self: &Arc<Self>,
+        id: u32,
+        events: mpsc::UnboundedReceiver<StreamEvent>,
+        keep: bool,
+    ) -> StreamHandle {
+        StreamHandle {
+            events,
+            keep,
             port: StreamPort {
                 shared: Arc::clone(self),
                 id,
-                can_send,
             },
-        })
+        }
     }
 
-    pub(super) fn ping(
-        &self,
-        number: u64,
-    ) -> Result<tokio::sync::oneshot::Receiver<()>, AgentError> {
-        let (answer, answered) = tokio::sync::oneshot::channel();
+    pub(super) fn ping(&self, number: u64) -> Result<oneshot::Receiver<()>, AgentError> {
+        let (answer, answered) = oneshot::channel();
         self.lock().pings.insert(number, answer);
         self.send(CONTROL, &ToGuest::Ping(number))?;
         Ok(answered)
@@ -268,46 +375,30 @@ impl Shared {
             return Ok(());
         };
         stream.check(message)?;
-        let (event, last) = match *message {
-            ToHost::Credit(n) => {
-                stream.send.credit(n)?;
-                stream.can_send.notify_one();
-                return Ok(());
-            }
-            ToHost::Data(bytes) => {
-                stream.receive.received(bytes.len())?;
-                (StreamEvent::Data(bytes.to_vec()), false)
-            }
-            ToHost::ErrorData(bytes) => {
-                stream.receive.received(bytes.len())?;
-                (StreamEvent::ErrorData(bytes.to_vec()), false)
-            }
-            ToHost::Started { pid } => (StreamEvent::Started(pid), false),
-            ToHost::File(info) => (StreamEvent::File(info), false),
-            ToHost::Eof => (StreamEvent::Eof, true),
-            ToHost::Done => (StreamEvent::Done, true),
-            ToHost::Exited(exit) => (StreamEvent::Exited(status(exit)), true),
-            ToHost::Failed { errno, message } => {
-                let message = crate::console::visible(&String::from_utf8_lossy(message));
-                (StreamEvent::Failed { errno, message }, true)
-            }
-            ToHost::Hello { .. }
-            | ToHost::Ready { .. }
-            | ToHost::Fatal { .. }
-            | ToHost::Pong(_) => {
-                return Ok(());
-            }
-        };
-        let exit = match &event {
-            StreamEvent::Exited(status) => Some(*status),
-            StreamEvent::Failed { errno, .. } => {
-                Some(ExitStatus::Code(super::exec::exit_code_of(*errno)))
-            }
-            _ => None,
+        if let ToHost::Credit(n) = message {
+            stream.send.credit(*n)?;
+            stream.wake();
+            return Ok(());
+        }
+        let Some(event) = event_of(message) else {
+            return Ok(());
         };
         let size = match &event {
             StreamEvent::Data(bytes) | StreamEvent::ErrorData(bytes) => bytes.len(),
             _ => 0,
+        };
+        stream.receive.received(size)?;
+        let last = match &event {
+            StreamEvent::Eof => stream.kind != Kind::Connection,
+            event => event.is_last(),
+        };
+        // The end of a kept command counts once it is stored.
+        let exit = match (&event, &stream.receive) {
+            (StreamEvent::Exited(status), Receive::Credited(_)) => Some(*status),
+            (StreamEvent::Failed { errno, .. }, _) => {
+                Some(ExitStatus::Code(super::exec::exit_code_of(*errno)))
+            }
+            _ => None,
         };
         if stream.events.send(event).is_err() && !last {
             // Nobody wants it any more: the guest's side must not wait for a reader.
@@ -321,14 +412,76 @@ impl Shared {
         if last {
             let ended = table.streams.remove(&id);
             drop(table);
-            if let Some(ended) = ended {
-                ended.can_send.notify_one();
+            if let Some(mut ended) = ended {
+                ended.wake();
             }
             if let Some(exit) = exit.filter(|_| is_main) {
                 self.main_exit.send_replace(Some(exit));
             }
         }
         Ok(())
+    }
+
+    /// Tells the guest what is stored of a kept command: in quarters of a window, so that it
+    /// costs few frames, or with `end` at once.
+    pub(super) fn stored(
+        &self,
+        id: u32,
+        total: u64,
+        end: Option<ExitStatus>,
+    ) -> Result<(), AgentError> {
+        let mut table = self.lock();
+        if end.is_none() {
+            let Some(Stream {
+                receive: Receive::Kept { received, told },
+                ..
+            }) = table.streams.get_mut(&id)
+            else {
+                return Ok(());
+            };
+            let total = total.min(*received);
+            if total.saturating_sub(*told) < u64::from(WINDOW / 4) {
+                return Ok(());
+            }
+            *told = total;
+        }
+        let is_main = table.main == Some(id);
+        drop(table);
+        let end_is_stored = end.is_some();
+        let told = self.send(
+            id,
+            &ToGuest::Stored {
+                total,
+                end: end_is_stored,
+            },
+        );
+        if let Some(exit) = end.filter(|_| is_main) {
+            // Stored is stored, whether the guest still hears of it or not.
+            self.main_exit.send_replace(Some(exit));
+        }
+        told
+    }
+
+    /// Gives a stream up, if it has not ended.
+    pub(super) fn cancel(&self, id: u32) {
+        if self.lock().streams.remove(&id).is_some() {
+            // A closed channel has given it up already.
+            let _ = self.send(id, &ToGuest::Cancel);
+        }
+    }
+
+    /// Returns credit for what a stream's reader took.
+    pub(super) fn passed_on(&self, id: u32, n: usize) {
+        // On a stream that has ended nobody waits for credit.
+        let credit = self
+            .lock()
+            .streams
+            .get_mut(&id)
+            .and_then(|stream| stream.receive.passed_on(n));
+        if let Some(credit) = credit {
+            // On a closed channel likewise.
+            let _ = self.send(id, &ToGuest::Credit(credit));
+        }
     }
 
     pub(super) fn pong(&self, number: u64) {
@@ -349,8 +502,8 @@ impl Shared {
         table.pings.clear();
         let streams = std::mem::take(&mut table.streams);
         drop(table);
-        for stream in streams.into_values() {
-            stream.can_send.notify_one();
+        for mut stream in streams.into_values() {
+            stream.wake();
         }
     }
 
@@ -359,89 +512,53 @@ impl Shared {
     }
 }
 
-fn status(exit: Exit) -> ExitStatus {
-    match exit {
-        Exit::Code(code) => ExitStatus::Code(code),
-        Exit::Signal(signal) => ExitStatus::Signal(signal),
-    }
-}
-
-/// One operation under way: what arrives, and a way to answer.
-#[derive(Debug)]
-pub(super) struct StreamHandle {
-    events: mpsc::UnboundedReceiver<StreamEvent>,
-    pub(super) port: StreamPort,
-}
-
-impl StreamHandle {
-    /// The next thing that arrives. Data counts as passed on once it is returned.
-    pub(super) async fn next(&mut self) -> Result<StreamEvent, AgentError> {
-        let Some(event) = self.events.recv().await else {
-            return Err(self.port.shared.why_closed());
+impl Table {
+    fn insert(
+        &mut self,
+        id: u32,
+        kind: Kind,
+        receive: Receive,
+        takes_input: bool,
+    ) -> mpsc::UnboundedReceiver<StreamEvent> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let stream = Stream {
+            events,
+            send: SendWindow::default(),
+            takes_input,
+            receive,
+            writers: Vec::new(),
+            kind,
+            begun: false,
+            ended: false,
         };
-        if let StreamEvent::Data(bytes) | StreamEvent::ErrorData(bytes) = &event {
-            self.port.passed_on(bytes.len());
-        }
-        Ok(event)
+        self.streams.insert(id, stream);
+        receiver
     }
 }
 
-/// The sending half of one operation.
-#[derive(Debug, Clone)]
-pub(super) struct StreamPort {
-    shared: Arc<Shared>,
-    id: u32,
-    can_send: Arc<Notify>,
-}
-
-impl StreamPort {
-    pub(super) fn send(&self, message: &ToGuest<'_>) -> Result<(), AgentError> {
-        self.shared.send(self.id, message)
-    }
-
-    fn passed_on(&self, n: usize) {
-        let mut table = self.shared.lock();
-        // On a stream that has ended nobody waits for credit.
-        let credit = table
-            .streams
-            .get_mut(&self.id)
-            .and_then(|s| s.receive.passed_on(n));
-        drop(table);
-        if let Some(credit) = credit {
-            // On a closed channel likewise.
-            let _ = self.send(&ToGuest::Credit(credit));
+/// A message as its stream's reader gets it; none for those that have no reader.
+fn event_of(message: &ToHost<'_>) -> Option<StreamEvent> {
+    Some(match *message {
+        ToHost::Data(bytes) => StreamEvent::Data(bytes.to_vec()),
+        ToHost::ErrorData(bytes) => StreamEvent::ErrorData(bytes.to_vec()),
+        ToHost::Started { pid } => StreamEvent::Started(pid),
+        ToHost::File(info) => StreamEvent::File(info),
+        ToHost::Open => StreamEvent::Open,
+        ToHost::Eof => StreamEvent::Eof,
+        ToHost::Done => StreamEvent::Done,
+        ToHost::Stat(stat) => StreamEvent::Stat(OwnedStat::from(&stat)),
+        ToHost::Usage(usage) => StreamEvent::Usage(GuestUsage::from(&usage)),
+        ToHost::Exited(Exit::Code(code)) => StreamEvent::Exited(ExitStatus::Code(code)),
+        ToHost::Exited(Exit::Signal(signal)) => StreamEvent::Exited(ExitStatus::Signal(signal)),
+        ToHost::Failed { errno, message } => {
+            let message = crate::console::visible(&String::from_utf8_lossy(message));
+            StreamEvent::Failed { errno, message }
         }
-    }
-
-    /// Sends all of `bytes`, waiting for the guest's credit as needed. Bytes for an operation
-    /// that has ended are dropped, as a pipe's are whose reader is gone.
-    pub(super) async fn write(&self, mut bytes: &[u8]) -> Result<(), AgentError> {
-        const CHUNK: usize = 32 * 1024;
-        while !bytes.is_empty() {
-            let sent = {
-                let mut table = self.shared.lock();
-                if let Some(why) = &table.closed {
-                    return Err(why.clone());
-                }
-                let Some(stream) = table.streams.get_mut(&self.id) else {
-                    return Ok(());
-                };
-                let n = bytes.len().min(stream.send.available()).min(CHUNK);
-                stream.send.take(n)?;
-                if n > 0 {
-                    ToGuest::Data(&bytes[..n])
-                        .encode(self.id, &mut table.out)
-                        .map_err(AgentError::Request)?;
-                }
-                n
-            };
-            if sent == 0 {
-                self.can_send.notified().await;
-            } else {
-                self.shared.has_output.notify_one();
-                bytes = &bytes[sent..];
-            }
-        }
-        Ok(())
-    }
+        ToHost::Credit(_)
+        | ToHost::Hello { .. }
+        | ToHost::Ready { .. }
+        | ToHost::Fatal { .. }
+        | ToHost::Pong(_)
+        | ToHost::Kept(_) => return None,
+    })
 }

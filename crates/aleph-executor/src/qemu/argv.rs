@@ -162,7 +162,8 @@ mod tests {
             resources: Resources {
                 cpus: 4,
                 memory: MiB(2048),
-                disk: MiB(10_240)
+                disk: MiB(10_240),
+                ..Resources::default()
             },
             disks: &[("rootfs", true), ("scratch", false)],
             ..machine()

@@ -208,16 +208,16 @@ struct QemuVmm {
 }
 
 impl QemuVmm {
-    async fn command(&self, command: &'static str) -> Result<(), VmmError> {
+    async fn command(&self, command: &'static str) -> Result<serde_json::Value, VmmError> {
         let told = async {
             let connect = || async { Qmp::connect(&self.socket, ANSWER).await.map(|(qmp, _)| qmp) };
             let qmp = self.qmp.get_or_try_init(connect).await?;
             qmp.execute(command, json!({}), ANSWER).await
         };
         match told.await {
-            Ok(_) => Ok(()),
+            Ok(answer) => Ok(answer),
             // An ending QEMU closes the connection instead of answering.
-            Err(QmpError::Broken(_)) if command == "quit" => Ok(()),
+            Err(QmpError::Broken(_)) if command == "quit" => Ok(json!({})),
             Err(QmpError::Silent) => Err(VmmError::Silent { command }),
             Err(QmpError::Io(error)) => Err(error.into()),
             Err(refused) => Err(VmmError::Refused {
@@ -234,7 +234,7 @@ impl Vmm for QemuVmm {
     }
 
     fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>> {
-        Box::pin(self.command("quit"))
+        Box::pin(async { self.command("quit").await.map(drop) })
     }
 
     fn kill(&self) -> Result<(), VmmError> {
@@ -256,10 +256,17 @@ impl Vmm for QemuVmm {
 
 impl Pause for QemuVmm {
     fn pause(&self) -> BoxFuture<'_, Result<(), VmmError>> {
-        Box::pin(self.command("stop"))
+        Box::pin(async { self.command("stop").await.map(drop) })
     }
 
     fn resume(&self) -> BoxFuture<'_, Result<(), VmmError>> {
-        Box::pin(self.command("cont"))
+        Box::pin(async { self.command("cont").await.map(drop) })
+    }
+
+    fn is_paused(&self) -> BoxFuture<'_, Result<bool, VmmError>> {
+        Box::pin(async {
+            let status = self.command("query-status").await?;
+            Ok(status.get("status").and_then(|s| s.as_str()) == Some("paused"))
+        })
     }
 }

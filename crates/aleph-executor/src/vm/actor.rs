@@ -1,16 +1,16 @@
 //! The actor of one VM.
 
-use super::launch::{LaunchFailure, Launched, launch};
-use super::{Status, VmError, VmSpec, chain};
+use super::launch::{LaunchFailure, Launched, launch, read_console};
+use super::{Adoption, Keep, Status, VmError, VmSpec, chain};
 use crate::console::Console;
-use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest};
-use crate::hypervisor::{Driver, Vmm};
+use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach};
+use crate::hypervisor::{Driver, Vmm, socket_name};
 use crate::lifecycle::{Admission, Effect, Event, Lifecycle, Moment, Request, State};
 use crate::place::{Place, PlaceError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 /// A request, and who waits for its answer.
 pub(super) struct Asked {
@@ -24,6 +24,7 @@ pub(super) enum Note {
     Event(Event),
     Launched(Launched),
     Ready(BootReport),
+    Reattached(Agent),
     Removed(Result<(), PlaceError>),
     Trouble(PlaceError),
 }
@@ -37,6 +38,11 @@ pub(super) struct Actor {
     pub(super) place: Arc<Place>,
     pub(super) driver: Arc<dyn Driver>,
     pub(super) spec: Option<VmSpec>,
+    pub(super) keep: Keep,
+    /// Tasks that hear what VMM and agent do.
+    pub(super) watchers: Vec<AbortHandle>,
+    /// The task that hears what the guest's agent says of its end.
+    pub(super) agent_watcher: Arc<std::sync::Mutex<Option<JoinHandle<()>>>>,
     pub(super) vmm: Option<Arc<dyn Vmm>>,
     pub(super) console: Arc<Console>,
     pub(super) notes: mpsc::UnboundedSender<Note>,
@@ -77,6 +83,12 @@ impl Actor {
                 () = tick => self.step(Event::Tick),
             }
             if abandoned {
+                if self.keep != Keep::No {
+                    // It runs on, and whoever comes next adopts it: a VMM takes one connection
+                    // at a time.
+                    self.watchers.iter().for_each(AbortHandle::abort);
+                    return;
+                }
                 if self.removal_failed {
                     // Nobody is left to ask again; the next sweep will.
                     break;
@@ -147,9 +159,12 @@ impl Actor {
                 console,
                 prepared_in,
             }) => {
-                self.status
-                    .send_modify(|s| s.prepared_in = Some(prepared_in));
-                self.watch(&vmm, &agent, console);
+                self.status.send_modify(|s| {
+                    s.prepared_in = Some(prepared_in);
+                    s.vmm = Some(vmm.identity());
+                });
+                self.watch_vmm(&vmm, console);
+                self.watch_agent(&vmm, &agent);
                 self.vmm = Some(vmm);
                 self.agent.send_replace(Some(agent));
                 if let Some((starter, _)) = self.starter.take() {
@@ -160,6 +175,12 @@ impl Actor {
             Note::Ready(report) => {
                 self.status.send_modify(|s| s.boot = Some(report));
                 self.step(Event::GuestReady);
+            }
+            Note::Reattached(agent) => {
+                if let Some(vmm) = self.vmm.clone() {
+                    self.watch_agent(&vmm, &agent);
+                }
+                self.agent.send_replace(Some(agent));
             }
             Note::Removed(outcome) => {
                 self.removal_failed = outcome.is_err();
@@ -211,8 +232,17 @@ impl Actor {
         match effect {
             Effect::Launch => self.launch(),
             Effect::Shutdown { grace } => {
+                let signal = match self.keep {
+                    Keep::Yes { stop_signal } => stop_signal,
+                    Keep::No => 15,
+                };
+                let asked = self
+                    .agent
+                    .borrow()
+                    .as_ref()
+                    .map(|agent| agent.shutdown(grace, signal));
                 // A closed channel is no reason to wait for the deadline.
-                if let Some(Err(why)) = self.agent.borrow().as_ref().map(|a| a.shutdown(grace)) {
+                if let Some(Err(why)) = asked {
                     let _ = self
                         .notes
                         .send(Note::Event(Event::GuestFailed(why.to_string())));
@@ -303,10 +333,45 @@ impl Actor {
         });
     }
 
-    /// Turns what VMM and agent do into notes.
-    fn watch(&self, vmm: &Arc<dyn Vmm>, agent: &Agent, mut console_reader: JoinHandle<()>) {
+    /// Takes over a VM that runs. Its guest answers when it can: a frozen one once it goes on.
+    pub(super) fn adopt(&mut self, adoption: Adoption, main: oneshot::Sender<Option<ExecHandle>>) {
+        let Adoption {
+            vmm,
+            paused,
+            reattach,
+            timeouts,
+            ..
+        } = adoption;
+        self.status.send_modify(|s| s.vmm = Some(vmm.identity()));
+        let (place, console) = (Arc::clone(&self.place), Arc::clone(&self.console));
+        let console_reader = tokio::spawn(async move {
+            if let Ok(socket) = place.connect(socket_name::CONSOLE).await {
+                read_console(socket, console).await;
+            }
+        });
+        self.watch_vmm(&vmm, console_reader);
+        self.vmm = Some(vmm);
+        self.step(Event::Adopted { paused });
+        let (place, notes) = (Arc::clone(&self.place), self.notes.clone());
+        let status = self.status.subscribe();
+        let reaching = tokio::spawn(async move {
+            match reach(&place, reattach, status, timeouts.boot).await {
+                Ok((agent, handle)) => {
+                    let _ = notes.send(Note::Reattached(agent));
+                    let _ = main.send(handle);
+                }
+                Err(why) => {
+                    let _ = notes.send(Note::Event(Event::GuestFailed(chain(&why))));
+                }
+            }
+        });
+        self.watchers.push(reaching.abort_handle());
+    }
+
+    /// Turns what the agent says into notes.
+    fn watch_agent(&mut self, vmm: &Arc<dyn Vmm>, agent: &Agent) {
         let (agent, notes, watched) = (agent.clone(), self.notes.clone(), Arc::clone(vmm));
-        let mut agent_watcher = tokio::spawn(async move {
+        let watcher = tokio::spawn(async move {
             if let Ok(report) = agent.ready().await {
                 let _ = notes.send(Note::Ready(report));
             }
@@ -329,17 +394,28 @@ impl Actor {
                 },
             }
         });
+        self.watchers.push(watcher.abort_handle());
+        *lock(&self.agent_watcher) = Some(watcher);
+    }
+
+    /// Turns the VMM's end into a note.
+    fn watch_vmm(&mut self, vmm: &Arc<dyn Vmm>, mut console_reader: JoinHandle<()>) {
+        let agent_watcher = Arc::clone(&self.agent_watcher);
         let (vmm, notes, console) = (
             Arc::clone(vmm),
             self.notes.clone(),
             Arc::clone(&self.console),
         );
-        tokio::spawn(async move {
+        self.watchers.push(console_reader.abort_handle());
+        let watcher = tokio::spawn(async move {
             let exit = vmm.wait().await;
             // What the guest said last still waits in the sockets, and is worth more than how
             // the VMM ended. Both close with the VMM, so this takes no time.
             let drained = async {
-                let _ = (&mut agent_watcher).await;
+                let watcher = lock(&agent_watcher).take();
+                if let Some(watcher) = watcher {
+                    let _ = watcher.await;
+                }
                 let _ = (&mut console_reader).await;
             };
             let _ = tokio::time::timeout(LAST_WORDS, drained).await;
@@ -347,6 +423,36 @@ impl Actor {
             let how = console.panic().unwrap_or_else(|| exit.to_string());
             let _ = notes.send(Note::Event(Event::VmmExited(how)));
         });
+        self.watchers.push(watcher.abort_handle());
+    }
+}
+
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Connects to a guest that another process began with. Time counts only while it runs.
+async fn reach(
+    place: &Place,
+    reattach: Reattach,
+    mut status: watch::Receiver<Status>,
+    limit: Duration,
+) -> Result<(Agent, Option<ExecHandle>), AgentError> {
+    let socket = place.connect(socket_name::AGENT).await?;
+    let mut reached = std::pin::pin!(Agent::reattach(socket, reattach));
+    loop {
+        let runs = status.borrow_and_update().state == State::Running;
+        tokio::select! {
+            reached = &mut reached => return reached,
+            changed = status.changed() => if changed.is_err() {
+                return Err(AgentError::Closed);
+            },
+            () = tokio::time::sleep(limit), if runs => {
+                return Err(AgentError::Stalled);
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::VmSpec;
 use super::actor::Note;
+use crate::cgroup::Limits;
 use crate::console::Console;
 use crate::guest::{Agent, AgentError, ExecHandle, ExecRequest};
 use crate::hypervisor::{Disk, Driver, Launch, LaunchError, Vmm, VmmExit, socket_name};
@@ -54,6 +55,12 @@ pub(super) async fn launch(
         setup,
         ..
     } = spec;
+    let limits = Limits {
+        cpus: resources.cpus,
+        memory: resources.memory,
+        pids: resources.pids.unwrap_or(DEFAULT_PIDS),
+        io_bytes_per_second: resources.io_bytes_per_second,
+    };
     let prepare = {
         let place = Arc::clone(place);
         move || -> Result<_, PlaceError> {
@@ -61,7 +68,7 @@ pub(super) async fn launch(
                 0 => None,
                 _ => Some(place.make_scratch(resources.disk)?),
             };
-            Ok((place.listen()?, place.make_cgroup()?, scratch))
+            Ok((place.listen()?, place.make_cgroup(&limits)?, scratch))
         }
     };
     let (sockets, cgroup, scratch) = match resources.disk.0 {
@@ -137,7 +144,11 @@ pub(super) async fn launch(
     }
 }
 
-async fn read_console(mut socket: tokio::net::UnixStream, console: Arc<Console>) {
+/// Processes and threads that a VMM may have: one for each CPU, and what QEMU has for I/O (at
+/// most 64 at once).
+const DEFAULT_PIDS: u32 = 512;
+
+pub(super) async fn read_console(mut socket: tokio::net::UnixStream, console: Arc<Console>) {
     let mut chunk = vec![0; 4096];
     while let Ok(n @ 1..) = socket.read(&mut chunk).await {
         console.push(&chunk[..n]);

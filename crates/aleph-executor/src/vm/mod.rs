@@ -16,10 +16,13 @@ mod launch;
 pub(crate) use launch::chain;
 
 use crate::console::Console;
-use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest, SetupRequest};
-use crate::hypervisor::Driver;
+use crate::guest::{
+    Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach, SetupRequest,
+};
+use crate::hypervisor::{Driver, Vmm};
 use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
 use crate::place::{Place, PlaceError};
+use crate::process::Identity;
 use actor::{Actor, Asked};
 use aleph_types::{Resources, VmId};
 use std::fs::File;
@@ -44,6 +47,34 @@ pub struct VmSpec {
     pub setup: SetupRequest,
     /// How long each stage of its life may take.
     pub timeouts: Timeouts,
+    /// Whether it outlives this process.
+    pub keep: Keep,
+}
+
+/// Whether a VM outlives the process that made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// It ends with the last handle.
+    No,
+    /// It runs on when the last handle is dropped, for a later process to adopt.
+    Yes {
+        /// The signal that asks its main command to end.
+        stop_signal: u8,
+    },
+}
+
+/// What is known of a VM that an earlier process left running.
+pub struct Adoption {
+    /// Its VMM.
+    pub vmm: Arc<dyn Vmm>,
+    /// Whether its guest is frozen.
+    pub paused: bool,
+    /// What is known of its main command, and how its guest is set up where that did not happen.
+    pub reattach: Reattach,
+    /// How long each stage of its life may take.
+    pub timeouts: Timeouts,
+    /// The signal that asks its main command to end.
+    pub stop_signal: u8,
 }
 
 /// A VM's observed state. `generation` grows with every change.
@@ -57,6 +88,8 @@ pub struct Status {
     pub boot: Option<BootReport>,
     /// How long what is needed before the VMM took: folders, sockets, cgroup, disk.
     pub prepared_in: Option<Duration>,
+    /// Its VMM's process, once that runs.
+    pub vmm: Option<Identity>,
 }
 
 /// A request that did not work out.
@@ -80,7 +113,7 @@ pub enum VmError {
 }
 
 /// A handle to a VM. Clones speak to the same one. When the last is dropped the VM is killed and
-/// removed.
+/// removed, unless it outlives its process ([`Keep`]).
 #[derive(Debug, Clone)]
 pub struct Vm {
     id: VmId,
@@ -96,8 +129,40 @@ impl Vm {
     /// Begins the life of a VM at its place.
     #[must_use]
     pub fn create(place: Place, driver: Arc<dyn Driver>, spec: VmSpec) -> Self {
-        // Image, memory and scratch disk: nothing of a VM outlives its main command.
+        // Image, memory and scratch disk: nothing of a VM outlives its main command. The end of
+        // a kept one counts once it is stored.
         let lifecycle = Lifecycle::new(spec.timeouts, true);
+        let keep = spec.keep;
+        Self::spawn(place, driver, lifecycle, keep, |_| Some(spec))
+    }
+
+    /// Goes on with a VM that an earlier process left running. The second is its main command,
+    /// once its guest has answered; none where it has no such command (yet).
+    #[must_use]
+    pub fn adopt(
+        place: Place,
+        driver: Arc<dyn Driver>,
+        adoption: Adoption,
+    ) -> (Self, oneshot::Receiver<Option<ExecHandle>>) {
+        let lifecycle = Lifecycle::after_restart(adoption.timeouts, true);
+        let keep = Keep::Yes {
+            stop_signal: adoption.stop_signal,
+        };
+        let (main, told) = oneshot::channel();
+        let handle = Self::spawn(place, driver, lifecycle, keep, |actor| {
+            actor.adopt(adoption, main);
+            None
+        });
+        (handle, told)
+    }
+
+    fn spawn(
+        place: Place,
+        driver: Arc<dyn Driver>,
+        lifecycle: Lifecycle,
+        keep: Keep,
+        begin: impl FnOnce(&mut Actor) -> Option<VmSpec>,
+    ) -> Self {
         let (requests, inbox) = mpsc::channel(16);
         let (urgent, urgent_inbox) = mpsc::channel(4);
         let (status, status_watch) = watch::channel(Status {
@@ -105,6 +170,7 @@ impl Vm {
             state: lifecycle.state().clone(),
             boot: None,
             prepared_in: None,
+            vmm: None,
         });
         let (agent, agent_watch) = watch::channel(None);
         let console = Arc::new(Console::default());
@@ -119,12 +185,15 @@ impl Vm {
             console: Arc::clone(&console),
             trouble: Arc::clone(&trouble),
         };
-        let actor = Actor {
+        let mut actor = Actor {
             lifecycle,
             began: Instant::now(),
             place: Arc::new(place),
             driver,
-            spec: Some(spec),
+            spec: None,
+            keep,
+            watchers: Vec::new(),
+            agent_watcher: Arc::default(),
             vmm: None,
             console,
             notes,
@@ -135,6 +204,7 @@ impl Vm {
             destroyers: Vec::new(),
             removal_failed: false,
         };
+        actor.spec = begin(&mut actor);
         tokio::spawn(actor.run(inbox, urgent_inbox, note_inbox));
         handle
     }

@@ -12,6 +12,7 @@ mod setup;
 pub use console::print;
 pub use power::off;
 
+use crate::census;
 use crate::channel::Channel;
 use crate::dialogue::Machine;
 use crate::failure::Failure;
@@ -75,11 +76,21 @@ impl Machine for Guest {
         Ok(())
     }
 
-    fn signal_all(&mut self, signal: u8) {
-        if power::is_init() {
+    fn signal_all(&mut self, signal: u8, except: &[i32]) {
+        if !power::is_init() {
+            return;
+        }
+        if except.is_empty() {
             // That nobody is there is seen when children are collected.
             let _ = sys::kill(-1, signal);
+            return;
         }
+        census::each(|process| {
+            let is_spared = process.pid == 1 || except.contains(&process.group);
+            if !is_spared && !process.is_kernel() {
+                let _ = sys::kill(process.pid, signal);
+            }
+        });
     }
 }
 

@@ -1,8 +1,7 @@
 //! Finding the virtio-serial port that carries the channel.
 
-use super::disk::scan;
 use crate::failure::{Context, Failure};
-use crate::file::read_bounded;
+use crate::file::{read_bounded, scan};
 use crate::sys;
 use aleph_guest_proto::PORT_NAME;
 use alloc::format;

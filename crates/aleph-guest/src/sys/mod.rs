@@ -19,7 +19,9 @@ compile_error!("the guest agent has startup and system calls for x86_64 alone");
 
 pub use device::{add_entropy, bring_up, freeze, reseed};
 pub use process::{Outcome, Plan, Stage, Strings, spawn};
-pub use signal::{SIGCONT, SIGKILL, SIGTERM, block_signals, drain_signals, kill, watch_children};
+pub use signal::{
+    SIGCONT, SIGHUP, SIGKILL, SIGTERM, block_signals, drain_signals, kill, watch_children,
+};
 
 use arch::number;
 use core::ptr;
@@ -62,16 +64,27 @@ struct Timespec {
 #[must_use]
 pub fn monotonic_us() -> u64 {
     const CLOCK_MONOTONIC: usize = 1;
+    clock_us(CLOCK_MONOTONIC)
+}
+
+/// The same with the time that the machine was suspended.
+#[must_use]
+pub fn boot_us() -> u64 {
+    const CLOCK_BOOTTIME: usize = 7;
+    clock_us(CLOCK_BOOTTIME)
+}
+
+fn clock_us(clock: usize) -> u64 {
     let mut time = Timespec {
         seconds: 0,
         nanoseconds: 0,
     };
-    // SAFETY: the kernel fills a timespec, which outlives the call. The monotonic clock is
-    // always there, so there is no error to see.
+    // SAFETY: the kernel fills a timespec, which outlives the call. The clocks are always there,
+    // so there is no error to see.
     let _ = unsafe {
         call(
             number::CLOCK_GETTIME,
-            [CLOCK_MONOTONIC, ptr::from_mut(&mut time).addr()],
+            [clock, ptr::from_mut(&mut time).addr()],
         )
     };
     time.seconds.unsigned_abs() * 1_000_000 + time.nanoseconds.unsigned_abs() / 1000

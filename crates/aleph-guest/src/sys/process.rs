@@ -6,7 +6,7 @@
 //! writes what failed into the plan that it was handed. The agent stands still until then.
 
 use super::arch::{clone_shared, number};
-use super::signal::{SIGPIPE, set_mask};
+use super::signal::{SIGHUP, SIGPIPE, set_mask};
 use super::{call, error, exit};
 use alloc::boxed::Box;
 use alloc::ffi::CString;
@@ -181,16 +181,18 @@ fn become_user(plan: &Plan<'_>) -> Result<(), Errno> {
 }
 
 /// Nothing stays blocked or ignored. The agent itself ignores nothing, but what runs its
-/// session in a test may ignore a broken pipe, and that would be inherited.
+/// session in a test may ignore a broken pipe or a hang-up, and that would be inherited.
 fn reset_signals() {
     let default = [0_usize; 4];
-    // SAFETY: the kernel reads a sigaction whose handler is SIG_DFL; it has no flags.
-    let _ = unsafe {
-        call(
-            number::RT_SIGACTION,
-            [SIGPIPE, default.as_ptr().addr(), 0, 8],
-        )
-    };
+    for signal in [SIGPIPE, usize::from(SIGHUP)] {
+        // SAFETY: the kernel reads a sigaction whose handler is SIG_DFL; it has no flags.
+        let _ = unsafe {
+            call(
+                number::RT_SIGACTION,
+                [signal, default.as_ptr().addr(), 0, 8],
+            )
+        };
+    }
     set_mask(0);
 }
 

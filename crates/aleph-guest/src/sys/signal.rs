@@ -5,6 +5,8 @@ use core::ptr;
 use rustix::fd::{AsFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
+/// Tells a process that its terminal is gone.
+pub const SIGHUP: u8 = 1;
 /// Asks a process to end.
 pub const SIGTERM: u8 = 15;
 /// Ends a process.

@@ -1,6 +1,6 @@
 //! Commands.
 
-use crate::support::{Heard, Host, Request, children, is_root};
+use crate::support::{Heard, Host, Request, is_root};
 use aleph_guest_proto::{CONTROL, Exit, Terminal, ToGuest, WINDOW};
 use std::time::{Duration, Instant};
 
@@ -266,7 +266,7 @@ fn a_signal_reaches_the_whole_group() {
     while !matches!(host.hear(), (1, Heard::Data(_))) {}
     host.say(1, &ToGuest::Signal(15));
     assert_eq!(host.collect(1).end, Heard::Exited(Exit::Signal(15)));
-    assert_no_children(&host);
+    host.assert_no_children();
 }
 
 #[test]
@@ -282,20 +282,7 @@ fn what_a_command_leaves_behind_does_not_hold_it_and_is_collected() {
     let ran = host.shell(2, "(timeout 1 yes &) ; exit 4");
     assert_eq!(ran.end, exited(4));
     assert!(begin.elapsed() < Duration::from_millis(900));
-    assert_no_children(&host);
-}
-
-/// Children of the agent, dead or alive, go away by themselves.
-fn assert_no_children(host: &Host) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !children(host.agent()).is_empty() {
-        assert!(
-            Instant::now() < deadline,
-            "children stay: {:?}",
-            children(host.agent())
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    host.assert_no_children();
 }
 
 #[test]

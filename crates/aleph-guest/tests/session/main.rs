@@ -5,7 +5,10 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod archives;
 mod commands;
 mod conversation;
+mod facts;
 mod files;
+mod kept;
 mod support;

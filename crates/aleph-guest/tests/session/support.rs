@@ -7,18 +7,19 @@
 
 use aleph_guest::{Channel, End, Failure, Machine, Session};
 use aleph_guest_proto::{
-    CONTROL, Decoder, Exec, Exit, FileInfo, ListBuf, Root, SendWindow, Setup, Terminal, ToGuest,
-    ToHost, Upper, Versions,
+    CONTROL, Decoder, Exec, Exit, FileInfo, FileKind, Item, Kept, ListBuf, MARK, Root, SendWindow,
+    Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
 };
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a test hears from the guest: [`ToHost`] with bytes of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Heard {
-    Hello,
+    Hello { is_ready: bool, boot_id: [u8; 16] },
+    Kept(Kept),
     Ready,
     Fatal(String),
     Pong(u64),
@@ -31,6 +32,9 @@ pub(crate) enum Heard {
     Failed(u32, String),
     File(FileInfo),
     Done,
+    Open,
+    Stat(FileKind, u64, String),
+    Usage(Usage),
 }
 
 /// The outcome of a command.
@@ -51,12 +55,36 @@ pub(crate) struct Request<'a> {
     pub(crate) terminal: Option<Terminal>,
     pub(crate) stdin: bool,
     pub(crate) main: bool,
+    pub(crate) keep: bool,
+}
+
+/// Numbers that are as good as random, and the same in each run.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// One below `n`, which is not 0.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap() % n
+    }
+
+    /// One from `low` to `high`.
+    pub(crate) fn between(&mut self, low: usize, high: usize) -> usize {
+        low + self.below(high - low + 1)
+    }
 }
 
 /// The host's side of a session.
 pub(crate) struct Host {
     stream: UnixStream,
     decoder: Decoder,
+    nonces: Dice,
     /// Its process, or 0 once it was waited for.
     agent: libc::pid_t,
     /// Whether data is credited as it arrives.
@@ -85,11 +113,15 @@ impl Machine for StandIn {
         }
     }
 
-    fn signal_all(&mut self, signal: u8) {
+    fn signal_all(&mut self, signal: u8, except: &[i32]) {
         let own = std::process::id();
         for child in children(own) {
-            // SAFETY: it takes numbers alone, and the process is this one's child.
-            unsafe { libc::kill(child, i32::from(signal)) };
+            // SAFETY: both take numbers alone, and the process is this one's child.
+            unsafe {
+                if !except.contains(&libc::getpgid(child)) {
+                    libc::kill(child, i32::from(signal));
+                }
+            }
         }
     }
 }
@@ -135,23 +167,74 @@ impl Host {
             .unwrap();
         Self {
             stream: ours,
-            decoder: Decoder::new(),
+            decoder: Decoder::for_host([0; 16]),
+            nonces: Dice::new(77),
             agent,
             credits: true,
         }
     }
 
-    /// A host whose guest is ready.
+    /// A host whose guest is ready, and ends when it hangs up.
     pub(crate) fn ready() -> Self {
+        Self::ready_with(true)
+    }
+
+    /// A host whose guest is ready.
+    pub(crate) fn ready_with(poweroff_on_hangup: bool) -> Self {
         let mut host = Self::silent();
-        host.say(CONTROL, &ToGuest::Hello(Versions::OURS));
-        host.set_up("erofs");
-        assert_eq!(host.hear(), (CONTROL, Heard::Hello));
+        host.greet();
+        host.set_up_with("erofs", poweroff_on_hangup);
+        host.hear_hello(false);
         assert_eq!(host.hear(), (CONTROL, Heard::Ready));
         host
     }
 
+    /// Begins a connection, whatever was before it in the stream.
+    pub(crate) fn greet(&mut self) {
+        self.greet_as(Versions::OURS);
+    }
+
+    pub(crate) fn greet_as(&mut self, versions: Versions) {
+        let nonce = std::array::from_fn(|_| self.nonces.below(256).try_into().unwrap());
+        self.decoder = Decoder::for_host(nonce);
+        self.say_raw(&MARK);
+        self.say(CONTROL, &ToGuest::Hello { versions, nonce });
+    }
+
+    /// Hears the answer to a greeting.
+    pub(crate) fn hear_hello(&mut self, ready: bool) -> [u8; 16] {
+        match self.hear() {
+            (CONTROL, Heard::Hello { is_ready, boot_id }) if is_ready == ready => boot_id,
+            other => panic!("no hello: {other:?}"),
+        }
+    }
+
+    /// Another host in this one's place, which the agent does not see go: what was under way to
+    /// it is lost up to `lost` bytes, and it comes with the rest of what the agent says to it.
+    /// Gives the commands that it hears of.
+    pub(crate) fn replace(&mut self, lost: usize) -> Vec<(u32, Kept)> {
+        self.stream.set_nonblocking(true).unwrap();
+        let mut waste = vec![0; lost];
+        // Nothing there is nothing lost.
+        let _ = self.stream.read(&mut waste);
+        self.stream.set_nonblocking(false).unwrap();
+        self.greet();
+        self.hear_hello(true);
+        let mut all = Vec::new();
+        loop {
+            match self.hear() {
+                (stream, Heard::Kept(kept)) => all.push((stream, kept)),
+                (CONTROL, Heard::Ready) => return all,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     pub(crate) fn set_up(&mut self, filesystem: &str) {
+        self.set_up_with(filesystem, true);
+    }
+
+    fn set_up_with(&mut self, filesystem: &str, poweroff_on_hangup: bool) {
         let root = Root {
             image_serial: b"rootfs",
             filesystem: filesystem.as_bytes(),
@@ -164,7 +247,7 @@ impl Host {
                 unix_ns: 0,
                 entropy: &[7; 32],
                 root,
-                poweroff_on_hangup: true,
+                poweroff_on_hangup,
             }),
         );
     }
@@ -174,9 +257,17 @@ impl Host {
         self.stream.try_clone().unwrap()
     }
 
-    /// The agent's process id.
-    pub(crate) fn agent(&self) -> u32 {
-        self.agent.try_into().unwrap()
+    /// Children of the agent, dead or alive, go away by themselves.
+    pub(crate) fn assert_no_children(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = children(self.agent.try_into().unwrap());
+            if left.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "children stay: {left:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn say(&mut self, stream: u32, message: &ToGuest<'_>) {
@@ -204,6 +295,7 @@ impl Host {
                 terminal: request.terminal,
                 stdin: request.stdin,
                 main: request.main,
+                keep: request.keep,
             }),
         );
     }
@@ -211,7 +303,8 @@ impl Host {
     /// The next message.
     pub(crate) fn hear(&mut self) -> (u32, Heard) {
         loop {
-            if let Some(frame) = self.decoder.next_frame().unwrap() {
+            if let Some(item) = self.decoder.next_item().unwrap() {
+                let Item::Frame(frame) = item else { continue };
                 let stream = frame.stream;
                 let heard = own(&ToHost::decode(&frame).unwrap());
                 if let (true, Heard::Data(bytes) | Heard::ErrorData(bytes)) = (self.credits, &heard)
@@ -286,6 +379,32 @@ impl Host {
         echoed
     }
 
+    /// Sends bytes of something that may fail before its end; gives the last word.
+    pub(crate) fn pour_quietly(&mut self, stream: u32, bytes: &[u8]) -> Heard {
+        let mut window = SendWindow::default();
+        let mut chunks = bytes.chunks(50_000);
+        let mut chunk = chunks.next();
+        loop {
+            if let Some(bytes) = chunk
+                && window.available() >= bytes.len()
+            {
+                window.take(bytes.len()).unwrap();
+                self.say(stream, &ToGuest::Data(bytes));
+                chunk = chunks.next();
+                if chunk.is_none() {
+                    self.say(stream, &ToGuest::Eof);
+                }
+                continue;
+            }
+            match self.hear() {
+                (s, Heard::Credit(n)) if s == stream => window.credit(n).unwrap(),
+                (s, end @ (Heard::Done | Heard::Failed(..))) if s == stream => return end,
+                (_, Heard::Fatal(why)) => panic!("the guest gave up: {why}"),
+                _ => {}
+            }
+        }
+    }
+
     /// The reason why the guest gave up, which must be the next thing it says but for others'
     /// output.
     pub(crate) fn hear_fatal(&mut self) -> String {
@@ -330,10 +449,16 @@ impl Drop for Host {
 fn own(message: &ToHost<'_>) -> Heard {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     match *message {
-        ToHost::Hello { versions, .. } => {
+        ToHost::Hello {
+            versions,
+            boot_id,
+            is_ready,
+            ..
+        } => {
             assert_eq!(versions, Versions::OURS);
-            Heard::Hello
+            Heard::Hello { is_ready, boot_id }
         }
+        ToHost::Kept(kept) => Heard::Kept(kept),
         ToHost::Ready { .. } => Heard::Ready,
         ToHost::Fatal { message, .. } => Heard::Fatal(text(message)),
         ToHost::Pong(n) => Heard::Pong(n),
@@ -346,5 +471,8 @@ fn own(message: &ToHost<'_>) -> Heard {
         ToHost::Failed { errno, message } => Heard::Failed(errno, text(message)),
         ToHost::File(info) => Heard::File(info),
         ToHost::Done => Heard::Done,
+        ToHost::Open => Heard::Open,
+        ToHost::Stat(stat) => Heard::Stat(stat.kind, stat.size, text(stat.target)),
+        ToHost::Usage(usage) => Heard::Usage(usage),
     }
 }

@@ -1,0 +1,576 @@
+//! `aleph.toml`: how a node is run.
+//!
+//! [`Config::check`] is pure: text goes in, and either a configuration or **all** that is wrong
+//! with the text comes out, each with its path, its line and, where a key was misspelt, the key
+//! that was probably meant. Nothing on the host is looked at, so a file can be checked on
+//! another machine than the one it is for.
+//!
+//! Every key has a default, and an empty file is a valid one.
+
+mod problem;
+mod reader;
+mod value;
+
+pub use problem::ConfigProblem;
+
+use aleph_executor::accel::Accelerator;
+use aleph_executor::logs::LogLimits;
+use aleph_executor::node::Overcommit;
+use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
+use aleph_types::MiB;
+use reader::Document;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the file is looked for when nobody says.
+pub const DEFAULT_PATH: &str = "/etc/aleph/aleph.toml";
+
+/// How a node is run. Each field is a section of the file.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Config {
+    /// `[node]`: what it is.
+    pub node: NodeSection,
+    /// `[api]`: where and how it listens.
+    pub api: ApiSection,
+    /// `[executor]`: how it runs VMs.
+    pub executor: ExecutorSection,
+    /// `[limits]`: what it gives away.
+    pub limits: LimitsSection,
+    /// `[logs]`: how much output it keeps.
+    pub logs: LogsSection,
+    /// `[images]`: where images come from.
+    pub images: ImagesSection,
+    /// `[retention]`: how much history it keeps.
+    pub retention: RetentionSection,
+}
+
+/// `[node]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeSection {
+    /// `root`: keeps all state and sockets under this folder. By default state is in
+    /// `/var/lib/aleph` and sockets are in `/run/aleph`.
+    pub root: Option<PathBuf>,
+}
+
+/// `[api]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiSection {
+    /// `socket`: the Unix socket; `aleph.sock` in the node's run folder by default.
+    pub socket: Option<PathBuf>,
+    /// `socket_group`: the group, by name or number, whose members may use the socket as
+    /// operators. `aleph` by default; where there is no such group, only root may.
+    pub socket_group: String,
+    /// `listen`: the TCP address, such as `127.0.0.1:7400`. None by default. An address that is
+    /// not of this host alone needs TLS.
+    pub listen: Option<SocketAddr>,
+    /// `tls_cert` and `tls_key`: PEM files. With them TCP speaks TLS only.
+    pub tls: Option<TlsFiles>,
+    /// `max_connections`: how many clients may be connected at once to each of the two, and
+    /// half as many from one user or address.
+    pub max_connections: usize,
+    /// `drain_seconds`: how long requests under way may take to end when the daemon stops.
+    pub drain: Duration,
+}
+
+impl Default for ApiSection {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            socket_group: "aleph".into(),
+            listen: None,
+            tls: None,
+            max_connections: 1024,
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The two files that TLS needs. They are read again at SIGHUP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, with those that lead to its root.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// `[executor]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecutorSection {
+    /// `qemu`: the program, by name or path.
+    pub qemu: PathBuf,
+    /// `accel`: `kvm` or `tcg`; KVM where it works by default.
+    pub accelerator: Option<Accelerator>,
+    /// `boot_timeout_seconds`: how long a guest may take to boot.
+    pub boot_timeout: Duration,
+}
+
+impl Default for ExecutorSection {
+    fn default() -> Self {
+        let executor = ExecutorConfig::default();
+        Self {
+            qemu: executor.qemu,
+            accelerator: executor.accelerator,
+            boot_timeout: executor.timeouts.boot,
+        }
+    }
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LimitsSection {
+    /// `overcommit_cpus`, `overcommit_memory`, `overcommit_disk`: how many times what the host
+    /// has may be given to jobs.
+    pub overcommit: Overcommit,
+    /// `reserved_memory`: what jobs never get.
+    pub reserved_memory: MiB,
+    /// `pids_per_vm`: processes and threads that a VMM may have where its job does not say.
+    pub pids: u32,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self {
+            overcommit: Overcommit::default(),
+            reserved_memory: MiB(512),
+            pids: 256,
+        }
+    }
+}
+
+/// `[logs]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogsSection {
+    /// `max_bytes_per_job`: how much of a job's output is kept.
+    pub max_bytes: u64,
+    /// `max_segments`: in how many files; the oldest is removed as a whole.
+    pub segments: usize,
+}
+
+impl Default for LogsSection {
+    fn default() -> Self {
+        Self {
+            max_bytes: 50 * 1024 * 1024,
+            segments: 5,
+        }
+    }
+}
+
+/// `[images]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagesSection {
+    /// `mirrors`: for each registry the URLs that are asked before it, in this order.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// `plain_http`: registries, as `host:port`, that are spoken with without TLS.
+    pub plain_http: Vec<String>,
+    /// `max_unpacked`: how much an image may hold once unpacked.
+    pub max_unpacked: MiB,
+}
+
+impl Default for ImagesSection {
+    fn default() -> Self {
+        Self {
+            mirrors: BTreeMap::new(),
+            plain_http: Vec::new(),
+            max_unpacked: MiB(20 * 1024),
+        }
+    }
+}
+
+/// `[retention]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetentionSection {
+    /// `events`: how many events are kept.
+    pub events: u64,
+}
+
+impl Default for RetentionSection {
+    fn default() -> Self {
+        Self { events: 100_000 }
+    }
+}
+
+/// A configuration file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its content is wrong.
+    #[error("{} has {} mistakes:{}", path.display(), problems.len(), list(problems))]
+    Wrong {
+        /// Which file.
+        path: PathBuf,
+        /// All that is wrong with it.
+        problems: Vec<ConfigProblem>,
+    },
+}
+
+fn list(problems: &[ConfigProblem]) -> String {
+    problems.iter().map(|p| format!("\n  {p}")).collect()
+}
+
+impl Config {
+    /// Reads the configuration in `text`.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    ///
+    /// ```
+    /// # use aleph_control::Config;
+    /// assert_eq!(Config::check(""), Ok(Config::default()));
+    /// let wrong = Config::check("[api]\nlistne = 1\nmax_connections = 0").unwrap_err();
+    /// assert_eq!(wrong.len(), 2);
+    /// assert_eq!(wrong[0].path, "api.max_connections");
+    /// assert_eq!(
+    ///     wrong[1].to_string(),
+    ///     "api.listne (line 2): there is no such key; did you mean \"listen\"?"
+    /// );
+    /// ```
+    pub fn check(text: &str) -> Result<Self, Vec<ConfigProblem>> {
+        let mut document = Document::parse(text)?;
+        let config = read(&mut document);
+        document.finish(config)
+    }
+
+    /// Reads a file. Without `path` it is the default one, which may be missing.
+    ///
+    /// # Errors
+    /// Where it cannot be read or is wrong.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let given = path.is_some();
+        let path = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !given => String::new(),
+            Err(source) => {
+                let path = path.to_owned();
+                return Err(ConfigError::Read { path, source });
+            }
+        };
+        Self::check(&text).map_err(|problems| ConfigError::Wrong {
+            path: path.to_owned(),
+            problems,
+        })
+    }
+
+    /// What the node itself needs of it.
+    ///
+    /// # Errors
+    /// Where the root folder cannot be made.
+    pub fn node_config(&self) -> io::Result<NodeConfig> {
+        let paths = Paths::new(self.node.root.as_deref())?;
+        let mut node = NodeConfig::new(paths);
+        node.executor.qemu.clone_from(&self.executor.qemu);
+        node.executor.accelerator = self.executor.accelerator;
+        node.executor.timeouts.boot = self.executor.boot_timeout;
+        node.overcommit = self.limits.overcommit;
+        node.reserved_memory = self.limits.reserved_memory;
+        node.pids = self.limits.pids;
+        let segments = u64::try_from(self.logs.segments).unwrap_or(1).max(1);
+        node.logs = LogLimits {
+            segment_bytes: self.logs.max_bytes / segments,
+            segments: self.logs.segments,
+        };
+        node.events_kept = self.retention.events;
+        Ok(node)
+    }
+}
+
+fn read(document: &mut Document<'_>) -> Config {
+    let mut config = Config::default();
+    document.section("node", |s| {
+        s.optional("root", &mut config.node.root, value::absolute);
+    });
+    document.section("api", |s| {
+        let api = &mut config.api;
+        s.optional("socket", &mut api.socket, value::absolute);
+        s.read("socket_group", &mut api.socket_group, value::group);
+        s.optional("listen", &mut api.listen, value::address);
+        let (mut certificate, mut key) = (None, None);
+        s.optional("tls_cert", &mut certificate, value::absolute);
+        s.optional("tls_key", &mut key, value::absolute);
+        let connections = value::whole(1..=100_000);
+        s.read("max_connections", &mut api.max_connections, connections);
+        s.read("drain_seconds", &mut api.drain, value::seconds(0..=3600));
+        api.tls = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (Some(_), None) if !s.has("tls_key") => {
+                s.problem("tls_cert", "needs tls_key beside it");
+                None
+            }
+            (None, Some(_)) if !s.has("tls_cert") => {
+                s.problem("tls_key", "needs tls_cert beside it");
+                None
+            }
+            _ => None,
+        };
+        let tls = s.has("tls_cert") || s.has("tls_key");
+        if let Some(listen) = api.listen.filter(|a| !a.ip().is_loopback() && !tls) {
+            let why = format!(
+                "{listen} can be reached from other hosts, which needs tls_cert and tls_key"
+            );
+            s.problem("listen", &why);
+        }
+        if tls && !s.has("listen") {
+            s.problem("listen", "is missing, so that TLS has nowhere to listen");
+        }
+    });
+    document.section("executor", |s| {
+        let executor = &mut config.executor;
+        s.read("qemu", &mut executor.qemu, value::program);
+        s.optional("accel", &mut executor.accelerator, value::accelerator);
+        let boot = value::seconds(1..=86_400);
+        s.read("boot_timeout_seconds", &mut executor.boot_timeout, boot);
+    });
+    document.section("limits", |s| {
+        let limits = &mut config.limits;
+        s.read("overcommit_cpus", &mut limits.overcommit.cpus, value::ratio);
+        s.read(
+            "overcommit_memory",
+            &mut limits.overcommit.memory,
+            value::ratio,
+        );
+        s.read("overcommit_disk", &mut limits.overcommit.disk, value::ratio);
+        s.read("reserved_memory", &mut limits.reserved_memory, value::size);
+        s.read("pids_per_vm", &mut limits.pids, value::whole(16..=1 << 22));
+    });
+    document.section("logs", |s| {
+        let logs = &mut config.logs;
+        s.read("max_bytes_per_job", &mut logs.max_bytes, value::log_bytes);
+        s.read("max_segments", &mut logs.segments, value::whole(2..=1000));
+    });
+    document.section("images", |s| {
+        let images = &mut config.images;
+        s.read("mirrors", &mut images.mirrors, value::mirrors);
+        s.read("plain_http", &mut images.plain_http, value::registries);
+        s.read("max_unpacked", &mut images.max_unpacked, value::size);
+    });
+    document.section("retention", |s| {
+        let events = value::whole(100..=100_000_000);
+        s.read("events", &mut config.retention.events, events);
+    });
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_read() {
+        let text = r#"
+            [node]
+            root = "/srv/aleph"
+            [api]
+            socket = "/run/a.sock"
+            socket_group = "wheel"
+            listen = "0.0.0.0:7400"
+            tls_cert = "/etc/c.pem"
+            tls_key = "/etc/k.pem"
+            max_connections = 10
+            drain_seconds = 3
+            [executor]
+            qemu = "/opt/qemu"
+            accel = "tcg"
+            boot_timeout_seconds = 90
+            [limits]
+            overcommit_cpus = 2
+            overcommit_memory = 1.5
+            overcommit_disk = 0.5
+            reserved_memory = "1g"
+            pids_per_vm = 100
+            [logs]
+            max_bytes_per_job = "20m"
+            max_segments = 4
+            [images]
+            mirrors = { "docker.io" = ["http://127.0.0.1:5000"] }
+            plain_http = ["registry.local:5000"]
+            max_unpacked = "5g"
+            [retention]
+            events = 500
+        "#;
+        let config = Config::check(text).unwrap();
+        let want = Config {
+            node: NodeSection {
+                root: Some("/srv/aleph".into()),
+            },
+            api: ApiSection {
+                socket: Some("/run/a.sock".into()),
+                socket_group: "wheel".into(),
+                listen: Some("0.0.0.0:7400".parse().unwrap()),
+                tls: Some(TlsFiles {
+                    certificate: "/etc/c.pem".into(),
+                    key: "/etc/k.pem".into(),
+                }),
+                max_connections: 10,
+                drain: Duration::from_secs(3),
+            },
+            executor: ExecutorSection {
+                qemu: "/opt/qemu".into(),
+                accelerator: Some(Accelerator::Tcg),
+                boot_timeout: Duration::from_secs(90),
+            },
+            limits: LimitsSection {
+                overcommit: Overcommit {
+                    cpus: 2.0,
+                    memory: 1.5,
+                    disk: 0.5,
+                },
+                reserved_memory: MiB(1024),
+                pids: 100,
+            },
+            logs: LogsSection {
+                max_bytes: 20 << 20,
+                segments: 4,
+            },
+            images: ImagesSection {
+                mirrors: BTreeMap::from([(
+                    "docker.io".into(),
+                    vec!["http://127.0.0.1:5000".into()],
+                )]),
+                plain_http: vec!["registry.local:5000".into()],
+                max_unpacked: MiB(5 * 1024),
+            },
+            retention: RetentionSection { events: 500 },
+        };
+        assert_eq!(config, want);
+    }
+
+    #[test]
+    fn the_example_is_valid_and_says_the_defaults() {
+        let text = include_str!("../../../../packaging/aleph.toml");
+        assert_eq!(Config::check(text), Ok(Config::default()));
+        // With its comments taken away, each line that shows a key sets its default.
+        let keys: String = text
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let config = Config::check(&keys).unwrap();
+        assert_eq!(config.limits, LimitsSection::default());
+        assert_eq!(config.logs, LogsSection::default());
+        assert_eq!(config.retention, RetentionSection::default());
+        assert_eq!(config.executor.boot_timeout, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn each_mistake_has_its_path() {
+        for (text, path, says) in [
+            ("x = 1", "x", "no such key"),
+            ("[nod]", "nod", "did you mean \"node\"?"),
+            ("node = 1", "node", "is an integer, and has to be a table"),
+            ("[node]\nroot = 5", "node.root", "has to be a string"),
+            ("[node]\nroot = 'x'", "node.root", "absolute path"),
+            ("[api]\nlisten = 'here'", "api.listen", "127.0.0.1:7400"),
+            (
+                "[api]\nlisten = '0.0.0.0:1'",
+                "api.listen",
+                "needs tls_cert",
+            ),
+            (
+                "[api]\nlisten = '127.0.0.1:1'\ntls_cert = '/c'",
+                "api.tls_cert",
+                "needs tls_key",
+            ),
+            (
+                "[api]\ntls_cert = '/c'\ntls_key = '/k'",
+                "api.listen",
+                "missing",
+            ),
+            (
+                "[api]\nmax_connections = 0",
+                "api.max_connections",
+                "between 1 and 100000",
+            ),
+            (
+                "[api]\nmax_connections = 1.5",
+                "api.max_connections",
+                "is a float",
+            ),
+            ("[api]\nsocket_group = ''", "api.socket_group", "group"),
+            (
+                "[executor]\naccel = 'magic'",
+                "executor.accel",
+                "write kvm or tcg",
+            ),
+            (
+                "[executor]\nboot_timeout_seconds = -1",
+                "executor.boot_timeout_seconds",
+                "between",
+            ),
+            (
+                "[limits]\novercommit_cpus = 0",
+                "limits.overcommit_cpus",
+                "between",
+            ),
+            (
+                "[limits]\nreserved_memory = '1x'",
+                "limits.reserved_memory",
+                "not a size",
+            ),
+            (
+                "[limits]\nreserved_memory = 512",
+                "limits.reserved_memory",
+                "has to be a string",
+            ),
+            (
+                "[logs]\nmax_bytes_per_job = '0'",
+                "logs.max_bytes_per_job",
+                "at least",
+            ),
+            (
+                "[images]\nmirrors = { 'docker.io' = 'x' }",
+                "images.mirrors.\"docker.io\"",
+                "has to be a list",
+            ),
+            (
+                "[images]\nmirrors = { 'docker.io' = ['ftp://x'] }",
+                "images.mirrors.\"docker.io\"[0]",
+                "http://",
+            ),
+            (
+                "[images]\nplain_http = ['a', 1]",
+                "images.plain_http[1]",
+                "has to be a string",
+            ),
+            ("[retention]\nevents = 1", "retention.events", "between"),
+        ] {
+            let problems = Config::check(text).unwrap_err();
+            let [problem] = problems.as_slice() else {
+                panic!("{text}: {problems:?}");
+            };
+            assert_eq!(problem.path, path, "{text}");
+            assert!(problem.to_string().contains(says), "{problem}");
+            assert!(problem.line.is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "[api]\nlisten = 1\nsokcet = '/x'\n[executr]\n[limits]\npids_per_vm = 'many'\n";
+        let problems = Config::check(text).unwrap_err();
+        let paths: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            ["api.listen", "api.sokcet", "limits.pids_per_vm", "executr"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_toml_is_told_with_its_line() {
+        let problems = Config::check("[api]\nlisten = \n\n[node\n").unwrap_err();
+        assert_eq!(problems[0].line, Some(2), "{problems:?}");
+        assert!(problems.len() >= 2, "{problems:?}");
+    }
+}

@@ -1,0 +1,218 @@
+//! Values of the configuration, each with what it has to be.
+
+use aleph_executor::accel::Accelerator;
+use aleph_types::MiB;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::de::DeValue;
+
+/// What is wrong with a value, or with a part of it.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// Where in the value, such as `[2]`; empty for the whole.
+    pub(super) place: String,
+    pub(super) message: String,
+}
+
+type Parsed<T> = Result<T, Vec<Fault>>;
+
+impl Fault {
+    fn new(message: impl Into<String>) -> Self {
+        Self {
+            place: String::new(),
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn kind(value: &DeValue<'_>, wanted: &str) -> Self {
+        let kind = match value {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "an integer",
+            DeValue::Float(_) => "a float",
+            DeValue::Boolean(_) => "a boolean",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        Self::new(format!("is {kind}, and has to be {wanted}"))
+    }
+
+    fn at(mut self, place: &str) -> Self {
+        self.place.insert_str(0, place);
+        self
+    }
+}
+
+fn wrong<T>(message: impl Into<String>) -> Parsed<T> {
+    Err(vec![Fault::new(message)])
+}
+
+fn text<'v>(value: &'v DeValue<'_>, such_as: &str) -> Parsed<&'v str> {
+    value
+        .as_str()
+        .ok_or_else(|| vec![Fault::kind(value, &format!("a string, such as {such_as}"))])
+}
+
+pub(super) fn absolute(value: &DeValue<'_>) -> Parsed<PathBuf> {
+    let path = PathBuf::from(text(value, "\"/etc/aleph/key.pem\"")?);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        wrong(format!("{path:?} has to be an absolute path"))
+    }
+}
+
+pub(super) fn program(value: &DeValue<'_>) -> Parsed<PathBuf> {
+    match text(value, "\"qemu-system-x86_64\"")? {
+        "" => wrong("has to name a program"),
+        name => Ok(name.into()),
+    }
+}
+
+pub(super) fn group(value: &DeValue<'_>) -> Parsed<String> {
+    let name = text(value, "\"aleph\"")?;
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if name.is_empty() || !name.bytes().all(good) {
+        return wrong(format!("{name:?} is no name or number of a group"));
+    }
+    Ok(name.to_owned())
+}
+
+pub(super) fn address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
+    let text = text(value, "\"127.0.0.1:7400\"")?;
+    text.parse().map_err(|_| {
+        let why =
+            format!("{text:?} is no address with a port, such as 127.0.0.1:7400 or [::1]:7400");
+        vec![Fault::new(why)]
+    })
+}
+
+pub(super) fn accelerator(value: &DeValue<'_>) -> Parsed<Accelerator> {
+    text(value, "\"kvm\"")?
+        .parse()
+        .map_err(|why: String| vec![Fault::new(why)])
+}
+
+fn integer(value: &DeValue<'_>) -> Parsed<i128> {
+    let Some(integer) = value.as_integer() else {
+        return Err(vec![Fault::kind(value, "an integer")]);
+    };
+    i128::from_str_radix(integer.as_str(), integer.radix())
+        .or_else(|_| wrong("is too large a number"))
+}
+
+/// A whole number in a range.
+pub(super) fn whole<T>(range: RangeInclusive<u32>) -> impl FnOnce(&DeValue<'_>) -> Parsed<T>
+where
+    T: TryFrom<i128>,
+{
+    move |value| {
+        let number = integer(value)?;
+        let inside = (i128::from(*range.start())..=i128::from(*range.end())).contains(&number);
+        match T::try_from(number) {
+            Ok(number) if inside => Ok(number),
+            _ => wrong(format!(
+                "is {number}, and has to be between {} and {}",
+                range.start(),
+                range.end()
+            )),
+        }
+    }
+}
+
+pub(super) fn seconds(range: RangeInclusive<u32>) -> impl FnOnce(&DeValue<'_>) -> Parsed<Duration> {
+    |value| whole::<u64>(range)(value).map(Duration::from_secs)
+}
+
+pub(super) fn ratio(value: &DeValue<'_>) -> Parsed<f64> {
+    let number = match value {
+        DeValue::Integer(_) => integer(value)?.to_string().parse().ok(),
+        DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
+        other => return Err(vec![Fault::kind(other, "a number, such as 2.0")]),
+    };
+    match number {
+        Some(number) if (0.01..=1000.0).contains(&number) => Ok(number),
+        _ => wrong("has to be between 0.01 and 1000"),
+    }
+}
+
+pub(super) fn size(value: &DeValue<'_>) -> Parsed<MiB> {
+    text(value, "\"512m\"")?
+        .parse()
+        .map_err(|why: aleph_types::ParseSizeError| vec![Fault::new(why.to_string())])
+}
+
+pub(super) fn log_bytes(value: &DeValue<'_>) -> Parsed<u64> {
+    match size(value)? {
+        MiB(0) => wrong("has to be at least 1m"),
+        size => Ok(size.bytes()),
+    }
+}
+
+/// A list of texts that all pass `check`; it gives what is wrong with one.
+fn texts(
+    value: &DeValue<'_>,
+    such_as: &str,
+    check: impl Fn(&str) -> Option<String>,
+) -> Parsed<Vec<String>> {
+    let Some(array) = value.as_array() else {
+        let wanted = format!("a list, such as [{such_as}]");
+        return Err(vec![Fault::kind(value, &wanted)]);
+    };
+    let (mut texts, mut faults) = (Vec::new(), Vec::new());
+    for (n, item) in array.iter().enumerate() {
+        match text(item.get_ref(), such_as) {
+            Ok(text) => match check(text) {
+                None => texts.push(text.to_owned()),
+                Some(why) => faults.push(Fault::new(why).at(&format!("[{n}]"))),
+            },
+            Err(inner) => faults.extend(inner.into_iter().map(|f| f.at(&format!("[{n}]")))),
+        }
+    }
+    if faults.is_empty() {
+        Ok(texts)
+    } else {
+        Err(faults)
+    }
+}
+
+fn no_registry(name: &str) -> Option<String> {
+    let bad = name.is_empty() || name.contains(['/', ' ', '@']);
+    bad.then(|| format!("{name:?} is no registry: write its host and port, such as host:5000"))
+}
+
+pub(super) fn registries(value: &DeValue<'_>) -> Parsed<Vec<String>> {
+    texts(value, "\"registry.local:5000\"", no_registry)
+}
+
+pub(super) fn mirrors(value: &DeValue<'_>) -> Parsed<BTreeMap<String, Vec<String>>> {
+    let Some(table) = value.as_table() else {
+        let wanted = "a table, such as { \"docker.io\" = [\"http://127.0.0.1:5000\"] }";
+        return Err(vec![Fault::kind(value, wanted)]);
+    };
+    let no_url = |url: &str| {
+        let rest = url
+            .strip_prefix("http://")
+            .or_else(|| url.strip_prefix("https://"));
+        let bad = rest.is_none_or(|rest| rest.is_empty() || rest.contains(' '));
+        bad.then(|| format!("{url:?} is no URL that begins with http:// or https://"))
+    };
+    let (mut mirrors, mut faults) = (BTreeMap::new(), Vec::new());
+    for (key, value) in table {
+        let name = key.get_ref();
+        let place = format!(".{name:?}");
+        faults.extend(no_registry(name).map(|why| Fault::new(why).at(&place)));
+        match texts(value.get_ref(), "\"http://127.0.0.1:5000\"", no_url) {
+            Ok(urls) => drop(mirrors.insert(name.to_string(), urls)),
+            Err(inner) => faults.extend(inner.into_iter().map(|f| f.at(&place))),
+        }
+    }
+    if faults.is_empty() {
+        Ok(mirrors)
+    } else {
+        Err(faults)
+    }
+}

@@ -1,0 +1,342 @@
+//! The daemon: opens a node, serves its API, and lets go of it in order.
+//!
+//! ```text
+//! open: node (lock, journal, adoption, sweep) ─▶ accounts ─▶ sockets      READY=1
+//! run:  clients, until a signal
+//! stop: no more clients, streams end ─▶ requests under way, with a deadline
+//!       ─▶ the node lets go of its guests, which run on ─▶ the socket goes
+//! ```
+//! A second signal ends the process at once. That is as safe as `kill -9`: what the daemon had
+//! begun is in the journal, and its guests run on.
+
+use crate::config::Config;
+use crate::images::StoreImages;
+use crate::listen::{Front, ListenError, LocalSocket, Tls, bind_tcp};
+use crate::peer::{Operators, group_id};
+use crate::server::connection::{Ending, Slots};
+use crate::server::{Service, router};
+use aleph_executor::{Node, NodeError};
+use aleph_image::oci::{PullOptions, Registries};
+use aleph_types::{Classify, ErrorClass};
+use rustix::fs::{Gid, Mode};
+use sd_notify::NotifyState;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+/// The name of the socket in the node's run folder.
+pub const SOCKET: &str = "aleph.sock";
+
+/// How long connections may take to close once they were told to, at once.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// A daemon that could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Its folders cannot be made.
+    #[error("cannot make the node's folders")]
+    Folders(#[source] io::Error),
+    /// Its node cannot be opened.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// It cannot listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// It cannot hear signals.
+    #[error("cannot hear signals")]
+    Signals(#[source] io::Error),
+}
+
+impl Classify for DaemonError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Node(error) => error.class(),
+            Self::Listen(error) => error.class(),
+            Self::Folders(_) | Self::Signals(_) => ErrorClass::Unavailable,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Node(error) => error.code(),
+            Self::Listen(error) => error.code(),
+            Self::Folders(_) => "folders",
+            Self::Signals(_) => "signals",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Node(error) => error.advice(),
+            Self::Listen(error) => error.advice(),
+            Self::Folders(_) => {
+                Some("Run as root, or name a folder of your own with --root DIR.".into())
+            }
+            Self::Signals(_) => None,
+        }
+    }
+}
+
+/// A daemon that listens and does not serve yet.
+#[derive(Debug)]
+pub struct Daemon {
+    service: Service,
+    socket: LocalSocket,
+    tcp: Option<TcpListener>,
+    tls: Option<Arc<Tls>>,
+    connections: usize,
+    drain: Duration,
+}
+
+impl Daemon {
+    /// Opens the node and listens. From then on clients can connect; they are served by
+    /// [`Daemon::run`].
+    ///
+    /// # Errors
+    /// Where the node belongs to another daemon, or something that it needs cannot be had.
+    pub async fn open(config: &Config) -> Result<Self, DaemonError> {
+        let node_config = config.node_config().map_err(DaemonError::Folders)?;
+        let paths = node_config.paths.clone();
+        // What is cheap to find wrong is found before the node is touched.
+        let tls = match &config.api.tls {
+            Some(files) => Some(Arc::new(Tls::load(files.clone())?)),
+            None => None,
+        };
+        let images = Arc::new(StoreImages::new(paths.state(), pull_options(config)));
+        let node = Box::pin(Node::open(node_config, Arc::clone(&images) as _)).await?;
+        let group = group_id(&config.api.socket_group);
+        if group.is_none() {
+            let group = &config.api.socket_group;
+            tracing::info!(
+                group,
+                "there is no such group: only root may use the socket"
+            );
+        }
+        let operators = Operators {
+            own: rustix::process::geteuid().as_raw(),
+            group,
+        };
+        let opened = Self::listen(config, paths.run(), group).await;
+        let (socket, tcp) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                node.shutdown().await;
+                return Err(error.into());
+            }
+        };
+        let service = Service::new(node, images, operators).await?;
+        Ok(Self {
+            service,
+            socket,
+            tcp,
+            tls,
+            connections: config.api.max_connections,
+            drain: config.api.drain,
+        })
+    }
+
+    async fn listen(
+        config: &Config,
+        run: &Path,
+        group: Option<u32>,
+    ) -> Result<(LocalSocket, Option<TcpListener>), ListenError> {
+        let path = match &config.api.socket {
+            Some(path) => path.clone(),
+            None => {
+                let open = open_folder(run, group);
+                let path = run.join(SOCKET);
+                open.map_err(|source| ListenError::Socket {
+                    path: path.clone(),
+                    source,
+                })?;
+                path
+            }
+        };
+        let socket = LocalSocket::bind(&path, group)?;
+        let tcp = match config.api.listen {
+            Some(address) => Some(bind_tcp(address).await?),
+            None => None,
+        };
+        Ok((socket, tcp))
+    }
+
+    /// What the API works on.
+    #[must_use]
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// The path of the Unix socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        self.socket.path()
+    }
+
+    /// The TCP address, where it has one.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref()?.local_addr().ok()
+    }
+
+    /// The certificate, to be read again.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.clone()
+    }
+
+    /// Serves clients until `stop`, then ends in order. Guests run on.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let stopping = self.service.stopping.clone();
+        let abort = CancellationToken::new();
+        let tracker = TaskTracker::new();
+        let front = || Front {
+            router: router(&self.service),
+            slots: Slots::new(self.connections, &self.service.metrics),
+            ending: Ending {
+                stopping: stopping.clone(),
+                abort: abort.clone(),
+            },
+            tracker: tracker.clone(),
+        };
+        let local = front().local(&self.socket);
+        let remote = async {
+            match self.tcp {
+                Some(listener) => front().remote(listener, self.tls.clone()).await,
+                None => stopping.cancelled().await,
+            }
+        };
+        let stop = async {
+            stop.await;
+            stopping.cancel();
+        };
+        tokio::join!(local, remote, stop);
+        let work = &self.service.work;
+        tracker.close();
+        work.close();
+        let ended = timeout(self.drain, async {
+            tracker.wait().await;
+            work.wait().await;
+        });
+        if ended.await.is_err() {
+            tracing::warn!("requests under way are broken off");
+            abort.cancel();
+            let _ = timeout(CLOSE_TIME, tracker.wait()).await;
+        }
+        self.service.node.shutdown().await;
+    }
+}
+
+/// Members of the group have to get through the run folder to its socket, and nowhere else: the
+/// folders in it are closed.
+fn open_folder(run: &Path, group: Option<u32>) -> io::Result<()> {
+    let Some(group) = group.filter(|group| *group != 0) else {
+        return Ok(());
+    };
+    rustix::fs::chown(run, None, Some(Gid::from_raw(group)))?;
+    rustix::fs::chmod(run, Mode::from_raw_mode(0o710))?;
+    Ok(())
+}
+
+fn pull_options(config: &Config) -> PullOptions {
+    PullOptions {
+        registries: Registries {
+            mirrors: config.images.mirrors.clone(),
+            insecure: config.images.plain_http.iter().cloned().collect(),
+            ..Registries::default()
+        },
+        most_bytes: config.images.max_unpacked.bytes(),
+        ..PullOptions::default()
+    }
+}
+
+/// Runs a node until SIGTERM or SIGINT, and tells systemd how it is (sd_notify(3)). SIGHUP reads
+/// the certificate again. A second SIGTERM or SIGINT ends the process at once.
+///
+/// # Errors
+/// Where it could not begin.
+pub async fn up(config: Config) -> Result<(), DaemonError> {
+    // Before anything that takes time, so that no signal meets its default.
+    let mut signals = Signals::new().map_err(DaemonError::Signals)?;
+    let daemon = Box::pin(Daemon::open(&config)).await?;
+    let tls = daemon.tls();
+    tracing::info!(
+        socket = %daemon.socket().display(),
+        address = daemon.address().map(tracing::field::display),
+        "the node is up"
+    );
+    notify(&[NotifyState::Ready]);
+    let _watchdog = watchdog(daemon.service().clone());
+    let stop = async {
+        signals.end(tls.as_deref()).await;
+        notify(&[NotifyState::Stopping]);
+        tracing::info!("the node stops; its guests run on");
+        tokio::spawn(async move {
+            signals.end(None).await;
+            tracing::warn!("ended at once");
+            std::process::exit(1);
+        });
+    };
+    daemon.run(stop).await;
+    Ok(())
+}
+
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits until the process is asked to end, and reads the certificate again where it is
+    /// asked for that.
+    async fn end(&mut self, tls: Option<&Tls>) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => match tls.map(Tls::reload) {
+                    Some(Ok(())) => tracing::info!("the certificate was read again"),
+                    Some(Err(error)) => tracing::error!(%error, "the old certificate stays"),
+                    None => {}
+                },
+            }
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    // Without systemd there is nobody to tell.
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}
+
+/// Tells systemd's watchdog, where there is one, that the node answers.
+fn watchdog(service: Service) -> Option<AbortOnDropHandle<()>> {
+    let period = sd_notify::watchdog_enabled()?;
+    let mut ticks = interval((period / 3).max(Duration::from_millis(100)));
+    Some(AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            ticks.tick().await;
+            match service.node.info() {
+                Ok(_) => notify(&[NotifyState::Watchdog]),
+                Err(error) => tracing::warn!(%error, "the node does not answer"),
+            }
+        }
+    })))
+}

@@ -1,0 +1,227 @@
+//! The node's images, for its jobs and for the API.
+//!
+//! [`StoreImages`] is the seam between the node, which knows no store, and the store, which
+//! knows no jobs. The store blocks, so all that touches it runs in the pool for blocking work.
+
+use crate::signal;
+use aleph_executor::Boot;
+use aleph_executor::hypervisor::BoxFuture;
+use aleph_executor::node::{ImageDefaults, Images, Prepared};
+use aleph_image::oci::{PullEvent, PullOptions, Reference};
+use aleph_image::{
+    DiskError, Image, ImageError, KernelError, KernelStore, PruneOptions, Pruned, Removed, Store,
+};
+use aleph_types::{Classify, ErrorClass, JobSpec, Problem, PullPolicy};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tokio::task::spawn_blocking;
+
+/// The images and kernels in a node's state folder.
+#[derive(Debug, Clone)]
+pub struct StoreImages {
+    state: PathBuf,
+    options: PullOptions,
+}
+
+/// An image or kernel that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImagesError {
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A file of the kernel bundle.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The work on it broke off.
+    #[error("the work on images panicked")]
+    Panicked,
+}
+
+impl Classify for ImagesError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Image(error) => error.class(),
+            Self::Kernel(error) => error.class(),
+            Self::Open { .. } => ErrorClass::Unavailable,
+            Self::Panicked => ErrorClass::Internal,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Image(error) => error.code(),
+            Self::Kernel(error) => error.code(),
+            Self::Open { .. } => "kernel_file",
+            Self::Panicked => "internal",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Image(error) => error.advice(),
+            Self::Kernel(error) => error.advice(),
+            Self::Open { .. } => Some("Build the kernel bundle again: aleph kernel build.".into()),
+            Self::Panicked => None,
+        }
+    }
+}
+
+impl From<DiskError> for ImagesError {
+    fn from(error: DiskError) -> Self {
+        Self::Image(error.into())
+    }
+}
+
+impl StoreImages {
+    /// Those in the state folder `state`; `options` says how registries are spoken with.
+    #[must_use]
+    pub fn new(state: &Path, options: PullOptions) -> Self {
+        Self {
+            state: state.to_owned(),
+            options,
+        }
+    }
+
+    /// All images.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn list(&self) -> Result<Vec<Image>, ImagesError> {
+        self.with_store(|store| store.list()).await
+    }
+
+    /// The image that a name or digest means.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub async fn resolve(&self, reference: &str) -> Result<Image, ImagesError> {
+        let reference = reference.to_owned();
+        self.with_store(move |store| store.resolve(&reference))
+            .await
+    }
+
+    /// Removes a name, and its image with the last of them.
+    ///
+    /// # Errors
+    /// Where there is none, or it is in use.
+    pub async fn remove(&self, reference: &str) -> Result<Removed, ImagesError> {
+        let reference = reference.to_owned();
+        self.with_store(move |store| store.remove(&reference)).await
+    }
+
+    /// Removes what nobody needs.
+    ///
+    /// # Errors
+    /// Where the store cannot be read or written.
+    pub async fn prune(&self, options: PruneOptions) -> Result<Pruned, ImagesError> {
+        self.with_store(move |store| store.prune(&options)).await
+    }
+
+    /// Pulls an image. `listener` hears how far it is, and must not block.
+    ///
+    /// # Errors
+    /// Where it cannot be had.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        listener: impl Fn(PullEvent) + Send + Sync + 'static,
+    ) -> Result<Image, ImagesError> {
+        let state = self.state.clone();
+        let store = run(move || Store::open(state).map_err(ImagesError::from)).await?;
+        Ok(store.pull(reference, &self.options, listener).await?)
+    }
+
+    /// The image of a job, which is fetched where its policy says so.
+    async fn fetch(&self, reference: &str, policy: PullPolicy) -> Result<Image, ImagesError> {
+        if policy != PullPolicy::Always {
+            match self.resolve(reference).await {
+                Err(ImagesError::Image(ImageError::NotFound { .. }))
+                    if policy == PullPolicy::Missing && reference.parse::<Reference>().is_ok() => {}
+                found => return found,
+            }
+        }
+        let name = reference.to_owned();
+        let pulled = self.pull(reference, move |event| {
+            tracing::debug!(image = name, ?event, "pulling");
+        });
+        pulled.await
+    }
+
+    async fn open(&self, spec: &JobSpec, uncompressed: bool) -> Result<Prepared, ImagesError> {
+        let image = self.fetch(&spec.image, spec.pull).await?;
+        let state = self.state.clone();
+        run(move || prepare(&state, &image, uncompressed)).await
+    }
+
+    async fn with_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, ImagesError> {
+        let state = self.state.clone();
+        run(move || Ok(work(&Store::open(state)?)?)).await
+    }
+}
+
+impl Images for StoreImages {
+    fn prepare<'a>(
+        &'a self,
+        spec: &'a JobSpec,
+        uncompressed: bool,
+    ) -> BoxFuture<'a, Result<Prepared, Problem>> {
+        Box::pin(async move {
+            let opened = self.open(spec, uncompressed).await;
+            opened.map_err(|error| Problem::of(&error))
+        })
+    }
+}
+
+async fn run<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImagesError> + Send + 'static,
+) -> Result<T, ImagesError> {
+    spawn_blocking(work)
+        .await
+        .unwrap_or(Err(ImagesError::Panicked))
+}
+
+fn prepare(state: &Path, image: &Image, uncompressed: bool) -> Result<Prepared, ImagesError> {
+    let bundle = KernelStore::open(state)?.default_bundle()?;
+    // An uncompressed kernel can be booted at once only where it has a PVH entry.
+    let kernel = match bundle.vmlinux() {
+        Some(vmlinux) if uncompressed && bundle.pvh() => vmlinux,
+        _ => bundle.kernel(),
+    };
+    let open = |path: &Path| {
+        File::open(path).map_err(|source| ImagesError::Open {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let held = image.hold()?;
+    let config = &image.record().config;
+    Ok(Prepared {
+        digest: image.digest().to_string(),
+        defaults: ImageDefaults {
+            entrypoint: config.entrypoint.clone(),
+            command: config.cmd.clone(),
+            env: config.env.clone(),
+            workdir: config.workdir.clone(),
+            user: config.user.clone(),
+            stop_signal: config.stop_signal.as_deref().and_then(signal::number),
+        },
+        boot: Boot {
+            kernel: open(kernel)?,
+            initrd: open(bundle.initrd())?,
+            filesystem: image.filesystem().to_string(),
+            // The lock on the image belongs to the open file, so it lasts as long as its VM.
+            image: held.into_file(),
+        },
+    })
+}

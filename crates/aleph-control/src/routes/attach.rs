@@ -1,0 +1,123 @@
+//! The output and input of a job's own command.
+
+use super::JobPath;
+use super::session::{self, Gone, Held, Output, STDERR, STDOUT, Tell, Upgrade};
+use crate::server::extract::{Query, Segment};
+use crate::server::{Caller, Refusal, Service};
+use aleph_executor::logs::LogReader;
+use aleph_executor::node::{Attachment, NodeError};
+use aleph_types::{Job, JobId, JobState, LogStream, Problem};
+use axum::extract::State;
+use axum::extract::ws::WebSocket;
+use axum::response::Response;
+use serde::Deserialize;
+use std::time::Duration;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(super) fn routes() -> OpenApiRouter<Service> {
+    OpenApiRouter::new().routes(routes!(attach))
+}
+
+/// How long after its last output a job may take to end.
+const LAST_WORD: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+struct AttachQuery {
+    /// Whether what the client sends goes to standard input.
+    #[param(required = false)]
+    stdin: bool,
+    /// Whether the output of this start comes first.
+    #[param(required = false)]
+    logs: bool,
+}
+
+/// Attach to a job's command
+///
+/// A WebSocket with the messages of `exec`, without the first one. It ends with `{"exit":...}`,
+/// or with `{"ended":Job}` where the command has no exit status.
+#[utoipa::path(
+    get, path = "/v1/jobs/{job}/attach", tag = "sessions", params(JobPath, AttachQuery),
+    responses((status = 101, description = "The session begins.")),
+)]
+async fn attach(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(job): Segment,
+    Query(query): Query<AttachQuery>,
+    slot: Held,
+    upgrade: Upgrade,
+) -> Result<Response, Refusal> {
+    let id = service.find(&caller, &job)?;
+    let upgrade = session::accept(upgrade)?;
+    let attached = service.node.attach(id, query.logs).await?;
+    Ok(upgrade.on_upgrade(move |socket| {
+        let work = service.work.clone();
+        work.track_future(async move {
+            run(&service, id, attached, query.stdin, socket).await;
+            drop(slot);
+        })
+    }))
+}
+
+async fn run(service: &Service, id: JobId, attached: Attachment, stdin: bool, socket: WebSocket) {
+    let (output, input) = session::split(socket);
+    let Attachment {
+        output: mut reader,
+        input: to,
+    } = attached;
+    // It is waited for from now on, because a job that removes itself cannot be asked later.
+    let node = service.node.clone();
+    let over = [JobState::Exited, JobState::Failed, JobState::Destroyed];
+    let mut over = Box::pin(async move { node.wait(id, &over).await });
+    let told = async |output: &mut Output| {
+        pass(&mut reader, output).await?;
+        let ended = tokio::select! {
+            ended = &mut over => ended,
+            ended = service.node.wait(id, &[JobState::Restarting]) => ended,
+            () = tokio::time::sleep(LAST_WORD) => service.node.job(id),
+        };
+        output.tell(&last_word(ended)).await
+    };
+    session::run(
+        output,
+        input.feed(to, stdin),
+        told,
+        service.stopping.clone(),
+    )
+    .await;
+}
+
+async fn pass(reader: &mut LogReader, output: &mut Output) -> Result<(), Gone> {
+    loop {
+        match reader.next().await {
+            Ok(Some(entry)) => {
+                let channel = match entry.stream {
+                    LogStream::Stdout => STDOUT,
+                    LogStream::Stderr => STDERR,
+                };
+                output.data(channel, &entry.bytes).await?;
+            }
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let problem =
+                    Refusal::internal(&format!("the log cannot be read: {error}")).problem;
+                output.tell(&Tell::Error(*problem)).await?;
+                return Err(Gone);
+            }
+        }
+    }
+}
+
+fn last_word(ended: Result<Job, NodeError>) -> Tell {
+    match ended {
+        Ok(job) => match job.exit {
+            Some(status) => Tell::Exit(status),
+            None => Tell::Ended(Box::new(job)),
+        },
+        Err(error) => Tell::Error(Problem::of(&error)),
+    }
+}

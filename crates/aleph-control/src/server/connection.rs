@@ -1,0 +1,222 @@
+//! One client: how many there may be, and how each is spoken with.
+//!
+//! A client has a slot for as long as it is connected, sessions over WebSockets included. One
+//! user or address gets at most half of them, so that nobody can shut the others out. Who
+//! finds no slot is told so and sent away; nothing waits.
+//!
+//! A client that is slow costs its slot and what one connection holds: a buffer of [`BUFFER`]
+//! bytes in each direction and one piece of what it is sent. Head of a request and TLS have
+//! deadlines of their own.
+
+use super::problem::Refusal;
+use crate::metrics::Metrics;
+use crate::peer::Peer;
+use aleph_types::ErrorClass;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// Bytes that a connection holds of what it reads, and of what it writes. The head of a request
+/// has to fit.
+pub(crate) const BUFFER: usize = 64 * 1024;
+
+/// How long the head of a request may take, and how long a connection may be idle.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+
+/// How many headers a request may have.
+const MAX_HEADERS: usize = 64;
+
+/// Whose connections are counted together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Owner {
+    User(u32),
+    Address(IpAddr),
+}
+
+/// The slots of one listener. Clones are the same ones.
+#[derive(Debug, Clone)]
+pub(crate) struct Slots(Arc<Count>);
+
+#[derive(Debug)]
+struct Count {
+    most: usize,
+    taken: Mutex<HashMap<Owner, usize>>,
+    metrics: Metrics,
+}
+
+/// A client's slot, given back with its last clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    _held: Arc<Taken>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    owner: Owner,
+    count: Arc<Count>,
+}
+
+impl Slots {
+    pub(crate) fn new(most: usize, metrics: &Metrics) -> Self {
+        Self(Arc::new(Count {
+            most,
+            taken: Mutex::default(),
+            metrics: metrics.clone(),
+        }))
+    }
+
+    /// A slot for a client, if there is one left for it.
+    pub(crate) fn take(&self, peer: &Peer) -> Option<Slot> {
+        let owner = match peer {
+            Peer::Local(who) => Owner::User(who.uid),
+            Peer::Remote { address, .. } => Owner::Address(address.ip()),
+        };
+        let count = &self.0;
+        let mut taken = count.lock();
+        let (all, own): (usize, usize) = (
+            taken.values().sum(),
+            taken.get(&owner).copied().unwrap_or(0),
+        );
+        // Root is no stranger who has to be kept at bay.
+        let most = match owner {
+            Owner::User(0) => count.most,
+            _ => count.most.div_ceil(2),
+        };
+        if all >= count.most || own >= most {
+            count.metrics.refused.inc();
+            return None;
+        }
+        *taken.entry(owner).or_default() += 1;
+        count.metrics.connections.inc();
+        let count = Arc::clone(count);
+        Some(Slot {
+            _held: Arc::new(Taken { owner, count }),
+        })
+    }
+}
+
+impl Count {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Owner, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut taken = self.count.lock();
+        if let Some(own) = taken.get_mut(&self.owner) {
+            *own -= 1;
+            if *own == 0 {
+                taken.remove(&self.owner);
+            }
+        }
+        self.count.metrics.connections.dec();
+    }
+}
+
+/// When connections end.
+#[derive(Debug, Clone)]
+pub(crate) struct Ending {
+    /// No further requests.
+    pub(crate) stopping: CancellationToken,
+    /// At once.
+    pub(crate) abort: CancellationToken,
+}
+
+/// Speaks HTTP with a client until one of both has enough.
+pub(crate) async fn serve(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    slot: Slot,
+    router: Router,
+    ending: Ending,
+) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(slot.clone());
+        router.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(BUFFER)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let served = async {
+        tokio::select! {
+            done = connection.as_mut() => done,
+            () = ending.stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    tokio::select! {
+        done = served => if let Err(error) = done {
+            tracing::debug!(%error, "a connection broke");
+        },
+        () = ending.abort.cancelled() => {}
+    }
+}
+
+/// The whole answer to a client for whom there is no slot.
+pub(crate) fn no_slot() -> Vec<u8> {
+    let (status, class) = (StatusCode::SERVICE_UNAVAILABLE, ErrorClass::Unavailable);
+    let message = "too many clients are connected";
+    let refusal = Refusal::new(status, class, "too_many_connections", message)
+        .advise("Close connections, or try again.");
+    let body = serde_json::to_string(&refusal.problem).unwrap_or_default();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::Credentials;
+
+    fn user(uid: u32) -> Peer {
+        Peer::Local(Credentials {
+            uid,
+            groups: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn nobody_takes_all_slots_but_root() {
+        let slots = Slots::new(4, &Metrics::default());
+        let first = slots.take(&user(7)).unwrap();
+        let second = slots.take(&user(7)).unwrap();
+        assert!(slots.take(&user(7)).is_none(), "half of them");
+        let third = slots.take(&user(0)).unwrap();
+        let _fourth = slots.take(&user(0)).unwrap();
+        assert!(slots.take(&user(8)).is_none(), "all are taken");
+        drop(third);
+        assert!(slots.take(&user(8)).is_some());
+        let copy = first.clone();
+        drop(first);
+        assert!(slots.take(&user(7)).is_none(), "a session holds its slot");
+        drop((copy, second));
+        assert!(slots.take(&user(7)).is_some());
+        assert_eq!(slots.0.metrics.connections.get(), 1);
+        assert_eq!(slots.0.metrics.refused.get(), 3);
+    }
+}

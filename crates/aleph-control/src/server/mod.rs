@@ -1,0 +1,128 @@
+//! The HTTP API: one router over a [`Service`].
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | this one | [`Service`], what all handlers share, and [`router`] |
+//! | `caller` | who makes a request, found out before any handler runs |
+//! | `extract` | queries, path segments and bodies, with their limits |
+//! | `problem` | errors as clients get them |
+//! | `connection` | one client: limits, TLS, HTTP |
+//!
+//! # Failure cases
+//! - A handler's future is dropped when its client goes away. So what changes something runs in
+//!   a task of its own ([`Service::settle`]), and ends whether or not somebody waits for it.
+//! - What streams for ever (logs, events, sessions) ends when the node stops, and holds no more
+//!   than one piece of output while its client does not read.
+
+pub(crate) mod caller;
+pub(crate) mod connection;
+pub(crate) mod extract;
+pub(crate) mod problem;
+
+pub use caller::{ACCOUNT_HEADER, Caller};
+pub use extract::MAX_BODY;
+pub use problem::{Refusal, status_of};
+
+use crate::accounts::Accounts;
+use crate::images::StoreImages;
+use crate::metrics::{Metrics, measure};
+use crate::peer::Operators;
+use crate::routes;
+use aleph_executor::Node;
+use aleph_executor::node::NodeError;
+use aleph_types::JobId;
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use caller::identify;
+use std::ops::Deref;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What all handlers share. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Service(Arc<Shared>);
+
+/// The parts of a [`Service`].
+#[derive(Debug)]
+pub struct Shared {
+    /// The node.
+    pub node: Node,
+    /// Its images.
+    pub images: Arc<StoreImages>,
+    /// Its accounts.
+    pub accounts: Accounts,
+    /// Which local processes are operators.
+    pub operators: Operators,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Cancelled once the node is about to stop.
+    pub stopping: CancellationToken,
+    /// Requests that change something, as far as they are under way.
+    pub work: TaskTracker,
+}
+
+impl Deref for Service {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Service {
+    /// A service over a node.
+    ///
+    /// # Errors
+    /// Where the node's journal cannot be read.
+    pub async fn new(
+        node: Node,
+        images: Arc<StoreImages>,
+        operators: Operators,
+    ) -> Result<Self, NodeError> {
+        let accounts = Accounts::open(node.journal()?).await?;
+        Ok(Self(Arc::new(Shared {
+            node,
+            images,
+            accounts,
+            operators,
+            metrics: Metrics::default(),
+            stopping: CancellationToken::new(),
+            work: TaskTracker::new(),
+        })))
+    }
+
+    /// Finds the job that a caller means.
+    pub(crate) fn find(&self, caller: &Caller, reference: &str) -> Result<JobId, Refusal> {
+        Ok(self.node.find(&caller.scope, reference)?)
+    }
+
+    /// Carries out what changes something. It goes on when the client goes away.
+    pub(crate) async fn settle<T, E>(
+        &self,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        E: Into<Refusal> + Send + 'static,
+    {
+        if self.stopping.is_cancelled() {
+            return Err(Refusal::stopping());
+        }
+        match self.work.spawn(work).await {
+            Ok(done) => done.map_err(Into::into),
+            Err(_) => Err(Refusal::internal("a request panicked")),
+        }
+    }
+}
+
+/// The API's router. Connections add their [`crate::peer::Peer`] to each request.
+pub fn router(service: &Service) -> Router {
+    let guarded = routes::guarded().route_layer(from_fn_with_state(service.clone(), identify));
+    let (router, _) = guarded.merge(routes::open()).split_for_parts();
+    router
+        .fallback(problem::no_route)
+        .method_not_allowed_fallback(problem::no_method)
+        .layer(from_fn_with_state(service.clone(), measure))
+        .with_state(service.clone())
+}

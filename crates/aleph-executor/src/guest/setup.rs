@@ -1,0 +1,67 @@
+//! What makes a booted guest ready for commands.
+
+use super::error::AgentError;
+use aleph_guest_proto::{Root, Setup, ToGuest, Upper};
+use std::time::SystemTime;
+
+/// What makes a booted guest ready for commands.
+#[derive(Debug, Clone)]
+pub struct SetupRequest {
+    /// Its hostname.
+    pub hostname: String,
+    /// The image's filesystem as mount(2) names it.
+    pub filesystem: String,
+    /// What writes go to.
+    pub upper: UpperKind,
+    /// Whether it powers off when we hang up: where nobody will come back to it.
+    pub poweroff_on_hangup: bool,
+}
+
+impl SetupRequest {
+    /// The message, with entropy and time of now.
+    pub(super) fn with_message<T>(
+        &self,
+        send: impl FnOnce(&ToGuest<'_>) -> T,
+    ) -> Result<T, AgentError> {
+        let upper = match self.upper {
+            UpperKind::Memory => Upper::Memory,
+            UpperKind::Disk => Upper::Disk(SCRATCH_SERIAL.as_bytes()),
+        };
+        let since_1970 = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(send(&ToGuest::Setup(Setup {
+            hostname: self.hostname.as_bytes(),
+            unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
+            entropy: &random::<64>()?,
+            root: Root {
+                image_serial: IMAGE_SERIAL.as_bytes(),
+                filesystem: self.filesystem.as_bytes(),
+                upper,
+            },
+            poweroff_on_hangup: self.poweroff_on_hangup,
+        })))
+    }
+}
+
+/// What takes the writes over the read-only image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpperKind {
+    /// The guest's memory.
+    Memory,
+    /// The scratch disk.
+    Disk,
+}
+
+/// Serial number of the block device with the image.
+pub(crate) const IMAGE_SERIAL: &str = "rootfs";
+/// Serial number of the scratch disk.
+pub(crate) const SCRATCH_SERIAL: &str = "scratch";
+
+/// Fresh random bytes of the host's.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], AgentError> {
+    use std::io::Read;
+    let mut bytes = [0; N];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}

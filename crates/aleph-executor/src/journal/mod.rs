@@ -1,0 +1,89 @@
+//! The node's journal: what it has promised, and what it is about to do to its host.
+//!
+//! One SQLite database, `STATE/state.db`, in WAL mode with full synchronisation: a write that was
+//! answered survives the loss of power. All writes go through one thread, which takes those
+//! that wait together as one transaction.
+//!
+//! | table | what it holds | written |
+//! | --- | --- | --- |
+//! | `jobs` | each job's record | before its user hears of it |
+//! | `vms` | each VM that may have objects on the host | before the first is made; removed after the last is gone |
+//! | `idempotency` | which request made which job | with the job |
+//! | `events` | what happened | with what happened |
+//! | `tokens` | hashes of tokens | before the token is shown |
+//! | `meta` | the node's id | once |
+//!
+//! # Failure cases
+//! A full disk is [`JournalError::Full`], and nothing of that write is kept. A crash between
+//! two writes leaves what the first says: a row in `vms` without objects, or objects without a
+//! VMM; whoever opens the node next completes or undoes it. A journal of a newer program is
+//! refused.
+
+mod error;
+mod events;
+mod jobs;
+mod schema;
+mod tokens;
+mod writer;
+
+pub use error::JournalError;
+pub(crate) use jobs::Inserted;
+pub use jobs::{Desired, JobRecord, RunRecord, VmRow};
+pub use tokens::TokenRecord;
+
+use aleph_types::NodeId;
+use rusqlite::{Connection, OptionalExtension};
+use std::path::Path;
+use writer::Writer;
+
+/// The journal. Clones are the same one.
+#[derive(Clone)]
+pub struct Journal {
+    writer: Writer,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Journal")
+    }
+}
+
+impl Journal {
+    /// Opens the journal at this path, or makes it.
+    ///
+    /// # Errors
+    /// Where it cannot be opened, or is of a newer program.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let mut connection = Connection::open(path).map_err(JournalError::sql("be opened"))?;
+        schema::prepare(&mut connection)?;
+        let writer = Writer::start(connection).map_err(|_| JournalError::Closed)?;
+        Ok(Self { writer })
+    }
+
+    /// The id of this node, made at the first call.
+    ///
+    /// # Errors
+    /// Where it cannot be read or kept.
+    pub async fn node_id(&self) -> Result<NodeId, JournalError> {
+        let what = "node.id";
+        let work = move |t: &rusqlite::Transaction<'_>| {
+            let known: Option<String> = t
+                .query_row("SELECT value FROM meta WHERE key = 'node'", [], |r| {
+                    r.get(0)
+                })
+                .optional()
+                .map_err(JournalError::sql("be read"))?;
+            if let Some(id) = known.and_then(|text| text.parse().ok()) {
+                return Ok(id);
+            }
+            let id = NodeId::random();
+            t.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('node', ?1)",
+                [id.to_string()],
+            )
+            .map_err(JournalError::sql("keep the node's id"))?;
+            Ok(id)
+        };
+        self.writer.run(what, work).await
+    }
+}

@@ -1,0 +1,136 @@
+//! What can go wrong with a node's jobs.
+
+use crate::executor::ExecutorError;
+use crate::guest::AgentError;
+use crate::journal::JournalError;
+use crate::lifecycle::Denial;
+use aleph_types::{Classify, ErrorClass, InvalidJob, JobState, Problem};
+use std::io;
+use std::path::PathBuf;
+
+/// A request to a node that did not work out.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// No node could run this job.
+    #[error(transparent)]
+    Job(#[from] InvalidJob),
+    /// This node cannot run it now.
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    /// Its image cannot be had.
+    #[error("{0}")]
+    Image(Problem),
+    /// There is no such job.
+    #[error("there is no job {0:?}")]
+    NoJob(String),
+    /// Several jobs begin so.
+    #[error("{0:?} is the beginning of {1} job ids")]
+    Ambiguous(String, usize),
+    /// Another job of the account has this name.
+    #[error("the name {0:?} is taken by job {1}")]
+    NameTaken(String, String),
+    /// The idempotency key came with another job before.
+    #[error("the idempotency key {0:?} was used for another request")]
+    KeyReused(String),
+    /// It makes no sense in the job's state.
+    #[error("the job is {state}: {why}")]
+    Denied {
+        /// Where its life is.
+        state: JobState,
+        /// Why that does not go together.
+        why: Denial,
+    },
+    /// The job runs and must end first.
+    #[error("the job is {0}")]
+    Live(JobState),
+    /// The state that is waited for cannot come any more.
+    #[error("the job is {0}, and will not be what is waited for")]
+    Never(JobState),
+    /// The guest could not do it.
+    #[error("the guest failed")]
+    Guest(#[from] AgentError),
+    /// The record of all jobs could not be read or written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A job's log could not be read or written.
+    #[error("cannot use {}", path.display())]
+    Log {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another daemon has this root.
+    #[error("another node runs on {}", .0.display())]
+    Owned(PathBuf),
+    /// The node is about to end.
+    #[error("the node is shutting down")]
+    ShuttingDown,
+}
+
+impl Classify for NodeError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Job(error) => error.class(),
+            Self::Executor(error) => error.class(),
+            Self::Image(problem) => problem.class,
+            Self::NoJob(_) => ErrorClass::NotFound,
+            Self::Ambiguous(..)
+            | Self::NameTaken(..)
+            | Self::KeyReused(_)
+            | Self::Denied { .. }
+            | Self::Live(_)
+            | Self::Never(_)
+            | Self::Owned(_) => ErrorClass::Conflict,
+            Self::Guest(AgentError::Failed { errno: 2, .. }) => ErrorClass::NotFound,
+            Self::Guest(AgentError::Failed { .. } | AgentError::Request(_)) => ErrorClass::Invalid,
+            Self::Guest(_) | Self::ShuttingDown => ErrorClass::Unavailable,
+            Self::Journal(error) => error.class(),
+            Self::Log { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorClass::Capacity,
+                _ => ErrorClass::Unavailable,
+            },
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Job(error) => error.code(),
+            Self::Executor(error) => error.code(),
+            Self::Image(_) => "image",
+            Self::NoJob(_) => "no_job",
+            Self::Ambiguous(..) => "ambiguous",
+            Self::NameTaken(..) => "name_taken",
+            Self::KeyReused(_) => "idempotency_mismatch",
+            Self::Denied { .. } => "wrong_state",
+            Self::Live(_) => "job_live",
+            Self::Never(_) => "wait_impossible",
+            Self::Guest(_) => "guest",
+            Self::Journal(error) => error.code(),
+            Self::Log { .. } => "log",
+            Self::Owned(_) => "root_in_use",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Job(error) => error.advice(),
+            Self::Executor(error) => error.advice(),
+            Self::Image(problem) => problem.advice.clone(),
+            Self::NoJob(_) => Some("See aleph ps -a for the jobs there are.".into()),
+            Self::Ambiguous(..) => Some("Give more digits of the id, or the name.".into()),
+            Self::NameTaken(..) => Some("Choose another name, or remove that job.".into()),
+            Self::KeyReused(_) => Some("Use a new key for each new job.".into()),
+            Self::Live(_) => Some("Stop it first, or force the removal.".into()),
+            Self::Denied { .. } => Some("See aleph inspect for its state.".into()),
+            Self::Owned(_) => {
+                Some("Stop that daemon, or give this one a root of its own with --root DIR.".into())
+            }
+            Self::ShuttingDown => Some("Try again once it is up.".into()),
+            Self::Journal(error) => error.advice(),
+            Self::Log { .. } => Some("Free some disk and try again.".into()),
+            Self::Never(_) | Self::Guest(_) => None,
+        }
+    }
+}

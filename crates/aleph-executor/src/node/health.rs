@@ -1,0 +1,80 @@
+//! Tries whether a job works, in its guest.
+
+use super::actor::{Note, Notes};
+use crate::guest::ExecRequest;
+use crate::vm::Vm;
+use aleph_types::{Health, HealthCheck, Incarnation, Probe};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Tries until the task is dropped, and tells each change.
+pub(super) async fn watch(check: HealthCheck, vm: Vm, notes: Notes, incarnation: Incarnation) {
+    let seconds = |n: u32| Duration::from_secs(u64::from(n));
+    let (began, start_period) = (Instant::now(), seconds(check.start_period_seconds));
+    let (mut failures, mut told) = (0, Health::Starting);
+    loop {
+        tokio::time::sleep(seconds(check.interval_seconds)).await;
+        // A frozen guest can answer nothing, and is not unhealthy for it.
+        if vm.status().state != crate::lifecycle::State::Running {
+            continue;
+        }
+        let works = tokio::time::timeout(seconds(check.timeout_seconds), probe(&vm, &check.probe))
+            .await
+            .unwrap_or(false);
+        let now = if works {
+            failures = 0;
+            Health::Healthy
+        } else {
+            if began.elapsed() >= start_period {
+                failures += 1;
+            }
+            if failures >= check.retries {
+                Health::Unhealthy
+            } else {
+                told
+            }
+        };
+        if now != told {
+            told = now;
+            if notes.send((incarnation, Note::Health(now))).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn probe(vm: &Vm, probe: &Probe) -> bool {
+    match probe {
+        Probe::Exec(argv) => {
+            let Ok(handle) = vm.exec(&ExecRequest::new(argv.clone())) else {
+                return false;
+            };
+            handle
+                .collect()
+                .await
+                .is_ok_and(|(_, _, status)| status.success())
+        }
+        Probe::Tcp { port } => match vm.agent() {
+            Ok(agent) => agent.connect(*port).await.is_ok(),
+            Err(_) => false,
+        },
+        Probe::Http { port, path } => http(vm, *port, path).await.unwrap_or(false),
+    }
+}
+
+/// Asks as a plain HTTP/1.0 client does (RFC 1945), and reads no further than the status.
+async fn http(vm: &Vm, port: u16, path: &str) -> std::io::Result<bool> {
+    let agent = vm.agent().map_err(std::io::Error::other)?;
+    let mut connection = agent.connect(port).await.map_err(std::io::Error::other)?;
+    let request = format!(
+        "GET {path} HTTP/1.0\r\nHost: localhost:{port}\r\nUser-Agent: aleph-health\r\nConnection: close\r\n\r\n"
+    );
+    connection.write_all(request.as_bytes()).await?;
+    // `HTTP/1.1 200`: the status is the second word of a line of at least 12 bytes.
+    let mut line = [0; 12];
+    connection.read_exact(&mut line).await?;
+    let status = std::str::from_utf8(&line[9..])
+        .ok()
+        .and_then(|s| s.parse::<u16>().ok());
+    Ok(line.starts_with(b"HTTP/1.") && status.is_some_and(|s| (200..400).contains(&s)))
+}

@@ -1,0 +1,116 @@
+//! What all parts of a node share.
+
+use super::entry::{Entry, Table, lock};
+use super::ledger::{Ledger, allocatable};
+use super::lookup::Turns;
+use super::{Images, NodeConfig, NodeError};
+use crate::executor::{Executor, ExecutorError};
+use crate::host;
+use crate::journal::{Journal, JournalError};
+use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// What all parts of a node share.
+pub(super) struct Inner {
+    pub(super) config: NodeConfig,
+    pub(super) id: NodeId,
+    pub(super) executor: Executor,
+    pub(super) images: Arc<dyn Images>,
+    pub(super) journal: Journal,
+    pub(super) jobs: Mutex<Table>,
+    pub(super) ledger: Mutex<Ledger>,
+    pub(super) keys: Turns,
+    /// The number of the newest event.
+    pub(super) newest_event: watch::Sender<u64>,
+    /// Turns true when the node lets go of its guests.
+    pub(super) leaving: watch::Sender<bool>,
+    pub(super) began: Instant,
+    pub(super) host_boot: String,
+    pub(super) _lock: File,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    pub(super) fn entry(&self, id: JobId) -> Result<Arc<Entry>, NodeError> {
+        lock(&self.jobs)
+            .get(id)
+            .ok_or_else(|| NodeError::NoJob(id.to_string()))
+    }
+
+    /// The folder with a job's log.
+    pub(super) fn log_dir(&self, id: JobId) -> PathBuf {
+        let name = id.to_string();
+        self.config.paths.state().join("logs").join(&name[2..])
+    }
+
+    pub(super) fn allocatable(&self) -> Result<NodeResources, ExecutorError> {
+        let host =
+            host::capacity(self.config.paths.state()).map_err(|source| ExecutorError::Host {
+                what: "read what the host has".into(),
+                source,
+            })?;
+        let (ratio, reserved) = (self.config.overcommit, self.config.reserved_memory);
+        Ok(allocatable(&host, ratio, reserved))
+    }
+
+    /// Gives a job its share of the host, or says what is missing.
+    pub(super) fn give(&self, id: JobId, spec: &JobSpec) -> Result<(), NodeError> {
+        self.executor.admit(spec)?;
+        let there = self.allocatable()?;
+        lock(&self.ledger)
+            .give(id, &spec.resources, &there)
+            .map_err(|shortage| NodeError::Executor(shortage.into()))
+    }
+
+    /// Tells whoever follows events that there is one.
+    pub(super) fn told(&self, event: Option<&Event>) {
+        if let Some(event) = event {
+            self.newest_event.send_if_modified(|newest| {
+                let newer = event.id > *newest;
+                *newest = event.id.max(*newest);
+                newer
+            });
+        }
+    }
+
+    /// Keeps an event that belongs to no change of a job.
+    pub(super) async fn tell(&self, event: Event) {
+        match self.journal.add_event(event).await {
+            Ok(event) => self.told(Some(&event)),
+            Err(error) => log_journal(&error),
+        }
+    }
+}
+
+pub(super) fn log_journal(error: &JournalError) {
+    let error = crate::vm::chain(error);
+    tracing::error!(%error, "the journal is behind what happens");
+}
+
+/// What happened to a job, by the state that it is in now.
+pub(super) fn event_of(job: &Job) -> Event {
+    Event {
+        id: 0,
+        time: Timestamp::now(),
+        kind: format!("job.{}", job.state),
+        job: Some(job.id),
+        name: Some(job.name.clone()),
+        account: Some(job.account.clone()),
+        message: match (&job.reason, &job.exit) {
+            (Some(reason), _) => Some(reason.clone()),
+            (None, Some(exit)) if job.state.is_over() => Some(exit.to_string()),
+            _ => None,
+        },
+    }
+}

@@ -1,0 +1,596 @@
+//! A node: jobs that outlive the daemon that took them.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | this one | [`Node`], the handle, and what it is asked |
+//! | `open` | from a root folder to a node: lock, journal, adoption, sweep |
+//! | `entry` | the table of jobs, and what is known of one |
+//! | `actor` | the actor of one job: the only writer of its record |
+//! | `launch` | from an opened image to a command that runs, and its output |
+//! | `recover` | what an earlier process left |
+//! | `supervision` | what follows an end: pure |
+//! | `ledger` | what of the host is given away: pure |
+//! | `health` | tries whether a job works |
+//! | `stats`, `prune`, `events`, `lookup` | what is used, what is old, what happened, what is meant |
+//!
+//! # The order of things
+//! A job is journaled before its user hears of it. Each start is journaled before its image is
+//! fetched; each VM before its first object is made; each output before its guest may forget
+//! it; each end before its guest is let go; and a VM's row goes after its last object. Whoever
+//! opens the node after a crash at any of these points finds what to go on with.
+
+mod actor;
+mod entry;
+mod error;
+mod events;
+mod health;
+mod inner;
+mod launch;
+mod ledger;
+mod lookup;
+mod open;
+mod prune;
+mod recover;
+mod stats;
+mod supervision;
+
+pub use error::NodeError;
+pub use events::EventReader;
+
+use crate::executor::{Boot, ExecutorConfig};
+use crate::guest::{Agent, ExecHandle, ExecInput, ExecRequest};
+use crate::hypervisor::BoxFuture;
+use crate::journal::{Desired, Inserted, JobRecord, Journal};
+use crate::lifecycle::Denial;
+use crate::logs::{Begin as LogBegin, LogLimits, LogQuery, LogReader};
+use crate::paths::Paths;
+use crate::vm::VmError;
+use actor::{Ask, Asked, Begin};
+use aleph_types::{Incarnation, Job, JobId, JobSpec, JobState, MiB, NodeId, Problem, Timestamp};
+use entry::{Entry, lock};
+use inner::{Inner, event_of};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How a node is run.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Its folders.
+    pub paths: Paths,
+    /// How it runs VMs.
+    pub executor: ExecutorConfig,
+    /// How much of the host may be given away.
+    pub overcommit: Overcommit,
+    /// Memory that jobs never get.
+    pub reserved_memory: MiB,
+    /// Processes and threads that a VMM may have, where its job does not say.
+    pub pids: u32,
+    /// How long logs may get.
+    pub logs: LogLimits,
+    /// The time between two sweeps.
+    pub sweep_interval: Duration,
+    /// How many events are kept.
+    pub events_kept: u64,
+}
+
+impl NodeConfig {
+    /// All at its default in these folders.
+    #[must_use]
+    pub fn new(paths: Paths) -> Self {
+        Self {
+            paths,
+            executor: ExecutorConfig::default(),
+            overcommit: Overcommit::default(),
+            reserved_memory: MiB(512),
+            pids: 256,
+            logs: LogLimits::default(),
+            sweep_interval: Duration::from_secs(60),
+            events_kept: 100_000,
+        }
+    }
+}
+
+/// How many times what the host has may be given to jobs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Overcommit {
+    /// CPUs.
+    pub cpus: f64,
+    /// Memory.
+    pub memory: f64,
+    /// Disk.
+    pub disk: f64,
+}
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Self {
+            cpus: 16.0,
+            memory: 1.0,
+            disk: 1.0,
+        }
+    }
+}
+
+/// Where images come from. The node knows no registry and no store.
+pub trait Images: Send + Sync {
+    /// Opens the image and kernel of a job, fetching what its pull policy says.
+    /// `uncompressed` is which kernel file the VMM boots fastest.
+    fn prepare<'a>(
+        &'a self,
+        spec: &'a JobSpec,
+        uncompressed: bool,
+    ) -> BoxFuture<'a, Result<Prepared, Problem>>;
+}
+
+/// An image and a kernel, opened.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What is booted.
+    pub boot: Boot,
+    /// The image's digest.
+    pub digest: String,
+    /// What the image says where the job does not.
+    pub defaults: ImageDefaults,
+}
+
+/// What an image says of its command where a job does not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageDefaults {
+    /// The beginning of the command.
+    pub entrypoint: Vec<String>,
+    /// The command, or the end of it.
+    pub command: Vec<String>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// The working directory.
+    pub workdir: Option<String>,
+    /// The user.
+    pub user: Option<String>,
+    /// The signal that asks the command to end; SIGTERM when absent.
+    pub stop_signal: Option<u8>,
+}
+
+/// Whose jobs somebody sees and touches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Everybody's: an operator.
+    All,
+    /// One account's.
+    Account(String),
+}
+
+impl Scope {
+    /// Whether it covers an account.
+    #[must_use]
+    pub fn covers(&self, account: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Account(own) => own == account,
+        }
+    }
+}
+
+/// How a job is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// The account that it belongs to.
+    pub account: String,
+    /// Whether it starts at once.
+    pub start: bool,
+    /// Names the request: the same one again gives the same job.
+    pub idempotency_key: Option<String>,
+}
+
+/// A job that was taken.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Created {
+    /// The job.
+    pub job: Job,
+    /// Whether this request made it, and not an earlier one with the same key.
+    pub new: bool,
+}
+
+/// Which jobs to list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct JobFilter {
+    /// In one of these states; in any when empty.
+    pub states: Vec<JobState>,
+    /// With these labels: a name, with a value where it has to have that one.
+    pub labels: Vec<(String, Option<String>)>,
+    /// With names that begin so.
+    pub name_prefix: Option<String>,
+    /// At most so many; 100 when 0.
+    pub limit: usize,
+    /// After the part that this names.
+    pub cursor: Option<String>,
+}
+
+/// The output of a job's command, and a way to feed it.
+#[derive(Debug)]
+pub struct Attachment {
+    /// What it writes.
+    pub output: LogReader,
+    /// Its standard input and terminal; absent where it does not run.
+    pub input: Option<ExecInput>,
+}
+
+/// A node. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+impl Node {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.inner.id
+    }
+
+    /// Its journal, for what the control plane keeps in it.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.inner.journal
+    }
+
+    /// Takes a job.
+    ///
+    /// # Errors
+    /// Where it is wrong, does not fit, or its name or key is taken; nothing is kept then.
+    pub async fn create(
+        &self,
+        spec: JobSpec,
+        options: CreateOptions,
+    ) -> Result<Created, NodeError> {
+        spec.validate()?;
+        let Some(key) = options.idempotency_key.clone() else {
+            return self.insert(spec, options, None).await;
+        };
+        let mut hash = Sha256::new();
+        hash.update(serde_json::to_vec(&spec).unwrap_or_default());
+        hash.update([u8::from(options.start)]);
+        let hash: [u8; 32] = hash.finalize().into();
+        // One of many at once makes it, and the others find it.
+        let _turn = self.inner.keys.turn(&key).await;
+        let known = self
+            .inner
+            .journal
+            .request(options.account.clone(), key.clone())
+            .await?;
+        match known {
+            Some((before, _)) if before != hash => Err(NodeError::KeyReused(key)),
+            Some((_, id)) => Ok(Created {
+                job: self.job(id)?,
+                new: false,
+            }),
+            None => self.insert(spec, options, Some((key, hash))).await,
+        }
+    }
+
+    async fn insert(
+        &self,
+        mut spec: JobSpec,
+        options: CreateOptions,
+        key: Option<(String, [u8; 32])>,
+    ) -> Result<Created, NodeError> {
+        if *self.inner.leaving.borrow() {
+            return Err(NodeError::ShuttingDown);
+        }
+        let (id, account) = (JobId::random(), options.account);
+        let name = spec.name.take().unwrap_or_else(|| id.hostname());
+        spec.name = Some(name.clone());
+        if options.start {
+            self.inner.give(id, &spec)?;
+        }
+        let taken = lock(&self.inner.jobs).reserve(&name, &account, id);
+        if let Err(other) = taken {
+            lock(&self.inner.ledger).take(id);
+            return Err(NodeError::NameTaken(name, other.short()));
+        }
+        let mut record = JobRecord {
+            job: Job {
+                id,
+                name: name.clone(),
+                account: account.clone(),
+                spec,
+                state: JobState::Created,
+                reason: None,
+                exit: None,
+                health: None,
+                incarnation: Incarnation::default(),
+                restarts: 0,
+                vm: None,
+                driver: Some(self.inner.executor.driver().name()),
+                image_digest: None,
+                guest_boot_id: None,
+                created_at: Timestamp::now(),
+                started_at: None,
+                finished_at: None,
+                boot_ms: None,
+                generation: 1,
+            },
+            desired: Desired::Stop,
+            in_a_row: 0,
+            restart_at: None,
+            run: None,
+        };
+        if options.start {
+            actor::next_start(&mut record);
+        }
+        let mut event = event_of(&record.job);
+        event.kind = "job.created".into();
+        let request = key.map(|(key, hash)| (account.clone(), key, hash));
+        let inserted = self
+            .inner
+            .journal
+            .insert_job(record.clone(), request, event)
+            .await;
+        let undo = || {
+            lock(&self.inner.ledger).take(id);
+            lock(&self.inner.jobs).release(&name, &account, id);
+        };
+        match inserted {
+            Ok(Inserted::New(event)) => self.inner.told(Some(&event)),
+            Ok(Inserted::Before(id)) => {
+                undo();
+                return Ok(Created {
+                    job: self.job(id)?,
+                    new: false,
+                });
+            }
+            Ok(Inserted::KeyReused) => {
+                undo();
+                return Err(NodeError::KeyReused(String::new()));
+            }
+            Err(error) => {
+                undo();
+                return Err(error.into());
+            }
+        }
+        let job = record.job.clone();
+        let entry = lock(&self.inner.jobs).insert(Entry::new(record));
+        if options.start {
+            entry.wake(&self.inner, Begin::Prepare);
+        }
+        Ok(Created { job, new: true })
+    }
+
+    /// A job.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn job(&self, id: JobId) -> Result<Job, NodeError> {
+        Ok(Job::clone(&self.inner.entry(id)?.job()))
+    }
+
+    /// Starts a job that does not run. Returns once that is journaled.
+    ///
+    /// # Errors
+    /// Where it does not fit now, or is about to end.
+    pub async fn start(&self, id: JobId) -> Result<Job, NodeError> {
+        self.ask(id, Ask::Start).await
+    }
+
+    /// Ends a job and waits for that. `grace` is the time between the stop signal and SIGKILL,
+    /// the job's own when absent.
+    ///
+    /// # Errors
+    /// Where it is not known what it does.
+    pub async fn stop(&self, id: JobId, grace: Option<Duration>) -> Result<Job, NodeError> {
+        self.ask(id, Ask::Stop { grace }).await?;
+        self.ended(id).await
+    }
+
+    /// Stops it, if it runs, and starts it.
+    ///
+    /// # Errors
+    /// As [`Node::stop`] and [`Node::start`].
+    pub async fn restart(&self, id: JobId, grace: Option<Duration>) -> Result<Job, NodeError> {
+        self.stop(id, grace).await?;
+        self.start(id).await
+    }
+
+    /// Ends a job's VM now (signal 9) and waits for that, or sends its command another signal.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub async fn kill(&self, id: JobId, signal: u8) -> Result<Job, NodeError> {
+        if signal == 9 {
+            self.ask(id, Ask::Kill).await?;
+            return self.ended(id).await;
+        }
+        let entry = self.inner.entry(id)?;
+        let input = entry.live().and_then(|live| live.input);
+        match input {
+            Some(input) if entry.job().state == JobState::Running => input.signal(signal)?,
+            _ => return Err(denied(&entry, Denial::NotRunning)),
+        }
+        self.job(id)
+    }
+
+    /// Freezes its guest.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub async fn pause(&self, id: JobId) -> Result<Job, NodeError> {
+        self.ask(id, Ask::Pause).await
+    }
+
+    /// Lets its guest go on.
+    ///
+    /// # Errors
+    /// Where it is not paused.
+    pub async fn resume(&self, id: JobId) -> Result<Job, NodeError> {
+        self.ask(id, Ask::Resume).await
+    }
+
+    /// Removes a job with its logs; one that runs only by `force`, which kills it.
+    ///
+    /// # Errors
+    /// Where it runs, or something cannot be removed.
+    pub async fn destroy(&self, id: JobId, force: bool) -> Result<(), NodeError> {
+        let entry = self.inner.entry(id)?;
+        let mut view = entry.view.subscribe();
+        self.ask(id, Ask::Destroy { force }).await?;
+        let gone = view
+            .wait_for(|job| job.state == JobState::Destroyed)
+            .await
+            .map(drop);
+        gone.map_err(|_| NodeError::ShuttingDown)
+    }
+
+    /// Waits until a job is in one of these states, for ever: callers bound it. A job that is
+    /// removed meanwhile is `Destroyed`.
+    ///
+    /// # Errors
+    /// [`NodeError::Never`] where it is over, and only a new request could change that.
+    pub async fn wait(&self, id: JobId, states: &[JobState]) -> Result<Job, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let mut view = entry.view.subscribe();
+        let found = view
+            .wait_for(|job| states.contains(&job.state) || job.state.is_over())
+            .await
+            .map(|job| Job::clone(&job))
+            .map_err(|_| NodeError::ShuttingDown)?;
+        // What was removed, or what waits to be removed, can still be waited for.
+        if states.contains(&found.state) {
+            return Ok(found);
+        }
+        if found.state != JobState::Destroyed && states.contains(&JobState::Destroyed) {
+            return view
+                .wait_for(|job| states.contains(&job.state))
+                .await
+                .map(|job| Job::clone(&job))
+                .map_err(|_| NodeError::ShuttingDown);
+        }
+        Err(NodeError::Never(found.state))
+    }
+
+    /// Reads a job's log.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn logs(&self, id: JobId, query: LogQuery) -> Result<LogReader, NodeError> {
+        self.read_log(id, query, LogBegin::Oldest).await
+    }
+
+    async fn read_log(
+        &self,
+        id: JobId,
+        query: LogQuery,
+        begin: LogBegin,
+    ) -> Result<LogReader, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let dir = self.inner.log_dir(id);
+        let (tell, path) = (entry.tell.subscribe(), dir.clone());
+        // A tail reads all that there is.
+        let opened = tokio::task::spawn_blocking(move || LogReader::open(dir, query, begin, tell));
+        opened
+            .await
+            .map_err(std::io::Error::other)
+            .and_then(|opened| opened)
+            .map_err(|source| NodeError::Log { path, source })
+    }
+
+    /// Its command's output, from the beginning of this incarnation or from now on, and a way
+    /// to feed it.
+    ///
+    /// # Errors
+    /// Where its log cannot be read.
+    pub async fn attach(&self, id: JobId, from_beginning: bool) -> Result<Attachment, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let begin = if from_beginning {
+            LogBegin::Incarnation(entry.job().incarnation)
+        } else {
+            LogBegin::Now
+        };
+        let query = LogQuery {
+            follow: true,
+            ..LogQuery::default()
+        };
+        Ok(Attachment {
+            output: self.read_log(id, query, begin).await?,
+            input: entry.live().and_then(|live| live.input),
+        })
+    }
+
+    /// Its main command's input and terminal, while it runs.
+    ///
+    /// # Errors
+    /// Where there is no such job.
+    pub fn input(&self, id: JobId) -> Result<Option<ExecInput>, NodeError> {
+        Ok(self.inner.entry(id)?.live().and_then(|live| live.input))
+    }
+
+    /// Runs a command in its guest.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub fn exec(&self, id: JobId, request: &ExecRequest) -> Result<ExecHandle, NodeError> {
+        Ok(self.agent(id)?.exec(request)?)
+    }
+
+    /// The agent of its guest, for files.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub fn agent(&self, id: JobId) -> Result<Agent, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let live = entry.live();
+        match entry.job().state {
+            JobState::Running | JobState::Stopping => {}
+            JobState::Paused => return Err(denied(&entry, Denial::Paused)),
+            _ => return Err(denied(&entry, Denial::NotRunning)),
+        }
+        let agent = live.map(|live| live.vm.agent());
+        match agent {
+            Some(Ok(agent)) => Ok(agent),
+            Some(Err(VmError::Denied(why))) => Err(denied(&entry, why)),
+            _ => Err(denied(&entry, Denial::NotRunning)),
+        }
+    }
+
+    /// Lets go of all guests, which run on, and ends.
+    pub async fn shutdown(&self) {
+        self.inner.leaving.send_replace(true);
+        // Each actor hears it at its next wait; none holds its VM after that.
+        for _ in 0..500 {
+            let live = lock(&self.inner.jobs).all().any(|e| e.live().is_some());
+            if !live {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn ask(&self, id: JobId, ask: Ask) -> Result<Job, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let (answer, answered) = oneshot::channel();
+        entry.send(&self.inner, Asked { ask, answer });
+        let job = answered.await.map_err(|_| NodeError::ShuttingDown)??;
+        Ok(Job::clone(&job))
+    }
+
+    /// Waits until nothing of a job runs.
+    async fn ended(&self, id: JobId) -> Result<Job, NodeError> {
+        let entry = match self.inner.entry(id) {
+            Ok(entry) => entry,
+            Err(error) => return Err(error),
+        };
+        let mut view = entry.view.subscribe();
+        view.wait_for(|job| !job.state.is_live() && job.state != JobState::Destroying)
+            .await
+            .map(|job| Job::clone(&job))
+            .map_err(|_| NodeError::ShuttingDown)
+    }
+}
+
+fn denied(entry: &Entry, why: Denial) -> NodeError {
+    NodeError::Denied {
+        state: entry.job().state,
+        why,
+    }
+}

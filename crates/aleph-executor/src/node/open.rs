@@ -1,0 +1,227 @@
+//! From a root folder to a node.
+
+use super::actor::{Ask, Asked, Begin};
+use super::entry::{Entry, Table, lock};
+use super::inner::{Inner, log_journal};
+use super::ledger::Ledger;
+use super::{Images, Node, NodeConfig, NodeError};
+use crate::executor::{Executor, ExecutorError};
+use crate::hypervisor::Driver;
+use crate::journal::{Desired, JobRecord, Journal, VmRow};
+use crate::place::Place;
+use crate::process::boot_id;
+use crate::sweep::sweep;
+use aleph_types::{JobId, JobState, Restart, Timestamp, VmId};
+use rustix::fs::{FlockOperation, flock};
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+
+impl Node {
+    /// Opens the node of these folders: takes its lock, reads its journal, takes over the VMs
+    /// that run and sweeps what nobody owns. Adoption goes on in the background: a job is in
+    /// the state that its record says until its guest has answered.
+    ///
+    /// # Errors
+    /// [`NodeError::Owned`] where another daemon has this root; others where the folders, the
+    /// journal or the host cannot be used.
+    pub async fn open(config: NodeConfig, images: Arc<dyn Images>) -> Result<Self, NodeError> {
+        let executor = Executor::unswept(config.paths.clone(), &config.executor)?;
+        Self::open_over(config, images, executor).await
+    }
+
+    /// The same over a driver of the caller's.
+    ///
+    /// # Errors
+    /// As [`Node::open`].
+    pub async fn with_driver(
+        config: NodeConfig,
+        images: Arc<dyn Images>,
+        driver: Arc<dyn Driver>,
+    ) -> Result<Self, NodeError> {
+        let timeouts = config.executor.timeouts;
+        let executor = Executor::unswept_with(config.paths.clone(), driver, timeouts)?;
+        Self::open_over(config, images, executor).await
+    }
+
+    async fn open_over(
+        config: NodeConfig,
+        images: Arc<dyn Images>,
+        executor: Executor,
+    ) -> Result<Self, NodeError> {
+        let state = config.paths.state().to_owned();
+        let owned = own(&state)?;
+        let journal = Journal::open(&state.join("state.db"))?;
+        let host_boot = boot_id().map_err(|source| ExecutorError::Host {
+            what: "read the host's boot id".into(),
+            source,
+        })?;
+        let (id, newest) = (journal.node_id().await?, journal.newest_event().await?);
+        let (records, rows) = (journal.jobs().await?, journal.vms().await?);
+        let inner = Arc::new(Inner {
+            id,
+            executor,
+            images,
+            journal,
+            jobs: Mutex::new(Table::default()),
+            ledger: Mutex::new(Ledger::default()),
+            keys: super::lookup::Turns::default(),
+            newest_event: watch::Sender::new(newest),
+            leaving: watch::Sender::new(false),
+            began: Instant::now(),
+            host_boot,
+            config,
+            _lock: owned,
+        });
+        inner.recover(records, &rows);
+        inner.sweep().await;
+        inner.remove_stray_logs();
+        tokio::spawn(tend(Arc::downgrade(&inner), inner.config.sweep_interval));
+        Ok(Self { inner })
+    }
+}
+
+/// The lock that keeps a second daemon away from a root.
+fn own(state: &Path) -> Result<File, NodeError> {
+    let path = state.join("node.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| ExecutorError::Host {
+            what: format!("open {}", path.display()),
+            source,
+        })?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(NodeError::Owned(state.to_owned())),
+        Err(error) => Err(ExecutorError::Host {
+            what: format!("lock {}", path.display()),
+            source: error.into(),
+        }
+        .into()),
+    }
+}
+
+impl Inner {
+    /// Takes the places of all VMs that the journal knows, so that no sweep does, and has each
+    /// job's actor look at what it left.
+    fn recover(self: &Arc<Self>, records: Vec<JobRecord>, rows: &[VmRow]) {
+        let mut vms: HashMap<JobId, VmId> = HashMap::new();
+        for row in rows {
+            vms.insert(row.job, row.vm);
+        }
+        for mut record in records {
+            let job = &record.job;
+            let vm = vms.remove(&job.id).filter(|vm| job.vm == Some(*vm));
+            let live = job.state.is_live() || job.state == JobState::Restarting;
+            if live {
+                lock(&self.ledger).note(job.id, &job.spec.resources);
+            }
+            let place = vm.map(|vm| self.take_place(vm));
+            let begin = begins(&record) || place.is_some();
+            if job.state.is_live() && job.vm.is_some() {
+                record.job.state = match (job.state, record.desired) {
+                    (JobState::Running | JobState::Paused, _) => JobState::Unknown,
+                    (state, _) => state,
+                };
+            }
+            let entry = lock(&self.jobs).insert(Entry::new(record));
+            if begin {
+                entry.wake(self, Begin::Recover(place.flatten()));
+            }
+        }
+    }
+
+    /// `None` where nothing of the VM was ever made, or all of it is gone.
+    fn take_place(&self, vm: VmId) -> Option<Result<Place, VmId>> {
+        let paths = &self.config.paths;
+        if !paths.vm_state(vm).exists() && !paths.vm_run(vm).exists() {
+            return None;
+        }
+        Some(match Place::orphan(paths, self.executor.cgroups(), vm) {
+            Ok(Some(place)) => Ok(place),
+            Ok(None) => Err(vm),
+            Err(error) => {
+                tracing::error!(%vm, %error, "a VM's folder cannot be looked at");
+                Err(vm)
+            }
+        })
+    }
+
+    /// Removes what nobody owns, and the rows of VMs that are gone. VMs that another process
+    /// held are looked at again.
+    async fn sweep(self: &Arc<Self>) {
+        let paths = &self.config.paths;
+        sweep(paths, self.executor.cgroups(), true).await;
+        let rows = match self.journal.vms().await {
+            Ok(rows) => rows,
+            Err(error) => return log_journal(&error),
+        };
+        for row in rows {
+            let entry = lock(&self.jobs).get(row.job);
+            let owned = entry.as_ref().is_some_and(|e| e.job().vm == Some(row.vm));
+            let there = paths.vm_state(row.vm).exists() || paths.vm_run(row.vm).exists();
+            if owned {
+                let entry = entry.filter(|e| e.job().state == JobState::Unknown);
+                if let Some(entry) = entry {
+                    let (answer, _) = oneshot::channel();
+                    let ask = Ask::Look;
+                    entry.send(self, Asked { ask, answer });
+                }
+            } else if !there && let Err(error) = self.journal.forget_vm(row.vm, None, None).await {
+                log_journal(&error);
+            }
+        }
+    }
+
+    /// Logs of jobs that are no more: a node died while it removed one.
+    fn remove_stray_logs(&self) {
+        let known: HashSet<_> = lock(&self.jobs)
+            .all()
+            .map(|entry| self.log_dir(entry.id))
+            .collect();
+        let dir = self.config.paths.state().join("logs");
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if !known.contains(&entry.path()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+/// Whether there is something to do for a record without a VM.
+fn begins(record: &JobRecord) -> bool {
+    let job = &record.job;
+    let always = job.spec.restart.policy == Restart::Always && job.incarnation.get() > 0;
+    match job.state {
+        JobState::Created | JobState::Exited | JobState::Failed => {
+            record.desired == Desired::Destroy || always
+        }
+        _ => true,
+    }
+}
+
+/// What is done every so often, for as long as the node is there.
+async fn tend(inner: Weak<Inner>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(inner) = inner.upgrade() else { return };
+        if *inner.leaving.borrow() {
+            return;
+        }
+        inner.sweep().await;
+        let now = Timestamp::now().as_second();
+        if let Err(error) = inner
+            .journal
+            .forget_old(inner.config.events_kept, now)
+            .await
+        {
+            log_journal(&error);
+        }
+    }
+}

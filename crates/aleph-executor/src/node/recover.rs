@@ -1,0 +1,115 @@
+//! What an earlier process of this node left: adopted, or cleaned up.
+//!
+//! | what is found | what becomes of it |
+//! | --- | --- |
+//! | a row, and no place | it was never made, or is gone: the row goes |
+//! | a place that another process holds | hands off, and another look with each sweep |
+//! | a place of an earlier boot of the host | removed; the job was lost |
+//! | a place without a VMM | removed; the job's end is the one that is journaled, or lost |
+//! | a VMM that runs | adopted: its guest goes on where it is, booted or not |
+
+use super::actor::{Actor, Note};
+use super::launch;
+use crate::executor::setup;
+use crate::guest::Reattach;
+use crate::hypervisor::AdoptError;
+use crate::lifecycle::Outcome;
+use crate::place::Place;
+use crate::sweep;
+use crate::vm::{Adoption, Vm, chain};
+use aleph_types::{JobState, VmId};
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+/// What was found.
+pub(super) enum Found {
+    /// A VM that runs, and what is done beside its job's actor.
+    Vm(Vm, JoinSet<()>),
+    /// One that another process holds.
+    Held(VmId),
+    /// One that has ended, and whether its objects could be removed.
+    Gone(Outcome, Result<(), String>),
+    /// None.
+    NoVm,
+}
+
+pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>>) -> Found {
+    let place = match place {
+        None if actor.record.job.vm.is_some() => return Found::Gone(Outcome::Unknown, Ok(())),
+        None => return Found::NoVm,
+        Some(Err(vm)) => return Found::Held(vm),
+        Some(Ok(place)) => place,
+    };
+    let inner = Arc::clone(&actor.inner);
+    let Some(run) = actor.record.run.clone() else {
+        return gone(&place).await;
+    };
+    if run.host_boot != inner.host_boot {
+        actor.record.job.reason = Some("the host was restarted".into());
+        return gone(&place).await;
+    }
+    let Some(identity) = place.recorded() else {
+        return gone(&place).await;
+    };
+    let driver = inner.executor.shared_driver();
+    let vmm = match driver.adopt(identity, place.run_dir().to_owned()) {
+        Ok(vmm) => Arc::from(vmm),
+        Err(AdoptError::Gone) => return gone(&place).await,
+        Err(error) => {
+            tracing::error!(job = %actor.entry.id, error = %chain(&error), "a VMM cannot be looked at");
+            return Found::Held(place.vm());
+        }
+    };
+    let vmm: Arc<dyn crate::hypervisor::Vmm> = vmm;
+    let paused = match vmm.pause() {
+        // One that does not answer is found out by its guest's silence.
+        Some(facet) => facet.is_paused().await.unwrap_or(false),
+        None => false,
+    };
+    let job = &actor.record.job;
+    let setup = setup(job.id, &run.effective, run.filesystem.clone(), false);
+    let adoption = Adoption {
+        vmm,
+        paused,
+        reattach: Reattach {
+            main: None,
+            setup: Some(setup),
+        },
+        timeouts: inner.executor.timeouts(),
+        stop_signal: run.stop_signal,
+    };
+    let (vm, main) = Vm::adopt(place, driver, adoption);
+    let (incarnation, ended) = (job.incarnation, job.exit.is_some());
+    let mut tasks = JoinSet::new();
+    launch::watch(&mut tasks, &vm, incarnation, &actor.notes);
+    let (notes, adopted) = (actor.notes.clone(), vm.clone());
+    tasks.spawn(async move {
+        let note = match main.await {
+            // The VM's end says why its guest did not answer.
+            Err(_) => return,
+            Ok(Some(handle)) => Note::Began(handle),
+            // Its end is journaled, and the guest was told so.
+            Ok(None) if ended => return drop(adopted.kill().await),
+            // The guest never got its command.
+            Ok(None) => match launch::hand_over(&adopted, &run.effective).await {
+                Ok(handle) => Note::Began(handle),
+                Err(error) => Note::Unfit(chain(&error)),
+            },
+        };
+        let _ = notes.send((incarnation, note));
+    });
+    let job = &mut actor.record.job;
+    job.state = match (job.state, paused) {
+        (JobState::Stopping | JobState::Destroying | JobState::Starting, _) => job.state,
+        (_, true) => JobState::Paused,
+        (_, false) => JobState::Running,
+    };
+    actor.entry.publish(&actor.record);
+    Found::Vm(vm, tasks)
+}
+
+/// Removes what is left of a VM that nobody can go on with.
+async fn gone(place: &Place) -> Found {
+    let removed = sweep::remove(place).await.map_err(|error| chain(&error));
+    Found::Gone(Outcome::Unknown, removed)
+}

@@ -1,0 +1,80 @@
+//! Images for a node under test.
+
+use crate::TestRoot;
+use aleph_executor::Boot;
+use aleph_executor::hypervisor::BoxFuture;
+use aleph_executor::node::{ImageDefaults, Images, Prepared};
+use aleph_types::{ErrorClass, JobSpec, Problem};
+use anyhow::{Context, Result};
+use std::fs::File;
+
+/// The busybox image and the kernel bundle of a [`TestRoot`]: every job gets these.
+#[derive(Debug)]
+pub struct TestImages {
+    kernel: std::path::PathBuf,
+    initrd: std::path::PathBuf,
+    image: std::path::PathBuf,
+    filesystem: String,
+    digest: String,
+}
+
+impl TestImages {
+    /// The images of this root.
+    ///
+    /// # Errors
+    /// Where they are not there.
+    pub fn new(root: &TestRoot) -> Result<Self> {
+        let (bundle, image) = (root.bundle()?, root.busybox()?);
+        Ok(Self {
+            kernel: bundle
+                .vmlinux()
+                .context("no uncompressed kernel")?
+                .to_owned(),
+            initrd: bundle.initrd().to_owned(),
+            image: image.rootfs(),
+            filesystem: image.filesystem().to_string(),
+            digest: image.digest().to_string(),
+        })
+    }
+
+    fn open(&self) -> std::io::Result<Prepared> {
+        Ok(Prepared {
+            boot: Boot {
+                kernel: File::open(&self.kernel)?,
+                initrd: File::open(&self.initrd)?,
+                filesystem: self.filesystem.clone(),
+                image: File::open(&self.image)?,
+            },
+            digest: self.digest.clone(),
+            defaults: ImageDefaults {
+                command: vec!["sh".into()],
+                ..ImageDefaults::default()
+            },
+        })
+    }
+}
+
+impl Images for TestImages {
+    fn prepare<'a>(
+        &'a self,
+        spec: &'a JobSpec,
+        _uncompressed: bool,
+    ) -> BoxFuture<'a, Result<Prepared, Problem>> {
+        Box::pin(async move {
+            if spec.image != "busybox" {
+                return Err(Problem {
+                    class: ErrorClass::NotFound,
+                    code: "no_image".into(),
+                    message: format!("there is no image {:?}", spec.image),
+                    advice: None,
+                });
+            }
+            self.open().map_err(|error| Problem {
+                class: ErrorClass::Internal,
+                code: "image".into(),
+                message: error.to_string(),
+                advice: None,
+            })
+        })
+    }
+}
