@@ -15,6 +15,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use std::time::Duration;
 use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -77,11 +78,12 @@ async fn run(service: &Service, id: JobId, attached: Attachment, stdin: bool, so
     // It is waited for from now on, because a job that removes itself cannot be asked later.
     let node = service.node.clone();
     let over = [JobState::Exited, JobState::Failed, JobState::Destroyed];
-    let mut over = Box::pin(async move { node.wait(id, &over).await });
+    let over = tokio::spawn(async move { node.wait(id, &over).await });
+    let mut over = AbortOnDropHandle::new(over);
     let told = async |output: &mut Output| {
         pass(&mut reader, output).await?;
         let ended = tokio::select! {
-            ended = &mut over => ended,
+            ended = &mut over => ended.unwrap_or_else(|_| service.node.job(id)),
             () = sleep(LAST_WORD) => service.node.job(id),
         };
         output.tell(&last_word(ended)).await

@@ -18,13 +18,20 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How long a message may be.
 const MAX_MESSAGE: usize = 1024 * 1024;
 /// How many messages of input wait for a command that does not read.
 const WAITING: usize = 4;
+
+/// How long a client may take to read that the node stops.
+const AWAY_TIME: Duration = Duration::from_secs(1);
+/// How long it may take to read the last of a session.
+const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// The channel of standard input.
 const STDIN: u8 = 0;
@@ -112,11 +119,13 @@ impl Output {
             code: close_code::AWAY,
             reason: "the node is shutting down".into(),
         };
-        let _ = self.0.send(Message::Close(Some(frame))).await;
+        let said = self.0.send(Message::Close(Some(frame)));
+        // A client that does not read does not hear it.
+        let _ = timeout(AWAY_TIME, said).await;
     }
 
     pub(super) async fn close(mut self) {
-        let _ = self.0.close().await;
+        let _ = timeout(CLOSE_TIME, self.0.close()).await;
     }
 }
 
