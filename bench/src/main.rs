@@ -6,6 +6,7 @@
 mod boot;
 mod by_hand;
 mod exec;
+mod image;
 mod row;
 mod size;
 
@@ -23,9 +24,10 @@ struct Bench {
 
 type Group = fn(&Bench) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 3] = [
+const GROUPS: [(&str, Group); 4] = [
     ("boot", boot::boot),
     ("exec", exec::exec),
+    ("image", image::image),
     ("size", size::size),
 ];
 
@@ -34,7 +36,7 @@ fn main() -> Result<()> {
     if let Some(only) = &only
         && !GROUPS.iter().any(|(name, _)| name == only)
     {
-        bail!("there is no group {only:?}: the groups are boot, exec and size");
+        bail!("there is no group {only:?}: the groups are boot, exec, image and size");
     }
     let exe = std::env::current_exe()?;
     let aleph = exe

@@ -1,10 +1,10 @@
 //! The command line. Its flags are docker's, where docker has them.
 
+use crate::client::Endpoint;
+use crate::commands::Command;
 use aleph_executor::accel::Accelerator;
-use aleph_types::MiB;
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Run jobs in microVMs, full VMs and functions.
 #[derive(Debug, Parser)]
@@ -18,19 +18,30 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+
     /// Log more to standard error; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, hide_short_help = true)]
     pub(crate) verbose: u8,
 
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-/// Which node, and how it runs VMs.
-#[derive(Debug, clap::Args)]
+/// A node of this host, and how it runs VMs.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Node on this host")]
 pub(crate) struct NodeArgs {
     /// Keep all state and sockets under DIR [default: /var/lib/aleph and /run/aleph]
-    #[arg(long, global = true, value_name = "DIR", env = "ALEPH_ROOT")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "ALEPH_ROOT",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
     pub(crate) root: Option<PathBuf>,
 
     /// The QEMU program
@@ -40,167 +51,71 @@ pub(crate) struct NodeArgs {
         value_name = "FILE",
         env = "ALEPH_QEMU",
         hide_env_values = true,
+        hide_short_help = true,
         default_value = "qemu-system-x86_64"
     )]
     pub(crate) qemu: PathBuf,
 
     /// What runs the guests' instructions: kvm or tcg [default: kvm where it works, else tcg]
-    #[arg(long, global = true, value_name = "NAME", env = "ALEPH_ACCEL")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "ALEPH_ACCEL",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
     pub(crate) accel: Option<Accelerator>,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Run a command in a new microVM
-    Run(RunArgs),
-    /// Build, import, list and remove images
-    #[command(subcommand)]
-    Image(ImageCommand),
-    /// Build and list kernel bundles
-    #[command(subcommand)]
-    Kernel(KernelCommand),
-    /// Look for what this host lacks, and say how to mend it
-    Doctor {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print the version
-    Version,
-    /// Print a completion script for a shell
-    Completion {
-        /// Which shell
-        shell: clap_complete::Shell,
-    },
-}
-
-/// What to run, and how.
-#[derive(Debug, clap::Args)]
-#[allow(clippy::struct_excessive_bools)]
-pub(crate) struct RunArgs {
-    /// The image, by name or digest
-    pub(crate) image: String,
-
-    /// The command and its arguments
+/// A node that is reached by its API.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Node by its API")]
+pub(crate) struct ApiArgs {
+    /// Where the node listens: unix:///PATH or https://HOST:PORT [default: this host's]
     #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "COMMAND"
+        short = 'H',
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        env = "ALEPH_HOST",
+        hide_env_values = true,
+        hide_short_help = true
     )]
-    pub(crate) command: Vec<String>,
+    pub(crate) host: Option<Endpoint>,
 
-    /// Remove the VM when it ends. Without a node running it always is
-    #[arg(long)]
-    pub(crate) rm: bool,
+    /// The token that says who asks; rather set ALEPH_TOKEN, which no list of processes shows
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "ALEPH_TOKEN",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) token: Option<String>,
 
-    /// Connect standard input
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
+    /// Act for this account, as an operator
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "ALEPH_ACCOUNT",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) account: Option<String>,
 
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub(crate) tty: bool,
-
-    /// Do not print aleph's own line at the end
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-
-    /// Set an environment variable; without a value it is taken from here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-
-    /// Working directory in the guest
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
-
-    /// User in the guest: name or uid, optionally with :group
-    #[arg(short, long)]
-    pub(crate) user: Option<String>,
-
-    /// The guest's hostname [default: job- and the job's short id]
-    #[arg(long)]
-    pub(crate) hostname: Option<String>,
-
-    /// Number of CPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) cpus: u16,
-
-    /// Memory, such as 512m or 2g
-    #[arg(short, long, value_name = "SIZE", default_value = "128m")]
-    pub(crate) memory: MiB,
-
-    /// Size of a disk for what the guest writes, such as 10g [default: writes go to its memory]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) disk: Option<MiB>,
-
-    /// Boot this kernel instead of the node's bundle
-    #[arg(long, value_name = "FILE", requires = "initrd")]
-    pub(crate) kernel: Option<PathBuf>,
-
-    /// The initramfs that goes with --kernel; it must hold the guest agent
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    pub(crate) initrd: Option<PathBuf>,
-
-    /// How long the guest may take to boot, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
-    pub(crate) boot_timeout: Duration,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text
-        .parse()
-        .map_err(|_| format!("{text:?} is not a number of seconds"))?;
-    match Duration::try_from_secs_f64(number) {
-        // Deadlines are computed by adding to a clock, which a day cannot overflow.
-        Ok(time) if (0.001..=86_400.0).contains(&time.as_secs_f64()) => Ok(time),
-        _ => Err(format!("{text} s is not between a millisecond and a day")),
-    }
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageCommand {
-    /// Build an image by a recipe of this program: busybox or debian-12
-    Build {
-        /// Which recipe
-        recipe: String,
-    },
-    /// Make an image of a directory or a tar archive
-    Import {
-        /// The directory or archive
-        source: PathBuf,
-        /// The image's name
-        #[arg(long)]
-        name: String,
-    },
-    /// List images
-    Ls {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove images
-    Rm {
-        /// Names or digests
-        #[arg(required = true)]
-        images: Vec<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum KernelCommand {
-    /// Build the kernel bundle from Debian's cloud kernel
-    Build,
-    /// List kernel bundles
-    Ls {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove a kernel bundle
-    Rm {
-        /// Its digest, or the beginning of it
-        digest: String,
-    },
+    /// Trust these certificate authorities, in PEM, instead of this host's
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "ALEPH_CACERT",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) cacert: Option<PathBuf>,
 }
 
 #[cfg(test)]
@@ -223,7 +138,10 @@ mod tests {
         else {
             panic!("{args:?}")
         };
-        assert_eq!((run.image.as_str(), run.tty), ("busybox", false));
+        assert_eq!(
+            (run.image.as_deref(), run.job.tty),
+            (Some("busybox"), false)
+        );
         assert_eq!(run.command, ["ls", "-t"]);
         let args = Args::try_parse_from(["aleph", "run", "-it", "busybox", "sh", "-c", "id"]);
         let Ok(Args {
@@ -233,7 +151,7 @@ mod tests {
         else {
             panic!("{args:?}")
         };
-        assert!(run.tty && run.interactive);
+        assert!(run.job.tty && run.job.interactive);
         assert_eq!(run.command, ["sh", "-c", "id"]);
     }
 
@@ -241,14 +159,48 @@ mod tests {
     fn wrong_values_are_refused() {
         for wrong in [
             &["run", "--cpus", "-1", "x"][..],
+            &["run"],
             &["run", "-m", "lots", "x"],
             &["run", "--boot-timeout", "0", "x"],
             &["run", "--boot-timeout", "1e300", "x"],
             &["run", "--kernel", "k", "x"],
+            &["run", "--restart", "sometimes", "x"],
+            &["run", "--restart", "always", "--rm", "x"],
+            &["run", "-d", "-i", "x", "--rm"][..2],
+            &["run", "--health-interval", "5s", "x"],
             &["--accel", "magic", "doctor"],
+            &["--host", "node", "ps"],
+            &["logs"],
+            &["logs", "--tail", "some", "x"],
+            &["wait", "--state", "asleep", "x"],
+            &["cp", "a"],
         ] {
             let words = ["aleph"].iter().chain(wrong);
             assert!(Args::try_parse_from(words).is_err(), "{wrong:?}");
         }
+    }
+
+    /// Every command's help as people see it. A change of a flag shows here.
+    #[test]
+    fn help_is_as_reviewed() {
+        fn all(command: &mut clap::Command, path: &str, text: &mut String) {
+            let help = command.clone().term_width(100).render_help();
+            text.push_str(&format!("$ {path} -h\n{help}\n"));
+            let names: Vec<String> = command
+                .get_subcommands()
+                .map(|sub| sub.get_name().to_owned())
+                .filter(|name| name != "help")
+                .collect();
+            for name in names {
+                if let Some(sub) = command.find_subcommand_mut(&name) {
+                    all(sub, &format!("{path} {name}"), text);
+                }
+            }
+        }
+        let mut text = String::new();
+        let mut command = Args::command();
+        command.build();
+        all(&mut command, "aleph", &mut text);
+        insta::assert_snapshot!(text);
     }
 }

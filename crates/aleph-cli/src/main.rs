@@ -1,23 +1,30 @@
-//! `aleph`: runs commands in microVMs on this host.
+//! `aleph`: runs commands in microVMs, by a node of this host or another.
 
 mod args;
 mod boot;
-mod doctor;
-mod image;
-mod kernel;
+mod client;
+mod commands;
+mod context;
+mod duration;
 mod output;
 mod progress;
-mod run;
+mod session;
+mod spec;
 mod terminal;
 
-use args::{Args, Command};
-use clap::{CommandFactory, Parser};
+use args::Args;
+use clap::Parser;
+use context::Context;
 use std::process::ExitCode;
 
 /// The exit code for a failure of aleph itself, as docker has it.
 const FAILED: u8 = 125;
 
 fn main() -> ExitCode {
+    // A shell that completes a word asks by an environment variable.
+    if commands::complete() {
+        return ExitCode::SUCCESS;
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -27,18 +34,11 @@ fn main() -> ExitCode {
         }
     };
     log(args.verbose);
-    let done = match args.command {
-        Command::Run(run) => run::run(&args.node, &run),
-        Command::Image(command) => image::image(&args.node, command),
-        Command::Kernel(command) => kernel::kernel(&args.node, command),
-        Command::Doctor { json } => doctor::doctor(&args.node, json),
-        Command::Version => output::print(concat!("aleph ", env!("CARGO_PKG_VERSION"))).map(|()| 0),
-        Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "aleph", &mut std::io::stdout());
-            Ok(0)
-        }
+    let context = Context {
+        node: args.node,
+        api: args.api,
     };
-    match done {
+    match args.command.run(&context) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             output::print_error(&error);
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 fn log(verbose: u8) {
     let level = match verbose {
         0 => "warn",
-        1 => "aleph_executor=debug,aleph_image=debug,info",
+        1 => "aleph_control=debug,aleph_executor=debug,aleph_image=debug,info",
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("ALEPH_LOG")

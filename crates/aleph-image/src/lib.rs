@@ -47,6 +47,8 @@ mod digest;
 mod disk;
 mod error;
 mod filesystem;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod kernel;
 mod lock;

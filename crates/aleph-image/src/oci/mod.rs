@@ -55,3 +55,16 @@ pub use event::{LayerInfo, LayerStep, PullEvent};
 pub use pull::PullOptions;
 pub use reference::{ParseReferenceError, Reference};
 pub use registries::Registries;
+
+/// Reads bytes as everything that a registry sends, for the fuzzer.
+pub(crate) fn read_any(bytes: &[u8]) {
+    let host = document::Platform::host();
+    if let Ok(document::Document::Index(entries)) = document::Document::parse(bytes) {
+        let _ = document::choose(&entries, &host);
+    }
+    let _ = document::Configuration::parse(bytes, &host);
+    if let Ok(value) = reqwest::header::HeaderValue::from_bytes(bytes) {
+        let name = reqwest::header::WWW_AUTHENTICATE;
+        let _ = auth::Challenge::of(&[(name, value)].into_iter().collect());
+    }
+}

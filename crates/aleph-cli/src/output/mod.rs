@@ -1,12 +1,19 @@
-//! Errors, tables and sizes as people read them.
+//! Errors, tables, times and sizes as people read them.
 
+mod age;
+mod table;
+
+pub(crate) use age::{ago, since, span};
+pub(crate) use table::{Color, Column, Listing, coloured};
+
+use crate::client::ClientError;
 use aleph_executor::ExecutorError;
 use aleph_executor::capacity::Shortage;
 use aleph_image::{ImageError, KernelError};
-use aleph_types::{Classify, InvalidJob};
+use aleph_types::{Classify, InvalidJob, Problem};
 use anyhow::Context;
-use comfy_table::{ContentArrangement, Table, presets};
-use std::io::{self, Write};
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
 
 /// Prints an error with its causes, and what helps on a line of its own.
 pub(crate) fn print_error(error: &anyhow::Error) {
@@ -35,11 +42,16 @@ fn advice(error: &anyhow::Error) -> Option<String> {
             .find_map(|cause| cause.downcast_ref::<E>())
             .and_then(Classify::advice)
     }
-    of::<ExecutorError>(error)
+    of::<ClientError>(error)
+        .or_else(|| of::<ExecutorError>(error))
         .or_else(|| of::<ImageError>(error))
         .or_else(|| of::<KernelError>(error))
         .or_else(|| of::<InvalidJob>(error))
         .or_else(|| of::<Shortage>(error))
+        .or_else(|| {
+            let problem = error.downcast_ref::<Problem>();
+            problem.and_then(|problem| problem.advice.clone())
+        })
         .or_else(|| {
             error
                 .downcast_ref::<Advised>()
@@ -57,6 +69,21 @@ pub(crate) fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{line}").context("cannot write to standard output")
 }
 
+/// Prints a value as JSON for people and programs.
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(serde_json::to_string_pretty(value)?)
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn print_json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    print(serde_json::to_string(value)?)
+}
+
+/// Whether standard output is a terminal that wants colours (<https://no-color.org>).
+pub(crate) fn colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty())
+}
+
 /// An error of the command line's own, with what helps.
 #[derive(Debug)]
 pub(crate) struct Advised {
@@ -72,20 +99,23 @@ impl std::fmt::Display for Advised {
 
 impl std::error::Error for Advised {}
 
-/// A table without frames that fits the terminal.
-pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(header.iter().copied());
-    for row in rows {
-        table.add_row(row);
-    }
-    table
-}
-
 /// A size in the unit that suits it.
 pub(crate) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+/// A text that others chose, without what would move a terminal's cursor.
+pub(crate) fn plain(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().map(plain).collect()
+}
+
+/// The beginning of a text, at most so many characters.
+pub(crate) fn shortened(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(most.saturating_sub(1)).collect();
+    short.push('…');
+    short
 }

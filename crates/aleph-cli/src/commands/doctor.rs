@@ -1,25 +1,35 @@
 //! `aleph doctor`.
 
-use crate::args::NodeArgs;
 use crate::boot;
-use crate::output::print;
+use crate::context::Context;
+use crate::output::{colours, print, print_json};
 use aleph_executor::doctor::{Finding, Severity, examine};
 use aleph_image::KernelStore;
 use anyhow::Result;
-use std::io::IsTerminal;
 
-pub(crate) fn doctor(node: &NodeArgs, json: bool) -> Result<u8> {
-    let paths = boot::paths(node)?;
-    let mut findings = examine(&paths, &boot::config(node));
-    findings.push(kernel_bundle(&paths));
-    if json {
-        print(serde_json::to_string_pretty(&findings)?)?;
-    } else {
-        show(&findings)?;
+/// How to tell what was found.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    /// The code is 1 where this host could run no microVM.
+    pub(super) fn run(&self, context: &Context) -> Result<u8> {
+        let paths = context.paths()?;
+        let mut findings = examine(&paths, &context.executor());
+        findings.push(kernel_bundle(&paths));
+        if self.json {
+            print_json(&findings)?;
+        } else {
+            show(&findings)?;
+        }
+        Ok(u8::from(
+            findings.iter().any(|f| f.severity == Severity::Failure),
+        ))
     }
-    Ok(u8::from(
-        findings.iter().any(|f| f.severity == Severity::Failure),
-    ))
 }
 
 fn kernel_bundle(paths: &aleph_executor::Paths) -> Finding {
@@ -35,7 +45,7 @@ fn kernel_bundle(paths: &aleph_executor::Paths) -> Finding {
 }
 
 fn show(findings: &[Finding]) -> Result<()> {
-    let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = colours();
     for finding in findings {
         let (mark, colour) = match finding.severity {
             Severity::Ok => ("ok", "32"),

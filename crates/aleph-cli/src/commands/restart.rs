@@ -1,0 +1,29 @@
+//! `aleph restart`.
+
+use super::completion::jobs;
+use super::each::each;
+use crate::context::Context;
+use crate::duration::duration;
+use anyhow::Result;
+use clap_complete::ArgValueCompleter;
+use std::time::Duration;
+
+/// Which jobs to restart.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Restart {
+    /// Names or ids of jobs
+    #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(jobs::any))]
+    jobs: Vec<String>,
+
+    /// Time between asking and killing, in seconds [default: the job's own]
+    #[arg(short, long, value_name = "SECONDS", value_parser = duration)]
+    timeout: Option<Duration>,
+}
+
+impl Restart {
+    pub(super) async fn run(self, context: &Context) -> Result<u8> {
+        let client = context.client()?;
+        let restart = async |job: &str| Ok(client.restart(job, self.timeout).await.map(drop)?);
+        each(&self.jobs, restart).await
+    }
+}

@@ -1,0 +1,36 @@
+//! Ways for the fuzzer to what has no public name. No part of the interface.
+
+use crate::oci;
+use crate::recipe::{Layers, Limits};
+use crate::removal;
+use std::path::Path;
+
+/// Lays layers over one another in the empty folder `tree`, as far as they can be.
+pub fn lay(tree: &Path, layers: &[Vec<u8>]) {
+    let limits = Limits {
+        bytes: 1 << 20,
+        entries: 1000,
+    };
+    let Ok(mut stack) = Layers::new(tree, limits) else {
+        return;
+    };
+    for layer in layers {
+        if stack.lay(&layer[..]).is_err() {
+            return;
+        }
+    }
+    let _ = stack.finish();
+}
+
+/// Removes a tree.
+///
+/// # Errors
+/// When something in it cannot be removed.
+pub fn remove(tree: &Path) -> std::io::Result<()> {
+    removal::remove(tree)
+}
+
+/// Reads what a registry sends.
+pub fn read(bytes: &[u8]) {
+    oci::read_any(bytes);
+}
