@@ -325,7 +325,7 @@ async fn two_accounts_know_nothing_of_each_other() -> Result<()> {
     let (mut clients, mut jobs) = (Vec::new(), Vec::new());
     for account in ["ann", "bob"] {
         let token = server.local().token(account).await?;
-        let client = Client::tls(address, trusted.clone(), &token);
+        let client = Client::tls(address, trusted.clone(), &token)?;
         // One name in two accounts is two jobs.
         jobs.push(client.make("web").await?);
         clients.push(client);

@@ -54,8 +54,7 @@ async fn attach(
     caller: Caller,
     Segment(job): Segment,
     Query(query): Query<AttachQuery>,
-    slot: Held,
-    upgrade: Upgrade,
+    (slot, upgrade): (Held, Upgrade),
 ) -> Result<Response, Refusal> {
     let id = service.find(&caller, &job)?;
     let upgrade = session::accept(upgrade)?;

@@ -105,8 +105,7 @@ async fn exec(
     State(service): State<Service>,
     caller: Caller,
     Segment(job): Segment,
-    slot: Held,
-    upgrade: Upgrade,
+    (slot, upgrade): (Held, Upgrade),
 ) -> Result<Response, Refusal> {
     let id = service.find(&caller, &job)?;
     let upgrade = session::accept(upgrade)?;

@@ -190,7 +190,7 @@ pub(crate) async fn refuse(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let told = async {
         // A client may take an answer that comes before its question for nonsense.
         let mut asked = [0; 4096];
-        io.read(&mut asked).await?;
+        let _ = io.read(&mut asked).await?;
         io.write_all(&no_slot()).await?;
         io.shutdown().await
     };

@@ -93,7 +93,8 @@ impl Server {
     pub async fn close(self, root: &TestRoot) -> Result<()> {
         let list: Value = self.local().get("/v1/jobs?limit=1000").await?.json()?;
         for job in list["jobs"].as_array().context("no list")? {
-            let path = format!("/v1/jobs/{}?force=true", job["id"].as_str().unwrap());
+            let id = job["id"].as_str().context("no id")?;
+            let path = format!("/v1/jobs/{id}?force=true");
             let gone = self.local().delete(&path).await?;
             ensure!(gone.status == StatusCode::NO_CONTENT, "{gone:?}");
         }
@@ -141,19 +142,22 @@ impl Answer {
 
 impl Client {
     /// A client on TLS that trusts this certificate alone.
-    pub fn tls(address: SocketAddr, certificate: CertificateDer<'static>, token: &str) -> Self {
+    pub fn tls(
+        address: SocketAddr,
+        certificate: CertificateDer<'static>,
+        token: &str,
+    ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
-        roots.add(certificate).unwrap();
+        roots.add(certificate)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
+            .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Self {
+        Ok(Self {
             place: Place::Address(address, Some(Arc::new(config))),
             token: Some(token.to_owned()),
-        }
+        })
     }
 
     pub async fn connect(&self) -> Result<Box<dyn Io>> {
