@@ -69,8 +69,16 @@ pub(crate) fn say(line: &str) {
 
 /// Prints a line on standard output.
 pub(crate) fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{line}").context("cannot write to standard output")
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(OutputGone.into()),
+        written => written.context("cannot write to standard output"),
+    }
 }
+
+/// Whoever read standard output reads it no more.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output")]
+pub(crate) struct OutputGone;
 
 /// Prints a value as JSON for people and programs.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
