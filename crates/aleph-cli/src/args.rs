@@ -127,6 +127,23 @@ mod tests {
         Args::command().debug_assert();
     }
 
+    /// What a command takes must not be taken for a flag before all commands.
+    #[test]
+    fn no_command_has_a_global_flags_id() {
+        fn check(command: &clap::Command, global: &[clap::Id]) {
+            for argument in command.get_arguments().filter(|a| !a.is_global_set()) {
+                let name = command.get_name();
+                assert!(!global.contains(argument.get_id()), "{name}: {argument}");
+            }
+            command.get_subcommands().for_each(|sub| check(sub, global));
+        }
+        let command = Args::command();
+        let global = command.get_arguments().filter(|a| a.is_global_set());
+        let global: Vec<_> = global.map(|a| a.get_id().clone()).collect();
+        assert!(global.len() > 5);
+        check(&command, &global);
+    }
+
     #[test]
     fn flags_after_the_image_belong_to_the_command() {
         let args = Args::try_parse_from(["aleph", "run", "--rm", "busybox", "--", "ls", "-t"]);
