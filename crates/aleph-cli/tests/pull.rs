@@ -1,6 +1,13 @@
 //! Images from a registry, with real VMs: by a daemon, and without one.
 
 #[path = "../../aleph-image/tests/host/registry.rs"]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    dead_code,
+    reason = "it belongs to the tests of another crate"
+)]
 mod registry;
 mod support;
 
