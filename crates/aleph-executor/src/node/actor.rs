@@ -653,7 +653,11 @@ impl Actor {
             },
             (None, Outcome::Unknown) => match known {
                 Some(end) => (end, None),
-                None => (End::Lost, Some("nobody saw how it ended".into())),
+                None => {
+                    let known = self.record.job.reason.take();
+                    let unseen = || "nobody saw how it ended".into();
+                    (End::Lost, Some(known.unwrap_or_else(unseen)))
+                }
             },
         };
         if let End::Exited(status) = end {
