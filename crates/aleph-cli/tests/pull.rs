@@ -1,6 +1,7 @@
 //! Images from a registry, with real VMs: by a daemon, and without one.
 
 #[path = "../../aleph-image/tests/host/registry.rs"]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "it is a part of tests")]
 mod registry;
 mod support;
 
