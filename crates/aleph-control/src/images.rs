@@ -95,7 +95,7 @@ impl StoreImages {
     /// # Errors
     /// Where the store cannot be read.
     pub async fn list(&self) -> Result<Vec<Image>, ImagesError> {
-        self.with_store(|store| store.list()).await
+        self.with_store(Store::list).await
     }
 
     /// The image that a name or digest means.

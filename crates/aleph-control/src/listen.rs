@@ -6,7 +6,7 @@
 
 use crate::config::TlsFiles;
 use crate::peer::{Credentials, Peer};
-use crate::server::connection::{Ending, Slots, no_slot, serve};
+use crate::server::connection::{Ending, Slots, refuse, serve};
 use aleph_types::{Classify, ErrorClass};
 use axum::Router;
 use rustix::fs::{Gid, Mode};
@@ -257,8 +257,7 @@ impl Front {
         };
         let peer = Peer::Local(who);
         let Some(slot) = self.slots.take(&peer) else {
-            // Its buffer is empty, so this takes all or nothing, at once.
-            let _ = stream.try_write(&no_slot());
+            self.tracker.spawn(refuse(stream));
             return;
         };
         let Self { router, ending, .. } = self.clone();
@@ -282,7 +281,7 @@ impl Front {
         };
         let Some(slot) = self.slots.take(&peer) else {
             if tls.is_none() {
-                let _ = stream.try_write(&no_slot());
+                self.tracker.spawn(refuse(stream));
             }
             return;
         };

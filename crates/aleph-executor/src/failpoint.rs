@@ -1,10 +1,10 @@
 //! Places where a test lets the process die.
 //!
-//! With the feature `failpoints`, and `ALEPH_FAILPOINT=NAME:WHEN` in the environment (such as
-//! `vm.intend:after`, or `vm.intend:after:3` for the third time), the process kills itself when
-//! it passes that place. Without the feature this is nothing at all.
+//! In a build with debug assertions, as tests make them, and with `ALEPH_FAILPOINT=NAME:WHEN` in
+//! the environment (such as `vm.intend:after`, or `vm.intend:after:3` for the third time), the
+//! process kills itself when it passes that place. In a release build this is nothing at all.
 
-#[cfg(feature = "failpoints")]
+#[cfg(debug_assertions)]
 pub(crate) fn pass(name: &str, when: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,5 +28,5 @@ pub(crate) fn pass(name: &str, when: &str) {
     }
 }
 
-#[cfg(not(feature = "failpoints"))]
+#[cfg(not(debug_assertions))]
 pub(crate) fn pass(_name: &str, _when: &str) {}

@@ -61,6 +61,7 @@ mod input;
 mod launch;
 mod leaving;
 mod memory;
+mod operations;
 mod outlet;
 mod put;
 mod session;

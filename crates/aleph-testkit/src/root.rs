@@ -115,7 +115,10 @@ fn processes_in(group: &str) -> Vec<String> {
         let Ok(groups) = fs::read_to_string(entry.path().join("cgroup")) else {
             continue;
         };
-        if groups.contains(group) {
+        // One that has ended and waits for the host's init to notice holds nothing any more.
+        let ended = fs::read_to_string(entry.path().join("stat"))
+            .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|s| s.starts_with(" Z")));
+        if groups.contains(group) && !ended {
             let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
             let pid = entry.file_name();
             found.push(format!(

@@ -8,7 +8,7 @@ use aleph_executor::hypervisor::{
     self, AdoptError, BoxFuture, Driver, Launch, LaunchError, Pause, VmmError, VmmExit,
 };
 use aleph_executor::process::{Identity, ProcessExit, boot_id};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,9 +41,13 @@ pub struct Script {
 }
 
 /// Launches scripted VMs: each takes the next script, and works as it should where none is left.
+///
+/// Its VMMs outlive the node that launched them: another node over the same driver adopts them
+/// by their runtime folder.
 #[derive(Debug, Default)]
 pub struct ScriptedDriver {
     scripts: Mutex<VecDeque<Script>>,
+    vmms: Mutex<HashMap<PathBuf, ScriptedVmm>>,
 }
 
 impl ScriptedDriver {
@@ -51,7 +55,17 @@ impl ScriptedDriver {
     pub fn new(scripts: impl IntoIterator<Item = Script>) -> Arc<Self> {
         Arc::new(Self {
             scripts: Mutex::new(scripts.into_iter().collect()),
+            vmms: Mutex::default(),
         })
+    }
+}
+
+impl ScriptedDriver {
+    /// Ends all VMMs, as a host that loses power does.
+    pub fn end_all(&self) {
+        for vmm in lock(&self.vmms).values() {
+            end(&vmm.exit, ProcessExit::Signal(9));
+        }
     }
 }
 
@@ -76,11 +90,7 @@ impl Driver for ScriptedDriver {
         &self,
         launch: Launch,
     ) -> BoxFuture<'_, Result<Box<dyn hypervisor::Vmm>, LaunchError>> {
-        let script = self
-            .scripts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front();
+        let script = lock(&self.scripts).pop_front();
         Box::pin(async move {
             let script = script.unwrap_or_default();
             tokio::time::sleep(script.launch_time).await;
@@ -101,6 +111,8 @@ impl Driver for ScriptedDriver {
                 exit: exit.clone(),
                 ended,
             };
+            let run_dir = launch.run_dir;
+            lock(&self.vmms).insert(run_dir, vmm.clone());
             if script.vmm == Vmm::Dies {
                 exit.send_replace(Some(ProcessExit::Code(1)));
             } else {
@@ -124,11 +136,20 @@ impl Driver for ScriptedDriver {
         })
     }
 
-    fn adopt(&self, _: Identity, _: PathBuf) -> Result<Box<dyn hypervisor::Vmm>, AdoptError> {
-        Err(AdoptError::Gone)
+    fn adopt(&self, _: Identity, run_dir: PathBuf) -> Result<Box<dyn hypervisor::Vmm>, AdoptError> {
+        let vmm = lock(&self.vmms).get(&run_dir).cloned();
+        match vmm.filter(|vmm| vmm.ended.borrow().is_none()) {
+            Some(vmm) => Ok(Box::new(vmm)),
+            None => Err(AdoptError::Gone),
+        }
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug, Clone)]
 struct ScriptedVmm {
     vmm: Vmm,
     exit: watch::Sender<Option<ProcessExit>>,

@@ -229,11 +229,11 @@ impl Config {
     /// assert_eq!(Config::check(""), Ok(Config::default()));
     /// let wrong = Config::check("[api]\nlistne = 1\nmax_connections = 0").unwrap_err();
     /// assert_eq!(wrong.len(), 2);
-    /// assert_eq!(wrong[0].path, "api.max_connections");
     /// assert_eq!(
-    ///     wrong[1].to_string(),
+    ///     wrong[0].to_string(),
     ///     "api.listne (line 2): there is no such key; did you mean \"listen\"?"
     /// );
+    /// assert_eq!(wrong[1].path, "api.max_connections");
     /// ```
     pub fn check(text: &str) -> Result<Self, Vec<ConfigProblem>> {
         let mut document = Document::parse(text)?;
@@ -563,7 +563,7 @@ mod tests {
         let paths: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
         assert_eq!(
             paths,
-            ["api.listen", "api.sokcet", "limits.pids_per_vm", "executr"]
+            ["api.listen", "api.sokcet", "executr", "limits.pids_per_vm"]
         );
     }
 

@@ -33,7 +33,9 @@ impl<'t> Document<'t> {
                 message: error.message().to_owned(),
                 meant: None,
             };
-            return Err(errors.iter().map(problem).collect());
+            let mut problems: Vec<_> = errors.iter().map(problem).collect();
+            problems.sort_by_key(|problem| problem.line);
+            return Err(problems);
         }
         Ok(Self {
             text,
@@ -83,6 +85,7 @@ impl<'t> Document<'t> {
         if self.problems.is_empty() {
             Ok(value)
         } else {
+            self.problems.sort_by_key(|problem| problem.line);
             Err(self.problems)
         }
     }

@@ -4,6 +4,8 @@ use super::JobPath;
 use super::session::{self, Gone, Held, Output, STDERR, STDOUT, Tell, Upgrade};
 use crate::server::extract::{Query, Segment};
 use crate::server::{Caller, Refusal, Service};
+use aleph_executor::Node;
+use aleph_executor::guest::ExecInput;
 use aleph_executor::logs::LogReader;
 use aleph_executor::node::{Attachment, NodeError};
 use aleph_types::{Job, JobId, JobState, LogStream, Problem};
@@ -12,6 +14,8 @@ use axum::extract::ws::WebSocket;
 use axum::response::Response;
 use serde::Deserialize;
 use std::time::Duration;
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -22,6 +26,8 @@ pub(super) fn routes() -> OpenApiRouter<Service> {
 
 /// How long after its last output a job may take to end.
 const LAST_WORD: Duration = Duration::from_secs(30);
+/// The pause before a command's input is asked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -48,8 +54,7 @@ async fn attach(
     caller: Caller,
     Segment(job): Segment,
     Query(query): Query<AttachQuery>,
-    slot: Held,
-    upgrade: Upgrade,
+    (slot, upgrade): (Held, Upgrade),
 ) -> Result<Response, Refusal> {
     let id = service.find(&caller, &job)?;
     let upgrade = session::accept(upgrade)?;
@@ -72,16 +77,17 @@ async fn run(service: &Service, id: JobId, attached: Attachment, stdin: bool, so
     // It is waited for from now on, because a job that removes itself cannot be asked later.
     let node = service.node.clone();
     let over = [JobState::Exited, JobState::Failed, JobState::Destroyed];
-    let mut over = Box::pin(async move { node.wait(id, &over).await });
+    let over = tokio::spawn(async move { node.wait(id, &over).await });
+    let mut over = AbortOnDropHandle::new(over);
     let told = async |output: &mut Output| {
         pass(&mut reader, output).await?;
         let ended = tokio::select! {
-            ended = &mut over => ended,
-            ended = service.node.wait(id, &[JobState::Restarting]) => ended,
-            () = tokio::time::sleep(LAST_WORD) => service.node.job(id),
+            ended = &mut over => ended.unwrap_or_else(|_| service.node.job(id)),
+            () = sleep(LAST_WORD) => service.node.job(id),
         };
         output.tell(&last_word(ended)).await
     };
+    let to = feed_of(&service.node, id, to);
     session::run(
         output,
         input.feed(to, stdin),
@@ -89,6 +95,20 @@ async fn run(service: &Service, id: JobId, attached: Attachment, stdin: bool, so
         service.stopping.clone(),
     )
     .await;
+}
+
+/// The input of a job's command, once it runs: a job can be attached to before it is started.
+async fn feed_of(node: &Node, id: JobId, now: Option<ExecInput>) -> Option<ExecInput> {
+    let mut found = now;
+    while found.is_none() {
+        node.wait(id, &[JobState::Running]).await.ok()?;
+        found = node.input(id).ok()?;
+        if found.is_none() {
+            // Its end was not told yet.
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+    found
 }
 
 async fn pass(reader: &mut LogReader, output: &mut Output) -> Result<(), Gone> {

@@ -107,7 +107,7 @@ async fn events(
         let stored = stored(&service, &filter, after.unwrap_or(0)).await?;
         return Ok(Json(stored).into_response());
     }
-    let reader = service.node.events(after)?;
+    let reader = service.node.events(after);
     let told = told(reader, filter, service.stopping.clone());
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
     Ok(Sse::new(told).keep_alive(keep_alive).into_response())

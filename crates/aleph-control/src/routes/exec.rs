@@ -105,8 +105,7 @@ async fn exec(
     State(service): State<Service>,
     caller: Caller,
     Segment(job): Segment,
-    slot: Held,
-    upgrade: Upgrade,
+    (slot, upgrade): (Held, Upgrade),
 ) -> Result<Response, Refusal> {
     let id = service.find(&caller, &job)?;
     let upgrade = session::accept(upgrade)?;
@@ -135,7 +134,7 @@ async fn run(service: &Service, id: JobId, socket: WebSocket) {
         }
     };
     let mut command = Command(Some(handle));
-    let feed = command.0.as_ref().map(ExecHandle::input);
+    let feed = std::future::ready(command.0.as_ref().map(ExecHandle::input));
     let told = async |output: &mut Output| told(&mut command, output).await;
     session::run(
         output,

@@ -189,7 +189,7 @@ pub enum PullLine {
     /// The image is there: the last line.
     Done {
         /// The image.
-        image: ImageInfo,
+        image: Box<ImageInfo>,
     },
     /// It could not be had: the last line.
     Failed {
@@ -263,7 +263,7 @@ async fn work(service: Service, request: PullRequest, lines: mpsc::Sender<PullLi
     };
     let last = match &last {
         Ok(image) => PullLine::Done {
-            image: image.into(),
+            image: Box::new(image.into()),
         },
         Err(error) => PullLine::Failed {
             error: Problem::of(error),

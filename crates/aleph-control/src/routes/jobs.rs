@@ -142,7 +142,7 @@ async fn list(
     uri: Uri,
 ) -> Result<Json<JobList>, Refusal> {
     let filter = filter(uri.query().unwrap_or_default())?;
-    Ok(Json(service.node.list(&caller.scope, &filter)?))
+    Ok(Json(service.node.list(&caller.scope, &filter)))
 }
 
 fn filter(query: &str) -> Result<JobFilter, Refusal> {

@@ -86,7 +86,7 @@ async fn remove(
     if request.images {
         let options = PruneOptions {
             dry_run: dry,
-            keep: images_of_jobs(service)?,
+            keep: images_of_jobs(service),
             ..PruneOptions::default()
         };
         let pruned = service.images.prune(options).await?;
@@ -98,14 +98,14 @@ async fn remove(
 }
 
 /// Images that jobs were started from: they may be started again.
-fn images_of_jobs(service: &Service) -> Result<BTreeSet<Digest>, Refusal> {
+fn images_of_jobs(service: &Service) -> BTreeSet<Digest> {
     let mut digests = BTreeSet::new();
     let mut filter = JobFilter {
         limit: 1000,
         ..JobFilter::default()
     };
     loop {
-        let part = service.node.list(&Scope::All, &filter)?;
+        let part = service.node.list(&Scope::All, &filter);
         let used = part
             .jobs
             .iter()
@@ -113,7 +113,7 @@ fn images_of_jobs(service: &Service) -> Result<BTreeSet<Digest>, Refusal> {
         digests.extend(used.filter_map(|digest| digest.parse::<Digest>().ok()));
         match part.cursor {
             Some(cursor) => filter.cursor = Some(cursor),
-            None => return Ok(digests),
+            None => return digests,
         }
     }
 }

@@ -18,13 +18,20 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How long a message may be.
 const MAX_MESSAGE: usize = 1024 * 1024;
 /// How many messages of input wait for a command that does not read.
 const WAITING: usize = 4;
+
+/// How long a client may take to read that the node stops.
+const AWAY_TIME: Duration = Duration::from_secs(1);
+/// How long it may take to read the last of a session.
+const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// The channel of standard input.
 const STDIN: u8 = 0;
@@ -112,11 +119,13 @@ impl Output {
             code: close_code::AWAY,
             reason: "the node is shutting down".into(),
         };
-        let _ = self.0.send(Message::Close(Some(frame))).await;
+        let said = self.0.send(Message::Close(Some(frame)));
+        // A client that does not read does not hear it.
+        let _ = timeout(AWAY_TIME, said).await;
     }
 
     pub(super) async fn close(mut self) {
-        let _ = self.0.close().await;
+        let _ = timeout(CLOSE_TIME, self.0.close()).await;
     }
 }
 
@@ -132,51 +141,61 @@ impl Input {
         }
     }
 
-    /// Carries the client's messages to a command, if there is one to take them, until the
+    /// Carries the client's messages to a command, once there is one to take them, until the
     /// client is gone. Without `stdin` they only steer it. What makes no sense ends the session
     /// with a problem.
-    pub(super) async fn feed(self, to: Option<ExecInput>, stdin: bool) -> Option<Problem> {
+    pub(super) async fn feed(
+        self,
+        to: impl Future<Output = Option<ExecInput>>,
+        stdin: bool,
+    ) -> Option<Problem> {
         let (sender, receiver) = mpsc::channel(WAITING);
-        let write = async {
-            match &to {
-                Some(to) if stdin => write(to, receiver).await,
-                _ => drain(receiver).await,
+        let (steer, steered) = mpsc::channel(WAITING);
+        let carry = async {
+            match to.await {
+                // Two ways, so that a signal passes input that is not read.
+                Some(to) => {
+                    let written = async {
+                        if stdin {
+                            write(&to, receiver).await;
+                        } else {
+                            drain(receiver).await;
+                        }
+                    };
+                    tokio::join!(written, carry_asks(&to, steered));
+                }
+                None => {
+                    tokio::join!(drain(receiver), drain(steered));
+                }
             }
             // A command that ended says so itself.
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            problem = self.read(to.as_ref(), sender) => problem,
-            () = write => None,
+            problem = self.read(sender, steer) => problem,
+            () = carry => None,
         }
     }
 
     async fn read(
         mut self,
-        to: Option<&ExecInput>,
-        sender: mpsc::Sender<Stdin>,
+        stdin: mpsc::Sender<Stdin>,
+        steer: mpsc::Sender<Ask>,
     ) -> Option<Problem> {
         let bad = |message: &str| Some(*Refusal::invalid("bad_message", message).problem);
         while let Some(Ok(message)) = self.0.next().await {
+            // What goes to a command that has just ended is lost.
             match message {
                 Message::Binary(bytes) => match bytes.first() {
-                    Some(&STDIN) => {
-                        let _ = sender.send(Stdin::Data(bytes.slice(1..))).await;
-                    }
+                    Some(&STDIN) => drop(stdin.send(Stdin::Data(bytes.slice(1..))).await),
                     _ => return bad("a binary message begins with channel 0"),
                 },
                 Message::Text(text) => match serde_json::from_str(text.as_str()) {
-                    // What goes to a command that has just ended may be lost.
-                    Ok(Ask::Resize { rows, columns }) => {
-                        let _ = to.map(|to| to.resize(rows, columns));
+                    Ok(Ask::Eof(_)) => drop(stdin.send(Stdin::End).await),
+                    Ok(Ask::Signal(signal)) if !(1..=64).contains(&signal) => {
+                        return bad("there is no such signal");
                     }
-                    Ok(Ask::Signal(signal)) if (1..=64).contains(&signal) => {
-                        let _ = to.map(|to| to.signal(signal));
-                    }
-                    Ok(Ask::Signal(_)) => return bad("there is no such signal"),
-                    Ok(Ask::Eof(_)) => {
-                        let _ = sender.send(Stdin::End).await;
-                    }
+                    Ok(ask) => drop(steer.send(ask).await),
                     Err(error) => return bad(&error.to_string()),
                 },
                 Message::Close(_) => return None,
@@ -207,7 +226,17 @@ async fn write(to: &ExecInput, mut receiver: mpsc::Receiver<Stdin>) {
     drain(receiver).await;
 }
 
-async fn drain(mut receiver: mpsc::Receiver<Stdin>) {
+async fn carry_asks(to: &ExecInput, mut receiver: mpsc::Receiver<Ask>) {
+    while let Some(ask) = receiver.recv().await {
+        let _ = match ask {
+            Ask::Resize { rows, columns } => to.resize(rows, columns),
+            Ask::Signal(signal) => to.signal(signal),
+            Ask::Eof(_) => Ok(()),
+        };
+    }
+}
+
+async fn drain<T>(mut receiver: mpsc::Receiver<T>) {
     while receiver.recv().await.is_some() {}
 }
 

@@ -23,7 +23,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -36,6 +38,11 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 
 /// How many headers a request may have.
 const MAX_HEADERS: usize = 64;
+
+/// How many clients without a slot are told so at once.
+const REFUSALS: usize = 64;
+/// How long that may take each.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
 /// Whose connections are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -173,8 +180,25 @@ pub(crate) async fn serve(
     }
 }
 
+/// Tells a client that there is no slot for it, once it has asked for something. Few are told at
+/// once; the others see their connection closed.
+pub(crate) async fn refuse(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    static TURNS: Semaphore = Semaphore::const_new(REFUSALS);
+    let Ok(_turn) = TURNS.try_acquire() else {
+        return;
+    };
+    let told = async {
+        // A client may take an answer that comes before its question for nonsense.
+        let mut asked = [0; 4096];
+        let _ = io.read(&mut asked).await?;
+        io.write_all(&no_slot()).await?;
+        io.shutdown().await
+    };
+    let _ = timeout(REFUSAL_TIME, told).await;
+}
+
 /// The whole answer to a client for whom there is no slot.
-pub(crate) fn no_slot() -> Vec<u8> {
+fn no_slot() -> Vec<u8> {
     let (status, class) = (StatusCode::SERVICE_UNAVAILABLE, ErrorClass::Unavailable);
     let message = "too many clients are connected";
     let refusal = Refusal::new(status, class, "too_many_connections", message)

@@ -80,7 +80,7 @@ impl Service {
         images: Arc<StoreImages>,
         operators: Operators,
     ) -> Result<Self, NodeError> {
-        let accounts = Accounts::open(node.journal()?).await?;
+        let accounts = Accounts::open(node.journal().clone()).await?;
         Ok(Self(Arc::new(Shared {
             node,
             images,

@@ -17,6 +17,7 @@
 //! | `setup` | what makes a booted guest ready |
 //! | `tasks` | the two tasks of a connection, and its beginning |
 //! | `streams` | the table of streams that both tasks and all handles share |
+//! | `stream` | what may come on one stream, and how much |
 //! | `port` | the two halves of one stream |
 //! | [`exec`] | a running command |
 //! | [`mod@file`] | a file on its way in or out |
@@ -34,6 +35,7 @@ pub mod exec;
 pub mod file;
 mod port;
 mod setup;
+mod stream;
 mod streams;
 mod tasks;
 pub mod usage;

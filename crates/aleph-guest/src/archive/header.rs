@@ -97,8 +97,11 @@ impl Entry {
         put_number(&mut block[100..108], self.mode.into());
         put_number(&mut block[108..116], self.uid.into());
         put_number(&mut block[116..124], self.gid.into());
-        put_number(&mut block[124..136], i128::from(self.size));
-        put_number(&mut block[136..148], self.modified.into());
+        put_number(
+            &mut block[124..136],
+            i64::try_from(self.size).unwrap_or(i64::MAX),
+        );
+        put_number(&mut block[136..148], self.modified);
         block[156] = self.kind;
         block[257..265].copy_from_slice(b"ustar  \0");
         block[148..156].fill(b' ');
@@ -120,8 +123,8 @@ impl Entry {
             };
             block.iter().enumerate().map(in_sum)
         };
-        let unsigned: i128 = bytes().map(i128::from).sum();
-        let signed: i128 = bytes().map(|byte| i128::from(byte.cast_signed())).sum();
+        let unsigned: i64 = bytes().map(i64::from).sum();
+        let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
         let sum = number(&block[148..156])?;
         if sum != unsigned && sum != signed {
             return Err("a block's sum is wrong");
@@ -141,7 +144,7 @@ impl Entry {
             uid: small(&block[108..116])?,
             gid: small(&block[116..124])?,
             size: u64::try_from(number(&block[124..136])?).map_err(|_| "a size is wrong")?,
-            modified: i64::try_from(number(&block[136..148])?).map_err(|_| "a time is wrong")?,
+            modified: number(&block[136..148])?,
         }))
     }
 }
@@ -157,10 +160,10 @@ fn text(field: &[u8]) -> &[u8] {
 }
 
 /// Octal digits and a zero where they fit, else base 256.
-fn put_number(field: &mut [u8], value: i128) {
+fn put_number(field: &mut [u8], value: i64) {
     let digits = field.len() - 1;
-    if value >= 0 && value >> (3 * digits) == 0 {
-        let mut rest = value;
+    let mut rest = value;
+    if value >= 0 && (3 * digits >= 63 || value >> (3 * digits) == 0) {
         for digit in field[..digits].iter_mut().rev() {
             *digit = b'0' + u8::try_from(rest & 7).unwrap_or(0);
             rest >>= 3;
@@ -168,25 +171,30 @@ fn put_number(field: &mut [u8], value: i128) {
         field[digits] = 0;
         return;
     }
-    let bytes = value.to_be_bytes();
-    field.copy_from_slice(&bytes[bytes.len() - field.len()..]);
+    for byte in field.iter_mut().rev() {
+        *byte = u8::try_from(rest & 0xff).unwrap_or(0);
+        rest >>= 8;
+    }
     field[0] = if value < 0 { 0xff } else { 0x80 };
 }
 
-fn number(field: &[u8]) -> Result<i128, &'static str> {
-    let negative = field[0] == 0xff;
-    if negative || field[0] == 0x80 {
-        let start = if negative { -1 } else { 0 };
-        return Ok(field[1..]
-            .iter()
-            .fold(start, |sum: i128, byte| sum << 8 | i128::from(*byte)));
+fn number(field: &[u8]) -> Result<i64, &'static str> {
+    const LARGE: &str = "a number is too large";
+    let is_negative = field[0] == 0xff;
+    if is_negative || field[0] == 0x80 {
+        let start = if is_negative { -1 } else { 0 };
+        return field[1..].iter().try_fold(start, |sum: i64, byte| {
+            let shifted = sum.checked_mul(256).ok_or(LARGE)?;
+            shifted.checked_add(i64::from(*byte)).ok_or(LARGE)
+        });
     }
     let digits = field
         .split(|byte| matches!(byte, 0 | b' '))
         .find(|part| !part.is_empty())
         .unwrap_or_default();
-    digits.iter().try_fold(0, |sum: i128, digit| match digit {
-        b'0'..=b'7' => Ok(sum * 8 + i128::from(digit - b'0')),
+    // Twelve digits are the most that a field has.
+    digits.iter().try_fold(0, |sum: i64, digit| match digit {
+        b'0'..=b'7' => Ok(sum << 3 | i64::from(digit - b'0')),
         _ => Err("a number is wrong"),
     })
 }

@@ -445,3 +445,98 @@ fn outside(name: &[u8]) -> Failure {
     let what = format!("the archive has a path that leads outside: {}", text(name));
     Failure::because(what, Errno::INVAL)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+
+    fn name() -> impl Strategy<Value = String> {
+        let part = prop::sample::select(vec![
+            "a", "b", "out", "..", ".", "", "secret", "outside", "proc", "self", "root",
+        ]);
+        prop::collection::vec(part, 1..5).prop_map(|parts| parts.join("/"))
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        (
+            prop::sample::select(&b"0122557LKxgS3"[..]),
+            name(),
+            name(),
+            0_u64..1500,
+        )
+            .prop_map(|(kind, name, target, size)| Entry {
+                kind,
+                name: name.into_bytes(),
+                target: target.into_bytes(),
+                mode: 0o644,
+                size: if matches!(kind, b'1' | b'2' | b'5') {
+                    0
+                } else {
+                    size
+                },
+                ..Entry::default()
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Whatever an archive says, cut anywhere and with any byte of it changed: it ends in
+        /// files below its folder or in an error.
+        #[test]
+        fn no_archive_gets_out_of_its_folder(
+            entries in prop::collection::vec(entry(), 0..12),
+            absolute in any::<bool>(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            chunk in 1_usize..2000,
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let (inside, outside) = (folder.path().join("inside"), folder.path().join("outside"));
+            std::fs::create_dir(&inside).unwrap();
+            std::fs::create_dir(&outside).unwrap();
+            let secret = outside.join("secret");
+            std::fs::write(&secret, "secret").unwrap();
+            let before = std::fs::metadata(&secret).unwrap();
+            let mut archive = Vec::new();
+            for mut entry in entries {
+                if absolute {
+                    entry.target = [outside.as_os_str().as_bytes(), b"/", &entry.target].concat();
+                }
+                let size = usize::try_from(entry.size).unwrap();
+                entry.write(&mut archive);
+                archive.extend(std::iter::repeat_n(b'7', size));
+                super::super::header::pad(&mut archive, size);
+            }
+            for (at, byte) in changes {
+                if !archive.is_empty() {
+                    let at = at.index(archive.len());
+                    archive[at] = byte;
+                }
+            }
+            let mut unpack = Unpack::open(inside.as_os_str().as_bytes(), false).unwrap();
+            let mut failed = false;
+            for piece in archive.chunks(chunk) {
+                unpack.receive(piece.len()).unwrap();
+                if unpack.write(piece).is_err() {
+                    failed = true;
+                    break;
+                }
+            }
+            if !failed && unpack.end().is_ok() {
+                while !unpack.pump() {}
+            }
+            drop(unpack);
+            let after = std::fs::metadata(&secret).unwrap();
+            prop_assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+            prop_assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+            prop_assert_eq!(
+                (after.ino(), after.nlink(), after.mode(), after.mtime_nsec()),
+                (before.ino(), before.nlink(), before.mode(), before.mtime_nsec())
+            );
+            prop_assert_eq!(std::fs::read(&secret).unwrap(), b"secret");
+        }
+    }
+}
