@@ -380,6 +380,28 @@ async fn lists_have_filters_parts_and_an_order() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_account_has_only_so_many_jobs() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let mut config = NodeConfig::new(root.paths()?);
+    config.jobs_per_account = 2;
+    let driver = ScriptedDriver::new([]);
+    let node = Node::with_driver(config, Arc::new(Nothing), driver).await?;
+    let of = |account: &str| CreateOptions {
+        account: account.into(),
+        start: false,
+        idempotency_key: None,
+    };
+    let first = node.create(spec(&["true"]), of("a")).await?.job;
+    node.create(spec(&["true"]), of("a")).await?;
+    let refused = node.create(spec(&["true"]), of("a")).await.unwrap_err();
+    assert_eq!(refused.code(), "too_many_jobs");
+    node.create(spec(&["true"]), of("b")).await?;
+    node.destroy(first.id, false).await?;
+    node.create(spec(&["true"]), of("a")).await?;
+    close(&root, node).await
+}
+
+#[tokio::test]
 async fn what_a_host_has_not_is_refused_with_what_is_missing() -> Result<()> {
     let root = TestRoot::empty()?;
     let node = open(root.path(), &ScriptedDriver::new([])).await?;
