@@ -3,7 +3,6 @@
 use super::segment::{Piece, Pieces, Segment};
 use super::{LogEntry, LogQuery, Tell};
 use aleph_types::{Incarnation, LogStream};
-use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
@@ -58,8 +57,12 @@ impl LogReader {
             (_, None) => None,
         };
         if let Some(Start { segment, at, skip }) = start {
-            reader.current = Some((segment, Pieces::open(&segment.path(&reader.dir), at)?));
-            reader.skip = skip;
+            match Pieces::open(&segment.path(&reader.dir), at) {
+                Ok(pieces) => (reader.current, reader.skip) = (Some((segment, pieces)), skip),
+                // Rotated away in between: what is left is read from its beginning.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(reader)
     }
@@ -148,24 +151,51 @@ fn end(dir: &Path) -> io::Result<Option<Start>> {
     Ok(Some(Start { segment, at, skip }))
 }
 
-/// Where the last so many lines begin; behind everything for none.
+/// Where the last so many lines begin; behind everything for none. All is read twice, since
+/// there may be more beginnings of lines than memory to remember them.
 fn last_lines(
     dir: &Path,
     from: Incarnation,
     lines: u64,
     stream: Option<LogStream>,
 ) -> io::Result<Option<Start>> {
-    let most = usize::try_from(lines).unwrap_or(usize::MAX);
-    if most == 0 {
+    if lines == 0 {
         return end(dir);
     }
-    let mut starts: VecDeque<Start> = VecDeque::new();
+    let mut total = 0_u64;
+    for_each_line(dir, from, stream, |_| {
+        total += 1;
+        false
+    })?;
+    let (mut wanted, mut left) = (None, total.saturating_sub(lines));
+    for_each_line(dir, from, stream, |start| {
+        let found = left == 0;
+        left = left.saturating_sub(1);
+        if found {
+            wanted = Some(start);
+        }
+        found
+    })?;
+    Ok(wanted)
+}
+
+/// Tells where each line begins, until `done` says so.
+fn for_each_line(
+    dir: &Path,
+    from: Incarnation,
+    stream: Option<LogStream>,
+    mut done: impl FnMut(Start) -> bool,
+) -> io::Result<()> {
     let mut begins = true;
     for segment in Segment::all(dir)? {
         if segment.incarnation < from {
             continue;
         }
-        let mut pieces = Pieces::open(&segment.path(dir), 0)?;
+        let mut pieces = match Pieces::open(&segment.path(dir), 0) {
+            // Rotated away in between.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            pieces => pieces?,
+        };
         loop {
             let at = pieces.at();
             let Some(piece) = pieces.next()? else { break };
@@ -173,15 +203,12 @@ fn last_lines(
                 continue;
             }
             for (skip, byte) in piece.bytes.iter().enumerate() {
-                if begins {
-                    if starts.len() == most {
-                        starts.pop_front();
-                    }
-                    starts.push_back(Start { segment, at, skip });
+                if begins && done(Start { segment, at, skip }) {
+                    return Ok(());
                 }
                 begins = *byte == b'\n';
             }
         }
     }
-    Ok(starts.pop_front())
+    Ok(())
 }

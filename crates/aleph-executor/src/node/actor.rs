@@ -36,8 +36,10 @@ use tokio::task::{JoinHandle, JoinSet};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
     Start,
+    /// `again`: it starts again at once, so that it is not removed in between.
     Stop {
         grace: Option<Duration>,
+        again: bool,
     },
     Kill,
     Pause,
@@ -110,6 +112,7 @@ impl Run {
     fn kill(&mut self) {
         let vm = self.vm.clone();
         self.tasks.spawn(async move {
+            vm.begun().await;
             if let Err(error) = vm.kill().await {
                 tracing::debug!(vm = %vm.id(), %error, "the VM is not killed");
             }
@@ -140,6 +143,8 @@ pub(super) struct Actor {
     pub(super) record: JobRecord,
     phase: Phase,
     pub(super) notes: Notes,
+    /// Whether it is stopped only to be started again.
+    again: bool,
     gone: bool,
 }
 
@@ -157,6 +162,7 @@ impl Actor {
             record: entry.record(),
             phase: Phase::Idle,
             notes,
+            again: false,
             gone: false,
         };
         tokio::spawn(actor.run(begin, inbox, note_inbox));
@@ -176,7 +182,10 @@ impl Actor {
             Begin::Recover(place) => self.recover(place).await,
         }
         loop {
-            if self.gone || matches!(self.phase, Phase::Idle) && self.entry.retire(&inbox) {
+            if self.gone {
+                return self.answer_rest(&mut inbox);
+            }
+            if matches!(self.phase, Phase::Idle) && self.entry.retire(&inbox) {
                 return;
             }
             let due = self.due();
@@ -197,6 +206,17 @@ impl Actor {
                 Some(asked) = inbox.recv() => self.asked(asked).await,
                 () = timer => self.elapsed().await,
             }
+        }
+    }
+
+    /// Who asked while the job was removed hears that it is gone.
+    fn answer_rest(&self, inbox: &mut mpsc::UnboundedReceiver<Asked>) {
+        inbox.close();
+        while let Ok(Asked { ask, answer }) = inbox.try_recv() {
+            let _ = answer.send(match ask {
+                Ask::Destroy { .. } => Ok(self.entry.job()),
+                _ => Err(NodeError::NoJob(self.entry.id.to_string())),
+            });
         }
     }
 
@@ -229,7 +249,7 @@ impl Actor {
                 let limit = self.record.job.spec.deadline_seconds.unwrap_or(0);
                 let why = format!("it ran longer than its deadline of {limit} s");
                 run.verdict = Some(why.clone());
-                self.record.desired = Desired::Stop;
+                self.wants_stop();
                 self.end(Some(why), None).await;
             }
             _ => {}
@@ -240,7 +260,10 @@ impl Actor {
         let Asked { ask, answer } = asked;
         let done = match ask {
             Ask::Start => self.start().await,
-            Ask::Stop { grace } => self.stop(grace).await,
+            Ask::Stop { grace, again } => {
+                self.again = again;
+                self.stop(grace).await
+            }
             Ask::Kill => self.kill().await,
             Ask::Pause => self.pause(true).await,
             Ask::Resume => self.pause(false).await,
@@ -302,11 +325,18 @@ impl Actor {
         }));
     }
 
+    /// Its user wants it to end; that it is to be gone says more.
+    fn wants_stop(&mut self) {
+        if self.record.desired != Desired::Destroy {
+            self.record.desired = Desired::Stop;
+        }
+    }
+
     async fn stop(&mut self, grace: Option<Duration>) -> Result<(), NodeError> {
-        self.record.desired = match self.record.desired {
-            Desired::Destroy => Desired::Destroy,
-            _ => Desired::Stop,
-        };
+        if matches!(self.phase, Phase::Held(_)) {
+            return Err(self.denied(Denial::Unknown));
+        }
+        self.wants_stop();
         match &self.phase {
             Phase::Idle => {
                 // Kept all the same: a policy that starts a job with its node asks for it.
@@ -328,10 +358,7 @@ impl Actor {
         match &self.phase {
             Phase::Idle => Err(self.denied(Denial::NotRunning)),
             Phase::Live(_) => {
-                self.record.desired = match self.record.desired {
-                    Desired::Destroy => Desired::Destroy,
-                    _ => Desired::Stop,
-                };
+                self.wants_stop();
                 self.state("job.kill", JobState::Stopping, None).await;
                 if let Phase::Live(run) = &mut self.phase {
                     run.kill();
@@ -356,6 +383,7 @@ impl Actor {
         self.state("job.stop", state, reason).await;
         if let Phase::Live(run) = &mut self.phase {
             run.tasks.spawn(async move {
+                vm.begun().await;
                 if let Err(error) = vm.stop(grace).await {
                     tracing::debug!(vm = %vm.id(), %error, "the VM is not stopped");
                 }
@@ -367,6 +395,9 @@ impl Actor {
         let Phase::Live(run) = &self.phase else {
             return Err(self.denied(Denial::NotRunning));
         };
+        if matches!(self.record.desired, Desired::Stop | Desired::Destroy) {
+            return Err(self.denied(Denial::Busy));
+        }
         let vm = run.vm.clone();
         let done = if pause {
             vm.pause().await
@@ -388,6 +419,9 @@ impl Actor {
     }
 
     async fn destroy(&mut self, force: bool) -> Result<(), NodeError> {
+        if matches!(self.phase, Phase::Held(_)) {
+            return Err(self.denied(Denial::Unknown));
+        }
         let state = self.record.job.state;
         let live = !matches!(self.phase, Phase::Idle | Phase::Waiting(_));
         if live && !force && self.record.desired != Desired::Destroy {
@@ -398,10 +432,10 @@ impl Actor {
         record.job.state = JobState::Destroying;
         self.save("job.destroy", record).await?;
         match &mut self.phase {
-            Phase::Idle | Phase::Waiting(_) => self.remove().await,
+            Phase::Idle | Phase::Waiting(_) => return self.remove().await,
             Phase::Preparing(task) => {
                 task.abort();
-                self.remove().await;
+                return self.remove().await;
             }
             Phase::Live(run) => run.kill(),
             Phase::Held(_) => return Err(self.denied(Denial::Unknown)),
@@ -412,7 +446,10 @@ impl Actor {
     async fn noted(&mut self, note: Note) {
         match note {
             Note::Prepared(Ok(prepared)) => self.launch(prepared).await,
-            Note::Prepared(Err(problem)) => self.fail(&problem.message).await,
+            Note::Prepared(Err(problem)) if matches!(self.phase, Phase::Preparing(_)) => {
+                self.fail(&problem.message).await;
+            }
+            Note::Prepared(Err(_)) => {}
             Note::Began(handle) => self.began(handle),
             Note::Unfit(why) => {
                 if let Phase::Live(run) = &mut self.phase {
@@ -529,10 +566,7 @@ impl Actor {
         let spec = &self.record.job.spec;
         // A guest that was up before this process keeps the time at which it came up.
         let now = Timestamp::now();
-        let since = match self.record.job.started_at {
-            Some(at) if self.record.job.guest_boot_id == boot_id => at,
-            _ => now,
-        };
+        let since = self.record.job.started_at.unwrap_or(now);
         let ran = Duration::try_from(now.duration_since(since)).unwrap_or_default();
         run.deadline = spec
             .deadline_seconds
@@ -671,6 +705,8 @@ impl Actor {
 
     /// A start that never came to a VM.
     async fn fail(&mut self, why: &str) {
+        // What it ran for the last time says nothing of this start.
+        self.record.job.started_at = None;
         self.rest(End::Failed, Some(why.to_owned())).await;
     }
 
@@ -693,8 +729,9 @@ impl Actor {
             self.record.desired,
             &end,
             row,
-            job.spec.auto_destroy,
+            job.spec.auto_destroy && !self.again,
         );
+        self.again = false;
         job.finished_at = Some(now);
         job.vm = None;
         job.health = None;
@@ -740,25 +777,29 @@ impl Actor {
         }
         self.entry.publish(&self.record);
         if self.record.job.state == JobState::Destroying {
-            self.remove().await;
+            self.remove_or_tell().await;
+        }
+    }
+
+    async fn remove_or_tell(&mut self) {
+        if let Err(error) = self.remove().await {
+            let error = crate::vm::chain(&error);
+            tracing::error!(job = %self.entry.id, %error, "a job cannot be removed; ask again");
         }
     }
 
     /// Removes the job. Its record goes last, so that a crash is followed by another try.
-    pub(super) async fn remove(&mut self) {
+    async fn remove(&mut self) -> Result<(), NodeError> {
         self.phase = Phase::Idle;
-        let dir = self.inner.log_dir(self.entry.id);
-        if let Err(error) = crate::logs::remove(&dir) {
-            tracing::error!(job = %self.entry.id, %error, "a log cannot be removed");
-        }
+        let path = self.inner.log_dir(self.entry.id);
+        crate::logs::remove(&path).map_err(|source| NodeError::Log { path, source })?;
         let mut job = self.record.job.clone();
         job.state = JobState::Destroyed;
         job.generation += 1;
-        match self.inner.journal.remove_job(job.id, event_of(&job)).await {
-            Ok(event) => self.inner.told(event.as_ref()),
-            // It stays as it is, to be removed by another request or the next start.
-            Err(error) => return log_journal(&error),
-        }
+        // Where it fails it stays as it is, to be removed by another request or the next start.
+        let event = event_of(&job);
+        let kept = self.inner.journal.remove_job(job.id, event).await?;
+        self.inner.told(kept.as_ref());
         let mut jobs = super::entry::lock(&self.inner.jobs);
         super::entry::lock(&self.inner.ledger).take(job.id);
         jobs.remove(&job);
@@ -766,6 +807,7 @@ impl Actor {
         self.record.job = job;
         self.entry.publish(&self.record);
         self.gone = true;
+        Ok(())
     }
 
     /// Goes on with what an earlier process left.
@@ -774,8 +816,10 @@ impl Actor {
         match recovered {
             recover::Found::Vm(vm, tasks) => {
                 self.goes_live(vm, tasks);
+                let stopping = self.record.job.state == JobState::Stopping;
                 match (self.record.desired, &mut self.phase) {
                     (Desired::Stop, _) => self.end(None, None).await,
+                    (Desired::Run, _) if stopping => self.end(None, None).await,
                     (Desired::Destroy, Phase::Live(run)) => run.kill(),
                     _ => {}
                 }
@@ -812,7 +856,7 @@ impl Actor {
     /// A record without a VM: what it was about to do is done.
     async fn go_on(&mut self) {
         match (self.record.job.state, self.record.desired) {
-            (_, Desired::Destroy) => self.remove().await,
+            (_, Desired::Destroy) => self.remove_or_tell().await,
             (JobState::Preparing, Desired::Stop) => self.rest(End::Stopped, None).await,
             (JobState::Preparing, _) => self.prepare(),
             (JobState::Restarting, _) => {

@@ -390,8 +390,8 @@ impl Node {
     /// # Errors
     /// Where it is not known what it does.
     pub async fn stop(&self, id: JobId, grace: Option<Duration>) -> Result<Job, NodeError> {
-        self.ask(id, Ask::Stop { grace }).await?;
-        self.ended(id).await
+        let again = false;
+        self.end(id, Ask::Stop { grace, again }).await
     }
 
     /// Stops it, if it runs, and starts it.
@@ -399,7 +399,8 @@ impl Node {
     /// # Errors
     /// As [`Node::stop`] and [`Node::start`].
     pub async fn restart(&self, id: JobId, grace: Option<Duration>) -> Result<Job, NodeError> {
-        self.stop(id, grace).await?;
+        let again = true;
+        self.end(id, Ask::Stop { grace, again }).await?;
         self.start(id).await
     }
 
@@ -409,8 +410,7 @@ impl Node {
     /// Where it does not run.
     pub async fn kill(&self, id: JobId, signal: u8) -> Result<Job, NodeError> {
         if signal == 9 {
-            self.ask(id, Ask::Kill).await?;
-            return self.ended(id).await;
+            return self.end(id, Ask::Kill).await;
         }
         let entry = self.inner.entry(id)?;
         let input = entry.live().and_then(|live| live.input);
@@ -445,11 +445,11 @@ impl Node {
         let entry = self.inner.entry(id)?;
         let mut view = entry.view.subscribe();
         self.ask(id, Ask::Destroy { force }).await?;
-        let gone = view
-            .wait_for(|job| job.state == JobState::Destroyed)
-            .await
-            .map(drop);
-        gone.map_err(|_| NodeError::ShuttingDown)
+        let mut leaving = self.inner.leaving.subscribe();
+        tokio::select! {
+            _ = view.wait_for(|job| job.state == JobState::Destroyed) => Ok(()),
+            _ = leaving.wait_for(|leaving| *leaving) => Err(NodeError::ShuttingDown),
+        }
     }
 
     /// Waits until a job is in one of these states, for ever: callers bound it. A job that is
@@ -578,23 +578,35 @@ impl Node {
 
     async fn ask(&self, id: JobId, ask: Ask) -> Result<Job, NodeError> {
         let entry = self.inner.entry(id)?;
-        let (answer, answered) = oneshot::channel();
-        entry.send(&self.inner, Asked { ask, answer });
-        let job = answered.await.map_err(|_| NodeError::ShuttingDown)??;
-        Ok(Job::clone(&job))
+        self.ask_entry(&entry, ask).await
     }
 
-    /// Waits until nothing of a job runs.
-    async fn ended(&self, id: JobId) -> Result<Job, NodeError> {
-        let entry = match self.inner.entry(id) {
-            Ok(entry) => entry,
-            Err(error) => return Err(error),
-        };
-        let mut view = entry.view.subscribe();
-        view.wait_for(|job| !job.state.is_live() && job.state != JobState::Destroying)
-            .await
-            .map(|job| Job::clone(&job))
-            .map_err(|_| NodeError::ShuttingDown)
+    async fn ask_entry(&self, entry: &Arc<Entry>, ask: Ask) -> Result<Job, NodeError> {
+        let (answer, answered) = oneshot::channel();
+        entry.send(&self.inner, Asked { ask, answer });
+        match answered.await {
+            Ok(answer) => Ok(Job::clone(&*answer?)),
+            Err(_) if entry.job().state == JobState::Destroyed => {
+                Err(NodeError::NoJob(entry.id.to_string()))
+            }
+            Err(_) => Err(NodeError::ShuttingDown),
+        }
+    }
+
+    /// Asks for an end, and waits until nothing of this start of the job runs.
+    async fn end(&self, id: JobId, ask: Ask) -> Result<Job, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let (mut view, incarnation) = (entry.view.subscribe(), entry.job().incarnation);
+        self.ask_entry(&entry, ask).await?;
+        let mut leaving = self.inner.leaving.subscribe();
+        let over = view.wait_for(|job| {
+            let ended = !job.state.is_live() && job.state != JobState::Destroying;
+            ended || job.incarnation != incarnation
+        });
+        tokio::select! {
+            job = over => job.map(|job| Job::clone(&job)).map_err(|_| NodeError::ShuttingDown),
+            _ = leaving.wait_for(|leaving| *leaving) => Err(NodeError::ShuttingDown),
+        }
     }
 }
 
