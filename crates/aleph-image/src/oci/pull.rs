@@ -16,7 +16,7 @@ use crate::disk::{ensure_room, free_bytes};
 use crate::error::ImageError;
 use crate::filesystem::FORMAT;
 use crate::image::{Image, ImageRecord, PULLED_VERSION, Source};
-use crate::recipe::Limits;
+use crate::recipe::{Limits, MOST_PATHS};
 use crate::staging::Staging;
 use crate::store::{Store, now};
 use std::sync::Arc;
@@ -42,16 +42,20 @@ pub struct PullOptions {
     pub most_bytes: u64,
     /// Files, folders, links and marks that all layers may have together.
     pub most_entries: u64,
+    /// How long a registry may take to say what an image is made of. Over every such time it
+    /// has to send 4 KiB a second of a layer, or it is given up.
+    pub patience: Duration,
 }
 
 impl Default for PullOptions {
-    /// No mirrors, 3 layers at a time, up to 64 GiB and 4 million entries.
+    /// No mirrors, 3 layers at a time, up to 64 GiB and 4 million entries, a minute's patience.
     fn default() -> Self {
         Self {
             registries: Registries::default(),
             parallel: 3,
             most_bytes: 64 << 30,
             most_entries: 4_000_000,
+            patience: Duration::from_secs(60),
         }
     }
 }
@@ -166,16 +170,24 @@ impl Pull {
     async fn find(&self, registries: &Registries) -> Result<(Arc<[Remote]>, Plan), ImageError> {
         let registries = Arc::new(registries.clone());
         let reference = self.reference.clone();
+        let patience = self.options.patience;
         let mut remotes = blocking(move || {
-            let endpoints = registries.endpoints(&reference).into_iter();
-            endpoints
-                .map(|endpoint| Remote::new(endpoint, &reference, &registries))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(ImageError::from)
+            let mut remotes = Vec::new();
+            for endpoint in registries.endpoints(&reference) {
+                let is_mirror = endpoint.mirror_of.is_some();
+                match Remote::new(endpoint, &reference, &registries, patience) {
+                    Ok(remote) => remotes.push(remote),
+                    Err(error) if is_mirror => tracing::info!(%error, "a mirror is passed over"),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(remotes)
         })
         .await?;
         loop {
-            match Plan::of(&self.reference, &remotes[0], self.options.most_bytes).await {
+            let remote = &remotes[0];
+            let plan = Plan::of(&self.reference, remote, self.options.most_bytes);
+            match remote.in_time(plan).await {
                 Ok(plan) => return Ok((remotes.into(), plan)),
                 Err(error) if remotes.len() > 1 => {
                     tracing::info!(%error, "a mirror is passed over");
@@ -287,6 +299,7 @@ impl Pull {
             limits: Limits {
                 bytes: self.options.most_bytes,
                 entries: self.options.most_entries,
+                paths: MOST_PATHS,
                 // The tree and its image are there at the same time. So a bomb never takes more
                 // than half of the room that others need too.
                 room: free.saturating_sub(missing) / 2,
