@@ -44,17 +44,16 @@ pub(crate) struct NodeArgs {
     )]
     pub(crate) root: Option<PathBuf>,
 
-    /// The QEMU program
+    /// The QEMU program [default: qemu-system-x86_64]
     #[arg(
         long,
         global = true,
         value_name = "FILE",
         env = "ALEPH_QEMU",
         hide_env_values = true,
-        hide_short_help = true,
-        default_value = "qemu-system-x86_64"
+        hide_short_help = true
     )]
-    pub(crate) qemu: PathBuf,
+    pub(crate) qemu: Option<PathBuf>,
 
     /// What runs the guests' instructions: kvm or tcg [default: kvm where it works, else tcg]
     #[arg(
@@ -126,6 +125,23 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    /// What a command takes must not be taken for a flag before all commands.
+    #[test]
+    fn no_command_has_a_global_flags_id() {
+        fn check(command: &clap::Command, global: &[clap::Id]) {
+            for argument in command.get_arguments().filter(|a| !a.is_global_set()) {
+                let name = command.get_name();
+                assert!(!global.contains(argument.get_id()), "{name}: {argument}");
+            }
+            command.get_subcommands().for_each(|sub| check(sub, global));
+        }
+        let command = Args::command();
+        let global = command.get_arguments().filter(|a| a.is_global_set());
+        let global: Vec<_> = global.map(|a| a.get_id().clone()).collect();
+        assert!(global.len() > 5);
+        check(&command, &global);
     }
 
     #[test]

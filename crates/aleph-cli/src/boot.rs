@@ -1,14 +1,67 @@
 //! The kernel and image that a node in this process boots.
 
+use crate::output::Advised;
+use crate::progress::Pulls;
 use aleph_executor::{Boot, Paths};
-use aleph_image::{Bundle, Image, KernelStore, Store};
+use aleph_image::oci::{PullOptions, Reference, Registries};
+use aleph_image::{Bundle, Image, ImageError, KernelStore, Store};
+use aleph_types::{Classify, PullPolicy};
 use anyhow::{Context, Result};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-/// The image that a job names, with what its image says of commands and environment.
-pub(crate) fn image(paths: &Paths, reference: &str) -> Result<Image> {
-    Ok(Store::open(paths.state())?.resolve(reference)?)
+/// The image that a job names, fetched where its policy says so.
+pub(crate) async fn image(
+    paths: &Paths,
+    reference: &str,
+    policy: PullPolicy,
+    quiet: bool,
+) -> Result<Image> {
+    if policy == PullPolicy::Always {
+        return pull(paths, reference, quiet).await;
+    }
+    match Store::open(paths.state())?.resolve(reference) {
+        Err(missing @ ImageError::NotFound { .. })
+            if policy == PullPolicy::Missing && reference.parse::<Reference>().is_ok() =>
+        {
+            let pulled = pull(paths, reference, quiet).await;
+            pulled.map_err(|error| match &missing {
+                // A name that is nearly one of ours is rather misspelt than far away.
+                ImageError::NotFound { near, .. } if !near.is_empty() => Advised {
+                    what: format!("{missing}, and it cannot be fetched: {error:#}"),
+                    advice: missing.advice().unwrap_or_default(),
+                }
+                .into(),
+                _ => error,
+            })
+        }
+        found => Ok(found?),
+    }
+}
+
+/// Fetches an image from its registry. Registries are spoken with as this host's configuration
+/// says, or the one that `ALEPH_CONFIG` names.
+pub(crate) async fn pull(paths: &Paths, reference: &str, quiet: bool) -> Result<Image> {
+    let file = std::env::var_os("ALEPH_CONFIG").map(PathBuf::from);
+    let images = aleph_control::Config::load(file.as_deref())?.images;
+    let options = PullOptions {
+        registries: Registries {
+            mirrors: images.mirrors,
+            insecure: images.plain_http.into_iter().collect(),
+            ..Registries::default()
+        },
+        most_bytes: images.max_unpacked.bytes(),
+        ..PullOptions::default()
+    };
+    let bars = Mutex::new(Pulls::new(quiet));
+    let listener = move |event| {
+        if let Ok(mut bars) = bars.lock() {
+            bars.event(&event);
+        }
+    };
+    let store = Store::open(paths.state())?;
+    Ok(store.pull(reference, &options, listener).await?)
 }
 
 /// Opens kernel and image for the executor. `own` is a kernel with its initramfs, instead of

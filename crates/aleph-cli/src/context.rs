@@ -2,12 +2,10 @@
 
 use crate::args::{ApiArgs, NodeArgs};
 use crate::client::{Access, Client, ClientError, Endpoint};
+use aleph_control::SOCKET;
 use aleph_executor::{ExecutorConfig, Paths};
 use anyhow::{Context as _, Result};
 use std::path::Path;
-
-/// The socket of a node, in its folder for what does not outlive the host's boot.
-const SOCKET: &str = "aleph.sock";
 
 /// What the flags before a command say.
 #[derive(Debug, Clone)]
@@ -28,10 +26,11 @@ impl Context {
 
     /// How a node in this process runs VMs.
     pub(crate) fn executor(&self) -> ExecutorConfig {
+        let default = ExecutorConfig::default();
         ExecutorConfig {
-            qemu: self.node.qemu.clone(),
+            qemu: self.node.qemu.clone().unwrap_or(default.qemu),
             accelerator: self.node.accel,
-            ..ExecutorConfig::default()
+            ..default
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::client::{ClientError, Lines, PullLine};
 use crate::output::{plain, say, shortened};
 use aleph_image::Progress;
+use aleph_image::oci::{LayerStep, PullEvent};
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -75,18 +76,8 @@ impl Pulls {
     pub(crate) async fn show(mut self, mut lines: Lines) -> Result<Value> {
         while let Some(line) = lines.next_json().await? {
             match line {
-                PullLine::Done { image } => {
-                    for (bar, _) in self.layers.values() {
-                        bar.finish();
-                    }
-                    return Ok(image);
-                }
-                PullLine::Failed { error } => {
-                    for (bar, _) in self.layers.values() {
-                        bar.abandon();
-                    }
-                    return Err(ClientError::from(error).into());
-                }
+                PullLine::Done { image } => return Ok(image),
+                PullLine::Failed { error } => return Err(ClientError::from(error).into()),
                 PullLine::Step {
                     status,
                     layer,
@@ -96,6 +87,34 @@ impl Pulls {
             }
         }
         anyhow::bail!("the node closed the stream before the image was there")
+    }
+
+    /// Shows a step of a pull of this process's own.
+    pub(crate) fn event(&mut self, event: &PullEvent) {
+        match event {
+            PullEvent::Resolved { .. } => {}
+            PullEvent::Waiting => self.step(String::new(), "waiting", None, None),
+            PullEvent::Layer {
+                digest,
+                step,
+                done,
+                total,
+                ..
+            } => {
+                let status = match step {
+                    LayerStep::Waiting => "waiting",
+                    LayerStep::Present => "present",
+                    LayerStep::Downloading => "downloading",
+                    LayerStep::Downloaded => "downloaded",
+                    LayerStep::Unpacking => "unpacking",
+                    LayerStep::Unpacked => "unpacked",
+                };
+                self.step(digest.to_string(), status, Some(*done), Some(*total));
+            }
+            PullEvent::Writing { done, total } => {
+                self.step(String::new(), "writing", Some(*done), Some(*total));
+            }
+        }
     }
 
     fn step(&mut self, layer: String, status: &str, current: Option<u64>, total: Option<u64>) {
@@ -144,6 +163,15 @@ fn unmeasured() -> ProgressStyle {
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+impl Drop for Pulls {
+    fn drop(&mut self) {
+        // What was reached stays to be seen, above an error as well.
+        for (bar, _) in self.layers.values() {
+            bar.abandon();
+        }
+    }
 }
 
 /// Draws how many bytes were copied.

@@ -4,12 +4,9 @@ mod support;
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
-use std::fs::File;
-use std::io::{Read, Write};
-use std::process::{Child, Stdio};
-use support::{Node, finish, send};
+use std::io::Read;
+use std::process::Child;
+use support::{Node, Terminal, finish, send};
 
 /// Starts a command line and waits until it has printed `up`.
 fn started(node: &Node, line: &str) -> Result<Child> {
@@ -70,66 +67,21 @@ fn a_termination_stops_the_guest_in_order() -> Result<()> {
     node.assert_clean()
 }
 
-struct Terminal(File);
-
-impl Terminal {
-    fn size(&self, rows: u16, columns: u16) -> Result<()> {
-        let size = Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        Ok(tcsetwinsize(&self.0, size)?)
-    }
-
-    /// Reads until the text has been shown.
-    fn until(&mut self, text: &str) -> Result<()> {
-        let mut seen = String::new();
-        let mut chunk = [0; 1024];
-        while !seen.contains(text) {
-            let n = self
-                .0
-                .read(&mut chunk)
-                .with_context(|| format!("no {text:?} in {seen:?}"))?;
-            seen.push_str(&String::from_utf8_lossy(&chunk[..n]));
-        }
-        Ok(())
-    }
-}
-
 #[test]
 fn a_terminal_is_sized_resized_and_interrupted() -> Result<()> {
     let node = Node::new()?;
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
-    grantpt(&master)?;
-    unlockpt(&master)?;
-    let name = ptsname(&master, Vec::new())?;
-    let slave = || {
-        File::options()
-            .read(true)
-            .write(true)
-            .open(name.to_str()?)
-            .map_err(anyhow::Error::from)
-    };
-    let mut terminal = Terminal(File::from(master));
+    let mut terminal = Terminal::new()?;
     terminal.size(30, 100)?;
     let mut command = node.command(&["run", "--rm", "-qit", "busybox", "--", "sh", "-c"]);
     command.arg("while :; do stty size; sleep 0.1; done");
-    let stdin = slave()?;
-    let mut child = command
-        .stdin(stdin)
-        .stdout(slave()?)
-        .stderr(Stdio::from(slave()?))
-        .spawn()?;
-    drop(command);
+    let mut child = terminal.spawn(command)?;
     terminal.until("30 100\r\n")?;
     terminal.size(41, 120)?;
     // The terminal is not aleph's controlling one here, so the kernel tells nobody.
     send(child.id(), Signal::WINCH)?;
     terminal.until("41 120\r\n")?;
     // In raw mode Ctrl-C is a key like any other, and the guest's terminal makes it a signal.
-    terminal.0.write_all(b"\x03")?;
+    terminal.press(b"\x03")?;
     assert_eq!(child.wait()?.code(), Some(130));
     node.assert_clean()
 }

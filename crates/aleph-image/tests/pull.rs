@@ -387,7 +387,7 @@ fn a_registry_with_logins_is_logged_in_to() {
     let refused = attempt(&state, &reference, &options()).unwrap_err();
     assert_eq!(
         class_and_code(&refused),
-        (ErrorClass::Unavailable, "registry_unauthorized")
+        (ErrorClass::Invalid, "registry_unauthorized")
     );
     assert!(
         refused.advice().unwrap().contains("docker login"),

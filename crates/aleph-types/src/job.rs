@@ -222,6 +222,10 @@ impl Classify for InvalidJob {
     }
 }
 
+/// Bytes that a job's command, entrypoint and environment may have together: they reach the guest
+/// in one message of 64 KiB, with what the image adds.
+pub const MAX_WORDS: usize = 48 * 1024;
+
 /// Bytes that all files of a job may have together. They travel in its specification.
 pub const MAX_FILES: usize = 1024 * 1024;
 
@@ -271,6 +275,27 @@ impl JobSpec {
         Duration::from_secs(u64::from(self.stop_grace_seconds))
     }
 
+    /// Bytes of its command, entrypoint and environment.
+    fn words(&self) -> usize {
+        let words = self.command.iter().chain(self.entrypoint.iter().flatten());
+        let env = self
+            .env
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
+        words.map(String::len).chain(env).sum()
+    }
+
+    /// About how many bytes it takes to keep.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let labels = self.labels.iter().map(|(k, v)| k.len() + v.len());
+        let files = self.files.iter().map(|file| {
+            let content = [&file.text, &file.base64].into_iter().flatten();
+            file.path.len() + content.map(String::len).sum::<usize>()
+        });
+        1024 + self.words() + labels.chain(files).sum::<usize>()
+    }
+
     /// Checks all that can be known without a node and its images.
     ///
     /// # Errors
@@ -285,7 +310,8 @@ impl JobSpec {
         if let Some(name) = self.name.as_deref().filter(|name| !is_job_name(name)) {
             return bad("name", name);
         }
-        if self.image.is_empty() || self.image.contains(['\0', '\n', ' ']) {
+        if self.image.is_empty() || self.image.len() > 512 || self.image.contains(['\0', '\n', ' '])
+        {
             return bad("image", &self.image);
         }
         let entrypoint = self.entrypoint.iter().flatten();
@@ -351,6 +377,14 @@ impl JobSpec {
         ];
         if let Some((field, there, most)) = limited.into_iter().find(|(_, n, most)| n > most) {
             return Err(InvalidJob::TooMuch { field, there, most });
+        }
+        let words = self.words();
+        if words > MAX_WORDS {
+            return Err(InvalidJob::TooMuch {
+                field: "command and env",
+                there: words,
+                most: MAX_WORDS,
+            });
         }
         let mut bytes = 0;
         for file in &self.files {
@@ -476,6 +510,9 @@ mod tests {
         }
         let mut job = job();
         job.files = vec![file("/a", "0644"); 65];
+        assert_eq!(job.validate().unwrap_err().code(), "too_much");
+        job.files.clear();
+        job.command.push("x".repeat(MAX_WORDS));
         assert_eq!(job.validate().unwrap_err().code(), "too_much");
     }
 

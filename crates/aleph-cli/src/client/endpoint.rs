@@ -67,8 +67,9 @@ impl FromStr for Endpoint {
         // An IPv6 address stands in brackets, which are no part of it.
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = match authority.port() {
-            Some(port) => port.as_str().parse().map_err(|_| bad())?,
-            None if authority.as_str().ends_with(':') => return Err(bad()),
+            Some(port) => port.as_u16(),
+            // What follows the host is a port that is none.
+            None if !authority.as_str().ends_with(authority.host()) => return Err(bad()),
             None => default,
         };
         if host.is_empty() || authority.as_str().contains('@') {

@@ -14,6 +14,12 @@ pub(super) async fn each(names: &[String], act: impl AsyncFn(&str) -> Result<()>
         match act(name).await {
             Ok(()) => print(name)?,
             Err(error) => {
+                let names_it = error.to_string().contains(name);
+                let error = if names_it {
+                    error
+                } else {
+                    error.context(name.clone())
+                };
                 print_error(&error);
                 code = crate::FAILED;
             }

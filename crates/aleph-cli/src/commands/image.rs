@@ -1,12 +1,13 @@
 //! `aleph image`: by a node that runs, or directly on this host's store.
 
 use super::completion::images;
+use crate::boot;
 use crate::client::ImageInfo;
 use crate::context::Context;
 use crate::output::{self, Advised, Column, Listing, ago, print, print_error, print_json, size};
 use crate::progress::{Bars, Pulls};
 use aleph_image::{Recipe, Store};
-use aleph_types::Timestamp;
+use aleph_types::{PullPolicy, Timestamp};
 use anyhow::Result;
 use clap_complete::ArgValueCompleter;
 use serde_json::{Value, json};
@@ -136,15 +137,20 @@ async fn inspect(context: &Context, images: &[String]) -> Result<u8> {
 
 impl Pull {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
-        let Some(client) = context.daemon().await? else {
-            return Err(Advised {
-                what: "images are fetched by a node that runs".into(),
-                advice: "Start it with: aleph up".into(),
+        let image = match context.daemon().await? {
+            Some(client) => {
+                let lines = client.pull(&self.image, !self.missing).await?;
+                Pulls::new(self.quiet).show(lines).await?
             }
-            .into());
+            None => {
+                let policy = if self.missing {
+                    PullPolicy::Missing
+                } else {
+                    PullPolicy::Always
+                };
+                told(&boot::image(&context.paths()?, &self.image, policy, self.quiet).await?)?
+            }
         };
-        let lines = client.pull(&self.image, !self.missing).await?;
-        let image = Pulls::new(self.quiet).show(lines).await?;
         if self.json {
             print_json(&image)?;
         } else {

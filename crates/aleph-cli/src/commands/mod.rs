@@ -103,12 +103,17 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Whether it is the daemon.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self, Self::Up(_))
+    }
+
     /// Obeys, and gives the exit code.
     pub(crate) fn run(self, context: &Context) -> Result<u8> {
         match self {
             // The node brings a runtime of its own.
             Self::Up(up) => up.run(context),
-            Self::Config(config) => config.run(context),
+            Self::Config(config) => config.run(),
             Self::Doctor(doctor) => doctor.run(context),
             Self::Kernel(kernel) => kernel.run(context),
             Self::Completion(completion) => completion.run(),

@@ -15,7 +15,9 @@ pub(crate) enum Token {
     /// Make a token, and print it this once
     Create {
         /// The account that it speaks for
-        account: String,
+        // Not `account`: that is the flag before all commands.
+        #[arg(value_name = "ACCOUNT")]
+        owner: String,
         /// What it is for, in your words
         #[arg(short, long, default_value = "")]
         label: String,
@@ -46,13 +48,13 @@ impl Token {
         let client = context.client()?;
         match self {
             Self::Create {
-                account,
+                owner,
                 label,
                 expires,
                 json,
             } => {
                 let wanted = NewToken {
-                    account,
+                    account: owner,
                     label,
                     expires_in_seconds: expires.map(whole_seconds),
                 };

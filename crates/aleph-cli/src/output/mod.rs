@@ -7,6 +7,7 @@ pub(crate) use age::{ago, since, span};
 pub(crate) use table::{Color, Column, Listing, coloured};
 
 use crate::client::ClientError;
+use aleph_control::{DaemonError, ImagesError};
 use aleph_executor::ExecutorError;
 use aleph_executor::capacity::Shortage;
 use aleph_image::{ImageError, KernelError};
@@ -43,6 +44,8 @@ fn advice(error: &anyhow::Error) -> Option<String> {
             .and_then(Classify::advice)
     }
     of::<ClientError>(error)
+        .or_else(|| of::<DaemonError>(error))
+        .or_else(|| of::<ImagesError>(error))
         .or_else(|| of::<ExecutorError>(error))
         .or_else(|| of::<ImageError>(error))
         .or_else(|| of::<KernelError>(error))
@@ -66,8 +69,16 @@ pub(crate) fn say(line: &str) {
 
 /// Prints a line on standard output.
 pub(crate) fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{line}").context("cannot write to standard output")
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(OutputGone.into()),
+        written => written.context("cannot write to standard output"),
+    }
 }
+
+/// Whoever read standard output reads it no more.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output")]
+pub(crate) struct OutputGone;
 
 /// Prints a value as JSON for people and programs.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {

@@ -89,15 +89,6 @@ impl Signals {
         };
         listen().context("cannot listen to signals")
     }
-
-    /// Waits until the user wants this to end, before there is a command to tell.
-    pub(crate) async fn stop(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => SIGINT_CODE,
-            _ = self.terminate.recv() => 128 + 15,
-            _ = self.hangup.recv() => 128 + 1,
-        }
-    }
 }
 
 /// How to talk with a command.

@@ -131,9 +131,8 @@ impl PeerInput for ChannelInput {
 /// A command that is not there or cannot be run has docker's codes; all else is a failure.
 fn refused(problem: Problem) -> PeerEvent {
     let code = match (problem.code.as_str(), problem.class) {
-        ("command_not_found", _) => 127,
-        ("command_failed", ErrorClass::NotFound) => 127,
-        ("command_failed" | "command_not_runnable", _) => 126,
+        ("guest", ErrorClass::NotFound) => 127,
+        ("guest", ErrorClass::Invalid) => 126,
         _ => return PeerEvent::Lost(Some(problem.into())),
     };
     PeerEvent::NotStarted {

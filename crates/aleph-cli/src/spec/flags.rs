@@ -72,7 +72,7 @@ pub(crate) struct JobFlags {
     #[arg(long, value_name = "N")]
     pids_limit: Option<u32>,
 
-    /// Start it again after it ended: no, on-failure[:TIMES], unless-stopped or always
+    /// Start it again after it ended: no, on-failure, on-failure:TIMES, unless-stopped or always
     #[arg(long, value_name = "POLICY", value_parser = restart, conflicts_with = "rm")]
     restart: Option<RestartWord>,
 

@@ -1,5 +1,11 @@
 //! Runs `aleph` on a node's folder of a test's own.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
+
+mod daemon;
+mod terminal;
+
+pub(crate) use daemon::Daemon;
+pub(crate) use terminal::Terminal;
 
 use aleph_testkit::{TestRoot, wait_until};
 use anyhow::{Context, Result};
@@ -36,6 +42,10 @@ impl Node {
         command
             .env_remove("ALEPH_ROOT")
             .env_remove("ALEPH_LOG")
+            .env_remove("ALEPH_HOST")
+            .env_remove("ALEPH_TOKEN")
+            .env_remove("ALEPH_ACCOUNT")
+            .env_remove("ALEPH_CONFIG")
             .env_remove("RUST_BACKTRACE");
         command
             .stdin(Stdio::null())

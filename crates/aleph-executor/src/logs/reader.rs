@@ -2,7 +2,7 @@
 
 use super::segment::{Piece, Pieces, Segment};
 use super::{LogEntry, LogQuery, Tell};
-use aleph_types::Incarnation;
+use aleph_types::{Incarnation, LogStream};
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ impl LogReader {
         };
         let start = match (begin, reader.query.tail) {
             (Begin::Now, _) => end(&reader.dir)?,
-            (_, Some(lines)) => last_lines(&reader.dir, from, lines)?,
+            (_, Some(lines)) => last_lines(&reader.dir, from, lines, reader.query.stream)?,
             (_, None) => None,
         };
         if let Some(Start { segment, at, skip }) = start {
@@ -149,7 +149,12 @@ fn end(dir: &Path) -> io::Result<Option<Start>> {
 }
 
 /// Where the last so many lines begin; behind everything for none.
-fn last_lines(dir: &Path, from: Incarnation, lines: u64) -> io::Result<Option<Start>> {
+fn last_lines(
+    dir: &Path,
+    from: Incarnation,
+    lines: u64,
+    stream: Option<LogStream>,
+) -> io::Result<Option<Start>> {
     let most = usize::try_from(lines).unwrap_or(usize::MAX);
     if most == 0 {
         return end(dir);
@@ -164,6 +169,9 @@ fn last_lines(dir: &Path, from: Incarnation, lines: u64) -> io::Result<Option<St
         loop {
             let at = pieces.at();
             let Some(piece) = pieces.next()? else { break };
+            if stream.is_some_and(|wanted| wanted != piece.stream) {
+                continue;
+            }
             for (skip, byte) in piece.bytes.iter().enumerate() {
                 if begins {
                     if starts.len() == most {

@@ -639,6 +639,12 @@ impl Actor {
         let known = self.record.job.exit.map(End::Exited);
         let (end, reason) = match (verdict, outcome) {
             (Some(why), _) => (End::Failed, Some(why)),
+            // However it ended, it was to end: an earlier process may have killed it just now.
+            (None, Outcome::Failed(_) | Outcome::Unknown)
+                if known.is_none() && self.record.desired == Desired::Stop =>
+            {
+                (End::Stopped, None)
+            }
             (None, Outcome::Finished(status)) => (End::Exited(status), None),
             (None, Outcome::Stopped) => (known.unwrap_or(End::Stopped), None),
             (None, Outcome::Failed(failure)) => match known {
@@ -647,7 +653,11 @@ impl Actor {
             },
             (None, Outcome::Unknown) => match known {
                 Some(end) => (end, None),
-                None => (End::Lost, Some("nobody saw how it ended".into())),
+                None => {
+                    let known = self.record.job.reason.take();
+                    let unseen = || "nobody saw how it ended".into();
+                    (End::Lost, Some(known.unwrap_or_else(unseen)))
+                }
             },
         };
         if let End::Exited(status) = end {
@@ -776,9 +786,27 @@ impl Actor {
                 self.entry.publish(&self.record);
                 self.phase = Phase::Held(vm);
             }
+            recover::Found::Unbegun(removed) => self.begin_anew(removed).await,
             recover::Found::Gone(outcome, removed) => self.removed(outcome, removed).await,
             recover::Found::NoVm => self.go_on().await,
         }
+    }
+
+    /// A start that an earlier process only just began goes back to its beginning.
+    async fn begin_anew(&mut self, removed: Result<(), String>) {
+        let vm = self.record.job.vm;
+        let job = &mut self.record.job;
+        (job.vm, job.state) = (None, JobState::Preparing);
+        job.generation += 1;
+        self.record.run = None;
+        if let (Some(vm), Ok(())) = (vm, removed) {
+            let record = Some(self.record.clone());
+            if let Err(error) = self.inner.journal.forget_vm(vm, record, None).await {
+                log_journal(&error);
+            }
+        }
+        self.entry.publish(&self.record);
+        self.go_on().await;
     }
 
     /// A record without a VM: what it was about to do is done.

@@ -74,7 +74,12 @@ pub struct NodeConfig {
     pub sweep_interval: Duration,
     /// How many events are kept.
     pub events_kept: u64,
+    /// How many jobs an account may have at a time, those that ended included.
+    pub jobs_per_account: usize,
 }
+
+/// About how many bytes the specifications of an account's jobs may take together.
+const BYTES_PER_ACCOUNT: usize = 128 << 20;
 
 impl NodeConfig {
     /// All at its default in these folders.
@@ -89,6 +94,7 @@ impl NodeConfig {
             logs: LogLimits::default(),
             sweep_interval: Duration::from_secs(60),
             events_kept: 100_000,
+            jobs_per_account: 20_000,
         }
     }
 }
@@ -282,6 +288,10 @@ impl Node {
         let (id, account) = (JobId::random(), options.account);
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
+        let (jobs, bytes) = lock(&self.inner.jobs).held(&account);
+        if jobs >= self.inner.config.jobs_per_account || bytes >= BYTES_PER_ACCOUNT {
+            return Err(NodeError::TooManyJobs(account, jobs));
+        }
         if options.start {
             self.inner.give(id, &spec)?;
         }

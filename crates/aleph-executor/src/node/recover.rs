@@ -2,7 +2,8 @@
 //!
 //! | what is found | what becomes of it |
 //! | --- | --- |
-//! | a row, and no place | it was never made, or is gone: the row goes |
+//! | a VM that was to start, and no record of its VMM | its command never ran: it starts anew |
+//! | a row, and no place | it is gone: the row goes, and the job's end is the one that is journaled, or lost |
 //! | a place that another process holds | hands off, and another look with each sweep |
 //! | a place of an earlier boot of the host | removed; the job was lost |
 //! | a place without a VMM | removed; the job's end is the one that is journaled, or lost |
@@ -27,6 +28,9 @@ pub(super) enum Found {
     Vm(Vm, JoinSet<()>),
     /// One that another process holds.
     Held(VmId),
+    /// One that was to start, and whose guest never got its command; and whether its objects
+    /// could be removed.
+    Unbegun(Result<(), String>),
     /// One that has ended, and whether its objects could be removed.
     Gone(Outcome, Result<(), String>),
     /// None.
@@ -34,7 +38,10 @@ pub(super) enum Found {
 }
 
 pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>>) -> Found {
+    let job = &actor.record.job;
+    let to_start = job.state == JobState::Starting && job.exit.is_none();
     let place = match place {
+        None if job.vm.is_some() && to_start => return Found::Unbegun(Ok(())),
         None if actor.record.job.vm.is_some() => return Found::Gone(Outcome::Unknown, Ok(())),
         None => return Found::NoVm,
         Some(Err(vm)) => return Found::Held(vm),
@@ -49,7 +56,10 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
         return gone(&place).await;
     }
     let Some(identity) = place.recorded() else {
-        return gone(&place).await;
+        return match (gone(&place).await, to_start) {
+            (Found::Gone(_, removed), true) => Found::Unbegun(removed),
+            (found, _) => found,
+        };
     };
     let driver = inner.executor.shared_driver();
     let vmm = match driver.adopt(identity, place.run_dir().to_owned()) {
@@ -102,7 +112,8 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     job.state = match (job.state, paused) {
         (JobState::Stopping | JobState::Destroying | JobState::Starting, _) => job.state,
         (_, true) => JobState::Paused,
-        (_, false) => JobState::Running,
+        // Until its guest has answered.
+        (_, false) => JobState::Unknown,
     };
     actor.entry.publish(&actor.record);
     Found::Vm(vm, tasks)

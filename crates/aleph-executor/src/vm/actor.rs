@@ -24,7 +24,12 @@ pub(super) enum Note {
     Event(Event),
     Launched(Launched),
     Ready(BootReport),
-    Reattached(Agent),
+    /// The guest answered; its main command goes to whoever adopted it.
+    Reattached(
+        Agent,
+        Option<ExecHandle>,
+        oneshot::Sender<Option<ExecHandle>>,
+    ),
     Removed(Result<(), PlaceError>),
     Trouble(PlaceError),
 }
@@ -176,11 +181,13 @@ impl Actor {
                 self.status.send_modify(|s| s.boot = Some(report));
                 self.step(Event::GuestReady);
             }
-            Note::Reattached(agent) => {
+            Note::Reattached(agent, handle, main) => {
                 if let Some(vmm) = self.vmm.clone() {
                     self.watch_agent(&vmm, &agent);
                 }
                 self.agent.send_replace(Some(agent));
+                // Only now: whoever hears of it may ask the agent for more.
+                let _ = main.send(handle);
             }
             Note::Removed(outcome) => {
                 self.removal_failed = outcome.is_err();
@@ -357,8 +364,7 @@ impl Actor {
         let reaching = tokio::spawn(async move {
             match reach(&place, reattach, status, timeouts.boot).await {
                 Ok((agent, handle)) => {
-                    let _ = notes.send(Note::Reattached(agent));
-                    let _ = main.send(handle);
+                    let _ = notes.send(Note::Reattached(agent, handle, main));
                 }
                 Err(why) => {
                     let _ = notes.send(Note::Event(Event::GuestFailed(chain(&why))));

@@ -166,10 +166,11 @@ impl Classify for RegistryError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::NotFound { .. } => ErrorClass::NotFound,
-            Self::Unsupported { .. } | Self::Platform { .. } => ErrorClass::Invalid,
+            Self::Unsupported { .. } | Self::Platform { .. } | Self::Unauthorized { .. } => {
+                ErrorClass::Invalid
+            }
             Self::Layer { source, .. } => source.class(),
-            Self::Unauthorized { .. }
-            | Self::Unreachable { .. }
+            Self::Unreachable { .. }
             | Self::Limited { .. }
             | Self::Answer { .. }
             | Self::Form { .. }

@@ -12,7 +12,7 @@ use super::reference::Reference;
 use super::registries::Registries;
 use super::remote::Remote;
 use crate::digest::Digest;
-use crate::disk::ensure_room;
+use crate::disk::{ensure_room, free_bytes};
 use crate::error::ImageError;
 use crate::filesystem::FORMAT;
 use crate::image::{Image, ImageRecord, PULLED_VERSION, Source};
@@ -25,13 +25,17 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// More at the same time wait. Each has blocking threads of the runtime, one for each layer that
+/// it downloads and one that waits for them: these must never be all that there are.
+static AT_A_TIME: Semaphore = Semaphore::const_new(8);
+const MOST_PARALLEL: usize = 16;
 
 /// How to pull an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullOptions {
     /// Mirrors, plain HTTP, logins.
     pub registries: Registries,
-    /// Layers that are downloaded at the same time; 0 counts as 1.
+    /// Layers that are downloaded at the same time: 1 to 16.
     pub parallel: usize,
     /// Bytes that all layers may have together when decompressed; more is refused, and so are
     /// layers that are larger than that as they are.
@@ -149,6 +153,8 @@ impl Pull {
         if let Some(image) = self.adopt(identity).await? {
             return Ok(image);
         }
+        // Never closed.
+        let _turn = AT_A_TIME.acquire().await;
         let record = self.record(&plan);
         if let Some(image) = self.share(&record).await? {
             return Ok(image);
@@ -246,10 +252,14 @@ impl Pull {
                 missing += layer.size;
             }
         }
-        ensure_room("download an image to", self.store.images(), missing)?;
+        let images = self.store.images();
+        ensure_room("download an image to", images, missing)?;
+        let free = free_bytes(images).unwrap_or(u64::MAX);
 
         let mut downloads = JoinSet::new();
-        let permits = Arc::new(Semaphore::new(self.options.parallel.max(1)));
+        let permits = Arc::new(Semaphore::new(
+            self.options.parallel.clamp(1, MOST_PARALLEL),
+        ));
         let mut layers = Vec::new();
         let described = plan.manifest.layers.into_iter();
         for (index, (layer, diff_id)) in described.zip(plan.configuration.diff_ids).enumerate() {
@@ -277,6 +287,9 @@ impl Pull {
             limits: Limits {
                 bytes: self.options.most_bytes,
                 entries: self.options.most_entries,
+                // The tree and its image are there at the same time. So a bomb never takes more
+                // than half of the room that others need too.
+                room: free.saturating_sub(missing) / 2,
             },
             listener: Arc::clone(&self.listener),
             lock,

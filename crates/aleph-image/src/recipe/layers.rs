@@ -5,9 +5,9 @@ use super::archive_error::ArchiveError;
 use super::compression;
 use super::unpacker::{Rules, Unpacker};
 use crate::digest::{Digest, Hasher};
-use crate::disk::readable;
+use crate::disk::{DiskError, readable};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What the layers of one image may come to, all together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,10 +15,13 @@ pub(crate) struct Limits {
     /// Bytes when decompressed, what is between and behind the files included.
     pub(crate) bytes: u64,
     pub(crate) entries: u64,
+    /// As `bytes`, for want of room on the disk.
+    pub(crate) room: u64,
 }
 
 /// A tree that layers are laid into.
 pub(crate) struct Layers {
+    tree: PathBuf,
     unpacker: Unpacker,
     limits: Limits,
     left: Limits,
@@ -28,6 +31,7 @@ impl Layers {
     /// For the empty folder `tree`.
     pub(crate) fn new(tree: &Path, limits: Limits) -> Result<Self, ArchiveError> {
         Ok(Self {
+            tree: tree.to_owned(),
             unpacker: Unpacker::new(tree, Rules::Layers)?,
             limits,
             left: limits,
@@ -41,7 +45,7 @@ impl Layers {
         let mut plain = Measured {
             inner: plain,
             hash: Hasher::default(),
-            left: self.left.bytes,
+            left: self.left.bytes.min(self.left.room),
             exceeded: false,
         };
         let mut budget = Budget {
@@ -53,15 +57,20 @@ impl Layers {
             // The digest is of everything, and so of what follows the end of the archive.
             io::copy(&mut plain, &mut io::sink()).map_err(|source| ArchiveError::Damaged { source })
         });
+        if plain.exceeded && self.left.room < self.left.bytes {
+            return Err(DiskError::full("unpack an image to", &self.tree, None).into());
+        }
         if plain.exceeded {
             return Err(ArchiveError::TooMuch {
                 limit: readable(self.limits.bytes),
             });
         }
         unpacked?;
+        let used = self.left.bytes.min(self.left.room) - plain.left;
         self.left = Limits {
-            bytes: plain.left,
+            bytes: self.left.bytes - used,
             entries: budget.entries,
+            room: self.left.room - used,
         };
         self.unpacker.next_layer();
         Ok(plain.hash.finish())
@@ -105,6 +114,7 @@ mod tests {
     const LIMITS: Limits = Limits {
         bytes: 1 << 20,
         entries: 100,
+        room: u64::MAX,
     };
 
     /// `(type, path, link or content)`; a folder's path ends with a slash.
@@ -239,6 +249,12 @@ mod tests {
             .lay(bomb)
             .unwrap_err();
         assert_eq!(refused.to_string(), "it has more than 1.0 MiB in it");
+        let full = Limits {
+            room: 100,
+            ..LIMITS
+        };
+        let refused = Layers::new(tree.path(), full).unwrap().lay(&small[..]);
+        assert!(matches!(refused, Err(ArchiveError::Disk(error)) if error.is_full()));
         let many = vec![(F, "a", ""); 101];
         let refused = Layers::new(tree.path(), LIMITS)
             .unwrap()

@@ -153,15 +153,15 @@ mod tests {
         assert_eq!(
             listed(Some("new"))?,
             [
-                "new/ Directory",
+                "new Directory",
                 "new/link Symlink",
-                "new/sub/ Directory",
+                "new/sub Directory",
                 "new/sub/file Regular"
             ]
         );
         assert_eq!(
             listed(None)?,
-            ["link Symlink", "sub/ Directory", "sub/file Regular"]
+            ["link Symlink", "sub Directory", "sub/file Regular"]
         );
         Ok(())
     }

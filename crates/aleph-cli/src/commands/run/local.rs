@@ -22,7 +22,7 @@ pub(super) async fn run(
     quiet: bool,
 ) -> Result<u8> {
     let paths = context.paths()?;
-    let image = boot::image(&paths, &spec.image)?;
+    let image = boot::image(&paths, &spec.image, spec.pull, quiet).await?;
     let job = complete(spec, &image.record().config);
     job.validate()?;
     let mut config = context.executor();

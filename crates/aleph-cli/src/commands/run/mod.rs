@@ -98,7 +98,7 @@ impl Run {
                 client,
                 quiet: self.quiet,
             };
-            return run.run(spec, self.detach).await;
+            return run.run(&spec, self.detach).await;
         }
         self.check_local(&spec)?;
         local::run(context, &spec, &self.boot, self.quiet).await

@@ -1,21 +1,18 @@
-//! A job by a node's API: fetch, create, attach, wait, and remove.
+//! A job by a node's API.
 //!
-//! A job in the foreground with `--rm` is removed by this program and not by the node: by
-//! itself the node could remove a short one, with its output, before it was read.
+//! In the foreground the job is made, attached to, and only then started, so that nothing of
+//! its output can be missed, even where the node removes it at its end (`--rm`).
 
 use super::super::attach::{fit, left, running};
-use super::super::logs::show;
 use super::report;
-use crate::client::{Client, LogsQuery};
+use crate::client::{Channel, Client, ClientError};
 use crate::output::{plain, print, say};
 use crate::progress::Pulls;
 use crate::session::{Conversation, End, SIGINT_CODE, SIGPIPE_CODE, Signals, Told};
-use aleph_types::{Job, JobSpec, JobState, PullPolicy};
+use aleph_types::{ErrorClass, Job, JobSpec, JobState, Problem, PullPolicy};
 use anyhow::Result;
 use std::time::Duration;
-
-/// A job's states in which a run of it is over.
-const OVER: &str = "exited,failed,destroyed,restarting";
+use tokio::task::JoinHandle;
 
 /// The code of a job that ended: its command's, or that of a failure of ours.
 pub(in crate::commands) fn exit_code(job: &Job) -> u8 {
@@ -31,37 +28,50 @@ pub(super) struct Remote {
     pub(super) quiet: bool,
 }
 
+/// The job as it was at its end, once that has come.
+type Last = JoinHandle<Result<Job, ClientError>>;
+
 impl Remote {
     /// Runs a job and gives its command's exit code, or once it runs where it is detached.
-    pub(super) async fn run(&self, mut spec: JobSpec, detach: bool) -> Result<u8> {
-        self.fetch(&mut spec).await?;
+    pub(super) async fn run(&self, spec: &JobSpec, detach: bool) -> Result<u8> {
+        self.fetch(spec).await?;
         if detach {
-            return self.detached(&spec).await;
+            return self.detached(spec).await;
         }
-        let remove = std::mem::take(&mut spec.auto_destroy);
         let mut signals = Signals::listen()?;
-        let job = self.client.create(&spec, true).await?;
+        let job = self.client.create(spec, false).await?;
         let id = job.id.to_string();
-        let code = match self.hold(&id, &mut signals).await {
-            Ok(End::Left) => {
-                left(&job);
-                return Ok(0);
+        let (mut channel, last) = match self.begin(&job).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                // To whoever asked for a run, a job that does not start was never there.
+                let _ = self.client.remove(&id, true).await;
+                return Err(error);
             }
-            Ok(end) => self.ended(&id, end).await,
-            Err(error) => Err(error),
         };
-        if remove {
-            let removed = self.client.remove(&id, true).await;
-            return match (code, removed) {
-                (Ok(_), Err(error)) => Err(error.into()),
-                (code, _) => code,
-            };
+        let conversation = Conversation {
+            tty: spec.tty,
+            stdin: spec.stdin,
+            detachable: true,
+            told: &|told| self.told(&id, told),
+        };
+        let (end, _) = conversation.hold(&mut channel, &mut signals).await?;
+        drop(channel);
+        match end {
+            End::Left => {
+                left(&job);
+                Ok(0)
+            }
+            // What ended and was removed at once is known by the wait alone.
+            End::Lost(Some(why)) if !why.downcast_ref().is_some_and(is_missing) => {
+                Err(why.context(format!("{} may run on", job.name)))
+            }
+            end => self.ended(&id, end, last).await,
         }
-        code
     }
 
     /// Has the node fetch the image, and shows how far that is.
-    async fn fetch(&self, spec: &mut JobSpec) -> Result<()> {
+    async fn fetch(&self, spec: &JobSpec) -> Result<()> {
         let always = match spec.pull {
             PullPolicy::Never => return Ok(()),
             PullPolicy::Missing => false,
@@ -82,47 +92,21 @@ impl Remote {
         Ok(0)
     }
 
-    /// Connects with the command, until one side ends it.
-    async fn hold(&self, id: &str, signals: &mut Signals) -> Result<End> {
-        let job = tokio::select! {
-            job = running(&self.client, id) => job?,
-            _ = signals.stop() => return Ok(End::Killed),
+    /// Attaches to a job, and starts it.
+    async fn begin(&self, job: &Job) -> Result<(Channel, Last)> {
+        let id = job.id.to_string();
+        let channel = self.client.attach(&id, job.spec.stdin, true).await?;
+        fit(&channel.input(), job);
+        // What is removed cannot be asked for later, so its end is waited for from now on.
+        let states = if job.spec.auto_destroy {
+            "destroyed"
+        } else {
+            "exited,failed,destroyed"
         };
-        if !job.state.is_live() {
-            return self.replay(job).await;
-        }
-        let mut channel = match self.client.attach(id, job.spec.stdin, true).await {
-            Ok(channel) => channel,
-            Err(error) => {
-                // It may have ended in between.
-                let job = self.client.job(id).await?;
-                return match job.state.is_live() {
-                    true => Err(error.into()),
-                    false => self.replay(job).await,
-                };
-            }
-        };
-        fit(&channel.input(), &job);
-        let conversation = Conversation {
-            tty: job.spec.tty,
-            stdin: job.spec.stdin,
-            detachable: true,
-            told: &|told| self.told(id, told),
-        };
-        let (end, _) = conversation.hold(&mut channel, signals).await?;
-        match end {
-            End::Lost(None) => {
-                let job = self.client.wait(id, OVER).await?;
-                Ok(End::Ended(Box::new(job)))
-            }
-            end => Ok(end),
-        }
-    }
-
-    /// Shows what a job wrote that has ended already.
-    async fn replay(&self, job: Job) -> Result<End> {
-        show(&self.client, &job.id.to_string(), &LogsQuery::default()).await?;
-        Ok(End::Ended(Box::new(job)))
+        let (client, waited) = (self.client.clone(), id.clone());
+        let last = tokio::spawn(async move { client.wait(&waited, states).await });
+        self.client.start(&id).await?;
+        Ok((channel, last))
     }
 
     /// SIGTERM stops the job in order. Without its terminal the job goes on.
@@ -138,47 +122,68 @@ impl Remote {
         None
     }
 
-    /// Says how a job ended, and gives the code.
-    async fn ended(&self, id: &str, end: End) -> Result<u8> {
+    /// Waits until nothing of the run is left, says how the job ended, and gives the code.
+    async fn ended(&self, id: &str, end: End, last: Last) -> Result<u8> {
         if matches!(end, End::Killed | End::OutputGone) {
             // Whoever started it in the foreground wants no more of it.
-            self.client.kill(id, "KILL").await?;
-        }
-        let (job, code, how) = match end {
-            End::Exited(status) => {
-                let job = self.client.wait(id, OVER).await?;
-                (job, status.shell_code(), status.to_string())
+            match self.client.kill(id, "KILL").await {
+                Err(error) if !is_over(&error) => return Err(error.into()),
+                _ => {}
             }
+        }
+        let job = match last.await? {
+            Ok(job) => Some(job),
+            // It went before it was waited for.
+            Err(error) if is_gone(&error) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let job = job.as_ref();
+        let (code, how) = match end {
+            End::Exited(status) => (status.shell_code(), status.to_string()),
+            End::Killed => (SIGINT_CODE, "killed".into()),
+            End::OutputGone => return Ok(SIGPIPE_CODE),
             End::NotStarted { code, message } => {
                 say(&format!("aleph: {message}"));
-                let job = self.client.wait(id, OVER).await?;
-                (job, code, format!("exit {code}"))
+                (code, format!("exit {code}"))
             }
-            End::Killed => {
-                let job = self.client.wait(id, OVER).await?;
-                (job, SIGINT_CODE, "killed".into())
-            }
-            End::OutputGone => return Ok(SIGPIPE_CODE),
-            End::Left => return Ok(0),
-            End::Lost(Some(why)) => return Err(why),
-            End::Lost(None) => anyhow::bail!("the node closed the job's streams"),
-            End::Ended(job) => {
-                let how = match job.exit {
-                    Some(status) => status.to_string(),
-                    None if job.state == JobState::Exited => "stopped".into(),
-                    None => return Err(failure(&job)),
+            End::Ended(_) | End::Left | End::Lost(_) => {
+                let ended = match (&end, job) {
+                    (_, Some(job)) => job,
+                    (End::Ended(job), None) => job,
+                    _ => anyhow::bail!("the node closed the job's streams"),
                 };
-                let code = exit_code(&job);
-                (*job, code, how)
+                let how = match ended.exit {
+                    Some(status) => status.to_string(),
+                    None if ended.reason.is_none() => "stopped".into(),
+                    None => return Err(failure(ended)),
+                };
+                (exit_code(ended), how)
             }
         };
-        if !self.quiet {
+        if let Some(reason) = job.and_then(|job| job.reason.as_deref()) {
+            say(&format!("aleph: {}", plain(reason)));
+        }
+        if let Some(job) = job.filter(|_| !self.quiet) {
             let boot = job.boot_ms.map(Duration::from_millis);
             let platform = job.driver.as_deref().unwrap_or("this node");
-            report(platform, boot, ran(&job), &how);
+            report(platform, boot, ran(job), &how);
         }
         Ok(code)
     }
+}
+
+fn is_missing(problem: &Problem) -> bool {
+    problem.class == ErrorClass::NotFound
+}
+
+fn is_gone(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused(problem) if is_missing(problem))
+}
+
+/// Whether a job refuses because it has ended already.
+fn is_over(error: &ClientError) -> bool {
+    let conflict = |class| class == ErrorClass::Conflict || class == ErrorClass::NotFound;
+    matches!(error, ClientError::Refused(problem) if conflict(problem.class))
 }
 
 /// How long a job's guest was there.
@@ -189,6 +194,7 @@ fn ran(job: &Job) -> Option<Duration> {
 
 /// A job that did not come to run, in the node's words.
 fn failure(job: &Job) -> anyhow::Error {
-    let why = job.reason.as_deref().unwrap_or("its node does not say why");
+    let why = job.reason.as_deref();
+    let why = why.unwrap_or("its node does not say why");
     anyhow::anyhow!("{} failed: {}", job.name, plain(why))
 }

@@ -1,0 +1,140 @@
+//! A daemon of a test's own.
+
+use super::{Ended, LIMIT, Node};
+use aleph_testkit::wait_until;
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+
+/// A node whose daemon runs as a process of its own. Its jobs are removed and it is stopped by
+/// [`Daemon::end`]; a test that fails before leaves that to [`Drop`].
+pub(crate) struct Daemon {
+    pub(crate) node: Node,
+    child: Child,
+    words: Vec<String>,
+    ended: bool,
+}
+
+impl Daemon {
+    pub(crate) fn up() -> Result<Self> {
+        Self::configured("", &[])
+    }
+
+    /// With a configuration and further words.
+    pub(crate) fn configured(config: &str, words: &[&str]) -> Result<Self> {
+        let node = Node::new()?;
+        let file = node.root.path().join("aleph.toml");
+        std::fs::write(&file, config)?;
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let child = spawn(&node, &words)?;
+        let mut daemon = Self {
+            node,
+            child,
+            words,
+            ended: false,
+        };
+        daemon.wait_until_up()?;
+        Ok(daemon)
+    }
+
+    /// Kills the daemon, and starts the next in the same folder.
+    pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.child = spawn(&self.node, &self.words)?;
+        self.wait_until_up()
+    }
+
+    fn wait_until_up(&mut self) -> Result<()> {
+        let socket = self.node.root.paths()?.run().join(aleph_control::SOCKET);
+        wait_until("the daemon's socket", LIMIT, || {
+            let gone = self.child.try_wait().is_ok_and(|status| status.is_some());
+            assert!(!gone, "the daemon ended: {}", self.log());
+            std::os::unix::net::UnixStream::connect(&socket).ok()
+        });
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.node.root.path().join("daemon.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        self.node.command(words)
+    }
+
+    pub(crate) fn aleph(&self, words: &[&str]) -> Result<Ended> {
+        self.node.aleph(words)
+    }
+
+    /// Runs aleph, which has to succeed, and gives what it printed.
+    #[track_caller]
+    pub(crate) fn ok(&self, words: &[&str]) -> Result<String> {
+        let ended = self.aleph(words)?;
+        assert_eq!(ended.code, 0, "{words:?}: {ended:?}\n{}", self.log());
+        Ok(ended.text().trim_end().to_owned())
+    }
+
+    /// The same as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self, words: &[&str]) -> Result<Value> {
+        let text = self.ok(words)?;
+        serde_json::from_str(&text).with_context(|| format!("{words:?}: {text}"))
+    }
+
+    /// Starts a busybox job that runs on, and gives its id.
+    #[track_caller]
+    pub(crate) fn start(&self, name: &str, line: &str) -> Result<String> {
+        self.ok(&["run", "-d", "--name", name, "busybox", "sh", "-c", line])
+    }
+
+    /// Removes all jobs, stops the daemon and checks that nothing is left.
+    pub(crate) fn end(mut self) -> Result<()> {
+        let jobs = self.ok(&["ps", "-aq", "--no-trunc"])?;
+        let jobs: Vec<&str> = jobs.lines().collect();
+        if !jobs.is_empty() {
+            self.ok(&[&["rm", "-f"][..], &jobs].concat())?;
+        }
+        super::send(self.child.id(), Signal::TERM)?;
+        let status = self.child.wait()?;
+        self.ended = true;
+        anyhow::ensure!(status.success(), "the daemon: {status}\n{}", self.log());
+        // A VMM whose daemon was killed is some other process's child, which buries it.
+        let root = &self.node.root;
+        wait_until("a host without residue", LIMIT, || {
+            root.residue()
+                .is_ok_and(|left| left.is_empty())
+                .then_some(())
+        });
+        self.node.assert_clean()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        eprintln!("the daemon said:\n{}", self.log());
+        if let Ok(Ended { stdout, .. }) = self.aleph(&["ps", "-aq", "--no-trunc"]) {
+            let jobs = String::from_utf8_lossy(&stdout).into_owned();
+            let jobs: Vec<&str> = jobs.lines().collect();
+            let _ = self.aleph(&[&["rm", "-f"][..], &jobs].concat());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(node: &Node, words: &[String]) -> Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(node.root.path().join("daemon.log"))?;
+    let file = node.root.path().join("aleph.toml");
+    let mut command = node.command(&["up", "--config"]);
+    command.arg(&file).args(words).stdout(Stdio::null());
+    Ok(command.stderr(log).spawn()?)
+}
