@@ -16,8 +16,10 @@ pub struct JobSpec {
     /// A name that the account has no other job of: a letter or digit, then letters, digits,
     /// `_`, `.` and `-`; at most 63 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 63, pattern = "^(?!0x)[A-Za-z0-9][A-Za-z0-9_.-]*$"))]
     pub name: Option<String>,
     /// The image to run, by name or by digest.
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 512, pattern = "^[!-~]+$"))]
     pub image: String,
     /// The command with its arguments; the image's own where it is empty.
     #[serde(default)]
@@ -31,12 +33,15 @@ pub struct JobSpec {
     pub env: BTreeMap<String, String>,
     /// Working directory in the guest; the image's, or `/`, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(pattern = "^/"))]
     pub workdir: Option<String>,
     /// `name`, `uid`, `name:group` or `uid:gid` in the guest; the image's, or root, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1))]
     pub user: Option<String>,
     /// The guest's hostname; `job-` and the short job id when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9.-]+$"))]
     pub hostname: Option<String>,
     /// CPUs, memory and disk.
     #[serde(default)]
@@ -64,15 +69,18 @@ pub struct JobSpec {
     pub labels: BTreeMap<String, String>,
     /// Files that the guest has before the command runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(max_items = 64))]
     pub files: Vec<GuestFile>,
     /// How long the job may run after each start, in seconds; then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 31_622_400))]
     pub deadline_seconds: Option<u64>,
     /// Whether the job is removed, with its logs, once it has ended for good.
     #[serde(default)]
     pub auto_destroy: bool,
     /// How long the command has between the stop signal and SIGKILL, in seconds.
     #[serde(default = "default_grace")]
+    #[cfg_attr(feature = "schema", schema(maximum = 86_400))]
     pub stop_grace_seconds: u32,
     /// When the image is fetched from its registry.
     #[serde(default)]
@@ -127,6 +135,7 @@ pub enum PullPolicy {
 #[serde(deny_unknown_fields)]
 pub struct GuestFile {
     /// Its absolute path in the guest. Folders that are missing are made.
+    #[cfg_attr(feature = "schema", schema(pattern = "^/"))]
     pub path: String,
     /// Its content, where that is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,6 +145,7 @@ pub struct GuestFile {
     pub base64: Option<String>,
     /// Permission bits as octal text, such as `0644`.
     #[serde(default = "default_mode")]
+    #[cfg_attr(feature = "schema", schema(pattern = "^[0-7]{1,4}$"))]
     pub mode: String,
     /// Owner.
     #[serde(default)]
