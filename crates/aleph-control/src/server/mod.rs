@@ -10,7 +10,7 @@
 //!
 //! # Failure cases
 //! - A handler's future is dropped when its client goes away. So what changes something runs in
-//!   a task of its own ([`Service::settle`]), and ends whether or not somebody waits for it.
+//!   a task of its own (`Service::settle`), and ends whether or not somebody waits for it.
 //! - What streams for ever (logs, events, sessions) ends when the node stops, and holds no more
 //!   than one piece of output while its client does not read.
 
