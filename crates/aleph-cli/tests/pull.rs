@@ -5,7 +5,6 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    dead_code,
     reason = "it belongs to the tests of another crate"
 )]
 mod registry;
