@@ -3,7 +3,7 @@
 use crate::output::Advised;
 use crate::progress::Pulls;
 use aleph_executor::{Boot, Paths};
-use aleph_image::oci::{PullOptions, Reference, Registries};
+use aleph_image::oci::Reference;
 use aleph_image::{Bundle, Image, ImageError, KernelStore, Store};
 use aleph_types::{Classify, PullPolicy};
 use anyhow::{Context, Result};
@@ -44,16 +44,7 @@ pub(crate) async fn image(
 /// says, or the one that `ALEPH_CONFIG` names.
 pub(crate) async fn pull(paths: &Paths, reference: &str, quiet: bool) -> Result<Image> {
     let file = std::env::var_os("ALEPH_CONFIG").map(PathBuf::from);
-    let images = aleph_control::Config::load(file.as_deref())?.images;
-    let options = PullOptions {
-        registries: Registries {
-            mirrors: images.mirrors,
-            insecure: images.plain_http.into_iter().collect(),
-            ..Registries::default()
-        },
-        most_bytes: images.max_unpacked.bytes(),
-        ..PullOptions::default()
-    };
+    let options = aleph_control::Config::load(file.as_deref())?.pull_options();
     let bars = Mutex::new(Pulls::new(quiet));
     let listener = move |event| {
         if let Ok(mut bars) = bars.lock() {

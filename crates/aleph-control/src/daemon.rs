@@ -16,7 +16,6 @@ use crate::peer::{Operators, group_id};
 use crate::server::connection::{Ending, Slots};
 use crate::server::{Service, router};
 use aleph_executor::{Node, NodeError};
-use aleph_image::oci::{PullOptions, Registries};
 use aleph_types::{Classify, ErrorClass};
 use rustix::fs::{Gid, Mode};
 use sd_notify::NotifyState;
@@ -109,7 +108,7 @@ impl Daemon {
             Some(files) => Some(Arc::new(Tls::load(files.clone())?)),
             None => None,
         };
-        let images = Arc::new(StoreImages::new(paths.state(), pull_options(config)));
+        let images = Arc::new(StoreImages::new(paths.state(), &config.images));
         let node = Box::pin(Node::open(node_config, Arc::clone(&images) as _)).await?;
         let group = group_id(&config.api.socket_group);
         if group.is_none() {
@@ -242,18 +241,6 @@ fn open_folder(run: &Path, group: Option<u32>) -> io::Result<()> {
     rustix::fs::chown(run, None, Some(Gid::from_raw(group)))?;
     rustix::fs::chmod(run, Mode::from_raw_mode(0o710))?;
     Ok(())
-}
-
-fn pull_options(config: &Config) -> PullOptions {
-    PullOptions {
-        registries: Registries {
-            mirrors: config.images.mirrors.clone(),
-            insecure: config.images.plain_http.iter().cloned().collect(),
-            ..Registries::default()
-        },
-        most_bytes: config.images.max_unpacked.bytes(),
-        ..PullOptions::default()
-    }
 }
 
 /// Runs a node until SIGTERM or SIGINT, and tells systemd how it is (sd_notify(3)). SIGHUP reads

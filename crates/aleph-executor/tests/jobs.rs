@@ -24,6 +24,7 @@ struct Nothing;
 impl Images for Nothing {
     fn prepare<'a>(
         &'a self,
+        _account: &'a str,
         spec: &'a JobSpec,
         _: bool,
     ) -> BoxFuture<'a, Result<Prepared, Problem>> {

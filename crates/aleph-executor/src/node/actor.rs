@@ -317,10 +317,11 @@ impl Actor {
     fn prepare(&mut self) {
         let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
         let job = &self.record.job;
-        let (spec, incarnation) = (job.spec.clone(), job.incarnation);
+        let (account, spec) = (job.account.clone(), job.spec.clone());
+        let incarnation = job.incarnation;
         self.phase = Phase::Preparing(tokio::spawn(async move {
             let uncompressed = inner.executor.driver().wants_uncompressed_kernel();
-            let prepared = inner.images.prepare(&spec, uncompressed).await;
+            let prepared = inner.images.prepare(&account, &spec, uncompressed).await;
             let _ = notes.send((incarnation, Note::Prepared(prepared)));
         }));
     }

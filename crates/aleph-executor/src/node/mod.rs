@@ -122,10 +122,11 @@ impl Default for Overcommit {
 
 /// Where images come from. The node knows no registry and no store.
 pub trait Images: Send + Sync {
-    /// Opens the image and kernel of a job, fetching what its pull policy says.
+    /// Opens the image and kernel of a job of `account`, fetching what its pull policy says.
     /// `uncompressed` is which kernel file the VMM boots fastest.
     fn prepare<'a>(
         &'a self,
+        account: &'a str,
         spec: &'a JobSpec,
         uncompressed: bool,
     ) -> BoxFuture<'a, Result<Prepared, Problem>>;
