@@ -7,6 +7,7 @@ mod boot;
 mod by_hand;
 mod exec;
 mod image;
+mod node;
 mod row;
 mod size;
 
@@ -24,10 +25,11 @@ struct Bench {
 
 type Group = fn(&Bench) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 4] = [
+const GROUPS: [(&str, Group); 5] = [
     ("boot", boot::boot),
     ("exec", exec::exec),
     ("image", image::image),
+    ("node", node::node),
     ("size", size::size),
 ];
 
@@ -36,7 +38,7 @@ fn main() -> Result<()> {
     if let Some(only) = &only
         && !GROUPS.iter().any(|(name, _)| name == only)
     {
-        bail!("there is no group {only:?}: the groups are boot, exec, image and size");
+        bail!("there is no group {only:?}: the groups are boot, exec, image, node and size");
     }
     let exe = std::env::current_exe()?;
     let aleph = exe

@@ -65,6 +65,16 @@ impl Row {
             ..self
         }
     }
+
+    /// With a bar on what all but one of a hundred stay under.
+    pub(crate) fn p99_at_most(self, limit: f64) -> Self {
+        let holds = Some(self.p99 <= limit);
+        Self {
+            bar: Some(format!("p99 at most {limit} {}", self.unit)),
+            holds,
+            ..self
+        }
+    }
 }
 
 /// The nearest-rank quantile.

@@ -102,14 +102,31 @@ impl Daemon {
     /// Where the node belongs to another daemon, or something that it needs cannot be had.
     pub async fn open(config: &Config) -> Result<Self, DaemonError> {
         let node_config = config.node_config().map_err(DaemonError::Folders)?;
-        let paths = node_config.paths.clone();
         // What is cheap to find wrong is found before the node is touched.
-        let tls = match &config.api.tls {
-            Some(files) => Some(Arc::new(Tls::load(files.clone())?)),
-            None => None,
-        };
-        let images = Arc::new(StoreImages::new(paths.state(), &config.images));
+        let tls = load_tls(config)?;
+        let images = images(config, node_config.paths.state());
         let node = Box::pin(Node::open(node_config, Arc::clone(&images) as _)).await?;
+        Self::over(config, node, images, tls).await
+    }
+
+    /// The same over a node of the caller's, whose VMs and images may be of another kind. The
+    /// API's routes for images work on the store of `config`.
+    ///
+    /// # Errors
+    /// As [`Daemon::open`].
+    pub async fn with_node(config: &Config, node: Node) -> Result<Self, DaemonError> {
+        let paths = config.node_config().map_err(DaemonError::Folders)?.paths;
+        let tls = load_tls(config)?;
+        Self::over(config, node, images(config, paths.state()), tls).await
+    }
+
+    async fn over(
+        config: &Config,
+        node: Node,
+        images: Arc<StoreImages>,
+        tls: Option<Arc<Tls>>,
+    ) -> Result<Self, DaemonError> {
+        let paths = config.node_config().map_err(DaemonError::Folders)?.paths;
         let group = group_id(&config.api.socket_group);
         if group.is_none() {
             let group = &config.api.socket_group;
@@ -241,6 +258,17 @@ fn open_folder(run: &Path, group: Option<u32>) -> io::Result<()> {
     rustix::fs::chown(run, None, Some(Gid::from_raw(group)))?;
     rustix::fs::chmod(run, Mode::from_raw_mode(0o710))?;
     Ok(())
+}
+
+fn load_tls(config: &Config) -> Result<Option<Arc<Tls>>, ListenError> {
+    let files = config.api.tls.clone();
+    files
+        .map(|files| Tls::load(files).map(Arc::new))
+        .transpose()
+}
+
+fn images(config: &Config, state: &Path) -> Arc<StoreImages> {
+    Arc::new(StoreImages::new(state, &config.images))
 }
 
 /// Runs a node until SIGTERM or SIGINT, and tells systemd how it is (sd_notify(3)). SIGHUP reads

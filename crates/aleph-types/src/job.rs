@@ -16,10 +16,20 @@ pub struct JobSpec {
     /// A name that the account has no other job of: a letter or digit, then letters, digits,
     /// `_`, `.` and `-`; at most 63 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 63, pattern = "^(?!0x)[A-Za-z0-9][A-Za-z0-9_.-]*$"))]
+    #[cfg_attr(
+        feature = "schema",
+        schema(
+            min_length = 1,
+            max_length = 63,
+            pattern = "^(?!0x)[A-Za-z0-9][A-Za-z0-9_.-]*$"
+        )
+    )]
     pub name: Option<String>,
     /// The image to run, by name or by digest.
-    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 512, pattern = "^[!-~]+$"))]
+    #[cfg_attr(
+        feature = "schema",
+        schema(min_length = 1, max_length = 512, pattern = "^[!-~]+$")
+    )]
     pub image: String,
     /// The command with its arguments; the image's own where it is empty.
     #[serde(default)]
@@ -41,7 +51,10 @@ pub struct JobSpec {
     pub user: Option<String>,
     /// The guest's hostname; `job-` and the short job id when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9.-]+$"))]
+    #[cfg_attr(
+        feature = "schema",
+        schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9.-]+$")
+    )]
     pub hostname: Option<String>,
     /// CPUs, memory and disk.
     #[serde(default)]

@@ -150,6 +150,10 @@ impl Driver for QemuDriver {
                 // The emulated machine has no timer to calibrate the counter against: without
                 // this, boots hang at random.
                 arguments.push_str(&format!(" tsc_early_khz={khz}"));
+                // It is the host's counter, read anew each time. The guest's kernel would hold
+                // it against its own ticks, which come late on a busy host, and give it up: for
+                // a clock that goes as slow as they do, and 250 ticks a second for ever.
+                arguments.push_str(" tsc=reliable");
             }
         }
         arguments
