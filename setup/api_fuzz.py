@@ -171,6 +171,6 @@ def main(program, examples):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    sys.exit(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "400"))
+    sys.exit(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "300"))
 else:
     hooks()
