@@ -73,7 +73,7 @@ impl Clients {
     fn fill(&self) -> Result<Vec<String>> {
         at_once(
             32,
-            &vec![(); JOBS],
+            &[(); JOBS],
             || self.begin(),
             |client, ()| {
                 let made = client.want(201, "POST", "/v1/jobs?start=false", CREATE)?;
