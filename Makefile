@@ -8,7 +8,7 @@ PREFIX ?= /usr/local
 ALEPH  := target/release/aleph
 ONLY   ?=
 
-.PHONY: run test bench build install packages check fmt clippy doc deny fuzz clean
+.PHONY: run test drill bench build install packages check fmt clippy doc deny fuzz fuzz-api clean
 
 run: install
 	@$(ALEPH) kernel build
@@ -20,6 +20,11 @@ test: packages
 	@setup/cargo-tool cargo-nextest
 	cargo nextest run --workspace --profile $(if $(CI),ci,default)
 	cargo test --workspace --doc --quiet
+
+# Kills a daemon under work so many times, and looks what became of its jobs.
+ROUNDS ?= 200
+drill: packages
+	ALEPH_DRILL_ROUNDS=$(ROUNDS) cargo test -p aleph-cli --test drill -- --nocapture
 
 # Prints a table and writes bench/results.json; ONLY=boot runs one group.
 bench: packages build
@@ -55,6 +60,12 @@ SECONDS_EACH ?= 60
 fuzz: packages
 	@setup/cargo-tool cargo-fuzz
 	@setup/fuzz $(SECONDS_EACH)
+
+# Some 10,000 malformed requests to the API of a node of its own; it takes the tests' image and
+# kernel, so `make test` comes first.
+fuzz-api: packages
+	cargo build -p aleph-cli
+	setup/api_fuzz.py "target/debug/aleph up --config"
 
 clean:
 	cargo clean

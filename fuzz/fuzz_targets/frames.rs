@@ -13,7 +13,11 @@ fuzz_target!(|input: (u8, &[u8])| {
     let (chunk, wire) = input;
     let chunk = usize::from(chunk).max(1);
     // From a guest, which may send anything after the nonce.
-    let _ = feed(&mut Decoder::for_host(NONCE), &[&NONCE, wire].concat(), chunk);
+    let _ = feed(
+        &mut Decoder::for_host(NONCE),
+        &[&NONCE, wire].concat(),
+        chunk,
+    );
     // To a guest, which does not know where a connection begins, and has to hear the next one.
     let mut guest = Decoder::for_guest();
     if feed(&mut guest, &[&MARK, wire].concat(), chunk).is_ok() {
@@ -23,7 +27,11 @@ fuzz_target!(|input: (u8, &[u8])| {
             nonce: NONCE,
         };
         hello.encode(0, &mut next).unwrap();
-        assert_eq!(feed(&mut guest, &next, chunk), Ok((true, true)), "the next host is not heard");
+        assert_eq!(
+            feed(&mut guest, &next, chunk),
+            Ok((true, true)),
+            "the next host is not heard"
+        );
     }
     // What is data to a host is no mark to its guest.
     let mut sent = MARK.to_vec();

@@ -57,15 +57,23 @@ const PARTS: [&str; 16] = [
     "a/b/c",
 ];
 
+const PREFIX: &str = "aleph-fuzz-";
+
 /// A folder in memory with a tree's place and what must not change beside it.
 fn room() -> &'static (PathBuf, PathBuf) {
     static ROOM: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
     ROOM.get_or_init(|| {
-        let dir = tempfile::Builder::new()
-            .prefix("aleph-fuzz-")
-            .tempdir_in("/dev/shm")
-            .unwrap()
-            .keep();
+        let memory = PathBuf::from("/dev/shm");
+        // A run that ends takes nothing with it; the next one does.
+        for entry in fs::read_dir(&memory).unwrap().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner = name.strip_prefix(PREFIX).and_then(|pid| pid.parse().ok());
+            if owner.is_some_and(|pid: u32| !PathBuf::from(format!("/proc/{pid}")).exists()) {
+                fs::remove_dir_all(entry.path()).unwrap();
+            }
+        }
+        let dir = memory.join(format!("{PREFIX}{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
         let outside = dir.join("outside");
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("canary"), "sings").unwrap();

@@ -351,7 +351,12 @@ impl Driver for Doorstep {
 struct NoImages;
 
 impl Images for NoImages {
-    fn prepare<'a>(&'a self, _: &'a JobSpec, _: bool) -> BoxFuture<'a, Result<Prepared, Problem>> {
+    fn prepare<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a JobSpec,
+        _: bool,
+    ) -> BoxFuture<'a, Result<Prepared, Problem>> {
         let null = || {
             File::open("/dev/null").map_err(|error| Problem {
                 class: ErrorClass::Internal,

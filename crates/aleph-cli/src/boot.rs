@@ -3,12 +3,12 @@
 use crate::output::Advised;
 use crate::progress::Pulls;
 use aleph_executor::{Boot, Paths};
-use aleph_image::oci::{PullOptions, Reference, Registries};
+use aleph_image::oci::Reference;
 use aleph_image::{Bundle, Image, ImageError, KernelStore, Store};
 use aleph_types::{Classify, PullPolicy};
 use anyhow::{Context, Result};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// The image that a job names, fetched where its policy says so.
@@ -41,18 +41,10 @@ pub(crate) async fn image(
 }
 
 /// Fetches an image from its registry. Registries are spoken with as this host's configuration
-/// says.
+/// says, or the one that `ALEPH_CONFIG` names.
 pub(crate) async fn pull(paths: &Paths, reference: &str, quiet: bool) -> Result<Image> {
-    let images = aleph_control::Config::load(None)?.images;
-    let options = PullOptions {
-        registries: Registries {
-            mirrors: images.mirrors,
-            insecure: images.plain_http.into_iter().collect(),
-            ..Registries::default()
-        },
-        most_bytes: images.max_unpacked.bytes(),
-        ..PullOptions::default()
-    };
+    let file = std::env::var_os("ALEPH_CONFIG").map(PathBuf::from);
+    let options = aleph_control::Config::load(file.as_deref())?.pull_options();
     let bars = Mutex::new(Pulls::new(quiet));
     let listener = move |event| {
         if let Ok(mut bars) = bars.lock() {

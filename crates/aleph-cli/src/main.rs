@@ -33,13 +33,15 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    log(args.verbose);
+    log(args.verbose, args.command.is_up());
     let context = Context {
         node: args.node,
         api: args.api,
     };
     match args.command.run(&context) {
         Ok(code) => ExitCode::from(code),
+        // They know.
+        Err(error) if error.is::<output::OutputGone>() => ExitCode::from(session::SIGPIPE_CODE),
         Err(error) => {
             output::print_error(&error);
             ExitCode::from(FAILED)
@@ -47,9 +49,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs go to standard error: warnings, more with `-v`, or as `ALEPH_LOG` says.
-fn log(verbose: u8) {
+/// Logs go to standard error: warnings, more with `-v` and for a daemon, or as `ALEPH_LOG` says.
+fn log(verbose: u8, daemon: bool) {
     let level = match verbose {
+        0 if daemon => "aleph_control=info,aleph_executor=info,warn",
         0 => "warn",
         1 => "aleph_control=debug,aleph_executor=debug,aleph_image=debug,info",
         _ => "trace",

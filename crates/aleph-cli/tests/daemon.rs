@@ -496,3 +496,15 @@ fn without_a_daemon_its_commands_say_how_to_start_it() -> Result<()> {
     fs::remove_file(socket)?;
     node.assert_clean()
 }
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() -> Result<()> {
+    let daemon = Daemon::up()?;
+    let mut child = daemon.command(&["events", "--since-id", "0"]).spawn()?;
+    // Its reader goes before there is anything to write.
+    drop(child.stdout.take());
+    daemon.ok(&["run", "-d", "busybox", "true"])?;
+    let ended = finish(child)?;
+    assert_eq!((ended.code, ended.stderr.as_str()), (141, ""));
+    daemon.end()
+}

@@ -16,7 +16,6 @@ use crate::peer::{Operators, group_id};
 use crate::server::connection::{Ending, Slots};
 use crate::server::{Service, router};
 use aleph_executor::{Node, NodeError};
-use aleph_image::oci::{PullOptions, Registries};
 use aleph_types::{Classify, ErrorClass};
 use rustix::fs::{Gid, Mode};
 use sd_notify::NotifyState;
@@ -269,16 +268,7 @@ fn load_tls(config: &Config) -> Result<Option<Arc<Tls>>, ListenError> {
 }
 
 fn images(config: &Config, state: &Path) -> Arc<StoreImages> {
-    let options = PullOptions {
-        registries: Registries {
-            mirrors: config.images.mirrors.clone(),
-            insecure: config.images.plain_http.iter().cloned().collect(),
-            ..Registries::default()
-        },
-        most_bytes: config.images.max_unpacked.bytes(),
-        ..PullOptions::default()
-    };
-    Arc::new(StoreImages::new(state, options))
+    Arc::new(StoreImages::new(state, &config.images))
 }
 
 /// Runs a node until SIGTERM or SIGINT, and tells systemd how it is (sd_notify(3)). SIGHUP reads

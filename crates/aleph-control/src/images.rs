@@ -1,8 +1,16 @@
 //! The node's images, for its jobs and for the API.
 //!
+//! Operators fetch from any registry, with the node's logins. What an account names could make
+//! the node ask hosts that only the node can reach, and would show it what the operator's logins
+//! open. So accounts fetch only from the registries that `images.account_registries` lists, and
+//! without logins; of other images they have those that are here. The account of operators'
+//! jobs ([`DEFAULT_ACCOUNT`]) counts as an operator.
+//!
 //! [`StoreImages`] is the seam between the node, which knows no store, and the store, which
 //! knows no jobs. The store blocks, so all that touches it runs in the pool for blocking work.
 
+use crate::accounts::DEFAULT_ACCOUNT;
+use crate::config::ImagesSection;
 use crate::signal;
 use aleph_executor::Boot;
 use aleph_executor::hypervisor::BoxFuture;
@@ -21,6 +29,7 @@ use tokio::task::spawn_blocking;
 pub struct StoreImages {
     state: PathBuf,
     options: PullOptions,
+    account_registries: Vec<String>,
 }
 
 /// An image or kernel that cannot be had.
@@ -40,6 +49,12 @@ pub enum ImagesError {
         /// Why not.
         source: std::io::Error,
     },
+    /// An account may not fetch it.
+    #[error("accounts of this node may not fetch images from {registry}")]
+    RegistryNotAllowed {
+        /// The registry that it is in.
+        registry: String,
+    },
     /// The work on it broke off.
     #[error("the work on images panicked")]
     Panicked,
@@ -51,6 +66,7 @@ impl Classify for ImagesError {
             Self::Image(error) => error.class(),
             Self::Kernel(error) => error.class(),
             Self::Open { .. } => ErrorClass::Unavailable,
+            Self::RegistryNotAllowed { .. } => ErrorClass::Forbidden,
             Self::Panicked => ErrorClass::Internal,
         }
     }
@@ -60,6 +76,7 @@ impl Classify for ImagesError {
             Self::Image(error) => error.code(),
             Self::Kernel(error) => error.code(),
             Self::Open { .. } => "kernel_file",
+            Self::RegistryNotAllowed { .. } => "registry_not_allowed",
             Self::Panicked => "internal",
         }
     }
@@ -69,6 +86,11 @@ impl Classify for ImagesError {
             Self::Image(error) => error.advice(),
             Self::Kernel(error) => error.advice(),
             Self::Open { .. } => Some("Build the kernel bundle again: aleph kernel build.".into()),
+            Self::RegistryNotAllowed { .. } => Some(
+                "Take an image that is here, or ask an operator to pull this one or to list its \
+                 registry in images.account_registries."
+                    .into(),
+            ),
             Self::Panicked => None,
         }
     }
@@ -81,12 +103,48 @@ impl From<DiskError> for ImagesError {
 }
 
 impl StoreImages {
-    /// Those in the state folder `state`; `options` says how registries are spoken with.
+    /// Those in the state folder `state`; `section` says how registries are spoken with, and
+    /// for whom.
     #[must_use]
-    pub fn new(state: &Path, options: PullOptions) -> Self {
+    pub fn new(state: &Path, section: &ImagesSection) -> Self {
         Self {
             state: state.to_owned(),
-            options,
+            options: section.pull_options(),
+            account_registries: section.account_registries.clone(),
+        }
+    }
+
+    /// Looks whether an account may fetch an image. What is no reference has no registry.
+    ///
+    /// # Errors
+    /// [`ImagesError::RegistryNotAllowed`].
+    pub fn allow(&self, reference: &str) -> Result<(), ImagesError> {
+        let Ok(reference) = reference.parse::<Reference>() else {
+            return Ok(());
+        };
+        let registry = reference.registry();
+        if self.account_registries.iter().any(|r| r == registry) {
+            return Ok(());
+        }
+        let registry = registry.to_owned();
+        Err(ImagesError::RegistryNotAllowed { registry })
+    }
+
+    /// Looks whether an account may have a job with an image: what is here it may have.
+    ///
+    /// # Errors
+    /// [`ImagesError::RegistryNotAllowed`], or where the store cannot be read.
+    pub async fn allow_use(&self, reference: &str, policy: PullPolicy) -> Result<(), ImagesError> {
+        let Err(refused) = self.allow(reference) else {
+            return Ok(());
+        };
+        match policy {
+            PullPolicy::Never => Ok(()),
+            PullPolicy::Always => Err(refused),
+            PullPolicy::Missing => match self.resolve(reference).await {
+                Err(ImagesError::Image(ImageError::NotFound { .. })) => Err(refused),
+                found => found.map(drop),
+            },
         }
     }
 
@@ -125,22 +183,30 @@ impl StoreImages {
         self.with_store(move |store| store.prune(&options)).await
     }
 
-    /// Pulls an image. `listener` hears how far it is, and must not block.
+    /// Pulls an image for an operator, or for an `account`. `listener` hears how far it is, and
+    /// must not block.
     ///
     /// # Errors
-    /// Where it cannot be had.
+    /// Where it cannot be had, or the account may not have it.
     pub async fn pull(
         &self,
         reference: &str,
+        account: bool,
         listener: impl Fn(PullEvent) + Send + Sync + 'static,
     ) -> Result<Image, ImagesError> {
+        let mut options = self.options.clone();
+        if account {
+            self.allow(reference)?;
+            options.registries.anonymous = true;
+        }
         let state = self.state.clone();
         let store = run(move || Store::open(state).map_err(ImagesError::from)).await?;
-        Ok(store.pull(reference, &self.options, listener).await?)
+        Ok(store.pull(reference, &options, listener).await?)
     }
 
     /// The image of a job, which is fetched where its policy says so.
-    async fn fetch(&self, reference: &str, policy: PullPolicy) -> Result<Image, ImagesError> {
+    async fn fetch(&self, spec: &JobSpec, account: bool) -> Result<Image, ImagesError> {
+        let (reference, policy) = (spec.image.as_str(), spec.pull);
         if policy != PullPolicy::Always {
             match self.resolve(reference).await {
                 Err(ImagesError::Image(ImageError::NotFound { .. }))
@@ -149,14 +215,19 @@ impl StoreImages {
             }
         }
         let name = reference.to_owned();
-        let pulled = self.pull(reference, move |event| {
+        let pulled = self.pull(reference, account, move |event| {
             tracing::debug!(image = name, ?event, "pulling");
         });
         pulled.await
     }
 
-    async fn open(&self, spec: &JobSpec, uncompressed: bool) -> Result<Prepared, ImagesError> {
-        let image = self.fetch(&spec.image, spec.pull).await?;
+    async fn open(
+        &self,
+        account: &str,
+        spec: &JobSpec,
+        uncompressed: bool,
+    ) -> Result<Prepared, ImagesError> {
+        let image = self.fetch(spec, account != DEFAULT_ACCOUNT).await?;
         let state = self.state.clone();
         run(move || prepare(&state, &image, uncompressed)).await
     }
@@ -173,11 +244,12 @@ impl StoreImages {
 impl Images for StoreImages {
     fn prepare<'a>(
         &'a self,
+        account: &'a str,
         spec: &'a JobSpec,
         uncompressed: bool,
     ) -> BoxFuture<'a, Result<Prepared, Problem>> {
         Box::pin(async move {
-            let opened = self.open(spec, uncompressed).await;
+            let opened = self.open(account, spec, uncompressed).await;
             opened.map_err(|error| Problem::of(&error))
         })
     }

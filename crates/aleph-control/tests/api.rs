@@ -254,6 +254,23 @@ async fn a_token_speaks_for_its_account_until_it_ends() -> Result<()> {
     );
     let images = ann.post("/v1/prune", json!({"images": true})).await?;
     assert_eq!(images.problem()?.code, "operators_only");
+    let images = ann.post("/v1/prune", json!({"all_images": true})).await?;
+    assert_eq!(images.problem()?.code, "operators_only");
+    // What an account names makes the node ask no host that nobody listed for accounts.
+    let far = json!({"image": "127.0.0.1:1/none:1", "command": ["true"]});
+    let again = json!({"image": "busybox", "command": ["true"], "pull": "always"});
+    for (path, request) in [
+        ("/v1/jobs", &far),
+        ("/v1/jobs", &again),
+        (
+            "/v1/images/pull",
+            &json!({"reference": "127.0.0.1:1/none:1"}),
+        ),
+    ] {
+        let refused = ann.post(path, request.clone()).await?;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN, "{path} {request}");
+        assert_eq!(refused.problem()?.code, "registry_not_allowed");
+    }
     let id = made["id"].as_str().context("no id")?;
     let wrong = format!("aleph_{id}_{}", "0".repeat(64));
     for wrong in [

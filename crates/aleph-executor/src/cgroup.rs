@@ -47,13 +47,7 @@ impl CgroupTree {
                 None
             }
             _ => {
-                // Controllers of version 1 hierarchies, or that others hold, are not there to be
-                // handed down.
-                for dir in [&top, &path] {
-                    for controller in ["+cpu", "+memory", "+pids", "+io"] {
-                        let _ = write(&dir.join("cgroup.subtree_control"), controller);
-                    }
-                }
+                hand_down(&path);
                 Some(Self(path))
             }
         }
@@ -102,6 +96,7 @@ impl Cgroup {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if let Some(tree) = self.0.parent() {
                     let _ = fs::create_dir(tree);
+                    hand_down(tree);
                 }
                 fs::create_dir(&self.0)
             }
@@ -180,6 +175,16 @@ impl Cgroup {
         match fs::remove_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
+        }
+    }
+}
+
+/// Has the groups in a tree controlled. Controllers of version 1 hierarchies, or that others
+/// hold, are not there to be handed down.
+fn hand_down(tree: &Path) {
+    for dir in tree.parent().into_iter().chain([tree]) {
+        for controller in ["+cpu", "+memory", "+pids", "+io"] {
+            let _ = write(&dir.join("cgroup.subtree_control"), controller);
         }
     }
 }

@@ -154,7 +154,7 @@ impl Executor {
     ) -> Result<Self, ExecutorError> {
         make_folders(&paths)?;
         let cgroups = CgroupTree::open(paths.name());
-        sweep(&paths, cgroups.as_ref(), false).await;
+        sweep(&paths, cgroups.as_ref(), None).await;
         Ok(Self {
             paths,
             driver,

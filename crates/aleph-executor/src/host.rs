@@ -34,6 +34,19 @@ fn cpu_virtualises(cpuinfo: &str) -> bool {
         })
 }
 
+/// Raises this process's limit of open files as far as it may: each VM takes some five.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// What the host has to give to VMs that keep their disks in `state`.
 ///
 /// # Errors

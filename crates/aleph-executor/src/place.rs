@@ -128,10 +128,10 @@ impl Place {
         made
     }
 
-    /// Whether only a daemon of its node may remove it as an orphan.
+    /// Whether only a daemon of its node may remove a VM's place as an orphan.
     #[must_use]
-    pub fn is_kept(&self) -> bool {
-        self.state.join(KEPT).exists()
+    pub fn is_kept(paths: &Paths, vm: VmId) -> bool {
+        paths.vm_state(vm).join(KEPT).exists()
     }
 
     /// The place of a VM whose owner is gone; `None` while another process holds it.

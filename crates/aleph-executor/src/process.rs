@@ -157,7 +157,15 @@ impl Process {
     /// [`io::ErrorKind::NotFound`] where it is gone, or its number is another one's now.
     pub fn adopt(identity: &Identity) -> io::Result<Self> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
-        let process = Self::hold(identity.pid).map_err(|_| gone())?;
+        let process = Self::hold(identity.pid).map_err(|error| {
+            let no_such = Some(rustix::io::Errno::SRCH.raw_os_error());
+            match error.kind() {
+                io::ErrorKind::NotFound => gone(),
+                _ if error.raw_os_error() == no_such => gone(),
+                // Too few descriptors, say: that proves nothing about the process.
+                _ => error,
+            }
+        })?;
         // Checked after the pidfd is open: from here on the number cannot change hands.
         if process.identity == *identity {
             Ok(process)
@@ -174,8 +182,11 @@ impl Process {
         entries
             .filter_map(|entry| {
                 let pid = entry.file_name().to_str()?.parse().ok()?;
-                let owner = entry.metadata().ok()?.uid();
-                (owner == user).then(|| Self::hold(pid).ok()).flatten()
+                let is_theirs = || entry.metadata().is_ok_and(|m| m.uid() == user);
+                // Looked at again once it is held: a number can change hands.
+                let held = is_theirs().then(|| Self::hold(pid).ok()).flatten()?;
+                let still = fs::metadata(entry.path()).is_ok_and(|m| m.uid() == user);
+                still.then_some(held)
             })
             .collect()
     }

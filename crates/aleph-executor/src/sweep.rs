@@ -11,7 +11,7 @@ use crate::place::{Place, PlaceError, birth_lock};
 use crate::process::Process;
 use aleph_types::VmId;
 use rustix::fs::FlockOperation;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -22,14 +22,15 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Removes every orphan of this node, and says which there were.
 ///
 /// VMs that outlive their node's process have no owner while its daemon is away: they are left
-/// alone unless `kept_too`, which only that daemon may say, and only once it holds all those
-/// that its journal knows.
-pub async fn sweep(paths: &Paths, cgroups: Option<&CgroupTree>, kept_too: bool) -> Vec<VmId> {
+/// alone without `owned`. Only that daemon may give it: which VMs are its own whether their locks
+/// are held or not. It is asked while nobody is born.
+pub async fn sweep(
+    paths: &Paths,
+    cgroups: Option<&CgroupTree>,
+    owned: Option<&(dyn Fn() -> HashSet<VmId> + Sync)>,
+) -> Vec<VmId> {
     let mut swept = Vec::new();
-    for place in orphans(paths, cgroups) {
-        if place.is_kept() && !kept_too {
-            continue;
-        }
+    for place in orphans(paths, cgroups, owned) {
         let vm = place.vm();
         match remove(&place).await {
             Ok(()) => {
@@ -42,7 +43,11 @@ pub async fn sweep(paths: &Paths, cgroups: Option<&CgroupTree>, kept_too: bool) 
     swept
 }
 
-fn orphans(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<Place> {
+fn orphans(
+    paths: &Paths,
+    cgroups: Option<&CgroupTree>,
+    owned: Option<&(dyn Fn() -> HashSet<VmId> + Sync)>,
+) -> Vec<Place> {
     // Without this folder there has never been a birth.
     if !paths.vms().exists() {
         return Vec::new();
@@ -57,8 +62,13 @@ fn orphans(paths: &Paths, cgroups: Option<&CgroupTree>) -> Vec<Place> {
         .and_then(|tree| tree.names().ok())
         .unwrap_or_default();
     found.extend(groups.iter().filter_map(|name| name.parse::<VmId>().ok()));
+    let known = owned.map(|owned| owned());
     found
         .into_iter()
+        .filter(|vm| match &known {
+            Some(known) => !known.contains(vm),
+            None => !Place::is_kept(paths, *vm),
+        })
         .filter_map(|vm| match Place::orphan(paths, cgroups, vm) {
             Ok(place) => place,
             Err(error) => {

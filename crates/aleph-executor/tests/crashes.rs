@@ -50,14 +50,14 @@ async fn a_crash_after_any_step_leaves_nothing_once_swept() -> Result<()> {
             .collect::<Result<Vec<_>>>()?;
 
         assert_eq!(
-            sweep(&paths, cgroups.as_ref(), false).await,
+            sweep(&paths, cgroups.as_ref(), None).await,
             [],
             "it has an owner"
         );
         // A dead process's descriptors close, its locks go: that is all a crash is here.
         drop((place, made));
-        assert_eq!(sweep(&paths, cgroups.as_ref(), false).await, [vm]);
-        assert_eq!(sweep(&paths, cgroups.as_ref(), false).await, []);
+        assert_eq!(sweep(&paths, cgroups.as_ref(), None).await, [vm]);
+        assert_eq!(sweep(&paths, cgroups.as_ref(), None).await, []);
         if let Some(tree) = &cgroups {
             tree.remove_if_empty();
         }
@@ -108,7 +108,7 @@ async fn an_orphans_process_is_killed_and_reaped() -> Result<()> {
     let pid = process.identity().pid;
     let vm = place.vm();
     drop(place);
-    assert_eq!(sweep(&paths, cgroups.as_ref(), false).await, [vm]);
+    assert_eq!(sweep(&paths, cgroups.as_ref(), None).await, [vm]);
     process.wait().await;
     assert!(Identity::of(pid).is_err(), "process {pid} is gone");
     if let Some(tree) = &cgroups {

@@ -24,6 +24,7 @@ struct Nothing;
 impl Images for Nothing {
     fn prepare<'a>(
         &'a self,
+        _account: &'a str,
         spec: &'a JobSpec,
         _: bool,
     ) -> BoxFuture<'a, Result<Prepared, Problem>> {
@@ -265,6 +266,64 @@ async fn a_host_that_lost_power_restarts_what_its_policy_says() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_reboot_of_the_host_is_no_restart_of_the_daemon() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let driver = ScriptedDriver::new([]);
+    let node = open(root.path(), &driver).await?;
+    let mut kept = spec(&["sleep"]);
+    kept.restart.policy = Restart::OnFailure;
+    let kept = create(&node, kept).await?.id;
+    let lost = create(&node, spec(&["sleep"])).await?.id;
+    for id in [kept, lost] {
+        wait(&node, id, JobState::Running).await?;
+    }
+    leave(node).await;
+    // What the journal of a host that was rebooted says: another boot.
+    let boot = aleph_executor::process::boot_id()?;
+    let journal = rusqlite::Connection::open(root.path().join("state.db"))?;
+    journal.execute(
+        "UPDATE jobs SET record = replace(record, ?1, 'another boot')",
+        [boot],
+    )?;
+    drop(journal);
+    driver.end_all();
+    let node = open(root.path(), &driver).await?;
+    let failed = wait(&node, lost, JobState::Failed).await?;
+    assert_eq!(failed.reason.as_deref(), Some("the host was restarted"));
+    let began = Instant::now();
+    while node.job(kept)?.incarnation.get() < 2 && began.elapsed() < LIMIT {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    wait(&node, kept, JobState::Running).await?;
+    close(&root, node).await
+}
+
+#[tokio::test]
+async fn what_is_over_goes_by_itself_or_by_a_prune() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let node = open(root.path(), &ScriptedDriver::new([])).await?;
+    let mut fleeting = spec(&["exit", "0"]);
+    fleeting.auto_destroy = true;
+    let fleeting = create(&node, fleeting).await?.id;
+    let gone = node.wait(fleeting, &[JobState::Destroyed]).await;
+    // It may have gone before it could be waited for.
+    assert!(matches!(gone, Ok(_) | Err(NodeError::NoJob(_))), "{gone:?}");
+    let over = create(&node, spec(&["exit", "0"])).await?.id;
+    wait(&node, over, JobState::Exited).await?;
+    let runs = create(&node, spec(&["sleep"])).await?.id;
+    wait(&node, runs, JobState::Running).await?;
+    let hour = Duration::from_secs(3600);
+    assert_eq!(node.prune_jobs(&Scope::All, hour, false).await?.0, []);
+    let (would, bytes) = node.prune_jobs(&Scope::All, Duration::ZERO, true).await?;
+    assert_eq!(would, [over]);
+    assert!(bytes > 0 && node.job(over).is_ok());
+    let pruned = node.prune_jobs(&Scope::All, Duration::ZERO, false).await?;
+    assert_eq!(pruned, (vec![over], bytes));
+    assert!(matches!(node.job(over), Err(NodeError::NoJob(_))));
+    close(&root, node).await
+}
+
+#[tokio::test]
 async fn what_nobody_owns_is_swept_when_a_node_opens() -> Result<()> {
     let root = TestRoot::empty()?;
     let driver = ScriptedDriver::new([]);
@@ -318,6 +377,28 @@ async fn lists_have_filters_parts_and_an_order() -> Result<()> {
         Err(NodeError::NoJob(_))
     ));
     assert!(node.find(&Scope::Account("b".into()), "job-21").is_ok());
+    close(&root, node).await
+}
+
+#[tokio::test]
+async fn an_account_has_only_so_many_jobs() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let mut config = NodeConfig::new(root.paths()?);
+    config.jobs_per_account = 2;
+    let driver = ScriptedDriver::new([]);
+    let node = Node::with_driver(config, Arc::new(Nothing), driver).await?;
+    let of = |account: &str| CreateOptions {
+        account: account.into(),
+        start: false,
+        idempotency_key: None,
+    };
+    let first = node.create(spec(&["true"]), of("a")).await?.job;
+    node.create(spec(&["true"]), of("a")).await?;
+    let refused = node.create(spec(&["true"]), of("a")).await.unwrap_err();
+    assert_eq!(refused.code(), "too_many_jobs");
+    node.create(spec(&["true"]), of("b")).await?;
+    node.destroy(first.id, false).await?;
+    node.create(spec(&["true"]), of("a")).await?;
     close(&root, node).await
 }
 

@@ -191,6 +191,33 @@ async fn policies_health_and_deadlines_are_kept() -> Result<()> {
         restart_unhealthy: false,
     });
     let sick = create(&node, sick).await?;
+    let mut serving = shell("mkdir /www; echo hi > /www/up; httpd -f -p 127.0.0.1:80 -h /www");
+    serving.health = Some(HealthCheck {
+        probe: Probe::Http {
+            port: 80,
+            path: "/up".into(),
+        },
+        interval_seconds: 1,
+        timeout_seconds: 5,
+        retries: 3,
+        start_period_seconds: 0,
+        restart_unhealthy: false,
+    });
+    let mut closed = serving.clone();
+    closed.health = closed.health.map(|check| HealthCheck {
+        probe: Probe::Tcp { port: 81 },
+        retries: 1,
+        restart_unhealthy: true,
+        ..check
+    });
+    let (serving, closed) = (create(&node, serving).await?, create(&node, closed).await?);
+    let healthy = || {
+        let job = node.job(serving.id);
+        job.is_ok_and(|job| job.health == Some(Health::Healthy))
+    };
+    assert!(until(healthy).await);
+    let ended = wait(&node, &closed, JobState::Failed).await?;
+    assert!(ended.reason.is_some_and(|r| r.contains("health")));
     let ended = wait(&node, &failing, JobState::Exited).await?;
     assert_eq!((ended.restarts, ended.incarnation.get()), (1, 2));
     assert_eq!(log(&node, &failing).await?, "run\nrun\n");

@@ -10,6 +10,8 @@ pub fn lay(tree: &Path, layers: &[Vec<u8>]) {
     let limits = Limits {
         bytes: 1 << 20,
         entries: 1000,
+        paths: 1 << 20,
+        room: u64::MAX,
     };
     let Ok(mut stack) = Layers::new(tree, limits) else {
         return;

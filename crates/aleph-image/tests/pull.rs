@@ -48,6 +48,8 @@ fn main() {
             a_registry_with_logins_is_logged_in_to
             tokens_are_got_from_the_service_that_is_named
             a_mirror_is_asked_first_and_passed_over_when_it_fails
+            a_mirror_whose_login_is_broken_is_passed_over
+            what_trickles_is_given_up
             a_broken_download_goes_on_where_it_broke
             a_download_that_failed_is_resumed_by_the_next_pull
             a_pull_that_is_dropped_leaves_nothing_but_parts
@@ -387,7 +389,7 @@ fn a_registry_with_logins_is_logged_in_to() {
     let refused = attempt(&state, &reference, &options()).unwrap_err();
     assert_eq!(
         class_and_code(&refused),
-        (ErrorClass::Unavailable, "registry_unauthorized")
+        (ErrorClass::Invalid, "registry_unauthorized")
     );
     assert!(
         refused.advice().unwrap().contains("docker login"),
@@ -413,6 +415,20 @@ fn a_registry_with_logins_is_logged_in_to() {
     assert_eq!(refused.code(), "registry_unauthorized");
     assert!(
         refused.to_string().contains("the login that it has"),
+        "{refused}"
+    );
+    // The node's logins are none of everybody's business.
+    let mut anonymous = with(LOGIN.0, LOGIN.1);
+    anonymous.registries.anonymous = true;
+    let login = Login::Password {
+        user: LOGIN.0.into(),
+        password: LOGIN.1.into(),
+    };
+    anonymous.registries.logins = BTreeMap::from([(registry.host.clone(), login)]);
+    let refused = attempt(&state, &reference, &anonymous).unwrap_err();
+    assert_eq!(refused.code(), "registry_unauthorized");
+    assert!(
+        refused.to_string().contains("those who are not logged in"),
         "{refused}"
     );
     attempt(&state, &reference, &with(LOGIN.0, LOGIN.1)).unwrap();
@@ -577,6 +593,74 @@ fn a_mirror_is_asked_first_and_passed_over_when_it_fails() {
             left(&own)
         );
     }
+}
+
+fn a_mirror_whose_login_is_broken_is_passed_over() {
+    let (registry, state) = (Registry::start(), State::new());
+    with_app(&registry, &state, &small());
+    let mirror = Front::before(&registry.host, |_, _| Act::Forward);
+    let file = state.file("config.json");
+    let mut options = options();
+    let mirrors = vec![format!("http://{}", mirror.host)];
+    options.registries.mirrors = BTreeMap::from([(registry.host.clone(), mirrors)]);
+    options.registries.docker_config = Some(file.clone());
+    let reference = format!("{}/app:1", registry.host);
+    // The registry's own has to be right: without it, others may see less than they should.
+    for (broken, is_pulled) in [(&registry.host, false), (&mirror.host, true)] {
+        let config = json!({"credHelpers": {broken: "not-installed"}});
+        fs::write(&file, config.to_string()).unwrap();
+        match attempt(&state, &reference, &options) {
+            Ok(_) => assert!(is_pulled),
+            Err(error) => {
+                assert!(!is_pulled, "{error:?}");
+                assert_eq!(error.code(), "registry_credentials");
+            }
+        }
+    }
+    assert!(mirror.seen().is_empty());
+}
+
+fn what_trickles_is_given_up() {
+    let (registry, state) = (Registry::start(), State::new());
+    let noisy = Layer::gzip(Tar::new().file("noise", noise(9, 64 << 10)));
+    with_app(&registry, &state, &[noisy]);
+    let patient = PullOptions {
+        patience: Duration::from_secs(2),
+        ..options()
+    };
+    let stalled = (ErrorClass::Unavailable, "registry_stalled");
+
+    // A layer. What has arrived stays.
+    let front = Front::before(&registry.host, |request, blobs| match request.is_blob() {
+        true if blobs > 0 => Act::Trickle,
+        _ => Act::Forward,
+    });
+    let error = attempt(&state, &format!("{}/app:1", front.host), &patient).unwrap_err();
+    assert_eq!(class_and_code(&error), stalled);
+    assert!(
+        matches!(&left(&state)[..], [part] if part.ends_with(".part")),
+        "{:?}",
+        left(&state)
+    );
+
+    // A manifest, of a registry and of a mirror.
+    let front = Front::before(&registry.host, |_, _| Act::Trickle);
+    let error = attempt(&state, &format!("{}/app:1", front.host), &patient).unwrap_err();
+    assert_eq!(class_and_code(&error), stalled);
+    let mut mirrored = patient.clone();
+    let mirrors = vec![format!("http://{}", front.host)];
+    mirrored.registries.mirrors = BTreeMap::from([(registry.host.clone(), mirrors)]);
+    attempt(&state, &format!("{}/app:1", registry.host), &mirrored).unwrap();
+
+    // Connections that each end after a little.
+    let own = State::new();
+    let front = Front::before(&registry.host, |request, blobs| match request.is_blob() {
+        true if blobs > 0 => Act::Cut(1000),
+        _ => Act::Forward,
+    });
+    let error = attempt(&own, &format!("{}/app:1", front.host), &options()).unwrap_err();
+    assert_eq!(error.code(), "registry_unreachable");
+    assert_eq!(front.blobs().len(), 1 + 4);
 }
 
 fn a_broken_download_goes_on_where_it_broke() {
@@ -977,8 +1061,8 @@ fn no_layer_leaves_the_image() {
     fs::write(outside.join("kept"), "kept").unwrap();
     let target = outside.display().to_string();
     let up = format!("../../../../../../../..{target}");
-    // A path deeper than a process can open folders, and as deep as there are names.
-    let deep = "d/".repeat(1800);
+    // Deeper than a process can open folders, and deeper than a path may be: by links.
+    let deep = "d/".repeat(250);
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(0);
@@ -986,9 +1070,21 @@ fn no_layer_leaves_the_image() {
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
-    builder
-        .append_data(&mut header, format!("{deep}f"), &b""[..])
-        .unwrap();
+    for n in 0..7 {
+        // Each link leads 250 levels below the one before.
+        let at = if n == 0 {
+            deep.clone()
+        } else {
+            format!("link-{n}/{deep}")
+        };
+        builder
+            .append_data(&mut header, format!("{at}f"), &b""[..])
+            .unwrap();
+        let mut link = header.clone();
+        link.set_entry_type(EntryType::Symlink);
+        let name = format!("link-{}", n + 1);
+        builder.append_link(&mut link, name, at).unwrap();
+    }
     let layers = [
         Layer::new(&builder.into_inner().unwrap(), Packed::Gzip),
         Layer::gzip(

@@ -57,6 +57,7 @@ impl TestImages {
 impl Images for TestImages {
     fn prepare<'a>(
         &'a self,
+        _account: &'a str,
         spec: &'a JobSpec,
         _uncompressed: bool,
     ) -> BoxFuture<'a, Result<Prepared, Problem>> {

@@ -108,6 +108,21 @@ impl TestRoot {
     }
 }
 
+/// A test that failed may have left guests that outlive their node.
+impl Drop for TestRoot {
+    fn drop(&mut self) {
+        let Ok(paths) = self.paths() else { return };
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let Some(top) = aleph_executor::cgroup::mount_point(&mounts) else {
+            return;
+        };
+        let tree = top.join(format!("aleph-{}", paths.name()));
+        for group in fs::read_dir(&tree).into_iter().flatten().flatten() {
+            let _ = fs::write(group.path().join("cgroup.kill"), "1");
+        }
+    }
+}
+
 /// Processes in a cgroup tree of that name, and those that hold a file in it.
 fn processes_in(group: &str) -> Vec<String> {
     let mut found = Vec::new();

@@ -13,15 +13,18 @@ pub enum Probe {
     /// A TCP port of the guest's loopback address that accepts a connection.
     Tcp {
         /// Which port.
+        #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 65_535))]
         port: u16,
     },
     /// An HTTP server on the guest's loopback address that answers GET with a status from 200
     /// to 399.
     Http {
         /// Which port.
+        #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 65_535))]
         port: u16,
         /// Which path.
         #[serde(default = "slash")]
+        #[cfg_attr(feature = "schema", schema(pattern = "^/[!-~]*$"))]
         path: String,
     },
 }
@@ -39,15 +42,19 @@ pub struct HealthCheck {
     pub probe: Probe,
     /// The time between two tries, in seconds.
     #[serde(default = "ten")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 86_400))]
     pub interval_seconds: u32,
     /// How long a try may take, in seconds.
     #[serde(default = "five")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 86_400))]
     pub timeout_seconds: u32,
     /// How many tries in a row have to fail before the job counts as unhealthy.
     #[serde(default = "three")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 86_400))]
     pub retries: u32,
     /// How long after the start failures do not count, in seconds.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(maximum = 86_400))]
     pub start_period_seconds: u32,
     /// Whether an unhealthy job is stopped, as a failure, so that its restart policy applies.
     #[serde(default)]

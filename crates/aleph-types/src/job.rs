@@ -16,8 +16,20 @@ pub struct JobSpec {
     /// A name that the account has no other job of: a letter or digit, then letters, digits,
     /// `_`, `.` and `-`; at most 63 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "schema",
+        schema(
+            min_length = 1,
+            max_length = 63,
+            pattern = "^(?!0x)[A-Za-z0-9][A-Za-z0-9_.-]*$"
+        )
+    )]
     pub name: Option<String>,
     /// The image to run, by name or by digest.
+    #[cfg_attr(
+        feature = "schema",
+        schema(min_length = 1, max_length = 512, pattern = "^[!-~]+$")
+    )]
     pub image: String,
     /// The command with its arguments; the image's own where it is empty.
     #[serde(default)]
@@ -31,12 +43,18 @@ pub struct JobSpec {
     pub env: BTreeMap<String, String>,
     /// Working directory in the guest; the image's, or `/`, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(pattern = "^/"))]
     pub workdir: Option<String>,
     /// `name`, `uid`, `name:group` or `uid:gid` in the guest; the image's, or root, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1))]
     pub user: Option<String>,
     /// The guest's hostname; `job-` and the short job id when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "schema",
+        schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9.-]+$")
+    )]
     pub hostname: Option<String>,
     /// CPUs, memory and disk.
     #[serde(default)]
@@ -64,15 +82,18 @@ pub struct JobSpec {
     pub labels: BTreeMap<String, String>,
     /// Files that the guest has before the command runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(max_items = 64))]
     pub files: Vec<GuestFile>,
     /// How long the job may run after each start, in seconds; then it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 31_622_400))]
     pub deadline_seconds: Option<u64>,
     /// Whether the job is removed, with its logs, once it has ended for good.
     #[serde(default)]
     pub auto_destroy: bool,
     /// How long the command has between the stop signal and SIGKILL, in seconds.
     #[serde(default = "default_grace")]
+    #[cfg_attr(feature = "schema", schema(maximum = 86_400))]
     pub stop_grace_seconds: u32,
     /// When the image is fetched from its registry.
     #[serde(default)]
@@ -127,6 +148,7 @@ pub enum PullPolicy {
 #[serde(deny_unknown_fields)]
 pub struct GuestFile {
     /// Its absolute path in the guest. Folders that are missing are made.
+    #[cfg_attr(feature = "schema", schema(pattern = "^/"))]
     pub path: String,
     /// Its content, where that is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,6 +158,7 @@ pub struct GuestFile {
     pub base64: Option<String>,
     /// Permission bits as octal text, such as `0644`.
     #[serde(default = "default_mode")]
+    #[cfg_attr(feature = "schema", schema(pattern = "^[0-7]{1,4}$"))]
     pub mode: String,
     /// Owner.
     #[serde(default)]
@@ -212,6 +235,10 @@ impl Classify for InvalidJob {
     }
 }
 
+/// Bytes that a job's command, entrypoint and environment may have together: they reach the guest
+/// in one message of 64 KiB, with what the image adds.
+pub const MAX_WORDS: usize = 48 * 1024;
+
 /// Bytes that all files of a job may have together. They travel in its specification.
 pub const MAX_FILES: usize = 1024 * 1024;
 
@@ -261,6 +288,27 @@ impl JobSpec {
         Duration::from_secs(u64::from(self.stop_grace_seconds))
     }
 
+    /// Bytes of its command, entrypoint and environment.
+    fn words(&self) -> usize {
+        let words = self.command.iter().chain(self.entrypoint.iter().flatten());
+        let env = self
+            .env
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
+        words.map(String::len).chain(env).sum()
+    }
+
+    /// About how many bytes it takes to keep.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let labels = self.labels.iter().map(|(k, v)| k.len() + v.len());
+        let files = self.files.iter().map(|file| {
+            let content = [&file.text, &file.base64].into_iter().flatten();
+            file.path.len() + content.map(String::len).sum::<usize>()
+        });
+        1024 + self.words() + labels.chain(files).sum::<usize>()
+    }
+
     /// Checks all that can be known without a node and its images.
     ///
     /// # Errors
@@ -275,7 +323,8 @@ impl JobSpec {
         if let Some(name) = self.name.as_deref().filter(|name| !is_job_name(name)) {
             return bad("name", name);
         }
-        if self.image.is_empty() || self.image.contains(['\0', '\n', ' ']) {
+        if self.image.is_empty() || self.image.len() > 512 || self.image.contains(['\0', '\n', ' '])
+        {
             return bad("image", &self.image);
         }
         let entrypoint = self.entrypoint.iter().flatten();
@@ -341,6 +390,14 @@ impl JobSpec {
         ];
         if let Some((field, there, most)) = limited.into_iter().find(|(_, n, most)| n > most) {
             return Err(InvalidJob::TooMuch { field, there, most });
+        }
+        let words = self.words();
+        if words > MAX_WORDS {
+            return Err(InvalidJob::TooMuch {
+                field: "command and env",
+                there: words,
+                most: MAX_WORDS,
+            });
         }
         let mut bytes = 0;
         for file in &self.files {
@@ -466,6 +523,9 @@ mod tests {
         }
         let mut job = job();
         job.files = vec![file("/a", "0644"); 65];
+        assert_eq!(job.validate().unwrap_err().code(), "too_much");
+        job.files.clear();
+        job.command.push("x".repeat(MAX_WORDS));
         assert_eq!(job.validate().unwrap_err().code(), "too_much");
     }
 

@@ -34,7 +34,7 @@ pub use exit::ExitStatus;
 pub use health::{Health, HealthCheck, Probe};
 pub use id::{Incarnation, JobId, NodeId, ParseIdError, VmId};
 pub use job::{
-    GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, Mode, PullPolicy, is_job_name,
+    GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
 };
 pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;

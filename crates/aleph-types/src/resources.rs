@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
     /// Virtual CPUs, at least 1.
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 65_535))]
     pub cpus: u16,
     /// Guest memory.
     pub memory: MiB,

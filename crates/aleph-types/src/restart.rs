@@ -33,8 +33,10 @@ pub struct RestartPolicy {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_retries: Option<u32>,
     /// The wait before the first new start, in seconds. It doubles with each in a row.
+    #[cfg_attr(feature = "schema", schema(minimum = 1))]
     pub backoff_seconds: u32,
     /// The longest wait, in seconds.
+    #[cfg_attr(feature = "schema", schema(maximum = 86_400))]
     pub max_backoff_seconds: u32,
 }
 

@@ -5,9 +5,31 @@ use std::{fmt, str::FromStr};
 
 /// An amount in binary megabytes (2²⁰ bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Default)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct MiB(pub u32);
+
+/// As it is read: a number of MiB, or text. It is always written as a number.
+#[cfg(feature = "schema")]
+impl utoipa::PartialSchema for MiB {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::{ObjectBuilder, OneOfBuilder, Type};
+        let number = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(0))
+            .maximum(Some(u32::MAX));
+        let text = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some("^[0-9]{1,9}[mMgG]$"));
+        OneOfBuilder::new()
+            .description(Some("MiB as a number, or text such as 512m or 2g."))
+            .item(number)
+            .item(text)
+            .into()
+    }
+}
+
+#[cfg(feature = "schema")]
+impl utoipa::ToSchema for MiB {}
 
 /// Reads a number of MiB, or text such as `512m` or `2g`.
 impl<'de> Deserialize<'de> for MiB {

@@ -7,6 +7,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -99,6 +100,19 @@ impl Endpoint {
     /// Whether it is on this host.
     pub(crate) fn is_here(&self) -> bool {
         matches!(self, Self::Unix(_))
+    }
+
+    /// Whether what is sent there can be read on the way.
+    pub(super) fn is_in_the_clear(&self) -> bool {
+        match self {
+            Self::Unix(_) | Self::Tcp { tls: true, .. } => false,
+            Self::Tcp { host, .. } => {
+                let address = host.parse::<IpAddr>();
+                !address.map_or(host.eq_ignore_ascii_case("localhost"), |ip| {
+                    ip.to_canonical().is_loopback()
+                })
+            }
+        }
     }
 
     /// What goes into the `Host` header.
@@ -194,6 +208,24 @@ mod tests {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!(endpoint.to_string(), printed);
             assert_eq!(endpoint.authority(), authority);
+        }
+    }
+
+    #[test]
+    fn only_this_host_and_tls_are_no_open_way() {
+        for (text, open) in [
+            ("http://node:7400", true),
+            ("http://10.0.0.1:7400", true),
+            ("http://[2001:db8::1]:7400", true),
+            ("http://127.0.0.1.example.org", true),
+            ("http://localhost:7400", false),
+            ("http://127.8.0.1:7400", false),
+            ("http://[::1]:7400", false),
+            ("https://node:7400", false),
+            ("unix:///run/a.sock", false),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.is_in_the_clear(), open, "{text}");
         }
     }
 

@@ -14,6 +14,9 @@ pub(crate) enum ClientError {
     /// A token that no header can carry.
     #[error("the token has characters that no token has")]
     BadToken,
+    /// A token that everybody on the way could read.
+    #[error("a token is not sent to {endpoint} in the clear")]
+    InTheClear { endpoint: Endpoint },
     /// A file of authorities that cannot be used.
     #[error("cannot take certificate authorities from {}: {why}", file.display())]
     Authorities { file: PathBuf, why: String },
@@ -78,7 +81,10 @@ impl ClientError {
 impl Classify for ClientError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::BadHost(_) | Self::BadToken | Self::Authorities { .. } => ErrorClass::Invalid,
+            Self::BadHost(_)
+            | Self::BadToken
+            | Self::InTheClear { .. }
+            | Self::Authorities { .. } => ErrorClass::Invalid,
             Self::Closed { .. } => ErrorClass::Forbidden,
             Self::NoNode { .. } | Self::Connect { .. } | Self::Broken { .. } => {
                 ErrorClass::Unavailable
@@ -92,6 +98,7 @@ impl Classify for ClientError {
         match self {
             Self::BadHost(_) => "bad_host",
             Self::BadToken => "bad_token",
+            Self::InTheClear { .. } => "token_in_the_clear",
             Self::Authorities { .. } => "authorities",
             Self::Tls(_) => "tls",
             Self::NoNode { .. } => "no_node",
@@ -107,6 +114,9 @@ impl Classify for ClientError {
         Some(match self {
             Self::BadHost(_) => "Write unix:///PATH, or https://HOST:PORT.".into(),
             Self::BadToken => "Look at --token, and at ALEPH_TOKEN.".into(),
+            Self::InTheClear { .. } => {
+                "Write https://, or forward a port: ssh -L 7400:localhost:7400 NODE".into()
+            }
             Self::Authorities { .. } => "Give --cacert a file of certificates in PEM.".into(),
             Self::NoNode {
                 endpoint: Endpoint::Unix(_),

@@ -35,6 +35,7 @@ pub(crate) struct NewToken {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Prune {
     pub(crate) images: bool,
+    pub(crate) all_images: bool,
     pub(crate) jobs: bool,
     pub(crate) logs: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,6 +48,10 @@ pub(crate) struct Prune {
 pub(crate) struct Pruned {
     #[serde(default)]
     pub(crate) images: Vec<String>,
+    #[serde(default)]
+    pub(crate) layers: Vec<String>,
+    #[serde(default)]
+    pub(crate) partial_downloads: Vec<String>,
     #[serde(default)]
     pub(crate) jobs: Vec<String>,
     pub(crate) bytes_freed: u64,

@@ -184,6 +184,11 @@ impl Client {
 
     async fn send(&self, asking: Asking) -> Result<Response<Incoming>, ClientError> {
         let during = "asking it";
+        if self.access.token.is_some() && self.endpoint.is_in_the_clear() {
+            return Err(ClientError::InTheClear {
+                endpoint: self.endpoint.clone(),
+            });
+        }
         let stream = self
             .endpoint
             .connect(self.access.authorities.as_deref())

@@ -3,7 +3,7 @@
 use super::completion::jobs;
 use crate::client::ExecStart;
 use crate::context::Context;
-use crate::output::say;
+use crate::output::{plain, say};
 use crate::session::{Conversation, End, SIGINT_CODE, SIGPIPE_CODE, Signals};
 use crate::{spec, terminal};
 use anyhow::Result;
@@ -82,7 +82,7 @@ impl Exec {
         match end {
             End::Exited(status) => Ok(status.shell_code()),
             End::NotStarted { code, message } => {
-                say(&format!("aleph: {message}"));
+                say(&format!("aleph: {}", plain(&message)));
                 Ok(code)
             }
             End::Left => Ok(0),

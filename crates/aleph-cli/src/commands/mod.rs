@@ -103,6 +103,11 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Whether it is the daemon.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self, Self::Up(_))
+    }
+
     /// Obeys, and gives the exit code.
     pub(crate) fn run(self, context: &Context) -> Result<u8> {
         match self {

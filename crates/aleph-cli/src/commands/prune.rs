@@ -12,9 +12,13 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct Prune {
-    /// Remove images that no job needs
+    /// Remove images without names, and what is left of downloads
     #[arg(long)]
     images: bool,
+
+    /// Remove images with names too, unless a job was started from them
+    #[arg(long)]
+    all_images: bool,
 
     /// Remove jobs that ended, with their logs
     #[arg(long)]
@@ -24,11 +28,11 @@ pub(crate) struct Prune {
     #[arg(long)]
     logs: bool,
 
-    /// All of these, which is also what happens without any
+    /// All of these but --all-images, which is also what happens without any
     #[arg(short, long)]
     all: bool,
 
-    /// Only what is older than this, such as 24h
+    /// Only jobs and logs that are older than this, such as 24h; images have no age
     #[arg(long, value_name = "TIME", value_parser = duration)]
     older_than: Option<Duration>,
 
@@ -47,9 +51,10 @@ pub(crate) struct Prune {
 
 impl Prune {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
-        let all = self.all || !(self.images || self.jobs || self.logs);
+        let all = self.all || !(self.images || self.all_images || self.jobs || self.logs);
         let what = client::Prune {
-            images: all || self.images,
+            images: all || self.images || self.all_images,
+            all_images: self.all_images,
             jobs: all || self.jobs,
             logs: all || self.logs,
             older_than_seconds: self.older_than.map(whole_seconds),
@@ -63,7 +68,12 @@ impl Prune {
             print_json(&pruned)?;
             return Ok(0);
         }
-        for (kind, names) in [("job", &pruned.jobs), ("image", &pruned.images)] {
+        for (kind, names) in [
+            ("job", &pruned.jobs),
+            ("image", &pruned.images),
+            ("layer", &pruned.layers),
+            ("partial download", &pruned.partial_downloads),
+        ] {
             for name in names {
                 print(format!("{kind} {name}"))?;
             }
@@ -89,7 +99,11 @@ fn confirmed(what: &client::Prune) -> Result<bool> {
     }
     let kinds = [
         (what.jobs, "jobs that ended"),
-        (what.images, "images that no job needs"),
+        (what.all_images, "all images that no job was started from"),
+        (
+            what.images && !what.all_images,
+            "images without names and what is left of downloads",
+        ),
         (what.logs, "their logs"),
     ];
     let kinds = kinds.iter().filter(|(on, _)| *on).map(|(_, kind)| *kind);

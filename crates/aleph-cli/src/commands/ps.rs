@@ -156,7 +156,7 @@ fn listing(jobs: &[Job], no_trunc: bool, now: Timestamp) -> Listing {
         Column::Text("IMAGE"),
         Column::Text("COMMAND"),
         Column::Text("CREATED"),
-        Column::Text("STATUS"),
+        Column::Least("STATUS", 14),
         Column::Whole("NAME"),
     ]);
     for job in jobs {
@@ -220,14 +220,16 @@ fn status(job: &Job, now: Timestamp) -> String {
 
 fn colour(job: &Job) -> Option<Color> {
     match (job.state, job.health) {
-        (JobState::Running, Some(Health::Unhealthy)) | (JobState::Failed, _) => Some(Color::Red),
-        (JobState::Running, _) => Some(Color::Green),
+        (JobState::Running, Some(Health::Unhealthy)) | (JobState::Failed, _) => {
+            Some(Color::DarkRed)
+        }
+        (JobState::Running, _) => Some(Color::DarkGreen),
         (JobState::Exited, _) => match job.exit {
-            Some(status) if !status.success() => Some(Color::Red),
+            Some(status) if !status.success() => Some(Color::DarkRed),
             _ => None,
         },
         (JobState::Created | JobState::Destroyed, _) => None,
-        _ => Some(Color::Yellow),
+        _ => Some(Color::DarkYellow),
     }
 }
 

@@ -30,9 +30,10 @@ pub(crate) fn print_error(error: &anyhow::Error) {
             last = cause;
         }
     }
-    say(&format!("aleph: {text}"));
+    // A node repeats what a guest or a registry told it.
+    say(&format!("aleph: {}", plain_lines(&text)));
     if let Some(advice) = advice(error) {
-        say(&format!("       {advice}"));
+        say(&format!("       {}", plain_lines(&advice)));
     }
 }
 
@@ -69,8 +70,16 @@ pub(crate) fn say(line: &str) {
 
 /// Prints a line on standard output.
 pub(crate) fn print(line: impl std::fmt::Display) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{line}").context("cannot write to standard output")
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(OutputGone.into()),
+        written => written.context("cannot write to standard output"),
+    }
 }
+
+/// Whoever read standard output reads it no more.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output")]
+pub(crate) struct OutputGone;
 
 /// Prints a value as JSON for people and programs.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -113,6 +122,12 @@ pub(crate) fn plain(text: &str) -> String {
     text.chars().map(plain).collect()
 }
 
+/// The same for a text that may have several lines, such as a list of mistakes.
+pub(crate) fn plain_lines(text: &str) -> String {
+    let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+    text.chars().map(plain).collect()
+}
+
 /// The beginning of a text, at most so many characters.
 pub(crate) fn shortened(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
@@ -121,4 +136,16 @@ pub(crate) fn shortened(text: &str, most: usize) -> String {
     let mut short: String = text.chars().take(most.saturating_sub(1)).collect();
     short.push('…');
     short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_others_moves_no_cursor() {
+        let hostile = "no\u{1b}[2J\u{9b}1A\rsuch\nfile\u{7}";
+        assert!(!plain(hostile).contains(char::is_control));
+        assert_eq!(plain_lines(hostile), "no [2J 1A such\nfile ");
+    }
 }

@@ -1,6 +1,8 @@
 //! Tables that fit the terminal.
 
-use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Row, Table, presets};
+use comfy_table::{
+    Cell, CellAlignment, ColumnConstraint, ContentArrangement, Row, Table, Width, presets,
+};
 
 pub(crate) use comfy_table::Color;
 
@@ -11,6 +13,8 @@ pub(crate) enum Column {
     Whole(&'static str),
     /// Cut where the terminal is too narrow.
     Text(&'static str),
+    /// The same, but never to less than so many characters.
+    Least(&'static str, u16),
     /// Numbers, to the right.
     Number(&'static str),
 }
@@ -27,9 +31,14 @@ impl Listing {
             .set_content_arrangement(ContentArrangement::Dynamic)
             .set_truncation_indicator("…");
         let names = columns.iter().map(|column| match column {
-            Column::Whole(name) | Column::Text(name) | Column::Number(name) => *name,
+            Column::Whole(name)
+            | Column::Text(name)
+            | Column::Least(name, _)
+            | Column::Number(name) => *name,
         });
-        table.set_header(names);
+        let mut header = Row::from(names.collect::<Vec<_>>());
+        header.max_height(1);
+        table.set_header(header);
         for (column, made) in columns.iter().zip(table.column_iter_mut()) {
             made.set_padding((0, 2));
             match column {
@@ -37,6 +46,11 @@ impl Listing {
                     made.set_constraint(ColumnConstraint::ContentWidth);
                 }
                 Column::Text(_) => {}
+                Column::Least(_, least) => {
+                    // Its padding is a part of it.
+                    let least = Width::Fixed(least + 2);
+                    made.set_constraint(ColumnConstraint::LowerBoundary(least));
+                }
                 Column::Number(_) => {
                     made.set_constraint(ColumnConstraint::ContentWidth)
                         .set_cell_alignment(CellAlignment::Right);

@@ -72,7 +72,7 @@ pub(crate) struct JobFlags {
     #[arg(long, value_name = "N")]
     pids_limit: Option<u32>,
 
-    /// Start it again after it ended: no, on-failure[:TIMES], unless-stopped or always
+    /// Start it again after it ended: no, on-failure, on-failure:TIMES, unless-stopped or always
     #[arg(long, value_name = "POLICY", value_parser = restart, conflicts_with = "rm")]
     restart: Option<RestartWord>,
 
@@ -89,24 +89,49 @@ pub(crate) struct JobFlags {
     pub(crate) pull: Option<PullPolicy>,
 
     /// A command line that succeeds while the job is healthy; /bin/sh runs it in the guest
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", group = "probe")]
     health_cmd: Option<String>,
 
+    /// A port of the guest that accepts connections while the job is healthy
+    #[arg(long, value_name = "PORT", group = "probe", value_parser = clap::value_parser!(u16).range(1..))]
+    health_tcp: Option<u16>,
+
+    /// A port and path of the guest that answer by HTTP while the job is healthy
+    #[arg(long, value_name = "PORT[/PATH]", group = "probe", value_parser = http)]
+    health_http: Option<HttpWord>,
+
     /// The time between two checks of health [default: 10s]
-    #[arg(long, value_name = "TIME", requires = "health_cmd", value_parser = duration)]
+    #[arg(long, value_name = "TIME", requires = "probe", value_parser = duration)]
     health_interval: Option<Duration>,
 
     /// How long a check may take [default: 5s]
-    #[arg(long, value_name = "TIME", requires = "health_cmd", value_parser = duration)]
+    #[arg(long, value_name = "TIME", requires = "probe", value_parser = duration)]
     health_timeout: Option<Duration>,
 
     /// Failures in a row that make it unhealthy [default: 3]
-    #[arg(long, value_name = "N", requires = "health_cmd")]
+    #[arg(long, value_name = "N", requires = "probe")]
     health_retries: Option<u32>,
 
     /// How long after its start failures do not count [default: 0s]
-    #[arg(long, value_name = "TIME", requires = "health_cmd", value_parser = duration)]
+    #[arg(long, value_name = "TIME", requires = "probe", value_parser = duration)]
     health_start_period: Option<Duration>,
+}
+
+/// Where an HTTP probe asks, as a word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct HttpWord(u16, String);
+
+fn http(text: &str) -> Result<HttpWord, String> {
+    let (port, path) = match text.find('/') {
+        Some(at) => text.split_at(at),
+        None => (text, "/"),
+    };
+    match port.parse() {
+        Ok(port) if port > 0 => Ok(HttpWord(port, path.to_owned())),
+        _ => Err(format!(
+            "{text:?} does not begin with a port, such as 8080/healthz"
+        )),
+    }
 }
 
 /// A restart policy as a word.
@@ -192,16 +217,21 @@ impl JobFlags {
     }
 
     fn apply_health(&self, job: &mut JobSpec) -> Result<()> {
-        let Some(line) = &self.health_cmd else {
-            return Ok(());
+        let probe = match (&self.health_cmd, self.health_tcp, &self.health_http) {
+            (Some(line), ..) => Probe::Exec(["/bin/sh", "-c", line].map(str::to_owned).into()),
+            (_, Some(port), _) => Probe::Tcp { port },
+            (.., Some(HttpWord(port, path))) => Probe::Http {
+                port: *port,
+                path: path.clone(),
+            },
+            (None, None, None) => return Ok(()),
         };
-        let command = ["/bin/sh", "-c", line].map(str::to_owned);
         let span = |flag, given: Option<Duration>, otherwise| match given {
             Some(span) => seconds(flag, span),
             None => Ok(otherwise),
         };
         job.health = Some(HealthCheck {
-            probe: Probe::Exec(command.into()),
+            probe,
             interval_seconds: span("--health-interval", self.health_interval, 10)?,
             timeout_seconds: span("--health-timeout", self.health_timeout, 5)?,
             retries: self.health_retries.unwrap_or(3),
@@ -281,6 +311,25 @@ mod tests {
         ]);
         assert_eq!(spec.validate(), Ok(()));
         insta::assert_snapshot!(serde_json::to_string_pretty(&spec).unwrap());
+    }
+
+    #[test]
+    fn health_is_looked_at_in_one_way() {
+        let probe = |words: &[&str]| spec(words).health.unwrap().probe;
+        assert_eq!(probe(&["--health-tcp=80"]), Probe::Tcp { port: 80 });
+        for (word, path) in [("8080", "/"), ("8080/up?a=b", "/up?a=b")] {
+            let path = path.to_owned();
+            let want = Probe::Http { port: 8080, path };
+            assert_eq!(probe(&["--health-http", word]), want);
+        }
+        for words in [
+            &["run", "--health-tcp=0"][..],
+            &["run", "--health-http=/x"],
+            &["run", "--health-tcp=1", "--health-cmd=true"],
+            &["run", "--health-retries=1"],
+        ] {
+            assert!(Words::try_parse_from(words).is_err(), "{words:?}");
+        }
     }
 
     #[test]

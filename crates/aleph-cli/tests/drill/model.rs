@@ -81,7 +81,7 @@ impl<'a> Model<'a> {
             } else {
                 let at = usize::try_from(random.below(free.len() as u64)).unwrap_or(0);
                 let name = free.swap_remove(at);
-                self.touch(random, name)
+                self.touch(random, &name)
             };
             self.operations += u64::from(begun.is_some());
             works.extend(begun);
@@ -108,8 +108,8 @@ impl<'a> Model<'a> {
         self.begin(&name, &words, answered, unanswered)
     }
 
-    fn touch(&mut self, random: &mut Random, name: String) -> Option<Work> {
-        let now = self.jobs.get(&name)?.first().copied()?;
+    fn touch(&self, random: &mut Random, name: &str) -> Option<Work> {
+        let now = self.jobs.get(name)?.first().copied()?;
         let (words, answered): (&[&str], States) = match (now, random.below(4)) {
             ("running", 0) => (&["stop", "-t", "1"], ENDED),
             ("running", 1) => (&["kill"], ENDED),
@@ -121,8 +121,8 @@ impl<'a> Model<'a> {
         };
         let mut unanswered = vec![now];
         unanswered.extend(answered);
-        let words: Vec<&str> = words.iter().copied().chain([name.as_str()]).collect();
-        self.begin(&name, &words, answered, unanswered)
+        let words: Vec<&str> = words.iter().copied().chain([name]).collect();
+        self.begin(name, &words, answered, unanswered)
     }
 
     fn begin(

@@ -9,6 +9,7 @@
 
 mod problem;
 mod reader;
+mod table;
 mod value;
 
 pub use problem::ConfigProblem;
@@ -17,6 +18,7 @@ use aleph_executor::accel::Accelerator;
 use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
 use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
+use aleph_image::oci::{PullOptions, Registries};
 use aleph_types::MiB;
 use reader::Document;
 use std::collections::BTreeMap;
@@ -168,6 +170,32 @@ pub struct ImagesSection {
     pub plain_http: Vec<String>,
     /// `max_unpacked`: how much an image may hold once unpacked.
     pub max_unpacked: MiB,
+    /// `docker_config`: docker's file with the logins, which a pull of an operator uses. By
+    /// default `$DOCKER_CONFIG/config.json`, `~/.docker/config.json`, or root's.
+    pub docker_config: Option<PathBuf>,
+    /// `certificates`: PEM files of authorities that are trusted beside the host's.
+    pub certificates: Vec<PathBuf>,
+    /// `account_registries`: the registries from which accounts may fetch images. None by
+    /// default: then their jobs have the images that operators fetched.
+    pub account_registries: Vec<String>,
+}
+
+impl ImagesSection {
+    /// How registries are spoken with, for an operator.
+    #[must_use]
+    pub fn pull_options(&self) -> PullOptions {
+        PullOptions {
+            registries: Registries {
+                mirrors: self.mirrors.clone(),
+                insecure: self.plain_http.iter().cloned().collect(),
+                certificates: self.certificates.clone(),
+                docker_config: self.docker_config.clone(),
+                ..Registries::default()
+            },
+            most_bytes: self.max_unpacked.bytes(),
+            ..PullOptions::default()
+        }
+    }
 }
 
 impl Default for ImagesSection {
@@ -176,6 +204,9 @@ impl Default for ImagesSection {
             mirrors: BTreeMap::new(),
             plain_http: Vec::new(),
             max_unpacked: MiB(20 * 1024),
+            docker_config: None,
+            certificates: Vec::new(),
+            account_registries: Vec::new(),
         }
     }
 }
@@ -260,6 +291,12 @@ impl Config {
             path: path.to_owned(),
             problems,
         })
+    }
+
+    /// How registries are spoken with, for an operator.
+    #[must_use]
+    pub fn pull_options(&self) -> PullOptions {
+        self.images.pull_options()
     }
 
     /// What the node itself needs of it.
@@ -353,6 +390,18 @@ fn read(document: &mut Document<'_>) -> Config {
         s.read("mirrors", &mut images.mirrors, value::mirrors);
         s.read("plain_http", &mut images.plain_http, value::registries);
         s.read("max_unpacked", &mut images.max_unpacked, value::size);
+        s.optional("docker_config", &mut images.docker_config, value::absolute);
+        s.read("certificates", &mut images.certificates, value::files);
+        let accounts = &mut images.account_registries;
+        s.read("account_registries", accounts, value::named_registries);
+        for (key, why) in images.pull_options().registries.faults() {
+            // What the library calls insecure.
+            let why = why.replace("in insecure", "in plain_http");
+            match key.split_once('.') {
+                Some((_, registry)) => s.problem_at("mirrors", &format!(".{registry:?}"), &why),
+                None => s.problem("plain_http", &why),
+            }
+        }
     });
     document.section("retention", |s| {
         let events = value::whole(100..=100_000_000);
@@ -395,6 +444,9 @@ mod tests {
             mirrors = { "docker.io" = ["http://127.0.0.1:5000"] }
             plain_http = ["registry.local:5000"]
             max_unpacked = "5g"
+            docker_config = "/etc/aleph/docker.json"
+            certificates = ["/etc/aleph/registry.pem"]
+            account_registries = ["docker.io", "registry.local:5000"]
             [retention]
             events = 500
         "#;
@@ -439,6 +491,9 @@ mod tests {
                 )]),
                 plain_http: vec!["registry.local:5000".into()],
                 max_unpacked: MiB(5 * 1024),
+                docker_config: Some("/etc/aleph/docker.json".into()),
+                certificates: vec!["/etc/aleph/registry.pem".into()],
+                account_registries: vec!["docker.io".into(), "registry.local:5000".into()],
             },
             retention: RetentionSection { events: 500 },
         };
@@ -543,6 +598,36 @@ mod tests {
                 "[images]\nplain_http = ['a', 1]",
                 "images.plain_http[1]",
                 "has to be a string",
+            ),
+            (
+                "[images]\nmirrors = { 'docker.io' = ['http://mirror.example.org'] }",
+                "images.mirrors.\"docker.io\"",
+                "list its host in plain_http",
+            ),
+            (
+                "[images]\nmirrors = { 'docker.io' = ['https://m.example.org/path'] }",
+                "images.mirrors.\"docker.io\"",
+                "more than that",
+            ),
+            (
+                "[images]\nplain_http = ['-x']",
+                "images.plain_http",
+                "is no host",
+            ),
+            (
+                "[images]\naccount_registries = ['docker.io', 'index.docker.io']",
+                "images.account_registries[1]",
+                "is written \"docker.io\"",
+            ),
+            (
+                "[images]\naccount_registries = ['docker']",
+                "images.account_registries[0]",
+                "is no registry",
+            ),
+            (
+                "[images]\ncertificates = ['x.pem']",
+                "images.certificates[0]",
+                "absolute path",
             ),
             ("[retention]\nevents = 1", "retention.events", "between"),
         ] {

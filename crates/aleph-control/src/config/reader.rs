@@ -135,13 +135,18 @@ impl Section<'_, '_> {
 
     /// Tells that a key does not go together with the rest.
     pub(super) fn problem(&mut self, key: &'static str, message: &str) {
+        self.problem_at(key, "", message);
+    }
+
+    /// The same of a place in its value, such as `[2]`.
+    pub(super) fn problem_at(&mut self, key: &'static str, place: &str, message: &str) {
         let table = self.table;
         let span = table.and_then(|table| {
             let value = table.get(key).map(Spanned::span);
             value.or_else(|| table.keys().next().map(Spanned::span))
         });
         self.problems.push(ConfigProblem {
-            path: format!("{}.{key}", self.name),
+            path: format!("{}.{key}{place}", self.name),
             line: span.map(|span| line(self.text, span.start)),
             message: message.to_owned(),
             meant: None,

@@ -1,6 +1,7 @@
 //! Values of the configuration, each with what it has to be.
 
 use aleph_executor::accel::Accelerator;
+use aleph_image::oci::Reference;
 use aleph_types::MiB;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -182,6 +183,33 @@ fn texts(
 fn no_registry(name: &str) -> Option<String> {
     let bad = name.is_empty() || name.contains(['/', ' ', '@']);
     bad.then(|| format!("{name:?} is no registry: write its host and port, such as host:5000"))
+}
+
+/// Files that are all named from the root.
+pub(super) fn files(value: &DeValue<'_>) -> Parsed<Vec<PathBuf>> {
+    let such_as = "\"/etc/aleph/registry.pem\"";
+    let relative = |path: &str| {
+        let bad = !path.starts_with('/');
+        bad.then(|| format!("{path:?} has to be an absolute path"))
+    };
+    let paths = texts(value, such_as, relative)?;
+    Ok(paths.into_iter().map(PathBuf::from).collect())
+}
+
+/// Registries as references name them: `docker.io`, and not another name of it.
+pub(super) fn named_registries(value: &DeValue<'_>) -> Parsed<Vec<String>> {
+    texts(value, "\"docker.io\"", |name| {
+        let image = format!("{name}/a/b").parse::<Reference>();
+        match image {
+            Ok(image) if image.registry() == name => None,
+            Ok(image) if name.contains('.') => {
+                Some(format!("{name:?} is written {:?}", image.registry()))
+            }
+            _ => Some(format!(
+                "{name:?} is no registry: write its host, such as docker.io, with its port"
+            )),
+        }
+    })
 }
 
 pub(super) fn registries(value: &DeValue<'_>) -> Parsed<Vec<String>> {

@@ -114,7 +114,7 @@ async fn look(
     path: &str,
 ) -> Result<(Agent, ArchiveStat), Refusal> {
     let id = service.find(caller, job)?;
-    let agent = service.node.agent(id)?;
+    let agent = service.agent(id).await?;
     let stat = agent.stat(path, false).await.map_err(NodeError::Guest)?;
     let stat = ArchiveStat::new(path, &stat);
     Ok((agent, stat))
@@ -194,7 +194,7 @@ async fn put(
 ) -> Result<StatusCode, Refusal> {
     let path = query.checked()?;
     let id = service.find(&caller, &job)?;
-    let agent = service.node.agent(id)?;
+    let agent = service.agent(id).await?;
     let mut sink = agent.unpack(&path, false).map_err(NodeError::Guest)?;
     loop {
         let piece = tokio::select! {

@@ -12,6 +12,7 @@ use aleph_types::{Job, JobId, JobState, LogStream, Problem};
 use axum::extract::State;
 use axum::extract::ws::WebSocket;
 use axum::response::Response;
+use futures_util::FutureExt;
 use serde::Deserialize;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -58,27 +59,49 @@ async fn attach(
 ) -> Result<Response, Refusal> {
     let id = service.find(&caller, &job)?;
     let upgrade = session::accept(upgrade)?;
+    // Its end is waited for before anything else: a job that removes itself cannot be asked
+    // later, and it may be gone before the client has become a WebSocket.
+    let over = over(service.node.clone(), id);
     let attached = service.node.attach(id, query.logs).await?;
     Ok(upgrade.on_upgrade(move |socket| {
         let work = service.work.clone();
         work.track_future(async move {
+            let attached = (attached, over);
             run(&service, id, attached, query.stdin, socket).await;
             drop(slot);
         })
     }))
 }
 
-async fn run(service: &Service, id: JobId, attached: Attachment, stdin: bool, socket: WebSocket) {
+/// How a job ends, once it does.
+type Over = AbortOnDropHandle<Result<Job, NodeError>>;
+
+/// Waits for a job's end from this moment on.
+fn over(node: Node, id: JobId) -> Over {
+    let states = [JobState::Exited, JobState::Failed, JobState::Destroyed];
+    let mut wait = Box::pin(async move { node.wait(id, &states).await });
+    // A task that is only spawned may first look when the job is gone.
+    let ended = (&mut wait).now_or_never();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        match ended {
+            Some(ended) => ended,
+            None => wait.await,
+        }
+    }))
+}
+
+async fn run(
+    service: &Service,
+    id: JobId,
+    (attached, mut over): (Attachment, Over),
+    stdin: bool,
+    socket: WebSocket,
+) {
     let (output, input) = session::split(socket);
     let Attachment {
         output: mut reader,
         input: to,
     } = attached;
-    // It is waited for from now on, because a job that removes itself cannot be asked later.
-    let node = service.node.clone();
-    let over = [JobState::Exited, JobState::Failed, JobState::Destroyed];
-    let over = tokio::spawn(async move { node.wait(id, &over).await });
-    let mut over = AbortOnDropHandle::new(over);
     let told = async |output: &mut Output| {
         pass(&mut reader, output).await?;
         let ended = tokio::select! {

@@ -110,7 +110,7 @@ async fn exec(
     let id = service.find(&caller, &job)?;
     let upgrade = session::accept(upgrade)?;
     // A job whose guest takes no commands is refused while there is a status to say so with.
-    service.node.agent(id)?;
+    service.agent(id).await?;
     Ok(upgrade.on_upgrade(move |socket| {
         let work = service.work.clone();
         work.track_future(async move {
@@ -121,21 +121,18 @@ async fn exec(
 }
 
 async fn run(service: &Service, id: JobId, socket: WebSocket) {
-    let (mut output, mut input) = session::split(socket);
+    let (output, mut input) = session::split(socket);
     let Ok(Ok(first)) = timeout(FIRST_WORD, input.text()).await else {
         return output.close().await;
     };
     let begun = begin(service, id, &first);
     let handle = match begun {
         Ok(handle) => handle,
-        Err(problem) => {
-            let _ = output.tell(&Tell::Error(problem)).await;
-            return output.close().await;
-        }
+        Err(problem) => return output.fail(problem).await,
     };
+    let feed = std::future::ready(Some(handle.input()));
     let mut command = Command(Some(handle));
-    let feed = std::future::ready(command.0.as_ref().map(ExecHandle::input));
-    let told = async |output: &mut Output| told(&mut command, output).await;
+    let told = async move |output: &mut Output| told(&mut command, output).await;
     session::run(
         output,
         input.feed(feed, true),

@@ -201,7 +201,9 @@ pub enum PullLine {
 /// Pull an image
 ///
 /// The answer is a line of JSON for each step. The last one has `image` or `error`. The pull
-/// ends with the request; what has arrived is kept for the next one.
+/// ends with the request; what has arrived is kept for the next one. Accounts may pull only from
+/// the registries that the node's operator listed for them; others are refused with 403
+/// `registry_not_allowed`.
 #[utoipa::path(
     post, path = "/v1/images/pull", tag = "images",
     request_body = PullRequest,
@@ -210,15 +212,21 @@ pub enum PullLine {
 )]
 async fn pull(
     State(service): State<Service>,
+    caller: Caller,
     Body(request): Body<PullRequest>,
 ) -> Result<Response, Refusal> {
     if request.policy == PullPolicy::Never {
         return Err(Refusal::invalid("bad_policy", "a pull cannot be never"));
     }
+    let account = !caller.is_operator();
+    if account {
+        let images = &service.images;
+        images.allow_use(&request.reference, request.policy).await?;
+    }
     let (sender, lines) = mpsc::channel(WAITING);
     let work = service
         .work
-        .track_future(work(service.clone(), request, sender));
+        .track_future(work(service.clone(), request, account, sender));
     let work = AbortOnDropHandle::new(tokio::spawn(work));
     let stopping = service.stopping.clone();
     let body = stream::unfold(
@@ -241,7 +249,12 @@ fn write(line: &PullLine) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-async fn work(service: Service, request: PullRequest, lines: mpsc::Sender<PullLine>) {
+async fn work(
+    service: Service,
+    request: PullRequest,
+    account: bool,
+    lines: mpsc::Sender<PullLine>,
+) {
     let PullRequest { reference, policy } = request;
     let there = match policy {
         PullPolicy::Always => None,
@@ -251,7 +264,7 @@ async fn work(service: Service, request: PullRequest, lines: mpsc::Sender<PullLi
         Some(image) => Ok(image),
         None => {
             let progress = lines.clone();
-            let pulled = service.images.pull(&reference, move |event| {
+            let pulled = service.images.pull(&reference, account, move |event| {
                 // A client that is slow gets fewer of them.
                 let _ = progress.try_send(line(&event));
             });

@@ -42,7 +42,9 @@ impl Default for CreateQuery {
 
 /// Take a job
 ///
-/// It is taken where the node has room for it. Names an account can use once.
+/// It is taken where the node has room for it. Names an account can use once. A job of an
+/// account whose image would have to be fetched from a registry that is not for accounts is
+/// refused with 403 `registry_not_allowed`.
 #[utoipa::path(
     post,
     path = "/v1/jobs",
@@ -70,6 +72,9 @@ async fn create(
     headers: HeaderMap,
     Specification(spec): Specification,
 ) -> Result<Response, Refusal> {
+    if !caller.is_operator() {
+        service.images.allow_use(&spec.image, spec.pull).await?;
+    }
     let options = CreateOptions {
         account: caller.account,
         start: query.0.start,

@@ -21,13 +21,16 @@ pub(super) fn routes() -> OpenApiRouter<Service> {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PruneRequest {
-    /// Images without names, and layers without images. Only for operators.
+    /// Images without names, layers that a pull would fetch again, and partial downloads. Only
+    /// for operators.
     pub images: bool,
+    /// The same, and images with names, unless a job was started from them. Only for operators.
+    pub all_images: bool,
     /// Jobs that ended for good, with their logs.
     pub jobs: bool,
     /// Logs of ended jobs, and of earlier starts.
     pub logs: bool,
-    /// Only jobs and logs that are older than this.
+    /// Only jobs and logs that are older than this. Images have no age.
     #[schema(minimum = 0, maximum = 4_294_967_295_u64)]
     pub older_than_seconds: u32,
     /// Tells what would be removed, and removes nothing.
@@ -39,6 +42,12 @@ pub struct PruneRequest {
 pub struct PruneReport {
     /// Digests of images.
     pub images: Vec<String>,
+    /// Digests of layers.
+    #[serde(default)]
+    pub layers: Vec<String>,
+    /// Digests of layers of which only a part had arrived.
+    #[serde(default)]
+    pub partial_downloads: Vec<String>,
     /// Ids of jobs.
     pub jobs: Vec<String>,
     /// Bytes on disk.
@@ -56,7 +65,7 @@ async fn prune(
     caller: Caller,
     Body(request): Body<PruneRequest>,
 ) -> Result<Json<PruneReport>, Refusal> {
-    if request.images {
+    if request.images || request.all_images {
         caller.only_operators()?;
     }
     let worker = service.clone();
@@ -83,15 +92,18 @@ async fn remove(
         report.bytes_freed += node.prune_logs(scope, age, dry).await?;
     }
     // Last, so that images of jobs that went just now can go with them.
-    if request.images {
+    if request.images || request.all_images {
         let options = PruneOptions {
             dry_run: dry,
+            all: request.all_images,
+            layers: true,
             keep: images_of_jobs(service),
-            ..PruneOptions::default()
         };
         let pruned = service.images.prune(options).await?;
         let digest = |image: &aleph_image::Image| image.digest().to_string();
         report.images = pruned.images.iter().map(digest).collect();
+        report.layers = pruned.layers.iter().map(ToString::to_string).collect();
+        report.partial_downloads = pruned.partial.iter().map(ToString::to_string).collect();
         report.bytes_freed += pruned.bytes;
     }
     Ok(report)

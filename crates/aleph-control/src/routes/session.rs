@@ -32,6 +32,8 @@ const WAITING: usize = 4;
 const AWAY_TIME: Duration = Duration::from_secs(1);
 /// How long it may take to read the last of a session.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
+/// How long it may take to read why a session cannot be.
+const PROBLEM_TIME: Duration = Duration::from_secs(10);
 
 /// The channel of standard input.
 const STDIN: u8 = 0;
@@ -122,6 +124,17 @@ impl Output {
         let said = self.0.send(Message::Close(Some(frame)));
         // A client that does not read does not hear it.
         let _ = timeout(AWAY_TIME, said).await;
+    }
+
+    /// Tells why a session ends or cannot begin, and ends it. A client that does not read does
+    /// not hear it.
+    pub(super) async fn fail(mut self, problem: Problem) {
+        if timeout(PROBLEM_TIME, self.tell(&Tell::Error(problem)))
+            .await
+            .is_ok()
+        {
+            self.close().await;
+        }
     }
 
     pub(super) async fn close(mut self) {
@@ -241,7 +254,8 @@ async fn drain<T>(mut receiver: mpsc::Receiver<T>) {
 }
 
 /// Runs both sides of a session until one ends: the output because all is told, the input
-/// because the client is gone or makes no sense, or both because the node stops.
+/// because the client is gone or makes no sense, or both because the node stops. What `tell`
+/// holds is let go of before the client hears the last word, which it may be slow to read.
 pub(super) async fn run<F>(
     mut output: Output,
     input: impl Future<Output = Option<Problem>>,
@@ -262,10 +276,7 @@ pub(super) async fn run<F>(
     };
     match end {
         End::Told | End::Client(None) => output.close().await,
-        End::Client(Some(problem)) => {
-            let _ = output.tell(&Tell::Error(problem)).await;
-            output.close().await;
-        }
+        End::Client(Some(problem)) => output.fail(problem).await,
         End::Node => output.go_away().await,
     }
 }

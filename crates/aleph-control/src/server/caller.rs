@@ -5,6 +5,7 @@
 //! rather than found and refused.
 
 use super::Service;
+use super::connection::Slot;
 use super::problem::Refusal;
 use crate::accounts::{DEFAULT_ACCOUNT, is_account_name};
 use crate::peer::Peer;
@@ -80,6 +81,9 @@ pub(crate) async fn identify(
     let peer = request.extensions().get::<Peer>();
     match caller(&service, peer, request.headers()) {
         Ok(caller) => {
+            if let Some(slot) = request.extensions().get::<Slot>() {
+                slot.know();
+            }
             request.extensions_mut().insert(caller);
             next.run(request).await
         }

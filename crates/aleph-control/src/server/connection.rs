@@ -1,13 +1,16 @@
 //! One client: how many there may be, and how each is spoken with.
 //!
 //! A client has a slot for as long as it is connected, sessions over WebSockets included. One
-//! user or address gets at most half of them, so that nobody can shut the others out. Who
-//! finds no slot is told so and sent away; nothing waits.
+//! user or address gets at most half of them, so that nobody can shut the others out; addresses
+//! of one IPv6 network count as one, because each host can take any of them. Who finds no slot
+//! is told so and sent away; nothing waits.
 //!
 //! A client that is slow costs its slot and what one connection holds: a buffer of [`BUFFER`]
 //! bytes in each direction and one piece of what it is sent. Head of a request and TLS have
-//! deadlines of their own.
+//! deadlines of their own, and so has what a client reads that has shown no token yet
+//! (`patience`).
 
+use super::patience::{PATIENCE, Patient};
 use super::problem::Refusal;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
@@ -20,7 +23,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -48,7 +52,20 @@ const REFUSAL_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Owner {
     User(u32),
+    /// An IPv4 address, or the first address of an IPv6 network (/64).
     Address(IpAddr),
+}
+
+impl Owner {
+    fn of(peer: &Peer) -> Self {
+        match peer {
+            Peer::Local(who) => Self::User(who.uid),
+            Peer::Remote { address, .. } => Self::Address(match address.ip().to_canonical() {
+                IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+                four => four,
+            }),
+        }
+    }
 }
 
 /// The slots of one listener. Clones are the same ones.
@@ -65,13 +82,25 @@ struct Count {
 /// A client's slot, given back with its last clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
-    _held: Arc<Taken>,
+    held: Arc<Taken>,
+}
+
+impl Slot {
+    /// Its client has shown who it is.
+    pub(crate) fn know(&self) {
+        self.held.known.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_known(&self) -> bool {
+        self.held.known.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
 struct Taken {
     owner: Owner,
     count: Arc<Count>,
+    known: AtomicBool,
 }
 
 impl Slots {
@@ -85,10 +114,7 @@ impl Slots {
 
     /// A slot for a client, if there is one left for it.
     pub(crate) fn take(&self, peer: &Peer) -> Option<Slot> {
-        let owner = match peer {
-            Peer::Local(who) => Owner::User(who.uid),
-            Peer::Remote { address, .. } => Owner::Address(address.ip()),
-        };
+        let owner = Owner::of(peer);
         let count = &self.0;
         let mut taken = count.lock();
         let (all, own): (usize, usize) = (
@@ -108,7 +134,11 @@ impl Slots {
         count.metrics.connections.inc();
         let count = Arc::clone(count);
         Some(Slot {
-            _held: Arc::new(Taken { owner, count }),
+            held: Arc::new(Taken {
+                owner,
+                count,
+                known: AtomicBool::new(false),
+            }),
         })
     }
 }
@@ -149,6 +179,7 @@ pub(crate) async fn serve(
     router: Router,
     ending: Ending,
 ) {
+    let io = Patient::new(io, slot.clone(), PATIENCE);
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer.clone());
@@ -242,5 +273,21 @@ mod tests {
         assert!(slots.take(&user(7)).is_some());
         assert_eq!(slots.0.metrics.connections.get(), 1);
         assert_eq!(slots.0.metrics.refused.get(), 3);
+    }
+
+    #[test]
+    fn addresses_of_one_network_count_as_one() {
+        let remote = |text: &str| Peer::Remote {
+            address: text.parse().unwrap(),
+            tls: true,
+        };
+        let slots = Slots::new(4, &Metrics::default());
+        let _first = slots.take(&remote("[2001:db8::1]:1")).unwrap();
+        let _second = slots.take(&remote("[2001:db8::ffff:2]:1")).unwrap();
+        assert!(slots.take(&remote("[2001:db8::3]:1")).is_none());
+        let _third = slots.take(&remote("[2001:db8:0:1::3]:1")).unwrap();
+        let four = Owner::of(&remote("[::ffff:192.0.2.1]:1"));
+        assert_eq!(four, Owner::of(&remote("192.0.2.1:2")));
+        assert_ne!(four, Owner::of(&remote("192.0.2.2:2")));
     }
 }

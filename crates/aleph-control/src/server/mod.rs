@@ -7,16 +7,18 @@
 //! | `extract` | queries, path segments and bodies, with their limits |
 //! | `problem` | errors as clients get them |
 //! | `connection` | one client: limits, TLS, HTTP |
+//! | `patience` | how long a client may take to read |
 //!
 //! # Failure cases
 //! - A handler's future is dropped when its client goes away. So what changes something runs in
-//!   a task of its own ([`Service::settle`]), and ends whether or not somebody waits for it.
+//!   a task of its own (`Service::settle`), and ends whether or not somebody waits for it.
 //! - What streams for ever (logs, events, sessions) ends when the node stops, and holds no more
 //!   than one piece of output while its client does not read.
 
 pub(crate) mod caller;
 pub(crate) mod connection;
 pub(crate) mod extract;
+mod patience;
 pub(crate) mod problem;
 
 pub use caller::{ACCOUNT_HEADER, Caller};
@@ -29,15 +31,24 @@ use crate::metrics::{Metrics, measure};
 use crate::peer::Operators;
 use crate::routes;
 use aleph_executor::Node;
+use aleph_executor::guest::Agent;
+use aleph_executor::lifecycle::Denial;
 use aleph_executor::node::NodeError;
-use aleph_types::JobId;
+use aleph_types::{JobId, JobState};
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use caller::identify;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// How long a guest that runs may take until it can be spoken with.
+const ADOPTION_TIME: Duration = Duration::from_secs(5);
+/// The pause before it is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What all handlers share. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -95,6 +106,26 @@ impl Service {
     /// Finds the job that a caller means.
     pub(crate) fn find(&self, caller: &Caller, reference: &str) -> Result<JobId, Refusal> {
         Ok(self.node.find(&caller.scope, reference)?)
+    }
+
+    /// The agent in a job's guest. After a start of the node a job may be known to run a moment
+    /// before its guest can be spoken with: that is waited for.
+    pub(crate) async fn agent(&self, id: JobId) -> Result<Agent, NodeError> {
+        let found = async {
+            loop {
+                match self.node.agent(id) {
+                    Err(NodeError::Denied {
+                        state: JobState::Running,
+                        why: Denial::NotRunning,
+                    }) => sleep(LOOK_AGAIN).await,
+                    found => return found,
+                }
+            }
+        };
+        match timeout(ADOPTION_TIME, found).await {
+            Ok(found) => found,
+            Err(_) => self.node.agent(id),
+        }
     }
 
     /// Carries out what changes something. It goes on when the client goes away.

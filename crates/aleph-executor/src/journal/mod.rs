@@ -33,6 +33,8 @@ pub use tokens::TokenRecord;
 
 use aleph_types::NodeId;
 use rusqlite::{Connection, OptionalExtension};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use writer::Writer;
 
@@ -54,6 +56,16 @@ impl Journal {
     /// # Errors
     /// Where it cannot be opened, or is of a newer program.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
+        // The files beside it get the same rights.
+        let made = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path);
+        if made.is_err_and(|error| error.kind() == std::io::ErrorKind::StorageFull) {
+            return Err(JournalError::Full);
+        }
         let mut connection = Connection::open(path).map_err(JournalError::sql("be opened"))?;
         schema::prepare(&mut connection)?;
         let writer = Writer::start(connection).map_err(|_| JournalError::Closed)?;

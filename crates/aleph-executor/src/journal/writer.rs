@@ -72,7 +72,23 @@ fn serve(mut connection: Connection, inbox: &Receiver<Work>) {
         let works = std::iter::once(first).chain(inbox.try_iter()).take(BATCH);
         match connection.transaction() {
             Ok(transaction) => {
-                let answers: Vec<_> = works.filter_map(|work| work(&transaction)).collect();
+                let (mut answers, mut lost) = (Vec::new(), false);
+                for work in works {
+                    answers.extend(work(&transaction));
+                    // A full disk can end the whole transaction within one statement. What
+                    // followed would be kept one by one, and told to be lost.
+                    lost = transaction.is_autocommit();
+                    if lost {
+                        break;
+                    }
+                }
+                if lost {
+                    drop(transaction);
+                    for answer in answers {
+                        answer(Err(JournalError::Full));
+                    }
+                    continue;
+                }
                 match transaction.commit() {
                     Ok(()) => answers.into_iter().for_each(|answer| answer(Ok(()))),
                     Err(source) => {

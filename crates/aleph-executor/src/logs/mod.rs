@@ -185,9 +185,19 @@ mod tests {
                 "{lines}"
             );
         }
+        let mut log = LogWriter::open(dir.path(), Incarnation::from_count(1), limits).unwrap();
+        log.append(LogStream::Stderr, now(), b"bad\n").unwrap();
+        let of_output = LogQuery {
+            stream: Some(LogStream::Stdout),
+            ..tail(2)
+        };
+        assert_eq!(
+            all(read(dir.path(), of_output, Begin::Oldest)).await,
+            "d\ne"
+        );
         let second = Begin::Incarnation(Incarnation::from_count(1));
         let text = all(read(dir.path(), LogQuery::default(), second)).await;
-        assert_eq!(text, "ab\nc\nd\ne");
+        assert_eq!(text, "ab\nc\nd\nebad\n");
         assert_eq!(
             all(read(dir.path(), LogQuery::default(), Begin::Now)).await,
             ""

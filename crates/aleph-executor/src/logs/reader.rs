@@ -2,8 +2,7 @@
 
 use super::segment::{Piece, Pieces, Segment};
 use super::{LogEntry, LogQuery, Tell};
-use aleph_types::Incarnation;
-use std::collections::VecDeque;
+use aleph_types::{Incarnation, LogStream};
 use std::io;
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
@@ -54,12 +53,16 @@ impl LogReader {
         };
         let start = match (begin, reader.query.tail) {
             (Begin::Now, _) => end(&reader.dir)?,
-            (_, Some(lines)) => last_lines(&reader.dir, from, lines)?,
+            (_, Some(lines)) => last_lines(&reader.dir, from, lines, reader.query.stream)?,
             (_, None) => None,
         };
         if let Some(Start { segment, at, skip }) = start {
-            reader.current = Some((segment, Pieces::open(&segment.path(&reader.dir), at)?));
-            reader.skip = skip;
+            match Pieces::open(&segment.path(&reader.dir), at) {
+                Ok(pieces) => (reader.current, reader.skip) = (Some((segment, pieces)), skip),
+                // Rotated away in between: what is left is read from its beginning.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(reader)
     }
@@ -148,32 +151,64 @@ fn end(dir: &Path) -> io::Result<Option<Start>> {
     Ok(Some(Start { segment, at, skip }))
 }
 
-/// Where the last so many lines begin; behind everything for none.
-fn last_lines(dir: &Path, from: Incarnation, lines: u64) -> io::Result<Option<Start>> {
-    let most = usize::try_from(lines).unwrap_or(usize::MAX);
-    if most == 0 {
+/// Where the last so many lines begin; behind everything for none. All is read twice, since
+/// there may be more beginnings of lines than memory to remember them.
+fn last_lines(
+    dir: &Path,
+    from: Incarnation,
+    lines: u64,
+    stream: Option<LogStream>,
+) -> io::Result<Option<Start>> {
+    if lines == 0 {
         return end(dir);
     }
-    let mut starts: VecDeque<Start> = VecDeque::new();
+    let mut total = 0_u64;
+    for_each_line(dir, from, stream, |_| {
+        total += 1;
+        false
+    })?;
+    let (mut wanted, mut left) = (None, total.saturating_sub(lines));
+    for_each_line(dir, from, stream, |start| {
+        let found = left == 0;
+        left = left.saturating_sub(1);
+        if found {
+            wanted = Some(start);
+        }
+        found
+    })?;
+    Ok(wanted)
+}
+
+/// Tells where each line begins, until `done` says so.
+fn for_each_line(
+    dir: &Path,
+    from: Incarnation,
+    stream: Option<LogStream>,
+    mut done: impl FnMut(Start) -> bool,
+) -> io::Result<()> {
     let mut begins = true;
     for segment in Segment::all(dir)? {
         if segment.incarnation < from {
             continue;
         }
-        let mut pieces = Pieces::open(&segment.path(dir), 0)?;
+        let mut pieces = match Pieces::open(&segment.path(dir), 0) {
+            // Rotated away in between.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            pieces => pieces?,
+        };
         loop {
             let at = pieces.at();
             let Some(piece) = pieces.next()? else { break };
+            if stream.is_some_and(|wanted| wanted != piece.stream) {
+                continue;
+            }
             for (skip, byte) in piece.bytes.iter().enumerate() {
-                if begins {
-                    if starts.len() == most {
-                        starts.pop_front();
-                    }
-                    starts.push_back(Start { segment, at, skip });
+                if begins && done(Start { segment, at, skip }) {
+                    return Ok(());
                 }
                 begins = *byte == b'\n';
             }
         }
     }
-    Ok(starts.pop_front())
+    Ok(())
 }

@@ -119,6 +119,8 @@ pub(super) struct Table {
     names: BTreeMap<(String, String), JobId>,
     /// By age.
     ages: BTreeMap<(i128, JobId), ()>,
+    /// How many jobs each account has, and about how many bytes they take.
+    holdings: BTreeMap<String, (usize, usize)>,
 }
 
 impl Table {
@@ -134,13 +136,28 @@ impl Table {
         self.ages
             .insert((job.created_at.as_nanosecond(), job.id), ());
         self.jobs.insert(job.id, Arc::clone(&entry));
+        let held = self.holdings.entry(job.account.clone()).or_default();
+        *held = (held.0 + 1, held.1 + job.spec.weight());
         entry
     }
 
     pub(super) fn remove(&mut self, job: &Job) {
-        self.jobs.remove(&job.id);
+        if self.jobs.remove(&job.id).is_some()
+            && let Some(held) = self.holdings.get_mut(&job.account)
+        {
+            held.0 = held.0.saturating_sub(1);
+            held.1 = held.1.saturating_sub(job.spec.weight());
+            if held.0 == 0 {
+                self.holdings.remove(&job.account);
+            }
+        }
         self.ages.remove(&(job.created_at.as_nanosecond(), job.id));
         self.release(&job.name, &job.account, job.id);
+    }
+
+    /// How many jobs an account has, and about how many bytes they take.
+    pub(super) fn held(&self, account: &str) -> (usize, usize) {
+        self.holdings.get(account).copied().unwrap_or_default()
     }
 
     /// Takes a name before its job is journaled; gives whose it is where it is taken.

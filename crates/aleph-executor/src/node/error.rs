@@ -29,6 +29,9 @@ pub enum NodeError {
     /// Another job of the account has this name.
     #[error("the name {0:?} is taken by job {1}")]
     NameTaken(String, String),
+    /// The account has as many as it may have.
+    #[error("the account {0:?} has {1} jobs, and may have no more")]
+    TooManyJobs(String, usize),
     /// The idempotency key came with another job before.
     #[error("the idempotency key {0:?} was used for another request")]
     KeyReused(String),
@@ -75,6 +78,7 @@ impl Classify for NodeError {
             Self::Executor(error) => error.class(),
             Self::Image(problem) => problem.class,
             Self::NoJob(_) => ErrorClass::NotFound,
+            Self::TooManyJobs(..) => ErrorClass::Capacity,
             Self::Ambiguous(..)
             | Self::NameTaken(..)
             | Self::KeyReused(_)
@@ -101,6 +105,7 @@ impl Classify for NodeError {
             Self::NoJob(_) => "no_job",
             Self::Ambiguous(..) => "ambiguous",
             Self::NameTaken(..) => "name_taken",
+            Self::TooManyJobs(..) => "too_many_jobs",
             Self::KeyReused(_) => "idempotency_mismatch",
             Self::Denied { .. } => "wrong_state",
             Self::Live(_) => "job_live",
@@ -121,6 +126,7 @@ impl Classify for NodeError {
             Self::NoJob(_) => Some("See aleph ps -a for the jobs there are.".into()),
             Self::Ambiguous(..) => Some("Give more digits of the id, or the name.".into()),
             Self::NameTaken(..) => Some("Choose another name, or remove that job.".into()),
+            Self::TooManyJobs(..) => Some("Remove jobs that ended: aleph prune --jobs.".into()),
             Self::KeyReused(_) => Some("Use a new key for each new job.".into()),
             Self::Live(_) => Some("Stop it first, or force the removal.".into()),
             Self::Denied { .. } => Some("See aleph inspect for its state.".into()),

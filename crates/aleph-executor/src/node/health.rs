@@ -1,11 +1,12 @@
 //! Tries whether a job works, in its guest.
 
 use super::actor::{Note, Notes};
-use crate::guest::ExecRequest;
+use crate::guest::{ExecEvent, ExecRequest};
 use crate::vm::Vm;
 use aleph_types::{Health, HealthCheck, Incarnation, Probe};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 /// Tries until the task is dropped, and tells each change.
 pub(super) async fn watch(check: HealthCheck, vm: Vm, notes: Notes, incarnation: Incarnation) {
@@ -18,9 +19,7 @@ pub(super) async fn watch(check: HealthCheck, vm: Vm, notes: Notes, incarnation:
         if vm.status().state != crate::lifecycle::State::Running {
             continue;
         }
-        let works = tokio::time::timeout(seconds(check.timeout_seconds), probe(&vm, &check.probe))
-            .await
-            .unwrap_or(false);
+        let works = probe(&vm, &check.probe, seconds(check.timeout_seconds)).await;
         let now = if works {
             failures = 0;
             Health::Healthy
@@ -43,23 +42,42 @@ pub(super) async fn watch(check: HealthCheck, vm: Vm, notes: Notes, incarnation:
     }
 }
 
-async fn probe(vm: &Vm, probe: &Probe) -> bool {
-    match probe {
-        Probe::Exec(argv) => {
-            let Ok(handle) = vm.exec(&ExecRequest::new(argv.clone())) else {
-                return false;
-            };
-            handle
-                .collect()
-                .await
-                .is_ok_and(|(_, _, status)| status.success())
+async fn probe(vm: &Vm, probe: &Probe, limit: Duration) -> bool {
+    let tried = match probe {
+        Probe::Exec(argv) => return command(vm, argv, limit).await,
+        Probe::Tcp { port } => timeout(limit, tcp(vm, *port)).await,
+        Probe::Http { port, path } => timeout(limit, http(vm, *port, path)).await,
+    };
+    matches!(tried, Ok(Ok(true)))
+}
+
+/// Runs a command, whose output nobody wants; one that takes too long is ended.
+async fn command(vm: &Vm, argv: &[String], limit: Duration) -> bool {
+    let Ok(mut handle) = vm.exec(&ExecRequest::new(argv.to_vec())) else {
+        return false;
+    };
+    let end = timeout(limit, async {
+        loop {
+            match handle.next().await {
+                Ok(ExecEvent::Exited(status)) => return status.success(),
+                Ok(_) => {}
+                Err(_) => return false,
+            }
         }
-        Probe::Tcp { port } => match vm.agent() {
-            Ok(agent) => agent.connect(*port).await.is_ok(),
-            Err(_) => false,
-        },
-        Probe::Http { port, path } => http(vm, *port, path).await.unwrap_or(false),
+    });
+    match end.await {
+        Ok(works) => works,
+        Err(_) => {
+            handle.hang_up();
+            false
+        }
     }
+}
+
+async fn tcp(vm: &Vm, port: u16) -> std::io::Result<bool> {
+    let agent = vm.agent().map_err(std::io::Error::other)?;
+    let connected = agent.connect(port).await;
+    connected.map(|_| true).map_err(std::io::Error::other)
 }
 
 /// Asks as a plain HTTP/1.0 client does (RFC 1945), and reads no further than the status.

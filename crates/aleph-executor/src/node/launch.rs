@@ -212,13 +212,7 @@ pub(super) async fn pump(mut handle: ExecHandle, log: Log, notes: Notes) {
             Ok(ExecEvent::Stdout(bytes)) => (LogStream::Stdout, bytes),
             Ok(ExecEvent::Stderr(bytes)) => (LogStream::Stderr, bytes),
             Ok(ExecEvent::Exited(status)) => {
-                let (stored, told) = oneshot::channel();
-                let _ = notes.send((incarnation, Note::Exited { status, stored }));
-                if told.await.is_ok() {
-                    // A channel that is closed is told of by the VM's end.
-                    let _ = handle.end_stored();
-                }
-                return;
+                return tell_exit(&mut handle, status, incarnation, &notes).await;
             }
             Err(AgentError::Failed { errno, message }) => {
                 let _ = notes.send((incarnation, Note::Refused(message)));
@@ -241,6 +235,30 @@ pub(super) async fn pump(mut handle: ExecHandle, log: Log, notes: Notes) {
         }
         crate::failpoint::pass("log.append", "after");
         let _ = handle.stored(handle.position());
+    }
+}
+
+/// Tells the end until it is journaled; only then the guest may forget it.
+async fn tell_exit(
+    handle: &mut ExecHandle,
+    status: ExitStatus,
+    incarnation: Incarnation,
+    notes: &Notes,
+) {
+    loop {
+        let (stored, told) = oneshot::channel();
+        if notes
+            .send((incarnation, Note::Exited { status, stored }))
+            .is_err()
+        {
+            return;
+        }
+        if told.await.is_ok() {
+            // A channel that is closed is told of by the VM's end.
+            let _ = handle.end_stored();
+            return;
+        }
+        tokio::time::sleep(FULL).await;
     }
 }
 

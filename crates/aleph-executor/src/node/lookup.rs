@@ -31,6 +31,9 @@ impl Turns {
     }
 }
 
+/// About how many bytes a part of a list has before it ends early.
+const PART_BYTES: usize = 8 << 20;
+
 /// The fewest digits that may stand for an id.
 const FEWEST: usize = 4;
 
@@ -73,15 +76,20 @@ impl Node {
         };
         let after = filter.cursor.as_deref().and_then(read_cursor);
         let jobs = lock(&self.inner.jobs);
-        let mut found: Vec<Arc<Job>> = jobs
-            .newest(after)
-            .map(|entry| Entry::job(entry))
-            .filter(|job| scope.covers(&job.account) && filter.takes(job))
-            .take(limit + 1)
-            .collect();
+        let (mut found, mut weight, mut more) = (Vec::new(), 0, false);
+        for entry in jobs.newest(after) {
+            let job: Arc<Job> = Entry::job(entry);
+            if !scope.covers(&job.account) || !filter.takes(&job) {
+                continue;
+            }
+            if found.len() == limit || weight > PART_BYTES {
+                more = true;
+                break;
+            }
+            weight += job.spec.weight();
+            found.push(job);
+        }
         drop(jobs);
-        let more = found.len() > limit;
-        found.truncate(limit);
         let cursor = found.last().filter(|_| more).map(|job| cursor(job));
         JobList {
             jobs: found.iter().map(|job| Job::clone(job)).collect(),

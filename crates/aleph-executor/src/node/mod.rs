@@ -74,7 +74,12 @@ pub struct NodeConfig {
     pub sweep_interval: Duration,
     /// How many events are kept.
     pub events_kept: u64,
+    /// How many jobs an account may have at a time, those that ended included.
+    pub jobs_per_account: usize,
 }
+
+/// About how many bytes the specifications of an account's jobs may take together.
+const BYTES_PER_ACCOUNT: usize = 128 << 20;
 
 impl NodeConfig {
     /// All at its default in these folders.
@@ -89,6 +94,7 @@ impl NodeConfig {
             logs: LogLimits::default(),
             sweep_interval: Duration::from_secs(60),
             events_kept: 100_000,
+            jobs_per_account: 20_000,
         }
     }
 }
@@ -116,10 +122,11 @@ impl Default for Overcommit {
 
 /// Where images come from. The node knows no registry and no store.
 pub trait Images: Send + Sync {
-    /// Opens the image and kernel of a job, fetching what its pull policy says.
+    /// Opens the image and kernel of a job of `account`, fetching what its pull policy says.
     /// `uncompressed` is which kernel file the VMM boots fastest.
     fn prepare<'a>(
         &'a self,
+        account: &'a str,
         spec: &'a JobSpec,
         uncompressed: bool,
     ) -> BoxFuture<'a, Result<Prepared, Problem>>;
@@ -282,6 +289,10 @@ impl Node {
         let (id, account) = (JobId::random(), options.account);
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
+        let (jobs, bytes) = lock(&self.inner.jobs).held(&account);
+        if jobs >= self.inner.config.jobs_per_account || bytes >= BYTES_PER_ACCOUNT {
+            return Err(NodeError::TooManyJobs(account, jobs));
+        }
         if options.start {
             self.inner.give(id, &spec)?;
         }
@@ -380,8 +391,8 @@ impl Node {
     /// # Errors
     /// Where it is not known what it does.
     pub async fn stop(&self, id: JobId, grace: Option<Duration>) -> Result<Job, NodeError> {
-        self.ask(id, Ask::Stop { grace }).await?;
-        self.ended(id).await
+        let again = false;
+        self.end(id, Ask::Stop { grace, again }).await
     }
 
     /// Stops it, if it runs, and starts it.
@@ -389,7 +400,8 @@ impl Node {
     /// # Errors
     /// As [`Node::stop`] and [`Node::start`].
     pub async fn restart(&self, id: JobId, grace: Option<Duration>) -> Result<Job, NodeError> {
-        self.stop(id, grace).await?;
+        let again = true;
+        self.end(id, Ask::Stop { grace, again }).await?;
         self.start(id).await
     }
 
@@ -399,8 +411,7 @@ impl Node {
     /// Where it does not run.
     pub async fn kill(&self, id: JobId, signal: u8) -> Result<Job, NodeError> {
         if signal == 9 {
-            self.ask(id, Ask::Kill).await?;
-            return self.ended(id).await;
+            return self.end(id, Ask::Kill).await;
         }
         let entry = self.inner.entry(id)?;
         let input = entry.live().and_then(|live| live.input);
@@ -435,11 +446,11 @@ impl Node {
         let entry = self.inner.entry(id)?;
         let mut view = entry.view.subscribe();
         self.ask(id, Ask::Destroy { force }).await?;
-        let gone = view
-            .wait_for(|job| job.state == JobState::Destroyed)
-            .await
-            .map(drop);
-        gone.map_err(|_| NodeError::ShuttingDown)
+        let mut leaving = self.inner.leaving.subscribe();
+        tokio::select! {
+            _ = view.wait_for(|job| job.state == JobState::Destroyed) => Ok(()),
+            _ = leaving.wait_for(|leaving| *leaving) => Err(NodeError::ShuttingDown),
+        }
     }
 
     /// Waits until a job is in one of these states, for ever: callers bound it. A job that is
@@ -568,23 +579,35 @@ impl Node {
 
     async fn ask(&self, id: JobId, ask: Ask) -> Result<Job, NodeError> {
         let entry = self.inner.entry(id)?;
-        let (answer, answered) = oneshot::channel();
-        entry.send(&self.inner, Asked { ask, answer });
-        let job = answered.await.map_err(|_| NodeError::ShuttingDown)??;
-        Ok(Job::clone(&job))
+        self.ask_entry(&entry, ask).await
     }
 
-    /// Waits until nothing of a job runs.
-    async fn ended(&self, id: JobId) -> Result<Job, NodeError> {
-        let entry = match self.inner.entry(id) {
-            Ok(entry) => entry,
-            Err(error) => return Err(error),
-        };
-        let mut view = entry.view.subscribe();
-        view.wait_for(|job| !job.state.is_live() && job.state != JobState::Destroying)
-            .await
-            .map(|job| Job::clone(&job))
-            .map_err(|_| NodeError::ShuttingDown)
+    async fn ask_entry(&self, entry: &Arc<Entry>, ask: Ask) -> Result<Job, NodeError> {
+        let (answer, answered) = oneshot::channel();
+        entry.send(&self.inner, Asked { ask, answer });
+        match answered.await {
+            Ok(answer) => Ok(Job::clone(&*answer?)),
+            Err(_) if entry.job().state == JobState::Destroyed => {
+                Err(NodeError::NoJob(entry.id.to_string()))
+            }
+            Err(_) => Err(NodeError::ShuttingDown),
+        }
+    }
+
+    /// Asks for an end, and waits until nothing of this start of the job runs.
+    async fn end(&self, id: JobId, ask: Ask) -> Result<Job, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let (mut view, incarnation) = (entry.view.subscribe(), entry.job().incarnation);
+        self.ask_entry(&entry, ask).await?;
+        let mut leaving = self.inner.leaving.subscribe();
+        let over = view.wait_for(|job| {
+            let ended = !job.state.is_live() && job.state != JobState::Destroying;
+            ended || job.incarnation != incarnation
+        });
+        tokio::select! {
+            job = over => job.map(|job| Job::clone(&job)).map_err(|_| NodeError::ShuttingDown),
+            _ = leaving.wait_for(|leaving| *leaving) => Err(NodeError::ShuttingDown),
+        }
     }
 }
 

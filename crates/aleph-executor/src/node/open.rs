@@ -6,15 +6,17 @@ use super::inner::{Inner, log_journal};
 use super::ledger::Ledger;
 use super::{Images, Node, NodeConfig, NodeError};
 use crate::executor::{Executor, ExecutorError};
+use crate::host;
 use crate::hypervisor::Driver;
-use crate::journal::{Desired, JobRecord, Journal, VmRow};
+use crate::journal::{Desired, JobRecord, Journal};
 use crate::place::Place;
 use crate::process::boot_id;
 use crate::sweep::sweep;
-use aleph_types::{JobId, JobState, Restart, Timestamp, VmId};
+use aleph_types::{JobState, Restart, Timestamp, VmId};
 use rustix::fs::{FlockOperation, flock};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -54,13 +56,14 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let state = config.paths.state().to_owned();
         let owned = own(&state)?;
+        host::raise_file_limit();
         let journal = Journal::open(&state.join("state.db"))?;
         let host_boot = boot_id().map_err(|source| ExecutorError::Host {
             what: "read the host's boot id".into(),
             source,
         })?;
         let (id, newest) = (journal.node_id().await?, journal.newest_event().await?);
-        let (records, rows) = (journal.jobs().await?, journal.vms().await?);
+        let records = journal.jobs().await?;
         let inner = Arc::new(Inner {
             id,
             executor,
@@ -76,7 +79,7 @@ impl Node {
             config,
             _lock: owned,
         });
-        inner.recover(records, &rows);
+        inner.recover(records);
         inner.sweep().await;
         inner.remove_stray_logs();
         tokio::spawn(tend(Arc::downgrade(&inner), inner.config.sweep_interval));
@@ -91,6 +94,7 @@ fn own(state: &Path) -> Result<File, NodeError> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(&path)
         .map_err(|source| ExecutorError::Host {
             what: format!("open {}", path.display()),
@@ -110,19 +114,14 @@ fn own(state: &Path) -> Result<File, NodeError> {
 impl Inner {
     /// Takes the places of all VMs that the journal knows, so that no sweep does, and has each
     /// job's actor look at what it left.
-    fn recover(self: &Arc<Self>, records: Vec<JobRecord>, rows: &[VmRow]) {
-        let mut vms: HashMap<JobId, VmId> = HashMap::new();
-        for row in rows {
-            vms.insert(row.job, row.vm);
-        }
+    fn recover(self: &Arc<Self>, records: Vec<JobRecord>) {
         for mut record in records {
             let job = &record.job;
-            let vm = vms.remove(&job.id).filter(|vm| job.vm == Some(*vm));
             let live = job.state.is_live() || job.state == JobState::Restarting;
             if live {
                 lock(&self.ledger).note(job.id, &job.spec.resources);
             }
-            let place = vm.map(|vm| self.take_place(vm));
+            let place = job.vm.map(|vm| self.take_place(vm));
             let begin = begins(&record) || place.is_some();
             if job.state.is_live() && job.vm.is_some() {
                 record.job.state = match (job.state, record.desired) {
@@ -157,24 +156,26 @@ impl Inner {
     /// held are looked at again.
     async fn sweep(self: &Arc<Self>) {
         let paths = &self.config.paths;
-        sweep(paths, self.executor.cgroups(), true).await;
+        let owned = || {
+            let jobs = lock(&self.jobs);
+            jobs.all().filter_map(|entry| entry.job().vm).collect()
+        };
+        sweep(paths, self.executor.cgroups(), Some(&owned)).await;
         let rows = match self.journal.vms().await {
             Ok(rows) => rows,
             Err(error) => return log_journal(&error),
         };
         for row in rows {
-            let entry = lock(&self.jobs).get(row.job);
-            let owned = entry.as_ref().is_some_and(|e| e.job().vm == Some(row.vm));
             let there = paths.vm_state(row.vm).exists() || paths.vm_run(row.vm).exists();
-            if owned {
-                let entry = entry.filter(|e| e.job().state == JobState::Unknown);
-                if let Some(entry) = entry {
-                    let (answer, _) = oneshot::channel();
-                    let ask = Ask::Look;
-                    entry.send(self, Asked { ask, answer });
-                }
-            } else if !there && let Err(error) = self.journal.forget_vm(row.vm, None, None).await {
+            if !there && let Err(error) = self.journal.forget_stray(row.vm).await {
                 log_journal(&error);
+            }
+            // One that another process held may be free by now.
+            let entry = lock(&self.jobs).get(row.job);
+            if let Some(entry) = entry.filter(|e| e.live().is_none() && e.job().vm.is_some()) {
+                let (answer, _) = oneshot::channel();
+                let ask = Ask::Look;
+                entry.send(self, Asked { ask, answer });
             }
         }
     }

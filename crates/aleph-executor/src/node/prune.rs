@@ -55,7 +55,9 @@ impl Node {
             if !scope.covers(&job.account) {
                 continue;
             }
-            let kept = (!over.contains(&entry.id)).then_some(job.incarnation);
+            // One that was started meanwhile keeps what it writes.
+            let is_over = over.contains(&entry.id) && job.state.is_over();
+            let kept = (!is_over).then_some(job.incarnation);
             let path = self.inner.log_dir(entry.id);
             freed += logs::remove_before(&path, kept, dry_run)
                 .map_err(|source| NodeError::Log { path, source })?;

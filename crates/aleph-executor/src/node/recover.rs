@@ -112,7 +112,8 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     job.state = match (job.state, paused) {
         (JobState::Stopping | JobState::Destroying | JobState::Starting, _) => job.state,
         (_, true) => JobState::Paused,
-        (_, false) => JobState::Running,
+        // Until its guest has answered.
+        (_, false) => JobState::Unknown,
     };
     actor.entry.publish(&actor.record);
     Found::Vm(vm, tasks)

@@ -44,6 +44,8 @@ pub(super) struct Actor {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) spec: Option<VmSpec>,
     pub(super) keep: Keep,
+    /// A request to end that no agent was there for.
+    pub(super) unasked: Option<(Duration, u8)>,
     /// Tasks that hear what VMM and agent do.
     pub(super) watchers: Vec<AbortHandle>,
     /// The task that hears what the guest's agent says of its end.
@@ -185,6 +187,10 @@ impl Actor {
                 if let Some(vmm) = self.vmm.clone() {
                     self.watch_agent(&vmm, &agent);
                 }
+                if let Some((grace, signal)) = self.unasked.take() {
+                    // A channel that is closed is noted by itself.
+                    let _ = agent.shutdown(grace, signal);
+                }
                 self.agent.send_replace(Some(agent));
                 // Only now: whoever hears of it may ask the agent for more.
                 let _ = main.send(handle);
@@ -248,6 +254,8 @@ impl Actor {
                     .borrow()
                     .as_ref()
                     .map(|agent| agent.shutdown(grace, signal));
+                // One that has not answered yet is asked as soon as it does.
+                self.unasked = asked.is_none().then_some((grace, signal));
                 // A closed channel is no reason to wait for the deadline.
                 if let Some(Err(why)) = asked {
                     let _ = self

@@ -192,6 +192,7 @@ impl Vm {
             driver,
             spec: None,
             keep,
+            unasked: None,
             watchers: Vec::new(),
             agent_watcher: Arc::default(),
             vmm: None,
@@ -257,6 +258,13 @@ impl Vm {
             }
             status.changed().await.map_err(|_| VmError::Gone)?;
         }
+    }
+
+    /// Waits until its launch has begun.
+    pub(crate) async fn begun(&self) {
+        let mut status = self.status.clone();
+        // An actor that is gone began long ago.
+        let _ = status.wait_for(|s| s.state != State::Created).await;
     }
 
     /// Waits until its VMM has ended, and says how the life ended.

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -73,12 +74,18 @@ struct Answer {
 
 /// The login for `host`, if there is one. Blocks: it reads a file and may run a program.
 pub(crate) fn login(registries: &Registries, host: &str) -> Result<Option<Login>, RegistryError> {
+    if registries.anonymous {
+        return Ok(None);
+    }
     if let Some(login) = registries.logins.get(host) {
         return Ok(Some(login.clone()));
     }
     let (path, named) = match &registries.docker_config {
         Some(path) => (path.clone(), true),
-        None => match usual_place() {
+        None => match usual_place(
+            |name| std::env::var_os(name),
+            rustix::process::geteuid().is_root(),
+        ) {
             Some(path) => (path, false),
             None => return Ok(None),
         },
@@ -98,12 +105,18 @@ pub(crate) fn login(registries: &Registries, host: &str) -> Result<Option<Login>
     config.login(host).map_err(refused)
 }
 
-fn usual_place() -> Option<PathBuf> {
-    let folder = std::env::var_os("DOCKER_CONFIG")
-        .filter(|folder| !folder.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".docker")))?;
-    Some(folder.join("config.json"))
+fn usual_place(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
+    let folder = |name| {
+        variable(name)
+            .filter(|folder| !folder.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(folder) = folder("DOCKER_CONFIG") {
+        return Some(folder.join("config.json"));
+    }
+    // systemd gives services of root no home.
+    let home = folder("HOME").or_else(|| is_root.then(|| "/root".into()))?;
+    Some(home.join(".docker/config.json"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CredentialError> {
@@ -273,6 +286,25 @@ mod tests {
             assert_eq!(stored(text, none).unwrap(), None);
         }
         assert!(!format!("{:?}", password("u", "hidden")).contains("hidden"));
+    }
+
+    #[test]
+    fn the_file_is_where_docker_has_it_and_without_a_home_where_root_has_it() {
+        for (docker, home, is_root, expected) in [
+            (Some("/d"), Some("/h"), true, Some("/d/config.json")),
+            (Some(""), Some("/h"), true, Some("/h/.docker/config.json")),
+            (None, None, true, Some("/root/.docker/config.json")),
+            (None, Some(""), true, Some("/root/.docker/config.json")),
+            (None, None, false, None),
+        ] {
+            let variable = |name: &str| match name {
+                "DOCKER_CONFIG" => docker.map(Into::into),
+                "HOME" => home.map(Into::into),
+                _ => None,
+            };
+            let place = usual_place(variable, is_root);
+            assert_eq!(place, expected.map(Into::into), "{docker:?} {home:?}");
+        }
     }
 
     #[test]

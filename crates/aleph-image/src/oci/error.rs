@@ -18,6 +18,12 @@ pub enum RegistryError {
         /// What failed.
         source: reqwest::Error,
     },
+    /// The registry sends, but so slowly that it never ends.
+    #[error("the registry {host} answers too slowly")]
+    Stalled {
+        /// The registry's host.
+        host: String,
+    },
     /// The registry does not let us have it.
     #[error("the registry {host} does not give {repository} to {}{}", if *logged_in { "the login that it has" } else { "those who are not logged in" }, told(message))]
     Unauthorized {
@@ -155,7 +161,7 @@ impl RegistryError {
     /// Whether asking the same place again may help.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Stalled { .. } => true,
             Self::Answer { status, .. } => *status >= 500,
             _ => false,
         }
@@ -166,10 +172,12 @@ impl Classify for RegistryError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::NotFound { .. } => ErrorClass::NotFound,
-            Self::Unsupported { .. } | Self::Platform { .. } => ErrorClass::Invalid,
+            Self::Unsupported { .. } | Self::Platform { .. } | Self::Unauthorized { .. } => {
+                ErrorClass::Invalid
+            }
             Self::Layer { source, .. } => source.class(),
-            Self::Unauthorized { .. }
-            | Self::Unreachable { .. }
+            Self::Unreachable { .. }
+            | Self::Stalled { .. }
             | Self::Limited { .. }
             | Self::Answer { .. }
             | Self::Form { .. }
@@ -182,6 +190,7 @@ impl Classify for RegistryError {
     fn code(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "registry_unreachable",
+            Self::Stalled { .. } => "registry_stalled",
             Self::Unauthorized { .. } => "registry_unauthorized",
             Self::NotFound { .. } => "registry_not_found",
             Self::Limited { .. } => "registry_limited",
@@ -200,6 +209,9 @@ impl Classify for RegistryError {
         Some(match self {
             Self::Unreachable { .. } => {
                 "Check the name and the network; try again: what has arrived is kept.".into()
+            }
+            Self::Stalled { .. } => {
+                "Try again later or use a mirror: what has arrived is kept.".into()
             }
             Self::Unauthorized {
                 host, logged_in, ..

@@ -12,6 +12,7 @@ use crate::filesystem::{FORMAT, Times};
 use crate::image::{Image, ImageRecord};
 use crate::progress::Progress;
 use crate::recipe::{ArchiveError, Layers, Limits};
+use crate::removal;
 use crate::staging::Staging;
 use crate::store::Store;
 use std::io::{self, Read};
@@ -55,6 +56,8 @@ impl Extraction {
             total: 0,
         };
         FORMAT.write(&tree, Times::Kept, &rootfs, &mut writing)?;
+        // Before the image is synced: what is gone by then is never written to disk.
+        removal::remove(&tree).doing("remove", &tree)?;
         let record = ImageRecord {
             size: rootfs.metadata().doing("look at", &rootfs)?.len(),
             ..self.record

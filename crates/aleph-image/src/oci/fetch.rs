@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Tries of one place in a row that got no byte further.
+/// Tries of one place that together do not get further than `PROGRESS`.
 const TRIES: u32 = 4;
+const PROGRESS: u64 = 1 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// How often to look whether another download of the same layer has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -165,13 +166,16 @@ async fn transfer(
     let mut at = kept;
     let mut last = None;
     for remote in remotes {
-        let mut tries = 0;
+        let (mut tries, mut since) = (0, at);
         while at < layer.size {
-            let before = at;
             let Err(error) = from(remote, layer, &mut at, pieces).await else {
                 break;
             };
-            tries = if at > before { 0 } else { tries + 1 };
+            if at - since >= PROGRESS {
+                (tries, since) = (0, at);
+            } else {
+                tries += 1;
+            }
             let again = error.is_passing() && tries < TRIES;
             tracing::debug!(%error, layer = %layer.digest, at, again, "a download broke");
             last = Some(error);

@@ -24,8 +24,9 @@
 //! # When it fails
 //! | what | then |
 //! | --- | --- |
-//! | a connection breaks | it is made again from where it broke, four times without a byte |
-//! | a mirror fails or lacks something | the next one, and at last the registry itself |
+//! | a connection breaks | it is made again from where it broke, until four have not moved a MiB |
+//! | a registry trickles | as if the connection broke; see [`PullOptions::patience`] |
+//! | a mirror, or its login, fails or lacks something | the next one, and at last the registry itself |
 //! | a digest or size is wrong | the blob is removed; one more try if a mirror or an old part did it |
 //! | an archive is hostile or too large | it is refused, the tree goes, the verified blobs stay |
 //! | the disk is full | the blob that met it is removed, the tree goes; class `Capacity` |
@@ -42,6 +43,7 @@ mod event;
 mod extraction;
 mod fetch;
 mod growth;
+mod pace;
 mod plan;
 mod pull;
 mod reference;

@@ -12,11 +12,11 @@ use super::reference::Reference;
 use super::registries::Registries;
 use super::remote::Remote;
 use crate::digest::Digest;
-use crate::disk::ensure_room;
+use crate::disk::{ensure_room, free_bytes};
 use crate::error::ImageError;
 use crate::filesystem::FORMAT;
 use crate::image::{Image, ImageRecord, PULLED_VERSION, Source};
-use crate::recipe::Limits;
+use crate::recipe::{Limits, MOST_PATHS};
 use crate::staging::Staging;
 use crate::store::{Store, now};
 use std::sync::Arc;
@@ -25,29 +25,37 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// More at the same time wait. Each has blocking threads of the runtime, one for each layer that
+/// it downloads and one that waits for them: these must never be all that there are.
+static AT_A_TIME: Semaphore = Semaphore::const_new(8);
+const MOST_PARALLEL: usize = 16;
 
 /// How to pull an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullOptions {
     /// Mirrors, plain HTTP, logins.
     pub registries: Registries,
-    /// Layers that are downloaded at the same time; 0 counts as 1.
+    /// Layers that are downloaded at the same time: 1 to 16.
     pub parallel: usize,
     /// Bytes that all layers may have together when decompressed; more is refused, and so are
     /// layers that are larger than that as they are.
     pub most_bytes: u64,
     /// Files, folders, links and marks that all layers may have together.
     pub most_entries: u64,
+    /// How long a registry may take to say what an image is made of. Over every such time it
+    /// has to send 4 KiB a second of a layer, or it is given up.
+    pub patience: Duration,
 }
 
 impl Default for PullOptions {
-    /// No mirrors, 3 layers at a time, up to 64 GiB and 4 million entries.
+    /// No mirrors, 3 layers at a time, up to 64 GiB and 4 million entries, a minute's patience.
     fn default() -> Self {
         Self {
             registries: Registries::default(),
             parallel: 3,
             most_bytes: 64 << 30,
             most_entries: 4_000_000,
+            patience: Duration::from_secs(60),
         }
     }
 }
@@ -149,6 +157,8 @@ impl Pull {
         if let Some(image) = self.adopt(identity).await? {
             return Ok(image);
         }
+        // Never closed.
+        let _turn = AT_A_TIME.acquire().await;
         let record = self.record(&plan);
         if let Some(image) = self.share(&record).await? {
             return Ok(image);
@@ -160,16 +170,24 @@ impl Pull {
     async fn find(&self, registries: &Registries) -> Result<(Arc<[Remote]>, Plan), ImageError> {
         let registries = Arc::new(registries.clone());
         let reference = self.reference.clone();
+        let patience = self.options.patience;
         let mut remotes = blocking(move || {
-            let endpoints = registries.endpoints(&reference).into_iter();
-            endpoints
-                .map(|endpoint| Remote::new(endpoint, &reference, &registries))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(ImageError::from)
+            let mut remotes = Vec::new();
+            for endpoint in registries.endpoints(&reference) {
+                let is_mirror = endpoint.mirror_of.is_some();
+                match Remote::new(endpoint, &reference, &registries, patience) {
+                    Ok(remote) => remotes.push(remote),
+                    Err(error) if is_mirror => tracing::info!(%error, "a mirror is passed over"),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(remotes)
         })
         .await?;
         loop {
-            match Plan::of(&self.reference, &remotes[0], self.options.most_bytes).await {
+            let remote = &remotes[0];
+            let plan = Plan::of(&self.reference, remote, self.options.most_bytes);
+            match remote.in_time(plan).await {
                 Ok(plan) => return Ok((remotes.into(), plan)),
                 Err(error) if remotes.len() > 1 => {
                     tracing::info!(%error, "a mirror is passed over");
@@ -246,10 +264,14 @@ impl Pull {
                 missing += layer.size;
             }
         }
-        ensure_room("download an image to", self.store.images(), missing)?;
+        let images = self.store.images();
+        ensure_room("download an image to", images, missing)?;
+        let free = free_bytes(images).unwrap_or(u64::MAX);
 
         let mut downloads = JoinSet::new();
-        let permits = Arc::new(Semaphore::new(self.options.parallel.max(1)));
+        let permits = Arc::new(Semaphore::new(
+            self.options.parallel.clamp(1, MOST_PARALLEL),
+        ));
         let mut layers = Vec::new();
         let described = plan.manifest.layers.into_iter();
         for (index, (layer, diff_id)) in described.zip(plan.configuration.diff_ids).enumerate() {
@@ -277,6 +299,10 @@ impl Pull {
             limits: Limits {
                 bytes: self.options.most_bytes,
                 entries: self.options.most_entries,
+                paths: MOST_PATHS,
+                // The tree and its image are there at the same time. So a bomb never takes more
+                // than half of the room that others need too.
+                room: free.saturating_sub(missing) / 2,
             },
             listener: Arc::clone(&self.listener),
             lock,

@@ -30,11 +30,14 @@ pub struct Registries {
     /// Files of certificates (PEM) that are trusted beside the system's.
     pub certificates: Vec<PathBuf>,
     /// Docker's configuration with the logins; `$DOCKER_CONFIG/config.json` or
-    /// `~/.docker/config.json` when absent.
+    /// `~/.docker/config.json` when absent. Without a home, as a service, root's home is `/root`.
     pub docker_config: Option<PathBuf>,
     /// Logins by registry, which win over those of the file.
     #[serde(skip)]
     pub logins: BTreeMap<String, Login>,
+    /// Uses no login of any kind: for those whom the node's logins are none of.
+    #[serde(skip)]
+    pub anonymous: bool,
 }
 
 /// One place where an image may be had.

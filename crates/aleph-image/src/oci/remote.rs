@@ -4,6 +4,7 @@ use super::auth::{self, Challenge};
 use super::credentials::{self, Login};
 use super::document::{INDEX_TYPES, MANIFEST_TYPES, escaped};
 use super::error::RegistryError;
+use super::pace::Pace;
 use super::reference::{Reference, is_loopback};
 use super::registries::{Endpoint, Registries};
 use crate::digest::Digest;
@@ -30,6 +31,8 @@ pub(super) struct Remote {
     pub(super) login: Option<Login>,
     /// Which hosts may be spoken to by plain HTTP.
     pub(super) registries: Arc<Registries>,
+    /// How long an answer may take, however it is spread.
+    patience: Duration,
     /// What the registry let us in with last.
     authorization: Mutex<Option<HeaderValue>>,
 }
@@ -38,6 +41,7 @@ pub(super) struct Remote {
 #[derive(Debug)]
 pub(super) struct BlobBytes {
     response: Response,
+    pace: Pace,
     host: String,
     /// To be dropped before the first byte that was asked for: not every registry knows ranges.
     skip: u64,
@@ -49,6 +53,7 @@ impl Remote {
         endpoint: Endpoint,
         reference: &Reference,
         registries: &Arc<Registries>,
+        patience: Duration,
     ) -> Result<Self, RegistryError> {
         Ok(Self {
             client: client(&endpoint, registries)?,
@@ -56,6 +61,7 @@ impl Remote {
             endpoint,
             repository: reference.repository().to_owned(),
             registries: Arc::clone(registries),
+            patience,
             authorization: Mutex::new(None),
         })
     }
@@ -118,7 +124,8 @@ impl Remote {
             let range = HeaderValue::try_from(format!("bytes={offset}-"));
             headers.insert(RANGE, range.map_err(|e| self.form("range", e.to_string()))?);
         }
-        let response = self.get(url, &headers, &digest.to_string()).await?;
+        let name = digest.to_string();
+        let response = self.in_time(self.get(url, &headers, &name)).await?;
         let skip = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let start = format!("bytes {offset}-");
@@ -132,8 +139,23 @@ impl Remote {
         };
         Ok(BlobBytes {
             response,
+            pace: Pace::new(self.patience),
             host: self.host().to_owned(),
             skip,
+        })
+    }
+
+    /// Does `work` unless it takes too long: that each read is in time bounds nothing, where one
+    /// byte is a read.
+    pub(super) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, RegistryError>>,
+    ) -> Result<T, RegistryError> {
+        let ended = tokio::time::timeout(self.patience, work).await;
+        ended.unwrap_or_else(|_| {
+            Err(RegistryError::Stalled {
+                host: self.host().to_owned(),
+            })
         })
     }
 
@@ -265,7 +287,10 @@ impl BlobBytes {
     /// The next bytes; `None` at the end of what the registry sends.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
-            let chunk = self.response.chunk().await;
+            let chunk = self.pace.next(&mut self.response).await;
+            let chunk = chunk.ok_or_else(|| RegistryError::Stalled {
+                host: self.host.clone(),
+            })?;
             let chunk = chunk.map_err(|source| RegistryError::Unreachable {
                 host: self.host.clone(),
                 source: source.without_url(),

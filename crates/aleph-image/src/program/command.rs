@@ -97,7 +97,7 @@ impl Program {
         Ok(self)
     }
 
-    /// Runs it to its end and calls `watch` about ten times a second meanwhile.
+    /// Runs it to its end and calls `watch` about fifty times a second meanwhile.
     pub(crate) fn run(mut self, mut watch: impl FnMut()) -> Result<(), ProgramError> {
         self.command.stdout(Stdio::null());
         Running::start(self.name, &mut self.command, self.limit)?.wait(&mut watch)

@@ -91,7 +91,7 @@ impl Running {
         consumed
     }
 
-    /// Waits for its end and calls `watch` about ten times a second.
+    /// Waits for its end and calls `watch` about fifty times a second.
     pub(crate) fn wait(&mut self, watch: &mut dyn FnMut()) -> Result<(), ProgramError> {
         let mut pause = Duration::from_millis(1);
         let status = loop {
@@ -111,7 +111,7 @@ impl Running {
                 kill(self.group);
             }
             std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(100));
+            pause = (pause * 2).min(Duration::from_millis(20));
             watch();
         };
         watch();

@@ -6,18 +6,24 @@ use super::entry_path::below_root;
 use super::pax::Extra;
 use super::root::Attributes;
 use super::unpacker::{Failure, Mark, Rules, Unpacker};
-use crate::disk::{Doing, readable};
+use crate::disk::{DiskError, Doing, readable};
 use crate::error::ImageError;
 use crate::progress::Progress;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::rc::Rc;
 use tar::{Archive, Entry, EntryType};
 
 /// Names, links and extended attributes of one entry take no more than this.
 const MOST_METADATA: u64 = 1 << 20;
 const MOST_ENTRIES: u64 = 4_000_000;
 const MOST_BYTES: u64 = 1 << 40;
+/// Bytes of paths that are kept in memory while an image is unpacked.
+pub(crate) const MOST_PATHS: u64 = 256 << 20;
+/// What an empty file or folder takes of a disk, as most file systems count.
+const INODE_BYTES: u64 = 4096;
 
 /// What an archive may have in it, and when it is read, what is left of that.
 pub(super) struct Budget {
@@ -26,6 +32,10 @@ pub(super) struct Budget {
     pub(super) bytes: u64,
     /// What `bytes` was at the beginning.
     pub(super) most_bytes: u64,
+    /// Bytes of paths that may be kept.
+    pub(super) paths: u64,
+    /// Bytes of the disk. Who hands the archive over may take of it for what is read.
+    pub(super) room: Rc<Cell<u64>>,
 }
 
 /// Unpacks the archive in `file` into the empty folder `tree`.
@@ -77,6 +87,8 @@ pub(crate) fn unpack(archive: &mut dyn Read, tree: &Path) -> Result<(), ArchiveE
         entries: MOST_ENTRIES,
         bytes: MOST_BYTES,
         most_bytes: MOST_BYTES,
+        paths: MOST_PATHS,
+        room: Rc::new(Cell::new(u64::MAX)),
     };
     read(archive, &mut unpacker, &mut budget)?;
     unpacker.finish()
@@ -94,22 +106,45 @@ pub(super) fn read(
     // Raw: the entries that describe the next one are read here, where their size is bounded.
     for entry in archive.entries().map_err(damaged)?.raw(true) {
         let mut entry = entry.map_err(damaged)?;
-        budget.entries = budget
-            .entries
-            .checked_sub(1)
-            .ok_or_else(|| ArchiveError::TooMuch {
-                limit: format!("{most} entries"),
-            })?;
+        budget.take_entries(1, most)?;
         match entry.header().entry_type() {
             EntryType::GNULongName => extra.path = Some(text_of(&mut entry)?),
             EntryType::GNULongLink => extra.link = Some(text_of(&mut entry)?),
             EntryType::XHeader => extra.read_pax(&metadata_of(&mut entry)?)?,
             // Defaults for all entries: in practice a comment with a commit's id.
             EntryType::XGlobalHeader => {}
-            _ => member(&mut entry, &std::mem::take(&mut extra), unpacker, budget)?,
+            _ => {
+                member(&mut entry, &std::mem::take(&mut extra), unpacker, budget)?;
+                budget.charge(unpacker, most)?;
+            }
         }
     }
     Ok(())
+}
+
+impl Budget {
+    fn take_entries(&mut self, n: u64, most: u64) -> Result<(), ArchiveError> {
+        let left = self.entries.checked_sub(n);
+        self.entries = left.ok_or_else(|| ArchiveError::TooMuch {
+            limit: format!("{most} entries"),
+        })?;
+        Ok(())
+    }
+
+    /// Takes what one entry has come to: it may have made the folders that it is in.
+    fn charge(&mut self, unpacker: &mut Unpacker, most: u64) -> Result<(), ArchiveError> {
+        let made = unpacker.take_made();
+        self.take_entries(made.implied, most)?;
+        if unpacker.path_bytes() > self.paths {
+            return Err(ArchiveError::TooMuch {
+                limit: format!("{} of paths", readable(self.paths)),
+            });
+        }
+        let room = self.room.get().checked_sub(made.inodes * INODE_BYTES);
+        self.room
+            .set(room.ok_or_else(|| DiskError::full("unpack an image to", unpacker.tree(), None))?);
+        Ok(())
+    }
 }
 
 fn metadata_of(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, ArchiveError> {

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 /// Linux takes no longer ones (`NAME_MAX`, `PATH_MAX`).
 const LONGEST_COMPONENT: usize = 255;
 const LONGEST_PATH: usize = 4095;
+/// No image is as deep. Each folder on the way may be one that nobody paid for with an entry.
+const DEEPEST: usize = 256;
 
 /// Why an archive's path is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +22,9 @@ pub enum PathFault {
     /// It, or one of its components, is longer than Linux allows.
     #[error("it is longer than Linux allows")]
     Long,
+    /// It is below more than 255 folders.
+    #[error("it is more than {DEEPEST} levels deep")]
+    Deep,
 }
 
 /// The path below the image's root that `raw` means: without `/` and `.` in front or between.
@@ -33,13 +38,17 @@ pub(crate) fn below_root(raw: &[u8]) -> Result<PathBuf, PathFault> {
     if raw.contains(&0) {
         return Err(PathFault::Nul);
     }
-    let mut path = PathBuf::new();
+    let (mut path, mut depth) = (PathBuf::new(), 0);
     for component in raw.split(|b| *b == b'/') {
         match component {
             b"" | b"." => {}
             b".." => return Err(PathFault::Parent),
             long if long.len() > LONGEST_COMPONENT => return Err(PathFault::Long),
-            name => path.push(OsStr::from_bytes(name)),
+            _ if depth == DEEPEST => return Err(PathFault::Deep),
+            name => {
+                path.push(OsStr::from_bytes(name));
+                depth += 1;
+            }
         }
     }
     Ok(path)
@@ -72,9 +81,11 @@ mod tests {
             ("a\0b", PathFault::Nul),
             (&"x".repeat(256), PathFault::Long),
             (&"x/".repeat(2048), PathFault::Long),
+            (&"x/".repeat(257), PathFault::Deep),
         ] {
             assert_eq!(below_root(raw.as_bytes()), Err(fault), "{raw}");
         }
+        assert!(below_root("x/".repeat(256).as_bytes()).is_ok());
     }
 
     proptest! {

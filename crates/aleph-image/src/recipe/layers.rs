@@ -5,9 +5,11 @@ use super::archive_error::ArchiveError;
 use super::compression;
 use super::unpacker::{Rules, Unpacker};
 use crate::digest::{Digest, Hasher};
-use crate::disk::readable;
+use crate::disk::{DiskError, readable};
+use std::cell::Cell;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// What the layers of one image may come to, all together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,10 +17,15 @@ pub(crate) struct Limits {
     /// Bytes when decompressed, what is between and behind the files included.
     pub(crate) bytes: u64,
     pub(crate) entries: u64,
+    /// Bytes of paths that are kept in memory.
+    pub(crate) paths: u64,
+    /// Bytes of the disk, counted generously: as `bytes`, and something for each file and folder.
+    pub(crate) room: u64,
 }
 
 /// A tree that layers are laid into.
 pub(crate) struct Layers {
+    tree: PathBuf,
     unpacker: Unpacker,
     limits: Limits,
     left: Limits,
@@ -28,6 +35,7 @@ impl Layers {
     /// For the empty folder `tree`.
     pub(crate) fn new(tree: &Path, limits: Limits) -> Result<Self, ArchiveError> {
         Ok(Self {
+            tree: tree.to_owned(),
             unpacker: Unpacker::new(tree, Rules::Layers)?,
             limits,
             left: limits,
@@ -38,30 +46,43 @@ impl Layers {
     /// it is decompressed.
     pub(crate) fn lay(&mut self, layer: impl Read) -> Result<Digest, ArchiveError> {
         let plain = compression::open(layer)?;
+        let room = Rc::new(Cell::new(self.left.room));
         let mut plain = Measured {
             inner: plain,
             hash: Hasher::default(),
             left: self.left.bytes,
-            exceeded: false,
+            room: Rc::clone(&room),
+            exceeded: None,
         };
         let mut budget = Budget {
             entries: self.left.entries,
             bytes: self.limits.bytes,
             most_bytes: self.limits.bytes,
+            paths: self.limits.paths,
+            room: Rc::clone(&room),
         };
         let unpacked = read(&mut plain, &mut self.unpacker, &mut budget).and_then(|()| {
             // The digest is of everything, and so of what follows the end of the archive.
             io::copy(&mut plain, &mut io::sink()).map_err(|source| ArchiveError::Damaged { source })
         });
-        if plain.exceeded {
-            return Err(ArchiveError::TooMuch {
-                limit: readable(self.limits.bytes),
-            });
+        match plain.exceeded {
+            Some(Exceeded::Room) => {
+                return Err(DiskError::full("unpack an image to", &self.tree, None).into());
+            }
+            Some(Exceeded::Bytes) => {
+                return Err(ArchiveError::TooMuch {
+                    limit: readable(self.limits.bytes),
+                });
+            }
+            None => {
+                unpacked?;
+            }
         }
-        unpacked?;
         self.left = Limits {
             bytes: plain.left,
             entries: budget.entries,
+            paths: self.limits.paths,
+            room: room.get(),
         };
         self.unpacker.next_layer();
         Ok(plain.hash.finish())
@@ -78,16 +99,28 @@ struct Measured<R> {
     inner: R,
     hash: Hasher,
     left: u64,
-    exceeded: bool,
+    room: Rc<Cell<u64>>,
+    exceeded: Option<Exceeded>,
+}
+
+#[derive(Clone, Copy)]
+enum Exceeded {
+    Bytes,
+    Room,
 }
 
 impl<R: Read> Read for Measured<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        match self.left.checked_sub(n as u64) {
-            Some(left) => self.left = left,
-            None => {
-                self.exceeded = true;
+        let left = self.left.checked_sub(n as u64).ok_or(Exceeded::Bytes);
+        let room = self.room.get().checked_sub(n as u64);
+        match left.and_then(|left| Ok((left, room.ok_or(Exceeded::Room)?))) {
+            Ok((left, room)) => {
+                self.left = left;
+                self.room.set(room);
+            }
+            Err(exceeded) => {
+                self.exceeded = Some(exceeded);
                 return Err(io::Error::other("it is too large"));
             }
         }
@@ -105,6 +138,8 @@ mod tests {
     const LIMITS: Limits = Limits {
         bytes: 1 << 20,
         entries: 100,
+        paths: 1 << 20,
+        room: u64::MAX,
     };
 
     /// `(type, path, link or content)`; a folder's path ends with a slash.
@@ -227,6 +262,49 @@ mod tests {
     }
 
     #[test]
+    fn folders_that_no_entry_names_count_too() {
+        let refused = |limits: Limits, entries: &[(EntryType, &str, &str)]| {
+            let tree = tempfile::tempdir().unwrap();
+            let mut layers = Layers::new(tree.path(), limits).unwrap();
+            // Over another layer names are kept, too.
+            layers.lay(&layer(&[])[..]).unwrap();
+            let refused = layers.lay(&layer(entries)[..]).map(drop);
+            refused.map_err(|error| {
+                (
+                    error.to_string(),
+                    matches!(&error, ArchiveError::Disk(e) if e.is_full()),
+                )
+            })
+        };
+        let deep = ["a/", "b/", "c/"].map(|name| format!("{}f", name.repeat(33)));
+        let entries = deep.each_ref().map(|path| (F, path.as_str(), ""));
+        // Files and the folders they are in: 34 for each.
+        assert_eq!(refused(LIMITS, &entries[..2]), Ok(()));
+        let (why, _) = refused(LIMITS, &entries).unwrap_err();
+        assert_eq!(why, "it has more than 100 entries in it");
+
+        // Their paths are kept in memory.
+        let few = Limits {
+            paths: 1000,
+            ..LIMITS
+        };
+        let (why, _) = refused(few, &entries[..1]).unwrap_err();
+        assert_eq!(why, "it has more than 1000 bytes of paths in it");
+
+        // Each takes of the disk, whether an entry names it or not.
+        let room = Limits {
+            room: 64 << 10,
+            ..LIMITS
+        };
+        let names: Vec<String> = (10..40).map(|n| format!("{n}/")).collect();
+        let named: Vec<_> = names.iter().map(|name| (D, &**name, "")).collect();
+        for entries in [&entries[..1], &named] {
+            assert!(matches!(refused(room, entries), Err((_, true))));
+        }
+        assert_eq!(refused(room, &named[..5]), Ok(()));
+    }
+
+    #[test]
     fn what_would_be_too_much_is_refused() {
         let tree = tempfile::tempdir().unwrap();
         let small = layer(&[(F, "a", "1")]);
@@ -239,6 +317,12 @@ mod tests {
             .lay(bomb)
             .unwrap_err();
         assert_eq!(refused.to_string(), "it has more than 1.0 MiB in it");
+        let full = Limits {
+            room: 100,
+            ..LIMITS
+        };
+        let refused = Layers::new(tree.path(), full).unwrap().lay(&small[..]);
+        assert!(matches!(refused, Err(ArchiveError::Disk(error)) if error.is_full()));
         let many = vec![(F, "a", ""); 101];
         let refused = Layers::new(tree.path(), LIMITS)
             .unwrap()

@@ -7,11 +7,13 @@ mod compression;
 mod debian;
 mod entry_path;
 mod layers;
+mod ledger;
 mod pax;
 mod root;
 mod sources;
 mod unpacker;
 
+pub(crate) use archive::MOST_PATHS;
 pub use archive_error::ArchiveError;
 pub use entry_path::PathFault;
 pub(crate) use layers::{Layers, Limits};

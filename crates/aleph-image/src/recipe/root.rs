@@ -144,7 +144,7 @@ impl Root {
             Err(Errno::NOENT) => {}
             other => return Folder::of(other?),
         }
-        // A path has at most 4095 bytes, so this ends after as many steps down.
+        // A path is at most 256 levels deep, so this ends after as many steps down.
         let dir = self.ensure_dir(path.parent().unwrap_or(Path::new("")), made)?;
         let name = path.file_name().map_or(Path::new("."), Path::new);
         rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?;

@@ -6,6 +6,7 @@
 //! never what is of the layer itself, whichever comes first.
 
 use super::archive_error::ArchiveError;
+use super::ledger::{Ledger, Made};
 use super::root::{
     Attributes, Folder, LONGEST_REAL_PATH, Place, Root, Xattr, clear_xattrs, settle,
 };
@@ -13,8 +14,7 @@ use crate::disk::{DiskError, Doing, free_bytes};
 use crate::removal::remove_below;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
-use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -60,14 +60,9 @@ pub(super) struct Unpacker {
     root: Root,
     tree: PathBuf,
     rules: Rules,
-    /// Folders by inode. Their attributes are set last: until then, making entries changes
-    /// their times.
-    dirs: HashMap<u64, (PathBuf, Attributes)>,
+    ledger: Ledger,
     /// The folder of the entry before: the next one is mostly there too.
     near: Option<(PathBuf, Folder)>,
-    /// Names that this layer made, by their folder's inode; kept only over other layers.
-    made: HashMap<u64, HashSet<OsString>>,
-    over_others: bool,
     buffer: Vec<u8>,
 }
 
@@ -81,10 +76,8 @@ impl Unpacker {
             root,
             tree: tree.to_owned(),
             rules,
-            dirs: HashMap::from([(top, (PathBuf::new(), Attributes::IMPLIED))]),
+            ledger: Ledger::new(top),
             near: None,
-            made: HashMap::new(),
-            over_others: false,
             buffer: vec![0; 128 << 10],
         })
     }
@@ -95,8 +88,21 @@ impl Unpacker {
 
     /// What comes next is a layer of its own.
     pub(super) fn next_layer(&mut self) {
-        self.made.clear();
-        self.over_others = true;
+        self.ledger.next_layer();
+    }
+
+    pub(super) fn tree(&self) -> &Path {
+        &self.tree
+    }
+
+    /// What was made since the last time that this was asked.
+    pub(super) fn take_made(&mut self) -> Made {
+        self.ledger.take_made()
+    }
+
+    /// Bytes of the paths and names that are kept in memory.
+    pub(super) fn path_bytes(&self) -> u64 {
+        self.ledger.path_bytes()
     }
 
     pub(super) fn file(
@@ -174,29 +180,28 @@ impl Unpacker {
             let place = self.place(path)?;
             let folder = match place.open_dir() {
                 Ok(fd) => Folder::of(fd)?,
-                Err(Errno::NOENT) => place.create_dir()?,
+                Err(Errno::NOENT) => self.create_dir(&place)?,
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     self.clear(&place)?;
-                    place.create_dir()?
+                    self.create_dir(&place)?
                 }
                 Err(errno) => return Err(errno.into()),
             };
-            self.note(&place);
+            self.ledger.note(&place);
             (place, folder)
         };
         if self.rules == Rules::Layers {
             clear_xattrs(&folder)?;
             settle(&folder, attributes)?;
         }
-        self.dirs
-            .insert(folder.inode, (path.to_owned(), attributes));
+        self.ledger.keep(folder.inode, path, attributes);
         self.set_xattrs(&place, xattrs)
     }
 
     /// Does what a layer's mark says. `near` may lead through what it removes.
     pub(super) fn mark(&mut self, mark: &Mark<'_>) -> Result<(), Failure> {
         let parent = match mark {
-            _ if !self.over_others => return Ok(()),
+            _ if !self.ledger.is_over_others() => return Ok(()),
             Mark::Bookkeeping => return Ok(()),
             Mark::Whiteout(parent, _) | Mark::Opaque(parent) => *parent,
         };
@@ -205,11 +210,7 @@ impl Unpacker {
             other => Folder::of(other?)?,
         };
         self.near = None;
-        let is_own = |inode: u64, name: &OsStr| {
-            self.made
-                .get(&inode)
-                .is_some_and(|names| names.contains(name))
-        };
+        let is_own = |inode: u64, name: &OsStr| self.ledger.is_own(inode, name);
         let Mark::Whiteout(_, name) = mark else {
             return Ok(remove_below(&dir, is_own)?);
         };
@@ -240,7 +241,7 @@ impl Unpacker {
     }
 
     pub(super) fn finish(self) -> Result<(), ArchiveError> {
-        for (inode, (path, attributes)) in &self.dirs {
+        for (inode, (path, attributes)) in self.ledger.folders() {
             match self.root.dir(path).and_then(Folder::of) {
                 Ok(dir) if dir.inode == *inode => {
                     settle(&dir, *attributes).doing("set the owner of", &self.tree.join(path))?;
@@ -289,21 +290,21 @@ impl Unpacker {
             }
             other => other?,
         };
-        self.note(&place);
+        self.ledger.note(&place);
+        self.ledger.count(false);
         Ok((place, made))
+    }
+
+    fn create_dir(&mut self, place: &Place<'_>) -> Result<Folder, Errno> {
+        let folder = place.create_dir()?;
+        self.ledger.count(false);
+        Ok(folder)
     }
 
     fn clear(&mut self, place: &Place<'_>) -> Result<(), Failure> {
         // The way to the next entry may lead through what goes.
         self.near = None;
         Ok(place.clear(self.rules == Rules::Layers)?)
-    }
-
-    fn note(&mut self, place: &Place<'_>) {
-        if self.over_others {
-            let names = self.made.entry(place.dir.inode).or_default();
-            names.insert(place.name.as_os_str().to_owned());
-        }
     }
 
     fn place<'p>(&mut self, path: &'p Path) -> Result<Place<'p>, Failure> {
@@ -318,19 +319,11 @@ impl Unpacker {
             let dir = dir.clone();
             return Ok(Place { dir, name });
         }
-        let Self {
-            root,
-            dirs,
-            made,
-            over_others,
-            ..
-        } = self;
-        let dir = root.ensure_dir(parent, &mut |path, place, folder| {
-            dirs.insert(folder.inode, (path.to_owned(), Attributes::IMPLIED));
-            if *over_others {
-                let names = made.entry(place.dir.inode).or_default();
-                names.insert(place.name.as_os_str().to_owned());
-            }
+        let ledger = &mut self.ledger;
+        let dir = self.root.ensure_dir(parent, &mut |path, place, folder| {
+            ledger.keep(folder.inode, path, Attributes::IMPLIED);
+            ledger.note(place);
+            ledger.count(true);
         })?;
         self.near = Some((parent.to_owned(), dir.clone()));
         Ok(Place { dir, name })

@@ -146,6 +146,8 @@ pub(crate) enum Act {
     Without(&'static str),
     /// Forwards it, and gives only so many bytes for a moment.
     Slow,
+    /// Forwards it, and gives a few bytes of the body at a time: some 300 a second.
+    Trickle,
     /// Answers by itself: status, headers, body.
     Answer(u16, Vec<(String, String)>, Vec<u8>),
 }
@@ -225,11 +227,12 @@ fn serve(
         seen.push(request.clone());
         blobs
     };
-    let (mut cut, mut slow) = (usize::MAX, false);
+    let (mut cut, mut most, mut pause) = (usize::MAX, 8192, 0);
     match script(&request, blobs) {
         Act::Forward => {}
         Act::Cut(n) => cut = n,
-        Act::Slow => slow = true,
+        Act::Slow => pause = 20,
+        Act::Trickle => (most, pause) = (16, 50),
         Act::Without(header) => drop(request.headers.remove(header)),
         Act::Answer(status, headers, body) => {
             let mut head = format!("HTTP/1.1 {status} x\r\nconnection: close\r\n");
@@ -262,16 +265,14 @@ fn serve(
     }
     let mut buffer = [0; 8192];
     while cut > 0 {
-        let n = answer.read(&mut buffer).ok()?;
+        let n = answer.read(&mut buffer[..most]).ok()?;
         if n == 0 {
             break;
         }
         let n = n.min(cut);
         cut -= n;
         stream.write_all(&buffer[..n]).ok()?;
-        if slow {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        std::thread::sleep(Duration::from_millis(pause));
     }
     Some(())
 }

@@ -3,14 +3,22 @@
 //! Names are changed on the way: the archive has the guest's name for the copied thing, the user
 //! may want another. A thread rewrites the archive into a pipe, a second unpacks what comes out,
 //! with the `tar` crate's own checks: no path leaves the folder, through no link either.
+//!
+//! Long names are entries of their own, which the crate would read into memory whatever their
+//! size. So they are read here, and one that is longer than a name can be is an error.
 
 use super::place::LocalTarget;
 use bytes::{Buf, Bytes};
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
-use tar::{Archive, Builder, EntryType};
+use tar::{Archive, Builder, EntryType, PaxExtensions};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+
+/// How much an entry may say about the one behind it. No system has paths of that length.
+const LONGEST: u64 = 1 << 20;
 
 /// Unpacks what is sent.
 pub(super) fn start(target: LocalTarget) -> (mpsc::Sender<Bytes>, JoinHandle<io::Result<()>>) {
@@ -68,10 +76,19 @@ fn unpack(archive: impl Read + Send, target: &LocalTarget) -> io::Result<()> {
 fn rewrite(archive: impl Read, name: Option<&str>, output: impl Write) -> io::Result<()> {
     let mut archive = Archive::new(archive);
     let mut builder = Builder::new(output);
-    for entry in archive.entries()? {
+    let mut long = Long::default();
+    for entry in archive.entries()?.raw(true) {
         let mut entry = entry?;
-        let Some(path) = renamed(&entry.path()?, name)? else {
+        if long.read(&mut entry)? {
             continue;
+        }
+        let Long { path, link } = std::mem::take(&mut long);
+        let Some(path) = renamed(&path.map_or_else(|| own_path(&entry), Ok)?, name)? else {
+            continue;
+        };
+        let link = match link {
+            Some(link) => Some(link),
+            None => entry.link_name()?.map(std::borrow::Cow::into_owned),
         };
         let mut header = entry.header().clone();
         match header.entry_type() {
@@ -80,12 +97,12 @@ fn rewrite(archive: impl Read, name: Option<&str>, output: impl Write) -> io::Re
                 builder.append_data(&mut header, path, &mut entry)?;
             }
             EntryType::Symlink => {
-                if let Some(to) = entry.link_name()? {
+                if let Some(to) = link {
                     builder.append_link(&mut header, path, to)?;
                 }
             }
             EntryType::Link => {
-                let to = entry.link_name()?.map(|to| renamed(&to, name));
+                let to = link.map(|to| renamed(&to, name));
                 if let Some(to) = to.transpose()?.flatten() {
                     builder.append_link(&mut header, path, to)?;
                 }
@@ -97,6 +114,62 @@ fn rewrite(archive: impl Read, name: Option<&str>, output: impl Write) -> io::Re
     builder.into_inner()?.flush()
 }
 
+fn own_path(entry: &tar::Entry<'_, impl Read>) -> io::Result<PathBuf> {
+    entry.path().map(std::borrow::Cow::into_owned)
+}
+
+/// What stands before an entry because its header has no room for it.
+#[derive(Debug, Default)]
+struct Long {
+    path: Option<PathBuf>,
+    link: Option<PathBuf>,
+}
+
+impl Long {
+    /// Whether an entry says something about the next one. That is remembered.
+    fn read(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> io::Result<bool> {
+        match entry.header().entry_type() {
+            EntryType::GNULongName => self.path = Some(path_of(bounded(entry)?)),
+            EntryType::GNULongLink => self.link = Some(path_of(bounded(entry)?)),
+            EntryType::XHeader => {
+                for record in PaxExtensions::new(&bounded(entry)?) {
+                    let record = record?;
+                    let value = record.value_bytes().to_vec();
+                    match record.key_bytes() {
+                        b"path" => self.path = Some(path_of(value)),
+                        b"linkpath" => self.link = Some(path_of(value)),
+                        b"size" => return Err(bad("the archive has a size outside of its header")),
+                        _ => {}
+                    }
+                }
+            }
+            EntryType::XGlobalHeader => {}
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+fn bounded(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Vec<u8>> {
+    if entry.size() > LONGEST {
+        return Err(bad("the archive has a name that is longer than any"));
+    }
+    let mut bytes = Vec::new();
+    entry.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A name up to the NUL byte that ends it.
+fn path_of(mut bytes: Vec<u8>) -> PathBuf {
+    let end = bytes.iter().position(|b| *b == 0);
+    bytes.truncate(end.unwrap_or(bytes.len()));
+    OsString::from_vec(bytes).into()
+}
+
+fn bad(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
 fn renamed(path: &Path, name: Option<&str>) -> io::Result<Option<PathBuf>> {
     let mut parts = path.components().filter(|part| *part != Component::CurDir);
     let first = parts.next();
@@ -105,10 +178,7 @@ fn renamed(path: &Path, name: Option<&str>) -> io::Result<Option<PathBuf>> {
         .components()
         .all(|part| matches!(part, Component::Normal(_)));
     if !straight || matches!(first, Some(Component::ParentDir)) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("the archive has the path {path:?}"),
-        ));
+        return Err(bad(&format!("the archive has the path {path:?}")));
     }
     Ok(match name {
         Some(name) if rest.as_os_str().is_empty() => Some(name.into()),
@@ -214,6 +284,47 @@ mod tests {
                 fs::remove_dir_all(&inside)?;
                 fs::create_dir(&inside)?;
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn long_names_arrive_and_endless_ones_do_not() -> io::Result<()> {
+        let here = tempfile::tempdir()?;
+        let long = format!("tree/{}/{}", "a".repeat(120), "b".repeat(120));
+        let mut archive = Builder::new(Vec::new());
+        let mut header = Header::new_gnu();
+        header.set_size(3);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, &long, &b"one"[..])?;
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Symlink);
+        header.set_size(0);
+        archive.append_link(&mut header, "tree/link", "c".repeat(150))?;
+        archive.append_pax_extensions([("path", b"tree/pax".as_slice())])?;
+        entry(&mut archive, EntryType::Regular, "tree/short", "two");
+        let bytes = archive.into_inner()?;
+        unpack(bytes.as_slice(), &target(here.path(), Some("new")))?;
+        let new = here.path().join("new");
+        let file = new.join("a".repeat(120)).join("b".repeat(120));
+        assert_eq!(fs::read(file)?, b"one");
+        let link = fs::read_link(new.join("link"))?;
+        assert_eq!(link, Path::new(&"c".repeat(150)));
+        assert_eq!(fs::read(new.join("pax"))?, b"two");
+
+        for kind in [
+            EntryType::GNULongName,
+            EntryType::GNULongLink,
+            EntryType::XHeader,
+        ] {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(1 << 40);
+            header.set_cksum();
+            // A guest that sends for ever.
+            let endless = Read::chain(header.as_bytes().as_slice(), io::repeat(b'a'));
+            let refused = unpack(endless, &target(here.path(), Some("new"))).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{kind:?}");
         }
         Ok(())
     }

@@ -143,7 +143,7 @@ impl Remote {
             End::Killed => (SIGINT_CODE, "killed".into()),
             End::OutputGone => return Ok(SIGPIPE_CODE),
             End::NotStarted { code, message } => {
-                say(&format!("aleph: {message}"));
+                say(&format!("aleph: {}", plain(&message)));
                 (code, format!("exit {code}"))
             }
             End::Ended(_) | End::Left | End::Lost(_) => {

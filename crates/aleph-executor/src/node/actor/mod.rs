@@ -16,14 +16,24 @@
 //! What cannot be journaled is not begun. A VM whose objects cannot be removed keeps its row;
 //! the next sweep removes both. A node that dies between any two steps finds the row of each VM
 //! that it may have begun, and goes on from there ([`Begin::Recover`]).
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | this one | the loop, what tasks report, from an image to a command that runs |
+//! | `requests` | what a job is asked |
+//! | `endings` | what follows an end, and removal |
+//! | `recovery` | what an earlier process left |
+
+mod endings;
+mod recovery;
+mod requests;
 
 use super::entry::{Entry, Live};
 use super::inner::{Inner, event_of, log_journal};
-use super::supervision::{self, End, Next};
-use super::{NodeError, Prepared, health, launch, recover};
+use super::{NodeError, Prepared, health, launch};
 use crate::guest::ExecHandle;
 use crate::journal::{Desired, JobRecord, VmRow};
-use crate::lifecycle::{Denial, Failure, Outcome};
+use crate::lifecycle::{Failure, Outcome};
 use crate::place::Place;
 use crate::vm::Vm;
 use aleph_types::{ExitStatus, Health, Incarnation, Job, JobState, Problem, Timestamp, VmId};
@@ -36,8 +46,10 @@ use tokio::task::{JoinHandle, JoinSet};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
     Start,
+    /// `again`: it starts again at once, so that it is not removed in between.
     Stop {
         grace: Option<Duration>,
+        again: bool,
     },
     Kill,
     Pause,
@@ -110,6 +122,7 @@ impl Run {
     fn kill(&mut self) {
         let vm = self.vm.clone();
         self.tasks.spawn(async move {
+            vm.begun().await;
             if let Err(error) = vm.kill().await {
                 tracing::debug!(vm = %vm.id(), %error, "the VM is not killed");
             }
@@ -140,6 +153,8 @@ pub(super) struct Actor {
     pub(super) record: JobRecord,
     phase: Phase,
     pub(super) notes: Notes,
+    /// Whether it is stopped only to be started again.
+    again: bool,
     gone: bool,
 }
 
@@ -157,6 +172,7 @@ impl Actor {
             record: entry.record(),
             phase: Phase::Idle,
             notes,
+            again: false,
             gone: false,
         };
         tokio::spawn(actor.run(begin, inbox, note_inbox));
@@ -176,7 +192,10 @@ impl Actor {
             Begin::Recover(place) => self.recover(place).await,
         }
         loop {
-            if self.gone || matches!(self.phase, Phase::Idle) && self.entry.retire(&inbox) {
+            if self.gone {
+                return self.answer_rest(&mut inbox);
+            }
+            if matches!(self.phase, Phase::Idle) && self.entry.retire(&inbox) {
                 return;
             }
             let due = self.due();
@@ -229,190 +248,33 @@ impl Actor {
                 let limit = self.record.job.spec.deadline_seconds.unwrap_or(0);
                 let why = format!("it ran longer than its deadline of {limit} s");
                 run.verdict = Some(why.clone());
-                self.record.desired = Desired::Stop;
+                self.wants_stop();
                 self.end(Some(why), None).await;
             }
             _ => {}
         }
     }
 
-    async fn asked(&mut self, asked: Asked) {
-        let Asked { ask, answer } = asked;
-        let done = match ask {
-            Ask::Start => self.start().await,
-            Ask::Stop { grace } => self.stop(grace).await,
-            Ask::Kill => self.kill().await,
-            Ask::Pause => self.pause(true).await,
-            Ask::Resume => self.pause(false).await,
-            Ask::Destroy { force } => self.destroy(force).await,
-            Ask::Look => {
-                self.look().await;
-                Ok(())
-            }
-        };
-        let _ = answer.send(done.map(|()| self.entry.job()));
-    }
-
-    fn denied(&self, why: Denial) -> NodeError {
-        NodeError::Denied {
-            state: self.record.job.state,
-            why,
-        }
-    }
-
-    async fn start(&mut self) -> Result<(), NodeError> {
-        match &self.phase {
-            Phase::Idle | Phase::Waiting(_) => {
-                self.record.in_a_row = 0;
-                self.begin().await
-            }
-            Phase::Preparing(_) => Ok(()),
-            Phase::Live(_) => match self.record.job.state {
-                JobState::Stopping | JobState::Destroying => Err(self.denied(Denial::Busy)),
-                JobState::Paused => Err(self.denied(Denial::Paused)),
-                _ => Ok(()),
-            },
-            Phase::Held(_) => Err(self.denied(Denial::Unknown)),
-        }
-    }
-
-    /// Begins the next start: what it needs of the host is given, then it is journaled.
-    async fn begin(&mut self) -> Result<(), NodeError> {
-        self.inner.give(self.entry.id, &self.record.job.spec)?;
-        let mut record = self.record.clone();
-        next_start(&mut record);
-        let kept = self.save("job.start", record).await;
-        if kept.is_err() {
-            super::entry::lock(&self.inner.ledger).take(self.entry.id);
-        }
-        kept?;
-        self.prepare();
-        Ok(())
-    }
-
     /// Fetches the image.
     fn prepare(&mut self) {
         let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
         let job = &self.record.job;
-        let (spec, incarnation) = (job.spec.clone(), job.incarnation);
+        let (account, spec) = (job.account.clone(), job.spec.clone());
+        let incarnation = job.incarnation;
         self.phase = Phase::Preparing(tokio::spawn(async move {
             let uncompressed = inner.executor.driver().wants_uncompressed_kernel();
-            let prepared = inner.images.prepare(&spec, uncompressed).await;
+            let prepared = inner.images.prepare(&account, &spec, uncompressed).await;
             let _ = notes.send((incarnation, Note::Prepared(prepared)));
         }));
-    }
-
-    async fn stop(&mut self, grace: Option<Duration>) -> Result<(), NodeError> {
-        self.record.desired = match self.record.desired {
-            Desired::Destroy => Desired::Destroy,
-            _ => Desired::Stop,
-        };
-        match &self.phase {
-            Phase::Idle => {
-                // Kept all the same: a policy that starts a job with its node asks for it.
-                let record = self.record.clone();
-                self.save_quietly("job.stop", record).await?;
-            }
-            Phase::Preparing(task) => {
-                task.abort();
-                self.rest(End::Stopped, None).await;
-            }
-            Phase::Waiting(_) => self.rest(End::Stopped, None).await,
-            Phase::Live(_) => self.end(None, grace).await,
-            Phase::Held(_) => return Err(self.denied(Denial::Unknown)),
-        }
-        Ok(())
-    }
-
-    async fn kill(&mut self) -> Result<(), NodeError> {
-        match &self.phase {
-            Phase::Idle => Err(self.denied(Denial::NotRunning)),
-            Phase::Live(_) => {
-                self.record.desired = match self.record.desired {
-                    Desired::Destroy => Desired::Destroy,
-                    _ => Desired::Stop,
-                };
-                self.state("job.kill", JobState::Stopping, None).await;
-                if let Phase::Live(run) = &mut self.phase {
-                    run.kill();
-                }
-                Ok(())
-            }
-            _ => self.stop(None).await,
-        }
-    }
-
-    /// Ends the VM: its guest first.
-    async fn end(&mut self, reason: Option<String>, grace: Option<Duration>) {
-        let Phase::Live(run) = &self.phase else {
-            return;
-        };
-        let vm = run.vm.clone();
-        let grace = grace.unwrap_or_else(|| self.record.job.spec.stop_grace());
-        let state = match self.record.desired {
-            Desired::Destroy => JobState::Destroying,
-            _ => JobState::Stopping,
-        };
-        self.state("job.stop", state, reason).await;
-        if let Phase::Live(run) = &mut self.phase {
-            run.tasks.spawn(async move {
-                if let Err(error) = vm.stop(grace).await {
-                    tracing::debug!(vm = %vm.id(), %error, "the VM is not stopped");
-                }
-            });
-        }
-    }
-
-    async fn pause(&mut self, pause: bool) -> Result<(), NodeError> {
-        let Phase::Live(run) = &self.phase else {
-            return Err(self.denied(Denial::NotRunning));
-        };
-        let vm = run.vm.clone();
-        let done = if pause {
-            vm.pause().await
-        } else {
-            vm.resume().await
-        };
-        match done {
-            Ok(()) => {}
-            Err(crate::vm::VmError::Denied(why)) => return Err(self.denied(why)),
-            Err(_) => return Err(self.denied(Denial::Ended)),
-        }
-        let (desired, state) = match pause {
-            true => (Desired::Pause, JobState::Paused),
-            false => (Desired::Run, JobState::Running),
-        };
-        self.record.desired = desired;
-        self.state("job.pause", state, None).await;
-        Ok(())
-    }
-
-    async fn destroy(&mut self, force: bool) -> Result<(), NodeError> {
-        let state = self.record.job.state;
-        let live = !matches!(self.phase, Phase::Idle | Phase::Waiting(_));
-        if live && !force && self.record.desired != Desired::Destroy {
-            return Err(NodeError::Live(state));
-        }
-        let mut record = self.record.clone();
-        record.desired = Desired::Destroy;
-        record.job.state = JobState::Destroying;
-        self.save("job.destroy", record).await?;
-        match &mut self.phase {
-            Phase::Idle | Phase::Waiting(_) => self.remove().await,
-            Phase::Preparing(task) => {
-                task.abort();
-                self.remove().await;
-            }
-            Phase::Live(run) => run.kill(),
-            Phase::Held(_) => return Err(self.denied(Denial::Unknown)),
-        }
-        Ok(())
     }
 
     async fn noted(&mut self, note: Note) {
         match note {
             Note::Prepared(Ok(prepared)) => self.launch(prepared).await,
-            Note::Prepared(Err(problem)) => self.fail(&problem.message).await,
+            Note::Prepared(Err(problem)) if matches!(self.phase, Phase::Preparing(_)) => {
+                self.fail(&problem.message).await;
+            }
+            Note::Prepared(Err(_)) => {}
             Note::Began(handle) => self.began(handle),
             Note::Unfit(why) => {
                 if let Phase::Live(run) = &mut self.phase {
@@ -529,10 +391,7 @@ impl Actor {
         let spec = &self.record.job.spec;
         // A guest that was up before this process keeps the time at which it came up.
         let now = Timestamp::now();
-        let since = match self.record.job.started_at {
-            Some(at) if self.record.job.guest_boot_id == boot_id => at,
-            _ => now,
-        };
+        let since = self.record.job.started_at.unwrap_or(now);
         let ran = Duration::try_from(now.duration_since(since)).unwrap_or_default();
         run.deadline = spec
             .deadline_seconds
@@ -598,242 +457,6 @@ impl Actor {
             let why = "its health check failed".to_owned();
             run.verdict.get_or_insert(why.clone());
             self.end(Some(why), None).await;
-        }
-    }
-
-    /// The VMM has ended: what it wrote is stored to its end, and then all that the host holds
-    /// for it goes.
-    fn ended(&mut self, outcome: Outcome) {
-        let Phase::Live(run) = &mut self.phase else {
-            return;
-        };
-        run.tasks.abort_all();
-        run.deadline = None;
-        let (vm, pump) = (run.vm.clone(), run.pump.take());
-        let (notes, incarnation) = (self.notes.clone(), self.record.job.incarnation);
-        tokio::spawn(async move {
-            if let Some(mut pump) = pump
-                && tokio::time::timeout(LAST_WORDS, &mut pump).await.is_err()
-            {
-                pump.abort();
-            }
-            let removed = vm.destroy().await.map_err(|error| crate::vm::chain(&error));
-            let _ = notes.send((incarnation, Note::Removed(outcome, removed)));
-        });
-    }
-
-    async fn removed(&mut self, outcome: Outcome, removed: Result<(), String>) {
-        self.entry.with_live(|live| *live = None);
-        let verdict = match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Live(mut run) => run.verdict.take(),
-            _ => None,
-        };
-        let vm = self.record.job.vm;
-        let forget = match removed {
-            Ok(()) => vm,
-            Err(why) => {
-                tracing::error!(job = %self.entry.id, %why, "a VM could not be removed; the next sweep tries again");
-                None
-            }
-        };
-        let known = self.record.job.exit.map(End::Exited);
-        let (end, reason) = match (verdict, outcome) {
-            (Some(why), _) => (End::Failed, Some(why)),
-            // However it ended, it was to end: an earlier process may have killed it just now.
-            (None, Outcome::Failed(_) | Outcome::Unknown)
-                if known.is_none() && self.record.desired == Desired::Stop =>
-            {
-                (End::Stopped, None)
-            }
-            (None, Outcome::Finished(status)) => (End::Exited(status), None),
-            (None, Outcome::Stopped) => (known.unwrap_or(End::Stopped), None),
-            (None, Outcome::Failed(failure)) => match known {
-                Some(end) => (end, None),
-                None => (End::Failed, Some(failure.to_string())),
-            },
-            (None, Outcome::Unknown) => match known {
-                Some(end) => (end, None),
-                None => (End::Lost, Some("nobody saw how it ended".into())),
-            },
-        };
-        if let End::Exited(status) = end {
-            self.record.job.exit = Some(status);
-        }
-        if reason.is_some() {
-            self.record.job.reason = reason;
-        }
-        self.finish(end, forget).await;
-    }
-
-    /// A start that never came to a VM.
-    async fn fail(&mut self, why: &str) {
-        self.rest(End::Failed, Some(why.to_owned())).await;
-    }
-
-    async fn rest(&mut self, end: End, reason: Option<String>) {
-        self.record.job.reason = reason;
-        self.phase = Phase::Idle;
-        self.finish(end, None).await;
-    }
-
-    /// Decides what follows an end, and journals it together with the end of the VM's row.
-    pub(super) async fn finish(&mut self, end: End, forget: Option<VmId>) {
-        let job = &mut self.record.job;
-        let now = Timestamp::now();
-        let ran = job
-            .started_at
-            .and_then(|at| Duration::try_from(now.duration_since(at)).ok());
-        let row = supervision::row_after(self.record.in_a_row, ran);
-        let next = supervision::after(
-            &job.spec.restart,
-            self.record.desired,
-            &end,
-            row,
-            job.spec.auto_destroy,
-        );
-        job.finished_at = Some(now);
-        job.vm = None;
-        job.health = None;
-        self.record.in_a_row = row;
-        self.record.restart_at = None;
-        match next {
-            Next::Rest(state) => {
-                job.state = state;
-                super::entry::lock(&self.inner.ledger).take(job.id);
-            }
-            Next::Restart(wait) => {
-                job.state = JobState::Restarting;
-                job.restarts += 1;
-                self.record.in_a_row += 1;
-                self.record.restart_at = now.checked_add(wait).ok();
-                self.phase = Phase::Waiting(Instant::now() + wait);
-            }
-            Next::Destroy => {
-                job.state = JobState::Destroying;
-                self.record.desired = Desired::Destroy;
-            }
-        }
-        let job = &mut self.record.job;
-        job.generation += 1;
-        let (record, event) = (self.record.clone(), event_of(&self.record.job));
-        let kept = match forget {
-            Some(vm) => {
-                self.inner
-                    .journal
-                    .forget_vm(vm, Some(record), Some(event))
-                    .await
-            }
-            None => {
-                self.inner
-                    .journal
-                    .update_job("job.end", record, Some(event))
-                    .await
-            }
-        };
-        match kept {
-            Ok(event) => self.inner.told(event.as_ref()),
-            Err(error) => log_journal(&error),
-        }
-        self.entry.publish(&self.record);
-        if self.record.job.state == JobState::Destroying {
-            self.remove().await;
-        }
-    }
-
-    /// Removes the job. Its record goes last, so that a crash is followed by another try.
-    pub(super) async fn remove(&mut self) {
-        self.phase = Phase::Idle;
-        let dir = self.inner.log_dir(self.entry.id);
-        if let Err(error) = crate::logs::remove(&dir) {
-            tracing::error!(job = %self.entry.id, %error, "a log cannot be removed");
-        }
-        let mut job = self.record.job.clone();
-        job.state = JobState::Destroyed;
-        job.generation += 1;
-        match self.inner.journal.remove_job(job.id, event_of(&job)).await {
-            Ok(event) => self.inner.told(event.as_ref()),
-            // It stays as it is, to be removed by another request or the next start.
-            Err(error) => return log_journal(&error),
-        }
-        let mut jobs = super::entry::lock(&self.inner.jobs);
-        super::entry::lock(&self.inner.ledger).take(job.id);
-        jobs.remove(&job);
-        drop(jobs);
-        self.record.job = job;
-        self.entry.publish(&self.record);
-        self.gone = true;
-    }
-
-    /// Goes on with what an earlier process left.
-    async fn recover(&mut self, place: Option<Result<Place, VmId>>) {
-        let recovered = recover::recover(self, place).await;
-        match recovered {
-            recover::Found::Vm(vm, tasks) => {
-                self.goes_live(vm, tasks);
-                match (self.record.desired, &mut self.phase) {
-                    (Desired::Stop, _) => self.end(None, None).await,
-                    (Desired::Destroy, Phase::Live(run)) => run.kill(),
-                    _ => {}
-                }
-            }
-            recover::Found::Held(vm) => {
-                self.record.job.state = JobState::Unknown;
-                self.record.job.reason = Some("another process holds its VM".into());
-                self.entry.publish(&self.record);
-                self.phase = Phase::Held(vm);
-            }
-            recover::Found::Unbegun(removed) => self.begin_anew(removed).await,
-            recover::Found::Gone(outcome, removed) => self.removed(outcome, removed).await,
-            recover::Found::NoVm => self.go_on().await,
-        }
-    }
-
-    /// A start that an earlier process only just began goes back to its beginning.
-    async fn begin_anew(&mut self, removed: Result<(), String>) {
-        let vm = self.record.job.vm;
-        let job = &mut self.record.job;
-        (job.vm, job.state) = (None, JobState::Preparing);
-        job.generation += 1;
-        self.record.run = None;
-        if let (Some(vm), Ok(())) = (vm, removed) {
-            let record = Some(self.record.clone());
-            if let Err(error) = self.inner.journal.forget_vm(vm, record, None).await {
-                log_journal(&error);
-            }
-        }
-        self.entry.publish(&self.record);
-        self.go_on().await;
-    }
-
-    /// A record without a VM: what it was about to do is done.
-    async fn go_on(&mut self) {
-        match (self.record.job.state, self.record.desired) {
-            (_, Desired::Destroy) => self.remove().await,
-            (JobState::Preparing, Desired::Stop) => self.rest(End::Stopped, None).await,
-            (JobState::Preparing, _) => self.prepare(),
-            (JobState::Restarting, _) => {
-                let left = self.record.restart_at.map_or(Duration::ZERO, |at| {
-                    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
-                });
-                self.phase = Phase::Waiting(Instant::now() + left);
-            }
-            // Its policy starts it with its node.
-            (state, _) if state.is_over() => {
-                if let Err(error) = self.begin().await {
-                    self.fail(&error.to_string()).await;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    async fn look(&mut self) {
-        let Phase::Held(vm) = self.phase else { return };
-        let inner = Arc::clone(&self.inner);
-        let place = Place::orphan(&inner.config.paths, inner.executor.cgroups(), vm);
-        if let Ok(Some(place)) = place {
-            self.phase = Phase::Idle;
-            Box::pin(self.recover(Some(Ok(place)))).await;
         }
     }
 

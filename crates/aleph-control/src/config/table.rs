@@ -1,0 +1,184 @@
+//! A configuration in the form of its file.
+
+use super::{
+    ApiSection, Config, ExecutorSection, ImagesSection, LimitsSection, LogsSection, NodeSection,
+    RetentionSection,
+};
+use std::path::PathBuf;
+use toml::{Table, Value};
+
+impl Config {
+    /// The configuration in the form of its file, with all defaults.
+    ///
+    /// ```
+    /// # use aleph_control::Config;
+    /// let table = Config::default().table();
+    /// assert_eq!(table["limits"]["reserved_memory"].as_str(), Some("512m"));
+    /// ```
+    #[must_use]
+    pub fn table(&self) -> Table {
+        table(self)
+    }
+}
+
+// All fields are named, so that none that is new can be left out.
+fn table(config: &Config) -> Table {
+    let Config {
+        node: NodeSection { root },
+        api:
+            ApiSection {
+                socket,
+                socket_group,
+                listen,
+                tls,
+                max_connections,
+                drain,
+            },
+        executor:
+            ExecutorSection {
+                qemu,
+                accelerator,
+                boot_timeout,
+            },
+        limits:
+            LimitsSection {
+                overcommit,
+                reserved_memory,
+                pids,
+            },
+        logs: LogsSection {
+            max_bytes,
+            segments,
+        },
+        images:
+            ImagesSection {
+                mirrors,
+                plain_http,
+                max_unpacked,
+                docker_config,
+                certificates,
+                account_registries,
+            },
+        retention: RetentionSection { events },
+    } = config;
+    let path = |path: &PathBuf| text(&path.display());
+    let mirrors = mirrors
+        .iter()
+        .map(|(registry, urls)| (registry.clone(), texts(urls)));
+    let sections = [
+        ("node", vec![("root", root.as_ref().map(path))]),
+        (
+            "api",
+            vec![
+                ("socket", socket.as_ref().map(path)),
+                ("socket_group", Some(text(socket_group))),
+                ("listen", listen.as_ref().map(text)),
+                ("tls_cert", tls.as_ref().map(|tls| path(&tls.certificate))),
+                ("tls_key", tls.as_ref().map(|tls| path(&tls.key))),
+                ("max_connections", Some(number(*max_connections))),
+                ("drain_seconds", Some(number(drain.as_secs()))),
+            ],
+        ),
+        (
+            "executor",
+            vec![
+                ("qemu", Some(path(qemu))),
+                ("accel", accelerator.as_ref().map(text)),
+                ("boot_timeout_seconds", Some(number(boot_timeout.as_secs()))),
+            ],
+        ),
+        (
+            "limits",
+            vec![
+                ("overcommit_cpus", Some(Value::Float(overcommit.cpus))),
+                ("overcommit_memory", Some(Value::Float(overcommit.memory))),
+                ("overcommit_disk", Some(Value::Float(overcommit.disk))),
+                (
+                    "reserved_memory",
+                    Some(text(&format!("{}m", reserved_memory.0))),
+                ),
+                ("pids_per_vm", Some(number(*pids))),
+            ],
+        ),
+        (
+            "logs",
+            vec![
+                (
+                    "max_bytes_per_job",
+                    Some(text(&format!("{}m", max_bytes >> 20))),
+                ),
+                ("max_segments", Some(number(*segments))),
+            ],
+        ),
+        (
+            "images",
+            vec![
+                ("mirrors", Some(Value::Table(mirrors.collect()))),
+                ("plain_http", Some(texts(plain_http))),
+                ("max_unpacked", Some(text(&format!("{}m", max_unpacked.0)))),
+                ("docker_config", docker_config.as_ref().map(path)),
+                (
+                    "certificates",
+                    Some(Value::Array(certificates.iter().map(path).collect())),
+                ),
+                ("account_registries", Some(texts(account_registries))),
+            ],
+        ),
+        ("retention", vec![("events", Some(number(*events)))]),
+    ];
+    let section = |(name, keys): (&str, Vec<(&str, Option<Value>)>)| {
+        let keys = keys.into_iter();
+        let keys = keys.filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        (name.to_owned(), Value::Table(keys.collect()))
+    };
+    sections.into_iter().map(section).collect()
+}
+
+fn text(value: &impl ToString) -> Value {
+    Value::String(value.to_string())
+}
+
+fn texts(values: &[String]) -> Value {
+    Value::Array(values.iter().map(text).collect())
+}
+
+fn number(value: impl TryInto<i64>) -> Value {
+    // All limits of the configuration are far below that.
+    Value::Integer(value.try_into().unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let all = r#"
+            [node]
+            root = "/srv/aleph"
+            [api]
+            socket = "/run/a.sock"
+            listen = "0.0.0.0:7400"
+            tls_cert = "/etc/c.pem"
+            tls_key = "/etc/k.pem"
+            drain_seconds = 3
+            [executor]
+            accel = "tcg"
+            [limits]
+            overcommit_cpus = 2
+            reserved_memory = "1g"
+            [logs]
+            max_bytes_per_job = "20m"
+            [images]
+            mirrors = { "docker.io" = ["http://127.0.0.1:5000"] }
+            plain_http = ["registry.local:5000"]
+            docker_config = "/etc/aleph/docker.json"
+            certificates = ["/etc/aleph/registry.pem"]
+            account_registries = ["docker.io"]
+        "#;
+        for config in ["", all].map(|text| Config::check(text).unwrap()) {
+            let shown = toml::to_string(&config.table()).unwrap();
+            assert_eq!(Config::check(&shown), Ok(config), "{shown}");
+        }
+    }
+}

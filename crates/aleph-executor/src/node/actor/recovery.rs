@@ -1,0 +1,88 @@
+//! What an earlier process left, and what is gone on with.
+
+use super::{Actor, Phase};
+use crate::journal::Desired;
+use crate::node::inner::log_journal;
+use crate::node::recover;
+use crate::node::supervision::End;
+use crate::place::Place;
+use aleph_types::{JobState, Timestamp, VmId};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+impl Actor {
+    /// Goes on with what an earlier process left.
+    pub(super) async fn recover(&mut self, place: Option<Result<Place, VmId>>) {
+        let recovered = recover::recover(self, place).await;
+        match recovered {
+            recover::Found::Vm(vm, tasks) => {
+                self.goes_live(vm, tasks);
+                let stopping = self.record.job.state == JobState::Stopping;
+                match (self.record.desired, &mut self.phase) {
+                    (Desired::Stop, _) => self.end(None, None).await,
+                    (Desired::Run, _) if stopping => self.end(None, None).await,
+                    (Desired::Destroy, Phase::Live(run)) => run.kill(),
+                    _ => {}
+                }
+            }
+            recover::Found::Held(vm) => {
+                self.record.job.state = JobState::Unknown;
+                self.record.job.reason = Some("another process holds its VM".into());
+                self.entry.publish(&self.record);
+                self.phase = Phase::Held(vm);
+            }
+            recover::Found::Unbegun(removed) => self.begin_anew(removed).await,
+            recover::Found::Gone(outcome, removed) => self.removed(outcome, removed).await,
+            recover::Found::NoVm => self.go_on().await,
+        }
+    }
+
+    /// A start that an earlier process only just began goes back to its beginning.
+    pub(super) async fn begin_anew(&mut self, removed: Result<(), String>) {
+        let vm = self.record.job.vm;
+        let job = &mut self.record.job;
+        (job.vm, job.state) = (None, JobState::Preparing);
+        job.generation += 1;
+        self.record.run = None;
+        if let (Some(vm), Ok(())) = (vm, removed) {
+            let record = Some(self.record.clone());
+            if let Err(error) = self.inner.journal.forget_vm(vm, record, None).await {
+                log_journal(&error);
+            }
+        }
+        self.entry.publish(&self.record);
+        self.go_on().await;
+    }
+
+    /// A record without a VM: what it was about to do is done.
+    pub(super) async fn go_on(&mut self) {
+        match (self.record.job.state, self.record.desired) {
+            (_, Desired::Destroy) => self.remove_or_tell().await,
+            (JobState::Preparing, Desired::Stop) => self.rest(End::Stopped, None).await,
+            (JobState::Preparing, _) => self.prepare(),
+            (JobState::Restarting, _) => {
+                let left = self.record.restart_at.map_or(Duration::ZERO, |at| {
+                    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+                });
+                self.phase = Phase::Waiting(Instant::now() + left);
+            }
+            // Its policy starts it with its node.
+            (state, _) if state.is_over() => {
+                if let Err(error) = self.begin().await {
+                    self.fail(&error.to_string()).await;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) async fn look(&mut self) {
+        let Phase::Held(vm) = self.phase else { return };
+        let inner = Arc::clone(&self.inner);
+        let place = Place::orphan(&inner.config.paths, inner.executor.cgroups(), vm);
+        if let Ok(Some(place)) = place {
+            self.phase = Phase::Idle;
+            Box::pin(self.recover(Some(Ok(place)))).await;
+        }
+    }
+}
