@@ -6,7 +6,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Message, client};
+use tokio_tungstenite::tungstenite::handshake::HandshakeError;
+use tokio_tungstenite::tungstenite::{
+    ClientHandshake, ClientRequestBuilder, Error, Message, client,
+};
 
 /// What only a hang exceeds.
 pub(super) const LIMIT: Duration = Duration::from_secs(180);
@@ -100,7 +103,7 @@ impl Client {
         let began = Instant::now();
         let uri = format!("ws://localhost/v1/jobs/{job}/exec").parse()?;
         let (mut session, _) = client(ClientRequestBuilder::new(uri), connect(&self.socket)?)
-            .map_err(|error| anyhow::anyhow!("exec in {job}: {error}"))?;
+            .map_err(|error| anyhow::anyhow!("exec in {job}: {}", refusal(error)))?;
         session.send(Message::text(json!({"command": ["true"]}).to_string()))?;
         loop {
             match session.read()? {
@@ -118,6 +121,17 @@ impl Client {
                 other => bail!("exec in {job}: {other:?}"),
             }
         }
+    }
+}
+
+/// What the daemon says where there is no session.
+fn refusal(error: HandshakeError<ClientHandshake<UnixStream>>) -> String {
+    match error {
+        HandshakeError::Failure(Error::Http(answer)) => {
+            let body = answer.body().as_deref().unwrap_or_default();
+            format!("{}: {}", answer.status(), String::from_utf8_lossy(body))
+        }
+        other => other.to_string(),
     }
 }
 
