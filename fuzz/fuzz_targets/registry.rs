@@ -15,7 +15,9 @@ fuzz_target!(|bytes: &[u8]| {
         let printed = reference.to_string();
         assert_eq!(printed.parse().as_ref(), Ok(&reference));
         // A tag may end in dots; what may not be is a part of a path that climbs.
-        let climbs = printed.split('/').any(|part| part == ".." || part.is_empty());
+        let climbs = printed
+            .split('/')
+            .any(|part| part == ".." || part.is_empty());
         assert!(!climbs && !printed.starts_with('/'));
     }
 });
