@@ -1,6 +1,7 @@
 //! `make bench`: every figure beside its limit or its peer, measured in the same run.
 //!
-//! Prints a table and writes `bench/results.json`. Samples of a figure and of its reference are
+//! Prints a table and puts each group's rows into `bench/results.json`, where those of the groups
+//! that did not run stay. Samples of a figure and of its reference are
 //! taken in turn, so that a host whose speed drifts slows both. It exits 0 whatever holds.
 
 mod boot;
@@ -8,10 +9,12 @@ mod by_hand;
 mod exec;
 mod image;
 mod node;
+mod results;
 mod row;
 mod size;
 
 use anyhow::{Context, Result, bail};
+use results::Results;
 use row::Row;
 use std::path::{Path, PathBuf};
 
@@ -52,18 +55,20 @@ fn main() -> Result<()> {
             .enable_all()
             .build()?,
     };
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("results.json");
+    let mut results = Results::read(&file)?;
     let mut rows = Vec::new();
     for (name, group) in GROUPS {
         if only.as_deref().is_none_or(|only| only == name) {
             eprintln!("measuring {name}");
-            rows.extend(group(&bench).with_context(|| format!("group {name}"))?);
+            let measured = group(&bench).with_context(|| format!("group {name}"))?;
+            // Written at once, so that a later group that fails does not cost the others'.
+            results.replace(name, &measured)?;
+            results.write(&file)?;
+            rows.extend(measured);
         }
     }
     println!("{}", row::table(&rows));
-    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("results.json");
-    let mut json = serde_json::to_string_pretty(&rows)?;
-    json.push('\n');
-    std::fs::write(&results, json)?;
     println!("written to bench/results.json");
     Ok(())
 }

@@ -38,6 +38,7 @@ pub(super) fn fleet(bench: &Bench) -> Result<Vec<Row>> {
         Ok(text) => text.parse().context("ALEPH_BENCH_VMS is no number")?,
         Err(_) => VMS,
     };
+    ensure!(count > 0, "ALEPH_BENCH_VMS is 0");
     let daemon = Daemon::start(&bench.aleph)?;
     let mut fleet = Fleet {
         daemon,

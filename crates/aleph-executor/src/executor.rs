@@ -2,7 +2,7 @@
 //! VMs.
 
 use crate::accel::{self, Accelerator, Device};
-use crate::capacity::{self, Shortage};
+use crate::capacity::{self, Capacity, Shortage};
 use crate::cgroup::CgroupTree;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
@@ -248,7 +248,7 @@ impl Executor {
         if job.command.is_empty() {
             return Err(InvalidJob::NoCommand.into());
         }
-        self.admit(job)?;
+        self.admit(job, &self.capacity()?)?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let setup = setup(id, job, boot.filesystem.clone(), true);
         Ok(self.begin(place, job, boot, (setup, Keep::No)))
@@ -267,13 +267,17 @@ impl Executor {
         Ok(self.begin(place, job, boot, (setup, keep)))
     }
 
-    /// Checks that the host has now what a job asks for, and the VMM that it needs.
-    pub(crate) fn admit(&self, job: &JobSpec) -> Result<(), ExecutorError> {
-        let host = host::capacity(self.paths.state()).map_err(|source| ExecutorError::Host {
+    /// What the host has now.
+    pub(crate) fn capacity(&self) -> Result<Capacity, ExecutorError> {
+        host::capacity(self.paths.state()).map_err(|source| ExecutorError::Host {
             what: "read what the host has".into(),
             source,
-        })?;
-        capacity::admit(&job.resources, &host)?;
+        })
+    }
+
+    /// Checks that the host has what a job asks for, and the VMM that it needs.
+    pub(crate) fn admit(&self, job: &JobSpec, host: &Capacity) -> Result<(), ExecutorError> {
+        capacity::admit(&job.resources, host)?;
         Ok(self.driver.check()?)
     }
 

@@ -4,8 +4,8 @@ use super::entry::{Entry, Table, lock};
 use super::ledger::{Ledger, allocatable};
 use super::lookup::Turns;
 use super::{Images, NodeConfig, NodeError};
-use crate::executor::{Executor, ExecutorError};
-use crate::host;
+use crate::capacity::Capacity;
+use crate::executor::Executor;
 use crate::journal::{Journal, JournalError};
 use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp};
 use std::fs::File;
@@ -54,22 +54,16 @@ impl Inner {
         self.config.paths.state().join("logs").join(&name[2..])
     }
 
-    pub(super) fn allocatable(&self) -> Result<NodeResources, ExecutorError> {
-        let host =
-            host::capacity(self.config.paths.state()).map_err(|source| ExecutorError::Host {
-                what: "read what the host has".into(),
-                source,
-            })?;
-        let (ratio, reserved) = (self.config.overcommit, self.config.reserved_memory);
-        Ok(allocatable(&host, ratio, reserved))
+    pub(super) fn allocatable(&self, host: &Capacity) -> NodeResources {
+        allocatable(host, self.config.overcommit, self.config.reserved_memory)
     }
 
     /// Gives a job its share of the host, or says what is missing.
     pub(super) fn give(&self, id: JobId, spec: &JobSpec) -> Result<(), NodeError> {
-        self.executor.admit(spec)?;
-        let there = self.allocatable()?;
+        let host = self.executor.capacity()?;
+        self.executor.admit(spec, &host)?;
         lock(&self.ledger)
-            .give(id, &spec.resources, &there)
+            .give(id, &spec.resources, &self.allocatable(&host))
             .map_err(|shortage| NodeError::Executor(shortage.into()))
     }
 

@@ -2,7 +2,6 @@
 
 use super::entry::{Entry, lock};
 use super::{Node, NodeError, Scope};
-use crate::host;
 use crate::process::Identity;
 use aleph_types::{JobId, JobState, JobStats, NodeInfo, NodeResources};
 use std::fs;
@@ -19,13 +18,7 @@ impl Node {
     /// Where the host cannot be read.
     pub fn info(&self) -> Result<NodeInfo, NodeError> {
         let inner = &self.inner;
-        let state = inner.config.paths.state();
-        let host = host::capacity(state).map_err(|source| {
-            NodeError::Executor(crate::executor::ExecutorError::Host {
-                what: "read what the host has".into(),
-                source,
-            })
-        })?;
+        let host = inner.executor.capacity()?;
         let read = |path: &str| {
             fs::read_to_string(path)
                 .unwrap_or_default()
@@ -47,7 +40,7 @@ impl Node {
                 memory: host.memory,
                 disk: host.disk,
             },
-            allocatable: inner.allocatable()?,
+            allocatable: inner.allocatable(&host),
             allocated: lock(&inner.ledger).total(),
             jobs,
             uptime_seconds: inner.began.elapsed().as_secs(),
