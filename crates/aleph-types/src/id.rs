@@ -154,6 +154,12 @@ impl VmId {
         }
     }
 
+    /// Its bits.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
     /// The user and group id under which this VM's VMM runs.
     #[must_use]
     pub const fn uid(self) -> u32 {

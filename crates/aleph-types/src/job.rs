@@ -1,6 +1,8 @@
 //! What a user asked to run.
 
-use crate::{Classify, ErrorClass, HealthCheck, MiB, Resources, RestartPolicy};
+use crate::{
+    Classify, ErrorClass, HealthCheck, InvalidNetwork, MiB, NetworkSpec, Resources, RestartPolicy,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -98,6 +100,9 @@ pub struct JobSpec {
     /// When the image is fetched from its registry.
     #[serde(default)]
     pub pull: PullPolicy,
+    /// How the guest is connected.
+    #[serde(default, skip_serializing_if = "NetworkSpec::is_default")]
+    pub network: NetworkSpec,
 }
 
 fn default_grace() -> u32 {
@@ -207,6 +212,9 @@ pub enum InvalidJob {
         /// How much there may be.
         most: usize,
     },
+    /// A network that no node could make.
+    #[error(transparent)]
+    Network(#[from] InvalidNetwork),
 }
 
 impl Classify for InvalidJob {
@@ -221,6 +229,7 @@ impl Classify for InvalidJob {
             Self::LittleMemory { .. } => "little_memory",
             Self::BadText { .. } => "bad_text",
             Self::TooMuch { .. } => "too_much",
+            Self::Network(_) => "bad_network",
         }
     }
 
@@ -231,6 +240,7 @@ impl Classify for InvalidJob {
             Self::LittleMemory { least, .. } => format!("Ask for {}m or more with -m.", least.0),
             Self::BadText { field, .. } => format!("Mend {field}."),
             Self::TooMuch { field, most, .. } => format!("Keep {field} within {most}."),
+            Self::Network(network) => network.advice(),
         })
     }
 }
@@ -279,6 +289,7 @@ impl JobSpec {
             auto_destroy: false,
             stop_grace_seconds: default_grace(),
             pull: PullPolicy::Missing,
+            network: NetworkSpec::default(),
         }
     }
 
@@ -378,6 +389,7 @@ impl JobSpec {
                 return bad("labels", key);
             }
         }
+        self.network.check()?;
         self.validate_limits()
     }
 

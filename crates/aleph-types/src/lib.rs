@@ -13,6 +13,7 @@
 //! | [`Resources`] | what one VM may use |
 //! | [`JobSpec`] | what a user asked to run |
 //! | [`RestartPolicy`], [`HealthCheck`] | when it starts again, and how to tell that it works |
+//! | [`NetworkSpec`], [`VmNetwork`] | what it asks of the network, and what its VM got |
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
 //! | [`Problem`] | an error as a client gets it |
 //! | [`ExitStatus`] | how a command ended |
@@ -23,6 +24,7 @@ mod exit;
 mod health;
 mod id;
 mod job;
+mod network;
 mod node;
 mod resources;
 mod restart;
@@ -35,6 +37,10 @@ pub use health::{Health, HealthCheck, Probe};
 pub use id::{Incarnation, JobId, NodeId, ParseIdError, VmId};
 pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
+};
+pub use network::{
+    Egress, ForwardedPort, InvalidNetwork, Ipv4Network, MAX_PORTS, NetworkMode, NetworkSpec,
+    PortForward, PortRange, Protocol, VmNetwork,
 };
 pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;

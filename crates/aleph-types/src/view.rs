@@ -1,6 +1,6 @@
 //! What a node tells about its jobs.
 
-use crate::{ExitStatus, Health, Incarnation, JobId, JobSpec, VmId};
+use crate::{ExitStatus, Health, Incarnation, JobId, JobSpec, VmId, VmNetwork};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -149,6 +149,9 @@ pub struct Job {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub vm: Option<VmId>,
+    /// How that VM is connected, where it has a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<VmNetwork>,
     /// The hypervisor that runs it, such as `qemu/tcg`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,

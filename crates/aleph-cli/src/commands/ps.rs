@@ -255,6 +255,7 @@ mod tests {
             driver: None,
             image_digest: None,
             guest_boot_id: None,
+            network: None,
             created_at: Timestamp::from_second(1_000_000).unwrap(),
             started_at: Some(Timestamp::from_second(1_000_010).unwrap()),
             finished_at: None,

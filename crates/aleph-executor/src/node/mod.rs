@@ -317,6 +317,7 @@ impl Node {
                 driver: Some(self.inner.executor.driver().name()),
                 image_digest: None,
                 guest_boot_id: None,
+                network: None,
                 created_at: Timestamp::now(),
                 started_at: None,
                 finished_at: None,

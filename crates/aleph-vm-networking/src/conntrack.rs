@@ -1,0 +1,129 @@
+//! Connections that the kernel follows.
+//!
+//! A flow keeps going where its first packet went, whatever the rules say later: a UDP client that
+//! sends all the time would be steered to a released address for ever, and one that spoke to a
+//! port before it was forwarded would never reach the guest. So a VM's flows are forgotten when
+//! its network comes and when it goes.
+
+use netlink_bindings::conntrack::{self, Nfgenmsg};
+use netlink_bindings::nftables;
+use netlink_bindings::utils::Pusher;
+use netlink_socket2::NetlinkSocket;
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// A connection to the kernel's table, in the network namespace of the thread that made it.
+pub struct Connections {
+    socket: NetlinkSocket,
+}
+
+/// Flows to forget.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flows {
+    /// Those with one of these addresses at any end, translated or not.
+    pub addresses: HashSet<Ipv4Addr>,
+    /// Those to one of these ports, by the number of the transport.
+    pub ports: HashSet<(u8, u16)>,
+}
+
+const INET: u8 = 2;
+/// Subsystem 1 (conntrack), message 2 (delete).
+const DELETE: u16 = 0x0102;
+/// `CTA_TUPLE_ORIG`, nested.
+const TUPLE_ORIGINAL: u16 = 0x8001;
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Connections {
+    /// A connection; it is made at the first request.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            socket: NetlinkSocket::new(),
+        }
+    }
+
+    /// Forgets flows, and says how many there were.
+    ///
+    /// # Errors
+    /// The kernel's. Flows that ended in the meantime are none.
+    pub fn forget(&mut self, flows: &Flows) -> io::Result<usize> {
+        if flows.addresses.is_empty() && flows.ports.is_empty() {
+            return Ok(0);
+        }
+        let tuples = self.matching(flows)?;
+        let mut forgotten = 0;
+        for tuple in &tuples {
+            let mut header = nftables::Nfgenmsg::new();
+            header.nfgen_family = INET;
+            let mut request = nftables::Request::new().op_do(DELETE, &header);
+            let mut encoder = request.encode();
+            let buffer = encoder.as_vec_mut();
+            let length = u16::try_from(tuple.len() + 4).map_err(io::Error::other)?;
+            buffer.extend(length.to_ne_bytes());
+            buffer.extend(TUPLE_ORIGINAL.to_ne_bytes());
+            buffer.extend(tuple);
+            drop(encoder);
+            match self.socket.request(&request)?.recv_ack() {
+                Ok(()) => forgotten += 1,
+                Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// The first direction of each flow that matches, as the kernel wrote it.
+    fn matching(&mut self, flows: &Flows) -> io::Result<Vec<Vec<u8>>> {
+        let mut header = Nfgenmsg::new();
+        header.nfgen_family = INET;
+        let request = conntrack::Request::new().op_get_dump(&header);
+        let mut replies = self.socket.request(&request)?;
+        let mut found = Vec::new();
+        while let Some(reply) = replies.recv() {
+            let (_, attributes) = reply?;
+            let (Ok(original), Ok(answer)) =
+                (attributes.get_tuple_orig(), attributes.get_tuple_reply())
+            else {
+                continue;
+            };
+            let has_address = ends(&original)
+                .into_iter()
+                .chain(ends(&answer))
+                .flatten()
+                .any(|end| flows.addresses.contains(&end));
+            let to_port = port(&original).is_some_and(|port| flows.ports.contains(&port));
+            if has_address || to_port {
+                found.push(original.get_buf().to_vec());
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn ends(tuple: &conntrack::IterableTupleAttrs<'_>) -> [Option<Ipv4Addr>; 2] {
+    let v4 = |address: Option<IpAddr>| match address {
+        Some(IpAddr::V4(address)) => Some(address),
+        _ => None,
+    };
+    match tuple.get_tuple_ip() {
+        Ok(ip) => [
+            v4(ip.get_ip_v4_src().ok().map(Into::into)),
+            v4(ip.get_ip_v4_dst().ok().map(Into::into)),
+        ],
+        Err(_) => [None, None],
+    }
+}
+
+fn port(tuple: &conntrack::IterableTupleAttrs<'_>) -> Option<(u8, u16)> {
+    let proto = tuple.get_tuple_proto().ok()?;
+    Some((
+        proto.get_proto_num().ok()?,
+        proto.get_proto_dst_port().ok()?,
+    ))
+}

@@ -1,0 +1,116 @@
+//! What goes wrong with a VM's network.
+
+use crate::pool::PoolError;
+use crate::port::PortTaken;
+use aleph_types::{Classify, ErrorClass, Ipv4Network};
+use std::io;
+
+/// A network that was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// There is no address for it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// A port that it was to have has another owner.
+    #[error(transparent)]
+    Port(#[from] PortTaken),
+    /// The host reaches something else at the pool's addresses.
+    #[error("the pool {pool} overlaps {route}, which this host reaches through {device}")]
+    Overlap {
+        /// The node's pool.
+        pool: Ipv4Network,
+        /// Where the host has a route to.
+        route: Ipv4Network,
+        /// By which device.
+        device: String,
+    },
+    /// The kernel does not let us.
+    #[error("this process may not {what}: it lacks CAP_NET_ADMIN")]
+    Forbidden {
+        /// What was to be done.
+        what: String,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// The kernel, or this host, lacks something.
+    #[error("this host cannot {what}")]
+    Unsupported {
+        /// What was to be done.
+        what: String,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot {what}")]
+    Host {
+        /// What was to be done.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl NetworkError {
+    /// An error of the kernel's at an attempt to do `what`.
+    pub(crate) fn at(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| {
+            let what = what.into();
+            match source.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => Self::Forbidden { what, source },
+                Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+                    Self::Unsupported { what, source }
+                }
+                _ => Self::Host { what, source },
+            }
+        }
+    }
+}
+
+impl Classify for NetworkError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Pool(PoolError::Exhausted { .. }) => ErrorClass::Capacity,
+            Self::Port(_) => ErrorClass::Conflict,
+            Self::Pool(PoolError::Small(_)) | Self::Overlap { .. } => ErrorClass::Invalid,
+            Self::Forbidden { .. } | Self::Unsupported { .. } | Self::Host { .. } => {
+                ErrorClass::Unavailable
+            }
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Pool(PoolError::Exhausted { .. }) => "no_address",
+            Self::Pool(PoolError::Small(_)) => "small_pool",
+            Self::Port(_) => "port_taken",
+            Self::Overlap { .. } => "pool_overlaps",
+            Self::Forbidden { .. } => "no_net_admin",
+            Self::Unsupported { .. } => "no_nf_tables",
+            Self::Host { .. } => "network",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        Some(match self {
+            Self::Pool(PoolError::Exhausted { .. }) => {
+                "Stop a job, wait for the cool-down, or give the node a larger pool (network.pool)."
+                    .into()
+            }
+            Self::Pool(PoolError::Small(_)) => {
+                "Give the node a pool of /30 or larger, such as 10.0.0.0/16 (network.pool).".into()
+            }
+            Self::Port(_) => "Choose another port, or leave it out and let the node pick.".into(),
+            Self::Overlap { .. } => {
+                "Give the node a pool that nothing else uses (network.pool).".into()
+            }
+            Self::Forbidden { .. } => {
+                "Run the node as root or with CAP_NET_ADMIN, or with network.enabled = false."
+                    .into()
+            }
+            Self::Unsupported { .. } => {
+                "Load nf_tables, nft_nat, nft_fib and tun, or set network.enabled = false.".into()
+            }
+            Self::Host { .. } => "See aleph doctor.".into(),
+        })
+    }
+}

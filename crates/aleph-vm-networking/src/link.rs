@@ -1,0 +1,309 @@
+//! Links, addresses and routes, over rtnetlink.
+//!
+//! A TAP is set up in one round trip: everything about the link in one message, its address and
+//! the guest's neighbour entry in two more. Forwarding and the routing of loopback addresses are
+//! switched on for the TAP alone, in that same message, and never for the host as a whole.
+
+use crate::mac::Mac;
+use aleph_types::Ipv4Network;
+use netlink_bindings::{rt_addr, rt_link, rt_neigh, rt_route};
+use netlink_socket2::NetlinkSocket;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// A connection to the kernel's links, in the network namespace in which it was made.
+pub struct Links {
+    socket: NetlinkSocket,
+}
+
+/// How a TAP is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Cable<'a> {
+    /// The TAP.
+    pub name: &'a str,
+    /// The group of links that it joins.
+    pub group: u32,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// The host's address on it, of a /30.
+    pub host: Ipv4Addr,
+    /// The guest's address.
+    pub guest: Ipv4Addr,
+    /// The guest's hardware address.
+    pub guest_mac: Mac,
+}
+
+/// What went through a link, as the kernel counts it: received is what came from the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkCounters {
+    /// Bytes that came from it.
+    pub rx_bytes: u64,
+    /// Packets that came from it.
+    pub rx_packets: u64,
+    /// Bytes that went to it.
+    pub tx_bytes: u64,
+    /// Packets that went to it.
+    pub tx_packets: u64,
+    /// Packets to it that were dropped, because the guest did not take them.
+    pub tx_dropped: u64,
+}
+
+/// A link as a dump shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its group.
+    pub group: u32,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// What went through.
+    pub counters: LinkCounters,
+}
+
+/// Where the host sends packets for a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Which network; all of it for a default route.
+    pub to: Ipv4Network,
+    /// The number of the link.
+    pub link: u32,
+}
+
+// From linux/ip.h: numbers of the per-link settings of IPv4.
+const FORWARDING: u16 = 1;
+const ROUTE_LOCALNET: u16 = 26;
+
+impl Default for Links {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Links {
+    /// A connection. It is made at the first request, in the namespace of its thread.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            socket: NetlinkSocket::new(),
+        }
+    }
+
+    /// Sets a TAP up, and takes it up. Can be done again. Gives its number.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_up(&mut self, cable: &Cable<'_>) -> io::Result<u32> {
+        let up = u32::try_from(libc::IFF_UP).unwrap_or(1);
+        let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
+            ifi_flags: up,
+            ifi_change: up,
+            ..Default::default()
+        });
+        request
+            .encode()
+            .push_ifname_bytes(cable.name.as_bytes())
+            .push_mtu(cable.mtu)
+            .push_group(cable.group)
+            .push_address(&Mac::HOST.0)
+            .nested_af_spec()
+            .nested_inet()
+            .push_conf(&settings(&[(FORWARDING, 1), (ROUTE_LOCALNET, 1)]))
+            .end_nested()
+            .end_nested();
+        self.socket
+            .request(&request)?
+            .recv_ack()
+            .map_err(io::Error::from)?;
+        let index = self.index(cable.name)?.ok_or(io::ErrorKind::NotFound)?;
+        self.add_address(index, cable.host)?;
+        self.add_neighbour(index, cable.guest, cable.guest_mac)?;
+        Ok(index)
+    }
+
+    fn add_address(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
+        let mut request = rt_addr::Request::new()
+            .set_create()
+            .set_replace()
+            .op_newaddr_do(&rt_addr::Ifaddrmsg {
+                ifa_family: INET,
+                ifa_prefixlen: 30,
+                ifa_index: link,
+                ..Default::default()
+            });
+        request
+            .encode()
+            .push_local(IpAddr::V4(address))
+            .push_address(IpAddr::V4(address));
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// The guest is known beforehand: no ARP is needed, and none can lie.
+    fn add_neighbour(&mut self, link: u32, address: Ipv4Addr, mac: Mac) -> io::Result<()> {
+        const PERMANENT: u16 = 0x80;
+        let mut request = rt_neigh::Request::new()
+            .set_create()
+            .set_replace()
+            .op_newneigh_do(&rt_neigh::Ndmsg {
+                ndm_family: INET,
+                ndm_ifindex: i32::try_from(link).unwrap_or(0),
+                ndm_state: PERMANENT,
+                ..Default::default()
+            });
+        request
+            .encode()
+            .push_dst(IpAddr::V4(address))
+            .push_lladdr(&mac.0);
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// Takes a link down and into another group, to be deleted with it. One that is gone is no
+    /// error.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn retire(&mut self, name: &str, group: u32) -> io::Result<()> {
+        let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
+            ifi_change: u32::try_from(libc::IFF_UP).unwrap_or(1),
+            ..Default::default()
+        });
+        request
+            .encode()
+            .push_ifname_bytes(name.as_bytes())
+            .push_group(group);
+        let done = self.socket.request(&request)?.recv_ack();
+        unless_gone(done.map_err(io::Error::from))
+    }
+
+    /// Deletes all links of a group at once.
+    ///
+    /// # Errors
+    /// The kernel's; an empty group is none.
+    pub fn delete_group(&mut self, group: u32) -> io::Result<()> {
+        let mut request = rt_link::Request::new().op_dellink_do(&rt_link::Ifinfomsg::default());
+        request.encode().push_group(group);
+        let done = self.socket.request(&request)?.recv_ack();
+        unless_gone(done.map_err(io::Error::from))
+    }
+
+    /// All links, in one dump.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn all(&mut self) -> io::Result<Vec<Link>> {
+        let request = rt_link::Request::new().op_getlink_dump(&rt_link::Ifinfomsg::default());
+        let mut replies = self.socket.request(&request)?;
+        let mut links = Vec::new();
+        while let Some(reply) = replies.recv() {
+            let (header, attributes) = reply?;
+            links.push(link(&header, &attributes)?);
+        }
+        Ok(links)
+    }
+
+    /// A link's number; `None` where there is none of this name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn index(&mut self, name: &str) -> io::Result<Option<u32>> {
+        let mut request = rt_link::Request::new().op_getlink_do(&rt_link::Ifinfomsg::default());
+        request.encode().push_ifname_bytes(name.as_bytes());
+        let mut reply = self.socket.request(&request)?;
+        match reply.recv_one() {
+            Ok((header, _)) => Ok(u32::try_from(header.ifi_index).ok()),
+            Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The routes of the main table.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn routes(&mut self) -> io::Result<Vec<Route>> {
+        let request = rt_route::Request::new().op_getroute_dump(&rt_route::Rtmsg {
+            rtm_family: INET,
+            ..Default::default()
+        });
+        let mut replies = self.socket.request(&request)?;
+        let mut routes = Vec::new();
+        while let Some(reply) = replies.recv() {
+            let (header, attributes) = reply?;
+            if header.rtm_table != libc::RT_TABLE_MAIN {
+                continue;
+            }
+            let to = match attributes.get_dst() {
+                Ok(IpAddr::V4(to)) => to,
+                _ => Ipv4Addr::UNSPECIFIED,
+            };
+            let Some(to) = Ipv4Network::new(to, header.rtm_dst_len) else {
+                continue;
+            };
+            if let Ok(link) = attributes.get_oif() {
+                routes.push(Route { to, link });
+            }
+        }
+        Ok(routes)
+    }
+
+    /// Counters of all links of a group, by name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn counters(&mut self, group: u32) -> io::Result<HashMap<String, LinkCounters>> {
+        let links = self.all()?.into_iter();
+        let ours = links.filter(|link| link.group == group);
+        Ok(ours.map(|link| (link.name, link.counters)).collect())
+    }
+}
+
+const INET: u8 = 2;
+
+fn link(
+    header: &rt_link::Ifinfomsg,
+    attributes: &rt_link::IterableLinkAttrs<'_>,
+) -> io::Result<Link> {
+    let unread = |error| io::Error::other(format!("a link without its parts: {error:?}"));
+    let counters = attributes.get_stats64().map_or_else(
+        |_| LinkCounters::default(),
+        |stats| LinkCounters {
+            rx_bytes: stats.rx_bytes,
+            rx_packets: stats.rx_packets,
+            tx_bytes: stats.tx_bytes,
+            tx_packets: stats.tx_packets,
+            tx_dropped: stats.tx_dropped,
+        },
+    );
+    Ok(Link {
+        index: u32::try_from(header.ifi_index).unwrap_or(0),
+        name: attributes
+            .get_ifname()
+            .map_err(unread)?
+            .to_string_lossy()
+            .into_owned(),
+        group: attributes.get_group().unwrap_or(0),
+        mtu: attributes.get_mtu().unwrap_or(0),
+        counters,
+    })
+}
+
+/// `IFLA_INET_CONF`: each setting is an attribute with its number as type.
+fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (number, value) in settings {
+        bytes.extend(8_u16.to_ne_bytes());
+        bytes.extend(number.to_ne_bytes());
+        bytes.extend(value.to_ne_bytes());
+    }
+    bytes
+}
+
+fn unless_gone(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        done => done,
+    }
+}

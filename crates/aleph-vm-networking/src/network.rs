@@ -1,0 +1,725 @@
+//! The networks of all VMs of one node.
+//!
+//! A VM's network has two halves. Its [claim](Network::claim) is an address and ports, in memory
+//! alone: the owner journals it before anything is made. Its attachment is a TAP and elements of
+//! the rules. Everything here blocks for a fraction of a millisecond.
+
+use crate::NetworkError;
+use crate::conntrack::{Connections, Flows};
+use crate::forwarding::Forwarding;
+use crate::forwards::{Forward, Forwards};
+use crate::link::{Cable, Link, LinkCounters, Links};
+use crate::mac::Mac;
+use crate::nft::{Change, Rules};
+use crate::pool::{Pool, Slot};
+use crate::port::{HeldPort, PortTaken};
+use crate::ruleset::{Base, DropReason, Element, VmRules, elements, uplink};
+use crate::tap::Tap;
+use aleph_types::{Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, VmId, VmNetwork};
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How a node connects its VMs.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// The node's name on this host, from which its tables and its links' group are named.
+    pub name: String,
+    /// Where addresses come from.
+    pub pool: Ipv4Network,
+    /// How long an address rests before its next owner.
+    pub cool_down: Duration,
+    /// Connections that one VM may have open.
+    pub connections: u32,
+    /// The node's runtime folder.
+    pub run: PathBuf,
+}
+
+/// What a VM was given, as its owner keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Its /30 in the pool.
+    pub slot: u32,
+    /// The ports that lead to it.
+    pub ports: Vec<ForwardedPort>,
+    /// Its private network: the account and the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private: Option<(String, String)>,
+    /// Where it may connect to.
+    #[serde(default)]
+    pub egress: Egress,
+}
+
+/// A network that a VMM can use.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The open TAP.
+    pub tap: Tap,
+    /// The guest's hardware address.
+    pub mac: Mac,
+    /// Largest packet, in bytes.
+    pub mtu: u16,
+    /// What it is.
+    pub network: VmNetwork,
+}
+
+/// What went through a VM's network, and what did not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// What went through: received is what came from the guest.
+    pub link: LinkCounters,
+    /// Packets that were dropped.
+    pub drops: Vec<(DropReason, u64)>,
+}
+
+/// The networks of all VMs of one node.
+pub struct Network {
+    state: Mutex<State>,
+}
+
+struct Vm {
+    claim: Claim,
+    /// For errors that name it.
+    job: String,
+    _held: Vec<HeldPort>,
+    attached: bool,
+}
+
+struct State {
+    group: u32,
+    pool: Pool,
+    forwards: Forwards,
+    vms: HashMap<VmId, Vm>,
+    /// Numbers of private networks, by account and name.
+    private: HashMap<(String, String), u32>,
+    rules: Rules,
+    links: Links,
+    connections: Connections,
+    forwarding: Forwarding,
+    uplinks: Vec<Element>,
+    mtu: u32,
+    /// TAPs that wait for their removal, and flows to forget with them.
+    retired: usize,
+    gone: HashSet<String>,
+    flows: Flows,
+}
+
+/// The name of a VM's TAP.
+#[must_use]
+pub fn tap_name(vm: VmId) -> String {
+    format!("tap-{vm}")
+}
+
+impl Network {
+    /// The network of a node whose VMs have these claims, and none of which is attached yet. The
+    /// rules are written; TAPs that have no VM any more are left for [`Network::sweep`].
+    ///
+    /// # Errors
+    /// Where the pool is too small or overlaps a route, or the kernel refuses.
+    pub fn open(
+        config: NetworkConfig,
+        claims: Vec<(VmId, String, Claim)>,
+    ) -> Result<Self, NetworkError> {
+        let group = group_of(&config.name);
+        let last = claims.iter().map(|(_, _, claim)| Slot(claim.slot)).max();
+        let pool = Pool::new(config.pool, config.cool_down, last)?;
+        let mut links = Links::new();
+        let there = links.all().map_err(NetworkError::at("list the links"))?;
+        let routes = links
+            .routes()
+            .map_err(NetworkError::at("list the routes"))?;
+        refuse_overlap(&config, group, &there, &routes)?;
+        let rules = Rules::new(Base {
+            table: config.name.clone(),
+            group,
+            pool: config.pool,
+            connections: config.connections,
+        });
+        let mtu = uplink_mtu(&there, &routes);
+        let forwarding = Forwarding::open(config.run.join("forwarding"));
+        let mut state = State {
+            group,
+            pool,
+            forwards: Forwards::default(),
+            vms: HashMap::new(),
+            private: HashMap::new(),
+            rules,
+            links,
+            connections: Connections::new(),
+            forwarding,
+            uplinks: Vec::new(),
+            mtu,
+            retired: 0,
+            gone: HashSet::new(),
+            flows: Flows::default(),
+        };
+        for (vm, job, claim) in claims {
+            state.restore(vm, job, claim);
+        }
+        if !state.rules.are_there()? {
+            state.rules.install()?;
+        }
+        state.rewrite()?;
+        Ok(Self {
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Gives a VM an address and its ports. Nothing is made on the host but sockets that keep
+    /// the ports.
+    ///
+    /// # Errors
+    /// Where no address is free, or a port has an owner, who is named.
+    pub fn claim(
+        &self,
+        vm: VmId,
+        (account, job): (&str, &str),
+        spec: &NetworkSpec,
+    ) -> Result<Claim, NetworkError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let (forwards, held) = state.hold(spec)?;
+        if let Err((forward, owner)) = state.forwards.claim(vm, &forwards) {
+            let job = state
+                .vms
+                .get(&owner)
+                .map_or_else(|| owner.to_string(), |vm| vm.job.clone());
+            return Err(PortTaken::Job { forward, job }.into());
+        }
+        let slot = match state.pool.take(Instant::now()) {
+            Ok(slot) => slot,
+            Err(error) => {
+                state.forwards.release(vm, &forwards);
+                return Err(error.into());
+            }
+        };
+        let private = match &spec.mode {
+            Some(NetworkMode::Private(name)) => Some((account.to_owned(), name.clone())),
+            _ => None,
+        };
+        let claim = Claim {
+            slot: slot.0,
+            ports: forwards.iter().map(Into::into).collect(),
+            private,
+            egress: spec.egress.clone(),
+        };
+        let entry = Vm {
+            claim: claim.clone(),
+            job: job.to_owned(),
+            _held: held,
+            attached: false,
+        };
+        state.vms.insert(vm, entry);
+        Ok(claim)
+    }
+
+    /// What a claim is, as users see it.
+    #[must_use]
+    pub fn view(&self, vm: VmId, claim: &Claim) -> VmNetwork {
+        self.state().view(vm, claim)
+    }
+
+    /// Makes the TAP of a VM that has a claim, with so many queues, and lets traffic through.
+    /// `owner` may open it by name. Can be done again.
+    ///
+    /// # Errors
+    /// The kernel's. Nothing is left then.
+    pub fn attach(
+        &self,
+        vm: VmId,
+        queues: usize,
+        owner: Option<u32>,
+    ) -> Result<Attachment, NetworkError> {
+        let mut state = self.state();
+        let attached = state.attach(vm, queues, owner);
+        if attached.is_err() {
+            let _ = state.detach(vm);
+        }
+        attached
+    }
+
+    /// Takes over the network of a VM that runs: its TAP is there, its rules are written again.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn adopt(&self, vm: VmId) -> Result<(), NetworkError> {
+        self.state().adopt(vm)
+    }
+
+    /// Takes a VM's rules away and its TAP out of use. Its VMM must have ended. Can be done
+    /// again, and for a VM that is not known.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn detach(&self, vm: VmId) -> Result<(), NetworkError> {
+        self.state().detach(vm)
+    }
+
+    /// Takes back what a claim gave. The VM must be detached.
+    pub fn release(&self, vm: VmId) {
+        self.state().release(vm);
+    }
+
+    /// Removes TAPs that were taken out of use, and forgets the flows of their VMs: in one go,
+    /// since removal takes 20 milliseconds however many there are.
+    ///
+    /// # Errors
+    /// The kernel's; what was not done is done the next time.
+    pub fn reap(&self) -> Result<(), NetworkError> {
+        let mut state = self.state();
+        if state.retired > 0 {
+            let group = state.group + 1;
+            state
+                .links
+                .delete_group(group)
+                .map_err(NetworkError::at("remove TAPs"))?;
+            state.retired = 0;
+        }
+        if !state.gone.is_empty() {
+            let state = &mut *state;
+            state
+                .rules
+                .forget_drops(&state.gone)
+                .map_err(NetworkError::at("forget drops"))?;
+            state.gone.clear();
+        }
+        let flows = std::mem::take(&mut state.flows);
+        if let Err(error) = state.connections.forget(&flows) {
+            state.flows = flows;
+            return Err(NetworkError::at("forget connections")(error));
+        }
+        Ok(())
+    }
+
+    /// How many TAPs wait to be removed.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.state().retired
+    }
+
+    /// Puts right what a crash or somebody else left: TAPs without a VM go, and the rules are
+    /// written again where they are gone. Says which VMs' TAPs went.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn sweep(&self) -> Result<Vec<String>, NetworkError> {
+        let orphans = {
+            let mut state = self.state();
+            let state = &mut *state;
+            let links = state
+                .links
+                .all()
+                .map_err(NetworkError::at("list the links"))?;
+            let live: HashSet<String> = state.vms.keys().map(|vm| tap_name(*vm)).collect();
+            let group = state.group;
+            state.retired += links.iter().filter(|l| l.group == group + 1).count();
+            let orphans: Vec<String> = links
+                .into_iter()
+                .filter(|link| link.group == group && !live.contains(&link.name))
+                .map(|link| link.name)
+                .collect();
+            for name in &orphans {
+                state
+                    .links
+                    .retire(name, group + 1)
+                    .map_err(NetworkError::at(format!("remove {name}")))?;
+                state.retired += 1;
+            }
+            if !state.rules.are_there()? {
+                tracing::warn!("the firewall's tables were gone, and are written again");
+                state.rules.install()?;
+                state.rewrite()?;
+            }
+            state.forward()?;
+            orphans
+        };
+        self.reap()?;
+        Ok(orphans)
+    }
+
+    /// Counters of all VMs, in one dump of the links and one of each kind of drop.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn counters(&self) -> Result<HashMap<VmId, Counters>, NetworkError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let group = state.group;
+        let mut links = state
+            .links
+            .counters(group)
+            .map_err(NetworkError::at("read counters"))?;
+        let mut drops = state
+            .rules
+            .drops()
+            .map_err(NetworkError::at("read counters"))?;
+        let counters = state.vms.keys().map(|vm| {
+            let name = tap_name(*vm);
+            let counters = Counters {
+                link: links.remove(&name).unwrap_or_default(),
+                drops: drops.remove(&name).unwrap_or_default(),
+            };
+            (*vm, counters)
+        });
+        Ok(counters.collect())
+    }
+
+    /// Removes the node's tables and every TAP, and puts back what it changed: for a node that
+    /// goes for good.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove(self) -> Result<(), NetworkError> {
+        let mut state = self
+            .state
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        for group in [state.group, state.group + 1] {
+            state
+                .links
+                .delete_group(group)
+                .map_err(NetworkError::at("remove TAPs"))?;
+        }
+        state.rules.uninstall()?;
+        state
+            .forwarding
+            .put_back()
+            .map_err(NetworkError::at("stop forwarding"))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Keeps the ports that a specification asks for.
+    fn hold(&self, spec: &NetworkSpec) -> Result<(Vec<Forward>, Vec<HeldPort>), PortTaken> {
+        let (mut forwards, mut held) = (Vec::new(), Vec::new());
+        for asked in &spec.ports {
+            for (index, guest_port) in asked.guest.ports().enumerate() {
+                let host = asked.host.and_then(|host| host.ports().nth(index));
+                let mut forward = Forward {
+                    protocol: asked.protocol,
+                    address: asked.address,
+                    host_port: host.unwrap_or(0),
+                    guest_port,
+                };
+                // A job is a better answer than this process, which holds its ports.
+                if let Some(owner) = host.and_then(|_| self.forwards.owner(&forward)) {
+                    let job = self.vms.get(&owner).map(|vm| vm.job.clone());
+                    let job = job.unwrap_or_else(|| owner.to_string());
+                    return Err(PortTaken::Job { forward, job });
+                }
+                let port = HeldPort::hold(&forward)?;
+                forward.host_port = port.port();
+                forwards.push(forward);
+                held.push(port);
+            }
+        }
+        Ok((forwards, held))
+    }
+
+    /// Takes a claim over from the record of an earlier process.
+    fn restore(&mut self, vm: VmId, job: String, claim: Claim) {
+        let forwards = forwards_of(&claim);
+        if !self.pool.claim(Slot(claim.slot)) {
+            tracing::error!(%vm, slot = claim.slot, "an address has two owners, or is outside the pool");
+        }
+        if let Err((forward, owner)) = self.forwards.claim(vm, &forwards) {
+            tracing::error!(%vm, %forward, %owner, "a port has two owners");
+        }
+        let held = forwards.iter().filter_map(|forward| {
+            let held = HeldPort::hold(forward);
+            if let Err(error) = &held {
+                tracing::warn!(%vm, %error, "a forwarded port could not be kept");
+            }
+            held.ok()
+        });
+        let entry = Vm {
+            _held: held.collect(),
+            claim,
+            job,
+            attached: false,
+        };
+        self.vms.insert(vm, entry);
+    }
+
+    fn attach(
+        &mut self,
+        vm: VmId,
+        queues: usize,
+        owner: Option<u32>,
+    ) -> Result<Attachment, NetworkError> {
+        let name = tap_name(vm);
+        let claim = self.claim_of(vm)?.clone();
+        let network = self.view(vm, &claim);
+        let tap = Tap::make(&name, queues, owner)
+            .map_err(NetworkError::at(format!("make the TAP {name}")))?;
+        let change = Change {
+            add: self.elements(vm, &claim),
+            ..Change::default()
+        };
+        self.change(&change)?;
+        self.links
+            .set_up(&Cable {
+                name: &name,
+                group: self.group,
+                mtu: self.mtu,
+                host: network.host_ip,
+                guest: network.vm_ip,
+                guest_mac: Mac::of(vm),
+            })
+            .map_err(NetworkError::at(format!("set {name} up")))?;
+        self.attached(vm, &claim)?;
+        Ok(Attachment {
+            tap,
+            mac: Mac::of(vm),
+            mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
+            network,
+        })
+    }
+
+    fn adopt(&mut self, vm: VmId) -> Result<(), NetworkError> {
+        let claim = self.claim_of(vm)?.clone();
+        let change = Change {
+            add: self.elements(vm, &claim),
+            ..Change::default()
+        };
+        self.change(&change)?;
+        self.attached(vm, &claim)
+    }
+
+    /// What follows once traffic may pass.
+    fn attached(&mut self, vm: VmId, claim: &Claim) -> Result<(), NetworkError> {
+        let was_first = !self.vms.values().any(|vm| vm.attached);
+        if let Some(entry) = self.vms.get_mut(&vm) {
+            entry.attached = true;
+        }
+        if was_first {
+            self.forward()?;
+        }
+        let ports = claim.ports.iter();
+        let flows = Flows {
+            ports: ports.map(|p| (p.protocol.number(), p.host_port)).collect(),
+            ..Flows::default()
+        };
+        self.connections
+            .forget(&flows)
+            .map(drop)
+            .map_err(NetworkError::at("forget connections"))
+    }
+
+    fn detach(&mut self, vm: VmId) -> Result<(), NetworkError> {
+        let name = tap_name(vm);
+        if let Some(claim) = self.vms.get(&vm).map(|vm| vm.claim.clone()) {
+            let remove = self.elements(vm, &claim);
+            // All or none of them are there: they came in one transaction.
+            let change = Change {
+                remove,
+                ..Change::default()
+            };
+            match self.rules.change(&change) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                done => done.map_err(NetworkError::at("change the firewall"))?,
+            }
+            self.gone.insert(name.clone());
+            self.flows
+                .addresses
+                .insert(self.pool.guest(Slot(claim.slot)));
+        }
+        self.links
+            .retire(&name, self.group + 1)
+            .map_err(NetworkError::at(format!("take {name} out of use")))?;
+        self.retired += 1;
+        if let Some(entry) = self.vms.get_mut(&vm) {
+            entry.attached = false;
+        }
+        if !self.vms.values().any(|vm| vm.attached) {
+            self.stop_forwarding()?;
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, vm: VmId) {
+        let Some(entry) = self.vms.remove(&vm) else {
+            return;
+        };
+        self.pool.release(Slot(entry.claim.slot), Instant::now());
+        self.forwards.release(vm, &forwards_of(&entry.claim));
+        if let Some(private) = &entry.claim.private
+            && !self
+                .vms
+                .values()
+                .any(|vm| vm.claim.private.as_ref() == Some(private))
+        {
+            self.private.remove(private);
+        }
+    }
+
+    fn claim_of(&self, vm: VmId) -> Result<&Claim, NetworkError> {
+        let none = || {
+            let none = io::Error::other(format!("{vm} has no address"));
+            NetworkError::at("connect a VM")(none)
+        };
+        self.vms.get(&vm).map(|vm| &vm.claim).ok_or_else(none)
+    }
+
+    fn view(&self, vm: VmId, claim: &Claim) -> VmNetwork {
+        VmNetwork {
+            tap_name: tap_name(vm),
+            vm_ip: self.pool.guest(Slot(claim.slot)),
+            host_ip: self.pool.host(Slot(claim.slot)),
+            mac: Mac::of(vm).to_string(),
+            private_network: claim.private.as_ref().map(|(_, name)| name.clone()),
+            forwarded_ports: claim.ports.clone(),
+        }
+    }
+
+    fn elements(&mut self, vm: VmId, claim: &Claim) -> Vec<Element> {
+        let private = claim.private.as_ref().map(|key| {
+            let free = (1..).find(|n| !self.private.values().any(|used| used == n));
+            *self.private.entry(key.clone()).or_insert(free.unwrap_or(0))
+        });
+        elements(&VmRules {
+            tap: &tap_name(vm),
+            guest: self.pool.guest(Slot(claim.slot)),
+            host: self.pool.host(Slot(claim.slot)),
+            mac: Mac::of(vm),
+            private,
+            egress: &claim.egress,
+            forwards: &forwards_of(claim),
+        })
+    }
+
+    /// Makes a change. Where somebody has flushed the rules, they are written again first.
+    fn change(&mut self, change: &Change) -> Result<(), NetworkError> {
+        match self.rules.change(change) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.rules.install()?;
+                self.rewrite()?;
+                self.rules
+                    .change(change)
+                    .map_err(NetworkError::at("change the firewall"))
+            }
+            done => done.map_err(NetworkError::at("change the firewall")),
+        }
+    }
+
+    /// Replaces all elements by those of the VMs that have claims, in one transaction.
+    fn rewrite(&mut self) -> Result<(), NetworkError> {
+        let claims: Vec<_> = self
+            .vms
+            .iter()
+            .map(|(vm, entry)| (*vm, entry.claim.clone()))
+            .collect();
+        let mut add = self.uplinks.clone();
+        for (vm, claim) in claims {
+            add.extend(self.elements(vm, &claim));
+        }
+        let change = Change {
+            flush: true,
+            remove: Vec::new(),
+            add,
+        };
+        self.rules
+            .change(&change)
+            .map_err(NetworkError::at("write the firewall's elements"))
+    }
+
+    /// Lets the host's own links forward while there are VMs.
+    fn forward(&mut self) -> Result<(), NetworkError> {
+        if !self.vms.values().any(|vm| vm.attached) {
+            return Ok(());
+        }
+        let at = || NetworkError::at("forward packets");
+        let links = self.links.all().map_err(at())?;
+        let routes = self.links.routes().map_err(at())?;
+        let group = self.group;
+        let own = links.iter().filter(|link| {
+            link.group != group
+                && link.group != group + 1
+                && routes.iter().any(|route| route.link == link.index)
+        });
+        self.forwarding
+            .switch_on(own.map(|link| link.name.as_str()))
+            .map_err(at())?;
+        self.set_uplinks()
+    }
+
+    fn stop_forwarding(&mut self) -> Result<(), NetworkError> {
+        self.forwarding
+            .put_back()
+            .map_err(NetworkError::at("stop forwarding"))?;
+        self.set_uplinks()
+    }
+
+    fn set_uplinks(&mut self) -> Result<(), NetworkError> {
+        let wanted: Vec<Element> = self
+            .forwarding
+            .for_vms_alone()
+            .iter()
+            .map(|name| uplink(name))
+            .collect();
+        if wanted == self.uplinks {
+            return Ok(());
+        }
+        let change = Change {
+            flush: false,
+            remove: std::mem::take(&mut self.uplinks),
+            add: wanted.clone(),
+        };
+        match self.rules.change(&change) {
+            // They are gone with the tables, and come back with them.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            done => done.map_err(NetworkError::at("change the firewall"))?,
+        }
+        self.uplinks = wanted;
+        Ok(())
+    }
+}
+
+fn forwards_of(claim: &Claim) -> Vec<Forward> {
+    claim.ports.iter().map(Into::into).collect()
+}
+
+/// A group of links for this node, and the one above it for TAPs out of use: even, and far above
+/// what people number by hand.
+fn group_of(name: &str) -> u32 {
+    // FNV-1a, which will never change.
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    0x4000_0000 | (hash & 0x3fff_fffe)
+}
+
+fn refuse_overlap(
+    config: &NetworkConfig,
+    group: u32,
+    links: &[Link],
+    routes: &[crate::link::Route],
+) -> Result<(), NetworkError> {
+    let by_index: HashMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+    for route in routes.iter().filter(|route| route.to.prefix() > 0) {
+        let link = by_index.get(&route.link);
+        let is_ours = link.is_some_and(|link| link.group == group || link.group == group + 1);
+        if !is_ours && route.to.overlaps(config.pool) {
+            return Err(NetworkError::Overlap {
+                pool: config.pool,
+                route: route.to,
+                device: link.map_or_else(|| route.link.to_string(), |link| link.name.clone()),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What the way out takes; Ethernet's 1500 without one.
+fn uplink_mtu(links: &[Link], routes: &[crate::link::Route]) -> u32 {
+    let default = routes.iter().find(|route| route.to.prefix() == 0);
+    let link = default.and_then(|route| links.iter().find(|link| link.index == route.link));
+    link.map_or(1500, |link| link.mtu.clamp(1280, 65_521))
+}

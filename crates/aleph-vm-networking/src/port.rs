@@ -1,0 +1,242 @@
+//! A port of the host, held so that no other process takes it.
+//!
+//! The kernel forwards before it looks for a socket, so a process that listens on a forwarded port
+//! would silently get nothing, and a forward over a port in use would silently take it away. A
+//! socket that is bound, and does not listen, keeps the port; binding it is the check, so there is
+//! no moment between the two. Whoever has the port already is named.
+
+use crate::forwards::Forward;
+use aleph_types::Protocol;
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt,
+};
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+
+/// A port that is kept for as long as this lives.
+#[derive(Debug)]
+pub struct HeldPort {
+    port: u16,
+    _socket: OwnedFd,
+}
+
+/// A port that has another owner.
+#[derive(Debug, thiserror::Error)]
+pub enum PortTaken {
+    /// A job of this node.
+    #[error("{forward} is forwarded to the job {job} already")]
+    Job {
+        /// The port.
+        forward: Forward,
+        /// Its owner.
+        job: String,
+    },
+    /// A process of the host.
+    #[error("{forward} is in use by {process}")]
+    Process {
+        /// The port.
+        forward: Forward,
+        /// Its owner, as `NAME (process NUMBER)`.
+        process: String,
+    },
+    /// The host has no such address.
+    #[error("this host has no address {address} to forward from")]
+    NoAddress {
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// Anything else.
+    #[error("{forward} cannot be kept for the job")]
+    Other {
+        /// The port.
+        forward: Forward,
+        /// The kernel's word.
+        source: io::Error,
+    },
+}
+
+impl HeldPort {
+    /// Keeps the host's port of a forward; with port 0 one that the kernel picks.
+    ///
+    /// # Errors
+    /// Who has it.
+    pub fn hold(forward: &Forward) -> Result<Self, PortTaken> {
+        let process = || {
+            let found = owner(forward.protocol, forward.host_port);
+            PortTaken::Process {
+                forward: *forward,
+                process: found.unwrap_or_else(|| "a process of the host".into()),
+            }
+        };
+        match Self::bind(forward, false) {
+            // Connections that ended a moment ago keep a port for a minute, without an owner.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if listens(forward.protocol, forward.host_port) {
+                    return Err(process());
+                }
+                Self::bind(forward, true).map_err(|_| process())
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                Err(PortTaken::NoAddress {
+                    address: forward.address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+                })
+            }
+            bound => bound.map_err(|source| PortTaken::Other {
+                forward: *forward,
+                source,
+            }),
+        }
+    }
+
+    /// Which port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn bind(forward: &Forward, reuse: bool) -> io::Result<Self> {
+        let kind = match forward.protocol {
+            Protocol::Tcp => SocketType::STREAM,
+            Protocol::Udp => SocketType::DGRAM,
+        };
+        let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
+        let address = forward.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        sockopt::set_socket_reuseaddr(&socket, reuse)?;
+        bind(&socket, &SocketAddrV4::new(address, forward.host_port))?;
+        // With it, others could bind beside us.
+        sockopt::set_socket_reuseaddr(&socket, false)?;
+        let bound = SocketAddrV4::try_from(getsockname(&socket)?)?;
+        Ok(Self {
+            port: bound.port(),
+            _socket: socket,
+        })
+    }
+}
+
+fn tables(protocol: Protocol) -> [&'static str; 2] {
+    match protocol {
+        Protocol::Tcp => ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"],
+        Protocol::Udp => ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"],
+    }
+}
+
+/// Inodes of the sockets that have a local port; 0 where one has no owner any more.
+fn inodes(protocol: Protocol, port: u16) -> Vec<u64> {
+    let texts = tables(protocol).map(|path| fs::read_to_string(path).unwrap_or_default());
+    let lines = texts.iter().flat_map(|text| text.lines().skip(1));
+    lines
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (_, local) = words.get(1)?.rsplit_once(':')?;
+            let local = u16::from_str_radix(local, 16).ok()?;
+            (local == port)
+                .then(|| words.get(9)?.parse().ok())
+                .flatten()
+        })
+        .collect()
+}
+
+fn listens(protocol: Protocol, port: u16) -> bool {
+    inodes(protocol, port).iter().any(|inode| *inode != 0)
+}
+
+/// The process that has a local port.
+fn owner(protocol: Protocol, port: u16) -> Option<String> {
+    let wanted: Vec<String> = inodes(protocol, port)
+        .into_iter()
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    for process in processes {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let files = fs::read_dir(process.path().join("fd"))
+            .into_iter()
+            .flatten();
+        let has = files.flatten().any(|file| {
+            let to = fs::read_link(file.path()).unwrap_or_default();
+            wanted
+                .iter()
+                .any(|socket| to.as_os_str() == socket.as_str())
+        });
+        if has {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("{} (process {pid})", name.trim_end()));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, UdpSocket};
+
+    fn forward(protocol: Protocol, host_port: u16) -> Forward {
+        Forward {
+            protocol,
+            address: Some(Ipv4Addr::LOCALHOST),
+            host_port,
+            guest_port: 1,
+        }
+    }
+
+    #[test]
+    fn a_held_port_is_nobody_elses() {
+        let held = HeldPort::hold(&forward(Protocol::Tcp, 0)).unwrap();
+        let address = (Ipv4Addr::LOCALHOST, held.port());
+        // The standard library's listeners set SO_REUSEADDR, as most servers do.
+        let error = TcpListener::bind(address).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let again = HeldPort::hold(&forward(Protocol::Tcp, held.port())).unwrap_err();
+        assert!(again.to_string().contains("in use by"), "{again}");
+        drop(held);
+        TcpListener::bind(address).unwrap();
+    }
+
+    #[test]
+    fn the_process_that_has_a_port_is_named() {
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let ports = [
+            (Protocol::Tcp, tcp.local_addr().unwrap().port()),
+            (Protocol::Udp, udp.local_addr().unwrap().port()),
+        ];
+        for (protocol, port) in ports {
+            let error = HeldPort::hold(&forward(protocol, port)).unwrap_err();
+            let me = format!("(process {})", std::process::id());
+            assert!(error.to_string().contains(&me), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_port_whose_connections_have_just_ended_can_be_had() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(address).unwrap();
+        // The side that closes first is left in TIME_WAIT.
+        drop(listener.accept().unwrap());
+        drop(listener);
+        drop(client);
+        HeldPort::hold(&forward(Protocol::Tcp, address.port())).unwrap();
+    }
+
+    #[test]
+    fn an_address_that_the_host_lacks_is_refused() {
+        let error = HeldPort::hold(&Forward {
+            address: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            ..forward(Protocol::Tcp, 0)
+        });
+        assert!(
+            matches!(error, Err(PortTaken::NoAddress { .. })),
+            "{error:?}"
+        );
+    }
+}

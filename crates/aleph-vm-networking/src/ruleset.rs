@@ -1,0 +1,540 @@
+//! The rules, as a pure function of the node's settings, and the elements that a VM adds.
+//!
+//! [`Base::text`] gives the tables for `nft -f`; they never change while VMs come and go.
+//! [`elements`] gives what one VM has in their sets and maps. What passes:
+//!
+//! | from | to | passes |
+//! | --- | --- | --- |
+//! | a guest, with another address or MAC | anywhere | nothing |
+//! | a guest | loopback and link-local addresses (metadata services) | nothing |
+//! | a guest | the host | DNS to its own gateway, answers |
+//! | a guest | a guest | the same private network; a forwarded port; answers |
+//! | a guest | elsewhere | what its egress says, behind the host's address |
+//! | elsewhere | a guest | forwarded ports, answers |
+//! | the host | a guest | everything |
+//! | elsewhere | elsewhere | nothing through a link that forwards for VMs alone |
+//!
+//! What is dropped is counted for each VM and reason.
+
+use crate::forwards::Forward;
+use crate::mac::Mac;
+use aleph_types::{Egress, Ipv4Network};
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+
+/// What all rules of a node depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// The name of its tables.
+    pub table: String,
+    /// The group of links that its TAPs are in.
+    pub group: u32,
+    /// Its pool.
+    pub pool: Ipv4Network,
+    /// Connections that one VM may have open.
+    pub connections: u32,
+}
+
+/// Changes with every change of the rules: a node that finds another in the kernel writes its own.
+pub const REVISION: &str = "revision-1";
+
+/// Why a packet was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DropReason {
+    /// It had another source than its VM's.
+    Spoofed,
+    /// It was to a loopback or link-local address.
+    Reserved,
+    /// It was to the host.
+    Host,
+    /// It was to another VM.
+    Neighbour,
+    /// Its job's egress forbids it.
+    Egress,
+    /// It came from outside, and to no forwarded port.
+    Inbound,
+    /// Its VM had too many connections.
+    Connections,
+}
+
+impl DropReason {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Spoofed,
+        Self::Reserved,
+        Self::Host,
+        Self::Neighbour,
+        Self::Egress,
+        Self::Inbound,
+        Self::Connections,
+    ];
+
+    /// Its name, for people and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Spoofed => "spoofed",
+            Self::Reserved => "reserved",
+            Self::Host => "host",
+            Self::Neighbour => "neighbour",
+            Self::Egress => "egress",
+            Self::Inbound => "inbound",
+            Self::Connections => "connections",
+        }
+    }
+
+    /// The set that counts it for each TAP.
+    #[must_use]
+    pub fn set(self) -> String {
+        format!("dropped-{}", self.name())
+    }
+}
+
+impl Base {
+    /// The tables. Those of an earlier revision are replaced in the same transaction.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let Self {
+            table,
+            group,
+            pool,
+            connections,
+        } = self;
+        let mut text = String::new();
+        for family in ["inet", "arp"] {
+            let _ = writeln!(
+                text,
+                "table {family} {table}\ndelete table {family} {table}"
+            );
+        }
+        let mut counted = String::new();
+        for reason in DropReason::ALL {
+            let _ = writeln!(
+                counted,
+                "  set {} {{ type ifname; size 65535; flags dynamic; counter; }}",
+                reason.set()
+            );
+        }
+        let drop =
+            |reason: DropReason, key: &str| format!("update @{} {{ {key} }} drop", reason.set());
+        let (spoofed, reserved) = (
+            drop(DropReason::Spoofed, "iifname"),
+            drop(DropReason::Reserved, "iifname"),
+        );
+        let (host, neighbour) = (
+            drop(DropReason::Host, "iifname"),
+            drop(DropReason::Neighbour, "iifname"),
+        );
+        let (egress, inbound) = (
+            drop(DropReason::Egress, "iifname"),
+            drop(DropReason::Inbound, "oifname"),
+        );
+        let (many_out, many_in) = (
+            drop(DropReason::Connections, "iifname"),
+            drop(DropReason::Connections, "oifname"),
+        );
+        let _ = write!(
+            text,
+            "table inet {table} {{
+  chain {REVISION} {{ }}
+
+  set guests {{ type ifname . ipv4_addr . ether_addr; }}
+  set gateways {{ type ifname . ipv4_addr; }}
+  map forwards {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+  map forwards-any {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  map egress {{ type ifname : verdict; }}
+  set allowed {{ type ifname . ipv4_addr; flags interval; }}
+  map private {{ type ifname : mark; }}
+  set members {{ type ifname . mark; }}
+  set uplinks {{ type ifname; }}
+  set connections {{ type ipv4_addr; size 65535; flags dynamic; }}
+{counted}
+  chain prerouting {{
+    type filter hook prerouting priority raw; policy accept;
+    iifgroup {group} jump from-guest
+  }}
+  chain from-guest {{
+    meta nfproto != ipv4 {spoofed}
+    iifname . ip saddr . ether saddr != @guests {spoofed}
+    ip daddr {{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16 }} {reserved}
+  }}
+
+  chain destination {{
+    type nat hook prerouting priority dstnat; policy accept;
+    fib daddr type local jump forwarded
+  }}
+  chain destination-from-host {{
+    type nat hook output priority -100; policy accept;
+    fib daddr type local jump forwarded
+  }}
+  chain forwarded {{
+    dnat ip to ip daddr . meta l4proto . th dport map @forwards
+    dnat ip to meta l4proto . th dport map @forwards-any
+  }}
+  chain source {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifgroup {group} ip saddr 127.0.0.0/8 masquerade
+    oifgroup {group} ct status dnat ip saddr {pool} masquerade
+    oifgroup != {group} ip saddr {pool} masquerade
+  }}
+
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifgroup {group} jump to-host
+  }}
+  chain to-host {{
+    ct state established,related accept
+    iifname . ip daddr @gateways meta l4proto {{ tcp, udp }} th dport 53 accept
+    {host}
+  }}
+
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifgroup {group} jump out-of-guest
+    oifgroup {group} jump into-guest
+    iifname @uplinks drop
+  }}
+  chain out-of-guest {{
+    ct state established,related accept
+    ct state invalid drop
+    ct state new add @connections {{ ip saddr ct count over {connections} }} {many_out}
+    oifgroup {group} meta mark set iifname map @private oifname . meta mark @members accept
+    iifname vmap @egress
+    oifgroup {group} ct status dnat accept
+    oifgroup {group} {neighbour}
+    accept
+  }}
+  chain egress-list {{
+    iifname . ip daddr @allowed return
+    {egress}
+  }}
+  chain egress-deny {{
+    {egress}
+  }}
+  chain into-guest {{
+    ct state established,related accept
+    ct status dnat ct state new add @connections {{ ip daddr ct count over {connections} }} {many_in}
+    ct status dnat accept
+    {inbound}
+  }}
+}}
+table arp {table} {{
+  set guests {{ type ifname . ipv4_addr . ether_addr; }}
+  set gateways {{ type ifname . ipv4_addr; }}
+  chain input {{
+    type filter hook input priority 0; policy accept;
+    iifgroup {group} jump from-guest
+  }}
+  chain from-guest {{
+    iifname . arp saddr ip . arp saddr ether != @guests drop
+    iifname . arp daddr ip != @gateways drop
+  }}
+}}
+"
+        );
+        text
+    }
+}
+
+/// A set or map of the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Set {
+    /// Which address and MAC a TAP's guest has.
+    Guests,
+    /// Which address the host has on a TAP.
+    Gateways,
+    /// The same for ARP.
+    ArpGuests,
+    /// The same for ARP.
+    ArpGateways,
+    /// Ports of one address.
+    Forwards,
+    /// Ports of all addresses.
+    ForwardsAny,
+    /// What a TAP's guest may reach, where that is not everything.
+    Egress,
+    /// Networks that a guest may reach.
+    Allowed,
+    /// The private network of a TAP.
+    Private,
+    /// TAPs of a private network.
+    Members,
+    /// Links that the host forwards from for its VMs alone.
+    Uplinks,
+}
+
+impl Set {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Guests,
+        Self::Gateways,
+        Self::ArpGuests,
+        Self::ArpGateways,
+        Self::Forwards,
+        Self::ForwardsAny,
+        Self::Egress,
+        Self::Allowed,
+        Self::Private,
+        Self::Members,
+        Self::Uplinks,
+    ];
+
+    /// Its name in the table.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Guests | Self::ArpGuests => "guests",
+            Self::Gateways | Self::ArpGateways => "gateways",
+            Self::Forwards => "forwards",
+            Self::ForwardsAny => "forwards-any",
+            Self::Egress => "egress",
+            Self::Allowed => "allowed",
+            Self::Private => "private",
+            Self::Members => "members",
+            Self::Uplinks => "uplinks",
+        }
+    }
+
+    /// Whether it is in the table of ARP.
+    #[must_use]
+    pub fn is_arp(self) -> bool {
+        matches!(self, Self::ArpGuests | Self::ArpGateways)
+    }
+}
+
+/// What a key of a map leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Bytes as the kernel compares them.
+    Bytes(Vec<u8>),
+    /// Go on in this chain, and come back.
+    Jump(&'static str),
+}
+
+/// An element, in the kernel's form: each part of a key is filled up to four bytes, numbers of
+/// the network in its byte order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    /// Where it belongs.
+    pub set: Set,
+    /// Its key, or the first of an interval.
+    pub key: Vec<u8>,
+    /// The last of an interval.
+    pub last: Option<Vec<u8>>,
+    /// What a map holds for it.
+    pub value: Option<Value>,
+}
+
+/// What the rules know of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmRules<'a> {
+    /// Its TAP.
+    pub tap: &'a str,
+    /// The guest's address.
+    pub guest: Ipv4Addr,
+    /// The host's address on this cable.
+    pub host: Ipv4Addr,
+    /// The guest's hardware address.
+    pub mac: Mac,
+    /// Its private network, as a number that no other on this node has.
+    pub private: Option<u32>,
+    /// Where it may connect to.
+    pub egress: &'a Egress,
+    /// What leads to it.
+    pub forwards: &'a [Forward],
+}
+
+/// The elements of a VM.
+#[must_use]
+pub fn elements(vm: &VmRules<'_>) -> Vec<Element> {
+    let plain = |set, key: Key| Element {
+        set,
+        key: key.0,
+        last: None,
+        value: None,
+    };
+    let tap = || Key::default().name(vm.tap);
+    let identity = || tap().address(vm.guest).mac(vm.mac);
+    let gateway = || tap().address(vm.host);
+    let mut elements = vec![
+        plain(Set::Guests, identity()),
+        plain(Set::Gateways, gateway()),
+        plain(Set::ArpGuests, identity()),
+        plain(Set::ArpGateways, gateway()),
+    ];
+    if let Some(network) = vm.private {
+        elements.push(Element {
+            value: Some(Value::Bytes(network.to_ne_bytes().into())),
+            ..plain(Set::Private, tap())
+        });
+        elements.push(plain(Set::Members, tap().mark(network)));
+    }
+    match vm.egress {
+        Egress::Allow => {}
+        Egress::Deny => elements.push(Element {
+            value: Some(Value::Jump("egress-deny")),
+            ..plain(Set::Egress, tap())
+        }),
+        Egress::Only(networks) => {
+            elements.push(Element {
+                value: Some(Value::Jump("egress-list")),
+                ..plain(Set::Egress, tap())
+            });
+            for network in without_overlap(networks) {
+                elements.push(Element {
+                    last: Some(tap().address(network.last()).0),
+                    ..plain(Set::Allowed, tap().address(network.first()))
+                });
+            }
+        }
+    }
+    elements.extend(vm.forwards.iter().map(|forward| {
+        let to = Key::default().address(vm.guest).port(forward.guest_port);
+        let port = |key: Key| key.byte(forward.protocol.number()).port(forward.host_port);
+        let (set, key) = match forward.address {
+            Some(address) => (Set::Forwards, port(Key::default().address(address))),
+            None => (Set::ForwardsAny, port(Key::default())),
+        };
+        Element {
+            value: Some(Value::Bytes(to.0)),
+            ..plain(set, key)
+        }
+    }));
+    elements
+}
+
+/// The element of a link that the host forwards from for its VMs alone.
+#[must_use]
+pub fn uplink(name: &str) -> Element {
+    Element {
+        set: Set::Uplinks,
+        key: Key::default().name(name).0,
+        last: None,
+        value: None,
+    }
+}
+
+/// The kernel takes no interval that another one holds.
+fn without_overlap(networks: &[Ipv4Network]) -> Vec<Ipv4Network> {
+    let mut sorted = networks.to_vec();
+    sorted.sort_by_key(|network| (network.prefix(), network.first()));
+    let mut kept: Vec<Ipv4Network> = Vec::with_capacity(sorted.len());
+    for network in sorted {
+        if !kept.iter().any(|wider| wider.overlaps(network)) {
+            kept.push(network);
+        }
+    }
+    kept
+}
+
+/// A key of several parts.
+#[derive(Debug, Default)]
+struct Key(Vec<u8>);
+
+impl Key {
+    fn part(mut self, bytes: &[u8], room: usize) -> Self {
+        let end = self.0.len() + room;
+        self.0.extend(bytes);
+        self.0.resize(end, 0);
+        self
+    }
+
+    fn name(self, name: &str) -> Self {
+        self.part(name.as_bytes(), 16)
+    }
+
+    fn address(self, address: Ipv4Addr) -> Self {
+        self.part(&address.octets(), 4)
+    }
+
+    fn mac(self, mac: Mac) -> Self {
+        self.part(&mac.0, 8)
+    }
+
+    fn mark(self, mark: u32) -> Self {
+        self.part(&mark.to_ne_bytes(), 4)
+    }
+
+    fn byte(self, byte: u8) -> Self {
+        self.part(&[byte], 4)
+    }
+
+    fn port(self, port: u16) -> Self {
+        self.part(&port.to_be_bytes(), 4)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aleph_types::{Protocol, VmId};
+
+    #[test]
+    fn the_tables_of_a_node() {
+        insta::assert_snapshot!(
+            Base {
+                table: "aleph-node".into(),
+                group: 0x0a1e_0000,
+                pool: "10.0.0.0/16".parse().unwrap(),
+                connections: 4096,
+            }
+            .text()
+        );
+    }
+
+    fn shown(vm: &VmRules<'_>) -> String {
+        let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+        let mut text = String::new();
+        for element in elements(vm) {
+            let _ = write!(text, "{:?} {}", element.set, hex(&element.key));
+            if let Some(last) = &element.last {
+                let _ = write!(text, " to {}", hex(last));
+            }
+            let _ = match &element.value {
+                Some(Value::Bytes(bytes)) => writeln!(text, " : {}", hex(bytes)),
+                Some(Value::Jump(chain)) => writeln!(text, " : jump {chain}"),
+                None => writeln!(text),
+            };
+        }
+        text
+    }
+
+    #[test]
+    fn the_elements_of_a_vm() {
+        let plain = VmRules {
+            tap: "tap-01234abc",
+            guest: Ipv4Addr::new(10, 0, 0, 2),
+            host: Ipv4Addr::new(10, 0, 0, 1),
+            mac: Mac::of(VmId::from_bits(0x0123_4abc).unwrap()),
+            private: None,
+            egress: &Egress::Allow,
+            forwards: &[],
+        };
+        let networks = ["10.1.0.0/16", "10.1.2.0/24", "192.0.2.7"];
+        let forward = |address, host_port, guest_port, protocol| Forward {
+            protocol,
+            address,
+            host_port,
+            guest_port,
+        };
+        insta::assert_snapshot!(
+            [
+                shown(&plain),
+                shown(&VmRules {
+                    private: Some(7),
+                    egress: &Egress::Only(networks.map(|n| n.parse().unwrap()).into()),
+                    forwards: &[
+                        forward(None, 8080, 80, Protocol::Tcp),
+                        forward(Some(Ipv4Addr::LOCALHOST), 5353, 53, Protocol::Udp),
+                    ],
+                    ..plain.clone()
+                }),
+                shown(&VmRules {
+                    egress: &Egress::Deny,
+                    ..plain
+                }),
+            ]
+            .join("\n")
+        );
+    }
+}

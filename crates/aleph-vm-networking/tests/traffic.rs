@@ -1,0 +1,342 @@
+//! What passes and what does not, shown by packets through a real kernel.
+//!
+//! "Nothing arrives" cannot be waited for: after what must not pass, a marker is sent on a way
+//! that is known to be open and reads the same socket, and the marker must come first.
+
+mod world;
+
+use aleph_vm_networking::Network;
+use aleph_vm_networking::mac::Mac;
+use aleph_vm_networking::ruleset::DropReason;
+use libtest_mimic::{Arguments, Trial};
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use world::guest::Guest;
+use world::space::Space;
+use world::{NODE, OUTSIDE, World, receive, spec, trial};
+
+fn main() -> ExitCode {
+    let tests: [(&str, fn()); 11] = [
+        (
+            "a_guest_reaches_the_world_by_the_hosts_address",
+            reaches_the_world,
+        ),
+        ("a_guest_has_one_address_and_one_mac", no_spoofing),
+        ("a_guest_does_not_reach_the_host", no_host),
+        ("a_guest_asks_for_its_gateway_alone", arp),
+        ("guests_do_not_reach_each_other", no_neighbours),
+        ("jobs_of_one_private_network_do", private_networks),
+        (
+            "a_forwarded_port_leads_to_its_guest_from_everywhere",
+            forwards,
+        ),
+        ("a_forward_of_one_address_is_of_that_address", one_address),
+        ("nothing_else_comes_in", no_inbound),
+        ("egress_is_what_the_job_says", egress),
+        ("a_guest_has_so_many_connections", connections),
+    ];
+    let tests: Vec<Trial> = tests
+        .into_iter()
+        .map(|(name, test)| trial(name, test))
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+const PLAIN: &str = "{}";
+
+fn dropped(network: &Arc<Network>, guest: &Guest, reason: DropReason) -> u64 {
+    let counters = network.counters().unwrap();
+    let drops = &counters[&guest.vm].drops;
+    let found = drops.iter().find(|(r, _)| *r == reason);
+    found.map_or(0, |(_, packets)| *packets)
+}
+
+fn reaches_the_world() {
+    let world = World::new();
+    let network = world.open();
+    let guest = world.guest(&network, 1, &spec(PLAIN));
+    let outside = world.outside_socket(7000);
+    guest.send((OUTSIDE, 7000), "hello");
+    let (text, from) = receive(&outside);
+    assert_eq!((text.as_str(), from.ip()), ("hello", NODE.into()));
+    outside.send_to(b"and back", from).unwrap();
+    let (text, ends) = guest.receive();
+    assert_eq!((text.as_str(), ends.from), ("and back", (OUTSIDE, 7000)));
+    let counters = network.counters().unwrap()[&guest.vm].clone();
+    assert_eq!((counters.link.rx_packets, counters.link.tx_packets), (1, 1));
+    assert_eq!(counters.drops, []);
+}
+
+fn no_spoofing() {
+    let world = World::new();
+    let network = world.open();
+    let (guest, other) = (
+        world.guest(&network, 1, &spec(PLAIN)),
+        world.guest(&network, 2, &spec(PLAIN)),
+    );
+    let outside = world.outside_socket(7000);
+    let to = (OUTSIDE, 7000);
+    for address in [
+        other.address,
+        NODE,
+        Ipv4Addr::new(8, 8, 8, 8),
+        guest.gateway,
+    ] {
+        guest.send_as(guest.mac, (address, 5000), to, "another's address");
+    }
+    for mac in [other.mac, Mac::HOST] {
+        guest.send_as(mac, (guest.address, 5000), to, "another's MAC");
+    }
+    // IPv6 neighbour discovery, and what is no IP at all.
+    guest.frame(guest.mac, 0x86dd, &[0x60, 0, 0, 0, 0, 0, 59, 255].repeat(5));
+    guest.send(to, "honest");
+    assert_eq!(receive(&outside).0, "honest");
+    assert_eq!(dropped(&network, &guest, DropReason::Spoofed), 7);
+    assert_eq!(dropped(&network, &other, DropReason::Spoofed), 0);
+}
+
+fn no_host() {
+    let world = World::new();
+    let network = world.open();
+    let guest = world.guest(&network, 1, &spec(PLAIN));
+    let host = world.node_socket(Ipv4Addr::UNSPECIFIED, 7000);
+    guest.send((NODE, 7000), "to the host");
+    guest.send((guest.gateway, 7000), "to the gateway");
+    guest.send((Ipv4Addr::LOCALHOST, 7000), "to its loopback");
+    guest.send((Ipv4Addr::new(169, 254, 169, 254), 7000), "to metadata");
+    // The host reaches the guest, and gets its answer.
+    host.send_to(b"marker", (guest.address, 9)).unwrap();
+    let (text, ends) = guest.receive();
+    assert_eq!(text, "marker");
+    guest.answer(ends, "answer");
+    assert_eq!(receive(&host).0, "answer");
+    assert_eq!(dropped(&network, &guest, DropReason::Host), 2);
+    assert_eq!(dropped(&network, &guest, DropReason::Reserved), 2);
+    // Its resolver is the one exception.
+    let dns = world.node_socket(guest.gateway, 53);
+    guest.send((guest.gateway, 53), "question");
+    assert_eq!(receive(&dns).0, "question");
+    guest.send((NODE, 53), "question elsewhere");
+    guest.send((guest.gateway, 53), "marker");
+    assert_eq!(receive(&dns).0, "marker");
+    assert_eq!(dropped(&network, &guest, DropReason::Host), 3);
+}
+
+fn arp() {
+    let world = World::new();
+    let network = world.open();
+    let (guest, other) = (
+        world.guest(&network, 1, &spec(PLAIN)),
+        world.guest(&network, 2, &spec(PLAIN)),
+    );
+    for address in [NODE, other.gateway, other.address, Ipv4Addr::LOCALHOST] {
+        guest.ask(guest.address, address);
+    }
+    guest.ask(other.address, guest.gateway);
+    guest.ask(guest.address, guest.gateway);
+    assert_eq!(guest.answered(world::ARRIVES), Some(guest.gateway));
+    assert_eq!(guest.answered(Duration::from_millis(200)), None);
+}
+
+fn no_neighbours() {
+    let world = World::new();
+    let network = world.open();
+    let (guest, other) = (
+        world.guest(&network, 1, &spec(PLAIN)),
+        world.guest(&network, 2, &spec(PLAIN)),
+    );
+    guest.send((other.address, 80), "to a neighbour");
+    guest.send((other.gateway, 80), "to its gateway");
+    let host = world.node_socket(Ipv4Addr::UNSPECIFIED, 7000);
+    host.send_to(b"marker", (other.address, 80)).unwrap();
+    assert_eq!(other.receive().0, "marker");
+    assert_eq!(dropped(&network, &guest, DropReason::Neighbour), 1);
+    assert_eq!(dropped(&network, &guest, DropReason::Host), 1);
+}
+
+fn private_networks() {
+    let world = World::new();
+    let network = world.open();
+    let of = |account, bits, mode: &str| {
+        let spec = spec(&format!(r#"{{"mode": "{mode}"}}"#));
+        world.guest_of(&network, account, bits, &spec)
+    };
+    let (one, other) = (of("a", 1, "private:x"), of("a", 2, "private:x"));
+    let strangers = [
+        of("b", 3, "private:x"),
+        of("a", 4, "private:y"),
+        of("a", 5, "nat"),
+    ];
+    one.send((other.address, 80), "hello");
+    let (text, ends) = other.receive();
+    assert_eq!((text.as_str(), ends.from.0), ("hello", one.address));
+    other.answer(ends, "hello back");
+    assert_eq!(one.receive().0, "hello back");
+    for stranger in &strangers {
+        stranger.send((one.address, 80), "let me in");
+        one.send((stranger.address, 80), "let me in");
+        assert_eq!(dropped(&network, stranger, DropReason::Neighbour), 1);
+    }
+    assert_eq!(dropped(&network, &one, DropReason::Neighbour), 3);
+    other.send((one.address, 80), "marker");
+    assert_eq!(one.receive().0, "marker");
+}
+
+fn forwards() {
+    let world = World::new();
+    let network = world.open();
+    let guest = world.guest(
+        &network,
+        1,
+        &spec(r#"{"ports": ["8080:80/udp", "90/udp"]}"#),
+    );
+    let other = world.guest(&network, 2, &spec(PLAIN));
+    let asks = |socket: &std::net::UdpSocket, at: (Ipv4Addr, u16), to: u16| {
+        socket.send_to(b"question", at).unwrap();
+        let (text, ends) = guest.receive();
+        assert_eq!((text.as_str(), ends.to), ("question", (guest.address, to)));
+        guest.answer(ends, "answer");
+        let (text, from) = receive(socket);
+        assert_eq!((text.as_str(), from), ("answer", at.into()));
+    };
+    let outside = world.outside_socket(7000);
+    asks(&outside, (NODE, 8080), 80);
+    // The node picked this one.
+    asks(&outside, (NODE, guest.port(1)), 90);
+    let host = world.node_socket(Ipv4Addr::UNSPECIFIED, 7000);
+    asks(&host, (NODE, 8080), 80);
+    asks(&host, (Ipv4Addr::LOCALHOST, 8080), 80);
+    asks(&host, (Ipv4Addr::new(127, 1, 2, 3), 8080), 80);
+    // From a guest, the one that it leads to included.
+    for from in [&other, &guest] {
+        from.send((NODE, 8080), "question");
+        let (text, ends) = guest.receive();
+        assert_eq!((text.as_str(), ends.to), ("question", (guest.address, 80)));
+        guest.answer(ends, "answer");
+        let (text, ends) = from.receive();
+        assert_eq!((text.as_str(), ends.from), ("answer", (NODE, 8080)));
+    }
+    assert_eq!(network.counters().unwrap()[&guest.vm].drops, []);
+}
+
+fn one_address() {
+    let world = World::new();
+    let network = world.open();
+    let local = world.guest(
+        &network,
+        1,
+        &spec(r#"{"ports": ["127.0.0.1:8080:80/udp"]}"#),
+    );
+    let public = world.guest(
+        &network,
+        2,
+        &spec(r#"{"ports": ["192.0.2.1:8080:80/udp"]}"#),
+    );
+    let (outside, host) = (
+        world.outside_socket(7000),
+        world.node_socket(Ipv4Addr::UNSPECIFIED, 7000),
+    );
+    outside.send_to(b"outside", (NODE, 8080)).unwrap();
+    host.send_to(b"host", (Ipv4Addr::LOCALHOST, 8080)).unwrap();
+    assert_eq!(public.receive().0, "outside");
+    assert_eq!(local.receive().0, "host");
+    // Nor by a packet from outside to an address of the host's loopback.
+    world.outside.sh(&format!(
+        "ip route add 127.0.0.1/32 via {NODE} table 7 2>/dev/null || true
+         sysctl -qw net.ipv4.conf.out0.route_localnet=1"
+    ));
+    assert_eq!(local.received(Duration::from_millis(100)), None);
+}
+
+fn no_inbound() {
+    let world = World::new();
+    let network = world.open();
+    let guest = world.guest(&network, 1, &spec(r#"{"ports": ["8080:80/udp"]}"#));
+    let outside = world.outside_socket(7000);
+    outside
+        .send_to(b"by its address", (guest.address, 80))
+        .unwrap();
+    outside.send_to(b"another port", (NODE, 8081)).unwrap();
+    outside.send_to(b"by its port", (NODE, 8080)).unwrap();
+    assert_eq!(guest.receive().0, "by its port");
+    assert_eq!(dropped(&network, &guest, DropReason::Inbound), 1);
+    // The host forwards for its guests, and for nobody else.
+    let far = Space::new();
+    let there = far.path();
+    world.node.sh(&format!(
+        "ip link add far0 type veth peer name far1 netns {there}
+         ip address add 198.51.100.1/24 dev far0
+         ip link set far0 up"
+    ));
+    far.sh("ip address add 198.51.100.2/24 dev far1; ip link set far1 up");
+    world
+        .outside
+        .sh(&format!("ip route add 198.51.100.0/24 via {NODE}"));
+    let target = Ipv4Addr::new(198, 51, 100, 2);
+    let stranger = far.run(move || world::socket(target, 9));
+    outside.send_to(b"through the host", (target, 9)).unwrap();
+    guest.send((target, 9), "from a guest");
+    assert_eq!(receive(&stranger).0, "from a guest");
+}
+
+fn egress() {
+    let world = World::new();
+    let network = world.open();
+    let deny = world.guest(
+        &network,
+        1,
+        &spec(r#"{"egress": "deny", "ports": ["8080:80/udp"]}"#),
+    );
+    let list = world.guest(
+        &network,
+        2,
+        &spec(r#"{"egress": {"only": ["192.0.2.2", "192.0.2.0/30", "203.0.113.0/24"]}}"#),
+    );
+    world.outside.sh("ip address add 192.0.2.9/24 dev out0");
+    let (near, far) = (world.outside_socket(7000), {
+        world
+            .outside
+            .run(|| std::net::UdpSocket::bind((Ipv4Addr::new(192, 0, 2, 9), 7000)).unwrap())
+    });
+    far.set_read_timeout(Some(world::ARRIVES)).unwrap();
+    deny.send((OUTSIDE, 7000), "denied");
+    list.send((Ipv4Addr::new(192, 0, 2, 9), 7000), "not on the list");
+    list.send((OUTSIDE, 7000), "on the list");
+    assert_eq!(receive(&near).0, "on the list");
+    assert_eq!(dropped(&network, &deny, DropReason::Egress), 1);
+    assert_eq!(dropped(&network, &list, DropReason::Egress), 1);
+    // Answers from a forwarded port are no connections of its own.
+    near.send_to(b"question", (NODE, 8080)).unwrap();
+    let (_, ends) = deny.receive();
+    deny.answer(ends, "answer");
+    assert_eq!(receive(&near).0, "answer");
+    world
+        .guest(&network, 3, &spec(PLAIN))
+        .send((Ipv4Addr::new(192, 0, 2, 9), 7000), "allowed");
+    assert_eq!(receive(&far).0, "allowed");
+}
+
+fn connections() {
+    let world = World::new();
+    let network = world.open();
+    let (guest, other) = (
+        world.guest(&network, 1, &spec(PLAIN)),
+        world.guest(&network, 2, &spec(PLAIN)),
+    );
+    let outside = world.outside_socket(7000);
+    for port in 1..=100 {
+        guest.send_as(
+            guest.mac,
+            (guest.address, port),
+            (OUTSIDE, 7000),
+            "one more",
+        );
+    }
+    assert_eq!(dropped(&network, &guest, DropReason::Connections), 36);
+    other.send((OUTSIDE, 7000), "marker");
+    let texts: Vec<String> = (0..65).map(|_| receive(&outside).0).collect();
+    assert_eq!(texts.iter().filter(|text| *text == "one more").count(), 64);
+    assert_eq!(texts[64], "marker");
+}

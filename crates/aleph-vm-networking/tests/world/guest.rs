@@ -1,0 +1,174 @@
+//! A guest whose every frame a test writes itself, as a hostile one would.
+
+use super::ARRIVES;
+use aleph_types::VmId;
+use aleph_vm_networking::mac::Mac;
+use aleph_vm_networking::{Attachment, Claim};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+pub(crate) struct Guest {
+    pub(crate) vm: VmId,
+    pub(crate) claim: Claim,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) gateway: Ipv4Addr,
+    pub(crate) mac: Mac,
+    attachment: Attachment,
+}
+
+/// A datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub(crate) from: (Ipv4Addr, u16),
+    pub(crate) to: (Ipv4Addr, u16),
+}
+
+/// `struct virtio_net_hdr`: no checksum is left to do, nothing is to be cut.
+const NO_OFFLOAD: [u8; 10] = [0; 10];
+
+impl Guest {
+    pub(crate) fn new(vm: VmId, attachment: Attachment, claim: Claim) -> Self {
+        let flags = rustix::fs::fcntl_getfl(&attachment.tap.queues[0]).unwrap();
+        let flags = flags | rustix::fs::OFlags::NONBLOCK;
+        rustix::fs::fcntl_setfl(&attachment.tap.queues[0], flags).unwrap();
+        Self {
+            vm,
+            claim,
+            address: attachment.network.vm_ip,
+            gateway: attachment.network.host_ip,
+            mac: attachment.mac,
+            attachment,
+        }
+    }
+
+    pub(crate) fn tap(&self) -> &str {
+        &self.attachment.network.tap_name
+    }
+
+    pub(crate) fn port(&self, index: usize) -> u16 {
+        self.claim.ports[index].host_port
+    }
+
+    /// Sends a datagram as an honest guest does.
+    pub(crate) fn send(&self, to: (Ipv4Addr, u16), text: &str) {
+        self.send_as(self.mac, (self.address, 5000), to, text);
+    }
+
+    pub(crate) fn send_as(&self, mac: Mac, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), text: &str) {
+        self.frame(mac, 0x0800, &datagram(Ends { from, to }, text));
+    }
+
+    /// Answers what it received.
+    pub(crate) fn answer(&self, ends: Ends, text: &str) {
+        self.send_as(self.mac, ends.to, ends.from, text);
+    }
+
+    pub(crate) fn frame(&self, from: Mac, kind: u16, payload: &[u8]) {
+        let to: &[u8] = if kind == 0x0806 {
+            &[0xff; 6]
+        } else {
+            &Mac::HOST.0
+        };
+        let frame = [&NO_OFFLOAD[..], to, &from.0, &kind.to_be_bytes(), payload].concat();
+        let mut tap = &self.attachment.tap.queues[0];
+        assert_eq!(tap.write(&frame).unwrap(), frame.len());
+    }
+
+    /// Asks who has an address.
+    pub(crate) fn ask(&self, sender: Ipv4Addr, target: Ipv4Addr) {
+        let question = [
+            &[0, 1, 8, 0, 6, 4, 0, 1][..],
+            &self.mac.0,
+            &sender.octets(),
+            &[0; 6],
+            &target.octets(),
+        ]
+        .concat();
+        self.frame(self.mac, 0x0806, &question);
+    }
+
+    /// The next answer to a question of that kind; `None` where none comes in so long.
+    pub(crate) fn answered(&self, within: Duration) -> Option<Ipv4Addr> {
+        let frame = self.next(within, |frame| {
+            frame[12..14] == [8, 6] && frame[20..22] == [0, 2]
+        })?;
+        Some(Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]))
+    }
+
+    /// The next datagram that arrives.
+    pub(crate) fn receive(&self) -> (String, Ends) {
+        self.received(ARRIVES)
+            .expect("nothing arrives at the guest")
+    }
+
+    pub(crate) fn received(&self, within: Duration) -> Option<(String, Ends)> {
+        let frame = self.next(within, |frame| {
+            frame[12..14] == [8, 0] && frame.len() > 42 && frame[23] == 17
+        })?;
+        assert_eq!(
+            (&frame[..6], &frame[6..12]),
+            (&self.mac.0[..], &Mac::HOST.0[..])
+        );
+        let address =
+            |at: usize| Ipv4Addr::new(frame[at], frame[at + 1], frame[at + 2], frame[at + 3]);
+        let number = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let ends = Ends {
+            from: (address(26), number(34)),
+            to: (address(30), number(36)),
+        };
+        let end = 34 + usize::from(number(38));
+        Some((String::from_utf8_lossy(&frame[42..end]).into_owned(), ends))
+    }
+
+    fn next(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let end = Instant::now() + within;
+        let mut tap = &self.attachment.tap.queues[0];
+        loop {
+            let left = end.checked_duration_since(Instant::now())?;
+            let mut poll_for = [PollFd::new(tap, PollFlags::IN)];
+            let left = Timespec::try_from(left).unwrap();
+            poll(&mut poll_for, Some(&left)).unwrap();
+            let mut bytes = [0; 4096];
+            let Ok(n) = tap.read(&mut bytes) else {
+                continue;
+            };
+            let frame = &bytes[NO_OFFLOAD.len()..n];
+            if wanted(frame) {
+                return Some(frame.to_vec());
+            }
+        }
+    }
+}
+
+/// An IPv4 packet with a UDP datagram, without the latter's checksum, which it may lack.
+fn datagram(ends: Ends, text: &str) -> Vec<u8> {
+    let length = |n: usize| u16::try_from(n).unwrap().to_be_bytes();
+    let udp = [
+        &ends.from.1.to_be_bytes()[..],
+        &ends.to.1.to_be_bytes(),
+        &length(8 + text.len()),
+        &[0, 0],
+        text.as_bytes(),
+    ]
+    .concat();
+    let mut header = [
+        &[0x45, 0][..],
+        &length(20 + udp.len()),
+        &[0, 0, 0x40, 0, 64, 17, 0, 0],
+        &ends.from.0.octets(),
+        &ends.to.0.octets(),
+    ]
+    .concat();
+    let mut sum: u32 = header
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let sum = !u16::try_from(sum).unwrap();
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    [header, udp].concat()
+}

@@ -1,0 +1,140 @@
+//! A host of its own for each test: a network namespace for the node, and one for the world
+//! outside, with a cable between them. Nothing of it is in the namespace of the tests.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+pub(crate) mod guest;
+pub(crate) mod space;
+
+use aleph_types::{NetworkSpec, VmId};
+use aleph_vm_networking::{Claim, Network, NetworkConfig};
+use guest::Guest;
+use libtest_mimic::Trial;
+use space::Space;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The node's address on the cable, and that of the world.
+pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+pub(crate) struct World {
+    pub(crate) node: Space,
+    pub(crate) outside: Space,
+    run: tempfile::TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let (node, outside) = (Space::new(), Space::new());
+        let far = outside.path();
+        node.sh(&format!(
+            "ip link set lo up
+             ip link add up0 type veth peer name out0 netns {far}
+             ip address add {NODE}/24 dev up0
+             ip link set up0 up
+             ip route add default via {OUTSIDE}"
+        ));
+        outside.sh(&format!(
+            "ip link set lo up
+             ip address add {OUTSIDE}/24 dev out0
+             ip link set out0 up
+             ip route add 10.0.0.0/8 via {NODE}"
+        ));
+        let run = tempfile::tempdir().unwrap();
+        Self { node, outside, run }
+    }
+
+    pub(crate) fn config(&self) -> NetworkConfig {
+        NetworkConfig {
+            name: "aleph-test".into(),
+            pool: "10.0.0.0/16".parse().unwrap(),
+            cool_down: Duration::from_secs(60),
+            connections: 64,
+            run: self.run.path().to_owned(),
+        }
+    }
+
+    pub(crate) fn open(&self) -> Arc<Network> {
+        let network = self.try_open(self.config(), Vec::new());
+        Arc::new(network.unwrap())
+    }
+
+    pub(crate) fn try_open(
+        &self,
+        config: NetworkConfig,
+        claims: Vec<(VmId, String, Claim)>,
+    ) -> Result<Network, aleph_vm_networking::NetworkError> {
+        self.node.run(move || Network::open(config, claims))
+    }
+
+    /// A VM with this network, and this test as its guest.
+    pub(crate) fn guest(&self, network: &Arc<Network>, bits: u32, spec: &NetworkSpec) -> Guest {
+        self.guest_of(network, "default", bits, spec)
+    }
+
+    pub(crate) fn guest_of(
+        &self,
+        network: &Arc<Network>,
+        account: &'static str,
+        bits: u32,
+        spec: &NetworkSpec,
+    ) -> Guest {
+        let (network, spec) = (Arc::clone(network), spec.clone());
+        self.node.run(move || {
+            let vm = vm(bits);
+            let claim = network.claim(vm, (account, &format!("job-{bits}")), &spec);
+            let claim = claim.unwrap();
+            let attachment = network.attach(vm, 1, None).unwrap();
+            Guest::new(vm, attachment, claim)
+        })
+    }
+
+    /// A UDP socket of the world outside.
+    pub(crate) fn outside_socket(&self, port: u16) -> UdpSocket {
+        self.outside.run(move || socket(OUTSIDE, port))
+    }
+
+    /// A UDP socket of the node's.
+    pub(crate) fn node_socket(&self, address: Ipv4Addr, port: u16) -> UdpSocket {
+        self.node.run(move || socket(address, port))
+    }
+}
+
+pub(crate) fn vm(bits: u32) -> VmId {
+    VmId::from_bits(bits).unwrap()
+}
+
+pub(crate) fn spec(json: &str) -> NetworkSpec {
+    serde_json::from_str(json).unwrap()
+}
+
+pub(crate) fn socket(address: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((address, port)).unwrap();
+    socket.set_read_timeout(Some(ARRIVES)).unwrap();
+    socket
+}
+
+/// How long is waited for what must arrive.
+pub(crate) const ARRIVES: Duration = Duration::from_secs(5);
+
+/// What arrives at a socket, and from where.
+pub(crate) fn receive(socket: &UdpSocket) -> (String, std::net::SocketAddr) {
+    let mut bytes = [0; 2048];
+    let (n, from) = socket.recv_from(&mut bytes).expect("nothing arrives");
+    (String::from_utf8_lossy(&bytes[..n]).into_owned(), from)
+}
+
+/// A test, or an ignored one that says why it cannot run here.
+pub(crate) fn trial(name: &str, test: fn()) -> Trial {
+    let missing = space::missing();
+    if let Some(why) = &missing {
+        eprintln!("{name} cannot run here: {why}");
+    }
+    let trial = Trial::test(name, move || {
+        test();
+        Ok(())
+    });
+    trial.with_ignored_flag(missing.is_some())
+}
