@@ -29,6 +29,10 @@ const CASES: &[Case] = &[
         a_group_beyond_its_rate_of_writes_waits,
     ),
     (
+        "a_group_that_waits_for_its_disk_is_killed",
+        a_group_that_waits_for_its_disk_is_killed,
+    ),
+    (
         "all_in_a_group_are_killed_and_nothing_is_left",
         all_in_a_group_are_killed_and_nothing_is_left,
     ),
@@ -162,6 +166,23 @@ fn a_group_beyond_its_rate_of_writes_waits() -> Result<()> {
     let stat = read(&group, "io.stat")?;
     ensure!(stat.starts_with(&device), "{stat}");
     host.clear(&[group, elsewhere])
+}
+
+/// A killed process that waits for a disk stays until it has had its turn.
+fn a_group_that_waits_for_its_disk_is_killed() -> Result<()> {
+    mount_disk()?;
+    let host = Host::new()?;
+    let group = host.group("vm", &SLOWLY)?;
+    let slow = host.start(&group, WRITE)?;
+    // Uninterruptible.
+    let stat = format!("/proc/{}/stat", slow.identity().pid);
+    wait_until("one that waits", LIMIT, || {
+        fs::read_to_string(&stat)
+            .ok()?
+            .contains("(dd) D")
+            .then_some(())
+    });
+    host.clear(&[group])
 }
 
 fn all_in_a_group_are_killed_and_nothing_is_left() -> Result<()> {
