@@ -205,8 +205,8 @@ async fn copy_this_program(vm: &Vm) -> Result<()> {
 }
 
 /// The shared libraries that a program needs, its loader among them: what the loader lists when
-/// it is asked to (ld.so(8), `LD_TRACE_LOADED_OBJECTS`). A static program runs instead, and
-/// must therefore not come here.
+/// it is asked to (ld.so(8), `LD_TRACE_LOADED_OBJECTS`). A static program has no loader and runs
+/// instead: it finds that no such case is there, and that is an error here.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new(program)
         .env("LD_TRACE_LOADED_OBJECTS", "1")
