@@ -6,17 +6,6 @@
 //! it, and runs it there as root; in the guest the same `main` runs the one case that it is
 //! asked for. What the case writes is the test's output, and where it fails, so does the test.
 //!
-//! ```no_run
-//! # use aleph_testkit::TestHost;
-//! fn limits_hold() -> anyhow::Result<()> {
-//!     Ok(()) // runs in the guest
-//! }
-//!
-//! fn main() {
-//!     TestHost::default().main(&[("limits_hold", limits_hold)])
-//! }
-//! ```
-//!
 //! The guest is what a job gets: busybox, Debian's cloud kernel, no network, no init but the
 //! agent. Each case has one of its own and may leave it in any state. A machine that cannot run
 //! a VM has the tests ignored, and says why.
@@ -44,7 +33,19 @@ const PROGRAM: &str = "/test-program";
 /// Only a case that hangs takes as long.
 const LIMIT: Duration = Duration::from_secs(200);
 
-/// What the guest of each case is given.
+/// A VM as the host of each case of a test program, and what it is given.
+///
+/// ```no_run
+/// # use aleph_testkit::TestHost;
+/// # use std::process::ExitCode;
+/// fn limits_hold() -> anyhow::Result<()> {
+///     Ok(()) // runs in the guest, as root
+/// }
+///
+/// fn main() -> ExitCode {
+///     TestHost::default().main(&[("limits_hold", limits_hold)])
+/// }
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TestHost {
     /// Virtual CPUs.
