@@ -147,16 +147,32 @@ impl Cgroup {
             .into())
     }
 
-    /// Kills all in it. A group that is gone is no error; on kernels before 5.14, which lack
-    /// `cgroup.kill`, each process is left to whoever holds it.
+    /// Kills all in it, and lifts its limits of I/O: what it waits for must come for it to end.
+    /// A group that is gone is no error; on kernels before 5.14, which lack `cgroup.kill`, each
+    /// process is left to whoever holds it.
     ///
     /// # Errors
     /// Where the kernel refuses.
     pub fn kill(&self) -> io::Result<()> {
-        match File::options().write(true).open(self.0.join("cgroup.kill")) {
-            Ok(mut file) => file.write_all(b"1"),
+        let killed = match write(&self.0.join("cgroup.kill"), "1") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+            done => done,
+        };
+        self.lift_io_limits();
+        killed
+    }
+
+    /// A process that a limit holds up at the disk is uninterruptible: even a killed one stays
+    /// until its turn comes, which may take hours.
+    fn lift_io_limits(&self) {
+        let path = self.0.join("io.max");
+        for line in fs::read_to_string(&path).unwrap_or_default().lines() {
+            if let Some((device, _)) = line.split_once(' ') {
+                let _ = write(
+                    &path,
+                    &format!("{device} rbps=max wbps=max riops=max wiops=max"),
+                );
+            }
         }
     }
 
@@ -218,12 +234,12 @@ impl Limits {
     /// The files and what is written to them, as `Documentation/admin-guide/cgroup-v2.rst` of
     /// the kernel has them.
     fn files(&self, disk: &Path) -> Vec<(&'static str, String)> {
-        let period = 100_000_u32;
+        let period = 100_000_u64;
         let memory = MiB(self.memory.0.saturating_add(MEMORY_BEYOND.0)).bytes();
         let mut files = vec![
             (
                 "cpu.max",
-                format!("{} {period}", u32::from(self.cpus) * period),
+                format!("{} {period}", u64::from(self.cpus) * period),
             ),
             ("memory.max", memory.to_string()),
             ("memory.swap.max", "0".into()),

@@ -419,6 +419,19 @@ impl JobSpec {
             let (field, there, most) = ("files", bytes, MAX_FILES);
             return Err(InvalidJob::TooMuch { field, there, most });
         }
+        if let Some(pids) = self.resources.pids.filter(|n| *n < Resources::MIN_PIDS) {
+            return Err(InvalidJob::BadText {
+                field: "resources.pids",
+                value: pids.to_string(),
+            });
+        }
+        // To the kernel, none at all is no limit but an error.
+        if self.resources.io_bytes_per_second == Some(0) {
+            return Err(InvalidJob::BadText {
+                field: "resources.io_bytes_per_second",
+                value: "0".into(),
+            });
+        }
         let zero = |n: Option<u64>| n.is_some_and(|n| n == 0 || n > 366 * 86_400);
         if zero(self.deadline_seconds) {
             return Err(InvalidJob::BadText {
@@ -497,7 +510,7 @@ mod tests {
             uid: 0,
             gid: 0,
         };
-        let cases: [(&str, Spoil); 14] = [
+        let cases: [(&str, Spoil); 16] = [
             ("bad_text", |j| j.command[0].clear()),
             ("no_cpus", |j| j.resources.cpus = 0),
             ("little_memory", |j| j.resources.memory = MiB(63)),
@@ -512,6 +525,8 @@ mod tests {
             ("bad_text", |j| j.name = Some("-x".into())),
             ("bad_text", |j| j.image = "a b".into()),
             ("bad_text", |j| j.deadline_seconds = Some(0)),
+            ("bad_text", |j| j.resources.pids = Some(15)),
+            ("bad_text", |j| j.resources.io_bytes_per_second = Some(0)),
             ("bad_text", |j| {
                 j.labels = BTreeMap::from([("a=".into(), String::new())]);
             }),

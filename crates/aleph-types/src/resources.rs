@@ -27,6 +27,9 @@ pub struct Resources {
 impl Resources {
     /// The least memory that a guest of this kind boots in.
     pub const MIN_MEMORY: MiB = MiB(64);
+
+    /// The fewest processes and threads that a VMM can do with.
+    pub const MIN_PIDS: u32 = 16;
 }
 
 impl Default for Resources {

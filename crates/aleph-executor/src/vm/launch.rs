@@ -134,6 +134,9 @@ pub(super) async fn launch(
             // Whoever hears that the launch failed may count on nothing running.
             vmm.kill()
                 .map_err(|error| LaunchFailure::Connect(std::io::Error::other(error)))?;
+            if let Some(cgroup) = place.cgroup() {
+                let _ = cgroup.kill();
+            }
             let exit = vmm.wait().await;
             Err(match failure {
                 // Refused by a VMM that is no more: its own words say why.
