@@ -53,7 +53,10 @@ impl From<&ForwardedPort> for Forward {
 
 /// The owners of all ports that are forwarded.
 #[derive(Debug, Default)]
-pub struct Forwards(HashMap<(Protocol, u16), Vec<(Option<Ipv4Addr>, VmId)>>);
+pub struct Forwards(HashMap<(Protocol, u16), Vec<Owner>>);
+
+/// An address, or all of them, and whose the port is there.
+type Owner = (Option<Ipv4Addr>, VmId);
 
 impl Forwards {
     /// Gives all of these ports to a VM, or none, and names the first that has an owner.

@@ -120,7 +120,7 @@ impl Network {
     /// # Errors
     /// Where the pool is too small or overlaps a route, or the kernel refuses.
     pub fn open(
-        config: NetworkConfig,
+        config: &NetworkConfig,
         claims: Vec<(VmId, String, Claim)>,
     ) -> Result<Self, NetworkError> {
         let group = group_of(&config.name);
@@ -131,7 +131,7 @@ impl Network {
         let routes = links
             .routes()
             .map_err(NetworkError::at("list the routes"))?;
-        refuse_overlap(&config, group, &there, &routes)?;
+        refuse_overlap(config, group, &there, &routes)?;
         let rules = Rules::new(Base {
             table: config.name.clone(),
             group,

@@ -1,5 +1,7 @@
 //! Networks that come and go, and what crashes and others leave.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // tests without #[test]
+
 mod world;
 
 use aleph_types::{Classify, Protocol};
@@ -254,7 +256,7 @@ fn overlap() {
         refused("10.0.0.0/16").as_deref(),
         Some("the pool 10.0.0.0/16 overlaps 10.0.128.0/24, which this host reaches through up0")
     );
-    assert_eq!(refused("192.0.2.128/25").is_some(), true);
+    assert!(refused("192.0.2.128/25").is_some());
     assert_eq!(
         refused("10.1.0.0/31").as_deref(),
         Some("the pool 10.1.0.0/31 has no room for one /30")

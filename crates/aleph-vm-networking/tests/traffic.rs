@@ -3,6 +3,8 @@
 //! "Nothing arrives" cannot be waited for: after what must not pass, a marker is sent on a way
 //! that is known to be open and reads the same socket, and the marker must come first.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // tests without #[test]
+
 mod world;
 
 use aleph_vm_networking::Network;

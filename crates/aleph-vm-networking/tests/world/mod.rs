@@ -66,7 +66,7 @@ impl World {
         config: NetworkConfig,
         claims: Vec<(VmId, String, Claim)>,
     ) -> Result<Network, aleph_vm_networking::NetworkError> {
-        self.node.run(move || Network::open(config, claims))
+        self.node.run(move || Network::open(&config, claims))
     }
 
     /// A VM with this network, and this test as its guest.
