@@ -156,6 +156,7 @@ fn frames(filesystem: &str) -> Result<Vec<u8>> {
             upper: Upper::Memory,
         },
         poweroff_on_hangup: true,
+        network: None,
     };
     ToGuest::Setup(setup).encode(CONTROL, &mut frames)?;
     let request = ExecRequest::new(["true"]);
