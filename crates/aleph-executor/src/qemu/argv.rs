@@ -151,11 +151,14 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         // Without vhost the packets of a hostile guest meet QEMU, which is locked up, and not
         // the host's kernel. It also would take one more descriptor, for a device that only
         // root may open.
+        //
+        // A device that tells whether its link is up makes Linux wait a second for that, in
+        // which IPv6 is not there. Ours always is.
         add(&["-netdev", &format!("tap,id=net{n},{queues},vhost=off")]);
         add(&[
             "-device",
             &format!(
-                "virtio-net-device,netdev=net{n},mac={}{multi}",
+                "virtio-net-device,netdev=net{n},mac={}{multi},status=off",
                 mac_text(*mac)
             ),
         ]);
