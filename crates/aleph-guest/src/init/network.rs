@@ -14,6 +14,7 @@ use aleph_guest_proto::Network;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::ffi::CStr;
 use core::net::Ipv4Addr;
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -68,21 +69,24 @@ pub(super) fn configure(network: &Network<'_>) -> Result<(), Failure> {
 /// # Errors
 /// Where it cannot be written: names would be looked up nowhere, or by somebody else.
 pub(super) fn write_resolver(network: &Network<'_>) -> Result<(), Failure> {
-    const PATH: &core::ffi::CStr = c"/etc/resolv.conf";
+    write_resolver_at(c"/etc/resolv.conf", network)
+}
+
+fn write_resolver_at(path: &CStr, network: &Network<'_>) -> Result<(), Failure> {
     let Some(resolver) = network.resolver else {
         return Ok(());
     };
-    let kind = rustix::fs::lstat(PATH).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    let kind = rustix::fs::lstat(path).map(|stat| FileType::from_raw_mode(stat.st_mode));
     if kind.is_ok_and(|kind| !kind.is_file()) {
         // One that cannot go is seen by the next step.
-        let _ = rustix::fs::unlink(PATH);
+        let _ = rustix::fs::unlink(path);
     }
     let resolver = Ipv4Addr::from(resolver).to_string();
     let mut parts = Vec::from([&b"nameserver "[..], resolver.as_bytes(), b"\n"]);
     if !network.search.is_empty() {
         parts.extend([&b"search "[..], network.search, b"\n"]);
     }
-    file::write(PATH, &parts).context(|| "writing /etc/resolv.conf".into())
+    file::write(path, &parts).context(|| format!("writing {}", path.to_string_lossy()))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,6 +195,53 @@ fn mac_text(mac: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::ffi::CString;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_name_server_is_written_down_whatever_stood_there() {
+        let mut network = Network {
+            mac: [2; 6],
+            address: [10, 0, 0, 2],
+            prefix_length: 30,
+            gateway: [10, 0, 0, 1],
+            gateway_mac: [2; 6],
+            mtu: 1500,
+            resolver: Some([10, 0, 0, 1]),
+            search: b"jobs.internal",
+            v6: None,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        let name = CString::new(path.to_str().unwrap()).unwrap();
+        let read = || std::fs::read_to_string(&path).unwrap();
+        let other = dir.path().join("other");
+
+        symlink("../run/stub-resolv.conf", &path).unwrap();
+        write_resolver_at(&name, &network).unwrap();
+        assert_eq!(read(), "nameserver 10.0.0.1\nsearch jobs.internal\n");
+
+        std::fs::write(&other, "another's").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        symlink(&other, &path).unwrap();
+        network.search = b"";
+        write_resolver_at(&name, &network).unwrap();
+        assert_eq!(read(), "nameserver 10.0.0.1\n");
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "another's");
+
+        network.resolver = None;
+        write_resolver_at(&name, &network).unwrap();
+        assert_eq!(read(), "nameserver 10.0.0.1\n");
+
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        network.resolver = Some([10, 0, 0, 1]);
+        let failure = write_resolver_at(&name, &network).unwrap_err();
+        assert!(
+            failure.message.ends_with("resolv.conf: Is a directory"),
+            "{failure:?}"
+        );
+    }
 
     #[test]
     fn hardware_addresses_are_written_as_the_kernel_does() {
