@@ -62,6 +62,7 @@ impl ByHand {
             resources: Resources::default(),
             command_line: &words.join(" "),
             disks: &[("rootfs", true)],
+            nics: &[],
         });
         let mut script = String::from("#!/bin/bash\ncd \"$(dirname \"$0\")\"\n");
         script.push_str(

@@ -221,6 +221,7 @@ async fn packets_go_both_ways() -> Result<()> {
     assert_eq!(guest(&vm, link).await?, "52:54:00:a1:e9:02\n1400\nup\n");
     assert_eq!(guest(&vm, "ls /sys/class/net").await?, "eth0\nlo\n");
     let addresses = guest(&vm, "ip addr show dev eth0").await?;
+    assert!(!addresses.contains("fe80:"), "{addresses}");
     for address in ["inet 10.77.0.2/30 ", "inet6 fd77::2/64 scope global"] {
         assert!(addresses.contains(address), "{address}: {addresses}");
     }
@@ -268,8 +269,17 @@ async fn packets_go_both_ways() -> Result<()> {
 async fn every_cpu_has_a_queue() -> Result<()> {
     let root = TestRoot::new()?;
     let (namespace, queues) = host_end(2)?;
-    let vm = create(&root, 2, nic(queues), Some(network())).await?;
+    let network = GuestNetwork {
+        v6: None,
+        ..network()
+    };
+    let vm = create(&root, 2, nic(queues), Some(network)).await?;
     vm.running().await?;
+    // Nothing left the guest that no program of it sent.
+    let counted = namespace.ip("-s link show tap0")?;
+    let mut lines = counted.lines().skip_while(|line| !line.contains("RX:"));
+    let received = lines.nth(1).context("no counters")?;
+    assert_eq!(received.split_whitespace().nth(1), Some("0"), "{counted}");
     assert_eq!(
         guest(&vm, "ls /sys/class/net/eth0/queues").await?,
         "rx-0\nrx-1\ntx-0\ntx-1\n"

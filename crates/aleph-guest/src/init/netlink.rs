@@ -14,13 +14,13 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 #[repr(u16)]
 pub(super) enum Kind {
     /// Changes a link.
-    NewLink = 16,
+    Link = 16,
     /// Adds an address.
-    NewAddress = 20,
+    Address = 20,
     /// Adds a route.
-    NewRoute = 24,
+    Route = 24,
     /// Adds a neighbour.
-    NewNeighbour = 28,
+    Neighbour = 28,
 }
 
 /// A conversation with the kernel.
@@ -95,7 +95,7 @@ impl Message {
         const FLAGS: u16 = 0x1 | 0x4;
         const CREATE_OR_REPLACE: u16 = 0x400 | 0x100;
         let flags = match kind {
-            Kind::NewLink => FLAGS,
+            Kind::Link => FLAGS,
             _ => FLAGS | CREATE_OR_REPLACE,
         };
         let mut bytes = vec![0; HEADER];
@@ -109,11 +109,7 @@ impl Message {
 
     /// Adds an attribute.
     pub(super) fn with(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-        self.bytes.extend_from_slice(&length.to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(value);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        self.bytes.extend_from_slice(&attribute(kind, value));
         self
     }
 
@@ -125,13 +121,22 @@ impl Message {
     }
 }
 
+/// An attribute, which may be the value of another one.
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn questions_are_padded_and_say_how_long_they_are() {
-        let message = Message::new(Kind::NewNeighbour, &[&[2; 12]])
+        let message = Message::new(Kind::Neighbour, &[&[2; 12]])
             .with(1, &[10, 0, 0, 1])
             .with(2, &[1, 2, 3, 4, 5, 6]);
         let bytes = message.finish(7);

@@ -1,12 +1,13 @@
 //! The guest's one interface to the world, set up from what the host says.
 //!
-//! Nothing is asked of the link: the address is not probed for, and the gateway is a neighbour
-//! that is known for good. So the guest's first packet is one that a program sends.
+//! Nothing is asked of the link: addresses are not probed for, there is no link-local address of
+//! the kernel's own, and the gateway is a neighbour that is known for good. So the guest's first
+//! packet is one that a program sends, but for the reports of its IPv6 address' multicast group.
 //!
 //! A network that cannot be set up is a guest that cannot be: its job would find out one
 //! connection at a time.
 
-use super::netlink::{Kind, Message, Netlink};
+use super::netlink::{Kind, Message, Netlink, attribute};
 use super::port::wait_for;
 use crate::failure::{Context, Failure, text};
 use crate::file::{self, read_bounded, scan};
@@ -32,6 +33,8 @@ pub(super) fn configure(network: &Network<'_>) -> Result<(), Failure> {
         .ok_or(Errno::NODEV)
         .context(|| format!("finding the network interface {mac}"))?;
     let mut netlink = Netlink::open().context(|| "opening a netlink socket".into())?;
+    // Refused by a kernel without IPv6, which has no such address.
+    let _ = netlink.ask(link.without_link_local());
     let mut ask = |what: &str, message| {
         netlink
             .ask(message)
@@ -108,8 +111,18 @@ impl Link {
         const MTU: u16 = 4;
         // struct ifinfomsg: family, padding, type; index, flags, which of them change.
         let (index, up) = (self.index.to_ne_bytes(), UP.to_ne_bytes());
-        Message::new(Kind::NewLink, &[&[0; 4], &index, &up, &up])
+        Message::new(Kind::Link, &[&[0; 4], &index, &up, &up])
             .with(MTU, &u32::from(mtu).to_ne_bytes())
+    }
+
+    /// Keeps the kernel from giving it a link-local address, once it is up.
+    fn without_link_local(&self) -> Message {
+        const OF_FAMILIES: u16 = 26;
+        const GENERATION: u16 = 8;
+        const NONE: u8 = 1;
+        let index = self.index.to_ne_bytes();
+        let of_v6 = attribute(Family::V6 as u16, &attribute(GENERATION, &[NONE]));
+        Message::new(Kind::Link, &[&[0; 4], &index, &[0; 8]]).with(OF_FAMILIES, &of_v6)
     }
 
     fn address(&self, family: Family, address: &[u8], prefix_length: u8) -> Message {
@@ -120,7 +133,7 @@ impl Link {
         // struct ifaddrmsg: family, length of the prefix, flags, scope; index.
         let flags = if family == Family::V6 { NO_PROBE } else { 0 };
         let fixed = [family as u8, prefix_length, flags, 0];
-        Message::new(Kind::NewAddress, &[&fixed, &self.index.to_ne_bytes()])
+        Message::new(Kind::Address, &[&fixed, &self.index.to_ne_bytes()])
             .with(LOCAL, address)
             .with(ADDRESS, address)
     }
@@ -133,7 +146,7 @@ impl Link {
         let [low, high] = PERMANENT.to_ne_bytes();
         let index = self.index.to_ne_bytes();
         let fixed: [&[u8]; 3] = [&[family as u8, 0, 0, 0], &index, &[low, high, 0, 0]];
-        Message::new(Kind::NewNeighbour, &fixed)
+        Message::new(Kind::Neighbour, &fixed)
             .with(ADDRESS, address)
             .with(LINK_ADDRESS, &mac)
     }
@@ -160,7 +173,7 @@ impl Link {
             UNIVERSE,
             UNICAST,
         ];
-        Message::new(Kind::NewRoute, &[&fixed, &ON_LINK.to_ne_bytes()])
+        Message::new(Kind::Route, &[&fixed, &ON_LINK.to_ne_bytes()])
             .with(GATEWAY, gateway)
             .with(INTERFACE, &self.index.to_ne_bytes())
     }
