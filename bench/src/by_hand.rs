@@ -62,6 +62,7 @@ impl ByHand {
             resources: Resources::default(),
             command_line: &words.join(" "),
             disks: &[("rootfs", true)],
+            nics: &[],
         });
         let mut script = String::from("#!/bin/bash\ncd \"$(dirname \"$0\")\"\n");
         script.push_str(
@@ -156,6 +157,7 @@ fn frames(filesystem: &str) -> Result<Vec<u8>> {
             upper: Upper::Memory,
         },
         poweroff_on_hangup: true,
+        network: None,
     };
     ToGuest::Setup(setup).encode(CONTROL, &mut frames)?;
     let request = ExecRequest::new(["true"]);

@@ -294,6 +294,7 @@ impl Executor {
             initrd: boot.initrd,
             command_line: COMMAND_LINE.to_owned(),
             image: boot.image,
+            nics: Vec::new(),
             setup,
             timeouts: self.timeouts,
             keep,
@@ -338,6 +339,7 @@ pub(crate) fn setup(
         filesystem,
         upper,
         poweroff_on_hangup,
+        network: None,
     }
 }
 

@@ -15,6 +15,7 @@ use crate::process::{Identity, ProcessExit};
 use aleph_types::{Classify, ErrorClass, Resources, VmId};
 use std::fs::File;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -96,6 +97,8 @@ pub struct Launch {
     pub command_line: String,
     /// Block devices in order.
     pub disks: Vec<Disk>,
+    /// Network devices in order.
+    pub nics: Vec<Nic>,
     /// The listening sockets that the VMM serves.
     pub sockets: Sockets,
     /// The folder with those sockets, for the VMM's own records.
@@ -115,6 +118,18 @@ pub struct Disk {
     pub file: File,
     /// Whether the guest may only read it.
     pub read_only: bool,
+}
+
+/// A network device: the guest's end of a TAP interface.
+///
+/// Whoever opens the queues opens them with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`, and with
+/// `IFF_MULTI_QUEUE` where there are several. Their network namespace need not be the VMM's.
+#[derive(Debug)]
+pub struct Nic {
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
+    /// The queues of the TAP interface, one or more. One for each CPU is what a guest can use.
+    pub queues: Vec<OwnedFd>,
 }
 
 /// The sockets over which a VMM and its node speak. The node listens on them before the VMM

@@ -59,6 +59,7 @@ impl Machine {
                     file: File::open(image.rootfs())?,
                     read_only: true,
                 }],
+                nics: Vec::new(),
                 sockets: Sockets {
                     control: listen("control")?,
                     agent: listen("agent")?,
@@ -74,6 +75,7 @@ impl Machine {
             filesystem: image.filesystem().to_string(),
             upper: UpperKind::Memory,
             poweroff_on_hangup: false,
+            network: None,
         };
         Ok(Self {
             root,

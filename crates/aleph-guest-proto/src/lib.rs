@@ -13,8 +13,8 @@
 //!
 //! ```text
 //! host                                   guest
-//!   MARK, Hello{2..=2, nonce} ─────────▶        (may be sent before the guest even runs)
-//!                ◀───────────────────── nonce, Hello{2..=2, times, boot id, ready: no}
+//!   MARK, Hello{2..=3, nonce} ─────────▶        (may be sent before the guest even runs)
+//!                ◀───────────────────── nonce, Hello{2..=3, times, boot id, ready: no}
 //!   Setup{root, time, entropy, …} ─────▶        (after the guest's Hello: it tells the time)
 //!   1: Exec{argv, env, keep, …} ───────▶
 //!                ◀────────────────────── Ready{times}        or Fatal{why}, then the end
@@ -35,7 +35,7 @@
 //!
 //! ```text
 //! new host                               guest
-//!   MARK, Hello{2..=2, nonce} ─────────▶
+//!   MARK, Hello{2..=3, nonce} ─────────▶
 //!                ◀───────────────────── nonce, Hello{…, the same boot id, ready: yes}
 //!                ◀───────────────────── 1: Kept{pid, stored: 900, written: 5000, …}, Ready
 //!   1: Attach{stored: 1200} ───────────▶        (it has 300 more than the guest heard of)
@@ -50,7 +50,15 @@
 //! # Versions
 //! Both sides open with `Hello` and the range of versions that they speak; the highest common
 //! one is used ([`negotiate`]). No common one ends the guest with an error that names both.
-//! Version 1 was never in a guest that outlives its host.
+//!
+//! | version | what it adds |
+//! | --- | --- |
+//! | 1 | was never in a guest that outlives its host, and is spoken no more |
+//! | 2 | marks, kept commands |
+//! | 3 | a [`Network`] at the end of `Setup`; without one `Setup` is that of version 2 |
+//!
+//! So a guest of version 2 is adopted as it is, and one that was not set up yet can be, as long
+//! as it is to have no network.
 //!
 //! # Flow control
 //! Each direction of each stream has a window of [`WINDOW`] bytes ([`SendWindow`],
@@ -76,6 +84,7 @@ extern crate std;
 pub mod frame;
 mod list;
 pub mod mark;
+mod network;
 mod to_guest;
 mod to_host;
 mod version;
@@ -85,6 +94,7 @@ mod wire;
 pub use frame::{Decoder, Frame, HEADER, Item, MAX_PAYLOAD, OVERHEAD, ProtocolError};
 pub use list::{List, ListBuf};
 pub use mark::{MARK, MARK_SIZE};
+pub use network::{Network, NetworkV6};
 pub use to_guest::{Exec, Put, Root, Setup, Terminal, ToGuest, Upper};
 pub use to_host::{Exit, FileInfo, FileKind, FileStat, Kept, ToHost, Usage};
 pub use version::{VersionMismatch, Versions, negotiate};

@@ -4,6 +4,7 @@ use crate::CONTROL;
 use crate::frame::{Frame, HEADER, MAX_PAYLOAD, ProtocolError, TRAILER, header};
 use crate::list::List;
 use crate::mark::{self, MARK_SIZE};
+use crate::network::Network;
 use crate::version::Versions;
 use crate::wire::{Reader, Writer, length};
 use alloc::vec::Vec;
@@ -113,6 +114,9 @@ pub struct Setup<'a> {
     pub root: Root<'a>,
     /// Whether the guest powers off when its host hangs up, since nobody will come back.
     pub poweroff_on_hangup: bool,
+    /// Its network, where it has one; a guest before [`Versions::NETWORK`] cannot be told. Without
+    /// one the message is what it was before that version, byte for byte.
+    pub network: Option<Network<'a>>,
 }
 
 /// Where the root filesystem comes from.
@@ -233,6 +237,11 @@ impl<'a> ToGuest<'a> {
                     },
                 },
                 poweroff_on_hangup: r.bool()?,
+                network: if r.is_empty() {
+                    None
+                } else {
+                    Some(Network::read(&mut r)?)
+                },
             }),
             kind::PING => Self::Ping(r.u64()?),
             kind::SHUTDOWN => Self::Shutdown {
@@ -296,7 +305,8 @@ impl<'a> ToGuest<'a> {
     ///
     /// # Errors
     /// [`ProtocolError::Oversized`] where it does not fit a frame, and
-    /// [`ProtocolError::Malformed`] where anything but data has a mark in it: `out` is as it was.
+    /// [`ProtocolError::Malformed`] where anything but data has a mark in it, or a network could
+    /// not be set up: `out` is as it was.
     pub fn encode(&self, stream: u32, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let begin = out.len();
         if let Self::Data(bytes) = self {
@@ -321,6 +331,11 @@ impl<'a> ToGuest<'a> {
     }
 
     fn append(&self, stream: u32, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
+        if let Self::Setup(setup) = self
+            && let Some(network) = &setup.network
+        {
+            network.check()?;
+        }
         let begin = out.len();
         out.extend_from_slice(&[0; HEADER]);
         let kind = self.write(&mut Writer(out));
@@ -348,6 +363,9 @@ impl<'a> ToGuest<'a> {
                     }
                 }
                 w.bool(setup.poweroff_on_hangup);
+                if let Some(network) = &setup.network {
+                    network.write(w);
+                }
                 kind::SETUP
             }
             Self::Ping(number) => {
@@ -471,7 +489,7 @@ pub(crate) fn seal(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Decoder, Item, ListBuf, MARK};
+    use crate::{Decoder, Item, ListBuf, MARK, NetworkV6};
     use proptest::prelude::*;
 
     fn only_frame<'a>(decoder: &'a mut Decoder, wire: &[u8]) -> Frame<'a> {
@@ -563,6 +581,57 @@ mod tests {
         assert_eq!(ToGuest::decode(&frame), Err(ProtocolError::Stream(0x12, 0)));
     }
 
+    const SETUP: Setup<'static> = Setup {
+        hostname: b"job",
+        unix_ns: 1,
+        entropy: b"",
+        root: Root {
+            image_serial: b"r",
+            filesystem: b"erofs",
+            upper: Upper::Memory,
+        },
+        poweroff_on_hangup: true,
+        network: None,
+    };
+
+    #[test]
+    fn a_set_up_without_network_is_that_of_version_2() {
+        let mut wire = Vec::new();
+        ToGuest::Setup(SETUP).encode(CONTROL, &mut wire).unwrap();
+        let fields: [&[u8]; 9] = [
+            &[3, 0, 0, 0],
+            b"job",
+            &[1, 0, 0, 0, 0, 0, 0, 0],
+            &[0; 4],
+            &[1, 0, 0, 0],
+            b"r",
+            &[5, 0, 0, 0],
+            b"erofs",
+            &[0, 1],
+        ];
+        assert_eq!(wire[HEADER..wire.len() - 1], fields.concat());
+    }
+
+    #[test]
+    fn a_network_that_cannot_be_set_up_cannot_be_sent() {
+        let mut wire = b"before".to_vec();
+        let network = Network {
+            mac: [2, 0, 0, 0, 0, 1],
+            address: [10, 0, 0, 2],
+            prefix_length: 30,
+            gateway: [10, 0, 0, 1],
+            gateway_mac: [2, 0, 0, 0, 0, 2],
+            mtu: 20,
+            resolver: None,
+            search: b"",
+            v6: None,
+        };
+        let network = Some(network);
+        let refused = ToGuest::Setup(Setup { network, ..SETUP }).encode(CONTROL, &mut wire);
+        assert_eq!(refused, Err(ProtocolError::Malformed("MTU")));
+        assert_eq!(wire, b"before");
+    }
+
     #[test]
     fn a_mark_where_no_data_is_cannot_be_sent() {
         let mut wire = b"before".to_vec();
@@ -600,6 +669,8 @@ mod tests {
             entropy in prop::collection::vec(any::<u8>(), 0..64),
             image_serial in text(), filesystem in text(),
             disk in prop::option::of(text()), poweroff_on_hangup in any::<bool>(),
+            address in prop::option::of(any::<[u8; 3]>()), mtu in 1280_u16..,
+            resolver in prop::option::of(any::<[u8; 4]>()), v6 in prop::option::of(any::<[u8; 15]>()),
         ) {
             let upper = disk.as_deref().map_or(Upper::Memory, Upper::Disk);
             round_trip(&ToGuest::Setup(Setup {
@@ -608,6 +679,21 @@ mod tests {
                 entropy: &entropy,
                 root: Root { image_serial: &image_serial, filesystem: &filesystem, upper },
                 poweroff_on_hangup,
+                network: address.map(|[a, b, c]| Network {
+                    mac: [0x52, 0x54, 0, a, b, c],
+                    address: [10, a, b, c],
+                    prefix_length: 30,
+                    gateway: [10, a, b, c ^ 3],
+                    gateway_mac: [0x52, 0x54, 1, c, b, a],
+                    mtu,
+                    resolver,
+                    search: if resolver.is_some() { b"jobs.internal" } else { b"" },
+                    v6: v6.map(|end| {
+                        let mut address = [0xfd; 16];
+                        address[1..].copy_from_slice(&end);
+                        NetworkV6 { address, prefix_length: 64, gateway: [0xfd; 16] }
+                    }),
+                }),
             }), CONTROL);
         }
 

@@ -15,7 +15,10 @@ pub struct Versions {
 
 impl Versions {
     /// What this build speaks.
-    pub const OURS: Self = Self { min: 2, max: 2 };
+    pub const OURS: Self = Self { min: 2, max: 3 };
+
+    /// The first version in which a guest is told of its network.
+    pub const NETWORK: u16 = 3;
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, ProtocolError> {
         let (min, max) = (r.u16()?, r.u16()?);
@@ -76,6 +79,7 @@ mod tests {
             (v(1, 1), v(1, 1), Some(1)),
             (v(1, 3), v(2, 5), Some(3)),
             (v(2, 5), v(1, 3), Some(3)),
+            (Versions::OURS, v(2, 2), Some(2)),
             (v(1, 2), v(3, 4), None),
             (v(3, 4), v(1, 2), None),
         ] {

@@ -70,6 +70,10 @@ impl<'a> Reader<'a> {
         core::mem::take(&mut self.0)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn end(self) -> Result<(), ProtocolError> {
         if self.0.is_empty() {
             Ok(())

@@ -73,6 +73,19 @@ fn a_bundle_is_built_once_and_found() {
     assert!(place("virtio_ring") < place("virtio"));
     assert!(place("virtio") < place("virtio_mmio"));
     assert!(record.modules.contains(&(Stage::Root, "overlay".into())));
+    // What a guest without a network does not load comes last, and in its own order.
+    let net: Vec<_> = record
+        .modules
+        .iter()
+        .filter(|(s, _)| *s == Stage::Net)
+        .collect();
+    let names: Vec<_> = net.iter().map(|(_, name)| &name[..]).collect();
+    assert_eq!(names, ["failover", "net_failover", "virtio_net"]);
+    assert!(
+        record
+            .modules
+            .ends_with(&net.into_iter().cloned().collect::<Vec<_>>())
+    );
     assert!(
         record
             .modules

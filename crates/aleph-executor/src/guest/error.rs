@@ -37,6 +37,15 @@ pub enum AgentError {
     /// A guest to go on with was never set up, and there is no set-up to give it.
     #[error("it was never set up")]
     NotSetUp,
+    /// The guest's agent is of a version that cannot set a network up. It stays as it is.
+    #[error(
+        "its agent speaks version {version} of the protocol, and a network takes {}",
+        aleph_guest_proto::Versions::NETWORK
+    )]
+    TooOld {
+        /// The version that both sides speak.
+        version: u16,
+    },
     /// There is no such kept command in the guest.
     #[error("it has no kept command on stream {0}")]
     NoSuchStream(u32),

@@ -14,7 +14,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | [`agent`] | the connection: what can be asked of a guest |
-//! | `setup` | what makes a booted guest ready |
+//! | `setup`, `network` | what makes a booted guest ready |
 //! | `tasks` | the two tasks of a connection, and its beginning |
 //! | `streams` | the table of streams that both tasks and all handles share |
 //! | `stream` | what may come on one stream, and how much |
@@ -33,6 +33,7 @@ pub mod connection;
 mod error;
 pub mod exec;
 pub mod file;
+mod network;
 mod port;
 mod setup;
 mod stream;
@@ -48,6 +49,7 @@ pub use connection::Connection;
 pub use error::AgentError;
 pub use exec::{ExecEvent, ExecHandle, ExecInput, ExecRequest, exit_code_of};
 pub use file::FileMeta;
+pub use network::{GuestNetwork, GuestNetworkV6};
 pub use setup::{SetupRequest, UpperKind};
 pub use tasks::STALL;
 pub use usage::GuestUsage;

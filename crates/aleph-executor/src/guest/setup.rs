@@ -1,6 +1,7 @@
 //! What makes a booted guest ready for commands.
 
 use super::error::AgentError;
+use super::network::GuestNetwork;
 use aleph_guest_proto::{Root, Setup, ToGuest, Upper};
 use std::time::SystemTime;
 
@@ -15,6 +16,9 @@ pub struct SetupRequest {
     pub upper: UpperKind,
     /// Whether it powers off when we hang up: where nobody will come back to it.
     pub poweroff_on_hangup: bool,
+    /// Its network, where it has one. A guest before version
+    /// [`Versions::NETWORK`](aleph_guest_proto::Versions::NETWORK) cannot have one.
+    pub network: Option<GuestNetwork>,
 }
 
 impl SetupRequest {
@@ -40,6 +44,7 @@ impl SetupRequest {
                 upper,
             },
             poweroff_on_hangup: self.poweroff_on_hangup,
+            network: self.network.as_ref().map(GuestNetwork::as_message),
         })))
     }
 }

@@ -179,7 +179,7 @@ impl Reader {
                     },
                     Progress::Silent,
                 ) => {
-                    negotiate(Versions::OURS, versions)
+                    let version = negotiate(Versions::OURS, versions)
                         .map_err(|mismatch| AgentError::Protocol(mismatch.to_string()))?;
                     shared.set_boot_id(boot_id);
                     self.progress = Progress::Greeted(Times {
@@ -188,7 +188,7 @@ impl Reader {
                         arrived: self.guest.age(),
                         was_ready: is_ready,
                     });
-                    self.guest.greet(is_ready, shared)?;
+                    self.guest.greet(is_ready, version, shared)?;
                 }
                 (ToHost::Hello { .. }, _) => return wrong("a second Hello"),
                 (ToHost::Ready { .. }, Progress::Silent) => return wrong("Ready before Hello"),
@@ -229,11 +229,14 @@ impl Guest {
     }
 
     /// Answers its hello.
-    fn greet(&self, is_ready: bool, shared: &Shared) -> Result<(), AgentError> {
+    fn greet(&self, is_ready: bool, version: u16, shared: &Shared) -> Result<(), AgentError> {
         match self {
             // Its streams are another host's: numbers would be used twice.
             Self::Booting { .. } if is_ready => wrong("a new guest that was set up before"),
             Self::Booting { setup, .. } | Self::Old { setup: Some(setup) } if !is_ready => {
+                if setup.network.is_some() && version < Versions::NETWORK {
+                    return Err(AgentError::TooOld { version });
+                }
                 shared.phase.send_replace(Phase::Fresh);
                 setup.with_message(|setup| shared.greet(Some(setup)))?
             }

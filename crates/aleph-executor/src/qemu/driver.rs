@@ -71,6 +71,17 @@ impl QemuDriver {
             .iter()
             .map(|d| (d.serial, d.read_only))
             .collect();
+        let nics: Vec<_> = launch
+            .nics
+            .iter()
+            .map(|nic| (nic.mac, nic.queues.len()))
+            .collect();
+        if nics.iter().any(|(_, queues)| *queues == 0) {
+            return Err(LaunchError::Io {
+                what: "give the VM a network device without a queue".into(),
+                source: io::ErrorKind::InvalidInput.into(),
+            });
+        }
         let mut command = Command::new(&qemu.program);
         command.args(argv(&Machine {
             vm: launch.vm,
@@ -78,6 +89,7 @@ impl QemuDriver {
             resources: launch.resources,
             command_line: &launch.command_line,
             disks: &disks,
+            nics: &nics,
         }));
         command.env_clear().current_dir("/");
         let io = |what: &str| {
@@ -97,6 +109,7 @@ impl QemuDriver {
                 .into_iter()
                 .map(|disk| OwnedFd::from(disk.file)),
         );
+        files.extend(launch.nics.into_iter().flat_map(|nic| nic.queues));
         let (tail, stderr) = Tail::new().map_err(io("make a pipe"))?;
         let device_group = match self.config.accelerator {
             // Never root's group; where the device is everybody's, none is needed.

@@ -52,6 +52,7 @@ pub(super) async fn launch(
         initrd,
         command_line,
         image,
+        nics,
         setup,
         ..
     } = spec;
@@ -98,6 +99,7 @@ pub(super) async fn launch(
             initrd,
             command_line: format!("{command_line} {}", driver.kernel_arguments()),
             disks,
+            nics,
             sockets,
             run_dir: place.run_dir().to_owned(),
             cgroup,

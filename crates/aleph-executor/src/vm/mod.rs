@@ -19,7 +19,7 @@ use crate::console::Console;
 use crate::guest::{
     Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach, SetupRequest,
 };
-use crate::hypervisor::{Driver, Vmm};
+use crate::hypervisor::{Driver, Nic, Vmm};
 use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
 use crate::place::{Place, PlaceError};
 use crate::process::Identity;
@@ -43,6 +43,8 @@ pub struct VmSpec {
     pub command_line: String,
     /// The root filesystem.
     pub image: File,
+    /// Its network devices. The first is what [`SetupRequest::network`] is for.
+    pub nics: Vec<Nic>,
     /// How the guest is set up.
     pub setup: SetupRequest,
     /// How long each stage of its life may take.

@@ -4,6 +4,8 @@ mod boot;
 mod console;
 mod disk;
 mod modules;
+mod netlink;
+mod network;
 mod port;
 mod power;
 mod root;
@@ -69,10 +71,13 @@ struct Guest {
 impl Machine for Guest {
     fn set_up(&mut self, setup: &Setup<'_>) -> Result<(), Failure> {
         setup::apply_facts(setup);
-        self.modules.load_rest();
+        self.modules.load_rest(setup.network.is_some());
+        if let Some(network) = &setup.network {
+            network::configure(network).map_err(|failure| self.modules.blame(failure))?;
+        }
         let root = root::assemble(&setup.root).map_err(|failure| self.modules.blame(failure));
         self.disk = root?;
-        setup::complete(setup.hostname);
+        setup::complete(setup.hostname, setup.network.as_ref())?;
         Ok(())
     }
 

@@ -8,10 +8,12 @@
 //! pci virtio_pci.ko
 //! root overlay.ko
 //! erofs.ko
+//! net virtio_net.ko
 //! ```
 //!
 //! `early` ones load before the channel opens, `pci` ones right after them where the machine has
-//! a PCI bus, `root` ones when the root is assembled; a bare name is early. Empty lines and those that begin with `#` say nothing.
+//! a PCI bus, `root` ones when the root is assembled, `net` ones after them where the guest gets a
+//! network; a bare name is early. Empty lines and those that begin with `#` say nothing.
 
 use crate::failure::{Failure, text, words};
 use crate::file::read_bounded;
@@ -35,6 +37,7 @@ enum Stage {
     Early,
     Pci,
     Root,
+    Net,
 }
 
 impl Modules {
@@ -53,15 +56,19 @@ impl Modules {
         if has_entries(c"/sys/bus/pci/devices") {
             self.load(Stage::Pci);
         } else {
-            for (_, name) in entries(&self.order).filter(|(stage, _)| *stage == Stage::Pci) {
-                let _ = rustix::fs::unlink(&path_of(name)[..]);
-            }
+            self.leave_out(Stage::Pci);
         }
     }
 
-    /// Loads the others, and removes what is left of the list.
-    pub(super) fn load_rest(&mut self) {
+    /// Loads the others, those of the network only where there is one to set up, and removes
+    /// what is left of the list.
+    pub(super) fn load_rest(&mut self, has_network: bool) {
         self.load(Stage::Root);
+        if has_network {
+            self.load(Stage::Net);
+        } else {
+            self.leave_out(Stage::Net);
+        }
         let _ = rustix::fs::unlink(c"/modules/order");
         let _ = rustix::fs::rmdir(c"/modules");
         self.order = Vec::new();
@@ -73,6 +80,13 @@ impl Modules {
             failure.message = format!("{} ({trouble})", failure.message);
         }
         failure
+    }
+
+    /// Removes the files of a stage, whose memory the guest can use better.
+    fn leave_out(&self, unwanted: Stage) {
+        for (_, name) in entries(&self.order).filter(|(stage, _)| *stage == unwanted) {
+            let _ = rustix::fs::unlink(&path_of(name)[..]);
+        }
     }
 
     fn load(&mut self, wanted: Stage) {
@@ -98,6 +112,7 @@ fn entries(order: &[u8]) -> impl Iterator<Item = (Stage, &[u8])> {
                 (&b"early "[..], Stage::Early),
                 (b"pci ", Stage::Pci),
                 (b"root ", Stage::Root),
+                (b"net ", Stage::Net),
             ];
             let marked = stages
                 .into_iter()
@@ -147,7 +162,7 @@ mod tests {
 
     #[test]
     fn lines_have_a_stage_or_are_early() {
-        let order = b"# comment\nvirtio.ko\n\nearly  virtio_ring.ko\r\nroot overlay.ko\nerofs.ko";
+        let order = b"# comment\nvirtio.ko\n\nearly  virtio_ring.ko\r\nroot overlay.ko\nerofs.ko\nnet failover.ko";
         let seen: Vec<_> = entries(order)
             .map(|(stage, name)| (stage, core::str::from_utf8(name).unwrap()))
             .collect();
@@ -158,6 +173,7 @@ mod tests {
                 (Stage::Early, "virtio_ring.ko"),
                 (Stage::Root, "overlay.ko"),
                 (Stage::Early, "erofs.ko"),
+                (Stage::Net, "failover.ko"),
             ]
         );
     }

@@ -1,9 +1,13 @@
 //! What a guest is told about itself, and the rest of its mounts.
 
+use super::network;
+use crate::failure::Failure;
 use crate::file;
 use crate::sys;
-use aleph_guest_proto::Setup;
+use aleph_guest_proto::{Network, Setup};
+use alloc::string::ToString;
 use core::ffi::CStr;
+use core::net::Ipv4Addr;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -40,7 +44,10 @@ pub(super) fn apply_facts(setup: &Setup<'_>) {
 
 /// What programs expect to find, in the root by now. An image may lack a place for some of it,
 /// and go without.
-pub(super) fn complete(hostname: &[u8]) {
+///
+/// # Errors
+/// Where the name server that the guest is to ask cannot be written down.
+pub(super) fn complete(hostname: &[u8], network: Option<&Network<'_>>) -> Result<(), Failure> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV;
     let quiet = MountFlags::NOSUID | MountFlags::NOEXEC;
     mount(
@@ -67,8 +74,15 @@ pub(super) fn complete(hostname: &[u8]) {
     }
     let _ = rustix::fs::mkdir(c"/etc", Mode::from_raw_mode(0o755));
     let _ = file::write(c"/etc/hostname", &[hostname, b"\n"]);
-    let hosts = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t";
-    let _ = file::write(c"/etc/hosts", &[hosts, hostname, b"\n"]);
+    let loopback = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+    // A program that asks for its own address is to get one that others can reach.
+    let own = network.map_or([127, 0, 1, 1], |network| network.address);
+    let own = Ipv4Addr::from(own).to_string();
+    let _ = file::write(
+        c"/etc/hosts",
+        &[loopback, own.as_bytes(), b"\t", hostname, b"\n"],
+    );
+    network.map_or(Ok(()), network::write_resolver)
 }
 
 fn mount(path: &CStr, kind: &CStr, flags: MountFlags, options: &CStr) {

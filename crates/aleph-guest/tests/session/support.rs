@@ -248,6 +248,7 @@ impl Host {
                 entropy: &[7; 32],
                 root,
                 poweroff_on_hangup,
+                network: None,
             }),
         );
     }

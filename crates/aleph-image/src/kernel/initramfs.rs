@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /init              the agent, 0755
-//! /modules/order     one line a module, in the order to load: `early NAME.ko`, `root NAME.ko`
+//! /modules/order     one line a module, in the order to load: `STAGE NAME.ko`
 //! /modules/NAME.ko
 //! /dev/console       what the kernel opens as the agent's standard streams
 //! /proc /sys /dev /image /upper /root      empty

@@ -14,6 +14,8 @@ pub enum Stage {
     Pci,
     /// Before the root filesystem is mounted.
     Root,
+    /// After those, where the guest gets a network.
+    Net,
 }
 
 impl fmt::Display for Stage {
@@ -22,6 +24,7 @@ impl fmt::Display for Stage {
             Self::Early => "early",
             Self::Pci => "pci",
             Self::Root => "root",
+            Self::Net => "net",
         })
     }
 }
@@ -54,8 +57,15 @@ const fn root(name: &'static str) -> Wanted {
     }
 }
 
+const fn net(name: &'static str) -> Wanted {
+    Wanted {
+        name,
+        stage: Stage::Net,
+    }
+}
+
 /// In the order in which they are loaded; what they depend on goes before them by itself.
-pub(crate) const WANTED: [Wanted; 6] = [
+pub(crate) const WANTED: [Wanted; 7] = [
     // The bus of QEMU's `microvm` machine and of Firecracker.
     early("virtio_mmio"),
     // The bus of every other machine.
@@ -67,6 +77,8 @@ pub(crate) const WANTED: [Wanted; 6] = [
     // The image is read-only; what the guest writes goes over it.
     root("overlay"),
     root(module_of(FORMAT)),
+    // The network, with what it needs: net_failover and failover.
+    net("virtio_net"),
 ];
 
 /// The module that mounts a format.
