@@ -6,7 +6,7 @@ use crate::capacity::{self, Capacity, Shortage};
 use crate::cgroup::CgroupTree;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
-use crate::hypervisor::{Driver, LaunchError};
+use crate::hypervisor::{Driver, LaunchError, Nic};
 use crate::lifecycle::Timeouts;
 use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
@@ -251,7 +251,7 @@ impl Executor {
         self.admit(job, &self.capacity()?)?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let setup = setup(id, job, boot.filesystem.clone(), true);
-        Ok(self.begin(place, job, boot, (setup, Keep::No)))
+        Ok(self.begin(place, job, (boot, Vec::new()), (setup, Keep::No)))
     }
 
     /// Makes a VM that outlives this process, under an id that its owner has recorded.
@@ -259,12 +259,12 @@ impl Executor {
         &self,
         vm: VmId,
         job: &JobSpec,
-        boot: Boot,
+        (boot, nics): (Boot, Vec<Nic>),
         (setup, stop_signal): (SetupRequest, u8),
     ) -> Result<Vm, ExecutorError> {
         let place = Place::create_for(&self.paths, self.cgroups.as_ref(), vm, true)?;
         let keep = Keep::Yes { stop_signal };
-        Ok(self.begin(place, job, boot, (setup, keep)))
+        Ok(self.begin(place, job, (boot, nics), (setup, keep)))
     }
 
     /// What the host has now.
@@ -285,7 +285,7 @@ impl Executor {
         &self,
         place: Place,
         job: &JobSpec,
-        boot: Boot,
+        (boot, nics): (Boot, Vec<Nic>),
         (setup, keep): (SetupRequest, Keep),
     ) -> Vm {
         let spec = VmSpec {
@@ -294,7 +294,7 @@ impl Executor {
             initrd: boot.initrd,
             command_line: COMMAND_LINE.to_owned(),
             image: boot.image,
-            nics: Vec::new(),
+            nics,
             setup,
             timeouts: self.timeouts,
             keep,

@@ -311,10 +311,7 @@ pub enum Egress {
     /// To nowhere. Ports that are forwarded to it still answer.
     Deny,
     /// To these networks alone, in CIDR notation, or single addresses.
-    Only(
-        #[cfg_attr(feature = "schema", schema(value_type = Vec<String>, max_items = 64))]
-        Vec<Ipv4Network>,
-    ),
+    Only(Vec<Ipv4Network>),
 }
 
 impl Egress {
@@ -400,8 +397,10 @@ pub struct VmNetwork {
     /// The host's side of its cable.
     pub tap_name: String,
     /// The guest's address.
+    #[cfg_attr(feature = "schema", schema(value_type = String, format = Ipv4))]
     pub vm_ip: Ipv4Addr,
     /// The host's address on this cable: the guest's gateway and resolver.
+    #[cfg_attr(feature = "schema", schema(value_type = String, format = Ipv4))]
     pub host_ip: Ipv4Addr,
     /// The guest's hardware address.
     pub mac: String,
@@ -419,6 +418,7 @@ pub struct ForwardedPort {
     /// The transport.
     pub protocol: Protocol,
     /// The address of the host; `0.0.0.0` for all of them.
+    #[cfg_attr(feature = "schema", schema(value_type = String, format = Ipv4))]
     pub host_ip: Ipv4Addr,
     /// Its port.
     pub host_port: u16,
@@ -525,7 +525,7 @@ as_text!(NetworkMode, PortForward, Ipv4Network);
 /// In a schema they are texts too.
 #[cfg(feature = "schema")]
 mod schema {
-    use super::PortForward;
+    use super::{Ipv4Network, PortForward};
     use utoipa::openapi::schema::{ObjectBuilder, Type};
     use utoipa::openapi::{RefOr, Schema};
 
@@ -542,6 +542,18 @@ mod schema {
     }
 
     impl utoipa::ToSchema for PortForward {}
+
+    impl utoipa::PartialSchema for Ipv4Network {
+        fn schema() -> RefOr<Schema> {
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .description(Some("an IPv4 network in CIDR notation, or an address"))
+                .examples(["192.0.2.0/24", "192.0.2.7"])
+                .into()
+        }
+    }
+
+    impl utoipa::ToSchema for Ipv4Network {}
 }
 
 #[cfg(test)]

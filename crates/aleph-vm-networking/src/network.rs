@@ -78,6 +78,13 @@ pub struct Counters {
 /// The networks of all VMs of one node.
 pub struct Network {
     state: Mutex<State>,
+    /// What takes long, and is taken before the state.
+    reaper: Mutex<Reaper>,
+}
+
+struct Reaper {
+    links: Links,
+    connections: Connections,
 }
 
 struct Vm {
@@ -165,6 +172,10 @@ impl Network {
         state.rewrite()?;
         Ok(Self {
             state: Mutex::new(state),
+            reaper: Mutex::new(Reaper {
+                links: Links::new(),
+                connections: Connections::new(),
+            }),
         })
     }
 
@@ -222,6 +233,15 @@ impl Network {
         self.state().view(vm, claim)
     }
 
+    /// What the guest of a VM is told, and the largest packet in bytes.
+    #[must_use]
+    pub fn guest_side(&self, vm: VmId) -> Option<(VmNetwork, Mac, u16)> {
+        let state = self.state();
+        let claim = &state.vms.get(&vm)?.claim;
+        let mtu = u16::try_from(state.mtu).unwrap_or(u16::MAX);
+        Some((state.view(vm, claim), Mac::of(vm), mtu))
+    }
+
     /// Makes the TAP of a VM that has a claim, with so many queues, and lets traffic through.
     /// `owner` may open it by name. Can be done again.
     ///
@@ -264,34 +284,45 @@ impl Network {
     }
 
     /// Removes TAPs that were taken out of use, and forgets the flows of their VMs: in one go,
-    /// since removal takes 20 milliseconds however many there are.
+    /// since removal takes 20 milliseconds however many there are. VMs come and go meanwhile.
     ///
     /// # Errors
     /// The kernel's; what was not done is done the next time.
     pub fn reap(&self) -> Result<(), NetworkError> {
-        let mut state = self.state();
-        if state.retired > 0 {
-            let group = state.group + 1;
-            state
-                .links
-                .delete_group(group)
-                .map_err(NetworkError::at("remove TAPs"))?;
-            state.retired = 0;
-        }
-        if !state.gone.is_empty() {
+        let mut reaper = self.reaper.lock().unwrap_or_else(PoisonError::into_inner);
+        let (group, retired, gone, flows) = {
+            let mut state = self.state();
             let state = &mut *state;
-            state
-                .rules
-                .forget_drops(&state.gone)
-                .map_err(NetworkError::at("forget drops"))?;
-            state.gone.clear();
+            if !state.gone.is_empty() {
+                state
+                    .rules
+                    .forget_drops(&state.gone)
+                    .map_err(NetworkError::at("forget drops"))?;
+            }
+            (
+                state.group + 1,
+                std::mem::take(&mut state.retired),
+                std::mem::take(&mut state.gone),
+                std::mem::take(&mut state.flows),
+            )
+        };
+        let Reaper { links, connections } = &mut *reaper;
+        let mut done = Ok(());
+        if retired > 0 {
+            done = links
+                .delete_group(group)
+                .map_err(NetworkError::at("remove TAPs"));
         }
-        let flows = std::mem::take(&mut state.flows);
-        if let Err(error) = state.connections.forget(&flows) {
-            state.flows = flows;
-            return Err(NetworkError::at("forget connections")(error));
+        let forgotten = connections
+            .forget(&flows)
+            .map_err(NetworkError::at("forget connections"));
+        if done.is_err() || forgotten.is_err() {
+            let mut state = self.state();
+            state.retired += retired;
+            state.gone.extend(gone);
+            state.flows.addresses.extend(flows.addresses);
         }
-        Ok(())
+        done.and(forgotten.map(drop))
     }
 
     /// How many TAPs wait to be removed.
@@ -324,7 +355,7 @@ impl Network {
             for name in &orphans {
                 state
                     .links
-                    .retire(name, group + 1)
+                    .retire(name, group + 1, None)
                     .map_err(NetworkError::at(format!("remove {name}")))?;
                 state.retired += 1;
             }
@@ -531,10 +562,15 @@ impl State {
                 .addresses
                 .insert(self.pool.guest(Slot(claim.slot)));
         }
-        self.links
-            .retire(&name, self.group + 1)
+        let address = self
+            .vms
+            .get(&vm)
+            .map(|vm| self.pool.host(Slot(vm.claim.slot)));
+        let was_there = self
+            .links
+            .retire(&name, self.group + 1, address)
             .map_err(NetworkError::at(format!("take {name} out of use")))?;
-        self.retired += 1;
+        self.retired += usize::from(was_there);
         if let Some(entry) = self.vms.get_mut(&vm) {
             entry.attached = false;
         }

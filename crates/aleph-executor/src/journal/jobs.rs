@@ -2,6 +2,7 @@
 
 use super::{Journal, JournalError, events};
 use aleph_types::{Event, Incarnation, Job, JobId, JobSpec, Timestamp, VmId};
+use aleph_vm_networking::Claim;
 use rusqlite::{OptionalExtension, Transaction};
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +49,7 @@ pub struct RunRecord {
 }
 
 /// A VM that may have objects on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmRow {
     /// Which VM.
     pub vm: VmId,
@@ -56,6 +57,8 @@ pub struct VmRow {
     pub job: JobId,
     /// Of which of its starts.
     pub incarnation: Incarnation,
+    /// Its address and ports, where it has a network.
+    pub network: Option<Claim>,
 }
 
 fn put(t: &Transaction<'_>, record: &JobRecord) -> Result<(), JournalError> {
@@ -182,9 +185,19 @@ impl Journal {
         let work = move |t: &Transaction<'_>| {
             put(t, &record)?;
             let incarnation = i64::try_from(row.incarnation.get()).unwrap_or(i64::MAX);
+            let network = row.network.as_ref().map(serde_json::to_string).transpose();
+            let network = network.map_err(|source| JournalError::Damaged {
+                what: format!("the network of VM {}", row.vm),
+                source,
+            })?;
             t.execute(
-                "INSERT INTO vms VALUES (?1, ?2, ?3)",
-                (row.vm.to_string(), row.job.to_string(), incarnation),
+                "INSERT INTO vms VALUES (?1, ?2, ?3, ?4)",
+                (
+                    row.vm.to_string(),
+                    row.job.to_string(),
+                    incarnation,
+                    network,
+                ),
             )
             .map_err(JournalError::sql("keep a VM"))?;
             keep(t, event)
@@ -211,8 +224,8 @@ impl Journal {
         self.writer.run("vm.forget", work).await
     }
 
-    /// Removes the row of a VM that no job's record names.
-    pub(crate) async fn forget_stray(&self, vm: VmId) -> Result<(), JournalError> {
+    /// Removes the row of a VM that no job's record names, and says whether it did.
+    pub(crate) async fn forget_stray(&self, vm: VmId) -> Result<bool, JournalError> {
         let work = move |t: &Transaction<'_>| {
             t.execute(
                 "DELETE FROM vms WHERE vm = ?1 AND NOT EXISTS (
@@ -222,7 +235,7 @@ impl Journal {
                 [vm.to_string()],
             )
             .map_err(JournalError::sql("forget a VM"))
-            .map(drop)
+            .map(|removed| removed > 0)
         };
         self.writer.run("vm.forget-stray", work).await
     }
@@ -273,7 +286,7 @@ impl Journal {
         let work = |t: &Transaction<'_>| {
             let sql = || JournalError::sql("read VMs");
             let mut statement = t
-                .prepare("SELECT vm, job, incarnation FROM vms")
+                .prepare("SELECT vm, job, incarnation, network FROM vms")
                 .map_err(sql())?;
             let rows = statement
                 .query_map([], |row| {
@@ -281,17 +294,20 @@ impl Journal {
                         row.get::<_, String>(0)?,
                         row.get::<_, String>(1)?,
                         row.get::<_, i64>(2)?,
+                        row.get::<_, Option<String>>(3)?,
                     ))
                 })
                 .map_err(sql())?;
             let mut found = Vec::new();
             for row in rows {
-                let (vm, job, incarnation) = row.map_err(sql())?;
+                let (vm, job, incarnation, network) = row.map_err(sql())?;
                 let wrong = |_| damaged("a VM");
+                let network = network.map(|text| serde_json::from_str(&text)).transpose();
                 found.push(VmRow {
                     vm: vm.parse().map_err(wrong)?,
                     job: job.parse().map_err(wrong)?,
                     incarnation: Incarnation::from_count(u64::try_from(incarnation).unwrap_or(0)),
+                    network: network.map_err(|_| damaged("the network of a VM"))?,
                 });
             }
             Ok(found)

@@ -4,7 +4,8 @@ use super::JournalError;
 use rusqlite::Connection;
 
 /// The forms, each the step from the one before. `PRAGMA user_version` counts those taken.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE jobs (
         id TEXT PRIMARY KEY, account TEXT NOT NULL, name TEXT NOT NULL, record TEXT NOT NULL,
@@ -23,7 +24,11 @@ const STEPS: &[&str] = &["
         id TEXT PRIMARY KEY, account TEXT NOT NULL, label TEXT NOT NULL, hash BLOB NOT NULL,
         created INTEGER NOT NULL, expires INTEGER
     );
-"];
+",
+    "
+    ALTER TABLE vms ADD COLUMN network TEXT;
+",
+];
 
 /// Sets the connection up and brings the journal to the newest form.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), JournalError> {

@@ -5,6 +5,7 @@ use crate::guest::AgentError;
 use crate::journal::JournalError;
 use crate::lifecycle::Denial;
 use aleph_types::{Classify, ErrorClass, InvalidJob, JobState, Problem};
+use aleph_vm_networking::NetworkError;
 use std::io;
 use std::path::PathBuf;
 
@@ -17,6 +18,12 @@ pub enum NodeError {
     /// This node cannot run it now.
     #[error(transparent)]
     Executor(#[from] ExecutorError),
+    /// It cannot be connected as it asks.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// It asks for a network of a node that has none.
+    #[error("this node connects no VMs, and the job asks for a network")]
+    NoNetwork,
     /// Its image cannot be had.
     #[error("{0}")]
     Image(Problem),
@@ -76,6 +83,8 @@ impl Classify for NodeError {
         match self {
             Self::Job(error) => error.class(),
             Self::Executor(error) => error.class(),
+            Self::Network(error) => error.class(),
+            Self::NoNetwork => ErrorClass::Unavailable,
             Self::Image(problem) => problem.class,
             Self::NoJob(_) => ErrorClass::NotFound,
             Self::TooManyJobs(..) => ErrorClass::Capacity,
@@ -101,6 +110,8 @@ impl Classify for NodeError {
         match self {
             Self::Job(error) => error.code(),
             Self::Executor(error) => error.code(),
+            Self::Network(error) => error.code(),
+            Self::NoNetwork => "no_network",
             Self::Image(_) => "image",
             Self::NoJob(_) => "no_job",
             Self::Ambiguous(..) => "ambiguous",
@@ -122,6 +133,10 @@ impl Classify for NodeError {
         match self {
             Self::Job(error) => error.advice(),
             Self::Executor(error) => error.advice(),
+            Self::Network(error) => error.advice(),
+            Self::NoNetwork => Some(
+                "Run it with --network none, or switch network.enabled on in aleph.toml.".into(),
+            ),
             Self::Image(problem) => problem.advice.clone(),
             Self::NoJob(_) => Some("See aleph ps -a for the jobs there are.".into()),
             Self::Ambiguous(..) => Some("Give more digits of the id, or the name.".into()),

@@ -7,7 +7,9 @@ use super::{Images, NodeConfig, NodeError};
 use crate::capacity::Capacity;
 use crate::executor::Executor;
 use crate::journal::{Journal, JournalError};
-use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp};
+use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp, VmId};
+use aleph_vm_networking::{Claim, Network};
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -24,6 +26,10 @@ pub(super) struct Inner {
     pub(super) jobs: Mutex<Table>,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) keys: Turns,
+    /// Where the node connects its VMs.
+    pub(super) network: Option<Arc<Network>>,
+    /// What is kept for the next VM of a job.
+    pub(super) reserved: Mutex<HashMap<JobId, (VmId, Claim)>>,
     /// The number of the newest event.
     pub(super) newest_event: watch::Sender<u64>,
     /// Turns true when the node lets go of its guests.
@@ -58,13 +64,21 @@ impl Inner {
         allocatable(host, self.config.overcommit, self.config.reserved_memory)
     }
 
-    /// Gives a job its share of the host, or says what is missing.
-    pub(super) fn give(&self, id: JobId, spec: &JobSpec) -> Result<(), NodeError> {
+    /// Gives a job its share of the host for a start, or says what is missing.
+    /// [`Inner::take_back`] undoes it.
+    pub(super) fn give(
+        &self,
+        id: JobId,
+        owner: (&str, &str),
+        spec: &JobSpec,
+    ) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
         self.executor.admit(spec, &host)?;
         lock(&self.ledger)
             .give(id, &spec.resources, &self.allocatable(&host))
-            .map_err(|shortage| NodeError::Executor(shortage.into()))
+            .map_err(|shortage| NodeError::Executor(shortage.into()))?;
+        self.reserve(id, owner, spec)
+            .inspect_err(|_| lock(&self.ledger).take(id))
     }
 
     /// Tells whoever follows events that there is one.

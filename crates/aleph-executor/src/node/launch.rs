@@ -3,9 +3,10 @@
 use super::actor::{Note, Notes};
 use super::entry::Entry;
 use super::inner::Inner;
-use super::{ImageDefaults, Prepared};
-use crate::executor::{Boot, Executor, ExecutorError, setup};
-use crate::guest::{AgentError, ExecEvent, ExecHandle, exit_code_of};
+use super::{ImageDefaults, NodeError, Prepared};
+use crate::executor::{Boot, Executor, setup};
+use crate::guest::{AgentError, ExecEvent, ExecHandle, GuestNetwork, exit_code_of};
+use crate::hypervisor::Nic;
 use crate::journal::{JobRecord, RunRecord};
 use crate::logs::{LogLimits, LogWriter};
 use crate::vm::{Vm, VmError};
@@ -68,7 +69,9 @@ impl Inner {
     pub(super) fn free_vm_id(&self) -> VmId {
         loop {
             let vm = VmId::random();
-            if !self.config.paths.vm_state(vm).exists() {
+            let network = self.network.as_ref();
+            let known = network.is_some_and(|network| network.guest_side(vm).is_some());
+            if !known && !self.config.paths.vm_state(vm).exists() {
                 return vm;
             }
         }
@@ -79,15 +82,17 @@ pub(super) fn create(
     inner: &Inner,
     record: &JobRecord,
     run: &RunRecord,
-    vm: VmId,
-    boot: Boot,
-) -> Result<Vm, ExecutorError> {
-    let setup = setup(record.job.id, &run.effective, run.filesystem.clone(), false);
+    (boot, (nics, network)): (Boot, (Vec<Nic>, Option<GuestNetwork>)),
+) -> Result<Vm, NodeError> {
+    let vm = record.job.vm.unwrap_or_else(VmId::random);
+    let mut setup = setup(record.job.id, &run.effective, run.filesystem.clone(), false);
+    setup.network = network;
     let mut job = run.effective.clone();
     job.resources.pids = Some(job.resources.pids.unwrap_or(inner.config.pids));
-    inner
+    let created = inner
         .executor
-        .create_kept(vm, &job, boot, (setup, run.stop_signal))
+        .create_kept(vm, &job, (boot, nics), (setup, run.stop_signal));
+    Ok(created?)
 }
 
 /// Launches the VM beside the job's actor, and hands its command over.

@@ -28,6 +28,7 @@ mod inner;
 mod launch;
 mod ledger;
 mod lookup;
+mod network;
 mod open;
 mod prune;
 mod recover;
@@ -47,6 +48,7 @@ use crate::paths::Paths;
 use crate::vm::VmError;
 use actor::{Ask, Asked, Begin};
 use aleph_types::{Incarnation, Job, JobId, JobSpec, JobState, MiB, NodeId, Problem, Timestamp};
+use aleph_vm_networking::NetworkConfig;
 use entry::{Entry, lock};
 use inner::{Inner, event_of};
 use sha2::{Digest, Sha256};
@@ -76,6 +78,8 @@ pub struct NodeConfig {
     pub events_kept: u64,
     /// How many jobs an account may have at a time, those that ended included.
     pub jobs_per_account: usize,
+    /// How VMs are connected; `None` connects none.
+    pub network: Option<NetworkConfig>,
 }
 
 /// About how many bytes the specifications of an account's jobs may take together.
@@ -95,6 +99,7 @@ impl NodeConfig {
             sweep_interval: Duration::from_secs(60),
             events_kept: 100_000,
             jobs_per_account: 20_000,
+            network: None,
         }
     }
 }
@@ -294,11 +299,11 @@ impl Node {
             return Err(NodeError::TooManyJobs(account, jobs));
         }
         if options.start {
-            self.inner.give(id, &spec)?;
+            self.inner.give(id, (&account, &name), &spec)?;
         }
         let taken = lock(&self.inner.jobs).reserve(&name, &account, id);
         if let Err(other) = taken {
-            lock(&self.inner.ledger).take(id);
+            self.inner.take_back(id);
             return Err(NodeError::NameTaken(name, other.short()));
         }
         let mut record = JobRecord {
@@ -341,7 +346,7 @@ impl Node {
             .insert_job(record.clone(), request, event)
             .await;
         let undo = || {
-            lock(&self.inner.ledger).take(id);
+            self.inner.take_back(id);
             lock(&self.inner.jobs).release(&name, &account, id);
         };
         match inserted {

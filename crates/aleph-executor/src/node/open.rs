@@ -8,7 +8,7 @@ use super::{Images, Node, NodeConfig, NodeError};
 use crate::executor::{Executor, ExecutorError};
 use crate::host;
 use crate::hypervisor::Driver;
-use crate::journal::{Desired, JobRecord, Journal};
+use crate::journal::{Desired, JobRecord, Journal, VmRow};
 use crate::place::Place;
 use crate::process::boot_id;
 use crate::sweep::sweep;
@@ -64,6 +64,10 @@ impl Node {
         })?;
         let (id, newest) = (journal.node_id().await?, journal.newest_event().await?);
         let records = journal.jobs().await?;
+        let rows = journal.vms().await?;
+        let network = config.network.as_ref();
+        let network = network.map(|network| super::network::open(network, &rows, &records));
+        let network = network.transpose()?.map(Arc::new);
         let inner = Arc::new(Inner {
             id,
             executor,
@@ -72,6 +76,8 @@ impl Node {
             jobs: Mutex::new(Table::default()),
             ledger: Mutex::new(Ledger::default()),
             keys: super::lookup::Turns::default(),
+            network,
+            reserved: Mutex::default(),
             newest_event: watch::Sender::new(newest),
             leaving: watch::Sender::new(false),
             began: Instant::now(),
@@ -82,6 +88,7 @@ impl Node {
         inner.recover(records);
         inner.sweep().await;
         inner.remove_stray_logs();
+        tokio::spawn(super::network::reap(Arc::downgrade(&inner)));
         tokio::spawn(tend(Arc::downgrade(&inner), inner.config.sweep_interval));
         Ok(Self { inner })
     }
@@ -161,14 +168,15 @@ impl Inner {
             jobs.all().filter_map(|entry| entry.job().vm).collect()
         };
         sweep(paths, self.executor.cgroups(), Some(&owned)).await;
+        self.sweep_network().await;
         let rows = match self.journal.vms().await {
             Ok(rows) => rows,
             Err(error) => return log_journal(&error),
         };
         for row in rows {
             let there = paths.vm_state(row.vm).exists() || paths.vm_run(row.vm).exists();
-            if !there && let Err(error) = self.journal.forget_stray(row.vm).await {
-                log_journal(&error);
+            if !there {
+                self.forget_stray(&row).await;
             }
             // One that another process held may be free by now.
             let entry = lock(&self.jobs).get(row.job);
@@ -177,6 +185,18 @@ impl Inner {
                 let ask = Ask::Look;
                 entry.send(self, Asked { ask, answer });
             }
+        }
+    }
+
+    /// The row of a VM without a place goes, unless a job is just about to make that.
+    async fn forget_stray(&self, row: &VmRow) {
+        match self.journal.forget_stray(row.vm).await {
+            Err(error) => log_journal(&error),
+            Ok(false) => {}
+            Ok(true) => match self.disconnect(row.vm).await {
+                Ok(()) => self.release(row.vm),
+                Err(error) => tracing::warn!(vm = %row.vm, error, "a network without VM stays"),
+            },
         }
     }
 

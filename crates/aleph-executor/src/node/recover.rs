@@ -77,7 +77,9 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
         None => false,
     };
     let job = &actor.record.job;
-    let setup = setup(job.id, &run.effective, run.filesystem.clone(), false);
+    let mut setup = setup(job.id, &run.effective, run.filesystem.clone(), false);
+    inner.adopt_network(place.vm());
+    setup.network = inner.guest_network(place.vm());
     let adoption = Adoption {
         vmm,
         paused,

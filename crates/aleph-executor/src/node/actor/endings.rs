@@ -52,6 +52,10 @@ impl Actor {
             _ => None,
         };
         let vm = self.record.job.vm;
+        let removed = match (removed, vm) {
+            (Ok(()), Some(vm)) => self.inner.disconnect(vm).await,
+            (removed, _) => removed,
+        };
         let forget = match removed {
             Ok(()) => vm,
             Err(why) => {
@@ -122,14 +126,14 @@ impl Actor {
         );
         self.again = false;
         job.finished_at = Some(now);
-        job.vm = None;
+        (job.vm, job.network) = (None, None);
         job.health = None;
         self.record.in_a_row = row;
         self.record.restart_at = None;
         match next {
             Next::Rest(state) => {
                 job.state = state;
-                lock(&self.inner.ledger).take(job.id);
+                self.inner.take_back(job.id);
             }
             Next::Restart(wait) => {
                 job.state = JobState::Restarting;
@@ -161,7 +165,12 @@ impl Actor {
             }
         };
         match kept {
-            Ok(event) => self.inner.told(event.as_ref()),
+            Ok(event) => {
+                self.inner.told(event.as_ref());
+                if let Some(vm) = forget {
+                    self.inner.release(vm);
+                }
+            }
             Err(error) => log_journal(&error),
         }
         self.entry.publish(&self.record);
@@ -189,8 +198,8 @@ impl Actor {
         let event = event_of(&job);
         let kept = self.inner.journal.remove_job(job.id, event).await?;
         self.inner.told(kept.as_ref());
+        self.inner.take_back(job.id);
         let mut jobs = lock(&self.inner.jobs);
-        lock(&self.inner.ledger).take(job.id);
         jobs.remove(&job);
         drop(jobs);
         self.record.job = job;

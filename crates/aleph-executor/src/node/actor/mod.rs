@@ -308,9 +308,21 @@ impl Actor {
             Ok(run) => run,
             Err(invalid) => return self.fail(&invalid.to_string()).await,
         };
-        let vm_id = self.inner.free_vm_id();
+        // Kept when the start was asked for; a start that goes on after a crash asks now.
+        let job_id = job.id;
+        let owner = (job.account.as_str(), job.name.as_str());
+        if let Err(error) = self.inner.reserve(job_id, owner, &job.spec) {
+            return self.fail(&crate::vm::chain(&error)).await;
+        }
+        let (vm_id, network) = match self.inner.reserved(job_id) {
+            Some((vm, claim)) => (vm, Some(claim)),
+            None => (self.inner.free_vm_id(), None),
+        };
         let mut record = self.record.clone();
         record.job.vm = Some(vm_id);
+        record.job.network = network
+            .as_ref()
+            .and_then(|claim| self.inner.view(vm_id, claim));
         record.job.state = JobState::Starting;
         record.job.image_digest = Some(prepared.digest);
         record.job.generation += 1;
@@ -319,7 +331,9 @@ impl Actor {
             vm: vm_id,
             job: record.job.id,
             incarnation: record.job.incarnation,
+            network,
         };
+        let has_network = row.network.is_some();
         let event = event_of(&record.job);
         match self
             .inner
@@ -328,11 +342,22 @@ impl Actor {
             .await
         {
             Ok(event) => self.inner.told(event.as_ref()),
-            Err(error) => return self.fail(&crate::vm::chain(&error)).await,
+            Err(error) => {
+                self.inner.release(vm_id);
+                return self.fail(&crate::vm::chain(&error)).await;
+            }
         }
         self.record = record;
         self.entry.publish(&self.record);
-        let created = launch::create(&self.inner, &self.record, &run, vm_id, prepared.boot);
+        let cpus = run.effective.resources.cpus;
+        let connected = match has_network {
+            true => self.inner.connect(vm_id, cpus).await,
+            false => Ok((Vec::new(), None)),
+        };
+        let created = match connected {
+            Ok(cables) => launch::create(&self.inner, &self.record, &run, (prepared.boot, cables)),
+            Err(error) => Err(error.into()),
+        };
         match created {
             Ok(vm) => {
                 let mut tasks = JoinSet::new();
@@ -519,7 +544,8 @@ pub(super) fn next_start(record: &mut JobRecord) {
     let job = &mut record.job;
     job.incarnation = job.incarnation.next();
     job.state = JobState::Preparing;
-    (job.reason, job.exit, job.health, job.vm) = (None, None, None, None);
+    (job.reason, job.exit, job.health) = (None, None, None);
+    (job.vm, job.network) = (None, None);
     (job.boot_ms, job.guest_boot_id) = (None, None);
     (job.started_at, job.finished_at) = (None, None);
     record.desired = Desired::Run;

@@ -40,14 +40,19 @@ impl Actor {
     /// A start that an earlier process only just began goes back to its beginning.
     pub(super) async fn begin_anew(&mut self, removed: Result<(), String>) {
         let vm = self.record.job.vm;
+        let removed = match (removed, vm) {
+            (Ok(()), Some(vm)) => self.inner.disconnect(vm).await,
+            (removed, _) => removed,
+        };
         let job = &mut self.record.job;
-        (job.vm, job.state) = (None, JobState::Preparing);
+        (job.vm, job.network, job.state) = (None, None, JobState::Preparing);
         job.generation += 1;
         self.record.run = None;
         if let (Some(vm), Ok(())) = (vm, removed) {
             let record = Some(self.record.clone());
-            if let Err(error) = self.inner.journal.forget_vm(vm, record, None).await {
-                log_journal(&error);
+            match self.inner.journal.forget_vm(vm, record, None).await {
+                Ok(_) => self.inner.release(vm),
+                Err(error) => log_journal(&error),
             }
         }
         self.entry.publish(&self.record);

@@ -4,7 +4,6 @@ use super::{Actor, Ask, Asked, Phase, next_start};
 use crate::journal::Desired;
 use crate::lifecycle::Denial;
 use crate::node::NodeError;
-use crate::node::entry::lock;
 use crate::node::supervision::End;
 use crate::vm::VmError;
 use aleph_types::JobState;
@@ -56,12 +55,14 @@ impl Actor {
 
     /// Begins the next start: what it needs of the host is given, then it is journaled.
     pub(super) async fn begin(&mut self) -> Result<(), NodeError> {
-        self.inner.give(self.entry.id, &self.record.job.spec)?;
+        let job = &self.record.job;
+        self.inner
+            .give(job.id, (&job.account, &job.name), &job.spec)?;
         let mut record = self.record.clone();
         next_start(&mut record);
         let kept = self.save("job.start", record).await;
         if kept.is_err() {
-            lock(&self.inner.ledger).take(self.entry.id);
+            self.inner.take_back(self.entry.id);
         }
         kept?;
         self.prepare();

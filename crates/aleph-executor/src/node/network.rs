@@ -1,0 +1,204 @@
+//! The network of a job's VM, from the address that is kept for it to the guest that is told.
+//!
+//! | step | made | undone |
+//! | --- | --- | --- |
+//! | 1 | an address and ports, in memory, when a start is asked for: who asks hears what is taken | when the start is over |
+//! | 2 | the same in the VM's row | with the row |
+//! | 3 | TAP and rules, before the VM's place | after it |
+//!
+//! A node without networks runs jobs that ask for none. A crash between any two steps leaves a
+//! row, from which the next process takes the claim, or TAPs that no row names, which the sweep
+//! removes.
+
+use super::NodeError;
+use super::entry::lock;
+use super::inner::Inner;
+use crate::guest::GuestNetwork;
+use crate::hypervisor::Nic;
+use crate::journal::{JobRecord, VmRow};
+use crate::vm::chain;
+use aleph_types::{JobId, JobSpec, NetworkMode, VmId, VmNetwork};
+use aleph_vm_networking::mac::Mac;
+use aleph_vm_networking::{Claim, Network, NetworkConfig, NetworkError};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// The network of a node whose journal has these rows.
+pub(super) fn open(
+    config: &NetworkConfig,
+    rows: &[VmRow],
+    records: &[JobRecord],
+) -> Result<Network, NetworkError> {
+    let names: HashMap<JobId, &str> = records
+        .iter()
+        .map(|record| (record.job.id, record.job.name.as_str()))
+        .collect();
+    let claims = rows.iter().filter_map(|row| {
+        let name = names
+            .get(&row.job)
+            .map_or_else(|| row.job.short(), |name| (*name).into());
+        Some((row.vm, name, row.network.clone()?))
+    });
+    Network::open(config, claims.collect())
+}
+
+impl Inner {
+    /// Keeps an address and ports for the next VM of a job.
+    pub(super) fn reserve(
+        &self,
+        id: JobId,
+        (account, name): (&str, &str),
+        spec: &JobSpec,
+    ) -> Result<(), NodeError> {
+        let asked = &spec.network;
+        let network = match (&asked.mode, &self.network) {
+            (Some(NetworkMode::None), _) => return Ok(()),
+            (None, None) if asked.is_default() => return Ok(()),
+            (_, None) => return Err(NodeError::NoNetwork),
+            (_, Some(network)) => network,
+        };
+        if lock(&self.reserved).contains_key(&id) {
+            return Ok(());
+        }
+        let vm = self.free_vm_id();
+        let claim = network.claim(vm, (account, name), asked)?;
+        lock(&self.reserved).insert(id, (vm, claim));
+        Ok(())
+    }
+
+    /// What is kept for the next VM of a job, to be put into the VM's row.
+    pub(super) fn reserved(&self, id: JobId) -> Option<(VmId, Claim)> {
+        lock(&self.reserved).remove(&id)
+    }
+
+    /// Takes back what a job was given for its next start.
+    pub(super) fn take_back(&self, id: JobId) {
+        lock(&self.ledger).take(id);
+        if let (Some((vm, _)), Some(network)) = (self.reserved(id), &self.network) {
+            network.release(vm);
+        }
+    }
+
+    pub(super) fn view(&self, vm: VmId, claim: &Claim) -> Option<VmNetwork> {
+        self.network.as_ref().map(|network| network.view(vm, claim))
+    }
+
+    /// Makes a VM's TAP and lets its traffic through.
+    pub(super) async fn connect(
+        &self,
+        vm: VmId,
+        cpus: u16,
+    ) -> Result<(Vec<Nic>, Option<GuestNetwork>), NetworkError> {
+        let Some(network) = self.network.clone() else {
+            return Ok((Vec::new(), None));
+        };
+        crate::failpoint::pass("network.attach", "before");
+        let attaching = Arc::clone(&network);
+        let queues = usize::from(cpus).min(MAX_QUEUES);
+        let owner = rustix::process::geteuid().is_root().then(|| vm.uid());
+        let attached = blocking(move || attaching.attach(vm, queues, owner)).await?;
+        crate::failpoint::pass("network.attach", "after");
+        let nic = Nic {
+            mac: attached.mac.0,
+            queues: attached.tap.queues.into_iter().map(OwnedFd::from).collect(),
+        };
+        Ok((vec![nic], self.guest_network(vm)))
+    }
+
+    /// What the guest of a VM is told.
+    pub(super) fn guest_network(&self, vm: VmId) -> Option<GuestNetwork> {
+        let (view, mac, mtu) = self.network.as_ref()?.guest_side(vm)?;
+        Some(GuestNetwork {
+            mac: mac.0,
+            address: view.vm_ip,
+            prefix_length: 30,
+            gateway: view.host_ip,
+            gateway_mac: Mac::HOST.0,
+            mtu,
+            resolver: Some(view.host_ip),
+            search: String::new(),
+            v6: None,
+        })
+    }
+
+    /// Takes over the network of a VM that an earlier process started.
+    pub(super) fn adopt_network(&self, vm: VmId) {
+        let Some(network) = &self.network else { return };
+        if network.guest_side(vm).is_some()
+            && let Err(error) = network.adopt(vm)
+        {
+            tracing::error!(%vm, error = %chain(&error), "a VM's network is not as it should be");
+        }
+    }
+
+    /// Undoes [`Inner::connect`]; the VMM has ended. Can be done again.
+    pub(super) async fn disconnect(&self, vm: VmId) -> Result<(), String> {
+        let Some(network) = self.network.clone() else {
+            return Ok(());
+        };
+        if network.guest_side(vm).is_none() {
+            return Ok(());
+        }
+        crate::failpoint::pass("network.detach", "before");
+        let done = blocking(move || network.detach(vm)).await;
+        crate::failpoint::pass("network.detach", "after");
+        done.map_err(|error| chain(&error))
+    }
+
+    /// Gives a VM's address and ports back, once its row is gone.
+    pub(super) fn release(&self, vm: VmId) {
+        if let Some(network) = &self.network {
+            network.release(vm);
+        }
+    }
+
+    /// Removes TAPs without a VM, and writes rules again that are gone.
+    pub(super) async fn sweep_network(&self) {
+        let Some(network) = self.network.clone() else {
+            return;
+        };
+        match blocking(move || network.sweep()).await {
+            Ok(taps) => {
+                for tap in taps {
+                    tracing::info!(tap, "removed a TAP without a VM");
+                }
+            }
+            Err(error) => tracing::warn!(error = %chain(&error), "the network cannot be swept"),
+        }
+    }
+}
+
+/// Queues of one TAP: what the kernel takes.
+const MAX_QUEUES: usize = 16;
+
+/// How often TAPs out of use are removed, many in one go.
+const REAPING: Duration = Duration::from_secs(1);
+
+/// Removes TAPs that are out of use, for as long as the node is there.
+pub(super) async fn reap(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(REAPING).await;
+        let Some(network) = inner.upgrade().and_then(|inner| inner.network.clone()) else {
+            return;
+        };
+        if network.waiting() > 0
+            && let Err(error) = blocking(move || network.reap()).await
+        {
+            tracing::warn!(error = %chain(&error), "TAPs cannot be removed");
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(join) => Err(NetworkError::Host {
+            what: "change a VM's network".into(),
+            source: std::io::Error::other(join),
+        }),
+    }
+}
