@@ -118,7 +118,7 @@ def main(program, examples):
         shutil.copytree(TARGET / "test-root" / store, root / store, symlinks=True)
     config = root / "aleph.toml"
     config.write_text(
-        f'[node]\nroot = "{root}"\n[executor]\naccel = "tcg"\n'
+        f'[node]\nroot = "{root}"\n[executor]\naccel = "tcg"\n[network]\nenabled = false\n'
         '[limits]\nreserved_memory = "0m"\n'
     )
     node = subprocess.Popen([*shlex.split(program), str(config)])

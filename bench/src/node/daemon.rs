@@ -167,7 +167,7 @@ fn spawn(aleph: &Path, root: &TestRoot) -> Result<Child> {
     Command::new(aleph)
         .arg("--root")
         .arg(root.path())
-        .args(["up", "--config"])
+        .args(["up", "--no-network", "--config"])
         .arg(root.path().join("aleph.toml"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

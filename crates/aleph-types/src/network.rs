@@ -330,9 +330,13 @@ pub struct Ipv4Network {
 impl Ipv4Network {
     /// A network; `None` where a bit is set beyond the prefix, or the prefix is over 32.
     #[must_use]
-    pub fn new(first: Ipv4Addr, prefix: u8) -> Option<Self> {
+    pub const fn new(first: Ipv4Addr, prefix: u8) -> Option<Self> {
         let network = Self { first, prefix };
-        (prefix <= 32 && first.to_bits() & !network.mask() == 0).then_some(network)
+        if prefix <= 32 && first.to_bits() & !network.mask() == 0 {
+            Some(network)
+        } else {
+            None
+        }
     }
 
     /// Its first address.
@@ -365,10 +369,11 @@ impl Ipv4Network {
         self.contains(other.first) || other.contains(self.first)
     }
 
-    fn mask(self) -> u32 {
-        u32::MAX
-            .checked_shl(u32::from(32 - self.prefix))
-            .unwrap_or(0)
+    const fn mask(self) -> u32 {
+        match self.prefix {
+            0 => 0,
+            prefix => u32::MAX << (32 - prefix),
+        }
     }
 }
 

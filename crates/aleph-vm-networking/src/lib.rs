@@ -44,5 +44,12 @@ pub mod port;
 pub mod ruleset;
 pub mod tap;
 
+/// Where addresses come from when nobody says: 10.0.0.0/16, 16,384 VMs.
+pub const DEFAULT_POOL: aleph_types::Ipv4Network =
+    match aleph_types::Ipv4Network::new(std::net::Ipv4Addr::new(10, 0, 0, 0), 16) {
+        Some(pool) => pool,
+        None => unreachable!(),
+    };
+
 pub use error::NetworkError;
 pub use network::{Attachment, Claim, Counters, Network, NetworkConfig};

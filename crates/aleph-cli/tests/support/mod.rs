@@ -46,6 +46,7 @@ impl Node {
             .env_remove("ALEPH_TOKEN")
             .env_remove("ALEPH_ACCOUNT")
             .env_remove("ALEPH_CONFIG")
+            .env("ALEPH_NO_NETWORK", "true")
             .env_remove("RUST_BACKTRACE");
         command
             .stdin(Stdio::null())

@@ -19,7 +19,8 @@ use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
 use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
 use aleph_image::oci::{PullOptions, Registries};
-use aleph_types::MiB;
+use aleph_types::{Ipv4Network, MiB};
+use aleph_vm_networking::NetworkConfig;
 use reader::Document;
 use std::collections::BTreeMap;
 use std::io;
@@ -39,6 +40,8 @@ pub struct Config {
     pub api: ApiSection,
     /// `[executor]`: how it runs VMs.
     pub executor: ExecutorSection,
+    /// `[network]`: how it connects VMs.
+    pub network: NetworkSection,
     /// `[limits]`: what it gives away.
     pub limits: LimitsSection,
     /// `[logs]`: how much output it keeps.
@@ -117,6 +120,30 @@ impl Default for ExecutorSection {
             qemu: executor.qemu,
             accelerator: executor.accelerator,
             boot_timeout: executor.timeouts.boot,
+        }
+    }
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkSection {
+    /// `enabled`: whether VMs are connected. By default they are where the daemon runs as root.
+    pub enabled: Option<bool>,
+    /// `pool`: where their addresses come from, a /30 for each.
+    pub pool: Ipv4Network,
+    /// `cool_down_seconds`: how long an address rests before its next owner.
+    pub cool_down: Duration,
+    /// `max_connections_per_vm`: how many connections a VM may have open.
+    pub connections: u32,
+}
+
+impl Default for NetworkSection {
+    fn default() -> Self {
+        Self {
+            enabled: None,
+            pool: aleph_vm_networking::DEFAULT_POOL,
+            cool_down: Duration::from_secs(60),
+            connections: 4096,
         }
     }
 }
@@ -309,6 +336,16 @@ impl Config {
         node.executor.qemu.clone_from(&self.executor.qemu);
         node.executor.accelerator = self.executor.accelerator;
         node.executor.timeouts.boot = self.executor.boot_timeout;
+        let root = rustix::process::geteuid().is_root();
+        if self.network.enabled.unwrap_or(root) {
+            node.network = Some(NetworkConfig {
+                name: format!("aleph-{}", node.paths.name()),
+                pool: self.network.pool,
+                cool_down: self.network.cool_down,
+                connections: self.network.connections,
+                run: node.paths.run().to_owned(),
+            });
+        }
         node.overcommit = self.limits.overcommit;
         node.reserved_memory = self.limits.reserved_memory;
         node.pids = self.limits.pids;
@@ -367,6 +404,15 @@ fn read(document: &mut Document<'_>) -> Config {
         s.optional("accel", &mut executor.accelerator, value::accelerator);
         let boot = value::seconds(1..=86_400);
         s.read("boot_timeout_seconds", &mut executor.boot_timeout, boot);
+    });
+    document.section("network", |s| {
+        let network = &mut config.network;
+        s.optional("enabled", &mut network.enabled, value::boolean);
+        s.read("pool", &mut network.pool, value::pool);
+        let rest = value::seconds(5..=86_400);
+        s.read("cool_down_seconds", &mut network.cool_down, rest);
+        let connections = value::whole(16..=1_000_000);
+        s.read("max_connections_per_vm", &mut network.connections, connections);
     });
     document.section("limits", |s| {
         let limits = &mut config.limits;
@@ -431,6 +477,11 @@ mod tests {
             qemu = "/opt/qemu"
             accel = "tcg"
             boot_timeout_seconds = 90
+            [network]
+            enabled = false
+            pool = "10.7.0.0/16"
+            cool_down_seconds = 30
+            max_connections_per_vm = 100
             [limits]
             overcommit_cpus = 2
             overcommit_memory = 1.5
@@ -470,6 +521,12 @@ mod tests {
                 qemu: "/opt/qemu".into(),
                 accelerator: Some(Accelerator::Tcg),
                 boot_timeout: Duration::from_secs(90),
+            },
+            network: NetworkSection {
+                enabled: Some(false),
+                pool: "10.7.0.0/16".parse().unwrap(),
+                cool_down: Duration::from_secs(30),
+                connections: 100,
             },
             limits: LimitsSection {
                 overcommit: Overcommit {

@@ -2,7 +2,7 @@
 
 use aleph_executor::accel::Accelerator;
 use aleph_image::oci::Reference;
-use aleph_types::MiB;
+use aleph_types::{Ipv4Network, MiB};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -71,6 +71,24 @@ pub(super) fn program(value: &DeValue<'_>) -> Parsed<PathBuf> {
         "" => wrong("has to name a program"),
         name => Ok(name.into()),
     }
+}
+
+pub(super) fn boolean(value: &DeValue<'_>) -> Parsed<bool> {
+    value
+        .as_bool()
+        .ok_or_else(|| vec![Fault::kind(value, "true or false")])
+}
+
+pub(super) fn pool(value: &DeValue<'_>) -> Parsed<Ipv4Network> {
+    let text = text(value, "\"10.0.0.0/16\"")?;
+    let network: Ipv4Network = match text.parse() {
+        Ok(network) => network,
+        Err(error) => return wrong(format!("{error}; write it as 10.0.0.0/16")),
+    };
+    if network.prefix() > 30 || network.prefix() < 8 {
+        return wrong(format!("{network} has to be between a /8 and a /30"));
+    }
+    Ok(network)
 }
 
 pub(super) fn group(value: &DeValue<'_>) -> Parsed<String> {
