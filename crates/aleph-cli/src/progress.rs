@@ -209,6 +209,11 @@ impl Transfer {
     pub(crate) fn end(&self) {
         self.bar.finish();
     }
+
+    /// How many bytes were copied.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bar.position()
+    }
 }
 
 impl Counter {
