@@ -29,10 +29,17 @@ fn line(ended: &Ended) -> Result<Value> {
 fn actions_on_jobs_tell_what_became_of_them() -> Result<()> {
     let daemon = Daemon::up()?;
     let act = |words: &[&str]| line(&daemon.aleph(words)?);
-    let script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done";
-    let job = act(&[
-        "run", "-d", "--json", "--name", "web", "busybox", "sh", "-c", script,
-    ])?;
+    let script = "trap 'exit 7' USR1; echo up; while :; do sleep 0.1; done";
+    let run = [
+        "run",
+        "-d",
+        "--json",
+        "--name",
+        "web",
+        "--stop-signal",
+        "USR1",
+    ];
+    let job = act(&[&run[..], &["busybox", "sh", "-c", script]].concat())?;
     let id = job["id"].as_str().context("no id")?;
     assert!(id.starts_with("0x") && id.len() == 34, "{job}");
     assert_eq!(job["spec"]["image"], "busybox", "{job}");

@@ -3,10 +3,9 @@
 use super::{JobPath, seconds};
 use crate::server::extract::{Query, Segment};
 use crate::server::{Caller, Refusal, Service};
-use crate::signal;
 use aleph_executor::Node;
 use aleph_executor::node::NodeError;
-use aleph_types::{ErrorClass, Job, JobId};
+use aleph_types::{ErrorClass, Job, JobId, signal};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
