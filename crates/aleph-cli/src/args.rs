@@ -181,6 +181,7 @@ mod tests {
             &["run", "--boot-timeout", "1e300", "x"],
             &["run", "--kernel", "k", "x"],
             &["run", "--restart", "sometimes", "x"],
+            &["run", "--stop-signal", "SIGNONE", "x"],
             &["run", "--restart", "always", "--rm", "x"],
             &["run", "-d", "-i", "x", "--rm"][..2],
             &["run", "--health-interval", "5s", "x"],

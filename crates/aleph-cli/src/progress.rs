@@ -3,7 +3,7 @@
 use crate::client::{ClientError, Lines, PullLine};
 use crate::output::{plain, say, shortened};
 use aleph_image::Progress;
-use aleph_image::oci::{LayerStep, PullEvent};
+use aleph_image::oci::PullEvent;
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -101,15 +101,7 @@ impl Pulls {
                 total,
                 ..
             } => {
-                let status = match step {
-                    LayerStep::Waiting => "waiting",
-                    LayerStep::Present => "present",
-                    LayerStep::Downloading => "downloading",
-                    LayerStep::Downloaded => "downloaded",
-                    LayerStep::Unpacking => "unpacking",
-                    LayerStep::Unpacked => "unpacked",
-                };
-                self.step(digest.to_string(), status, Some(*done), Some(*total));
+                self.step(digest.to_string(), step.name(), Some(*done), Some(*total));
             }
             PullEvent::Writing { done, total } => {
                 self.step(String::new(), "writing", Some(*done), Some(*total));
@@ -208,6 +200,11 @@ impl Transfer {
 
     pub(crate) fn end(&self) {
         self.bar.finish();
+    }
+
+    /// How many bytes were copied.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bar.position()
     }
 }
 

@@ -8,9 +8,11 @@ use std::io::Read;
 use std::process::Child;
 use support::{Node, Terminal, finish, send};
 
-/// Starts a command line and waits until it has printed `up`.
-fn started(node: &Node, line: &str) -> Result<Child> {
-    let mut command = node.command(&["run", "--rm", "-q", "busybox", "--", "sh", "-c", line]);
+/// Starts a command line, with further flags, and waits until it has printed `up`.
+fn started(node: &Node, flags: &[&str], line: &str) -> Result<Child> {
+    let mut command = node.command(&["run", "--rm", "-q"]);
+    command.args(flags);
+    command.args(["busybox", "--", "sh", "-c", line]);
     let mut child = command.spawn()?;
     let mut up = [0; 3];
     child
@@ -27,6 +29,7 @@ fn an_interrupt_reaches_the_guest() -> Result<()> {
     let node = Node::new()?;
     let child = started(
         &node,
+        &[],
         "trap 'echo caught; exit 5' INT; echo up; while :; do sleep 0.1; done",
     )?;
     send(child.id(), Signal::INT)?;
@@ -40,6 +43,7 @@ fn a_second_interrupt_kills_the_vm() -> Result<()> {
     let node = Node::new()?;
     let mut child = started(
         &node,
+        &[],
         "trap 'echo caught' INT; echo up; while :; do sleep 0.1; done",
     )?;
     send(child.id(), Signal::INT)?;
@@ -57,13 +61,14 @@ fn a_second_interrupt_kills_the_vm() -> Result<()> {
 #[test]
 fn a_termination_stops_the_guest_in_order() -> Result<()> {
     let node = Node::new()?;
-    let child = started(
-        &node,
-        "trap 'echo ended; exit 0' TERM; echo up; while :; do sleep 0.1; done",
-    )?;
-    send(child.id(), Signal::TERM)?;
-    let ran = finish(child)?;
-    assert_eq!((ran.code, ran.text().as_str()), (0, "ended\n"), "{ran:?}");
+    for (flags, signal) in [(&[][..], "TERM"), (&["--stop-signal", "USR1"], "USR1")] {
+        let line =
+            format!("trap 'echo ended; exit 0' {signal}; echo up; while :; do sleep 0.1; done");
+        let child = started(&node, flags, &line)?;
+        send(child.id(), Signal::TERM)?;
+        let ran = finish(child)?;
+        assert_eq!((ran.code, ran.text().as_str()), (0, "ended\n"), "{ran:?}");
+    }
     node.assert_clean()
 }
 

@@ -11,7 +11,6 @@
 
 use crate::accounts::DEFAULT_ACCOUNT;
 use crate::config::ImagesSection;
-use crate::signal;
 use aleph_executor::Boot;
 use aleph_executor::hypervisor::BoxFuture;
 use aleph_executor::node::{ImageDefaults, Images, Prepared};
@@ -19,6 +18,7 @@ use aleph_image::oci::{PullEvent, PullOptions, Reference};
 use aleph_image::{
     DiskError, Image, ImageError, KernelError, KernelStore, PruneOptions, Pruned, Removed, Store,
 };
+use aleph_types::signal;
 use aleph_types::{Classify, ErrorClass, JobSpec, Problem, PullPolicy};
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -39,7 +39,6 @@ pub mod openapi;
 pub mod peer;
 mod routes;
 pub mod server;
-pub mod signal;
 
 pub use config::{Config, ConfigError, ConfigProblem};
 pub use daemon::{Daemon, DaemonError, SOCKET, up};

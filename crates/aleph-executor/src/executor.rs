@@ -12,8 +12,8 @@ use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
 use crate::qemu::{QemuConfig, QemuDriver};
 use crate::sweep::sweep;
-use crate::vm::{Keep, Vm, VmSpec};
-use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, VmId};
+use crate::vm::{Ending, Vm, VmSpec};
+use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, VmId, signal};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -251,7 +251,11 @@ impl Executor {
         self.admit(job, &self.capacity()?)?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let setup = setup(id, job, boot.filesystem.clone(), true);
-        Ok(self.begin(place, job, (boot, Vec::new()), (setup, Keep::No)))
+        let ending = Ending {
+            kept: false,
+            stop_signal: job.stop_signal_number().unwrap_or(signal::TERM),
+        };
+        Ok(self.begin(place, job, (boot, Vec::new()), (setup, ending)))
     }
 
     /// Makes a VM that outlives this process, under an id that its owner has recorded.
@@ -263,8 +267,11 @@ impl Executor {
         (setup, stop_signal): (SetupRequest, u8),
     ) -> Result<Vm, ExecutorError> {
         let place = Place::create_for(&self.paths, self.cgroups.as_ref(), vm, true)?;
-        let keep = Keep::Yes { stop_signal };
-        Ok(self.begin(place, job, (boot, nics), (setup, keep)))
+        let ending = Ending {
+            kept: true,
+            stop_signal,
+        };
+        Ok(self.begin(place, job, (boot, nics), (setup, ending)))
     }
 
     /// What the host has now.
@@ -286,7 +293,7 @@ impl Executor {
         place: Place,
         job: &JobSpec,
         (boot, nics): (Boot, Vec<Nic>),
-        (setup, keep): (SetupRequest, Keep),
+        (setup, ending): (SetupRequest, Ending),
     ) -> Vm {
         let spec = VmSpec {
             resources: job.resources,
@@ -297,7 +304,7 @@ impl Executor {
             nics,
             setup,
             timeouts: self.timeouts,
-            keep,
+            ending,
         };
         Vm::create(place, Arc::clone(&self.driver), spec)
     }

@@ -308,7 +308,7 @@ async fn archives_connections_and_facts_of_a_real_guest() -> Result<()> {
         }
     };
     let connection = tokio::time::timeout(LIMIT, connection).await??;
-    let (mut reader, mut writer) = connection.into_split();
+    let (mut reader, mut writer) = connection.into_inner();
     let sent: Vec<u8> = (0..2_000_000_u32).map(|n| n.to_be_bytes()[3]).collect();
     let expected = sent.clone();
     let feed = tokio::spawn(async move {

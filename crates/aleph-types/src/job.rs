@@ -2,6 +2,7 @@
 
 use crate::{
     Classify, ErrorClass, HealthCheck, InvalidNetwork, MiB, NetworkSpec, Resources, RestartPolicy,
+    signal,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -93,6 +94,14 @@ pub struct JobSpec {
     /// Whether the job is removed, with its logs, once it has ended for good.
     #[serde(default)]
     pub auto_destroy: bool,
+    /// The signal that asks the command to stop, by name or number; the image's, or TERM, when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "schema",
+        schema(max_length = 16, pattern = "^[A-Za-z0-9+]+$")
+    )]
+    pub stop_signal: Option<String>,
     /// How long the command has between the stop signal and SIGKILL, in seconds.
     #[serde(default = "default_grace")]
     #[cfg_attr(feature = "schema", schema(maximum = 86_400))]
@@ -287,6 +296,7 @@ impl JobSpec {
             files: Vec::new(),
             deadline_seconds: None,
             auto_destroy: false,
+            stop_signal: None,
             stop_grace_seconds: default_grace(),
             pull: PullPolicy::Missing,
             network: NetworkSpec::default(),
@@ -297,6 +307,12 @@ impl JobSpec {
     #[must_use]
     pub fn stop_grace(&self) -> Duration {
         Duration::from_secs(u64::from(self.stop_grace_seconds))
+    }
+
+    /// The number of the job's own stop signal, where it has one.
+    #[must_use]
+    pub fn stop_signal_number(&self) -> Option<u8> {
+        self.stop_signal.as_deref().and_then(signal::number)
     }
 
     /// Bytes of its command, entrypoint and environment.
@@ -439,6 +455,14 @@ impl JobSpec {
                 value: self.deadline_seconds.unwrap_or(0).to_string(),
             });
         }
+        if let Some(name) = self.stop_signal.as_deref()
+            && signal::number(name).is_none()
+        {
+            return Err(InvalidJob::BadText {
+                field: "stop_signal",
+                value: name.to_owned(),
+            });
+        }
         if self.stop_grace_seconds > 86_400 {
             return Err(InvalidJob::BadText {
                 field: "stop_grace_seconds",
@@ -510,7 +534,7 @@ mod tests {
             uid: 0,
             gid: 0,
         };
-        let cases: [(&str, Spoil); 16] = [
+        let cases: [(&str, Spoil); 17] = [
             ("bad_text", |j| j.command[0].clear()),
             ("no_cpus", |j| j.resources.cpus = 0),
             ("little_memory", |j| j.resources.memory = MiB(63)),
@@ -531,6 +555,7 @@ mod tests {
                 j.labels = BTreeMap::from([("a=".into(), String::new())]);
             }),
             ("bad_text", |j| j.restart.backoff_seconds = 0),
+            ("bad_text", |j| j.stop_signal = Some("SIGNONE".into())),
         ];
         for (code, spoil) in cases {
             let mut job = job();

@@ -17,6 +17,7 @@
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
 //! | [`Problem`] | an error as a client gets it |
 //! | [`ExitStatus`] | how a command ended |
+//! | [`signal`] | signals by name |
 //! | [`Classify`] | class, stable code and advice of an error at a boundary |
 
 mod error;
@@ -28,6 +29,7 @@ mod network;
 mod node;
 mod resources;
 mod restart;
+pub mod signal;
 mod size;
 mod view;
 

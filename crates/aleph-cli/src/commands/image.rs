@@ -1,15 +1,19 @@
 //! `aleph image`: by a node that runs, or directly on this host's store.
 
 use super::completion::images;
+use super::each::each;
 use crate::boot;
 use crate::client::ImageInfo;
 use crate::context::Context;
-use crate::output::{self, Advised, Column, Listing, ago, print, print_error, print_json, size};
+use crate::output::{
+    self, Advised, Column, Listing, ago, print, print_error, print_json, print_json_line, size,
+};
 use crate::progress::{Bars, Pulls};
 use aleph_image::{Recipe, Store};
 use aleph_types::{PullPolicy, Timestamp};
 use anyhow::Result;
 use clap_complete::ArgValueCompleter;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -22,6 +26,9 @@ pub(crate) enum Image {
     Build {
         /// Which recipe
         recipe: String,
+        /// Print the image as a line of JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Make an image of a directory or a tar archive
     Import {
@@ -30,6 +37,9 @@ pub(crate) enum Image {
         /// The image's name
         #[arg(long)]
         name: String,
+        /// Print the image as a line of JSON
+        #[arg(long)]
+        json: bool,
     },
     /// List images
     #[command(visible_alias = "list")]
@@ -39,6 +49,9 @@ pub(crate) enum Image {
         /// Names or digests
         #[arg(required = true, value_name = "IMAGE", add = ArgValueCompleter::new(images))]
         images: Vec<String>,
+        /// Print a line of JSON for each image
+        #[arg(long)]
+        json: bool,
     },
     /// Show all that is known of images, as JSON
     Inspect {
@@ -62,7 +75,7 @@ pub(crate) struct Pull {
     #[arg(short, long)]
     quiet: bool,
 
-    /// Print the image as JSON
+    /// Print the image as a line of JSON
     #[arg(long)]
     json: bool,
 }
@@ -89,28 +102,40 @@ impl Image {
             Self::Pull(pull) => pull.run(context).await,
             Self::Ls(ls) => ls.run(context).await,
             // The store is shared with a node of this host, which finds what is new in it.
-            Self::Build { recipe } => {
+            Self::Build { recipe, json } => {
                 let recipe: Recipe = recipe.parse()?;
                 let image = local(context)?.build(recipe, &mut Bars::default())?;
-                print(format!("{} {}", image.digest(), image.names().join(" ")))?;
-                Ok(0)
+                print_made(&told(&image)?, json)
             }
-            Self::Import { source, name } => {
+            Self::Import { source, name, json } => {
                 let image = local(context)?.import(&source, &name, &mut Bars::default())?;
-                print(format!("{} {}", image.digest(), image.names().join(" ")))?;
-                Ok(0)
+                print_made(&told(&image)?, json)
             }
-            Self::Rm { images } => {
+            Self::Rm { images, json } => {
                 let client = context.daemon().await?;
-                let remove = async |reference: &str| match &client {
-                    Some(client) => Ok(client.remove_image(reference).await?),
-                    None => Ok(store(context)?.remove(reference).map(drop)?),
+                let remove = async |reference: &str| {
+                    match &client {
+                        Some(client) => client.remove_image(reference).await?,
+                        None => drop(store(context)?.remove(reference)?),
+                    }
+                    Ok(json!({ "reference": reference, "removed": true }))
                 };
-                super::each::each(&images, remove).await
+                each(&images, json, remove).await
             }
             Self::Inspect { images } => inspect(context, &images).await,
         }
     }
+}
+
+/// Prints an image that is there now.
+fn print_made(image: &Value, json: bool) -> Result<u8> {
+    if json {
+        print_json_line(image)?;
+    } else {
+        let info = ImageInfo::deserialize(image)?;
+        print(format!("{} {}", info.digest, info.names.join(" ")))?;
+    }
+    Ok(0)
 }
 
 async fn inspect(context: &Context, images: &[String]) -> Result<u8> {
@@ -151,13 +176,7 @@ impl Pull {
                 told(&boot::image(&context.paths()?, &self.image, policy, self.quiet).await?)?
             }
         };
-        if self.json {
-            print_json(&image)?;
-        } else {
-            let info: ImageInfo = serde_json::from_value(image)?;
-            print(format!("{} {}", info.digest, info.names.join(" ")))?;
-        }
-        Ok(0)
+        print_made(&image, self.json)
     }
 }
 
@@ -237,9 +256,5 @@ fn local(context: &Context) -> Result<Store> {
 
 /// An image of the store in the form in which a node tells of it.
 fn told(image: &aleph_image::Image) -> Result<Value> {
-    let mut value = serde_json::to_value(image.record())?;
-    value["digest"] = json!(image.digest().to_string());
-    value["names"] = json!(image.names());
-    value["filesystem"] = json!(image.filesystem().to_string());
-    Ok(value)
+    Ok(serde_json::to_value(aleph_control::ImageInfo::from(image))?)
 }

@@ -2,16 +2,21 @@
 
 use crate::boot;
 use crate::context::Context;
-use crate::output::{Column, Listing, print, print_json, size};
+use crate::output::{Column, Listing, print, print_json, print_json_line, size};
 use crate::progress::Bars;
 use aleph_image::{Bundle, KernelStore};
 use anyhow::Result;
+use serde_json::json;
 
 /// What to do with kernel bundles.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Kernel {
     /// Build the kernel bundle from Debian's cloud kernel
-    Build,
+    Build {
+        /// Print the bundle as a line of JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List kernel bundles
     Ls {
         /// Print JSON
@@ -22,6 +27,9 @@ pub(crate) enum Kernel {
     Rm {
         /// Its digest, or the beginning of it
         digest: String,
+        /// Print what was removed as a line of JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -30,17 +38,25 @@ impl Kernel {
     pub(super) fn run(self, context: &Context) -> Result<u8> {
         let store = KernelStore::open(context.paths()?.state())?;
         match self {
-            Self::Build => {
+            Self::Build { json } => {
                 let bundle = store.build_default(aleph_image::AGENT, &mut Bars::default())?;
-                print(boot::describe(&bundle))?;
+                if json {
+                    print_json_line(&bundle.record())?;
+                } else {
+                    print(boot::describe(&bundle))?;
+                }
             }
             Self::Ls { json } => {
                 let default = store.default_bundle().ok().map(|bundle| bundle.digest());
                 list(&store.list()?, default, json)?;
             }
-            Self::Rm { digest } => {
+            Self::Rm { digest, json } => {
                 store.remove(&digest)?;
-                print(digest)?;
+                if json {
+                    print_json_line(&json!({ "reference": digest, "removed": true }))?;
+                } else {
+                    print(digest)?;
+                }
             }
         }
         Ok(0)

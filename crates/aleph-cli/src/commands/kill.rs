@@ -17,12 +17,16 @@ pub(crate) struct Kill {
     /// The signal: KILL ends the VM, any other goes to the command
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
     signal: String,
+
+    /// Print a line of JSON for each job
+    #[arg(long)]
+    json: bool,
 }
 
 impl Kill {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
-        let kill = async |job: &str| Ok(client.kill(job, &self.signal).await.map(drop)?);
-        each(&self.jobs, kill).await
+        let kill = async |job: &str| Ok(client.kill(job, &self.signal).await?);
+        each(&self.jobs, self.json, kill).await
     }
 }

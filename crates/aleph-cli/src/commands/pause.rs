@@ -13,13 +13,17 @@ pub(crate) struct Pause {
     /// Names or ids of jobs
     #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(jobs::running))]
     jobs: Vec<String>,
+
+    /// Print a line of JSON for each job
+    #[arg(long)]
+    json: bool,
 }
 
 impl Pause {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
-        let pause = async |job: &str| Ok(client.pause(job).await.map(drop)?);
-        each(&self.jobs, pause).await
+        let pause = async |job: &str| Ok(client.pause(job).await?);
+        each(&self.jobs, self.json, pause).await
     }
 }
 
@@ -29,12 +33,16 @@ pub(crate) struct Resume {
     /// Names or ids of jobs
     #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(jobs::paused))]
     jobs: Vec<String>,
+
+    /// Print a line of JSON for each job
+    #[arg(long)]
+    json: bool,
 }
 
 impl Resume {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
-        let resume = async |job: &str| Ok(client.resume(job).await.map(drop)?);
-        each(&self.jobs, resume).await
+        let resume = async |job: &str| Ok(client.resume(job).await?);
+        each(&self.jobs, self.json, resume).await
     }
 }

@@ -3,7 +3,7 @@
 use crate::client;
 use crate::context::Context;
 use crate::duration::{duration, whole_seconds};
-use crate::output::{Advised, print, print_json, say, size};
+use crate::output::{Advised, print, print_json_line, say, size};
 use anyhow::{Context as _, Result};
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(crate) struct Prune {
     #[arg(short, long)]
     force: bool,
 
-    /// Print JSON
+    /// Print what was removed as a line of JSON
     #[arg(long)]
     json: bool,
 }
@@ -65,7 +65,7 @@ impl Prune {
         }
         let pruned = context.client()?.prune(&what).await?;
         if self.json {
-            print_json(&pruned)?;
+            print_json_line(&pruned)?;
             return Ok(0);
         }
         for (kind, names) in [

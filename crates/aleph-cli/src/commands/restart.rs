@@ -18,12 +18,16 @@ pub(crate) struct Restart {
     /// Time between asking and killing, in seconds [default: the job's own]
     #[arg(short, long, value_name = "SECONDS", value_parser = duration)]
     timeout: Option<Duration>,
+
+    /// Print a line of JSON for each job
+    #[arg(long)]
+    json: bool,
 }
 
 impl Restart {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
-        let restart = async |job: &str| Ok(client.restart(job, self.timeout).await.map(drop)?);
-        each(&self.jobs, restart).await
+        let restart = async |job: &str| Ok(client.restart(job, self.timeout).await?);
+        each(&self.jobs, self.json, restart).await
     }
 }

@@ -21,6 +21,10 @@ pub(crate) struct Start {
     /// Connect standard input too
     #[arg(short, long)]
     interactive: bool,
+
+    /// Print a line of JSON for each job
+    #[arg(long, conflicts_with_all = ["attach", "interactive"])]
+    json: bool,
 }
 
 impl Start {
@@ -37,8 +41,8 @@ impl Start {
                     !(self.attach || self.interactive),
                     "only one job can be attached to"
                 );
-                let start = async |job: &str| Ok(client.start(job).await.map(drop)?);
-                each(jobs, start).await
+                let start = async |job: &str| Ok(client.start(job).await?);
+                each(jobs, self.json, start).await
             }
         }
     }

@@ -18,12 +18,16 @@ pub(crate) struct Stop {
     /// Time between asking and killing, in seconds [default: the job's own]
     #[arg(short, long, value_name = "SECONDS", value_parser = duration)]
     timeout: Option<Duration>,
+
+    /// Print a line of JSON for each job
+    #[arg(long)]
+    json: bool,
 }
 
 impl Stop {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
-        let stop = async |job: &str| Ok(client.stop(job, self.timeout).await.map(drop)?);
-        each(&self.jobs, stop).await
+        let stop = async |job: &str| Ok(client.stop(job, self.timeout).await?);
+        each(&self.jobs, self.json, stop).await
     }
 }

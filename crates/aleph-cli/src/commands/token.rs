@@ -4,9 +4,10 @@ use super::each::each;
 use crate::client::NewToken;
 use crate::context::Context;
 use crate::duration::{duration, whole_seconds};
-use crate::output::{Column, Listing, ago, plain, print, print_json, say, span};
+use crate::output::{Column, Listing, ago, plain, print, print_json, print_json_line, say, span};
 use aleph_types::Timestamp;
 use anyhow::Result;
+use serde_json::json;
 use std::time::Duration;
 
 /// What to do with tokens. Only operators may.
@@ -24,7 +25,7 @@ pub(crate) enum Token {
         /// End it after this time, such as 30d [default: when it is revoked]
         #[arg(long, value_name = "TIME", value_parser = duration)]
         expires: Option<Duration>,
-        /// Print JSON
+        /// Print the token with its secret as a line of JSON
         #[arg(long)]
         json: bool,
     },
@@ -40,6 +41,9 @@ pub(crate) enum Token {
         /// Ids of tokens
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
+        /// Print a line of JSON for each token
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -60,7 +64,7 @@ impl Token {
                 };
                 let token = client.create_token(&wanted).await?;
                 if json {
-                    print_json(&token)?;
+                    print_json_line(&token)?;
                 } else {
                     // The secret alone is on standard output, so that it can be kept by a pipe.
                     say(&format!("aleph: token {} is shown only now", token.id));
@@ -75,9 +79,12 @@ impl Token {
                     print(listing(&tokens, Timestamp::now()))?;
                 }
             }
-            Self::Rm { ids } => {
-                let revoke = async |id: &str| Ok(client.remove_token(id).await?);
-                return each(&ids, revoke).await;
+            Self::Rm { ids, json } => {
+                let revoke = async |id: &str| {
+                    client.remove_token(id).await?;
+                    Ok(json!({ "id": id, "removed": true }))
+                };
+                return each(&ids, json, revoke).await;
             }
         }
         Ok(0)

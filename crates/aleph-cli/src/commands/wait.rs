@@ -2,7 +2,7 @@
 
 use super::completion::jobs;
 use crate::context::Context;
-use crate::output::{print, print_error, print_json};
+use crate::output::{print, print_error, print_json_line};
 use aleph_types::JobState;
 use anyhow::Result;
 use clap_complete::ArgValueCompleter;
@@ -19,7 +19,7 @@ pub(crate) struct Wait {
     #[arg(long, value_name = "STATE,...", value_delimiter = ',', value_parser = state)]
     state: Vec<String>,
 
-    /// Print the jobs as JSON
+    /// Print a line of JSON for each job
     #[arg(long)]
     json: bool,
 }
@@ -45,7 +45,7 @@ impl Wait {
         let mut code = 0;
         for job in &self.jobs {
             match client.wait(job, &states).await {
-                Ok(job) if self.json => print_json(&job)?,
+                Ok(job) if self.json => print_json_line(&job)?,
                 Ok(job) if !self.state.is_empty() => print(job.state)?,
                 Ok(job) => print(super::run::exit_code(&job))?,
                 Err(error) => {

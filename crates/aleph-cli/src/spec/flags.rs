@@ -3,7 +3,7 @@
 use super::{environment, term};
 use crate::duration::{duration, whole_seconds};
 use crate::output::Advised;
-use aleph_types::{HealthCheck, JobSpec, MiB, Probe, PullPolicy, Restart};
+use aleph_types::{HealthCheck, JobSpec, MiB, Probe, PullPolicy, Restart, signal};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,6 +79,10 @@ pub(crate) struct JobFlags {
     /// Stop it after this time, such as 10m
     #[arg(long, value_name = "TIME", value_parser = duration)]
     deadline: Option<Duration>,
+
+    /// The signal that asks the command to stop [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL", value_parser = signal_name)]
+    stop_signal: Option<String>,
 
     /// Seconds between the signal that asks the command to stop and SIGKILL [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = duration)]
@@ -170,6 +174,13 @@ fn pull(text: &str) -> Result<PullPolicy, String> {
     }
 }
 
+fn signal_name(text: &str) -> Result<String, String> {
+    match signal::number(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(format!("{text:?} is no signal: write a name or a number")),
+    }
+}
+
 impl JobFlags {
     /// Lays the flags over a specification.
     pub(crate) fn apply(&self, job: &mut JobSpec) -> Result<()> {
@@ -185,6 +196,7 @@ impl JobFlags {
         set(&mut job.workdir, &self.workdir);
         set(&mut job.user, &self.user);
         set(&mut job.hostname, &self.hostname);
+        set(&mut job.stop_signal, &self.stop_signal);
         job.env.extend(environment(&self.env_file, &self.env)?);
         if job.tty {
             job.env.entry("TERM".into()).or_insert_with(term);
@@ -301,6 +313,7 @@ mod tests {
             "--disk=4g",
             "--restart",
             "on-failure:5",
+            "--stop-signal=SIGINT",
             "--stop-timeout=30",
             "--pull=always",
             "--health-cmd",

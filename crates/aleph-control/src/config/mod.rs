@@ -412,7 +412,11 @@ fn read(document: &mut Document<'_>) -> Config {
         let rest = value::seconds(5..=86_400);
         s.read("cool_down_seconds", &mut network.cool_down, rest);
         let connections = value::whole(16..=1_000_000);
-        s.read("max_connections_per_vm", &mut network.connections, connections);
+        s.read(
+            "max_connections_per_vm",
+            &mut network.connections,
+            connections,
+        );
     });
     document.section("limits", |s| {
         let limits = &mut config.limits;

@@ -1,8 +1,8 @@
 //! A configuration in the form of its file.
 
 use super::{
-    ApiSection, Config, ExecutorSection, ImagesSection, LimitsSection, LogsSection, NodeSection,
-    RetentionSection,
+    ApiSection, Config, ExecutorSection, ImagesSection, LimitsSection, LogsSection, NetworkSection,
+    NodeSection, RetentionSection,
 };
 use std::path::PathBuf;
 use toml::{Table, Value};
@@ -39,6 +39,13 @@ fn table(config: &Config) -> Table {
                 qemu,
                 accelerator,
                 boot_timeout,
+            },
+        network:
+            NetworkSection {
+                enabled,
+                pool,
+                cool_down,
+                connections,
             },
         limits:
             LimitsSection {
@@ -85,6 +92,15 @@ fn table(config: &Config) -> Table {
                 ("qemu", Some(path(qemu))),
                 ("accel", accelerator.as_ref().map(text)),
                 ("boot_timeout_seconds", Some(number(boot_timeout.as_secs()))),
+            ],
+        ),
+        (
+            "network",
+            vec![
+                ("enabled", enabled.map(Value::Boolean)),
+                ("pool", Some(text(pool))),
+                ("cool_down_seconds", Some(number(cool_down.as_secs()))),
+                ("max_connections_per_vm", Some(number(*connections))),
             ],
         ),
         (

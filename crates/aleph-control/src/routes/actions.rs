@@ -3,8 +3,9 @@
 use super::{JobPath, seconds};
 use crate::server::extract::{Query, Segment};
 use crate::server::{Caller, Refusal, Service};
-use crate::signal;
-use aleph_types::{ErrorClass, Job};
+use aleph_executor::Node;
+use aleph_executor::node::NodeError;
+use aleph_types::{ErrorClass, Job, JobId, signal};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -27,16 +28,29 @@ pub(super) fn routes() -> OpenApiRouter<Service> {
 
 type Answer = Result<Json<Job>, Refusal>;
 
+/// Does something with the job that a caller means, to its end even where the caller goes.
+async fn settled<F>(
+    service: &Service,
+    caller: &Caller,
+    job: &str,
+    act: impl FnOnce(Node, JobId) -> F,
+) -> Answer
+where
+    F: Future<Output = Result<Job, NodeError>> + Send + 'static,
+{
+    let id = service.find(caller, job)?;
+    let work = act(service.node.clone(), id);
+    Ok(Json(service.settle(work).await?))
+}
+
 /// Start a job that does not run
 #[utoipa::path(
     post, path = "/v1/jobs/{job}/start", tag = "jobs", params(JobPath),
     responses((status = 200, description = "It starts.", body = Job)),
 )]
 async fn start(State(service): State<Service>, caller: Caller, Segment(job): Segment) -> Answer {
-    let id = service.find(&caller, &job)?;
-    let node = service.node.clone();
-    let job = service.settle(async move { node.start(id).await }).await?;
-    Ok(Json(job))
+    let act = |node: Node, id| async move { node.start(id).await };
+    settled(&service, &caller, &job, act).await
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -73,10 +87,8 @@ async fn stop(
     Query(query): Query<StopQuery>,
 ) -> Answer {
     let grace = grace(&query)?;
-    let id = service.find(&caller, &job)?;
-    let node = service.node.clone();
-    let stopped = service.settle(async move { node.stop(id, grace).await });
-    Ok(Json(stopped.await?))
+    let act = move |node: Node, id| async move { node.stop(id, grace).await };
+    settled(&service, &caller, &job, act).await
 }
 
 /// Stop a job, if it runs, and start it
@@ -91,10 +103,8 @@ async fn restart(
     Query(query): Query<StopQuery>,
 ) -> Answer {
     let grace = grace(&query)?;
-    let id = service.find(&caller, &job)?;
-    let node = service.node.clone();
-    let started = service.settle(async move { node.restart(id, grace).await });
-    Ok(Json(started.await?))
+    let act = move |node: Node, id| async move { node.restart(id, grace).await };
+    settled(&service, &caller, &job, act).await
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -123,10 +133,8 @@ async fn kill(
         let message = format!("{name:?} is no signal");
         Refusal::invalid("bad_signal", message).advise("Write a name such as TERM, or a number.")
     })?;
-    let id = service.find(&caller, &job)?;
-    let node = service.node.clone();
-    let killed = service.settle(async move { node.kill(id, signal).await });
-    Ok(Json(killed.await?))
+    let act = move |node: Node, id| async move { node.kill(id, signal).await };
+    settled(&service, &caller, &job, act).await
 }
 
 /// Freeze a job's guest
@@ -135,10 +143,8 @@ async fn kill(
     responses((status = 200, description = "It is frozen.", body = Job)),
 )]
 async fn pause(State(service): State<Service>, caller: Caller, Segment(job): Segment) -> Answer {
-    let id = service.find(&caller, &job)?;
-    let node = service.node.clone();
-    let job = service.settle(async move { node.pause(id).await }).await?;
-    Ok(Json(job))
+    let act = |node: Node, id| async move { node.pause(id).await };
+    settled(&service, &caller, &job, act).await
 }
 
 /// Let a job's guest go on
@@ -147,10 +153,8 @@ async fn pause(State(service): State<Service>, caller: Caller, Segment(job): Seg
     responses((status = 200, description = "It goes on.", body = Job)),
 )]
 async fn resume(State(service): State<Service>, caller: Caller, Segment(job): Segment) -> Answer {
-    let id = service.find(&caller, &job)?;
-    let node = service.node.clone();
-    let job = service.settle(async move { node.resume(id).await }).await?;
-    Ok(Json(job))
+    let act = |node: Node, id| async move { node.resume(id).await };
+    settled(&service, &caller, &job, act).await
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -2,7 +2,7 @@
 
 use crate::server::extract::{Body, Segment};
 use crate::server::{Caller, Refusal, Service};
-use aleph_image::oci::{LayerStep, PullEvent};
+use aleph_image::oci::PullEvent;
 use aleph_image::{Config, Image};
 use aleph_types::{Problem, PullPolicy, Timestamp};
 use axum::Json;
@@ -298,17 +298,12 @@ fn line(event: &PullEvent) -> PullLine {
             done,
             total,
             ..
-        } => {
-            let status = match step {
-                LayerStep::Waiting => "waiting",
-                LayerStep::Present => "present",
-                LayerStep::Downloading => "downloading",
-                LayerStep::Downloaded => "downloaded",
-                LayerStep::Unpacking => "unpacking",
-                LayerStep::Unpacked => "unpacked",
-            };
-            (status, Some(digest.to_string()), Some(*done), Some(*total))
-        }
+        } => (
+            step.name(),
+            Some(digest.to_string()),
+            Some(*done),
+            Some(*total),
+        ),
         PullEvent::Writing { done, total } => ("writing", None, Some(*done), Some(*total)),
     };
     PullLine::Progress {

@@ -11,7 +11,7 @@ use crate::journal::{JobRecord, RunRecord};
 use crate::logs::{LogLimits, LogWriter};
 use crate::vm::{Vm, VmError};
 use aleph_types::{
-    ExitStatus, GuestFile, Incarnation, InvalidJob, JobSpec, LogStream, Timestamp, VmId,
+    ExitStatus, GuestFile, Incarnation, InvalidJob, JobSpec, LogStream, Timestamp, VmId, signal,
 };
 use base64::Engine;
 use std::path::PathBuf;
@@ -32,11 +32,13 @@ pub(super) fn resolve(
         return Err(InvalidJob::NoCommand);
     }
     effective.validate()?;
+    let stop_signal = spec.stop_signal_number();
+    let stop_signal = stop_signal.or(prepared.defaults.stop_signal);
     Ok(RunRecord {
         host_boot: host_boot.to_owned(),
         effective,
         filesystem: prepared.boot.filesystem.clone(),
-        stop_signal: prepared.defaults.stop_signal.unwrap_or(15),
+        stop_signal: stop_signal.unwrap_or(signal::TERM),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The actor of one VM.
 
 use super::launch::{LaunchFailure, Launched, launch, read_console};
-use super::{Adoption, Keep, Status, VmError, VmSpec, chain};
+use super::{Adoption, Ending, Status, VmError, VmSpec, chain};
 use crate::console::Console;
 use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach};
 use crate::hypervisor::{Driver, Vmm, socket_name};
@@ -43,7 +43,7 @@ pub(super) struct Actor {
     pub(super) place: Arc<Place>,
     pub(super) driver: Arc<dyn Driver>,
     pub(super) spec: Option<VmSpec>,
-    pub(super) keep: Keep,
+    pub(super) ending: Ending,
     /// A request to end that no agent was there for.
     pub(super) unasked: Option<(Duration, u8)>,
     /// Tasks that hear what VMM and agent do.
@@ -90,7 +90,7 @@ impl Actor {
                 () = tick => self.step(Event::Tick),
             }
             if abandoned {
-                if self.keep != Keep::No {
+                if self.ending.kept {
                     // It runs on, and whoever comes next adopts it: a VMM takes one connection
                     // at a time.
                     self.watchers.iter().for_each(AbortHandle::abort);
@@ -245,10 +245,7 @@ impl Actor {
         match effect {
             Effect::Launch => self.launch(),
             Effect::Shutdown { grace } => {
-                let signal = match self.keep {
-                    Keep::Yes { stop_signal } => stop_signal,
-                    Keep::No => 15,
-                };
+                let signal = self.ending.stop_signal;
                 let asked = self
                     .agent
                     .borrow()

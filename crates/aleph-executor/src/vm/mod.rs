@@ -49,20 +49,17 @@ pub struct VmSpec {
     pub setup: SetupRequest,
     /// How long each stage of its life may take.
     pub timeouts: Timeouts,
-    /// Whether it outlives this process.
-    pub keep: Keep,
+    /// How it ends.
+    pub ending: Ending,
 }
 
-/// Whether a VM outlives the process that made it.
+/// How a VM ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// It ends with the last handle.
-    No,
-    /// It runs on when the last handle is dropped, for a later process to adopt.
-    Yes {
-        /// The signal that asks its main command to end.
-        stop_signal: u8,
-    },
+pub struct Ending {
+    /// Whether it runs on when the last handle is dropped, for a later process to adopt.
+    pub kept: bool,
+    /// The signal that asks its main command to end.
+    pub stop_signal: u8,
 }
 
 /// What is known of a VM that an earlier process left running.
@@ -115,7 +112,7 @@ pub enum VmError {
 }
 
 /// A handle to a VM. Clones speak to the same one. When the last is dropped the VM is killed and
-/// removed, unless it outlives its process ([`Keep`]).
+/// removed, unless it outlives its process ([`Ending::kept`]).
 #[derive(Debug, Clone)]
 pub struct Vm {
     id: VmId,
@@ -134,8 +131,8 @@ impl Vm {
         // Image, memory and scratch disk: nothing of a VM outlives its main command. The end of
         // a kept one counts once it is stored.
         let lifecycle = Lifecycle::new(spec.timeouts, true);
-        let keep = spec.keep;
-        Self::spawn(place, driver, lifecycle, keep, |_| Some(spec))
+        let ending = spec.ending;
+        Self::spawn(place, driver, lifecycle, ending, |_| Some(spec))
     }
 
     /// Goes on with a VM that an earlier process left running. The second is its main command,
@@ -147,11 +144,12 @@ impl Vm {
         adoption: Adoption,
     ) -> (Self, oneshot::Receiver<Option<ExecHandle>>) {
         let lifecycle = Lifecycle::after_restart(adoption.timeouts, true);
-        let keep = Keep::Yes {
+        let ending = Ending {
+            kept: true,
             stop_signal: adoption.stop_signal,
         };
         let (main, told) = oneshot::channel();
-        let handle = Self::spawn(place, driver, lifecycle, keep, |actor| {
+        let handle = Self::spawn(place, driver, lifecycle, ending, |actor| {
             actor.adopt(adoption, main);
             None
         });
@@ -162,7 +160,7 @@ impl Vm {
         place: Place,
         driver: Arc<dyn Driver>,
         lifecycle: Lifecycle,
-        keep: Keep,
+        ending: Ending,
         begin: impl FnOnce(&mut Actor) -> Option<VmSpec>,
     ) -> Self {
         let (requests, inbox) = mpsc::channel(16);
@@ -193,7 +191,7 @@ impl Vm {
             place: Arc::new(place),
             driver,
             spec: None,
-            keep,
+            ending,
             unasked: None,
             watchers: Vec::new(),
             agent_watcher: Arc::default(),

@@ -13,7 +13,7 @@ use aleph_executor::hypervisor::Nic;
 use aleph_executor::lifecycle::{Outcome, Timeouts};
 use aleph_executor::place::Place;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
-use aleph_executor::vm::Keep;
+use aleph_executor::vm::Ending;
 use aleph_executor::{Vm, VmSpec, host};
 use aleph_testkit::TestRoot;
 use aleph_types::{ExitStatus, MiB, Resources};
@@ -151,7 +151,10 @@ async fn create(
             network,
         },
         timeouts: Timeouts::default(),
-        keep: Keep::No,
+        ending: Ending {
+            kept: false,
+            stop_signal: 15,
+        },
     };
     let vm = Vm::create(place, Arc::new(driver), spec);
     vm.start(None).await?;

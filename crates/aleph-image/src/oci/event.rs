@@ -71,6 +71,21 @@ pub enum LayerStep {
     Unpacked,
 }
 
+impl LayerStep {
+    /// Its name, as in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Present => "present",
+            Self::Downloading => "downloading",
+            Self::Downloaded => "downloaded",
+            Self::Unpacking => "unpacking",
+            Self::Unpacked => "unpacked",
+        }
+    }
+}
+
 /// Hears events, on any thread; it must not block.
 pub(super) type Listener = Arc<dyn Fn(PullEvent) + Send + Sync>;
 
@@ -117,6 +132,26 @@ impl LayerReport {
     pub(super) fn pass(&mut self, step: LayerStep, done: u64) {
         if self.pace.is_due() {
             self.tell(step, done);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_have_their_names_in_json() {
+        use LayerStep::*;
+        for step in [
+            Waiting,
+            Present,
+            Downloading,
+            Downloaded,
+            Unpacking,
+            Unpacked,
+        ] {
+            assert_eq!(serde_json::to_value(step).unwrap(), step.name());
         }
     }
 }

@@ -17,12 +17,13 @@ mod unpack;
 use super::completion::jobs;
 use crate::client::{Client, PathKind, PathStat};
 use crate::context::Context;
-use crate::output::Advised;
+use crate::output::{Advised, print_json_line};
 use crate::progress::Transfer;
 use crate::session::{Output, SIGPIPE_CODE, read_stdin, writer};
 use anyhow::{Context as _, Result};
 use clap_complete::ArgValueCompleter;
 use place::{Place, Source};
+use serde_json::json;
 use std::path::Path;
 
 /// How many links lead from one to the next at most, as on Linux.
@@ -47,6 +48,10 @@ pub(crate) struct Cp {
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
+
+    /// Print what was copied as a line of JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Cp {
@@ -59,6 +64,13 @@ impl Cp {
                 let guest = Guest::new(&client, job);
                 take_out(&guest, path, follow, to, &mut progress).await?;
             }
+            (Place::Guest { .. }, Place::Stream) if self.json => {
+                return Err(Advised {
+                    what: "standard output cannot be both an archive and JSON".into(),
+                    advice: "Leave out --json, or copy into a folder.".into(),
+                }
+                .into());
+            }
             (Place::Guest { job, path }, Place::Stream) => {
                 let guest = Guest::new(&client, job);
                 return stream_out(&guest, path, follow).await;
@@ -70,7 +82,7 @@ impl Cp {
             (Place::Stream, Place::Guest { job, path }) => {
                 let guest = Guest::new(&client, job);
                 guest.ensure_folder(path).await?;
-                let body = pack::forward(read_stdin());
+                let body = pack::forward(read_stdin(), progress.counter());
                 client.write_archive(job, path, body).await?;
             }
             (Place::Guest { .. }, Place::Guest { .. }) => {
@@ -79,6 +91,13 @@ impl Cp {
             _ => return Err(neither("neither of both is in a guest")),
         }
         progress.end();
+        if self.json {
+            print_json_line(&json!({
+                "source": self.source.to_string(),
+                "destination": self.destination.to_string(),
+                "archive_bytes": progress.bytes(),
+            }))?;
+        }
         Ok(0)
     }
 }

@@ -46,10 +46,12 @@ pub(super) fn start(
 /// A body of what somebody else packs.
 pub(super) fn forward(
     pieces: mpsc::Receiver<Vec<u8>>,
+    counter: Counter,
 ) -> impl Body<Data = Bytes, Error = io::Error> + Send + 'static {
-    let pieces = stream::unfold(pieces, async |mut pieces| {
+    let pieces = stream::unfold((pieces, counter), async |(mut pieces, counter)| {
         let piece = pieces.recv().await?;
-        Some((Ok(Frame::data(Bytes::from(piece))), pieces))
+        counter.advance(piece.len());
+        Some((Ok(Frame::data(Bytes::from(piece))), (pieces, counter)))
     });
     StreamBody::new(pieces)
 }

@@ -1,6 +1,7 @@
 //! Where something is, and where it goes, by docker's rules.
 
 use anyhow::{Context, Result};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -46,6 +47,16 @@ impl FromStr for Place {
                     path,
                 })
             }
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(path) => path.display().fmt(f),
+            Self::Guest { job, path } => write!(f, "{job}:{path}"),
+            Self::Stream => f.write_str("-"),
         }
     }
 }

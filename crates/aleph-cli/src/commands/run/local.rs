@@ -6,7 +6,7 @@ use crate::session::{Conversation, End, SIGINT_CODE, SIGPIPE_CODE, Signals, Told
 use crate::{boot, output, terminal};
 use aleph_executor::lifecycle::Outcome;
 use aleph_executor::{Executor, Vm, VmError};
-use aleph_types::{JobId, JobSpec};
+use aleph_types::{JobId, JobSpec, signal};
 use anyhow::{Context as _, Result};
 use std::fmt;
 use std::time::Duration;
@@ -71,6 +71,10 @@ fn complete(spec: &JobSpec, image: &aleph_image::Config) -> JobSpec {
     job.env = env;
     job.workdir = job.workdir.or_else(|| image.workdir.clone());
     job.user = job.user.or_else(|| image.user.clone());
+    // Images are not all that careful, and this is no reason not to run one.
+    let known = image.stop_signal.as_ref();
+    let known = known.filter(|name| signal::number(name).is_some());
+    job.stop_signal = job.stop_signal.or_else(|| known.cloned());
     job
 }
 

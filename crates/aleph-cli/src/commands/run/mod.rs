@@ -42,6 +42,10 @@ pub(crate) struct Run {
     #[arg(short, long)]
     detach: bool,
 
+    /// Print the job as a line of JSON instead of its id
+    #[arg(long, requires = "detach")]
+    json: bool,
+
     /// Print neither progress nor aleph's own line at the end
     #[arg(short, long)]
     quiet: bool,
@@ -98,7 +102,11 @@ impl Run {
                 client,
                 quiet: self.quiet,
             };
-            return run.run(&spec, self.detach).await;
+            return if self.detach {
+                run.detached(&spec, self.json).await
+            } else {
+                run.attached(&spec).await
+            };
         }
         self.check_local(&spec)?;
         local::run(context, &spec, &self.boot, self.quiet).await

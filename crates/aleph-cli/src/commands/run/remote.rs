@@ -6,7 +6,7 @@
 use super::super::attach::{fit, left, running};
 use super::report;
 use crate::client::{Channel, Client, ClientError};
-use crate::output::{plain, print, say};
+use crate::output::{plain, print, print_json_line, say};
 use crate::progress::Pulls;
 use crate::session::{Conversation, End, SIGINT_CODE, SIGPIPE_CODE, Signals, Told};
 use aleph_types::{ErrorClass, Job, JobSpec, JobState, Problem, PullPolicy};
@@ -32,12 +32,25 @@ pub(super) struct Remote {
 type Last = JoinHandle<Result<Job, ClientError>>;
 
 impl Remote {
-    /// Runs a job and gives its command's exit code, or once it runs where it is detached.
-    pub(super) async fn run(&self, spec: &JobSpec, detach: bool) -> Result<u8> {
+    /// Starts a job, prints its id or all of it, and leaves it.
+    pub(super) async fn detached(&self, spec: &JobSpec, json: bool) -> Result<u8> {
         self.fetch(spec).await?;
-        if detach {
-            return self.detached(spec).await;
+        let job = self.client.create(spec, true).await?;
+        let job = running(&self.client, &job.id.to_string()).await?;
+        if json {
+            print_json_line(&job)?;
+        } else {
+            print(job.id)?;
         }
+        if job.state == JobState::Failed {
+            return Err(failure(&job));
+        }
+        Ok(0)
+    }
+
+    /// Runs a job and gives its command's exit code.
+    pub(super) async fn attached(&self, spec: &JobSpec) -> Result<u8> {
+        self.fetch(spec).await?;
         let mut signals = Signals::listen()?;
         let job = self.client.create(spec, false).await?;
         let id = job.id.to_string();
@@ -80,16 +93,6 @@ impl Remote {
         let lines = self.client.pull(&spec.image, always).await?;
         Pulls::new(self.quiet).show(lines).await?;
         Ok(())
-    }
-
-    async fn detached(&self, spec: &JobSpec) -> Result<u8> {
-        let job = self.client.create(spec, true).await?;
-        let job = running(&self.client, &job.id.to_string()).await?;
-        print(job.id)?;
-        if job.state == JobState::Failed {
-            return Err(failure(&job));
-        }
-        Ok(0)
     }
 
     /// Attaches to a job, and starts it.

@@ -7,6 +7,9 @@ const NAMES: [&str; 31] = [
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
+/// Asks a process to end.
+pub const TERM: u8 = 15;
+
 /// The first real-time signal that C libraries leave to programs.
 const RTMIN: u8 = 34;
 
@@ -14,7 +17,7 @@ const RTMIN: u8 = 34;
 /// its number.
 ///
 /// ```
-/// # use aleph_control::signal::number;
+/// # use aleph_types::signal::number;
 /// assert_eq!(number("SIGTERM"), Some(15));
 /// assert_eq!(number("9"), Some(9));
 /// assert_eq!(number("RTMIN+3"), Some(37));
