@@ -15,6 +15,7 @@ mod kernel;
 mod kill;
 mod logs;
 mod pause;
+mod port;
 mod prune;
 mod ps;
 mod restart;
@@ -66,6 +67,8 @@ pub(crate) enum Command {
     Rm(rm::Rm),
     /// Show all that a node knows of jobs, as JSON
     Inspect(inspect::Inspect),
+    /// List the ports of the host that lead to a job
+    Port(port::Port),
     /// Show what running jobs use
     Stats(stats::Stats),
     /// Copy files into and out of a running job's guest
@@ -144,6 +147,7 @@ impl Command {
             Self::Resume(resume) => resume.run(context).await,
             Self::Rm(rm) => rm.run(context).await,
             Self::Inspect(inspect) => inspect.run(context).await,
+            Self::Port(port) => port.run(context).await,
             Self::Stats(stats) => stats.run(context).await,
             Self::Cp(cp) => cp.run(context).await,
             Self::Events(events) => events.run(context).await,

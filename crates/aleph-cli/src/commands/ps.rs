@@ -157,6 +157,7 @@ fn listing(jobs: &[Job], no_trunc: bool, now: Timestamp) -> Listing {
         Column::Text("COMMAND"),
         Column::Text("CREATED"),
         Column::Least("STATUS", 14),
+        Column::Text("PORTS"),
         Column::Whole("NAME"),
     ]);
     for job in jobs {
@@ -179,10 +180,21 @@ fn listing(jobs: &[Job], no_trunc: bool, now: Timestamp) -> Listing {
             coloured(command, None),
             coloured(output::ago(job.created_at, now), None),
             coloured(status(job, now), colour(job)),
+            coloured(ports(job), None),
             coloured(job.name.as_str(), None),
         ]);
     }
     listing
+}
+
+/// What leads to its guest, as docker has it.
+fn ports(job: &Job) -> String {
+    let ports = job.network.iter().flat_map(|n| &n.forwarded_ports);
+    let ports = ports.map(|p| {
+        let (address, host) = (p.host_ip, p.host_port);
+        format!("{address}:{host}->{}/{}", p.vm_port, p.protocol)
+    });
+    output::shortened(&ports.collect::<Vec<_>>().join(", "), 40)
 }
 
 /// Where a job's life is, as a sentence.

@@ -3,7 +3,9 @@
 use super::{environment, term};
 use crate::duration::{duration, whole_seconds};
 use crate::output::Advised;
-use aleph_types::{HealthCheck, JobSpec, MiB, Probe, PullPolicy, Restart, signal};
+use aleph_types::{
+    Egress, HealthCheck, JobSpec, MiB, NetworkMode, PortForward, Probe, PullPolicy, Restart, signal,
+};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,6 +73,18 @@ pub(crate) struct JobFlags {
     /// Processes and threads that the VMM may have on the host [default: the node's limit]
     #[arg(long, value_name = "N")]
     pids_limit: Option<u32>,
+
+    /// Let a port of the host lead to one of the guest; the node picks one where none is named
+    #[arg(short, long, value_name = "[[ADDRESS:]HOST:]GUEST[/udp]")]
+    pub(crate) publish: Vec<PortForward>,
+
+    /// nat, none, or private:NAME, whose jobs reach each other [default: the node's]
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Option<NetworkMode>,
+
+    /// Let the guest connect to this network alone, such as 192.0.2.0/24; none for nothing
+    #[arg(long, value_name = "CIDR")]
+    egress: Vec<String>,
 
     /// Start it again after it ended: no, on-failure, on-failure:TIMES, unless-stopped or always
     #[arg(long, value_name = "POLICY", value_parser = restart, conflicts_with = "rm")]
@@ -225,7 +239,25 @@ impl JobFlags {
             job.stop_grace_seconds = seconds("--stop-timeout", grace)?;
         }
         job.pull = self.pull.unwrap_or(job.pull);
+        self.apply_network(job)?;
         self.apply_health(job)
+    }
+
+    fn apply_network(&self, job: &mut JobSpec) -> Result<()> {
+        let network = &mut job.network;
+        network.ports.extend(&self.publish);
+        if self.network.is_some() {
+            network.mode.clone_from(&self.network);
+        }
+        match &self.egress[..] {
+            [] => {}
+            [none] if none == "none" => network.egress = Egress::Deny,
+            networks => {
+                let networks: Result<_, _> = networks.iter().map(|text| text.parse()).collect();
+                network.egress = Egress::Only(networks?);
+            }
+        }
+        Ok(())
     }
 
     fn apply_health(&self, job: &mut JobSpec) -> Result<()> {
@@ -321,6 +353,11 @@ mod tests {
             "--health-interval=1500ms",
             "--health-retries=7",
             "--deadline=1h",
+            "-p",
+            "8080:80",
+            "--publish=127.0.0.1:5353:53/udp",
+            "--network=private:db",
+            "--egress=192.0.2.0/24",
         ]);
         assert_eq!(spec.validate(), Ok(()));
         insta::assert_snapshot!(serde_json::to_string_pretty(&spec).unwrap());

@@ -136,5 +136,9 @@ fn spawn(node: &Node, words: &[String]) -> Result<Child> {
     let file = node.root.path().join("aleph.toml");
     let mut command = node.command(&["up", "--config"]);
     command.arg(&file).args(words).stdout(Stdio::null());
+    // VMs are connected in a namespace of the test's own, and nowhere else.
+    if words.iter().any(|word| word == "--netns") {
+        command.env_remove("ALEPH_NO_NETWORK");
+    }
     Ok(command.stderr(log).spawn()?)
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod daemon;
+pub(crate) mod namespace;
 mod terminal;
 
 pub(crate) use daemon::Daemon;

@@ -14,7 +14,7 @@ pub(super) use remote::exit_code;
 use crate::context::Context;
 use crate::output::{Advised, say};
 use crate::spec::{self, JobFlags};
-use aleph_types::{JobSpec, Restart};
+use aleph_types::{JobSpec, NetworkMode, Restart};
 use anyhow::Result;
 use clap_complete::ArgValueCompleter;
 use std::path::PathBuf;
@@ -138,12 +138,14 @@ impl Run {
 
     /// Refuses what only a daemon can do, instead of leaving it out.
     fn check_local(&self, spec: &JobSpec) -> Result<()> {
+        let cut_off = spec.network.is_default() || spec.network.mode == Some(NetworkMode::None);
         let asked = [
             (self.detach, "-d"),
             (spec.restart.policy != Restart::No, "a restart policy"),
             (spec.health.is_some(), "a health check"),
             (!spec.files.is_empty(), "files in a job"),
             (spec.deadline_seconds.is_some(), "a deadline"),
+            (!cut_off, "a network"),
         ];
         match asked.into_iter().find(|(asked, _)| *asked) {
             None => Ok(()),

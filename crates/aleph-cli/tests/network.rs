@@ -1,0 +1,146 @@
+//! Jobs with networks: a real daemon in a network namespace of the test's own, real guests.
+
+mod support;
+
+use aleph_testkit::wait_until;
+use anyhow::{Context, Result};
+use support::namespace::{NODE, OUTSIDE, World};
+use support::{Daemon, LIMIT};
+
+/// A web server whose page is the job's name.
+fn serve(daemon: &Daemon, name: &str, words: &[&str]) -> Result<()> {
+    let script =
+        format!("mkdir /www; echo page of {name} > /www/index.html; exec httpd -f -p 80 -h /www");
+    let run = [&["run", "-d", "--name", name][..], words].concat();
+    daemon.ok(&[&run[..], &["busybox", "sh", "-c", &script]].concat())?;
+    Ok(())
+}
+
+fn get(world: &World, netns: &str, address: &str) -> String {
+    wait_until(address, LIMIT, || world.get(netns, address))
+}
+
+#[test]
+fn jobs_are_connected_and_kept_apart() -> Result<()> {
+    let world = World::new()?;
+    let mut daemon = Daemon::configured("", &["--netns", &world.node])?;
+    serve(
+        &daemon,
+        "web",
+        &["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "80"],
+    )?;
+    serve(&daemon, "other", &["--network", "private:x"])?;
+    serve(
+        &daemon,
+        "third",
+        &["--network", "private:x", "--egress", "none"],
+    )?;
+
+    // From the world, from the host, and by the port that the node picked.
+    let page = "page of web";
+    assert_eq!(get(&world, &world.outside, &format!("{NODE}:8080")), page);
+    for address in ["127.0.0.1:8080", "127.0.0.1:8081", "192.0.2.1:8080"] {
+        assert_eq!(get(&world, &world.node, address), page, "{address}");
+    }
+    let ports = daemon.ok(&["port", "web"])?;
+    let ports: Vec<&str> = ports.lines().collect();
+    assert_eq!(
+        ports[..2],
+        ["80/tcp -> 0.0.0.0:8080", "80/tcp -> 127.0.0.1:8081"]
+    );
+    let picked = ports[2].rsplit_once(':').context("no port")?.1;
+    assert_eq!(
+        get(&world, &world.outside, &format!("{NODE}:{picked}")),
+        page
+    );
+    assert_eq!(world.get(&world.outside, &format!("{NODE}:8081")), None);
+
+    // What the user sees of it.
+    let job = daemon.json(&["inspect", "web"])?[0].clone();
+    let network = &job["network"];
+    let vm = job["vm"].as_str().context("no VM")?;
+    assert_eq!(network["tap_name"], format!("tap-{vm}"));
+    let address = network["vm_ip"].as_str().context("no address")?.to_owned();
+    assert!(address.starts_with("10.0."), "{network}");
+    let ps = daemon.ok(&["ps", "--json"])?;
+    assert!(ps.contains(&address), "{ps}");
+
+    // In the guest.
+    let shell = |job: &str, line: &str| daemon.aleph(&["exec", job, "sh", "-c", line]);
+    let works = |job: &str, line: &str| -> Result<bool> { Ok(shell(job, line)?.code == 0) };
+    assert!(works(
+        "web",
+        &format!("ip -o address | grep -q {address}/30")
+    )?);
+    assert!(works("web", &format!("ping -c 1 -W 5 {OUTSIDE}"))?);
+    assert!(!works("web", &format!("ping -c 1 -W 1 {NODE}"))?);
+    let wget = |from: &str, to: &str| works(from, &format!("timeout 3 wget -qO- http://{to}/"));
+    let of = |name: &str| -> Result<String> {
+        let job = daemon.json(&["inspect", name])?;
+        let ip = job[0]["network"]["vm_ip"].as_str().context("no address")?;
+        Ok(ip.to_owned())
+    };
+    let (other, third) = (of("other")?, of("third")?);
+    assert!(
+        wget("other", &third)? && wget("third", &other)?,
+        "one private network"
+    );
+    assert!(
+        !wget("web", &other)? && !wget("other", &address)?,
+        "strangers"
+    );
+    assert!(wget("other", &format!("{NODE}:8080"))?, "a published port");
+    assert!(
+        !works("third", &format!("ping -c 1 -W 1 {OUTSIDE}"))?,
+        "no egress"
+    );
+
+    // A port has one owner, who is named to whoever asks next.
+    let taken = daemon.aleph(&["run", "-d", "-p", "8080:81", "busybox", "true"])?;
+    assert_eq!(taken.code, 125, "{taken:?}");
+    assert!(
+        taken
+            .stderr
+            .contains("0.0.0.0:8080/tcp is forwarded to the job web"),
+        "{taken:?}"
+    );
+
+    // A daemon that is killed takes nothing down, and the next has it all.
+    daemon.kill_and_restart()?;
+    assert_eq!(get(&world, &world.outside, &format!("{NODE}:8080")), page);
+    let taken = daemon.aleph(&["run", "-d", "-p", "8080:81", "busybox", "true"])?;
+    assert_eq!(taken.code, 125, "{taken:?}");
+    world.text(&world.node, "nft flush ruleset")?;
+    daemon.kill_and_restart()?;
+    assert_eq!(get(&world, &world.outside, &format!("{NODE}:8080")), page);
+
+    // With a job goes its port, and comes back with it.
+    daemon.ok(&["stop", "-t", "0", "web"])?;
+    assert_eq!(world.get(&world.outside, &format!("{NODE}:8080")), None);
+    assert_eq!(daemon.ok(&["port", "web"])?, "");
+    daemon.ok(&["start", "web"])?;
+    assert_eq!(get(&world, &world.outside, &format!("{NODE}:8080")), page);
+
+    daemon.ok(&["rm", "-f", "web", "other", "third"])?;
+    wait_until("a network without residue", LIMIT, || {
+        let links = world.text(&world.node, "ip -br link").ok()?;
+        let rules = world.text(&world.node, "nft list ruleset").ok()?;
+        let forwards = world
+            .text(&world.node, "cat /proc/sys/net/ipv4/conf/up0/forwarding")
+            .ok()?;
+        let clean = !links.contains("tap-") && !rules.contains("elements =");
+        (clean && forwards.trim() == "0").then_some(())
+    });
+    daemon.end()
+}
+
+#[test]
+fn a_node_without_networks_says_so() -> Result<()> {
+    let daemon = Daemon::up()?;
+    let refused = daemon.aleph(&["run", "-d", "-p", "80", "busybox", "true"])?;
+    assert_eq!(refused.code, 125, "{refused:?}");
+    assert!(refused.stderr.contains("connects no VMs"), "{refused:?}");
+    let id = daemon.ok(&["run", "-d", "--network", "none", "busybox", "true"])?;
+    assert_eq!(daemon.ok(&["wait", &id])?, "0");
+    daemon.end()
+}
