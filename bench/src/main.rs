@@ -8,6 +8,7 @@ mod boot;
 mod by_hand;
 mod exec;
 mod image;
+mod network;
 mod node;
 mod results;
 mod row;
@@ -28,10 +29,11 @@ struct Bench {
 
 type Group = fn(&Bench) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 5] = [
+const GROUPS: [(&str, Group); 6] = [
     ("boot", boot::boot),
     ("exec", exec::exec),
     ("image", image::image),
+    ("network", network::network),
     ("node", node::node),
     ("size", size::size),
 ];
@@ -41,7 +43,9 @@ fn main() -> Result<()> {
     if let Some(only) = &only
         && !GROUPS.iter().any(|(name, _)| name == only)
     {
-        bail!("there is no group {only:?}: the groups are boot, exec, image, node and size");
+        bail!(
+            "there is no group {only:?}: the groups are boot, exec, image, network, node and size"
+        );
     }
     let exe = std::env::current_exe()?;
     let aleph = exe

@@ -56,6 +56,16 @@ impl Row {
         }
     }
 
+    /// With a bar on the ratio to the reference, where more is better.
+    pub(crate) fn at_least_times(self, limit: f64) -> Self {
+        let holds = self.ratio.map(|ratio| ratio >= limit);
+        Self {
+            bar: Some(format!("at least {limit:.2} times")),
+            holds,
+            ..self
+        }
+    }
+
     /// With a bar on the figure itself.
     pub(crate) fn at_most(self, limit: f64) -> Self {
         let holds = Some(self.median <= limit);

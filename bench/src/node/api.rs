@@ -243,6 +243,7 @@ impl Server {
         let mut config = Config::default();
         config.node.root = Some(root.to_owned());
         config.limits.reserved_memory = MiB(0);
+        config.network.enabled = Some(false);
         config.limits.overcommit.cpus = 1e6;
         config.limits.overcommit.memory = 1e6;
         let (driver, (stop, stopped)) = (Arc::new(Doorstep::default()), oneshot::channel());

@@ -95,6 +95,18 @@ fn jobs_are_connected_and_kept_apart() -> Result<()> {
         "no egress"
     );
 
+    // What went through, and what did not, is counted.
+    let stats = daemon.json(&["stats", "--no-stream", "--json", "web"])?;
+    let usage = &stats[0]["network"];
+    let count = |key: &str| usage[key].as_u64().unwrap_or(0);
+    assert!(
+        count("sent_bytes") > 500 && count("received_packets") > 5,
+        "{stats}"
+    );
+    let dropped = &usage["dropped"];
+    assert!(dropped["host"].as_u64() >= Some(1), "{stats}");
+    assert!(dropped["neighbour"].as_u64() >= Some(1), "{stats}");
+
     // A port has one owner, who is named to whoever asks next.
     let taken = daemon.aleph(&["run", "-d", "-p", "8080:81", "busybox", "true"])?;
     assert_eq!(taken.code, 125, "{taken:?}");
@@ -131,7 +143,9 @@ fn jobs_are_connected_and_kept_apart() -> Result<()> {
         let clean = !links.contains("tap-") && !rules.contains("elements =");
         (clean && forwards.trim() == "0").then_some(())
     });
-    daemon.end()
+    daemon.end()?;
+    assert_eq!(world.text(&world.node, "nft list ruleset")?, "");
+    Ok(())
 }
 
 #[test]

@@ -164,7 +164,47 @@ fn of_jobs(jobs: &[JobStats]) -> Registry {
         }
         registry.register(name, help, family);
     }
+    of_networks(&mut registry, jobs);
     registry
+}
+
+/// Only jobs that have a network have these.
+fn of_networks(registry: &mut Registry, jobs: &[JobStats]) {
+    let through = Family::<Labels, FloatGauge>::default();
+    let packets = Family::<Labels, FloatGauge>::default();
+    let dropped = Family::<Labels, FloatGauge>::default();
+    for job in jobs {
+        let Some(network) = &job.network else {
+            continue;
+        };
+        let labels = |key, value: &str| {
+            vec![
+                ("id", job.id.to_string()),
+                ("name", job.name.clone()),
+                (key, value.to_owned()),
+            ]
+        };
+        let ways = [
+            ("sent", network.sent_bytes, network.sent_packets),
+            ("received", network.received_bytes, network.received_packets),
+        ];
+        for (way, bytes, count) in ways {
+            let labels = labels("direction", way);
+            through.get_or_create(&labels).set(float(bytes));
+            packets.get_or_create(&labels).set(float(count));
+        }
+        for (reason, count) in &network.dropped {
+            dropped
+                .get_or_create(&labels("reason", reason))
+                .set(float(*count));
+        }
+    }
+    let help = "Bytes that a job's guest sent and received";
+    registry.register("job_network_bytes", help, through);
+    let help = "Packets that a job's guest sent and received";
+    registry.register("job_network_packets", help, packets);
+    let help = "Packets of a job that the node's rules dropped";
+    registry.register("job_network_dropped_packets", help, dropped);
 }
 
 /// Prometheus knows floats only; what is lost beyond 2⁵³ does not matter to a graph.
@@ -233,6 +273,7 @@ mod tests {
             guest_memory_bytes: None,
             io_read_bytes: 0,
             io_write_bytes: 0,
+            network: None,
             source: "proc".into(),
         };
         let metrics = Metrics::default();

@@ -1,7 +1,8 @@
 //! What a host lacks for running VMs, and the command that mends it.
 //!
 //! [`examine`] reads the host; each finding is then a pure function of what was read. Nothing is
-//! changed, and nothing is started but `qemu-system-x86_64 -version`.
+//! changed, and nothing is started but
+//! `qemu-system-x86_64 -version` and `nft list chains`.
 
 use crate::accel::{self, Accelerator, Device, Virtualisation};
 use crate::cgroup::mount_point;
@@ -11,6 +12,7 @@ use crate::hypervisor::LaunchError;
 use crate::paths::Paths;
 use crate::qemu::probe::{MICROVM, Qemu, find, probe};
 use aleph_types::MiB;
+use aleph_vm_networking::foreign::obstacles;
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
@@ -103,6 +105,11 @@ pub fn examine(paths: &Paths, config: &ExecutorConfig) -> Vec<Finding> {
                 .map(|(at, controllers)| (at.as_str(), controllers.as_str())),
         ),
     ];
+    // Only root may ask; who may not hears of it above.
+    findings.extend(obstacles().unwrap_or_default().iter().map(|obstacle| {
+        let found = format!("{obstacle}, those of VMs too");
+        Finding::warning("firewall", found, &obstacle.mend())
+    }));
     match host::capacity(paths.state()) {
         Ok(host) => findings.extend([memory(host.available), disk(host.disk, paths.state())]),
         Err(error) => {

@@ -42,7 +42,7 @@ pub use job::{
 };
 pub use network::{
     Egress, ForwardedPort, InvalidNetwork, Ipv4Network, MAX_PORTS, NetworkMode, NetworkSpec,
-    PortForward, PortRange, Protocol, VmNetwork,
+    NetworkUsage, PortForward, PortRange, Protocol, VmNetwork,
 };
 pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;

@@ -1,6 +1,7 @@
 //! What a job asks of the network, and what its VM got.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -414,6 +415,26 @@ pub struct VmNetwork {
     pub private_network: Option<String>,
     /// Ports of the host that lead to it, those that the node picked included.
     pub forwarded_ports: Vec<ForwardedPort>,
+}
+
+/// What went through a VM's network since it was made, and what did not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct NetworkUsage {
+    /// Bytes that the guest sent.
+    pub sent_bytes: u64,
+    /// Packets that the guest sent.
+    pub sent_packets: u64,
+    /// Bytes that went to the guest.
+    pub received_bytes: u64,
+    /// Packets that went to the guest.
+    pub received_packets: u64,
+    /// Packets to the guest that it did not take in time.
+    pub overruns: u64,
+    /// Packets that the rules dropped, by reason: `spoofed`, `reserved`, `host`, `neighbour`,
+    /// `egress`, `inbound`, `connections`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// One port of the host that leads to a guest.

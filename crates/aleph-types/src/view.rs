@@ -1,6 +1,6 @@
 //! What a node tells about its jobs.
 
-use crate::{ExitStatus, Health, Incarnation, JobId, JobSpec, VmId, VmNetwork};
+use crate::{ExitStatus, Health, Incarnation, JobId, JobSpec, NetworkUsage, VmId, VmNetwork};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -218,6 +218,9 @@ pub struct JobStats {
     pub io_read_bytes: u64,
     /// Bytes that the VMM wrote.
     pub io_write_bytes: u64,
+    /// What went through its network, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkUsage>,
     /// Where processor time comes from: `cgroup` or `proc`.
     pub source: String,
 }

@@ -21,6 +21,7 @@
 //! | [`forwarding`] | which links the host forwards from | sysctl |
 //! | [`link`] | links, addresses, routes, counters | rtnetlink |
 //! | [`nft`] | the rules in the kernel | `nft`, nfnetlink |
+//! | [`foreign`] | rules of others that are in the way | `nft` |
 //! | [`conntrack`] | connections that the kernel follows | nfnetlink |
 //! | [`network`] | all of it for one node | the above |
 //!
@@ -33,6 +34,7 @@
 
 pub mod conntrack;
 mod error;
+pub mod foreign;
 pub mod forwarding;
 pub mod forwards;
 pub mod link;

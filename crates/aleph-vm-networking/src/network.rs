@@ -398,27 +398,27 @@ impl Network {
         Ok(counters.collect())
     }
 
+    /// Ends the work of this process: what is out of use goes. Without any VM the tables go as
+    /// well, so that nothing is left of a node that has stopped.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn close(&self) -> Result<(), NetworkError> {
+        self.reap()?;
+        let mut state = self.state();
+        match state.vms.is_empty() {
+            true => state.remove(),
+            false => Ok(()),
+        }
+    }
+
     /// Removes the node's tables and every TAP, and puts back what it changed: for a node that
     /// goes for good.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn remove(self) -> Result<(), NetworkError> {
-        let mut state = self
-            .state
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        for group in [state.group, state.group + 1] {
-            state
-                .links
-                .delete_group(group)
-                .map_err(NetworkError::at("remove TAPs"))?;
-        }
-        state.rules.uninstall()?;
-        state
-            .forwarding
-            .put_back()
-            .map_err(NetworkError::at("stop forwarding"))
+    pub fn remove(&self) -> Result<(), NetworkError> {
+        self.state().remove()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -427,6 +427,18 @@ impl Network {
 }
 
 impl State {
+    fn remove(&mut self) -> Result<(), NetworkError> {
+        for group in [self.group, self.group + 1] {
+            self.links
+                .delete_group(group)
+                .map_err(NetworkError::at("remove TAPs"))?;
+        }
+        self.rules.uninstall()?;
+        self.forwarding
+            .put_back()
+            .map_err(NetworkError::at("stop forwarding"))
+    }
+
     /// Keeps the ports that a specification asks for.
     fn hold(&self, spec: &NetworkSpec) -> Result<(Vec<Forward>, Vec<HeldPort>), PortTaken> {
         let (mut forwards, mut held) = (Vec::new(), Vec::new());

@@ -143,9 +143,7 @@ fn flushed() {
     assert_eq!(receive(&outside).0, "hello");
     // Other people's tables are theirs.
     world.node.sh("nft add table inet mine");
-    world
-        .node
-        .run(move || Arc::into_inner(network).unwrap().remove().unwrap());
+    world.node.run(move || network.remove().unwrap());
     assert_eq!(
         world.node.sh("nft list ruleset").trim(),
         "table inet mine {\n}"

@@ -92,6 +92,8 @@ fn listing(readings: &[JobStats], no_trunc: bool) -> Listing {
         Column::Number("IN GUEST"),
         Column::Number("READ"),
         Column::Number("WRITTEN"),
+        Column::Number("SENT"),
+        Column::Number("RECEIVED"),
         Column::Number("PROCESSES"),
     ]);
     for one in readings {
@@ -108,6 +110,12 @@ fn listing(readings: &[JobStats], no_trunc: bool) -> Listing {
             one.guest_memory_bytes.map_or("-".into(), size),
             size(one.io_read_bytes),
             size(one.io_write_bytes),
+            one.network
+                .as_ref()
+                .map_or("-".into(), |n| size(n.sent_bytes)),
+            one.network
+                .as_ref()
+                .map_or("-".into(), |n| size(n.received_bytes)),
             one.guest_processes.map_or("-".into(), |n| n.to_string()),
         ]);
     }
@@ -117,7 +125,7 @@ fn listing(readings: &[JobStats], no_trunc: bool) -> Listing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aleph_types::JobId;
+    use aleph_types::{JobId, NetworkUsage};
 
     #[test]
     fn the_table_has_a_line_for_each_job() {
@@ -132,6 +140,10 @@ mod tests {
             guest_memory_bytes: Some(30 << 20),
             io_read_bytes: 0,
             io_write_bytes: 1 << 30,
+            network: Some(NetworkUsage {
+                sent_bytes: 5 << 20,
+                ..NetworkUsage::default()
+            }),
             source: "proc".into(),
         };
         let text = listing(&[one], false).in_width(120).to_string();

@@ -50,6 +50,8 @@ pub fn config(root: &TestRoot) -> Config {
     config.node.root = Some(root.path().to_owned());
     config.executor.accelerator = Some(Accelerator::Tcg);
     config.limits.reserved_memory = MiB(0);
+    // Networks are for tests with a namespace of their own.
+    config.network.enabled = Some(false);
     config
 }
 

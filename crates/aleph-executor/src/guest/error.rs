@@ -39,7 +39,8 @@ pub enum AgentError {
     NotSetUp,
     /// The guest's agent is of a version that cannot set a network up. It stays as it is.
     #[error(
-        "its agent speaks version {version} of the protocol, and a network takes {}",
+        "its agent speaks version {version} of the protocol, and a network takes {}: make a new \
+         kernel bundle with aleph kernel build, or run it with --network none",
         aleph_guest_proto::Versions::NETWORK
     )]
     TooOld {

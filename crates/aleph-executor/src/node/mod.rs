@@ -581,6 +581,7 @@ impl Node {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        self.inner.close_network().await;
     }
 
     async fn ask(&self, id: JobId, ask: Ask) -> Result<Job, NodeError> {

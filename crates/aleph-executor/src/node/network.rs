@@ -17,7 +17,8 @@ use crate::guest::GuestNetwork;
 use crate::hypervisor::Nic;
 use crate::journal::{JobRecord, VmRow};
 use crate::vm::chain;
-use aleph_types::{JobId, JobSpec, NetworkMode, VmId, VmNetwork};
+use aleph_types::{JobId, JobSpec, NetworkMode, NetworkUsage, VmId, VmNetwork};
+use aleph_vm_networking::foreign::obstacles;
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::{Claim, Network, NetworkConfig, NetworkError};
 use std::collections::HashMap;
@@ -41,7 +42,11 @@ pub(super) fn open(
             .map_or_else(|| row.job.short(), |name| (*name).into());
         Some((row.vm, name, row.network.clone()?))
     });
-    Network::open(config, claims.collect())
+    let network = Network::open(config, claims.collect())?;
+    for obstacle in obstacles().unwrap_or_default() {
+        tracing::warn!(mend = obstacle.mend(), "{obstacle}, those of VMs too");
+    }
+    Ok(network)
 }
 
 impl Inner {
@@ -151,6 +156,43 @@ impl Inner {
     pub(super) fn release(&self, vm: VmId) {
         if let Some(network) = &self.network {
             network.release(vm);
+        }
+    }
+
+    /// What went through the networks of all VMs.
+    pub(super) async fn network_usage(&self) -> HashMap<VmId, NetworkUsage> {
+        let Some(network) = self.network.clone() else {
+            return HashMap::new();
+        };
+        let counters = blocking(move || network.counters()).await;
+        let counters = counters.unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "networks cannot be counted");
+            HashMap::new()
+        });
+        let usage = counters.into_iter().map(|(vm, counters)| {
+            let drops = counters.drops.into_iter();
+            let usage = NetworkUsage {
+                sent_bytes: counters.link.rx_bytes,
+                sent_packets: counters.link.rx_packets,
+                received_bytes: counters.link.tx_bytes,
+                received_packets: counters.link.tx_packets,
+                overruns: counters.link.tx_dropped,
+                dropped: drops
+                    .map(|(reason, packets)| (reason.name().to_owned(), packets))
+                    .collect(),
+            };
+            (vm, usage)
+        });
+        usage.collect()
+    }
+
+    /// Leaves the networks of guests that run on, and nothing else.
+    pub(super) async fn close_network(&self) {
+        let Some(network) = self.network.clone() else {
+            return;
+        };
+        if let Err(error) = blocking(move || network.close()).await {
+            tracing::warn!(error = %chain(&error), "the network is not left as it should be");
         }
     }
 

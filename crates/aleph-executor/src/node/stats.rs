@@ -3,7 +3,8 @@
 use super::entry::{Entry, lock};
 use super::{Node, NodeError, Scope};
 use crate::process::Identity;
-use aleph_types::{JobId, JobState, JobStats, NodeInfo, NodeResources};
+use aleph_types::{JobId, JobState, JobStats, NetworkUsage, NodeInfo, NodeResources, VmId};
+use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,7 +54,8 @@ impl Node {
     /// Where it does not run.
     pub async fn stats(&self, id: JobId) -> Result<JobStats, NodeError> {
         let entry = self.inner.entry(id)?;
-        self.stats_of(&entry, true)
+        let network = self.inner.network_usage().await;
+        self.stats_of(&entry, true, &network)
             .await
             .ok_or_else(|| super::denied(&entry, crate::lifecycle::Denial::NotRunning))
     }
@@ -69,14 +71,20 @@ impl Node {
             .filter(|entry| scope.covers(&entry.job().account))
             .map(Arc::clone)
             .collect();
+        let network = self.inner.network_usage().await;
         let mut all = Vec::new();
         for entry in entries {
-            all.extend(self.stats_of(&entry, false).await);
+            all.extend(self.stats_of(&entry, false, &network).await);
         }
         Ok(all)
     }
 
-    async fn stats_of(&self, entry: &Entry, ask: bool) -> Option<JobStats> {
+    async fn stats_of(
+        &self,
+        entry: &Entry,
+        ask: bool,
+        network: &HashMap<VmId, NetworkUsage>,
+    ) -> Option<JobStats> {
         let live = entry.live()?;
         let identity = live.vm.status().vmm?;
         let job = entry.job();
@@ -124,6 +132,7 @@ impl Node {
                 .map(|u| u.memory_total.saturating_sub(u.memory_available)),
             io_read_bytes,
             io_write_bytes,
+            network: network.get(&live.vm.id()).cloned(),
             source: source.into(),
         })
     }

@@ -1,0 +1,135 @@
+//! Networks made and undone beside none, a thousand and ten thousand others.
+
+use super::space::{alone, sh};
+use super::{MICRO, open, spec, vm};
+use crate::row::Row;
+use aleph_vm_networking::{Attachment, Network};
+use anyhow::{Result, ensure};
+use std::path::Path;
+use std::time::Instant;
+
+/// How many are there beside the one that is measured.
+const PRESENT: [u32; 3] = [0, 1000, 10_000];
+const SAMPLES: u32 = 200;
+const BY_SCRIPT: u32 = 20;
+/// Ids of what is measured, apart from those that are there.
+const FIRST: u32 = 1 << 20;
+
+/// Microseconds that each took to be made and to be undone.
+#[derive(Default)]
+struct Samples {
+    made: Vec<f64>,
+    undone: Vec<f64>,
+}
+
+pub(super) fn life(run: &Path) -> Result<Vec<Row>> {
+    let run = run.to_owned();
+    let (all, script) = alone(move || {
+        let network = open(&run)?;
+        let (mut there, mut all) = (Vec::new(), Vec::new());
+        let script = by_script()?;
+        for (round, count) in (0_u32..).zip(PRESENT) {
+            while there.len() < usize::try_from(count)? {
+                let n = u32::try_from(there.len())?;
+                // Every tenth has a port.
+                let port = (n % 10 == 0).then(|| 10_000 + u16::try_from(n / 10).unwrap_or(0));
+                there.push(make(&network, n, port)?);
+            }
+            eprintln!("measuring beside {count} networks");
+            let first = FIRST + round * 1000;
+            all.push(samples(&network, first)?);
+        }
+        network.remove()?;
+        drop(there);
+        Ok((all, script))
+    })?;
+    let mut rows = Vec::new();
+    let first = &all[0];
+    for (samples, count) in all.iter().zip(PRESENT) {
+        let name = |what: &str| match count {
+            0 => format!("network of a VM {what}"),
+            _ => format!("the same beside {count} others"),
+        };
+        let made = Row::new(
+            name("made: address, port, TAP and rules"),
+            "µs",
+            &samples.made,
+        );
+        let undone = Row::new(
+            name("undone, its TAP left to be removed"),
+            "µs",
+            &samples.undone,
+        );
+        if count == 0 {
+            rows.push(
+                made.clone()
+                    .against("the same objects by ip and nft", &script.made),
+            );
+            rows.push(made.at_most(1000.0));
+            rows.push(undone.against("the same objects by ip and nft", &script.undone));
+        } else {
+            let beside = "the same beside none";
+            rows.push(made.against(beside, &first.made).at_most_times(1.3));
+            rows.push(undone.against(beside, &first.undone).at_most_times(1.3));
+        }
+    }
+    Ok(rows)
+}
+
+fn make(network: &Network, bits: u32, port: Option<u16>) -> Result<Attachment> {
+    let vm = vm(bits)?;
+    network.claim(vm, ("bench", "bench"), &spec(port)?)?;
+    Ok(network.attach(vm, 1, Some(vm.uid()))?)
+}
+
+fn samples(network: &Network, first: u32) -> Result<Samples> {
+    let mut samples = Samples::default();
+    let mut open = Vec::new();
+    for n in 0..SAMPLES {
+        let port = Some(40_000 + u16::try_from(n)?);
+        let began = Instant::now();
+        open.push(make(network, first + n, port)?);
+        samples.made.push(began.elapsed().as_secs_f64() * MICRO);
+    }
+    for n in 0..SAMPLES {
+        let began = Instant::now();
+        network.detach(vm(first + n)?)?;
+        network.release(vm(first + n)?);
+        samples.undone.push(began.elapsed().as_secs_f64() * MICRO);
+    }
+    ensure!(network.waiting() > 0, "nothing waits to be removed");
+    network.reap()?;
+    Ok(samples)
+}
+
+/// A TAP with an address and a neighbour, and the elements of one VM with a port, by programs.
+fn by_script() -> Result<Samples> {
+    let mut samples = Samples::default();
+    let element = |n: u32| {
+        format!(
+            "nft add element inet aleph-bench guests '{{ \"t{n}\" . 10.9.0.2 . 02:a2:00:00:00:01 }}';
+             nft add element inet aleph-bench gateways '{{ \"t{n}\" . 10.9.0.1 }}';
+             nft add element inet aleph-bench forwards-any '{{ tcp . {n} : 10.9.0.2 . 80 }}'"
+        )
+    };
+    for n in 1..=BY_SCRIPT {
+        let began = Instant::now();
+        sh(&format!(
+            "ip tuntap add t{n} mode tap vnet_hdr
+             ip link set t{n} address 02:a1:00:00:00:01 mtu 1500 group 7 up
+             ip address add 10.9.0.1/30 dev t{n}
+             ip neighbour add 10.9.0.2 lladdr 02:a2:00:00:00:01 dev t{n}
+             {}",
+            element(n)
+        ))?;
+        samples.made.push(began.elapsed().as_secs_f64() * MICRO);
+        let began = Instant::now();
+        sh(&format!(
+            "{}
+             ip link del t{n}",
+            element(n).replace("nft add", "nft delete")
+        ))?;
+        samples.undone.push(began.elapsed().as_secs_f64() * MICRO);
+    }
+    Ok(samples)
+}
