@@ -22,6 +22,7 @@
 //! | [`link`] | links, addresses, routes, counters | rtnetlink |
 //! | [`nft`] | the rules in the kernel | `nft`, nfnetlink |
 //! | [`conntrack`] | connections that the kernel follows | nfnetlink |
+//! | [`dns`] | a DNS forwarder for all guests | sockets |
 //! | [`network`] | all of it for one node | the above |
 //!
 //! # Failure cases
@@ -32,6 +33,7 @@
 //! any two. The rules are rewritten whole where someone has flushed them.
 
 pub mod conntrack;
+pub mod dns;
 mod error;
 pub mod forwarding;
 pub mod forwards;
