@@ -23,6 +23,7 @@
 //! | [`nft`] | the rules in the kernel | `nft`, nfnetlink |
 //! | [`conntrack`] | connections that the kernel follows | nfnetlink |
 //! | [`dns`] | a DNS forwarder for all guests | sockets |
+//! | `names` | names of jobs within private networks | none |
 //! | [`network`] | all of it for one node | the above |
 //!
 //! # Failure cases
@@ -39,6 +40,7 @@ pub mod forwarding;
 pub mod forwards;
 pub mod link;
 pub mod mac;
+mod names;
 pub mod network;
 pub mod nft;
 pub mod pool;

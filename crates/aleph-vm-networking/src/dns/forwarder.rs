@@ -19,13 +19,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 /// What a forwarder depends on.
+#[derive(Debug, Clone)]
 pub struct ForwarderConfig {
     /// Where its guests' addresses are from.
     pub pool: Ipv4Network,
     /// Whom it asks.
     pub upstreams: Upstreams,
-    /// What the node knows.
-    pub names: Arc<dyn Names>,
     /// How much it takes on.
     pub limits: Limits,
 }
@@ -66,7 +65,7 @@ pub struct Forwarder {
     udp: UdpSocket,
     tcp: TcpListener,
     port: u16,
-    service: Arc<Service>,
+    config: ForwarderConfig,
 }
 
 struct Service {
@@ -99,20 +98,11 @@ impl Forwarder {
         tcp.set_nonblocking(true)?;
         tell_destination(udp.as_fd())?;
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&udp, BACKLOG);
-        let limits = config.limits;
-        let service = Service {
-            pool: config.pool,
-            names: config.names,
-            resolvers: Resolvers::new(config.upstreams, limits.patience),
-            queries: Admission::new(limits.queries, limits.all_queries),
-            connections: Admission::new(limits.connections, limits.all_connections),
-            idle: limits.idle,
-        };
         Ok(Self {
             port: udp.local_addr()?.port(),
             udp,
             tcp,
-            service: Arc::new(service),
+            config,
         })
     }
 
@@ -123,16 +113,29 @@ impl Forwarder {
     }
 
     /// Answers for as long as it is not dropped. Its threads must be of the network namespace
-    /// that has the host's resolvers.
+    /// that has the host's resolvers. `names` comes now, since the rules need the port before.
     ///
     /// # Errors
     /// Where the runtime cannot take the sockets.
-    pub async fn run(self) -> io::Result<Infallible> {
+    pub async fn run(self, names: Arc<dyn Names>) -> io::Result<Infallible> {
         let udp = tokio::net::UdpSocket::from_std(self.udp)?;
         let tcp = tokio::net::TcpListener::from_std(self.tcp)?;
+        let ForwarderConfig {
+            pool,
+            upstreams,
+            limits,
+        } = self.config;
+        let service = Arc::new(Service {
+            pool,
+            names,
+            resolvers: Resolvers::new(upstreams, limits.patience),
+            queries: Admission::new(limits.queries, limits.all_queries),
+            connections: Admission::new(limits.connections, limits.all_connections),
+            idle: limits.idle,
+        });
         let mut both = JoinSet::new();
-        both.spawn(datagrams(Arc::clone(&self.service), udp));
-        both.spawn(connections(self.service, tcp));
+        both.spawn(datagrams(Arc::clone(&service), udp));
+        both.spawn(connections(service, tcp));
         match both.join_next().await {
             Some(Ok(never)) => match never {},
             Some(Err(error)) => Err(io::Error::other(error)),

@@ -52,6 +52,7 @@ impl World {
             pool: "10.0.0.0/16".parse().unwrap(),
             cool_down: Duration::from_secs(60),
             connections: 64,
+            dns_port: None,
             run: self.run.path().to_owned(),
         }
     }
