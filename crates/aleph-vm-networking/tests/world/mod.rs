@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub(crate) mod guest;
+pub(crate) mod machine;
 pub(crate) mod space;
 
 use aleph_types::{NetworkSpec, VmId};
