@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -74,8 +75,13 @@ struct Service {
     resolvers: Resolvers,
     queries: Arc<Admission>,
     connections: Arc<Admission>,
+    /// Places to tell the node of addresses, each of which takes a thread.
+    telling: Semaphore,
     idle: Duration,
 }
+
+/// So many threads at most wait for the node to hear of addresses.
+const TELLING: usize = 8;
 
 /// How often another port is tried where the kernel's choice for UDP is in use for TCP.
 const ATTEMPTS: usize = 64;
@@ -131,6 +137,7 @@ impl Forwarder {
             resolvers: Resolvers::new(upstreams, limits.patience),
             queries: Admission::new(limits.queries, limits.all_queries),
             connections: Admission::new(limits.connections, limits.all_connections),
+            telling: Semaphore::new(TELLING),
             idle: limits.idle,
         });
         let mut both = JoinSet::new();
@@ -269,13 +276,121 @@ impl Service {
             && !reply.addresses.is_empty()
         {
             let (names, addresses) = (Arc::clone(&self.names), reply.addresses);
+            let place = self.telling.acquire().await;
             let told = tokio::task::spawn_blocking(move || {
                 names.resolved(guest, &name, &addresses);
             });
-            if told.await.is_err() {
+            let told = told.await;
+            drop(place);
+            if told.is_err() {
                 return Some(question.failure());
             }
         }
         Some(reply.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+    use hickory_proto::rr::{Name, RecordType};
+
+    /// Loopback as a pool: 127.0.0.2 is a guest, and 127.0.0.1 its gateway.
+    const GUEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+    struct OneName;
+
+    impl Names for OneName {
+        fn of(&self, _: Ipv4Addr, name: &str) -> Answer {
+            match name {
+                "own" => Answer::Addresses(vec![GUEST]),
+                _ => Answer::Forward,
+            }
+        }
+
+        fn resolved(&self, _: Ipv4Addr, _: &str, _: &[(Ipv4Addr, Duration)]) {}
+    }
+
+    fn forwarder(upstream: SocketAddr) -> Forwarder {
+        let config = ForwarderConfig {
+            pool: "127.0.0.0/8".parse().unwrap(),
+            upstreams: Upstreams::Given(vec![upstream]),
+            limits: Limits {
+                queries: 2,
+                patience: Duration::from_millis(200),
+                ..Limits::default()
+            },
+        };
+        Forwarder::bind(config).unwrap()
+    }
+
+    /// It ends with the process.
+    fn run(forwarder: Forwarder) {
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            let _ = runtime.block_on(forwarder.run(Arc::new(OneName)));
+        });
+    }
+
+    fn client(at: Ipv4Addr) -> UdpSocket {
+        let socket = UdpSocket::bind((at, 0)).unwrap();
+        let limit = Duration::from_secs(5);
+        socket.set_read_timeout(Some(limit)).unwrap();
+        socket
+    }
+
+    fn asked(id: u16, name: &str) -> Vec<u8> {
+        let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+        message.to_vec().unwrap()
+    }
+
+    fn answer(socket: &UdpSocket) -> Message {
+        let mut bytes = [0; 512];
+        let n = socket.recv(&mut bytes).unwrap();
+        Message::from_vec(&bytes[..n]).unwrap()
+    }
+
+    /// Even where no rule keeps others away.
+    #[test]
+    fn a_guest_is_answered_by_its_own_gateway_alone() {
+        let forwarder = forwarder((Ipv4Addr::LOCALHOST, 1).into());
+        let port = forwarder.port();
+        run(forwarder);
+        let (guest, stranger) = (client(GUEST), client(Ipv4Addr::new(127, 0, 0, 3)));
+        stranger
+            .send_to(&asked(1, "own."), (GATEWAY, port))
+            .unwrap();
+        let elsewhere = Ipv4Addr::new(127, 0, 0, 5);
+        guest.send_to(&asked(2, "own."), (elsewhere, port)).unwrap();
+        guest.send_to(&asked(3, "own."), (GATEWAY, port)).unwrap();
+        assert_eq!(answer(&guest).metadata.id, 3);
+        stranger.set_nonblocking(true).unwrap();
+        assert!(stranger.recv(&mut [0; 512]).is_err());
+    }
+
+    #[test]
+    fn a_guest_has_so_many_queries_at_a_time() {
+        let silent = client(Ipv4Addr::LOCALHOST);
+        let forwarder = forwarder(silent.local_addr().unwrap());
+        let port = forwarder.port();
+        let guest = client(GUEST);
+        // All are there before the first is read.
+        for id in 1..=5 {
+            guest
+                .send_to(&asked(id, "other."), (GATEWAY, port))
+                .unwrap();
+        }
+        run(forwarder);
+        for _ in 0..2 {
+            let failed = answer(&guest);
+            assert!(failed.metadata.id <= 2);
+            assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
+        }
+        guest.send_to(&asked(6, "own."), (GATEWAY, port)).unwrap();
+        assert_eq!(answer(&guest).metadata.id, 6);
     }
 }
