@@ -45,9 +45,10 @@ pub(super) fn path(run: &Path) -> Result<Vec<Row>> {
             let ((go, told), (tell, done)) = (channel(), channel());
             let run = run.join(format!("path-{index}"));
             scope.spawn(move || {
-                let ended = alone(|| {
+                let answer = tell.clone();
+                let ended = alone(move || {
                     std::fs::create_dir_all(&run)?;
-                    host(kind, &run, &told, &tell)
+                    host(kind, &run, &told, &answer)
                 });
                 if let Err(error) = ended {
                     let _ = tell.send(Err(error));

@@ -63,7 +63,6 @@ pub(super) fn base() -> Base {
         group: 0x4000_0000,
         pool: aleph_vm_networking::DEFAULT_POOL,
         connections: 4096,
-        dns_port: None,
     }
 }
 

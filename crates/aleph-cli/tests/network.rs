@@ -86,6 +86,11 @@ fn jobs_are_connected_and_kept_apart() -> Result<()> {
         "one private network"
     );
     assert!(
+        wget("other", "third")? && wget("other", "third.internal")?,
+        "by its name"
+    );
+    assert!(!wget("web", "third")?, "a name of others");
+    assert!(
         !wget("web", &other)? && !wget("other", &address)?,
         "strangers"
     );

@@ -23,6 +23,8 @@
 //! | [`nft`] | the rules in the kernel | `nft`, nfnetlink |
 //! | [`foreign`] | rules of others that are in the way | `nft` |
 //! | [`conntrack`] | connections that the kernel follows | nfnetlink |
+//! | [`dns`] | a DNS forwarder for all guests | sockets |
+//! | `names` | names of jobs within private networks | none |
 //! | [`network`] | all of it for one node | the above |
 //!
 //! # Failure cases
@@ -33,12 +35,14 @@
 //! any two. The rules are rewritten whole where someone has flushed them.
 
 pub mod conntrack;
+pub mod dns;
 mod error;
 pub mod foreign;
 pub mod forwarding;
 pub mod forwards;
 pub mod link;
 pub mod mac;
+mod names;
 pub mod network;
 pub mod nft;
 pub mod pool;

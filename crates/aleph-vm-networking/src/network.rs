@@ -6,21 +6,26 @@
 
 use crate::NetworkError;
 use crate::conntrack::{Connections, Flows};
+use crate::dns;
 use crate::forwarding::Forwarding;
 use crate::forwards::{Forward, Forwards};
 use crate::link::{Cable, Link, LinkCounters, Links};
 use crate::mac::Mac;
+use crate::names::PrivateNames;
 use crate::nft::{Change, Rules};
 use crate::pool::{Pool, Slot};
 use crate::port::{HeldPort, PortTaken};
-use crate::ruleset::{Base, DropReason, Element, VmRules, elements, uplink};
+use crate::ruleset::{self, Base, DropReason, Element, VmRules, elements, uplink};
 use crate::tap::Tap;
-use aleph_types::{Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, VmId, VmNetwork};
+use aleph_types::{
+    Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, Protocol, VmId, VmNetwork,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How a node connects its VMs.
@@ -34,6 +39,8 @@ pub struct NetworkConfig {
     pub cool_down: Duration,
     /// Connections that one VM may have open.
     pub connections: u32,
+    /// Where guests' DNS queries go on this host; nowhere, without a forwarder.
+    pub dns_port: Option<u16>,
     /// The node's runtime folder.
     pub run: PathBuf,
 }
@@ -80,6 +87,7 @@ pub struct Network {
     state: Mutex<State>,
     /// What takes long, and is taken before the state.
     reaper: Mutex<Reaper>,
+    names: Arc<PrivateNames>,
 }
 
 struct Reaper {
@@ -107,6 +115,8 @@ struct State {
     connections: Connections,
     forwarding: Forwarding,
     uplinks: Vec<Element>,
+    dns: Vec<Element>,
+    names: Arc<PrivateNames>,
     mtu: u32,
     /// TAPs that wait for their removal, and flows to forget with them.
     retired: usize,
@@ -158,6 +168,8 @@ impl Network {
             connections: Connections::new(),
             forwarding,
             uplinks: Vec::new(),
+            names: Arc::default(),
+            dns: config.dns_port.map(ruleset::dns).unwrap_or_default(),
             mtu,
             retired: 0,
             gone: HashSet::new(),
@@ -170,7 +182,17 @@ impl Network {
             state.rules.install()?;
         }
         state.rewrite()?;
+        // Queries that go on from an open socket would go on to an earlier process.
+        let earlier = Flows {
+            ports: HashSet::from([(Protocol::Udp.number(), 53)]),
+            ..Flows::default()
+        };
+        state
+            .connections
+            .forget(&earlier)
+            .map_err(NetworkError::at("forget connections"))?;
         Ok(Self {
+            names: Arc::clone(&state.names),
             state: Mutex::new(state),
             reaper: Mutex::new(Reaper {
                 links: Links::new(),
@@ -217,6 +239,7 @@ impl Network {
             private,
             egress: spec.egress.clone(),
         };
+        state.name(&claim, job);
         let entry = Vm {
             claim: claim.clone(),
             job: job.to_owned(),
@@ -240,6 +263,13 @@ impl Network {
         let claim = &state.vms.get(&vm)?.claim;
         let mtu = u16::try_from(state.mtu).unwrap_or(u16::MAX);
         Some((state.view(vm, claim), Mac::of(vm), mtu))
+    }
+
+    /// What a guest is told of a name: addresses of the jobs in its own private network. It never
+    /// waits for the kernel.
+    #[must_use]
+    pub fn name(&self, guest: Ipv4Addr, name: &str) -> dns::Answer {
+        self.names.of(guest, name)
     }
 
     /// Makes the TAP of a VM that has a claim, with so many queues, and lets traffic through.
@@ -466,6 +496,14 @@ impl State {
         Ok((forwards, held))
     }
 
+    /// Lets the jobs of the same private network know its name.
+    fn name(&self, claim: &Claim, job: &str) {
+        if let Some(private) = &claim.private {
+            let guest = self.pool.guest(Slot(claim.slot));
+            self.names.insert(guest, private, job);
+        }
+    }
+
     /// Takes a claim over from the record of an earlier process.
     fn restore(&mut self, vm: VmId, job: String, claim: Claim) {
         let forwards = forwards_of(&claim);
@@ -482,8 +520,10 @@ impl State {
             }
             held.ok()
         });
+        let held = held.collect();
+        self.name(&claim, &job);
         let entry = Vm {
-            _held: held.collect(),
+            _held: held,
             claim,
             job,
             attached: false,
@@ -597,6 +637,7 @@ impl State {
             return;
         };
         self.pool.release(Slot(entry.claim.slot), Instant::now());
+        self.names.remove(self.pool.guest(Slot(entry.claim.slot)));
         self.forwards.release(vm, &forwards_of(&entry.claim));
         if let Some(private) = &entry.claim.private
             && !self
@@ -664,7 +705,7 @@ impl State {
             .iter()
             .map(|(vm, entry)| (*vm, entry.claim.clone()))
             .collect();
-        let mut add = self.uplinks.clone();
+        let mut add = [&self.uplinks[..], &self.dns].concat();
         for (vm, claim) in claims {
             add.extend(self.elements(vm, &claim));
         }

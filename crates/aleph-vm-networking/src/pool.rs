@@ -165,6 +165,13 @@ impl Pool {
     }
 }
 
+/// The host's address on the cable of a guest; `None` for what is no guest's address in this pool.
+#[must_use]
+pub fn gateway_of(network: Ipv4Network, guest: Ipv4Addr) -> Option<Ipv4Addr> {
+    let is_guest = network.contains(guest) && guest.to_bits() % 4 == 2;
+    is_guest.then(|| Ipv4Addr::from_bits(guest.to_bits() - 1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +196,11 @@ mod tests {
         };
         assert_eq!(at(0), ("10.0.0.1".into(), "10.0.0.2".into()));
         assert_eq!(at(16_383), ("10.0.255.253".into(), "10.0.255.254".into()));
+        let gateway = |guest: &str| gateway_of(pool.network(), guest.parse().unwrap());
+        assert_eq!(gateway("10.0.255.254"), Some(pool.host(Slot(16_383))));
+        for other in ["10.0.0.0", "10.0.0.1", "10.0.0.3", "10.1.0.2", "192.0.2.2"] {
+            assert_eq!(gateway(other), None);
+        }
     }
 
     #[test]

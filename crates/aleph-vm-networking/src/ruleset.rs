@@ -7,7 +7,7 @@
 //! | --- | --- | --- |
 //! | a guest, with another address or MAC | anywhere | nothing |
 //! | a guest | loopback and link-local addresses (metadata services) | nothing |
-//! | a guest | the host | DNS to its own gateway, answers |
+//! | a guest | the host | DNS to its own gateway, led to the forwarder's port; answers |
 //! | a guest | a guest | the same private network; a forwarded port; answers |
 //! | a guest | elsewhere | what its egress says, behind the host's address |
 //! | elsewhere | a guest | forwarded ports, answers |
@@ -18,7 +18,7 @@
 
 use crate::forwards::Forward;
 use crate::mac::Mac;
-use aleph_types::{Egress, Ipv4Network};
+use aleph_types::{Egress, Ipv4Network, Protocol};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
@@ -36,7 +36,7 @@ pub struct Base {
 }
 
 /// Changes with every change of the rules: a node that finds another in the kernel writes its own.
-pub const REVISION: &str = "revision-1";
+pub const REVISION: &str = "revision-2";
 
 /// Why a packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -147,6 +147,9 @@ impl Base {
   map private {{ type ifname : mark; }}
   set members {{ type ifname . mark; }}
   set uplinks {{ type ifname; }}
+  map dns {{ type inet_proto . inet_service : inet_service; }}
+  set dns-ports {{ type inet_proto . inet_service; }}
+  set dns-rate {{ type ifname; size 65535; flags dynamic,timeout; timeout 1m; }}
   set connections {{ type ipv4_addr; size 65535; flags dynamic; }}
 {counted}
   chain prerouting {{
@@ -161,6 +164,7 @@ impl Base {
 
   chain destination {{
     type nat hook prerouting priority dstnat; policy accept;
+    iifname . ip daddr @gateways meta l4proto {{ tcp, udp }} redirect to :meta l4proto . th dport map @dns
     fib daddr type local jump forwarded
   }}
   chain destination-from-host {{
@@ -181,10 +185,12 @@ impl Base {
   chain input {{
     type filter hook input priority filter; policy accept;
     iifgroup {group} jump to-host
+    ct state new meta l4proto . th dport @dns-ports drop
   }}
   chain to-host {{
+    meta l4proto udp meta l4proto . th dport @dns-ports update @dns-rate {{ iifname limit rate over 1000/second burst 1000 packets }} {host}
     ct state established,related accept
-    iifname . ip daddr @gateways meta l4proto {{ tcp, udp }} th dport 53 accept
+    iifname . ip daddr @gateways ct status dnat meta l4proto . th dport @dns-ports accept
     {host}
   }}
 
@@ -261,11 +267,15 @@ pub enum Set {
     Members,
     /// Links that the host forwards from for its VMs alone.
     Uplinks,
+    /// Where the DNS forwarder listens, by the port that guests know.
+    Dns,
+    /// Where it listens: closed to all but what was led there.
+    DnsPorts,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Guests,
         Self::Gateways,
         Self::ArpGuests,
@@ -277,6 +287,8 @@ impl Set {
         Self::Private,
         Self::Members,
         Self::Uplinks,
+        Self::Dns,
+        Self::DnsPorts,
     ];
 
     /// Its name in the table.
@@ -292,6 +304,8 @@ impl Set {
             Self::Private => "private",
             Self::Members => "members",
             Self::Uplinks => "uplinks",
+            Self::Dns => "dns",
+            Self::DnsPorts => "dns-ports",
         }
     }
 
@@ -414,6 +428,33 @@ pub fn uplink(name: &str) -> Element {
     }
 }
 
+/// The elements of a DNS forwarder that listens at a port of the host.
+///
+/// The port is another with each start of a node. As elements, it changes in the transaction that
+/// writes those of all VMs again, and guests that run notice nothing.
+#[must_use]
+pub fn dns(port: u16) -> Vec<Element> {
+    const DNS: u16 = 53;
+    let protocols = [Protocol::Udp, Protocol::Tcp].map(Protocol::number);
+    let elements = protocols.map(|protocol| {
+        let key = |port| Key::default().byte(protocol).port(port).0;
+        let plain = |set, key| Element {
+            set,
+            key,
+            last: None,
+            value: None,
+        };
+        [
+            Element {
+                value: Some(Value::Bytes(port.to_be_bytes().into())),
+                ..plain(Set::Dns, key(DNS))
+            },
+            plain(Set::DnsPorts, key(port)),
+        ]
+    });
+    elements.concat()
+}
+
 /// The kernel takes no interval that another one holds.
 fn without_overlap(networks: &[Ipv4Network]) -> Vec<Ipv4Network> {
     let mut sorted = networks.to_vec();
@@ -467,7 +508,7 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aleph_types::{Protocol, VmId};
+    use aleph_types::VmId;
 
     #[test]
     fn the_tables_of_a_node() {
@@ -483,9 +524,13 @@ mod tests {
     }
 
     fn shown(vm: &VmRules<'_>) -> String {
+        lines(&elements(vm))
+    }
+
+    fn lines(elements: &[Element]) -> String {
         let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
         let mut text = String::new();
-        for element in elements(vm) {
+        for element in elements {
             let _ = write!(text, "{:?} {}", element.set, hex(&element.key));
             if let Some(last) = &element.last {
                 let _ = write!(text, " to {}", hex(last));
@@ -533,6 +578,7 @@ mod tests {
                     egress: &Egress::Deny,
                     ..plain
                 }),
+                lines(&dns(40_000)),
             ]
             .join("\n")
         );

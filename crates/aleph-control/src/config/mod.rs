@@ -343,6 +343,7 @@ impl Config {
                 pool: self.network.pool,
                 cool_down: self.network.cool_down,
                 connections: self.network.connections,
+                dns_port: None,
                 run: node.paths.run().to_owned(),
             });
         }

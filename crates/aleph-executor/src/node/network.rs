@@ -18,20 +18,37 @@ use crate::hypervisor::Nic;
 use crate::journal::{JobRecord, VmRow};
 use crate::vm::chain;
 use aleph_types::{JobId, JobSpec, NetworkMode, NetworkUsage, VmId, VmNetwork};
+use aleph_vm_networking::dns::{Answer, Forwarder, ForwarderConfig, Limits, Names, Upstreams};
 use aleph_vm_networking::foreign::obstacles;
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::{Claim, Network, NetworkConfig, NetworkError};
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::sync::watch;
 
-/// The network of a node whose journal has these rows.
+/// The network of a node whose journal has these rows, and what answers its guests' questions
+/// for names.
 pub(super) fn open(
     config: &NetworkConfig,
     rows: &[VmRow],
     records: &[JobRecord],
-) -> Result<Network, NetworkError> {
+) -> Result<(Arc<Network>, Forwarder), NetworkError> {
+    let forwarder = Forwarder::bind(ForwarderConfig {
+        pool: config.pool,
+        upstreams: Upstreams::File(RESOLVERS.into()),
+        limits: Limits::default(),
+    });
+    let forwarder = forwarder.map_err(|source| NetworkError::Host {
+        what: "listen for questions for names".into(),
+        source,
+    })?;
+    let config = NetworkConfig {
+        dns_port: Some(forwarder.port()),
+        ..config.clone()
+    };
     let names: HashMap<JobId, &str> = records
         .iter()
         .map(|record| (record.job.id, record.job.name.as_str()))
@@ -42,11 +59,38 @@ pub(super) fn open(
             .map_or_else(|| row.job.short(), |name| (*name).into());
         Some((row.vm, name, row.network.clone()?))
     });
-    let network = Network::open(config, claims.collect())?;
+    let network = Network::open(&config, claims.collect())?;
     for obstacle in obstacles().unwrap_or_default() {
         tracing::warn!(mend = obstacle.mend(), "{obstacle}, those of VMs too");
     }
-    Ok(network)
+    Ok((Arc::new(network), forwarder))
+}
+
+/// Where the host's resolvers are named.
+const RESOLVERS: &str = "/etc/resolv.conf";
+
+/// What guests are told of names: those of their private networks.
+struct JobNames(Arc<Network>);
+
+impl Names for JobNames {
+    fn of(&self, guest: Ipv4Addr, name: &str) -> Answer {
+        self.0.name(guest, name)
+    }
+
+    fn resolved(&self, _: Ipv4Addr, _: &str, _: &[(Ipv4Addr, Duration)]) {}
+}
+
+/// Answers questions for names until the node lets go of its guests.
+pub(super) async fn answer(
+    forwarder: Forwarder,
+    network: Arc<Network>,
+    mut leaving: watch::Receiver<bool>,
+) {
+    let answering = forwarder.run(Arc::new(JobNames(network)));
+    tokio::select! {
+        Err(error) = answering => tracing::error!(%error, "guests get no answers for names"),
+        _ = leaving.wait_for(|leaving| *leaving) => {}
+    }
 }
 
 impl Inner {

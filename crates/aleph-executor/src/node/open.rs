@@ -67,7 +67,7 @@ impl Node {
         let rows = journal.vms().await?;
         let network = config.network.as_ref();
         let network = network.map(|network| super::network::open(network, &rows, &records));
-        let network = network.transpose()?.map(Arc::new);
+        let (network, forwarder) = network.transpose()?.unzip();
         let inner = Arc::new(Inner {
             id,
             executor,
@@ -89,6 +89,10 @@ impl Node {
         inner.sweep().await;
         inner.remove_stray_logs();
         tokio::spawn(super::network::reap(Arc::downgrade(&inner)));
+        if let (Some(network), Some(forwarder)) = (inner.network.clone(), forwarder) {
+            let leaving = inner.leaving.subscribe();
+            tokio::spawn(super::network::answer(forwarder, network, leaving));
+        }
         tokio::spawn(tend(Arc::downgrade(&inner), inner.config.sweep_interval));
         Ok(Self { inner })
     }

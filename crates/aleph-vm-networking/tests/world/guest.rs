@@ -5,6 +5,7 @@ use aleph_types::VmId;
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::{Attachment, Claim};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -45,6 +46,11 @@ impl Guest {
 
     pub(crate) fn tap(&self) -> &str {
         &self.attachment.network.tap_name
+    }
+
+    /// The guest's end of the cable.
+    pub(crate) fn queue(&self) -> File {
+        self.attachment.tap.queues[0].try_clone().unwrap()
     }
 
     pub(crate) fn port(&self, index: usize) -> u16 {

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub(crate) mod guest;
+pub(crate) mod machine;
 pub(crate) mod space;
 
 use aleph_types::{NetworkSpec, VmId};
@@ -52,6 +53,7 @@ impl World {
             pool: "10.0.0.0/16".parse().unwrap(),
             cool_down: Duration::from_secs(60),
             connections: 64,
+            dns_port: None,
             run: self.run.path().to_owned(),
         }
     }
