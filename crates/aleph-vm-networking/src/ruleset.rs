@@ -14,7 +14,8 @@
 //! | the host | a guest | everything |
 //! | elsewhere | elsewhere | nothing through a link that forwards for VMs alone |
 //!
-//! What is dropped is counted for each VM and reason.
+//! What is dropped is counted for each VM and reason. All guests' DNS goes to one socket, so each
+//! may send a thousand datagrams a second there, in bursts that its buffer has room for.
 
 use crate::forwards::Forward;
 use crate::mac::Mac;
@@ -188,7 +189,7 @@ impl Base {
     ct state new meta l4proto . th dport @dns-ports drop
   }}
   chain to-host {{
-    meta l4proto udp meta l4proto . th dport @dns-ports update @dns-rate {{ iifname limit rate over 1000/second burst 1000 packets }} {host}
+    meta l4proto udp meta l4proto . th dport @dns-ports update @dns-rate {{ iifname limit rate over 1000/second burst 200 packets }} {host}
     ct state established,related accept
     iifname . ip daddr @gateways ct status dnat meta l4proto . th dport @dns-ports accept
     {host}

@@ -46,6 +46,18 @@ pub use upstream::{Upstreams, resolv_conf};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+/// Reads any bytes as a guest's query, and others as a resolver's reply to it: for fuzzing.
+#[doc(hidden)]
+pub fn read(guest: &[u8], resolver: &[u8]) {
+    if let message::Received::Question(question) = message::Received::read(guest) {
+        let id = resolver
+            .get(..2)
+            .map_or(0, |id| u16::from_be_bytes([id[0], id[1]]));
+        let _ = question.reply(id, resolver.to_vec());
+        let _ = question.addresses(&[Ipv4Addr::LOCALHOST]);
+    }
+}
+
 /// What the node says of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
