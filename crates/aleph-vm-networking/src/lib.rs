@@ -49,6 +49,7 @@ pub mod pool;
 pub mod port;
 pub mod ruleset;
 pub mod tap;
+mod transaction;
 
 /// Where addresses come from when nobody says: 10.0.0.0/16, 16,384 VMs.
 pub const DEFAULT_POOL: aleph_types::Ipv4Network =

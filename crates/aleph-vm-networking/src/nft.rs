@@ -5,7 +5,9 @@
 
 use crate::NetworkError;
 use crate::ruleset::{Base, DropReason, Element, REVISION, Set, Value};
+use crate::transaction::Transactions;
 use netlink_bindings::nftables::{self, Nfgenmsg};
+use netlink_bindings::traits::NetlinkChained;
 use netlink_bindings::utils::Pusher;
 use netlink_socket2::NetlinkSocket;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,6 +17,7 @@ use std::process::{Command, Stdio};
 /// A node's rules, in the network namespace of the thread that made this.
 pub struct Rules {
     socket: NetlinkSocket,
+    transactions: Transactions,
     base: Base,
 }
 
@@ -40,6 +43,7 @@ impl Rules {
     pub fn new(base: Base) -> Self {
         Self {
             socket: NetlinkSocket::new(),
+            transactions: Transactions::default(),
             base,
         }
     }
@@ -144,7 +148,7 @@ impl Rules {
         }
         batch.request().op_batch_end_do(&bounds());
         let batch = batch.finalize();
-        Ok(self.socket.request_chained(&batch)?.recv_all()?)
+        self.transactions.send(batch.payload())
     }
 
     /// Packets that were dropped for each TAP and reason.
@@ -217,7 +221,7 @@ impl Rules {
         }
         batch.request().op_batch_end_do(&bounds());
         let batch = batch.finalize();
-        Ok(self.socket.request_chained(&batch)?.recv_all()?)
+        self.transactions.send(batch.payload())
     }
 }
 

@@ -4,18 +4,19 @@
 
 mod world;
 
-use aleph_types::{Classify, Protocol};
+use aleph_types::{Classify, Egress, ForwardedPort, Protocol};
 use aleph_vm_networking::network::tap_name;
-use aleph_vm_networking::{NetworkConfig, NetworkError};
+use aleph_vm_networking::{Claim, NetworkConfig, NetworkError};
 use libtest_mimic::{Arguments, Trial};
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use world::{NODE, OUTSIDE, World, receive, spec, trial, vm};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 10] = [
         ("nothing_is_left_of_a_thousand", a_thousand),
+        ("thousands_come_in_one_transaction", thousands),
         ("a_flow_does_not_stick_to_a_released_vm", no_sticking),
         ("a_crash_is_swept", crash),
         ("a_flushed_ruleset_comes_back", flushed),
@@ -73,6 +74,38 @@ fn a_thousand() {
         network.reap().unwrap();
     });
     assert_eq!(residue(&world), nothing());
+}
+
+/// As when a node with many VMs starts again: far more than a socket takes by default.
+fn thousands() {
+    let world = World::new();
+    let claims = |count: u32| -> Vec<_> {
+        let claim = |slot: u32| Claim {
+            slot,
+            ports: vec![ForwardedPort {
+                protocol: Protocol::Udp,
+                host_ip: Ipv4Addr::LOCALHOST,
+                host_port: u16::try_from(20_000 + slot).unwrap(),
+                vm_port: 80,
+            }],
+            private: None,
+            egress: Egress::Allow,
+        };
+        (0..count)
+            .map(|n| (vm(n), n.to_string(), claim(n)))
+            .collect()
+    };
+    let network = world.try_open(world.config(), claims(5000)).unwrap();
+    let count = || {
+        let map = world
+            .node
+            .sh("nft list map inet aleph-test forwards | grep -o ' : 10[.]' | wc -l");
+        map.trim().parse::<u32>().unwrap()
+    };
+    assert_eq!(count(), 5000);
+    drop(network);
+    drop(world.try_open(world.config(), claims(3000)).unwrap());
+    assert_eq!(count(), 3000);
 }
 
 fn no_sticking() {
