@@ -97,7 +97,7 @@ fn samples(network: &Network, first: u32) -> Result<Samples> {
         network.release(vm(first + n)?);
         samples.undone.push(began.elapsed().as_secs_f64() * MICRO);
     }
-    ensure!(network.waiting() > 0, "nothing waits to be removed");
+    ensure!(network.waits(), "nothing waits to be removed");
     network.reap()?;
     Ok(samples)
 }

@@ -160,40 +160,21 @@ impl Links {
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
-    /// Moves a link into another group, to be deleted with it, and takes its address away, which
-    /// another may have before that. One that is gone is no error; says whether it was there.
+    /// Moves a link into another group, to be deleted with it. Its address stays until then: taking
+    /// that away walks all routes. One that is gone is no error; says whether it was there.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn retire(
-        &mut self,
-        name: &str,
-        group: u32,
-        address: Option<Ipv4Addr>,
-    ) -> io::Result<bool> {
-        let Some(index) = self.index(name)? else {
-            return Ok(false);
-        };
-        if let Some(address) = address {
-            let mut request = rt_addr::Request::new().op_deladdr_do(&rt_addr::Ifaddrmsg {
-                ifa_family: INET,
-                ifa_prefixlen: 30,
-                ifa_index: index,
-                ..Default::default()
-            });
-            request.encode().push_local(IpAddr::V4(address));
-            match self.socket.request(&request)?.recv_ack() {
-                Err(error) if error.as_io_error().raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
-                done => done?,
-            }
+    pub fn retire(&mut self, name: &str, group: u32) -> io::Result<bool> {
+        let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg::default());
+        request
+            .encode()
+            .push_ifname_bytes(name.as_bytes())
+            .push_group(group);
+        match self.socket.request(&request)?.recv_ack() {
+            Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(false),
+            done => Ok(done.map(|()| true)?),
         }
-        let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
-            ifi_index: i32::try_from(index).unwrap_or(0),
-            ..Default::default()
-        });
-        request.encode().push_group(group);
-        let done = self.socket.request(&request)?.recv_ack();
-        unless_gone(done.map_err(io::Error::from)).map(|()| true)
     }
 
     /// Deletes all links of a group at once.

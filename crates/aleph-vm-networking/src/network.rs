@@ -112,7 +112,6 @@ struct State {
     private: HashMap<(String, String), u32>,
     rules: Rules,
     links: Links,
-    connections: Connections,
     forwarding: Forwarding,
     uplinks: Vec<Element>,
     dns: Vec<Element>,
@@ -165,7 +164,6 @@ impl Network {
             private: HashMap::new(),
             rules,
             links,
-            connections: Connections::new(),
             forwarding,
             uplinks: Vec::new(),
             names: Arc::default(),
@@ -187,8 +185,8 @@ impl Network {
             ports: HashSet::from([(Protocol::Udp.number(), 53)]),
             ..Flows::default()
         };
-        state
-            .connections
+        let mut connections = Connections::new();
+        connections
             .forget(&earlier)
             .map_err(NetworkError::at("forget connections"))?;
         Ok(Self {
@@ -196,7 +194,7 @@ impl Network {
             state: Mutex::new(state),
             reaper: Mutex::new(Reaper {
                 links: Links::new(),
-                connections: Connections::new(),
+                connections,
             }),
         })
     }
@@ -313,8 +311,10 @@ impl Network {
         self.state().release(vm);
     }
 
-    /// Removes TAPs that were taken out of use, and forgets the flows of their VMs: in one go,
-    /// since removal takes 20 milliseconds however many there are. VMs come and go meanwhile.
+    /// Removes TAPs that were taken out of use, and forgets flows that would go to who is not
+    /// there any more: in one go, since a removal takes 20 milliseconds however many there are,
+    /// and a look at the flows 10. VMs come and go meanwhile. An address rests for longer than a
+    /// node waits with this.
     ///
     /// # Errors
     /// The kernel's; what was not done is done the next time.
@@ -351,14 +351,16 @@ impl Network {
             state.retired += retired;
             state.gone.extend(gone);
             state.flows.addresses.extend(flows.addresses);
+            state.flows.ports.extend(flows.ports);
         }
         done.and(forgotten.map(drop))
     }
 
-    /// How many TAPs wait to be removed.
+    /// Whether there is something for [`Network::reap`] to do.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.state().retired
+    pub fn waits(&self) -> bool {
+        let state = self.state();
+        state.retired > 0 || !state.gone.is_empty() || !state.flows.is_empty()
     }
 
     /// Puts right what a crash or somebody else left: TAPs without a VM go, and the rules are
@@ -385,7 +387,7 @@ impl Network {
             for name in &orphans {
                 state
                     .links
-                    .retire(name, group + 1, None)
+                    .retire(name, group + 1)
                     .map_err(NetworkError::at(format!("remove {name}")))?;
                 state.retired += 1;
             }
@@ -585,15 +587,12 @@ impl State {
         if was_first {
             self.forward()?;
         }
-        let ports = claim.ports.iter();
-        let flows = Flows {
-            ports: ports.map(|p| (p.protocol.number(), p.host_port)).collect(),
-            ..Flows::default()
-        };
-        self.connections
-            .forget(&flows)
-            .map(drop)
-            .map_err(NetworkError::at("forget connections"))
+        // A client that spoke to a port before it led here would go on to speak to the host. TCP
+        // begins anew by itself.
+        let udp = claim.ports.iter().filter(|p| p.protocol == Protocol::Udp);
+        let ports = udp.map(|p| (p.protocol.number(), p.host_port));
+        self.flows.ports.extend(ports);
+        Ok(())
     }
 
     fn detach(&mut self, vm: VmId) -> Result<(), NetworkError> {
@@ -614,13 +613,9 @@ impl State {
                 .addresses
                 .insert(self.pool.guest(Slot(claim.slot)));
         }
-        let address = self
-            .vms
-            .get(&vm)
-            .map(|vm| self.pool.host(Slot(vm.claim.slot)));
         let was_there = self
             .links
-            .retire(&name, self.group + 1, address)
+            .retire(&name, self.group + 1)
             .map_err(NetworkError::at(format!("take {name} out of use")))?;
         self.retired += usize::from(was_there);
         if let Some(entry) = self.vms.get_mut(&vm) {

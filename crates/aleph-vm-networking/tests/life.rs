@@ -70,8 +70,9 @@ fn a_thousand() {
             network.detach(vm(bits)).unwrap();
             network.release(vm(bits));
         }
-        assert_eq!(network.waiting(), 1000);
+        assert!(network.waits());
         network.reap().unwrap();
+        assert!(!network.waits());
     });
     assert_eq!(residue(&world), nothing());
 }
@@ -116,6 +117,8 @@ fn no_sticking() {
     // One that speaks before there is a forward.
     outside.send_to(b"early", (NODE, 8080)).unwrap();
     let first = world.guest(&network, 1, &forwarded);
+    let reaped = Arc::clone(&network);
+    world.node.run(move || reaped.reap().unwrap());
     outside.send_to(b"to the first", (NODE, 8080)).unwrap();
     assert_eq!(first.receive().0, "to the first");
     let released = Arc::clone(&network);
@@ -124,6 +127,8 @@ fn no_sticking() {
         released.release(vm(1));
     });
     let second = world.guest(&network, 2, &forwarded);
+    let reaped = Arc::clone(&network);
+    world.node.run(move || reaped.reap().unwrap());
     outside.send_to(b"to the second", (NODE, 8080)).unwrap();
     assert_eq!(second.receive().0, "to the second");
     // Nor does its address come back at once.

@@ -269,7 +269,7 @@ pub(super) async fn reap(inner: Weak<Inner>) {
         let Some(network) = inner.upgrade().and_then(|inner| inner.network.clone()) else {
             return;
         };
-        if network.waiting() > 0
+        if network.waits()
             && let Err(error) = blocking(move || network.reap()).await
         {
             tracing::warn!(error = %chain(&error), "TAPs cannot be removed");
