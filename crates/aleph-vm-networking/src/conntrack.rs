@@ -6,6 +6,7 @@
 //! its network comes and when it goes. The kernel walks its whole table for that, which takes
 //! some 9 ms with nothing in it.
 
+use aleph_types::Ipv4Network;
 use netlink_bindings::conntrack::{self, Nfgenmsg};
 use netlink_bindings::nftables;
 use netlink_bindings::utils::Pusher;
@@ -24,15 +25,68 @@ pub struct Connections {
 pub struct Flows {
     /// Those with one of these addresses at any end, translated or not.
     pub addresses: HashSet<Ipv4Addr>,
-    /// Those to one of these ports, by the number of the transport.
+    /// Those to one of these ports of the host's own, by the number of the transport, which lead
+    /// nowhere else.
     pub ports: HashSet<(u8, u16)>,
+    /// The host's own addresses, for the ports.
+    pub own: HashSet<Ipv4Addr>,
+    /// Those of a pool that an earlier process left.
+    pub earlier: Option<Earlier>,
+}
+
+/// What is left of an earlier process in a pool: flows of addresses that have no owner any more,
+/// and questions to its resolver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Earlier {
+    /// The pool.
+    pub pool: Ipv4Network,
+    /// Guests that run on.
+    pub guests: HashSet<Ipv4Addr>,
+    /// The host's addresses on their cables.
+    pub gateways: HashSet<Ipv4Addr>,
+}
+
+impl Earlier {
+    fn covers(&self, flow: &Flow) -> bool {
+        let is_stray = |end: &Ipv4Addr| {
+            self.pool.contains(*end) && !self.guests.contains(end) && !self.gateways.contains(end)
+        };
+        let asks = flow.port == Some((17, 53)) && self.pool.contains(flow.original[1]);
+        asks || flow.original.iter().chain(&flow.answer).any(is_stray)
+    }
+}
+
+/// The ends of a flow: source and destination of the first packet, and of the answers.
+struct Flow {
+    original: [Ipv4Addr; 2],
+    answer: [Ipv4Addr; 2],
+    port: Option<(u8, u16)>,
 }
 
 impl Flows {
+    fn cover(&self, flow: &Flow) -> bool {
+        let Flow {
+            original,
+            answer,
+            port,
+        } = flow;
+        let mut ends = original.iter().chain(answer);
+        let has_address = ends.any(|end| self.addresses.contains(end));
+        let to = original[1];
+        // One that is translated already goes to a guest, and goes with its address.
+        let to_host = to == answer[0] && (to.is_loopback() || self.own.contains(&to));
+        let to_port = to_host && port.is_some_and(|port| self.ports.contains(&port));
+        let left = self
+            .earlier
+            .as_ref()
+            .is_some_and(|earlier| earlier.covers(flow));
+        has_address || to_port || left
+    }
+
     /// Whether there are none to forget.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && self.ports.is_empty()
+        self.addresses.is_empty() && self.ports.is_empty() && self.earlier.is_none()
     }
 }
 
@@ -101,13 +155,15 @@ impl Connections {
             else {
                 continue;
             };
-            let has_address = ends(&original)
-                .into_iter()
-                .chain(ends(&answer))
-                .flatten()
-                .any(|end| flows.addresses.contains(&end));
-            let to_port = port(&original).is_some_and(|port| flows.ports.contains(&port));
-            if has_address || to_port {
+            let (Some(first), Some(second)) = (ends(&original), ends(&answer)) else {
+                continue;
+            };
+            let flow = Flow {
+                original: first,
+                answer: second,
+                port: port(&original),
+            };
+            if flows.cover(&flow) {
                 found.push(original.get_buf().to_vec());
             }
         }
@@ -115,18 +171,16 @@ impl Connections {
     }
 }
 
-fn ends(tuple: &conntrack::IterableTupleAttrs<'_>) -> [Option<Ipv4Addr>; 2] {
-    let v4 = |address: Option<IpAddr>| match address {
-        Some(IpAddr::V4(address)) => Some(address),
-        _ => None,
+fn ends(tuple: &conntrack::IterableTupleAttrs<'_>) -> Option<[Ipv4Addr; 2]> {
+    let v4 = |address: IpAddr| match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
     };
-    match tuple.get_tuple_ip() {
-        Ok(ip) => [
-            v4(ip.get_ip_v4_src().ok().map(Into::into)),
-            v4(ip.get_ip_v4_dst().ok().map(Into::into)),
-        ],
-        Err(_) => [None, None],
-    }
+    let ip = tuple.get_tuple_ip().ok()?;
+    Some([
+        v4(ip.get_ip_v4_src().ok()?.into())?,
+        v4(ip.get_ip_v4_dst().ok()?.into())?,
+    ])
 }
 
 fn port(tuple: &conntrack::IterableTupleAttrs<'_>) -> Option<(u8, u16)> {

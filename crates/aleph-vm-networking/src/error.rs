@@ -4,6 +4,7 @@ use crate::pool::PoolError;
 use crate::port::PortTaken;
 use aleph_types::{Classify, ErrorClass, Ipv4Network};
 use std::io;
+use std::net::Ipv4Addr;
 
 /// A network that was not made.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,16 @@ pub enum NetworkError {
         route: Ipv4Network,
         /// By which device.
         device: String,
+    },
+    /// Guests that run have addresses of another pool.
+    #[error("the pool cannot become {pool} while the job {job} has the address {address}")]
+    PoolChanged {
+        /// What the pool was to be.
+        pool: Ipv4Network,
+        /// A job that runs.
+        job: String,
+        /// Its guest's address.
+        address: Ipv4Addr,
     },
     /// The kernel does not let us.
     #[error("this process may not {what}: it lacks CAP_NET_ADMIN")]
@@ -70,7 +81,7 @@ impl Classify for NetworkError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Pool(PoolError::Exhausted { .. }) => ErrorClass::Capacity,
-            Self::Port(_) => ErrorClass::Conflict,
+            Self::Port(_) | Self::PoolChanged { .. } => ErrorClass::Conflict,
             Self::Pool(PoolError::Small(_)) | Self::Overlap { .. } => ErrorClass::Invalid,
             Self::Forbidden { .. } | Self::Unsupported { .. } | Self::Host { .. } => {
                 ErrorClass::Unavailable
@@ -84,6 +95,7 @@ impl Classify for NetworkError {
             Self::Pool(PoolError::Small(_)) => "small_pool",
             Self::Port(_) => "port_taken",
             Self::Overlap { .. } => "pool_overlaps",
+            Self::PoolChanged { .. } => "pool_in_use",
             Self::Forbidden { .. } => "no_net_admin",
             Self::Unsupported { .. } => "no_nf_tables",
             Self::Host { .. } => "network",
@@ -102,6 +114,9 @@ impl Classify for NetworkError {
             Self::Port(_) => "Choose another port, or leave it out and let the node pick.".into(),
             Self::Overlap { .. } => {
                 "Give the node a pool that nothing else uses (network.pool).".into()
+            }
+            Self::PoolChanged { .. } => {
+                "Put network.pool back, stop all jobs, and change it then.".into()
             }
             Self::Forbidden { .. } => {
                 "Run the node as root or with CAP_NET_ADMIN, or with network.enabled = false."

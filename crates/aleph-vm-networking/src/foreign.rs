@@ -26,15 +26,17 @@ impl Obstacle {
             table,
             chain,
         } = self;
-        // Docker rewrites its own chains, and leaves this one to others.
-        let rule = |side: &str| match (table.as_str(), chain.as_str()) {
-            ("filter", "FORWARD") => {
-                let flag = if side == "iifname" { "-i" } else { "-o" };
-                format!("iptables -I FORWARD {flag} tap-+ -j ACCEPT")
-            }
-            _ => format!("nft insert rule {family} {table} {chain} {side} 'tap-*' accept"),
-        };
-        format!("{}; {}", rule("iifname"), rule("oifname"))
+        // Only the way out: to what is behind other links of the host, such as Docker's, no guest
+        // is to come. Docker rewrites its own chains, and leaves DOCKER-USER to others.
+        match (table.as_str(), chain.as_str()) {
+            ("filter", "FORWARD") => "iptables -I DOCKER-USER -i tap-+ -o UPLINK -j ACCEPT; \
+                                      iptables -I DOCKER-USER -o tap-+ -j ACCEPT"
+                .into(),
+            _ => format!(
+                "nft insert rule {family} {table} {chain} iifname 'tap-*' oifname UPLINK accept; \
+                 nft insert rule {family} {table} {chain} oifname 'tap-*' accept"
+            ),
+        }
     }
 }
 
@@ -117,9 +119,10 @@ mod tests {
             found,
             [
                 "chain FORWARD of the table ip filter drops forwarded packets: \
-                 iptables -I FORWARD -i tap-+ -j ACCEPT; iptables -I FORWARD -o tap-+ -j ACCEPT",
+                 iptables -I DOCKER-USER -i tap-+ -o UPLINK -j ACCEPT; \
+                 iptables -I DOCKER-USER -o tap-+ -j ACCEPT",
                 "chain f of the table inet mine drops forwarded packets: \
-                 nft insert rule inet mine f iifname 'tap-*' accept; \
+                 nft insert rule inet mine f iifname 'tap-*' oifname UPLINK accept; \
                  nft insert rule inet mine f oifname 'tap-*' accept",
             ]
         );

@@ -23,9 +23,13 @@ impl Forwarding {
     #[must_use]
     pub fn open(record: PathBuf) -> Self {
         let text = fs::read_to_string(&record).unwrap_or_default();
+        let mut lines = text.lines();
+        // What another boot of the host switched on is off.
+        let of_this_boot = lines.next().is_some_and(|boot| boot == boot_id());
+        let links = lines.filter(|_| of_this_boot).map(str::to_owned);
         Self {
+            switched: links.collect(),
             record,
-            switched: text.lines().map(str::to_owned).collect(),
         }
     }
 
@@ -48,7 +52,8 @@ impl Forwarding {
             }
             if !self.switched.iter().any(|known| known == link) {
                 self.switched.push(link.to_owned());
-                fs::write(&self.record, self.switched.join("\n"))?;
+                let text = [&[boot_id()], &self.switched[..]].concat().join("\n");
+                fs::write(&self.record, text)?;
             }
             write(link, true)?;
             any = true;
@@ -56,12 +61,13 @@ impl Forwarding {
         Ok(any)
     }
 
-    /// Puts back what was switched on.
+    /// Puts back what was switched on, unless the host has become a router for others meanwhile.
     ///
     /// # Errors
     /// Those of the files; a link that is gone is none.
     pub fn put_back(&mut self) -> io::Result<()> {
-        for link in &self.switched {
+        let everywhere = read("all").is_ok_and(|on| on);
+        for link in self.switched.iter().filter(|_| !everywhere) {
             match write(link, false) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 done => done?,
@@ -73,6 +79,11 @@ impl Forwarding {
             done => done,
         }
     }
+}
+
+fn boot_id() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 fn file(link: &str) -> PathBuf {

@@ -8,7 +8,7 @@ use crate::mac::Mac;
 use aleph_types::Ipv4Network;
 use netlink_bindings::{rt_addr, rt_link, rt_neigh, rt_route};
 use netlink_socket2::NetlinkSocket;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -32,6 +32,9 @@ pub struct Cable<'a> {
     pub guest: Ipv4Addr,
     /// The guest's hardware address.
     pub guest_mac: Mac,
+    /// Whether the host reaches it from its loopback addresses too, for forwards. Then loopback
+    /// addresses of the host are on this cable, and only the rules keep the guest from them.
+    pub from_loopback: bool,
 }
 
 /// What went through a link, as the kernel counts it: received is what came from the guest.
@@ -77,6 +80,10 @@ pub struct Route {
 const FORWARDING: u16 = 1;
 const ROUTE_LOCALNET: u16 = 26;
 
+/// `IN6_ADDR_GEN_MODE_NONE`: the host gets no IPv6 address on a TAP. Since all have one MAC, all
+/// would have the same, and the kernel looks through those one by one: 6 ms with 10,000.
+const NO_ADDRESS: u8 = 1;
+
 impl Default for Links {
     fn default() -> Self {
         Self::new()
@@ -97,12 +104,9 @@ impl Links {
     /// # Errors
     /// The kernel's.
     pub fn set_up(&mut self, cable: &Cable<'_>) -> io::Result<u32> {
-        let up = u32::try_from(libc::IFF_UP).unwrap_or(1);
-        let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
-            ifi_flags: up,
-            ifi_change: up,
-            ..Default::default()
-        });
+        // In two steps, since the kernel takes a link up before it looks at the settings of one
+        // message.
+        let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg::default());
         request
             .encode()
             .push_ifname_bytes(cable.name.as_bytes())
@@ -111,7 +115,13 @@ impl Links {
             .push_address(&Mac::HOST.0)
             .nested_af_spec()
             .nested_inet()
-            .push_conf(&settings(&[(FORWARDING, 1), (ROUTE_LOCALNET, 1)]))
+            .push_conf(&settings(&[
+                (FORWARDING, 1),
+                (ROUTE_LOCALNET, u32::from(cable.from_loopback)),
+            ]))
+            .end_nested()
+            .nested_inet6()
+            .push_addr_gen_mode(NO_ADDRESS)
             .end_nested()
             .end_nested();
         self.socket
@@ -119,6 +129,17 @@ impl Links {
             .recv_ack()
             .map_err(io::Error::from)?;
         let index = self.index(cable.name)?.ok_or(io::ErrorKind::NotFound)?;
+        let up = u32::try_from(libc::IFF_UP).unwrap_or(1);
+        let request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
+            ifi_index: i32::try_from(index).unwrap_or(0),
+            ifi_flags: up,
+            ifi_change: up,
+            ..Default::default()
+        });
+        self.socket
+            .request(&request)?
+            .recv_ack()
+            .map_err(io::Error::from)?;
         self.add_address(index, cable.host)?;
         self.add_neighbour(index, cable.guest, cable.guest_mac)?;
         Ok(index)
@@ -216,6 +237,26 @@ impl Links {
             Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The host's own IPv4 addresses.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn addresses(&mut self) -> io::Result<HashSet<Ipv4Addr>> {
+        let request = rt_addr::Request::new().op_getaddr_dump(&rt_addr::Ifaddrmsg {
+            ifa_family: INET,
+            ..Default::default()
+        });
+        let mut replies = self.socket.request(&request)?;
+        let mut addresses = HashSet::new();
+        while let Some(reply) = replies.recv() {
+            let (_, attributes) = reply?;
+            if let Ok(IpAddr::V4(address)) = attributes.get_local() {
+                addresses.insert(address);
+            }
+        }
+        Ok(addresses)
     }
 
     /// The routes of the main table.

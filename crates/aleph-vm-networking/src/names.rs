@@ -5,7 +5,7 @@
 //! is of the node's, whether there is such a job or not (ICANN keeps it for private use).
 
 use crate::dns::Answer;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{PoisonError, RwLock};
 
@@ -21,6 +21,8 @@ type PrivateNetwork = (String, String);
 struct Tables {
     networks: HashMap<Ipv4Addr, PrivateNetwork>,
     jobs: HashMap<PrivateNetwork, HashMap<String, BTreeSet<Ipv4Addr>>>,
+    /// Guests that may connect to nothing: a question for a name can carry anything out.
+    cut_off: HashSet<Ipv4Addr>,
 }
 
 const INTERNAL: &str = ".internal";
@@ -34,9 +36,16 @@ impl PrivateNames {
         addresses.insert(guest);
     }
 
+    /// A guest that hears of no names but those of its private network.
+    pub(crate) fn cut_off(&self, guest: Ipv4Addr) {
+        let mut tables = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        tables.cut_off.insert(guest);
+    }
+
     /// Takes a guest back; one that is not here, too.
     pub(crate) fn remove(&self, guest: Ipv4Addr) {
         let mut tables = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        tables.cut_off.remove(&guest);
         let Some(network) = tables.networks.remove(&guest) else {
             return;
         };
@@ -63,7 +72,7 @@ impl PrivateNames {
         let jobs = network.and_then(|network| tables.jobs.get(network));
         match jobs.and_then(|jobs| jobs.get(job)) {
             Some(addresses) => Answer::Addresses(addresses.iter().copied().collect()),
-            None if is_internal => Answer::NoSuchName,
+            None if is_internal || tables.cut_off.contains(&guest) => Answer::NoSuchName,
             None => Answer::Forward,
         }
     }
@@ -72,6 +81,19 @@ impl PrivateNames {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_connects_to_nothing_asks_nobody() {
+        let (names, guest) = (PrivateNames::default(), Ipv4Addr::new(10, 0, 0, 2));
+        names.cut_off(guest);
+        names.insert(guest, &("a".into(), "x".into()), "me");
+        assert_eq!(names.of(guest, "me"), Answer::Addresses(vec![guest]));
+        for name in ["secret.example.com", "", "x.internal"] {
+            assert_eq!(names.of(guest, name), Answer::NoSuchName, "{name}");
+        }
+        names.remove(guest);
+        assert_eq!(names.of(guest, "example.com"), Answer::Forward);
+    }
 
     #[test]
     fn names_are_those_of_ones_own_network() {

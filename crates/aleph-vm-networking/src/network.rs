@@ -5,7 +5,7 @@
 //! the rules. Everything here blocks for a fraction of a millisecond.
 
 use crate::NetworkError;
-use crate::conntrack::{Connections, Flows};
+use crate::conntrack::{Connections, Earlier, Flows};
 use crate::dns;
 use crate::forwarding::Forwarding;
 use crate::forwards::{Forward, Forwards};
@@ -15,7 +15,9 @@ use crate::names::PrivateNames;
 use crate::nft::{Change, Rules};
 use crate::pool::{Pool, Slot};
 use crate::port::{HeldPort, PortTaken};
-use crate::ruleset::{self, Base, DropReason, Element, VmRules, elements, uplink};
+use crate::ruleset::{
+    self, Base, DropReason, Element, FIRST_SOURCE_PORT, VmRules, elements, uplink,
+};
 use crate::tap::Tap;
 use aleph_types::{
     Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, Protocol, VmId, VmNetwork,
@@ -123,6 +125,17 @@ struct State {
     flows: Flows,
 }
 
+/// The address of a guest with this claim in a pool.
+#[must_use]
+pub fn guest_address(pool: Ipv4Network, claim: &Claim) -> Ipv4Addr {
+    Ipv4Addr::from_bits(
+        pool.first()
+            .to_bits()
+            .wrapping_add(claim.slot.wrapping_mul(4))
+            + 2,
+    )
+}
+
 /// The name of a VM's TAP.
 #[must_use]
 pub fn tap_name(vm: VmId) -> String {
@@ -180,9 +193,21 @@ impl Network {
             state.rules.install()?;
         }
         state.rewrite()?;
-        // Queries that go on from an open socket would go on to an earlier process.
+        state.forward()?;
+        // What a process that was killed did not come to: TAPs that are out of use, and flows of
+        // addresses that the next owner must not inherit. Questions that go on from an open socket
+        // would go on to that process.
+        state
+            .links
+            .delete_group(group + 1)
+            .map_err(NetworkError::at("remove TAPs"))?;
+        let slots = || state.vms.values().map(|vm| Slot(vm.claim.slot));
         let earlier = Flows {
-            ports: HashSet::from([(Protocol::Udp.number(), 53)]),
+            earlier: Some(Earlier {
+                pool: config.pool,
+                guests: slots().map(|slot| state.pool.guest(slot)).collect(),
+                gateways: slots().map(|slot| state.pool.host(slot)).collect(),
+            }),
             ..Flows::default()
         };
         let mut connections = Connections::new();
@@ -205,6 +230,21 @@ impl Network {
     /// # Errors
     /// Where no address is free, or a port has an owner, who is named.
     pub fn claim(
+        &self,
+        vm: VmId,
+        (account, job): (&str, &str),
+        spec: &NetworkSpec,
+    ) -> Result<Claim, NetworkError> {
+        match self.try_claim(vm, (account, job), spec) {
+            // Looking for it takes a while where there are many processes.
+            Err(NetworkError::Port(PortTaken::Process { forward, .. })) => {
+                Err(PortTaken::by_process(forward).into())
+            }
+            claimed => claimed,
+        }
+    }
+
+    fn try_claim(
         &self,
         vm: VmId,
         (account, job): (&str, &str),
@@ -320,14 +360,15 @@ impl Network {
     /// The kernel's; what was not done is done the next time.
     pub fn reap(&self) -> Result<(), NetworkError> {
         let mut reaper = self.reaper.lock().unwrap_or_else(PoisonError::into_inner);
-        let (group, retired, gone, flows) = {
+        let (group, retired, gone, mut flows) = {
             let mut state = self.state();
             let state = &mut *state;
             if !state.gone.is_empty() {
-                state
-                    .rules
-                    .forget_drops(&state.gone)
-                    .map_err(NetworkError::at("forget drops"))?;
+                match state.rules.forget_drops(&state.gone) {
+                    // They are gone with the tables.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                    done => done.map_err(NetworkError::at("forget drops"))?,
+                }
             }
             (
                 state.group + 1,
@@ -343,9 +384,15 @@ impl Network {
                 .delete_group(group)
                 .map_err(NetworkError::at("remove TAPs"));
         }
-        let forgotten = connections
-            .forget(&flows)
-            .map_err(NetworkError::at("forget connections"));
+        let own = match flows.ports.is_empty() {
+            true => Ok(HashSet::new()),
+            false => links.addresses(),
+        };
+        let forgotten = own.and_then(|own| {
+            flows.own = own;
+            connections.forget(&flows)
+        });
+        let forgotten = forgotten.map_err(NetworkError::at("forget connections"));
         if done.is_err() || forgotten.is_err() {
             let mut state = self.state();
             state.retired += retired;
@@ -390,6 +437,7 @@ impl Network {
                     .retire(name, group + 1)
                     .map_err(NetworkError::at(format!("remove {name}")))?;
                 state.retired += 1;
+                state.gone.insert(name.clone());
             }
             if !state.rules.are_there()? {
                 tracing::warn!("the firewall's tables were gone, and are written again");
@@ -475,6 +523,10 @@ impl State {
     fn hold(&self, spec: &NetworkSpec) -> Result<(Vec<Forward>, Vec<HeldPort>), PortTaken> {
         let (mut forwards, mut held) = (Vec::new(), Vec::new());
         for asked in &spec.ports {
+            let host = asked.host.map(|host| host.ports());
+            if host.is_some_and(|mut ports| ports.any(|port| port >= FIRST_SOURCE_PORT)) {
+                return Err(PortTaken::OfGuests { forward: *asked });
+            }
             for (index, guest_port) in asked.guest.ports().enumerate() {
                 let host = asked.host.and_then(|host| host.ports().nth(index));
                 let mut forward = Forward {
@@ -500,8 +552,11 @@ impl State {
 
     /// Lets the jobs of the same private network know its name.
     fn name(&self, claim: &Claim, job: &str) {
+        let guest = self.pool.guest(Slot(claim.slot));
+        if claim.egress == Egress::Deny {
+            self.names.cut_off(guest);
+        }
         if let Some(private) = &claim.private {
-            let guest = self.pool.guest(Slot(claim.slot));
             self.names.insert(guest, private, job);
         }
     }
@@ -528,7 +583,8 @@ impl State {
             _held: held,
             claim,
             job,
-            attached: false,
+            // Its rules are written with the others'; whoever finds it gone detaches it.
+            attached: true,
         };
         self.vms.insert(vm, entry);
     }
@@ -557,6 +613,7 @@ impl State {
                 host: network.host_ip,
                 guest: network.vm_ip,
                 guest_mac: Mac::of(vm),
+                from_loopback: !claim.ports.is_empty(),
             })
             .map_err(NetworkError::at(format!("set {name} up")))?;
         self.attached(vm, &claim)?;
@@ -622,7 +679,10 @@ impl State {
             entry.attached = false;
         }
         if !self.vms.values().any(|vm| vm.attached) {
-            self.stop_forwarding()?;
+            // All else is done, and the next end of a VM tries again.
+            if let Err(error) = self.stop_forwarding() {
+                tracing::warn!(%error, "forwarding is not put back");
+            }
         }
         Ok(())
     }
@@ -695,9 +755,8 @@ impl State {
 
     /// Replaces all elements by those of the VMs that have claims, in one transaction.
     fn rewrite(&mut self) -> Result<(), NetworkError> {
-        let claims: Vec<_> = self
-            .vms
-            .iter()
+        let attached = self.vms.iter().filter(|(_, entry)| entry.attached);
+        let claims: Vec<_> = attached
             .map(|(vm, entry)| (*vm, entry.claim.clone()))
             .collect();
         let mut add = [&self.uplinks[..], &self.dns].concat();
@@ -735,6 +794,17 @@ impl State {
     }
 
     fn stop_forwarding(&mut self) -> Result<(), NetworkError> {
+        // Another node of this host found them on, and knows nothing of who switched them.
+        let links = self
+            .links
+            .all()
+            .map_err(NetworkError::at("list the links"))?;
+        let of_another = |link: &Link| {
+            link.name.starts_with("tap-") && link.group & !1 != self.group && is_group(link.group)
+        };
+        if links.iter().any(of_another) {
+            return Ok(());
+        }
         self.forwarding
             .put_back()
             .map_err(NetworkError::at("stop forwarding"))?;
@@ -778,6 +848,11 @@ fn group_of(name: &str) -> u32 {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
     0x4000_0000 | (hash & 0x3fff_fffe)
+}
+
+/// Whether VMs in use are in such a group.
+fn is_group(group: u32) -> bool {
+    group & 0xc000_0001 == 0x4000_0000
 }
 
 fn refuse_overlap(

@@ -4,7 +4,7 @@
 //! nfnetlink in transactions of our own, at some 10 microseconds for each element.
 
 use crate::NetworkError;
-use crate::ruleset::{Base, DropReason, Element, REVISION, Set, Value};
+use crate::ruleset::{Base, DropReason, Element, Set, Value};
 use crate::transaction::Transactions;
 use netlink_bindings::nftables::{self, Nfgenmsg};
 use netlink_bindings::traits::NetlinkChained;
@@ -48,29 +48,52 @@ impl Rules {
         }
     }
 
-    /// Whether the kernel has these tables, of this revision.
+    /// Whether the kernel has these tables, of this very text, and rules in them.
     ///
     /// # Errors
     /// Where it cannot be asked.
     pub fn are_there(&mut self) -> Result<bool, NetworkError> {
-        let mut request = nftables::Request::new().op_getchain_do(&header(INET));
+        let marker = self.base.marker();
+        for family in [INET, ARP] {
+            let there = self
+                .has_chain(family, &marker)
+                .and_then(|there| Ok(there && self.has_rules(family)?));
+            if !there.map_err(NetworkError::at("ask for the firewall's tables"))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn has_chain(&mut self, family: u8, name: &str) -> io::Result<bool> {
+        let mut request = nftables::Request::new().op_getchain_do(&header(family));
         request
             .encode()
             .push_table_bytes(self.base.table.as_bytes())
-            .push_name_bytes(REVISION.as_bytes());
-        let mut reply = self
-            .socket
-            .request(&request)
-            .map_err(NetworkError::at("ask for the firewall's tables"))?;
+            .push_name_bytes(name.as_bytes());
+        let mut reply = self.socket.request(&request)?;
         match reply.recv_one() {
             Ok(_) => Ok(true),
             Err(error) => match error.as_io_error().raw_os_error() {
                 Some(libc::ENOENT) => Ok(false),
-                _ => Err(NetworkError::at("ask for the firewall's tables")(
-                    error.into(),
-                )),
+                _ => Err(error.into()),
             },
         }
+    }
+
+    /// `nft flush table` leaves chains without rules.
+    fn has_rules(&mut self, family: u8) -> io::Result<bool> {
+        let mut request = nftables::Request::new().op_getrule_dump(&header(family));
+        request
+            .encode()
+            .push_table_bytes(self.base.table.as_bytes());
+        let mut replies = self.socket.request(&request)?;
+        let mut any = false;
+        while let Some(reply) = replies.recv() {
+            reply?;
+            any = true;
+        }
+        Ok(any)
     }
 
     /// Writes the tables, without any element.

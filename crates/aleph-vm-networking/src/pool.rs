@@ -20,15 +20,16 @@ pub struct Pool {
     network: Ipv4Network,
     cool_down: Duration,
     slots: Vec<State>,
-    /// Free ones in the order of giving. One that was claimed stays until it is met.
-    free: VecDeque<Slot>,
+    /// Free ones in the order of giving, each with the generation in which it became free. One
+    /// that has another by now, or an owner, stays until it is met.
+    free: VecDeque<(Slot, u32)>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     used: bool,
-    /// Whether it is in the queue.
-    queued: bool,
+    /// Grows each time that it becomes free.
+    generation: u32,
     /// The moment from which it may be given.
     from: Option<Instant>,
 }
@@ -67,15 +68,12 @@ impl Pool {
         }
         let size = 1_u32 << (30 - network.prefix());
         let first = last.map_or(0, |slot| (slot.0 + 1) % size);
-        let queued = State {
-            queued: true,
-            ..State::default()
-        };
+        let order = (first..size).chain(0..first);
         Ok(Self {
             network,
             cool_down,
-            slots: (0..size).map(|_| queued).collect(),
-            free: (first..size).chain(0..first).map(Slot).collect(),
+            slots: (0..size).map(|_| State::default()).collect(),
+            free: order.map(|n| (Slot(n), 0)).collect(),
         })
     }
 
@@ -96,18 +94,15 @@ impl Pool {
     /// # Errors
     /// Where none is free.
     pub fn take(&mut self, now: Instant) -> Result<Slot, PoolError> {
-        while let Some(slot) = self.free.front().copied() {
+        while let Some((slot, generation)) = self.free.front().copied() {
             let Some(state) = self.state(slot) else {
                 break;
             };
-            if !state.used && state.from.is_some_and(|from| from > now) {
+            let is_free = !state.used && state.generation == generation;
+            if is_free && state.from.is_some_and(|from| from > now) {
                 break;
             }
-            let is_free = !state.used;
-            *state = State {
-                used: true,
-                ..State::default()
-            };
+            state.used |= is_free;
             self.free.pop_front();
             if is_free {
                 return Ok(slot);
@@ -116,6 +111,7 @@ impl Pool {
         Err(PoolError::Exhausted {
             network: self.network,
             size: self.size(),
+            // What is free and cannot be given rests.
             cooling: self.slots.iter().filter(|state| !state.used).count(),
         })
     }
@@ -137,15 +133,11 @@ impl Pool {
         let Some(state) = self.state(slot).filter(|state| state.used) else {
             return;
         };
-        let was_queued = state.queued;
-        *state = State {
-            used: false,
-            queued: true,
-            from,
-        };
-        if !was_queued {
-            self.free.push_back(slot);
-        }
+        state.used = false;
+        state.from = from;
+        state.generation = state.generation.wrapping_add(1);
+        let generation = state.generation;
+        self.free.push_back((slot, generation));
     }
 
     /// The host's address in a slot.
@@ -227,6 +219,20 @@ mod tests {
         let given: Vec<_> = (0..3).map(|_| pool.take(now).unwrap().0).collect();
         assert_eq!(given, [3, 1, 2]);
         assert!(pool.take(now).is_err());
+    }
+
+    /// One that was claimed and released while its turn had not come does not hold up others.
+    #[test]
+    fn a_slot_that_rests_stands_in_nobodys_way() {
+        let network = "10.0.0.0/28".parse().unwrap();
+        let mut pool = Pool::new(network, COOL_DOWN, Some(Slot(3))).unwrap();
+        let now = Instant::now();
+        assert!(pool.claim(Slot(0)) && pool.claim(Slot(3)));
+        pool.release(Slot(0), now);
+        assert_eq!(pool.take(now), Ok(Slot(1)));
+        assert_eq!(pool.take(now), Ok(Slot(2)));
+        assert!(pool.take(now).is_err());
+        assert_eq!(pool.take(now + COOL_DOWN), Ok(Slot(0)));
     }
 
     #[test]

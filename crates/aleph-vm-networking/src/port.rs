@@ -6,7 +6,8 @@
 //! no moment between the two. Whoever has the port already is named.
 
 use crate::forwards::Forward;
-use aleph_types::Protocol;
+use crate::ruleset::FIRST_SOURCE_PORT;
+use aleph_types::{PortForward, Protocol};
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt,
 };
@@ -41,6 +42,12 @@ pub enum PortTaken {
         /// Its owner, as `NAME (process NUMBER)`.
         process: String,
     },
+    /// Ports from which the host connects for its guests.
+    #[error("{forward} asks for a port from {FIRST_SOURCE_PORT} on, from where guests connect")]
+    OfGuests {
+        /// What was asked for.
+        forward: PortForward,
+    },
     /// The host has no such address.
     #[error("this host has no address {address} to forward from")]
     NoAddress {
@@ -63,12 +70,9 @@ impl HeldPort {
     /// # Errors
     /// Who has it.
     pub fn hold(forward: &Forward) -> Result<Self, PortTaken> {
-        let process = || {
-            let found = owner(forward.protocol, forward.host_port);
-            PortTaken::Process {
-                forward: *forward,
-                process: found.unwrap_or_else(|| "a process of the host".into()),
-            }
+        let process = || PortTaken::Process {
+            forward: *forward,
+            process: SOME_PROCESS.into(),
         };
         match Self::bind(forward, false) {
             // Connections that ended a moment ago keep a port for a minute, without an owner.
@@ -112,6 +116,20 @@ impl HeldPort {
             port: bound.port(),
             _socket: socket,
         })
+    }
+}
+
+const SOME_PROCESS: &str = "a process of the host";
+
+impl PortTaken {
+    /// Looks for the process that has a port: through all files of all processes.
+    #[must_use]
+    pub fn by_process(forward: Forward) -> Self {
+        let found = owner(forward.protocol, forward.host_port);
+        Self::Process {
+            process: found.unwrap_or_else(|| SOME_PROCESS.into()),
+            forward,
+        }
     }
 }
 
@@ -210,7 +228,8 @@ mod tests {
             (Protocol::Udp, udp.local_addr().unwrap().port()),
         ];
         for (protocol, port) in ports {
-            let error = HeldPort::hold(&forward(protocol, port)).unwrap_err();
+            assert!(HeldPort::hold(&forward(protocol, port)).is_err());
+            let error = PortTaken::by_process(forward(protocol, port));
             let me = format!("(process {})", std::process::id());
             assert!(error.to_string().contains(&me), "{error}");
         }

@@ -6,10 +6,11 @@
 //! | from | to | passes |
 //! | --- | --- | --- |
 //! | a guest, with another address or MAC | anywhere | nothing |
-//! | a guest | loopback and link-local addresses (metadata services) | nothing |
+//! | a guest | loopback, link-local and metadata addresses | nothing |
 //! | a guest | the host | DNS to its own gateway, led to the forwarder's port; answers |
 //! | a guest | a guest | the same private network; a forwarded port; answers |
 //! | a guest | elsewhere | what its egress says, behind the host's address |
+//! | elsewhere, with an address of the pool or to loopback | anywhere | nothing |
 //! | elsewhere | a guest | forwarded ports, answers |
 //! | the host | a guest | everything |
 //! | elsewhere | elsewhere | nothing through a link that forwards for VMs alone |
@@ -35,9 +36,6 @@ pub struct Base {
     /// Connections that one VM may have open.
     pub connections: u32,
 }
-
-/// Changes with every change of the rules: a node that finds another in the kernel writes its own.
-pub const REVISION: &str = "revision-2";
 
 /// Why a packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,12 +93,8 @@ impl Base {
     /// The tables. Those of an earlier revision are replaced in the same transaction.
     #[must_use]
     pub fn text(&self) -> String {
-        let Self {
-            table,
-            group,
-            pool,
-            connections,
-        } = self;
+        let Self { table, .. } = self;
+        let marker = self.marker();
         let mut text = String::new();
         for family in ["inet", "arp"] {
             let _ = writeln!(
@@ -108,37 +102,64 @@ impl Base {
                 "table {family} {table}\ndelete table {family} {table}"
             );
         }
-        let mut counted = String::new();
-        for reason in DropReason::ALL {
-            let _ = writeln!(
-                counted,
-                "  set {} {{ type ifname; size 65535; flags dynamic; counter; }}",
-                reason.set()
-            );
-        }
-        let drop =
-            |reason: DropReason, key: &str| format!("update @{} {{ {key} }} drop", reason.set());
-        let (spoofed, reserved) = (
-            drop(DropReason::Spoofed, "iifname"),
-            drop(DropReason::Reserved, "iifname"),
-        );
-        let (host, neighbour) = (
-            drop(DropReason::Host, "iifname"),
-            drop(DropReason::Neighbour, "iifname"),
-        );
-        let (egress, inbound) = (
-            drop(DropReason::Egress, "iifname"),
-            drop(DropReason::Inbound, "oifname"),
-        );
-        let (many_out, many_in) = (
-            drop(DropReason::Connections, "iifname"),
-            drop(DropReason::Connections, "oifname"),
-        );
         let _ = write!(
             text,
-            "table inet {table} {{
-  chain {REVISION} {{ }}
+            "table inet {table} {{\n  chain {marker} {{ }}\n{}}}\n\
+             table arp {table} {{\n  chain {marker} {{ }}\n{}}}\n",
+            self.inet(),
+            self.arp()
+        );
+        text
+    }
 
+    /// The name of an empty chain in both tables, which changes with every change of the rules or
+    /// of what they depend on: a node that finds another in the kernel writes its own.
+    #[must_use]
+    pub fn marker(&self) -> String {
+        let text = format!("{}{}", self.inet(), self.arp());
+        // FNV-1a.
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        format!("revision-{hash:016x}")
+    }
+
+    fn inet(&self) -> String {
+        let Self {
+            group,
+            pool,
+            connections,
+            ..
+        } = self;
+        let retired = group + 1;
+        let mut counted = String::new();
+        for reason in DropReason::ALL {
+            let set = reason.set();
+            let _ = writeln!(
+                counted,
+                "  set {set} {{ type ifname; size 65535; flags dynamic; counter; }}"
+            );
+        }
+        // Counted in a rule of its own: where a counter cannot be had, the rule ends and the next
+        // one drops all the same.
+        for reason in DropReason::ALL {
+            let (name, set) = (reason.name(), reason.set());
+            let side = match reason {
+                DropReason::Inbound => "oifname",
+                _ => "iifname",
+            };
+            let _ = writeln!(
+                counted,
+                "  chain drop-{name} {{\n    update @{set} {{ {side} }}\n    drop\n  }}"
+            );
+        }
+        let many = DropReason::Connections.set();
+        // An error that reports another's packet: of which flow it is, the kernel has checked; not
+        // who sends it.
+        let strange = "ct state related iifname . ct original ip saddr . ether saddr != @guests \
+                       iifname . ct reply ip saddr . ether saddr != @guests";
+        format!(
+            "
   set guests {{ type ifname . ipv4_addr . ether_addr; }}
   set gateways {{ type ifname . ipv4_addr; }}
   map forwards {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -152,15 +173,23 @@ impl Base {
   set dns-ports {{ type inet_proto . inet_service; }}
   set dns-rate {{ type ifname; size 65535; flags dynamic,timeout; timeout 1m; }}
   set connections {{ type ipv4_addr; size 65535; flags dynamic; }}
-{counted}
+  set connections-in {{ type ipv4_addr; size 65535; flags dynamic; }}
+{counted}  chain drop-connections-in {{
+    update @{many} {{ oifname }}
+    drop
+  }}
+
   chain prerouting {{
-    type filter hook prerouting priority raw; policy accept;
-    iifgroup {group} jump from-guest
+    type filter hook prerouting priority -450; policy accept;
+    iifgroup {group} goto from-guest
+    iifgroup {retired} drop
+    iifname != \"lo\" ip daddr 127.0.0.0/8 drop
+    iifname != \"lo\" ip saddr {pool} drop
   }}
   chain from-guest {{
-    meta nfproto != ipv4 {spoofed}
-    iifname . ip saddr . ether saddr != @guests {spoofed}
-    ip daddr {{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16 }} {reserved}
+    meta nfproto != ipv4 goto drop-spoofed
+    iifname . ip saddr . ether saddr != @guests goto drop-spoofed
+    ip daddr {{ {RESERVED} }} goto drop-reserved
   }}
 
   chain destination {{
@@ -180,6 +209,7 @@ impl Base {
     type nat hook postrouting priority srcnat; policy accept;
     oifgroup {group} ip saddr 127.0.0.0/8 masquerade
     oifgroup {group} ct status dnat ip saddr {pool} masquerade
+    oifgroup != {group} ip saddr {pool} meta l4proto {{ tcp, udp }} masquerade to :{FIRST_SOURCE_PORT}-65535 fully-random
     oifgroup != {group} ip saddr {pool} masquerade
   }}
 
@@ -189,59 +219,80 @@ impl Base {
     ct state new meta l4proto . th dport @dns-ports drop
   }}
   chain to-host {{
-    meta l4proto udp meta l4proto . th dport @dns-ports update @dns-rate {{ iifname limit rate over 1000/second burst 200 packets }} {host}
+    meta l4proto udp meta l4proto . th dport @dns-ports update @dns-rate {{ iifname limit rate over 1000/second burst 200 packets }} goto drop-host
+    {strange} goto drop-host
     ct state established,related accept
+    ct state new add @connections {{ ip saddr ct count over {connections} }} goto drop-connections
     iifname . ip daddr @gateways ct status dnat meta l4proto . th dport @dns-ports accept
-    {host}
+    goto drop-host
   }}
 
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    oifgroup {retired} drop
     iifgroup {group} jump out-of-guest
     oifgroup {group} jump into-guest
     iifname @uplinks drop
   }}
   chain out-of-guest {{
+    oifgroup != {group} ct status dnat ct direction original goto drop-host
+    {strange} goto drop-neighbour
     ct state established,related accept
     ct state invalid drop
-    ct state new add @connections {{ ip saddr ct count over {connections} }} {many_out}
+    ct state new add @connections {{ ip saddr ct count over {connections} }} goto drop-connections
     oifgroup {group} meta mark set iifname map @private oifname . meta mark @members accept
     iifname vmap @egress
     oifgroup {group} ct status dnat accept
-    oifgroup {group} {neighbour}
+    oifgroup {group} goto drop-neighbour
     accept
   }}
   chain egress-list {{
     iifname . ip daddr @allowed return
-    {egress}
+    goto drop-egress
   }}
   chain egress-deny {{
-    {egress}
+    goto drop-egress
   }}
   chain into-guest {{
     ct state established,related accept
-    ct status dnat ct state new add @connections {{ ip daddr ct count over {connections} }} {many_in}
+    ct status dnat ct state new add @connections-in {{ ip daddr ct count over {connections} }} goto drop-connections-in
     ct status dnat accept
-    {inbound}
+    goto drop-inbound
   }}
-}}
-table arp {table} {{
+"
+        )
+    }
+
+    fn arp(&self) -> String {
+        let Self { group, .. } = self;
+        let retired = group + 1;
+        format!(
+            "
   set guests {{ type ifname . ipv4_addr . ether_addr; }}
   set gateways {{ type ifname . ipv4_addr; }}
   chain input {{
     type filter hook input priority 0; policy accept;
     iifgroup {group} jump from-guest
+    iifgroup {retired} drop
   }}
   chain from-guest {{
     iifname . arp saddr ip . arp saddr ether != @guests drop
     iifname . arp daddr ip != @gateways drop
   }}
-}}
 "
-        );
-        text
+        )
     }
 }
+
+/// Where no guest sends to: this host, every loopback, and link-local addresses; and what clouds
+/// use for their metadata outside of those (Azure, Alibaba, Oracle).
+const RESERVED: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 168.63.129.16, 100.100.100.200, \
+                        192.0.0.192";
+
+/// From here on are the ports from which the host connects for its guests. No port is forwarded
+/// from among them, so that no guest can have answers sent to itself that are meant for another.
+/// They are above the range from which Linux takes its own by default (`ip_local_port_range`).
+pub const FIRST_SOURCE_PORT: u16 = 61_000;
 
 /// A set or map of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -174,6 +174,16 @@ fn flushed() {
     let outside = world.outside_socket(7000);
     outside.send_to(b"back", (NODE, 8080)).unwrap();
     assert_eq!(guest.receive().0, "back");
+    // Chains that were emptied, or that are there without their tables for ARP.
+    for harm in ["flush table inet aleph-test", "delete table arp aleph-test"] {
+        world.node.sh(&format!("nft {harm}"));
+        let again = Arc::clone(&network);
+        world.node.run(move || again.sweep().unwrap());
+        outside.send_to(harm.as_bytes(), (NODE, 8080)).unwrap();
+        assert_eq!(guest.receive().0, harm);
+        let rules = world.node.sh("nft list table arp aleph-test");
+        assert!(rules.contains("elements"), "{rules}");
+    }
     // Nor does anything that happens before the sweep fail.
     world.node.sh("nft flush ruleset");
     let other = world.guest(&network, 2, &spec("{}"));

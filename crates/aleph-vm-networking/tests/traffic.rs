@@ -20,7 +20,7 @@ use world::space::Space;
 use world::{NODE, OUTSIDE, World, receive, spec, trial};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 11] = [
+    let tests: [(&str, fn()); 15] = [
         (
             "a_guest_reaches_the_world_by_the_hosts_address",
             reaches_the_world,
@@ -36,6 +36,10 @@ fn main() -> ExitCode {
         ),
         ("a_forward_of_one_address_is_of_that_address", one_address),
         ("nothing_else_comes_in", no_inbound),
+        ("a_neighbour_of_the_host_reaches_what_is_published", lan),
+        ("a_guest_cannot_take_anothers_port_over", port_shadow),
+        ("a_part_of_a_packet_is_looked_at_too", fragments),
+        ("a_tap_out_of_use_carries_nothing", retired),
         ("egress_is_what_the_job_says", egress),
         ("a_guest_has_so_many_connections", connections),
     ];
@@ -241,12 +245,6 @@ fn one_address() {
     host.send_to(b"host", (Ipv4Addr::LOCALHOST, 8080)).unwrap();
     assert_eq!(public.receive().0, "outside");
     assert_eq!(local.receive().0, "host");
-    // Nor by a packet from outside to an address of the host's loopback.
-    world.outside.sh(&format!(
-        "ip route add 127.0.0.1/32 via {NODE} table 7 2>/dev/null || true
-         sysctl -qw net.ipv4.conf.out0.route_localnet=1"
-    ));
-    assert_eq!(local.received(Duration::from_millis(100)), None);
 }
 
 fn no_inbound() {
@@ -278,6 +276,95 @@ fn no_inbound() {
     outside.send_to(b"through the host", (target, 9)).unwrap();
     guest.send((target, 9), "from a guest");
     assert_eq!(receive(&stranger).0, "from a guest");
+}
+
+/// A hostile host on the same network as this one.
+fn lan() {
+    let world = World::new();
+    let network = world.open();
+    let local = world.guest(
+        &network,
+        1,
+        &spec(r#"{"ports": ["127.0.0.1:8080:80/udp"]}"#),
+    );
+    let of = |bits| world.guest(&network, bits, &spec(r#"{"mode": "private:x"}"#));
+    let (one, other) = (of(2), of(3));
+    let lan = world.lan();
+    lan.send_as(
+        lan.mac,
+        (lan.address, 9),
+        (Ipv4Addr::LOCALHOST, 8080),
+        "to loopback",
+    );
+    let host = world.node_socket(Ipv4Addr::UNSPECIFIED, 7000);
+    host.send_to(b"marker", (Ipv4Addr::LOCALHOST, 8080))
+        .unwrap();
+    assert_eq!(local.receive().0, "marker");
+    // Into a flow of two guests, under the name of one.
+    one.send((other.address, 80), "hello");
+    let (_, ends) = other.receive();
+    lan.send_as(lan.mac, ends.from, ends.to, "injected");
+    one.send((other.address, 80), "marker");
+    assert_eq!(other.receive().0, "marker");
+    // What it may: nothing stands in the way of this very sender.
+    let listener = world.node_socket(Ipv4Addr::UNSPECIFIED, 7001);
+    lan.send_as(lan.mac, (lan.address, 9), (lan.gateway, 7001), "honest");
+    assert_eq!(receive(&listener).0, "honest");
+}
+
+fn port_shadow() {
+    let world = World::new();
+    let network = world.open();
+    let owner = world.guest(&network, 1, &spec(r#"{"ports": ["9090:80/udp"]}"#));
+    let thief = world.guest(&network, 2, &spec(PLAIN));
+    let outside = world.outside_socket(4000);
+    thief.send_as(
+        thief.mac,
+        (thief.address, 9090),
+        (OUTSIDE, 4000),
+        "I am 9090",
+    );
+    let (_, from) = receive(&outside);
+    assert!(from.port() >= 61_000, "{from}");
+    outside.send_to(b"for the owner", (NODE, 9090)).unwrap();
+    assert_eq!(owner.receive().0, "for the owner");
+}
+
+/// Parts of a packet are put together before most rules see it, with those of others.
+fn fragments() {
+    let world = World::new();
+    let network = world.open();
+    let guest = world.guest(&network, 1, &spec(PLAIN));
+    guest.fragment((OUTSIDE, 53), (NODE, 7000), "the end of another's packet");
+    let outside = world.outside_socket(7000);
+    guest.send((OUTSIDE, 7000), "marker");
+    assert_eq!(receive(&outside).0, "marker");
+    assert_eq!(dropped(&network, &guest, DropReason::Spoofed), 1);
+}
+
+fn retired() {
+    let world = World::new();
+    let network = world.open();
+    let (guest, other) = (
+        world.guest(&network, 1, &spec(r#"{"ports": ["8080:80/udp"]}"#)),
+        world.guest(&network, 2, &spec(PLAIN)),
+    );
+    let outside = world.outside_socket(7000);
+    let host = world.node_socket(Ipv4Addr::UNSPECIFIED, 7000);
+    let detached = Arc::clone(&network);
+    world
+        .node
+        .run(move || detached.detach(world::vm(1)).unwrap());
+    // Its VMM should be gone. This one is not.
+    for to in [OUTSIDE, NODE, Ipv4Addr::LOCALHOST, other.address] {
+        guest.send((to, 7000), "still here");
+    }
+    other.send((OUTSIDE, 7000), "marker");
+    assert_eq!(receive(&outside).0, "marker");
+    host.send_to(b"marker", (other.address, 9)).unwrap();
+    let (_, ends) = other.receive();
+    other.answer(ends, "answer");
+    assert_eq!(receive(&host).0, "answer");
 }
 
 fn egress() {

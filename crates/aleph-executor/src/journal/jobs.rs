@@ -224,22 +224,6 @@ impl Journal {
         self.writer.run("vm.forget", work).await
     }
 
-    /// Removes the row of a VM that no job's record names, and says whether it did.
-    pub(crate) async fn forget_stray(&self, vm: VmId) -> Result<bool, JournalError> {
-        let work = move |t: &Transaction<'_>| {
-            t.execute(
-                "DELETE FROM vms WHERE vm = ?1 AND NOT EXISTS (
-                     SELECT 1 FROM jobs
-                     WHERE id = vms.job AND json_extract(record, '$.job.vm') = ?1
-                 )",
-                [vm.to_string()],
-            )
-            .map_err(JournalError::sql("forget a VM"))
-            .map(|removed| removed > 0)
-        };
-        self.writer.run("vm.forget-stray", work).await
-    }
-
     /// After all that a job had is gone.
     pub(crate) async fn remove_job(
         &self,

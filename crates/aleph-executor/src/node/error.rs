@@ -24,6 +24,9 @@ pub enum NodeError {
     /// It asks for a network of a node that has none.
     #[error("this node connects no VMs, and the job asks for a network")]
     NoNetwork,
+    /// Guests that run have networks, and the node is to have none.
+    #[error("{0} VMs of this node have networks, which it is not to connect any more")]
+    NetworkInUse(usize),
     /// Its image cannot be had.
     #[error("{0}")]
     Image(Problem),
@@ -94,7 +97,8 @@ impl Classify for NodeError {
             | Self::Denied { .. }
             | Self::Live(_)
             | Self::Never(_)
-            | Self::Owned(_) => ErrorClass::Conflict,
+            | Self::Owned(_)
+            | Self::NetworkInUse(_) => ErrorClass::Conflict,
             Self::Guest(AgentError::Failed { errno: 2, .. }) => ErrorClass::NotFound,
             Self::Guest(AgentError::Failed { .. } | AgentError::Request(_)) => ErrorClass::Invalid,
             Self::Guest(_) | Self::ShuttingDown => ErrorClass::Unavailable,
@@ -112,6 +116,7 @@ impl Classify for NodeError {
             Self::Executor(error) => error.code(),
             Self::Network(error) => error.code(),
             Self::NoNetwork => "no_network",
+            Self::NetworkInUse(_) => "network_in_use",
             Self::Image(_) => "image",
             Self::NoJob(_) => "no_job",
             Self::Ambiguous(..) => "ambiguous",
@@ -137,6 +142,9 @@ impl Classify for NodeError {
             Self::NoNetwork => Some(
                 "Run it with --network none, or switch network.enabled on in aleph.toml.".into(),
             ),
+            Self::NetworkInUse(_) => {
+                Some("Start it with networks, stop those jobs, and start it without.".into())
+            }
             Self::Image(problem) => problem.advice.clone(),
             Self::NoJob(_) => Some("See aleph ps -a for the jobs there are.".into()),
             Self::Ambiguous(..) => Some("Give more digits of the id, or the name.".into()),

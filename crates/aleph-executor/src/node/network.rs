@@ -21,6 +21,7 @@ use aleph_types::{JobId, JobSpec, NetworkMode, NetworkUsage, VmId, VmNetwork};
 use aleph_vm_networking::dns::{Answer, Forwarder, ForwarderConfig, Limits, Names, Upstreams};
 use aleph_vm_networking::foreign::obstacles;
 use aleph_vm_networking::mac::Mac;
+use aleph_vm_networking::network::guest_address;
 use aleph_vm_networking::{Claim, Network, NetworkConfig, NetworkError};
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -53,6 +54,20 @@ pub(super) fn open(
         .iter()
         .map(|record| (record.job.id, record.job.name.as_str()))
         .collect();
+    // Guests keep the addresses that they were told.
+    for record in records {
+        let row = rows.iter().find(|row| Some(row.vm) == record.job.vm);
+        let claim = row.and_then(|row| row.network.as_ref());
+        if let (Some(claim), Some(told)) = (claim, &record.job.network)
+            && guest_address(config.pool, claim) != told.vm_ip
+        {
+            return Err(NetworkError::PoolChanged {
+                pool: config.pool,
+                job: record.job.name.clone(),
+                address: told.vm_ip,
+            });
+        }
+    }
     let claims = rows.iter().filter_map(|row| {
         let name = names
             .get(&row.job)
@@ -146,7 +161,12 @@ impl Inner {
         crate::failpoint::pass("network.attach", "before");
         let attaching = Arc::clone(&network);
         let queues = usize::from(cpus).min(MAX_QUEUES);
-        let owner = rustix::process::geteuid().is_root().then(|| vm.uid());
+        let user = rustix::process::geteuid();
+        let owner = Some(if user.is_root() {
+            vm.uid()
+        } else {
+            user.as_raw()
+        });
         let attached = blocking(move || attaching.attach(vm, queues, owner)).await?;
         crate::failpoint::pass("network.attach", "after");
         let nic = Nic {

@@ -65,6 +65,10 @@ impl Node {
         let (id, newest) = (journal.node_id().await?, journal.newest_event().await?);
         let records = journal.jobs().await?;
         let rows = journal.vms().await?;
+        let connected = rows.iter().filter(|row| row.network.is_some()).count();
+        if config.network.is_none() && connected > 0 {
+            return Err(NodeError::NetworkInUse(connected));
+        }
         let network = config.network.as_ref();
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
@@ -179,7 +183,7 @@ impl Inner {
         };
         for row in rows {
             let there = paths.vm_state(row.vm).exists() || paths.vm_run(row.vm).exists();
-            if !there {
+            if !there && self.is_stray(&row) {
                 self.forget_stray(&row).await;
             }
             // One that another process held may be free by now.
@@ -192,15 +196,25 @@ impl Inner {
         }
     }
 
-    /// The row of a VM without a place goes, unless a job is just about to make that.
+    /// Whether no job knows of a VM, nor is about to make it. What is in memory counts: where a
+    /// journal could not be written, its record of the job is behind.
+    fn is_stray(&self, row: &VmRow) -> bool {
+        let Some(entry) = lock(&self.jobs).get(row.job) else {
+            return true;
+        };
+        let job = entry.job();
+        let over = job.state.is_over() || job.state == JobState::Restarting;
+        job.vm != Some(row.vm) && (over || job.incarnation != row.incarnation)
+    }
+
+    /// Removes what is left of a VM without a place: its network, and then its row.
     async fn forget_stray(&self, row: &VmRow) {
-        match self.journal.forget_stray(row.vm).await {
+        if let Err(error) = self.disconnect(row.vm).await {
+            return tracing::warn!(vm = %row.vm, error, "a network without VM stays");
+        }
+        match self.journal.forget_vm(row.vm, None, None).await {
+            Ok(_) => self.release(row.vm),
             Err(error) => log_journal(&error),
-            Ok(false) => {}
-            Ok(true) => match self.disconnect(row.vm).await {
-                Ok(()) => self.release(row.vm),
-                Err(error) => tracing::warn!(vm = %row.vm, error, "a network without VM stays"),
-            },
         }
     }
 

@@ -263,8 +263,10 @@ impl Service {
             Received::Refused(answer) => return Some(answer),
             Received::Nothing => return None,
         };
-        let known = question.name.as_ref();
-        match known.map_or(Answer::Forward, |name| self.names.of(guest, name)) {
+        // One that can be nobody's is asked for as the empty name: a guest may not be allowed to
+        // ask elsewhere for anything.
+        let name = question.name.as_deref().unwrap_or_default();
+        match self.names.of(guest, name) {
             Answer::Addresses(addresses) => return Some(question.addresses(&addresses)),
             Answer::NoSuchName => return Some(question.no_such_name()),
             Answer::Forward => {}

@@ -75,7 +75,8 @@ pub enum Answer {
 /// Names are in lower case, without the last dot. Only those of letters, digits, `-` and `_` are
 /// given: no other can be a job's or be in an egress list.
 pub trait Names: Send + Sync + 'static {
-    /// What a guest is told of a name. Called for each query, and must not wait.
+    /// What a guest is told of a name. Called for each query, and must not wait. A name with other
+    /// letters than those is given as the empty one.
     fn of(&self, guest: Ipv4Addr, name: &str) -> Answer;
 
     /// A name was resolved for a guest to these addresses, for as long as each says: its `A`

@@ -66,6 +66,17 @@ impl Guest {
         self.frame(mac, 0x0800, &datagram(Ends { from, to }, text));
     }
 
+    /// Sends the last part of a datagram whose first part is another's.
+    pub(crate) fn fragment(&self, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), text: &str) {
+        let mut packet = datagram(Ends { from, to }, text);
+        // The offset is in units of eight bytes; no more parts follow.
+        packet[6..8].copy_from_slice(&[0, 2]);
+        packet[10..12].copy_from_slice(&[0, 0]);
+        let sum = checksum(&packet[..20]);
+        packet[10..12].copy_from_slice(&sum);
+        self.frame(self.mac, 0x0800, &packet);
+    }
+
     /// Answers what it received.
     pub(crate) fn answer(&self, ends: Ends, text: &str) {
         self.send_as(self.mac, ends.to, ends.from, text);
@@ -167,14 +178,19 @@ fn datagram(ends: Ends, text: &str) -> Vec<u8> {
         &ends.to.0.octets(),
     ]
     .concat();
-    let mut sum: u32 = header
-        .chunks(2)
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    [header, udp].concat()
+}
+
+/// The checksum of a header whose own is zero.
+fn checksum(header: &[u8]) -> [u8; 2] {
+    let pairs = header.chunks(2);
+    let mut sum: u32 = pairs
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
         .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    let sum = !u16::try_from(sum).unwrap();
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
-    [header, udp].concat()
+    (!u16::try_from(sum).unwrap()).to_be_bytes()
 }

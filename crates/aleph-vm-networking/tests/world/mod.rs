@@ -7,8 +7,10 @@ pub(crate) mod guest;
 pub(crate) mod machine;
 pub(crate) mod space;
 
-use aleph_types::{NetworkSpec, VmId};
-use aleph_vm_networking::{Claim, Network, NetworkConfig};
+use aleph_types::{Egress, NetworkSpec, VmId, VmNetwork};
+use aleph_vm_networking::mac::Mac;
+use aleph_vm_networking::tap::Tap;
+use aleph_vm_networking::{Attachment, Claim, Network, NetworkConfig};
 use guest::Guest;
 use libtest_mimic::Trial;
 use space::Space;
@@ -91,6 +93,37 @@ impl World {
             let attachment = network.attach(vm, 1, None).unwrap();
             Guest::new(vm, attachment, claim)
         })
+    }
+
+    /// Another host of a network of the node's, whose every frame the test writes.
+    pub(crate) fn lan(&self) -> Guest {
+        let tap = self.node.run(|| Tap::make("lan0", 1, None).unwrap());
+        self.node.sh(&format!(
+            "ip link set lan0 address {mac} up
+             ip address add 198.18.0.1/24 dev lan0",
+            mac = Mac::HOST
+        ));
+        let network = VmNetwork {
+            tap_name: "lan0".into(),
+            vm_ip: Ipv4Addr::new(198, 18, 0, 2),
+            host_ip: Ipv4Addr::new(198, 18, 0, 1),
+            mac: String::new(),
+            private_network: None,
+            forwarded_ports: Vec::new(),
+        };
+        let claim = Claim {
+            slot: 0,
+            ports: Vec::new(),
+            private: None,
+            egress: Egress::Allow,
+        };
+        let attachment = Attachment {
+            tap,
+            mac: Mac::of(vm(1000)),
+            mtu: 1500,
+            network,
+        };
+        Guest::new(vm(1000), attachment, claim)
     }
 
     /// A UDP socket of the world outside.
