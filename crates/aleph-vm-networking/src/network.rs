@@ -20,7 +20,8 @@ use crate::ruleset::{
 };
 use crate::tap::Tap;
 use aleph_types::{
-    Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, Protocol, VmId, VmNetwork,
+    Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, PortRange, Protocol, VmId,
+    VmNetwork,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -523,7 +524,7 @@ impl State {
     fn hold(&self, spec: &NetworkSpec) -> Result<(Vec<Forward>, Vec<HeldPort>), PortTaken> {
         let (mut forwards, mut held) = (Vec::new(), Vec::new());
         for asked in &spec.ports {
-            let host = asked.host.map(|host| host.ports());
+            let host = asked.host.map(PortRange::ports);
             if host.is_some_and(|mut ports| ports.any(|port| port >= FIRST_SOURCE_PORT)) {
                 return Err(PortTaken::OfGuests { forward: *asked });
             }
