@@ -205,10 +205,10 @@ async fn a_guest_and_its_output_outlive_any_number_of_hosts() -> Result<()> {
                 handle.stored(handle.position())?;
             }
         }
-        // Something large is under way when it dies, in both directions.
+        // Something is under way when it dies that is too large to end in the 20 ms before.
         let put = agent.clone();
         let busy = tokio::spawn(async move {
-            let bytes = vec![7; 3_000_000];
+            let bytes = vec![7; 24_000_000];
             let meta = FileMeta {
                 mode: 0o600,
                 uid: 0,

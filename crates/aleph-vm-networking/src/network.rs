@@ -144,8 +144,8 @@ pub fn tap_name(vm: VmId) -> String {
 }
 
 impl Network {
-    /// The network of a node whose VMs have these claims, and none of which is attached yet. The
-    /// rules are written; TAPs that have no VM any more are left for [`Network::sweep`].
+    /// The network of a node whose VMs have these claims, and may be running. Their rules are
+    /// written; TAPs that have no VM any more are left for [`Network::sweep`].
     ///
     /// # Errors
     /// Where the pool is too small or overlaps a route, or the kernel refuses.
@@ -726,8 +726,13 @@ impl State {
 
     fn elements(&mut self, vm: VmId, claim: &Claim) -> Vec<Element> {
         let private = claim.private.as_ref().map(|key| {
+            if let Some(known) = self.private.get(key) {
+                return *known;
+            }
             let free = (1..).find(|n| !self.private.values().any(|used| used == n));
-            *self.private.entry(key.clone()).or_insert(free.unwrap_or(0))
+            let number = free.unwrap_or(0);
+            self.private.insert(key.clone(), number);
+            number
         });
         elements(&VmRules {
             tap: &tap_name(vm),
