@@ -20,7 +20,7 @@ use world::space::Space;
 use world::{NODE, OUTSIDE, World, receive, spec, trial};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 15] = [
+    let tests: [(&str, fn()); 16] = [
         (
             "a_guest_reaches_the_world_by_the_hosts_address",
             reaches_the_world,
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         ("nothing_else_comes_in", no_inbound),
         ("a_neighbour_of_the_host_reaches_what_is_published", lan),
         ("a_guest_cannot_take_anothers_port_over", port_shadow),
+        ("a_guest_does_not_reach_what_others_publish", others_ports),
         ("a_part_of_a_packet_is_looked_at_too", fragments),
         ("a_tap_out_of_use_carries_nothing", retired),
         ("egress_is_what_the_job_says", egress),
@@ -328,6 +329,21 @@ fn port_shadow() {
     assert!(from.port() >= 61_000, "{from}");
     outside.send_to(b"for the owner", (NODE, 9090)).unwrap();
     assert_eq!(owner.receive().0, "for the owner");
+}
+
+/// A port of the host that another program forwards, as Docker does.
+fn others_ports() {
+    let world = World::new();
+    let network = world.open();
+    let guest = world.guest(&network, 1, &spec(PLAIN));
+    world.node.sh("nft add table ip docker
+         nft 'add chain ip docker pre { type nat hook prerouting priority dstnat; }'
+         nft add rule ip docker pre udp dport 5432 dnat to 192.0.2.2:7000");
+    let outside = world.outside_socket(7000);
+    guest.send((NODE, 5432), "to a container");
+    guest.send((OUTSIDE, 7000), "marker");
+    assert_eq!(receive(&outside).0, "marker");
+    assert_eq!(dropped(&network, &guest, DropReason::Host), 1);
 }
 
 /// Parts of a packet are put together before most rules see it, with those of others.
