@@ -87,7 +87,7 @@ impl Classify for NodeError {
             Self::Job(error) => error.class(),
             Self::Executor(error) => error.class(),
             Self::Network(error) => error.class(),
-            Self::NoNetwork => ErrorClass::Unavailable,
+            Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
             Self::NoJob(_) => ErrorClass::NotFound,
             Self::TooManyJobs(..) => ErrorClass::Capacity,
