@@ -560,9 +560,8 @@ mod schema {
             ObjectBuilder::new()
                 .schema_type(Type::String)
                 .description(Some(
-                    "`[ADDRESS:][HOST:]GUEST[/PROTOCOL]`, as docker's `-p`",
+                    "`[ADDRESS:][HOST:]GUEST[/PROTOCOL]`, as docker's `-p`: `8080:80`, `80/udp`",
                 ))
-                .examples(["8080:80", "127.0.0.1:5353:53/udp"])
                 .into()
         }
     }
@@ -573,8 +572,9 @@ mod schema {
         fn schema() -> RefOr<Schema> {
             ObjectBuilder::new()
                 .schema_type(Type::String)
-                .description(Some("an IPv4 network in CIDR notation, or an address"))
-                .examples(["192.0.2.0/24", "192.0.2.7"])
+                .description(Some(
+                    "an IPv4 network in CIDR notation, or an address: `192.0.2.0/24`, `192.0.2.7`",
+                ))
                 .into()
         }
     }
