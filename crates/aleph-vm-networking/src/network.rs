@@ -191,13 +191,20 @@ impl Network {
         }
         state.rewrite()?;
         state.forward()?;
-        // What a process that was killed did not come to: TAPs that are out of use, and flows of
-        // addresses that the next owner must not inherit. Questions that go on from an open socket
-        // would go on to that process.
+        // What a process that was killed did not come to: TAPs that are out of use, what was
+        // dropped for them, and flows of addresses that the next owner must not inherit. Questions
+        // that go on from an open socket would go on to that process.
         state
             .links
             .delete_group(group + 1)
             .map_err(NetworkError::at("remove TAPs"))?;
+        let counted = state
+            .rules
+            .drops()
+            .map_err(NetworkError::at("read counters"))?;
+        let live: HashSet<String> = state.vms.keys().map(|vm| tap_name(*vm)).collect();
+        let is_stray = |tap: &String| !live.contains(tap);
+        state.gone = counted.into_keys().filter(is_stray).collect();
         let slots = || state.vms.values().map(|vm| Slot(vm.claim.slot));
         let earlier = Flows {
             earlier: Some(Earlier {

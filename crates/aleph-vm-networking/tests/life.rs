@@ -142,6 +142,11 @@ fn crash() {
     let kept = world.guest(&network, 1, &forwarded);
     let lost = world.guest(&network, 2, &spec(r#"{"ports": ["8081:80/udp"]}"#));
     let claim = kept.claim.clone();
+    for guest in [&kept, &lost] {
+        guest.send((NODE, 7000), "counted");
+    }
+    let counted = || world.node.sh("nft list set inet aleph-test dropped-host");
+    assert!(counted().contains(lost.tap()));
     // A process that is killed runs no destructor that would undo anything: neither has this.
     drop(network);
     let claims = vec![(vm(1), "job".to_owned(), claim)];
@@ -159,6 +164,8 @@ fn crash() {
     assert_eq!(kept.receive().0, "still there");
     let forwards = world.node.sh("nft list map inet aleph-test forwards-any");
     assert!(!forwards.contains("8081"), "{forwards}");
+    let counted = counted();
+    assert!(counted.contains(kept.tap()) && !counted.contains(lost.tap()));
     // Its address has an owner.
     let next = world.guest(&network, 3, &spec("{}"));
     assert_ne!(next.address, kept.address);
