@@ -154,6 +154,35 @@ fn jobs_are_connected_and_kept_apart() -> Result<()> {
 }
 
 #[test]
+fn rules_that_somebody_flushes_are_back_before_any_sweep() -> Result<()> {
+    let world = World::new()?;
+    let daemon = Daemon::configured("", &["--netns", &world.node])?;
+    serve(&daemon, "web", &["-p", "8080:80"])?;
+    let address = format!("{NODE}:8080");
+    assert_eq!(get(&world, &world.outside, &address), "page of web");
+    for harm in [
+        "flush ruleset",
+        "delete table arp TABLE",
+        "flush chain inet TABLE forward",
+    ] {
+        let tables = world.text(&world.node, "nft list tables inet")?;
+        let table = tables.split_whitespace().last().context("no table")?;
+        let before = world.text(&world.node, "nft -t list ruleset")?;
+        world.text(
+            &world.node,
+            &format!("nft {}", harm.replace("TABLE", table)),
+        )?;
+        // A sweep comes once a minute, and for one of them at most.
+        wait_until(harm, LIMIT / 6, || {
+            let now = world.text(&world.node, "nft -t list ruleset");
+            (now.ok()? == before).then_some(())
+        });
+        assert_eq!(get(&world, &world.outside, &address), "page of web");
+    }
+    daemon.end()
+}
+
+#[test]
 fn a_node_without_networks_says_so() -> Result<()> {
     let daemon = Daemon::up()?;
     let refused = daemon.aleph(&["run", "-d", "-p", "80", "busybox", "true"])?;

@@ -186,10 +186,9 @@ impl Network {
         for (vm, job, claim) in claims {
             state.restore(vm, job, claim);
         }
-        if !state.rules.are_there()? {
-            state.rules.install()?;
+        if !state.mend()? {
+            state.rewrite()?;
         }
-        state.rewrite()?;
         state.forward()?;
         // What a process that was killed did not come to: TAPs that are out of use, what was
         // dropped for them, and flows of addresses that the next owner must not inherit. Questions
@@ -212,7 +211,7 @@ impl Network {
                 guests: slots().map(|slot| state.pool.guest(slot)).collect(),
                 gateways: slots().map(|slot| state.pool.host(slot)).collect(),
             }),
-            ..Flows::default()
+            ..std::mem::take(&mut state.flows)
         };
         let mut connections = Connections::new();
         connections
@@ -403,6 +402,7 @@ impl Network {
             state.gone.extend(gone);
             state.flows.addresses.extend(flows.addresses);
             state.flows.ports.extend(flows.ports);
+            state.flows.bare = state.flows.bare.or(flows.bare);
         }
         done.and(forgotten.map(drop))
     }
@@ -443,16 +443,27 @@ impl Network {
                 state.retired += 1;
                 state.gone.insert(name.clone());
             }
-            if !state.rules.are_there()? {
+            if state.mend()? {
                 tracing::warn!("the firewall's tables were gone, and are written again");
-                state.rules.install()?;
-                state.rewrite()?;
             }
             state.forward()?;
             orphans
         };
         self.reap()?;
         Ok(orphans)
+    }
+
+    /// Writes the rules again where they are gone, forgets what guests began meanwhile, and says
+    /// whether that was so.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn mend(&self) -> Result<bool, NetworkError> {
+        let mended = self.state().mend()?;
+        if mended {
+            self.reap()?;
+        }
+        Ok(mended)
     }
 
     /// Counters of all VMs, in one dump of the links and one of each kind of drop.

@@ -124,7 +124,8 @@ impl Base {
         format!("revision-{hash:016x}")
     }
 
-    fn inet(&self) -> String {
+    /// The table of packets.
+    pub(crate) fn inet(&self) -> String {
         let Self {
             group,
             pool,
@@ -263,7 +264,8 @@ impl Base {
         )
     }
 
-    fn arp(&self) -> String {
+    /// The table of ARP.
+    pub(crate) fn arp(&self) -> String {
         let Self { group, .. } = self;
         let retired = group + 1;
         format!(

@@ -70,6 +70,7 @@ impl Node {
             return Err(NodeError::NetworkInUse(connected));
         }
         let network = config.network.as_ref();
+        let watch = network.and_then(super::guard::listen);
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
         let inner = Arc::new(Inner {
@@ -96,6 +97,10 @@ impl Node {
         if let (Some(network), Some(forwarder)) = (inner.network.clone(), forwarder) {
             let leaving = inner.leaving.subscribe();
             tokio::spawn(super::network::answer(forwarder, network, leaving));
+        }
+        if let Some(watch) = watch {
+            let leaving = inner.leaving.subscribe();
+            tokio::spawn(super::guard::guard(Arc::downgrade(&inner), watch, leaving));
         }
         tokio::spawn(tend(Arc::downgrade(&inner), inner.config.sweep_interval));
         Ok(Self { inner })
