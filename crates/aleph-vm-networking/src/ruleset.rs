@@ -159,6 +159,8 @@ impl Base {
         // who sends it.
         let strange = "ct state related iifname . ct original ip saddr . ether saddr != @guests \
                        iifname . ct reply ip saddr . ether saddr != @guests";
+        // Where an element cannot be had, the rule that counts ends without a verdict.
+        let uncounted = "ct state new ip saddr != @connections";
         format!(
             "
   set guests {{ type ifname . ipv4_addr . ether_addr; }}
@@ -224,6 +226,7 @@ impl Base {
     {strange} goto drop-host
     ct state established,related accept
     ct state new add @connections {{ ip saddr ct count over {connections} }} goto drop-connections
+    {uncounted} goto drop-connections
     iifname . ip daddr @gateways ct status dnat meta l4proto . th dport @dns-ports accept
     goto drop-host
   }}
@@ -241,6 +244,7 @@ impl Base {
     ct state established,related accept
     ct state invalid drop
     ct state new add @connections {{ ip saddr ct count over {connections} }} goto drop-connections
+    {uncounted} goto drop-connections
     oifgroup {group} meta mark set iifname map @private oifname . meta mark @members accept
     iifname vmap @egress
     oifgroup {group} ct status dnat accept
@@ -257,6 +261,7 @@ impl Base {
   chain into-guest {{
     ct state established,related accept
     ct status dnat ct state new add @connections-in {{ ip daddr ct count over {connections} }} goto drop-connections-in
+    ct status dnat ct state new ip daddr != @connections-in goto drop-connections-in
     ct status dnat accept
     goto drop-inbound
   }}
