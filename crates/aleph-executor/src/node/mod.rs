@@ -301,7 +301,7 @@ impl Node {
             return Err(NodeError::TooManyJobs(account, jobs));
         }
         if options.start {
-            self.inner.give(id, (&account, &name), &spec)?;
+            self.inner.give(id, (&account, &name), &spec).await?;
         }
         let taken = lock(&self.inner.jobs).reserve(&name, &account, id);
         if let Err(other) = taken {

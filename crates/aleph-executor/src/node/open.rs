@@ -182,15 +182,7 @@ impl Inner {
         };
         sweep(paths, self.executor.cgroups(), Some(&owned)).await;
         self.sweep_network().await;
-        let rows = match self.journal.vms().await {
-            Ok(rows) => rows,
-            Err(error) => return log_journal(&error),
-        };
-        for row in rows {
-            let there = paths.vm_state(row.vm).exists() || paths.vm_run(row.vm).exists();
-            if !there && self.is_stray(&row) {
-                self.forget_stray(&row).await;
-            }
+        for row in self.forget_strays().await {
             // One that another process held may be free by now.
             let entry = lock(&self.jobs).get(row.job);
             if let Some(entry) = entry.filter(|e| e.live().is_none() && e.job().vm.is_some()) {
@@ -199,6 +191,22 @@ impl Inner {
                 entry.send(self, Asked { ask, answer });
             }
         }
+    }
+
+    /// Takes back what is held for VMs that are gone, and gives the rows that there were.
+    pub(super) async fn forget_strays(&self) -> Vec<VmRow> {
+        let paths = &self.config.paths;
+        let rows = self.journal.vms().await.unwrap_or_else(|error| {
+            log_journal(&error);
+            Vec::new()
+        });
+        for row in &rows {
+            let there = paths.vm_state(row.vm).exists() || paths.vm_run(row.vm).exists();
+            if !there && self.is_stray(row) {
+                self.forget_stray(row).await;
+            }
+        }
+        rows
     }
 
     /// Whether no job knows of a VM, nor is about to make it. What is in memory counts: where a
