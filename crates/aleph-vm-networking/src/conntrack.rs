@@ -20,6 +20,25 @@ pub struct Connections {
     socket: NetlinkSocket,
 }
 
+/// How many flows the kernel follows, for all; `None` where it follows none yet.
+#[must_use]
+pub fn limit() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").ok()?;
+    text.trim().parse().ok()
+}
+
+/// Why so many VMs with so many connections each can leave nobody a connection, and the command
+/// that mends it.
+#[must_use]
+pub fn shortage(limit: u64, vms: u64, connections: u32) -> Option<(String, String)> {
+    let wanted = vms.saturating_mul(connections.into());
+    let found = format!(
+        "the kernel follows {limit} connections of all, and {vms} VMs may have {connections} each"
+    );
+    let mend = format!("sysctl -w net.netfilter.nf_conntrack_max={wanted}");
+    (limit < wanted).then_some((found, mend))
+}
+
 /// Flows to forget.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flows {
@@ -198,4 +217,18 @@ fn port(tuple: &conntrack::IterableTupleAttrs<'_>) -> Option<(u8, u16)> {
         proto.get_proto_num().ok()?,
         proto.get_proto_dst_port().ok()?,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_follows_too_few_is_named() {
+        assert_eq!(shortage(262_144, 64, 4096), None);
+        let found = "the kernel follows 262144 connections of all, and 65 VMs may have 4096 each";
+        let mend = "sysctl -w net.netfilter.nf_conntrack_max=266240";
+        let both = Some((found.to_owned(), mend.to_owned()));
+        assert_eq!(shortage(262_144, 65, 4096), both);
+    }
 }

@@ -1,7 +1,8 @@
 //! Rules of others that drop what ours let pass.
 //!
 //! A packet passes when every table lets it. Docker's and firewalld's drop what is forwarded and
-//! not known to them, so a node whose own rules are right has VMs without a network. Such chains
+//! not known to them, so a node whose own rules are right has VMs without a network. Docker's does
+//! so by its policy, and firewalld's by a last rule that rejects all that came so far. Such chains
 //! are found and named, with what lets VMs pass; nothing of others is changed.
 
 use serde_json::Value;
@@ -32,6 +33,17 @@ impl Obstacle {
             ("filter", "FORWARD") => "iptables -I DOCKER-USER -i tap-+ -o UPLINK -j ACCEPT; \
                                       iptables -I DOCKER-USER -o tap-+ -j ACCEPT"
                 .into(),
+            // It would forget rules that are not its own with its next reload (firewalld.zone(5),
+            // firewalld.policies(5)). Published ports it lets in.
+            ("firewalld", _) => "firewall-cmd --permanent --new-zone=aleph; \
+                                 firewall-cmd --permanent --zone=aleph --add-interface=tap-+; \
+                                 firewall-cmd --permanent --zone=aleph --add-forward; \
+                                 firewall-cmd --permanent --new-policy=aleph-out; \
+                                 firewall-cmd --permanent --policy=aleph-out --add-ingress-zone=aleph; \
+                                 firewall-cmd --permanent --policy=aleph-out --add-egress-zone=ZONE-OF-UPLINK; \
+                                 firewall-cmd --permanent --policy=aleph-out --set-target=ACCEPT; \
+                                 firewall-cmd --reload"
+                .into(),
             _ => format!(
                 "nft insert rule {family} {table} {chain} iifname 'tap-*' oifname UPLINK accept; \
                  nft insert rule {family} {table} {chain} oifname 'tap-*' accept"
@@ -59,36 +71,68 @@ impl fmt::Display for Obstacle {
 /// # Errors
 /// Where `nft` is missing or fails.
 pub fn obstacles() -> io::Result<Vec<Obstacle>> {
+    let mut found = Vec::new();
+    for (chain, drops) in forward_chains(&list(&["chains"])?) {
+        // It may be gone by now.
+        let Obstacle {
+            family,
+            table,
+            chain: name,
+        } = &chain;
+        let rules = || list(&["chain", family, table, name]);
+        if drops || rules().is_ok_and(|listing| ends_all(&listing)) {
+            found.push(chain);
+        }
+    }
+    Ok(found)
+}
+
+fn list(what: &[&str]) -> io::Result<Value> {
     let output = Command::new("nft")
-        .args(["-j", "list", "chains"])
+        .args(["-j", "-t", "list"])
+        .args(what)
         .stdin(Stdio::null())
         .output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(io::Error::other(format!("nft: {said}")));
     }
-    Ok(in_the_way(&serde_json::from_slice(&output.stdout)?))
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-fn in_the_way(listing: &Value) -> Vec<Obstacle> {
+/// The chains that all forwarded packets come through, and whether their policy drops them.
+fn forward_chains(listing: &Value) -> Vec<(Obstacle, bool)> {
     let objects = listing["nftables"].as_array().into_iter().flatten();
     let chains = objects.map(|object| &object["chain"]);
-    let drops = chains.filter(|chain| {
+    let forwards = chains.filter(|chain| {
         let families = ["ip", "inet"];
-        chain["hook"] == "forward"
-            && chain["policy"] == "drop"
-            && chain["family"]
-                .as_str()
-                .is_some_and(|f| families.contains(&f))
+        let family = chain["family"].as_str();
+        chain["hook"] == "forward" && family.is_some_and(|family| families.contains(&family))
     });
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    drops
-        .map(|chain| Obstacle {
+    let chain = |chain: &Value| {
+        let obstacle = Obstacle {
             family: text(&chain["family"]),
             table: text(&chain["table"]),
             chain: text(&chain["name"]),
+        };
+        (obstacle, chain["policy"] == "drop")
+    };
+    forwards.map(chain).collect()
+}
+
+/// Whether a rule of a chain drops or rejects all that came so far.
+fn ends_all(listing: &Value) -> bool {
+    let objects = listing["nftables"].as_array().into_iter().flatten();
+    let mut rules = objects.filter_map(|object| object["rule"]["expr"].as_array());
+    rules.any(|statements| {
+        let is = |statement: &Value, names: &[&str]| {
+            names.iter().any(|name| statement.get(name).is_some())
+        };
+        statements.split_last().is_some_and(|(last, before)| {
+            is(last, &["drop", "reject"]) && before.iter().all(|s| is(s, &["counter", "log"]))
         })
-        .collect()
+    })
 }
 
 #[cfg(test)]
@@ -111,9 +155,10 @@ mod tests {
                        "policy": "accept"}},
             {"chain": {"family": "inet", "table": "mine", "name": "plain"}},
         ]});
-        let found: Vec<String> = in_the_way(&listing)
+        let found: Vec<String> = forward_chains(&listing)
             .iter()
-            .map(|obstacle| format!("{obstacle}: {}", obstacle.mend()))
+            .filter(|(_, drops)| *drops)
+            .map(|(obstacle, _)| format!("{obstacle}: {}", obstacle.mend()))
             .collect();
         assert_eq!(
             found,

@@ -17,7 +17,8 @@ use crate::guest::GuestNetwork;
 use crate::hypervisor::Nic;
 use crate::journal::{JobRecord, VmRow};
 use crate::vm::chain;
-use aleph_types::{JobId, JobSpec, NetworkMode, NetworkUsage, VmId, VmNetwork};
+use aleph_types::{JobId, JobSpec, NetworkMode, NetworkUsage, Resources, VmId, VmNetwork};
+use aleph_vm_networking::conntrack::{limit, shortage};
 use aleph_vm_networking::dns::{Answer, Forwarder, ForwarderConfig, Limits, Names, Upstreams};
 use aleph_vm_networking::foreign::obstacles;
 use aleph_vm_networking::mac::Mac;
@@ -109,6 +110,22 @@ pub(super) async fn answer(
 }
 
 impl Inner {
+    /// Says so where guests can use up the host's connections: with as many VMs as the node takes
+    /// of the smallest that are asked for by default.
+    pub(super) fn warn_of_few_connections(&self) {
+        let (Some(config), Ok(host)) = (&self.config.network, self.executor.capacity()) else {
+            return;
+        };
+        let (there, one) = (self.allocatable(&host), Resources::default());
+        let vms = (there.cpus / u32::from(one.cpus)).min(there.memory.0 / one.memory.0);
+        let addresses = 1 << 30_u8.saturating_sub(config.pool.prefix());
+        let vms = u64::from(vms.min(addresses));
+        let shortage = |limit| shortage(limit, vms, config.connections);
+        if let Some((found, mend)) = limit().and_then(shortage) {
+            tracing::warn!(mend, "{found}: nobody connects any more when they do");
+        }
+    }
+
     /// Keeps an address and ports for the next VM of a job.
     pub(super) fn reserve(
         &self,

@@ -90,6 +90,7 @@ impl Node {
             config,
             _lock: owned,
         });
+        inner.warn_of_few_connections();
         inner.recover(records);
         inner.sweep().await;
         inner.remove_stray_logs();
