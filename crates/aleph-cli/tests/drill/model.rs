@@ -54,6 +54,9 @@ const NETWORKS: [&[&str]; 9] = [
     &["--network", "private:y", "--egress", "none"],
 ];
 
+/// Those that no other job can be in the way of.
+const CONNECTED: [&[&str]; 3] = [&[], &["-p", "80"], &["--network", "private:x"]];
+
 /// Guests leave flows and drops behind: to the world, to the steady guest, and to the host.
 const TRAFFIC: &str = "(wget -T 1 -O /dev/null http://192.0.2.2:9; ping -c 1 -W 1 10.0.0.2; \
                        ping -c 1 -W 1 192.0.2.1) >/dev/null 2>&1 & ";
@@ -93,13 +96,19 @@ impl<'a> Model<'a> {
         Ok(model)
     }
 
-    /// Begins a few operations at once, each on a job of its own.
-    pub(crate) fn work(&mut self, random: &mut Random) -> Vec<Work> {
+    /// Begins a few operations at once, each on a job of its own; among them, where that is asked
+    /// for, a job with a network that comes and goes.
+    pub(crate) fn work(&mut self, random: &mut Random, short_life: bool) -> Vec<Work> {
         let mut works = Vec::new();
+        if short_life {
+            let begun = self.create(random, true);
+            self.operations += u64::from(begun.is_some());
+            works.extend(begun);
+        }
         let mut free: Vec<String> = self.jobs.keys().filter(|n| *n != STEADY).cloned().collect();
         for _ in 0..=random.below(3) {
             let begun = if free.is_empty() || free.len() < 2 && random.below(2) == 0 {
-                self.create(random)
+                self.create(random, false)
             } else {
                 let at = usize::try_from(random.below(free.len() as u64)).unwrap_or(0);
                 let name = free.swap_remove(at);
@@ -111,10 +120,10 @@ impl<'a> Model<'a> {
         works
     }
 
-    fn create(&mut self, random: &mut Random) -> Option<Work> {
+    fn create(&mut self, random: &mut Random, short_life: bool) -> Option<Work> {
         self.next += 1;
         let name = format!("job-{}", self.next);
-        let (script, answered): (_, States) = match random.below(3) {
+        let (script, answered): (_, States) = match random.below(if short_life { 2 } else { 3 }) {
             0 => ("echo done; exit 3", ENDED),
             1 => (
                 "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i; done",
@@ -122,11 +131,16 @@ impl<'a> Model<'a> {
             ),
             _ => (FOR_EVER, LIVE),
         };
-        let network = usize::try_from(random.below(NETWORKS.len() as u64)).unwrap_or(0);
+        let networks = if short_life {
+            &CONNECTED
+        } else {
+            &NETWORKS[..]
+        };
+        let network = usize::try_from(random.below(networks.len() as u64)).unwrap_or(0);
         let script = format!("{TRAFFIC}{script}");
         let words = [
             &["run", "-d", "-q", "--name", &name],
-            NETWORKS[network],
+            networks[network],
             &["busybox", "--", "sh", "-c", &script],
         ];
         let words = words.concat();
