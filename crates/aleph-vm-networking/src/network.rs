@@ -120,6 +120,8 @@ struct State {
     retired: usize,
     gone: HashSet<String>,
     flows: Flows,
+    /// Whether its rules are gone for good, and nobody is to write them again.
+    removed: bool,
 }
 
 /// The address of a guest with this claim in a pool.
@@ -182,6 +184,7 @@ impl Network {
             retired: 0,
             gone: HashSet::new(),
             flows: Flows::default(),
+            removed: false,
         };
         for (vm, job, claim) in claims {
             state.restore(vm, job, claim);

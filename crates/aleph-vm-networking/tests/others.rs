@@ -56,7 +56,13 @@ fn flushed() {
     assert_eq!(receive(&outside).0, "hello");
     // Other people's tables are theirs.
     world.node.sh("nft add table inet mine");
-    world.node.run(move || network.remove().unwrap());
+    let last = Arc::clone(&network);
+    world.node.run(move || last.remove().unwrap());
+    // Whoever heard of that, or sweeps just now, is too late.
+    world.node.run(move || {
+        assert!(!network.mend().unwrap());
+        network.sweep().unwrap();
+    });
     assert_eq!(
         world.node.sh("nft list ruleset").trim(),
         "table inet mine {\n}"

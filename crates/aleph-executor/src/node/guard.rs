@@ -38,12 +38,13 @@ pub(super) async fn guard(
 ) {
     loop {
         tokio::select! {
+            biased;
+            _ = leaving.wait_for(|leaving| *leaving) => return,
             // What is told from now on makes it ready again.
             ready = watch.readable() => match ready {
                 Ok(mut ready) => ready.clear_ready(),
                 Err(error) => return tracing::error!(%error, "nobody hears of rules that are gone"),
             },
-            _ = leaving.wait_for(|leaving| *leaving) => return,
         }
         let lost = watch.get_ref().lost().unwrap_or_else(|error| {
             tracing::warn!(%error, "what the kernel tells of its rules cannot be read");

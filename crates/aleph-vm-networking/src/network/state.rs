@@ -16,6 +16,7 @@ use std::time::Instant;
 
 impl State {
     pub(super) fn remove(&mut self) -> Result<(), NetworkError> {
+        self.removed = true;
         for group in [self.group, self.group + 1] {
             self.links
                 .delete_group(group)
@@ -270,7 +271,7 @@ impl State {
 
     /// Writes the rules again where they are gone, and says whether they were.
     pub(super) fn mend(&mut self) -> Result<bool, NetworkError> {
-        let gone = !self.rules.are_there()?;
+        let gone = !self.removed && !self.rules.are_there()?;
         if gone {
             self.install()?;
         }
