@@ -1,9 +1,10 @@
 //! What a job asks of the network, and what its VM got.
 
+use crate::Ipv6Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 /// What a job asks of the network.
@@ -206,11 +207,12 @@ impl FromStr for PortRange {
 }
 
 /// Ports of the host that lead to a guest, written `[ADDRESS:][HOST:]GUEST[/PROTOCOL]` as
-/// docker's `-p` is: `8080:80`, `127.0.0.1:5353:53/udp`, `80`, `7000-7009:7000-7009`.
+/// docker's `-p` is: `8080:80`, `127.0.0.1:5353:53/udp`, `[2001:db8::1]:8080:80`, `80`,
+/// `7000-7009:7000-7009`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PortForward {
-    /// The address of the host; all of them where it is absent.
-    pub address: Option<Ipv4Addr>,
+    /// The address of the host; all of them, of both families, where it is absent.
+    pub address: Option<IpAddr>,
     /// The host's ports, as many as the guest's; the node picks where they are absent.
     pub host: Option<PortRange>,
     /// The guest's ports.
@@ -232,10 +234,7 @@ impl PortForward {
 
     /// Whether both claim one port of one address.
     fn overlaps(&self, other: &Self) -> bool {
-        let addresses = match (self.address, other.address) {
-            (Some(a), Some(b)) => a == b,
-            _ => true,
-        };
+        let addresses = share_an_address(self.address, other.address);
         let ports = match (self.host, other.host) {
             (Some(a), Some(b)) => a.overlaps(b),
             _ => false,
@@ -246,8 +245,10 @@ impl PortForward {
 
 impl fmt::Display for PortForward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(address) = self.address {
-            write!(f, "{address}:")?;
+        match self.address {
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            None => {}
         }
         match self.host {
             Some(host) => write!(f, "{host}:")?,
@@ -272,22 +273,32 @@ impl FromStr for PortForward {
             Some((ports, "udp")) => (ports, Protocol::Udp),
             Some((_, other)) => return Err(InvalidNetwork::Protocol(other.to_owned())),
         };
+        // An IPv6 address has colons of its own, and stands in brackets.
+        let (v6, ports) = match ports.strip_prefix('[').map(|rest| rest.split_once("]:")) {
+            None => (None, ports),
+            Some(Some((address, ports))) => {
+                let wrong = |_| InvalidNetwork::Address(address.to_owned());
+                (Some(address.parse::<Ipv6Addr>().map_err(wrong)?), ports)
+            }
+            Some(None) => return Err(InvalidNetwork::Forward(text.to_owned())),
+        };
         let words: Vec<&str> = ports.split(':').collect();
         let address = |text: &str| match text {
             "" | "0.0.0.0" => Ok(None),
-            _ => text
-                .parse()
-                .map(Some)
-                .map_err(|_| InvalidNetwork::Address(text.to_owned())),
+            _ => match text.parse::<Ipv4Addr>() {
+                Ok(address) => Ok(Some(address.into())),
+                Err(_) => Err(InvalidNetwork::Address(text.to_owned())),
+            },
         };
         let host = |text: &str| match text {
             "" => Ok(None),
             _ => text.parse().map(Some),
         };
-        let (address, host, guest) = match words[..] {
-            [guest] => (None, None, guest),
-            [ports, guest] => (None, host(ports)?, guest),
-            [on, ports, guest] => (address(on)?, host(ports)?, guest),
+        let (address, host, guest) = match (v6, &words[..]) {
+            (None, [guest]) => (None, None, *guest),
+            (None, [ports, guest]) => (None, host(ports)?, *guest),
+            (None, [on, ports, guest]) => (address(on)?, host(ports)?, *guest),
+            (Some(on), [ports, guest]) => (Some(on.into()), host(ports)?, *guest),
             _ => return Err(InvalidNetwork::Forward(text.to_owned())),
         };
         let forward = Self {
@@ -299,6 +310,16 @@ impl FromStr for PortForward {
         forward.check()?;
         Ok(forward)
     }
+}
+
+/// Whether a port on both of these is one port: on an address of the host, on all of a family
+/// (unspecified), or on all (absent).
+#[must_use]
+pub fn share_an_address(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else {
+        return true;
+    };
+    a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
 }
 
 /// Where a guest may open connections to.
@@ -408,6 +429,14 @@ pub struct VmNetwork {
     /// The host's address on this cable: the guest's gateway and resolver.
     #[cfg_attr(feature = "schema", schema(value_type = String, format = Ipv4))]
     pub host_ip: Ipv4Addr,
+    /// The guest's IPv6 address, where the node has IPv6 for its VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>, format = Ipv6))]
+    pub vm_ipv6: Option<Ipv6Addr>,
+    /// The prefix that is all the guest's own, in CIDR notation; its address is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub ipv6_prefix: Option<Ipv6Network>,
     /// The guest's hardware address.
     pub mac: String,
     /// The private network that it is in.
@@ -443,9 +472,9 @@ pub struct NetworkUsage {
 pub struct ForwardedPort {
     /// The transport.
     pub protocol: Protocol,
-    /// The address of the host; `0.0.0.0` for all of them.
-    #[cfg_attr(feature = "schema", schema(value_type = String, format = Ipv4))]
-    pub host_ip: Ipv4Addr,
+    /// The address of the host; `0.0.0.0` for all of them, `::` for all of IPv6.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub host_ip: IpAddr,
     /// Its port.
     pub host_port: u16,
     /// The guest's port.
@@ -460,7 +489,8 @@ impl fmt::Display for ForwardedPort {
             host_port,
             vm_port,
         } = self;
-        write!(f, "{vm_port}/{protocol} -> {host_ip}:{host_port}")
+        let host = SocketAddr::new(*host_ip, *host_port);
+        write!(f, "{vm_port}/{protocol} -> {host}")
     }
 }
 
@@ -479,11 +509,11 @@ pub enum InvalidNetwork {
     /// Neither TCP nor UDP.
     #[error("{0:?} is no protocol that is forwarded")]
     Protocol(String),
-    /// No IPv4 address.
-    #[error("{0:?} is no IPv4 address")]
+    /// No address.
+    #[error("{0:?} is no IP address")]
     Address(String),
-    /// No network in CIDR notation.
-    #[error("{0:?} is no IPv4 network, or has bits beyond its prefix")]
+    /// No network in CIDR notation, or none of its family.
+    #[error("{0:?} is no IP network, or has bits beyond its prefix")]
     Network(String),
     /// One side has more ports than the other.
     #[error("the host's ports {host} and the guest's {guest} are not as many")]
@@ -519,7 +549,7 @@ impl InvalidNetwork {
                 "Write [ADDRESS:][HOST:]GUEST[/tcp|/udp], with ranges of the same length.".into()
             }
             Self::Port(_) => "Ports are from 1 to 65535, ranges FIRST-LAST.".into(),
-            Self::Address(_) => "Name an IPv4 address of the host, such as 127.0.0.1.".into(),
+            Self::Address(_) => "Name an address of the host, such as 127.0.0.1 or [2001:db8::1].".into(),
             Self::Network(_) => "Write it as 192.0.2.0/24.".into(),
             Self::Overlap(..) => "Give each forward ports of its own.".into(),
             Self::TooManyPorts(_) | Self::TooManyTargets(_) => "Name fewer.".into(),
@@ -560,7 +590,8 @@ mod schema {
             ObjectBuilder::new()
                 .schema_type(Type::String)
                 .description(Some(
-                    "`[ADDRESS:][HOST:]GUEST[/PROTOCOL]`, as docker's `-p`: `8080:80`, `80/udp`",
+                    "`[ADDRESS:][HOST:]GUEST[/PROTOCOL]`, as docker's `-p`: `8080:80`, `80/udp`, \
+                     `[2001:db8::1]:8080:80`",
                 ))
                 .into()
         }
@@ -595,6 +626,9 @@ mod tests {
             "127.0.0.1:5353:53/udp",
             "127.0.0.1::53",
             "7000-7009:8000-8009",
+            "[::1]:8080:80",
+            "[2001:db8::7]::53/udp",
+            "[::]:1:2",
         ] {
             let forward: PortForward = text.parse().unwrap();
             assert_eq!(forward.to_string(), text);
@@ -622,6 +656,11 @@ mod tests {
             "-",
             "1-",
             "::1:80:80",
+            "[::1]",
+            "[::1]80",
+            "[::1]:80",
+            "[127.0.0.1]:1:2",
+            "[::1]:1:2:3",
         ] {
             assert!(text.parse::<PortForward>().is_err(), "{text:?}");
         }
@@ -640,6 +679,9 @@ mod tests {
         assert!(check(&["80:80", "80:80/udp", "80", "80"]).is_ok());
         assert!(check(&["127.0.0.1:80:80", "127.0.0.2:80:80"]).is_ok());
         assert!(check(&["80:80", "127.0.0.2:80:81"]).is_err());
+        assert!(check(&["127.0.0.1:80:80", "[::]:80:80"]).is_ok());
+        assert!(check(&["[::1]:80:80", "[::]:80:80"]).is_err());
+        assert!(check(&["80:80", "[::1]:80:81"]).is_err());
         assert!(check(&["10-20:10-20", "20:1"]).is_err());
         assert!(check(&["1-1025:1-1025"]).is_err());
     }

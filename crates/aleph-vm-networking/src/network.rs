@@ -10,7 +10,9 @@ use crate::NetworkError;
 use crate::conntrack::{Connections, Earlier, Flows};
 use crate::dns;
 use crate::forwarding::Forwarding;
+use crate::forwarding6::Forwarding6;
 use crate::forwards::{Forward, Forwards};
+use crate::ipv6::{Ipv6Config, Ipv6Pool};
 use crate::link::{Link, LinkCounters, Links};
 use crate::mac::Mac;
 use crate::names::PrivateNames;
@@ -19,7 +21,9 @@ use crate::pool::{Pool, Slot};
 use crate::port::{HeldPort, PortTaken};
 use crate::ruleset::{self, Base, DropReason, Element};
 use crate::tap::Tap;
-use aleph_types::{Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, VmId, VmNetwork};
+use aleph_types::{
+    Egress, ForwardedPort, Ipv4Network, Ipv6Network, NetworkMode, NetworkSpec, VmId, VmNetwork,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -34,6 +38,8 @@ pub struct NetworkConfig {
     pub name: String,
     /// Where addresses come from.
     pub pool: Ipv4Network,
+    /// Whether VMs have IPv6 too.
+    pub ipv6: Ipv6Config,
     /// How long an address rests before its next owner.
     pub cool_down: Duration,
     /// Connections that one VM may have open.
@@ -49,6 +55,9 @@ pub struct NetworkConfig {
 pub struct Claim {
     /// Its /30 in the pool.
     pub slot: u32,
+    /// The IPv6 prefix that goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Network>,
     /// The ports that lead to it.
     pub ports: Vec<ForwardedPort>,
     /// Its private network: the account and the name.
@@ -111,7 +120,9 @@ struct State {
     private: HashMap<(String, String), u32>,
     rules: Rules,
     links: Links,
+    ipv6: Option<Ipv6Pool>,
     forwarding: Forwarding,
+    forwarding6: Forwarding6,
     uplinks: Vec<Element>,
     dns: Vec<Element>,
     names: Arc<PrivateNames>,
@@ -158,14 +169,18 @@ impl Network {
             .routes()
             .map_err(NetworkError::at("list the routes"))?;
         refuse_overlap(config, group, &there, &routes)?;
+        let earlier = claims.iter().find_map(|(_, _, claim)| claim.ipv6);
+        let ipv6 = ipv6_pool(config, earlier, &there, &mut links)?;
         let rules = Rules::new(Base {
             table: config.name.clone(),
             group,
             pool: config.pool,
+            ipv6,
             connections: config.connections,
         });
         let mtu = uplink_mtu(&there, &routes);
         let forwarding = Forwarding::open(config.run.join("forwarding"));
+        let forwarding6 = Forwarding6::open(config.run.join("forwarding6"));
         let mut state = State {
             group,
             pool,
@@ -174,14 +189,19 @@ impl Network {
             private: HashMap::new(),
             rules,
             links,
+            ipv6,
             forwarding,
+            forwarding6,
             uplinks: Vec::new(),
             names: Arc::default(),
             dns: config.dns_port.map(ruleset::dns).unwrap_or_default(),
             mtu,
             retired: 0,
             gone: HashSet::new(),
-            flows: Flows::default(),
+            flows: Flows {
+                ipv6,
+                ..Flows::default()
+            },
         };
         for (vm, job, claim) in claims {
             state.restore(vm, job, claim);
@@ -199,12 +219,18 @@ impl Network {
             .delete_group(group + 1)
             .map_err(NetworkError::at("remove TAPs"))?;
         let slots = || state.vms.values().map(|vm| Slot(vm.claim.slot));
+        let prefixes = state.vms.values().filter_map(|vm| vm.claim.ipv6);
+        let prefixes = prefixes.map(|prefix| prefix.first().into());
         let earlier = Flows {
             earlier: Some(Earlier {
                 pool: config.pool,
-                guests: slots().map(|slot| state.pool.guest(slot)).collect(),
-                gateways: slots().map(|slot| state.pool.host(slot)).collect(),
+                guests: slots()
+                    .map(|slot| state.pool.guest(slot).into())
+                    .chain(prefixes)
+                    .collect(),
+                gateways: slots().map(|slot| state.pool.host(slot).into()).collect(),
             }),
+            ipv6,
             ..Flows::default()
         };
         let mut connections = Connections::new();
@@ -270,6 +296,7 @@ impl Network {
         };
         let claim = Claim {
             slot: slot.0,
+            ipv6: state.ipv6.and_then(|pool| pool.at(slot.0)),
             ports: forwards.iter().map(Into::into).collect(),
             private,
             egress: spec.egress.clone(),
@@ -371,7 +398,7 @@ impl Network {
                 state.group + 1,
                 std::mem::take(&mut state.retired),
                 std::mem::take(&mut state.gone),
-                std::mem::take(&mut state.flows),
+                state.take_flows(),
             )
         };
         let Reaper { links, connections } = &mut *reaper;
@@ -501,6 +528,58 @@ impl Network {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Which IPv6 prefixes the VMs have. Those that run keep theirs, whatever became of the way out.
+fn ipv6_pool(
+    config: &NetworkConfig,
+    earlier: Option<Ipv6Network>,
+    there: &[Link],
+    links: &mut Links,
+) -> Result<Option<Ipv6Pool>, NetworkError> {
+    let routes = match Forwarding6::is_possible() {
+        true => Some(
+            links
+                .routes6()
+                .map_err(NetworkError::at("list the routes"))?,
+        ),
+        false => None,
+    };
+    let own = || {
+        let host = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        Ipv6Pool::unique_local(&format!("{}{}", host.trim(), config.name))
+    };
+    let way_out = || routes.iter().flatten().any(|(to, _)| to.prefix() == 0);
+    let prefix = match config.ipv6 {
+        Ipv6Config::Off => None,
+        Ipv6Config::Auto => (earlier.is_some() || way_out()).then(own),
+        Ipv6Config::Nat => Some(own()),
+        Ipv6Config::Prefix(prefix) => Some(prefix),
+    };
+    if let Some(earlier) = earlier
+        && !prefix.is_some_and(|prefix| prefix.contains(earlier.first()))
+    {
+        let to = config.ipv6;
+        return Err(NetworkError::Ipv6Changed { earlier, to });
+    }
+    let Some(prefix) = prefix else {
+        return Ok(None);
+    };
+    let routes = routes.ok_or(NetworkError::NoIpv6)?;
+    let group = group_of(&config.name);
+    let is_ours = |index| {
+        let link = there.iter().find(|link| link.index == index);
+        link.is_some_and(|link| link.group & !1 == group)
+    };
+    // The whole of it may be on a link as well: many providers put it there, too.
+    let inside = routes.iter().find(|(to, link)| {
+        to.prefix() > prefix.prefix() && prefix.overlaps(*to) && !is_ours(*link)
+    });
+    if let Some((route, _)) = inside {
+        let route = *route;
+        return Err(NetworkError::Ipv6Overlap { prefix, route });
+    }
+    Ok(Some(Ipv6Pool::new(prefix, config.pool)?))
 }
 
 fn forwards_of(claim: &Claim) -> Vec<Forward> {

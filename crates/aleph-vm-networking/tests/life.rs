@@ -83,9 +83,10 @@ fn thousands() {
     let claims = |count: u32| -> Vec<_> {
         let claim = |slot: u32| Claim {
             slot,
+            ipv6: None,
             ports: vec![ForwardedPort {
                 protocol: Protocol::Udp,
-                host_ip: Ipv4Addr::LOCALHOST,
+                host_ip: Ipv4Addr::LOCALHOST.into(),
                 host_port: u16::try_from(20_000 + slot).unwrap(),
                 vm_port: 80,
             }],
