@@ -21,7 +21,7 @@ mod space;
 use crate::Bench;
 use crate::row::Row;
 use aleph_types::{NetworkSpec, VmId};
-use aleph_vm_networking::{Network, NetworkConfig};
+use aleph_vm_networking::{Ipv6Config, Network, NetworkConfig};
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::time::Duration;
@@ -42,6 +42,7 @@ fn open(run: &Path) -> Result<Network> {
     let config = NetworkConfig {
         name: "aleph-bench".into(),
         pool: aleph_vm_networking::DEFAULT_POOL,
+        ipv6: Ipv6Config::Off,
         cool_down: Duration::from_secs(60),
         connections: 4096,
         run: run.to_owned(),

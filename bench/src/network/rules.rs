@@ -86,6 +86,8 @@ pub(super) fn forwards(ports: impl Iterator<Item = u16>) -> Vec<Element> {
         tap: "tap",
         guest: Ipv4Addr::new(10, 0, 0, 2),
         host: Ipv4Addr::new(10, 0, 0, 1),
+        ipv6: None,
+        is_routed: false,
         mac: Mac::of(VmId::random()),
         private: None,
         egress: &Egress::Allow,

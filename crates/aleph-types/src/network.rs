@@ -549,7 +549,9 @@ impl InvalidNetwork {
                 "Write [ADDRESS:][HOST:]GUEST[/tcp|/udp], with ranges of the same length.".into()
             }
             Self::Port(_) => "Ports are from 1 to 65535, ranges FIRST-LAST.".into(),
-            Self::Address(_) => "Name an address of the host, such as 127.0.0.1 or [2001:db8::1].".into(),
+            Self::Address(_) => {
+                "Name an address of the host, such as 127.0.0.1 or [2001:db8::1].".into()
+            }
             Self::Network(_) => "Write it as 192.0.2.0/24.".into(),
             Self::Overlap(..) => "Give each forward ports of its own.".into(),
             Self::TooManyPorts(_) | Self::TooManyTargets(_) => "Name fewer.".into(),

@@ -20,7 +20,7 @@ use aleph_executor::node::Overcommit;
 use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
 use aleph_image::oci::{PullOptions, Registries};
 use aleph_types::{Ipv4Network, MiB};
-use aleph_vm_networking::NetworkConfig;
+use aleph_vm_networking::{Ipv6Config, NetworkConfig};
 use reader::Document;
 use std::collections::BTreeMap;
 use std::io;
@@ -131,6 +131,9 @@ pub struct NetworkSection {
     pub enabled: Option<bool>,
     /// `pool`: where their addresses come from, a /30 for each.
     pub pool: Ipv4Network,
+    /// `ipv6`: whether they have IPv6 too: `auto`, `off`, `nat`, or a prefix that is routed to
+    /// this host.
+    pub ipv6: Ipv6Config,
     /// `cool_down_seconds`: how long an address rests before its next owner.
     pub cool_down: Duration,
     /// `max_connections_per_vm`: how many connections a VM may have open.
@@ -142,6 +145,7 @@ impl Default for NetworkSection {
         Self {
             enabled: None,
             pool: aleph_vm_networking::DEFAULT_POOL,
+            ipv6: Ipv6Config::Auto,
             cool_down: Duration::from_secs(60),
             connections: 4096,
         }
@@ -341,6 +345,7 @@ impl Config {
             node.network = Some(NetworkConfig {
                 name: format!("aleph-{}", node.paths.name()),
                 pool: self.network.pool,
+                ipv6: self.network.ipv6,
                 cool_down: self.network.cool_down,
                 connections: self.network.connections,
                 dns_port: None,
@@ -410,6 +415,7 @@ fn read(document: &mut Document<'_>) -> Config {
         let network = &mut config.network;
         s.optional("enabled", &mut network.enabled, value::boolean);
         s.read("pool", &mut network.pool, value::pool);
+        s.read("ipv6", &mut network.ipv6, value::ipv6);
         let rest = value::seconds(5..=86_400);
         s.read("cool_down_seconds", &mut network.cool_down, rest);
         let connections = value::whole(16..=1_000_000);
@@ -485,6 +491,7 @@ mod tests {
             [network]
             enabled = false
             pool = "10.7.0.0/16"
+            ipv6 = "2001:db8:7::/56"
             cool_down_seconds = 30
             max_connections_per_vm = 100
             [limits]
@@ -530,6 +537,7 @@ mod tests {
             network: NetworkSection {
                 enabled: Some(false),
                 pool: "10.7.0.0/16".parse().unwrap(),
+                ipv6: "2001:db8:7::/56".parse().unwrap(),
                 cool_down: Duration::from_secs(30),
                 connections: 100,
             },

@@ -44,6 +44,7 @@ fn table(config: &Config) -> Table {
             NetworkSection {
                 enabled,
                 pool,
+                ipv6,
                 cool_down,
                 connections,
             },
@@ -99,6 +100,7 @@ fn table(config: &Config) -> Table {
             vec![
                 ("enabled", enabled.map(Value::Boolean)),
                 ("pool", Some(text(pool))),
+                ("ipv6", Some(text(ipv6))),
                 ("cool_down_seconds", Some(number(cool_down.as_secs()))),
                 ("max_connections_per_vm", Some(number(*connections))),
             ],

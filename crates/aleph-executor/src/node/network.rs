@@ -13,13 +13,14 @@
 use super::NodeError;
 use super::entry::lock;
 use super::inner::Inner;
-use crate::guest::GuestNetwork;
+use crate::guest::{GuestNetwork, GuestNetworkV6};
 use crate::hypervisor::Nic;
 use crate::journal::{JobRecord, VmRow};
 use crate::vm::chain;
 use aleph_types::{JobId, JobSpec, NetworkMode, NetworkUsage, VmId, VmNetwork};
 use aleph_vm_networking::dns::{Answer, Forwarder, ForwarderConfig, Limits, Names, Upstreams};
 use aleph_vm_networking::foreign::obstacles;
+use aleph_vm_networking::ipv6;
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::network::guest_address;
 use aleph_vm_networking::{Claim, Network, NetworkConfig, NetworkError};
@@ -188,7 +189,14 @@ impl Inner {
             mtu,
             resolver: Some(view.host_ip),
             search: String::new(),
-            v6: None,
+            v6: view
+                .vm_ipv6
+                .zip(view.ipv6_prefix)
+                .map(|(address, prefix)| GuestNetworkV6 {
+                    address,
+                    prefix_length: prefix.prefix(),
+                    gateway: ipv6::GATEWAY,
+                }),
         })
     }
 
