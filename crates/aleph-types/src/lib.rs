@@ -41,8 +41,8 @@ pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
 };
 pub use network::{
-    Egress, ForwardedPort, InvalidNetwork, Ipv4Network, MAX_PORTS, NetworkMode, NetworkSpec,
-    NetworkUsage, PortForward, PortRange, Protocol, VmNetwork,
+    DomainPattern, Egress, EgressTarget, ForwardedPort, InvalidNetwork, Ipv4Network, MAX_PORTS,
+    NetworkMode, NetworkSpec, NetworkUsage, PortForward, PortRange, Protocol, VmNetwork,
 };
 pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;

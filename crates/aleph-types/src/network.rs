@@ -1,5 +1,9 @@
 //! What a job asks of the network, and what its VM got.
 
+mod egress;
+
+pub use egress::{DomainPattern, Egress, EgressTarget};
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -301,26 +305,6 @@ impl FromStr for PortForward {
     }
 }
 
-/// Where a guest may open connections to.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Egress {
-    /// To everywhere, but neither to the host nor to other VMs.
-    #[default]
-    Allow,
-    /// To nowhere. Ports that are forwarded to it still answer.
-    Deny,
-    /// To these networks alone, in CIDR notation, or single addresses.
-    Only(Vec<Ipv4Network>),
-}
-
-impl Egress {
-    fn is_allow(&self) -> bool {
-        *self == Self::Allow
-    }
-}
-
 /// An IPv4 network in CIDR notation, such as `10.0.0.0/16`; no bit is set beyond its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ipv4Network {
@@ -485,6 +469,9 @@ pub enum InvalidNetwork {
     /// No network in CIDR notation.
     #[error("{0:?} is no IPv4 network, or has bits beyond its prefix")]
     Network(String),
+    /// Neither a network nor a name.
+    #[error("{0:?} is no IPv4 network, and no domain name")]
+    Target(String),
     /// One side has more ports than the other.
     #[error("the host's ports {host} and the guest's {guest} are not as many")]
     Lengths {
@@ -500,7 +487,7 @@ pub enum InvalidNetwork {
     #[error("the job forwards {0} ports, at most {MAX_PORTS} are taken")]
     TooManyPorts(usize),
     /// Too many of them.
-    #[error("the job's egress has {0} networks, at most {MAX_TARGETS} are taken")]
+    #[error("the job's egress has {0} targets, at most {MAX_TARGETS} are taken")]
     TooManyTargets(usize),
     /// Nothing could arrive.
     #[error("the job forwards ports and has no network")]
@@ -521,6 +508,9 @@ impl InvalidNetwork {
             Self::Port(_) => "Ports are from 1 to 65535, ranges FIRST-LAST.".into(),
             Self::Address(_) => "Name an IPv4 address of the host, such as 127.0.0.1.".into(),
             Self::Network(_) => "Write it as 192.0.2.0/24.".into(),
+            Self::Target(_) => "Write a network as 192.0.2.0/24, a name as example.com, and all \
+                                names below it as *.example.com."
+                .into(),
             Self::Overlap(..) => "Give each forward ports of its own.".into(),
             Self::TooManyPorts(_) | Self::TooManyTargets(_) => "Name fewer.".into(),
             Self::PortsWithoutNetwork => "Leave the ports or --network none out.".into(),
@@ -546,12 +536,12 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(NetworkMode, PortForward, Ipv4Network);
+as_text!(NetworkMode, PortForward, Ipv4Network, EgressTarget);
 
 /// In a schema they are texts too.
 #[cfg(feature = "schema")]
 mod schema {
-    use super::{Ipv4Network, PortForward};
+    use super::PortForward;
     use utoipa::openapi::schema::{ObjectBuilder, Type};
     use utoipa::openapi::{RefOr, Schema};
 
@@ -567,19 +557,6 @@ mod schema {
     }
 
     impl utoipa::ToSchema for PortForward {}
-
-    impl utoipa::PartialSchema for Ipv4Network {
-        fn schema() -> RefOr<Schema> {
-            ObjectBuilder::new()
-                .schema_type(Type::String)
-                .description(Some(
-                    "an IPv4 network in CIDR notation, or an address: `192.0.2.0/24`, `192.0.2.7`",
-                ))
-                .into()
-        }
-    }
-
-    impl utoipa::ToSchema for Ipv4Network {}
 }
 
 #[cfg(test)]
@@ -678,12 +655,12 @@ mod tests {
     #[test]
     fn a_network_is_short_in_json() {
         let spec: NetworkSpec = serde_json::from_str(
-            r#"{"mode": "private:x", "ports": ["80"], "egress": {"only": ["10.0.0.0/8"]}}"#,
+            r#"{"mode": "private:x", "ports": ["80"], "egress": {"only": ["10.0.0.0/8", "x.org"]}}"#,
         )
         .unwrap();
         assert_eq!(
             serde_json::to_string(&spec).unwrap(),
-            r#"{"mode":"private:x","ports":["80"],"egress":{"only":["10.0.0.0/8"]}}"#
+            r#"{"mode":"private:x","ports":["80"],"egress":{"only":["10.0.0.0/8","x.org"]}}"#
         );
         assert!(NetworkSpec::default().is_default());
         assert_eq!(

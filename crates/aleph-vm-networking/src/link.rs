@@ -253,6 +253,21 @@ impl Links {
         Ok(addresses)
     }
 
+    /// Whether packets to this address stay on this host. An address without a route is not its own.
+    pub fn is_own(&mut self, address: Ipv4Addr) -> bool {
+        let mut request = rt_route::Request::new().op_getroute_do(&rt_route::Rtmsg {
+            rtm_family: INET,
+            rtm_dst_len: 32,
+            ..Default::default()
+        });
+        request.encode().push_dst(IpAddr::V4(address));
+        let Ok(mut reply) = self.socket.request(&request) else {
+            return false;
+        };
+        let found = reply.recv_one();
+        found.is_ok_and(|(header, _)| header.rtm_type == libc::RTN_LOCAL)
+    }
+
     /// The routes of the main table.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! alone: the owner journals it before anything is made. Its attachment is a TAP and elements of
 //! the rules. Everything here blocks for a fraction of a millisecond.
 
+mod resolved;
 mod state;
 
 use crate::NetworkError;
@@ -20,9 +21,10 @@ use crate::port::{HeldPort, PortTaken};
 use crate::ruleset::{self, Base, DropReason, Element};
 use crate::tap::Tap;
 use aleph_types::{Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, VmId, VmNetwork};
+use resolved::ResolvedAddresses;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -87,6 +89,7 @@ pub struct Network {
     /// What takes long, and is taken before the state.
     reaper: Mutex<Reaper>,
     names: Arc<PrivateNames>,
+    resolved: Arc<ResolvedAddresses>,
 }
 
 struct Reaper {
@@ -115,6 +118,7 @@ struct State {
     uplinks: Vec<Element>,
     dns: Vec<Element>,
     names: Arc<PrivateNames>,
+    resolved: Arc<ResolvedAddresses>,
     mtu: u32,
     /// TAPs that wait for their removal, and flows to forget with them.
     retired: usize,
@@ -158,12 +162,14 @@ impl Network {
             .routes()
             .map_err(NetworkError::at("list the routes"))?;
         refuse_overlap(config, group, &there, &routes)?;
-        let rules = Rules::new(Base {
+        let base = Base {
             table: config.name.clone(),
             group,
             pool: config.pool,
             connections: config.connections,
-        });
+        };
+        let resolved = Arc::new(ResolvedAddresses::new(base.clone()));
+        let rules = Rules::new(base);
         let mtu = uplink_mtu(&there, &routes);
         let forwarding = Forwarding::open(config.run.join("forwarding"));
         let mut state = State {
@@ -177,6 +183,7 @@ impl Network {
             forwarding,
             uplinks: Vec::new(),
             names: Arc::default(),
+            resolved: Arc::clone(&resolved),
             dns: config.dns_port.map(ruleset::dns).unwrap_or_default(),
             mtu,
             retired: 0,
@@ -186,6 +193,10 @@ impl Network {
         for (vm, job, claim) in claims {
             state.restore(vm, job, claim);
         }
+        // Guests still connect to what the names on their lists led to.
+        let at = || NetworkError::at("take over what names led to");
+        let left = resolved.left().map_err(at())?;
+        resolved.take_over(left).map_err(at())?;
         if !state.rules.are_there()? {
             state.rules.install()?;
         }
@@ -213,6 +224,7 @@ impl Network {
             .map_err(NetworkError::at("forget connections"))?;
         Ok(Self {
             names: Arc::clone(&state.names),
+            resolved,
             state: Mutex::new(state),
             reaper: Mutex::new(Reaper {
                 links: Links::new(),
@@ -305,6 +317,33 @@ impl Network {
     #[must_use]
     pub fn name(&self, guest: Ipv4Addr, name: &str) -> dns::Answer {
         self.names.of(guest, name)
+    }
+
+    /// Lets a guest connect to what a name on its egress list led to, for as long as each address
+    /// says. Addresses of the host, of the pool and those that no guest may reach are passed over, as
+    /// is a guest that has no such list. It does not wait for VMs that come and go.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resolved(
+        &self,
+        guest: Ipv4Addr,
+        addresses: &[(IpAddr, Duration)],
+    ) -> Result<(), NetworkError> {
+        let addresses = || {
+            addresses.iter().filter_map(|(address, ttl)| match address {
+                IpAddr::V4(address) => Some((*address, *ttl)),
+                IpAddr::V6(_) => None,
+            })
+        };
+        let at = || NetworkError::at("let a guest reach what a name led to");
+        match self.resolved.resolved(guest, addresses()) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.state().ensure_rules()?;
+                self.resolved.resolved(guest, addresses()).map_err(at())
+            }
+            done => done.map_err(at()),
+        }
     }
 
     /// Makes the TAP of a VM that has a claim, with so many queues, and lets traffic through.
@@ -436,11 +475,7 @@ impl Network {
                 state.retired += 1;
                 state.gone.insert(name.clone());
             }
-            if !state.rules.are_there()? {
-                tracing::warn!("the firewall's tables were gone, and are written again");
-                state.rules.install()?;
-                state.rewrite()?;
-            }
+            state.ensure_rules()?;
             state.forward()?;
             orphans
         };

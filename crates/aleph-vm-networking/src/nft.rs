@@ -3,6 +3,10 @@
 //! The tables come as text through `nft -f`, once for a node; what VMs add and take away goes over
 //! nfnetlink in transactions of our own, at some 10 microseconds for each element.
 
+mod resolved;
+
+pub use resolved::Resolved;
+
 use crate::NetworkError;
 use crate::ruleset::{Base, DropReason, Element, Set, Value};
 use crate::transaction::Transactions;

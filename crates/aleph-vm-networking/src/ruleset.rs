@@ -166,6 +166,7 @@ impl Base {
   map forwards-any {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   map egress {{ type ifname : verdict; }}
   set allowed {{ type ifname . ipv4_addr; flags interval; }}
+  set resolved {{ type ifname . ipv4_addr; flags timeout; }}
   map private {{ type ifname : mark; }}
   set members {{ type ifname . mark; }}
   set uplinks {{ type ifname; }}
@@ -248,6 +249,7 @@ impl Base {
   }}
   chain egress-list {{
     iifname . ip daddr @allowed return
+    iifname . ip daddr @resolved return
     goto drop-egress
   }}
   chain egress-deny {{
@@ -288,6 +290,13 @@ impl Base {
 /// use for their metadata outside of those (Azure, Alibaba, Oracle).
 const RESERVED: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 168.63.129.16, 100.100.100.200, \
                         192.0.0.192";
+
+/// Whether no guest sends to this address, whatever its egress says; no more does it to groups.
+pub(crate) fn is_reserved(address: Ipv4Addr) -> bool {
+    let networks = RESERVED.split(", ").map(str::parse::<Ipv4Network>);
+    let is_one = networks.flatten().any(|network| network.contains(address));
+    is_one || address.is_multicast() || address.is_broadcast()
+}
 
 /// From here on are the ports from which the host connects for its guests. No port is forwarded
 /// from among them, so that no guest can have answers sent to itself that are meant for another.
@@ -441,12 +450,12 @@ pub fn elements(vm: &VmRules<'_>) -> Vec<Element> {
             value: Some(Value::Jump("egress-deny")),
             ..plain(Set::Egress, tap())
         }),
-        Egress::Only(networks) => {
+        Egress::Only(_) => {
             elements.push(Element {
                 value: Some(Value::Jump("egress-list")),
                 ..plain(Set::Egress, tap())
             });
-            for network in without_overlap(networks) {
+            for network in without_overlap(vm.egress.networks().collect()) {
                 elements.push(Element {
                     last: Some(tap().address(network.last()).0),
                     ..plain(Set::Allowed, tap().address(network.first()))
@@ -508,8 +517,7 @@ pub fn dns(port: u16) -> Vec<Element> {
 }
 
 /// The kernel takes no interval that another one holds.
-fn without_overlap(networks: &[Ipv4Network]) -> Vec<Ipv4Network> {
-    let mut sorted = networks.to_vec();
+fn without_overlap(mut sorted: Vec<Ipv4Network>) -> Vec<Ipv4Network> {
     sorted.sort_by_key(|network| (network.prefix(), network.first()));
     let mut kept: Vec<Ipv4Network> = Vec::with_capacity(sorted.len());
     for network in sorted {
@@ -597,6 +605,26 @@ mod tests {
     }
 
     #[test]
+    fn no_name_leads_to_what_is_reserved() {
+        for address in [
+            "127.0.0.53",
+            "169.254.169.254",
+            "100.100.100.200",
+            "0.0.0.0",
+        ] {
+            assert!(is_reserved(address.parse().unwrap()), "{address}");
+        }
+        for address in ["100.100.100.201", "192.0.2.1", "10.0.0.1"] {
+            assert!(!is_reserved(address.parse().unwrap()), "{address}");
+        }
+        assert!(
+            RESERVED
+                .split(", ")
+                .all(|text| text.parse::<Ipv4Network>().is_ok())
+        );
+    }
+
+    #[test]
     fn the_elements_of_a_vm() {
         let plain = VmRules {
             tap: "tap-01234abc",
@@ -607,7 +635,7 @@ mod tests {
             egress: &Egress::Allow,
             forwards: &[],
         };
-        let networks = ["10.1.0.0/16", "10.1.2.0/24", "192.0.2.7"];
+        let targets = ["10.1.0.0/16", "10.1.2.0/24", "192.0.2.7", "example.com"];
         let forward = |address, host_port, guest_port, protocol| Forward {
             protocol,
             address,
@@ -619,7 +647,7 @@ mod tests {
                 shown(&plain),
                 shown(&VmRules {
                     private: Some(7),
-                    egress: &Egress::Only(networks.map(|n| n.parse().unwrap()).into()),
+                    egress: &Egress::Only(targets.map(|t| t.parse().unwrap()).into()),
                     forwards: &[
                         forward(None, 8080, 80, Protocol::Tcp),
                         forward(Some(Ipv4Addr::LOCALHOST), 5353, 53, Protocol::Udp),

@@ -82,8 +82,8 @@ pub(crate) struct JobFlags {
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<NetworkMode>,
 
-    /// Let the guest connect to this network alone, such as 192.0.2.0/24; none for nothing
-    #[arg(long, value_name = "CIDR")]
+    /// Let the guest connect to this alone: 192.0.2.0/24, x.org, *.x.org; none for nothing
+    #[arg(long, value_name = "TARGET")]
     egress: Vec<String>,
 
     /// Start it again after it ended: no, on-failure, on-failure:TIMES, unless-stopped or always
@@ -252,9 +252,9 @@ impl JobFlags {
         match &self.egress[..] {
             [] => {}
             [none] if none == "none" => network.egress = Egress::Deny,
-            networks => {
-                let networks: Result<_, _> = networks.iter().map(|text| text.parse()).collect();
-                network.egress = Egress::Only(networks?);
+            targets => {
+                let targets: Result<_, _> = targets.iter().map(|text| text.parse()).collect();
+                network.egress = Egress::Only(targets?);
             }
         }
         Ok(())
@@ -358,6 +358,7 @@ mod tests {
             "--publish=127.0.0.1:5353:53/udp",
             "--network=private:db",
             "--egress=192.0.2.0/24",
+            "--egress=*.Example.com",
         ]);
         assert_eq!(spec.validate(), Ok(()));
         insta::assert_snapshot!(serde_json::to_string_pretty(&spec).unwrap());

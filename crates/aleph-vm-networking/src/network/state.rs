@@ -67,6 +67,10 @@ impl State {
         if claim.egress == Egress::Deny {
             self.names.cut_off(guest);
         }
+        let listed: Vec<_> = claim.egress.domains().cloned().collect();
+        if !listed.is_empty() {
+            self.names.list(guest, listed);
+        }
         if let Some(private) = &claim.private {
             self.names.insert(guest, private, job);
         }
@@ -90,6 +94,7 @@ impl State {
         });
         let held = held.collect();
         self.name(&claim, &job);
+        self.let_resolve(vm, &claim);
         let entry = Vm {
             _held: held,
             claim,
@@ -148,6 +153,7 @@ impl State {
 
     /// What follows once traffic may pass.
     pub(super) fn attached(&mut self, vm: VmId, claim: &Claim) -> Result<(), NetworkError> {
+        self.let_resolve(vm, claim);
         let was_first = !self.vms.values().any(|vm| vm.attached);
         if let Some(entry) = self.vms.get_mut(&vm) {
             entry.attached = true;
@@ -163,6 +169,14 @@ impl State {
         Ok(())
     }
 
+    /// Lets a guest reach what the names on its list lead to.
+    fn let_resolve(&self, vm: VmId, claim: &Claim) {
+        if claim.egress.domains().next().is_some() {
+            let guest = self.pool.guest(Slot(claim.slot));
+            self.resolved.insert(guest, tap_name(vm));
+        }
+    }
+
     pub(super) fn detach(&mut self, vm: VmId) -> Result<(), NetworkError> {
         let name = tap_name(vm);
         if let Some(claim) = self.vms.get(&vm).map(|vm| vm.claim.clone()) {
@@ -176,6 +190,9 @@ impl State {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 done => done.map_err(NetworkError::at("change the firewall"))?,
             }
+            self.resolved
+                .remove(self.pool.guest(Slot(claim.slot)))
+                .map_err(NetworkError::at("forget what names led to"))?;
             self.gone.insert(name.clone());
             self.flows
                 .addresses
@@ -269,6 +286,16 @@ impl State {
         }
     }
 
+    /// Writes the rules again where they are gone.
+    pub(super) fn ensure_rules(&mut self) -> Result<(), NetworkError> {
+        if !self.rules.are_there()? {
+            tracing::warn!("the firewall's tables were gone, and are written again");
+            self.rules.install()?;
+            self.rewrite()?;
+        }
+        Ok(())
+    }
+
     /// Replaces all elements by those of the VMs that have claims, in one transaction.
     pub(super) fn rewrite(&mut self) -> Result<(), NetworkError> {
         let attached = self.vms.iter().filter(|(_, entry)| entry.attached);
@@ -286,6 +313,7 @@ impl State {
         };
         self.rules
             .change(&change)
+            .and_then(|()| self.resolved.rewrite())
             .map_err(NetworkError::at("write the firewall's elements"))
     }
 

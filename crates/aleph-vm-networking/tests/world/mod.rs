@@ -173,3 +173,15 @@ pub(crate) fn trial(name: &str, test: fn()) -> Trial {
     });
     trial.with_ignored_flag(missing.is_some())
 }
+
+/// Waits for what must come to be, with a limit that only a hang exceeds.
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(
+            std::time::Instant::now() < end,
+            "{what}: not within a minute"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
