@@ -41,8 +41,9 @@ pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
 };
 pub use network::{
-    DomainPattern, Egress, EgressTarget, ForwardedPort, InvalidNetwork, Ipv4Network, MAX_PORTS,
-    NetworkMode, NetworkSpec, NetworkUsage, PortForward, PortRange, Protocol, VmNetwork,
+    BothWays, DomainPattern, Egress, EgressTarget, ForwardedPort, InvalidNetwork, InvalidRate,
+    Ipv4Network, MAX_PORTS, NetworkLimits, NetworkMode, NetworkSpec, NetworkUsage, PortForward,
+    PortRange, Protocol, Rate, RateLimit, VmNetwork,
 };
 pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;

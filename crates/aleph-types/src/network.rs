@@ -1,8 +1,10 @@
 //! What a job asks of the network, and what its VM got.
 
 mod egress;
+mod rate;
 
 pub use egress::{DomainPattern, Egress, EgressTarget};
+pub use rate::{BothWays, InvalidRate, NetworkLimits, Rate, RateLimit};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -29,6 +31,9 @@ pub struct NetworkSpec {
     /// Where the guest may open connections to.
     #[serde(default, skip_serializing_if = "Egress::is_allow")]
     pub egress: Egress,
+    /// How much may go through in a second. The node's own limits hold too.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 impl NetworkSpec {
@@ -54,6 +59,7 @@ impl NetworkSpec {
                 return Err(InvalidNetwork::Overlap(*forward, *other));
             }
         }
+        self.limits.check().map_err(InvalidNetwork::Rate)?;
         let Egress::Only(targets) = &self.egress else {
             return Ok(());
         };
@@ -399,6 +405,9 @@ pub struct VmNetwork {
     pub private_network: Option<String>,
     /// Ports of the host that lead to it, those that the node picked included.
     pub forwarded_ports: Vec<ForwardedPort>,
+    /// How much may go through in a second: the lower of what its job and what the node says.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 /// What went through a VM's network since it was made, and what did not.
@@ -416,7 +425,7 @@ pub struct NetworkUsage {
     /// Packets to the guest that it did not take in time.
     pub overruns: u64,
     /// Packets that the rules dropped, by reason: `spoofed`, `reserved`, `host`, `neighbour`,
-    /// `egress`, `inbound`, `connections`.
+    /// `egress`, `inbound`, `connections`, `rate`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dropped: BTreeMap<String, u64>,
 }
@@ -489,6 +498,9 @@ pub enum InvalidNetwork {
     /// Too many of them.
     #[error("the job's egress has {0} targets, at most {MAX_TARGETS} are taken")]
     TooManyTargets(usize),
+    /// Not a rate.
+    #[error(transparent)]
+    Rate(InvalidRate),
     /// Nothing could arrive.
     #[error("the job forwards ports and has no network")]
     PortsWithoutNetwork,
@@ -513,6 +525,7 @@ impl InvalidNetwork {
                 .into(),
             Self::Overlap(..) => "Give each forward ports of its own.".into(),
             Self::TooManyPorts(_) | Self::TooManyTargets(_) => "Name fewer.".into(),
+            Self::Rate(error) => error.advice(),
             Self::PortsWithoutNetwork => "Leave the ports or --network none out.".into(),
         }
     }

@@ -20,7 +20,9 @@ use crate::pool::{Pool, Slot};
 use crate::port::{HeldPort, PortTaken};
 use crate::ruleset::{self, Base, DropReason, Element};
 use crate::tap::Tap;
-use aleph_types::{Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, VmId, VmNetwork};
+use aleph_types::{
+    Egress, ForwardedPort, Ipv4Network, NetworkLimits, NetworkMode, NetworkSpec, VmId, VmNetwork,
+};
 use resolved::ResolvedAddresses;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -40,6 +42,8 @@ pub struct NetworkConfig {
     pub cool_down: Duration,
     /// Connections that one VM may have open.
     pub connections: u32,
+    /// How much each VM may send and receive; a job can ask for less.
+    pub limits: NetworkLimits,
     /// Where guests' DNS queries go on this host; nowhere, without a forwarder.
     pub dns_port: Option<u16>,
     /// The node's runtime folder.
@@ -59,6 +63,9 @@ pub struct Claim {
     /// Where it may connect to.
     #[serde(default)]
     pub egress: Egress,
+    /// How much it may send and receive, whatever the node's limits become.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 /// A network that a VMM can use.
@@ -108,6 +115,7 @@ struct Vm {
 struct State {
     group: u32,
     pool: Pool,
+    limits: NetworkLimits,
     forwards: Forwards,
     vms: HashMap<VmId, Vm>,
     /// Numbers of private networks, by account and name.
@@ -175,6 +183,7 @@ impl Network {
         let mut state = State {
             group,
             pool,
+            limits: config.limits,
             forwards: Forwards::default(),
             vms: HashMap::new(),
             private: HashMap::new(),
@@ -285,6 +294,7 @@ impl Network {
             ports: forwards.iter().map(Into::into).collect(),
             private,
             egress: spec.egress.clone(),
+            limits: spec.limits.within(state.limits),
         };
         state.name(&claim, job);
         let entry = Vm {

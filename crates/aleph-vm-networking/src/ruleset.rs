@@ -15,12 +15,16 @@
 //! | the host | a guest | everything |
 //! | elsewhere | elsewhere | nothing through a link that forwards for VMs alone |
 //!
-//! What is dropped is counted for each VM and reason. All guests' DNS goes to one socket, so each
+//! A VM with limits on its rate loses what is above them, both ways. What is dropped is counted for each VM and reason. All guests' DNS goes to one socket, so each
 //! may send a thousand datagrams a second there, in bursts that its buffer has room for.
+
+mod limits;
+
+pub use limits::{Limit, Unit};
 
 use crate::forwards::Forward;
 use crate::mac::Mac;
-use aleph_types::{Egress, Ipv4Network, Protocol};
+use aleph_types::{Egress, Ipv4Network, NetworkLimits, Protocol};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
@@ -54,11 +58,13 @@ pub enum DropReason {
     Inbound,
     /// Its VM had too many connections.
     Connections,
+    /// Its VM sent or received too much.
+    Rate,
 }
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Spoofed,
         Self::Reserved,
         Self::Host,
@@ -66,6 +72,7 @@ impl DropReason {
         Self::Egress,
         Self::Inbound,
         Self::Connections,
+        Self::Rate,
     ];
 
     /// Its name, for people and metrics.
@@ -79,6 +86,7 @@ impl DropReason {
             Self::Egress => "egress",
             Self::Inbound => "inbound",
             Self::Connections => "connections",
+            Self::Rate => "rate",
         }
     }
 
@@ -154,6 +162,7 @@ impl Base {
             );
         }
         let many = DropReason::Connections.set();
+        let much = DropReason::Rate.set();
         // An error that reports another's packet: of which flow it is, the kernel has checked; not
         // who sends it.
         let strange = "ct state related iifname . ct original ip saddr . ether saddr != @guests \
@@ -173,10 +182,19 @@ impl Base {
   map dns {{ type inet_proto . inet_service : inet_service; }}
   set dns-ports {{ type inet_proto . inet_service; }}
   set dns-rate {{ type ifname; size 65535; flags dynamic,timeout; timeout 1m; }}
+  set limited {{ type ifname; }}
+  map sent-bytes {{ type ifname : limit; }}
+  map sent-packets {{ type ifname : limit; }}
+  map received-bytes {{ type ifname : limit; }}
+  map received-packets {{ type ifname : limit; }}
   set connections {{ type ipv4_addr; size 65535; flags dynamic; }}
   set connections-in {{ type ipv4_addr; size 65535; flags dynamic; }}
 {counted}  chain drop-connections-in {{
     update @{many} {{ oifname }}
+    drop
+  }}
+  chain drop-rate-in {{
+    update @{much} {{ oifname }}
     drop
   }}
 
@@ -191,6 +209,19 @@ impl Base {
     meta nfproto != ipv4 goto drop-spoofed
     iifname . ip saddr . ether saddr != @guests goto drop-spoofed
     ip daddr {{ {RESERVED} }} goto drop-reserved
+    iifname @limited goto sent
+  }}
+  chain sent {{
+    limit name iifname map @sent-bytes goto drop-rate
+    limit name iifname map @sent-packets goto drop-rate
+  }}
+  chain to-guest {{
+    type filter hook postrouting priority filter; policy accept;
+    oifgroup {group} oifname @limited goto received
+  }}
+  chain received {{
+    limit name oifname map @received-bytes goto drop-rate-in
+    limit name oifname map @received-packets goto drop-rate-in
   }}
 
   chain destination {{
@@ -332,11 +363,21 @@ pub enum Set {
     Dns,
     /// Where it listens: closed to all but what was led there.
     DnsPorts,
+    /// TAPs that have limits.
+    Limited,
+    /// Limits of what guests send, in bytes.
+    SentBytes,
+    /// The same in packets.
+    SentPackets,
+    /// Limits of what guests receive, in bytes.
+    ReceivedBytes,
+    /// The same in packets.
+    ReceivedPackets,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::Guests,
         Self::Gateways,
         Self::ArpGuests,
@@ -350,6 +391,11 @@ impl Set {
         Self::Uplinks,
         Self::Dns,
         Self::DnsPorts,
+        Self::Limited,
+        Self::SentBytes,
+        Self::SentPackets,
+        Self::ReceivedBytes,
+        Self::ReceivedPackets,
     ];
 
     /// Its name in the table.
@@ -367,6 +413,11 @@ impl Set {
             Self::Uplinks => "uplinks",
             Self::Dns => "dns",
             Self::DnsPorts => "dns-ports",
+            Self::Limited => "limited",
+            Self::SentBytes => "sent-bytes",
+            Self::SentPackets => "sent-packets",
+            Self::ReceivedBytes => "received-bytes",
+            Self::ReceivedPackets => "received-packets",
         }
     }
 
@@ -384,6 +435,8 @@ pub enum Value {
     Bytes(Vec<u8>),
     /// Go on in this chain, and come back.
     Jump(&'static str),
+    /// An object, which comes and goes with the element.
+    Limit(Limit),
 }
 
 /// An element, in the kernel's form: each part of a key is filled up to four bytes, numbers of
@@ -417,6 +470,8 @@ pub struct VmRules<'a> {
     pub egress: &'a Egress,
     /// What leads to it.
     pub forwards: &'a [Forward],
+    /// How much it may send and receive.
+    pub limits: NetworkLimits,
 }
 
 /// The elements of a VM.
@@ -463,6 +518,7 @@ pub fn elements(vm: &VmRules<'_>) -> Vec<Element> {
             }
         }
     }
+    elements.extend(limits::elements(vm.tap, &vm.limits));
     elements.extend(vm.forwards.iter().map(|forward| {
         let to = Key::default().address(vm.guest).port(forward.guest_port);
         let port = |key: Key| key.byte(forward.protocol.number()).port(forward.host_port);
@@ -598,6 +654,7 @@ mod tests {
             let _ = match &element.value {
                 Some(Value::Bytes(bytes)) => writeln!(text, " : {}", hex(bytes)),
                 Some(Value::Jump(chain)) => writeln!(text, " : jump {chain}"),
+                Some(Value::Limit(limit)) => writeln!(text, " : {limit:?}"),
                 None => writeln!(text),
             };
         }
@@ -634,6 +691,7 @@ mod tests {
             private: None,
             egress: &Egress::Allow,
             forwards: &[],
+            limits: NetworkLimits::default(),
         };
         let targets = ["10.1.0.0/16", "10.1.2.0/24", "192.0.2.7", "example.com"];
         let forward = |address, host_port, guest_port, protocol| Forward {
@@ -656,6 +714,12 @@ mod tests {
                 }),
                 shown(&VmRules {
                     egress: &Egress::Deny,
+                    ..plain.clone()
+                }),
+                shown(&VmRules {
+                    limits: NetworkLimits::default()
+                        .with_bandwidth("sent=8k,received=100G".parse().unwrap())
+                        .with_packet_rate("received=100k".parse().unwrap()),
                     ..plain
                 }),
                 lines(&dns(40_000)),

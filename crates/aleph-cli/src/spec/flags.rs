@@ -4,7 +4,8 @@ use super::{environment, term};
 use crate::duration::{duration, whole_seconds};
 use crate::output::Advised;
 use aleph_types::{
-    Egress, HealthCheck, JobSpec, MiB, NetworkMode, PortForward, Probe, PullPolicy, Restart, signal,
+    BothWays, Egress, HealthCheck, JobSpec, MiB, NetworkMode, PortForward, Probe, PullPolicy,
+    Restart, signal,
 };
 use anyhow::Result;
 use std::path::PathBuf;
@@ -85,6 +86,14 @@ pub(crate) struct JobFlags {
     /// Let the guest connect to this alone: 192.0.2.0/24, x.org, *.x.org; none for nothing
     #[arg(long, value_name = "TARGET")]
     egress: Vec<String>,
+
+    /// How many bits a second it may send and receive: 100M, or sent=10M,received=1G
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<BothWays>,
+
+    /// How many packets a second it may send and receive: 100k, or sent=10k,received=1M
+    #[arg(long, value_name = "RATE")]
+    packet_rate: Option<BothWays>,
 
     /// Start it again after it ended: no, on-failure, on-failure:TIMES, unless-stopped or always
     #[arg(long, value_name = "POLICY", value_parser = restart, conflicts_with = "rm")]
@@ -257,6 +266,10 @@ impl JobFlags {
                 network.egress = Egress::Only(targets?);
             }
         }
+        network.limits = network
+            .limits
+            .with_bandwidth(self.bandwidth.unwrap_or_default())
+            .with_packet_rate(self.packet_rate.unwrap_or_default());
         Ok(())
     }
 
@@ -359,6 +372,8 @@ mod tests {
             "--network=private:db",
             "--egress=192.0.2.0/24",
             "--egress=*.Example.com",
+            "--bandwidth=sent=10M,received=1g",
+            "--packet-rate=100k",
         ]);
         assert_eq!(spec.validate(), Ok(()));
         insta::assert_snapshot!(serde_json::to_string_pretty(&spec).unwrap());

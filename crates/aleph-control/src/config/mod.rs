@@ -19,7 +19,7 @@ use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
 use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
 use aleph_image::oci::{PullOptions, Registries};
-use aleph_types::{Ipv4Network, MiB};
+use aleph_types::{BothWays, Ipv4Network, MiB, NetworkLimits};
 use aleph_vm_networking::NetworkConfig;
 use reader::Document;
 use std::collections::BTreeMap;
@@ -135,6 +135,11 @@ pub struct NetworkSection {
     pub cool_down: Duration,
     /// `max_connections_per_vm`: how many connections a VM may have open.
     pub connections: u32,
+    /// `max_bandwidth_per_vm`: how many bits a second a VM may send and receive; its job can ask
+    /// for less.
+    pub bandwidth: Option<BothWays>,
+    /// `max_packet_rate_per_vm`: the same in packets.
+    pub packet_rate: Option<BothWays>,
 }
 
 impl Default for NetworkSection {
@@ -144,6 +149,8 @@ impl Default for NetworkSection {
             pool: aleph_vm_networking::DEFAULT_POOL,
             cool_down: Duration::from_secs(60),
             connections: 4096,
+            bandwidth: None,
+            packet_rate: None,
         }
     }
 }
@@ -343,6 +350,9 @@ impl Config {
                 pool: self.network.pool,
                 cool_down: self.network.cool_down,
                 connections: self.network.connections,
+                limits: NetworkLimits::default()
+                    .with_bandwidth(self.network.bandwidth.unwrap_or_default())
+                    .with_packet_rate(self.network.packet_rate.unwrap_or_default()),
                 dns_port: None,
                 run: node.paths.run().to_owned(),
             });
@@ -418,6 +428,16 @@ fn read(document: &mut Document<'_>) -> Config {
             &mut network.connections,
             connections,
         );
+        s.optional(
+            "max_bandwidth_per_vm",
+            &mut network.bandwidth,
+            value::bandwidth,
+        );
+        s.optional(
+            "max_packet_rate_per_vm",
+            &mut network.packet_rate,
+            value::packet_rate,
+        );
     });
     document.section("limits", |s| {
         let limits = &mut config.limits;
@@ -487,6 +507,8 @@ mod tests {
             pool = "10.7.0.0/16"
             cool_down_seconds = 30
             max_connections_per_vm = 100
+            max_bandwidth_per_vm = "sent=100M,received=1G"
+            max_packet_rate_per_vm = "50k"
             [limits]
             overcommit_cpus = 2
             overcommit_memory = 1.5
@@ -532,6 +554,8 @@ mod tests {
                 pool: "10.7.0.0/16".parse().unwrap(),
                 cool_down: Duration::from_secs(30),
                 connections: 100,
+                bandwidth: Some("sent=100M,received=1G".parse().unwrap()),
+                packet_rate: Some("50k".parse().unwrap()),
             },
             limits: LimitsSection {
                 overcommit: Overcommit {
@@ -609,6 +633,16 @@ mod tests {
                 "[api]\nmax_connections = 0",
                 "api.max_connections",
                 "between 1 and 100000",
+            ),
+            (
+                "[network]\nmax_bandwidth_per_vm = \"fast\"",
+                "network.max_bandwidth_per_vm",
+                "is no rate; write 100M",
+            ),
+            (
+                "[network]\nmax_packet_rate_per_vm = \"sent=1G\"",
+                "network.max_packet_rate_per_vm",
+                "from 1 to 100M",
             ),
             (
                 "[api]\nmax_connections = 1.5",

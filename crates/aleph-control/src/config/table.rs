@@ -46,6 +46,8 @@ fn table(config: &Config) -> Table {
                 pool,
                 cool_down,
                 connections,
+                bandwidth,
+                packet_rate,
             },
         limits:
             LimitsSection {
@@ -101,6 +103,8 @@ fn table(config: &Config) -> Table {
                 ("pool", Some(text(pool))),
                 ("cool_down_seconds", Some(number(cool_down.as_secs()))),
                 ("max_connections_per_vm", Some(number(*connections))),
+                ("max_bandwidth_per_vm", bandwidth.as_ref().map(text)),
+                ("max_packet_rate_per_vm", packet_rate.as_ref().map(text)),
             ],
         ),
         (

@@ -248,6 +248,7 @@ impl State {
             mac: Mac::of(vm).to_string(),
             private_network: claim.private.as_ref().map(|(_, name)| name.clone()),
             forwarded_ports: claim.ports.clone(),
+            limits: claim.limits,
         }
     }
 
@@ -269,6 +270,7 @@ impl State {
             private,
             egress: &claim.egress,
             forwards: &forwards_of(claim),
+            limits: claim.limits,
         })
     }
 

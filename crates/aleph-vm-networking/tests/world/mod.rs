@@ -7,7 +7,7 @@ pub(crate) mod guest;
 pub(crate) mod machine;
 pub(crate) mod space;
 
-use aleph_types::{Egress, NetworkSpec, VmId, VmNetwork};
+use aleph_types::{Egress, NetworkLimits, NetworkSpec, VmId, VmNetwork};
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::tap::Tap;
 use aleph_vm_networking::{Attachment, Claim, Network, NetworkConfig};
@@ -55,6 +55,7 @@ impl World {
             pool: "10.0.0.0/16".parse().unwrap(),
             cool_down: Duration::from_secs(60),
             connections: 64,
+            limits: NetworkLimits::default(),
             dns_port: None,
             run: self.run.path().to_owned(),
         }
@@ -110,12 +111,14 @@ impl World {
             mac: String::new(),
             private_network: None,
             forwarded_ports: Vec::new(),
+            limits: NetworkLimits::default(),
         };
         let claim = Claim {
             slot: 0,
             ports: Vec::new(),
             private: None,
             egress: Egress::Allow,
+            limits: NetworkLimits::default(),
         };
         let attachment = Attachment {
             tap,
