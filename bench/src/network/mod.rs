@@ -20,7 +20,7 @@ mod space;
 
 use crate::Bench;
 use crate::row::Row;
-use aleph_types::{NetworkSpec, VmId};
+use aleph_types::{NetworkLimits, NetworkSpec, VmId};
 use aleph_vm_networking::{Ipv6Config, Network, NetworkConfig};
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -45,6 +45,7 @@ fn open(run: &Path) -> Result<Network> {
         ipv6: Ipv6Config::Off,
         cool_down: Duration::from_secs(60),
         connections: 4096,
+        limits: NetworkLimits::default(),
         run: run.to_owned(),
         dns_port: None,
     };

@@ -43,8 +43,9 @@ pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
 };
 pub use network::{
-    Egress, ForwardedPort, InvalidNetwork, Ipv4Network, MAX_PORTS, NetworkMode, NetworkSpec,
-    NetworkUsage, PortForward, PortRange, Protocol, VmNetwork, share_an_address,
+    BothWays, DomainPattern, Egress, EgressTarget, ForwardedPort, InvalidNetwork, InvalidRate,
+    Ipv4Network, MAX_PORTS, NetworkLimits, NetworkMode, NetworkSpec, NetworkUsage, PortForward,
+    PortRange, Protocol, Rate, RateLimit, VmNetwork, share_an_address,
 };
 pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;

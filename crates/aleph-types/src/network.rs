@@ -1,5 +1,11 @@
 //! What a job asks of the network, and what its VM got.
 
+mod egress;
+mod rate;
+
+pub use egress::{DomainPattern, Egress, EgressTarget};
+pub use rate::{BothWays, InvalidRate, NetworkLimits, Rate, RateLimit};
+
 use crate::Ipv6Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -26,6 +32,9 @@ pub struct NetworkSpec {
     /// Where the guest may open connections to.
     #[serde(default, skip_serializing_if = "Egress::is_allow")]
     pub egress: Egress,
+    /// How much may go through in a second. The node's own limits hold too.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 impl NetworkSpec {
@@ -51,6 +60,7 @@ impl NetworkSpec {
                 return Err(InvalidNetwork::Overlap(*forward, *other));
             }
         }
+        self.limits.check().map_err(InvalidNetwork::Rate)?;
         let Egress::Only(targets) = &self.egress else {
             return Ok(());
         };
@@ -322,26 +332,6 @@ pub fn share_an_address(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
     a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
 }
 
-/// Where a guest may open connections to.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Egress {
-    /// To everywhere, but neither to the host nor to other VMs.
-    #[default]
-    Allow,
-    /// To nowhere. Ports that are forwarded to it still answer.
-    Deny,
-    /// To these networks alone, in CIDR notation, or single addresses.
-    Only(Vec<Ipv4Network>),
-}
-
-impl Egress {
-    fn is_allow(&self) -> bool {
-        *self == Self::Allow
-    }
-}
-
 /// An IPv4 network in CIDR notation, such as `10.0.0.0/16`; no bit is set beyond its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ipv4Network {
@@ -444,6 +434,9 @@ pub struct VmNetwork {
     pub private_network: Option<String>,
     /// Ports of the host that lead to it, those that the node picked included.
     pub forwarded_ports: Vec<ForwardedPort>,
+    /// How much may go through in a second: the lower of what its job and what the node says.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 /// What went through a VM's network since it was made, and what did not.
@@ -461,7 +454,7 @@ pub struct NetworkUsage {
     /// Packets to the guest that it did not take in time.
     pub overruns: u64,
     /// Packets that the rules dropped, by reason: `spoofed`, `reserved`, `host`, `neighbour`,
-    /// `egress`, `inbound`, `connections`.
+    /// `egress`, `inbound`, `connections`, `rate`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dropped: BTreeMap<String, u64>,
 }
@@ -515,6 +508,9 @@ pub enum InvalidNetwork {
     /// No network in CIDR notation, or none of its family.
     #[error("{0:?} is no IP network, or has bits beyond its prefix")]
     Network(String),
+    /// Neither a network nor a name.
+    #[error("{0:?} is no network, and no domain name")]
+    Target(String),
     /// One side has more ports than the other.
     #[error("the host's ports {host} and the guest's {guest} are not as many")]
     Lengths {
@@ -530,8 +526,11 @@ pub enum InvalidNetwork {
     #[error("the job forwards {0} ports, at most {MAX_PORTS} are taken")]
     TooManyPorts(usize),
     /// Too many of them.
-    #[error("the job's egress has {0} networks, at most {MAX_TARGETS} are taken")]
+    #[error("the job's egress has {0} targets, at most {MAX_TARGETS} are taken")]
     TooManyTargets(usize),
+    /// Not a rate.
+    #[error(transparent)]
+    Rate(InvalidRate),
     /// Nothing could arrive.
     #[error("the job forwards ports and has no network")]
     PortsWithoutNetwork,
@@ -553,8 +552,12 @@ impl InvalidNetwork {
                 "Name an address of the host, such as 127.0.0.1 or [2001:db8::1].".into()
             }
             Self::Network(_) => "Write it as 192.0.2.0/24.".into(),
+            Self::Target(_) => "Write a network as 192.0.2.0/24, a name as example.com, and all \
+                                names below it as *.example.com."
+                .into(),
             Self::Overlap(..) => "Give each forward ports of its own.".into(),
             Self::TooManyPorts(_) | Self::TooManyTargets(_) => "Name fewer.".into(),
+            Self::Rate(error) => error.advice(),
             Self::PortsWithoutNetwork => "Leave the ports or --network none out.".into(),
         }
     }
@@ -578,12 +581,12 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(NetworkMode, PortForward, Ipv4Network);
+as_text!(NetworkMode, PortForward, Ipv4Network, EgressTarget);
 
 /// In a schema they are texts too.
 #[cfg(feature = "schema")]
 mod schema {
-    use super::{Ipv4Network, PortForward};
+    use super::PortForward;
     use utoipa::openapi::schema::{ObjectBuilder, Type};
     use utoipa::openapi::{RefOr, Schema};
 
@@ -600,19 +603,6 @@ mod schema {
     }
 
     impl utoipa::ToSchema for PortForward {}
-
-    impl utoipa::PartialSchema for Ipv4Network {
-        fn schema() -> RefOr<Schema> {
-            ObjectBuilder::new()
-                .schema_type(Type::String)
-                .description(Some(
-                    "an IPv4 network in CIDR notation, or an address: `192.0.2.0/24`, `192.0.2.7`",
-                ))
-                .into()
-        }
-    }
-
-    impl utoipa::ToSchema for Ipv4Network {}
 }
 
 #[cfg(test)]
@@ -722,12 +712,12 @@ mod tests {
     #[test]
     fn a_network_is_short_in_json() {
         let spec: NetworkSpec = serde_json::from_str(
-            r#"{"mode": "private:x", "ports": ["80"], "egress": {"only": ["10.0.0.0/8"]}}"#,
+            r#"{"mode": "private:x", "ports": ["80"], "egress": {"only": ["10.0.0.0/8", "x.org"]}}"#,
         )
         .unwrap();
         assert_eq!(
             serde_json::to_string(&spec).unwrap(),
-            r#"{"mode":"private:x","ports":["80"],"egress":{"only":["10.0.0.0/8"]}}"#
+            r#"{"mode":"private:x","ports":["80"],"egress":{"only":["10.0.0.0/8","x.org"]}}"#
         );
         assert!(NetworkSpec::default().is_default());
         assert_eq!(

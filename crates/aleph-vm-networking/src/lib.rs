@@ -25,7 +25,7 @@
 //! | [`foreign`] | rules of others that are in the way | `nft` |
 //! | [`conntrack`] | connections that the kernel follows | nfnetlink |
 //! | [`dns`] | a DNS forwarder for all guests | sockets |
-//! | `names` | names of jobs within private networks | none |
+//! | `names` | names of jobs within private networks, and which others a guest may ask for | none |
 //! | [`network`] | all of it for one node | the above |
 //!
 //! # Failure cases

@@ -292,6 +292,25 @@ impl Links {
         Ok(addresses)
     }
 
+    /// Whether packets to this address stay on this host. An address without a route is not its own.
+    pub fn is_own(&mut self, address: IpAddr) -> bool {
+        let (family, length) = match address {
+            IpAddr::V4(_) => (INET, 32),
+            IpAddr::V6(_) => (INET6, 128),
+        };
+        let mut request = rt_route::Request::new().op_getroute_do(&rt_route::Rtmsg {
+            rtm_family: family,
+            rtm_dst_len: length,
+            ..Default::default()
+        });
+        request.encode().push_dst(address);
+        let Ok(mut reply) = self.socket.request(&request) else {
+            return false;
+        };
+        let found = reply.recv_one();
+        found.is_ok_and(|(header, _)| header.rtm_type == libc::RTN_LOCAL)
+    }
+
     /// The routes of the main table.
     ///
     /// # Errors

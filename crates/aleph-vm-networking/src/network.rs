@@ -4,6 +4,7 @@
 //! alone: the owner journals it before anything is made. Its attachment is a TAP and elements of
 //! the rules. Everything here blocks for a fraction of a millisecond.
 
+mod resolved;
 mod state;
 
 use crate::NetworkError;
@@ -22,11 +23,13 @@ use crate::port::{HeldPort, PortTaken};
 use crate::ruleset::{self, Base, DropReason, Element};
 use crate::tap::Tap;
 use aleph_types::{
-    Egress, ForwardedPort, Ipv4Network, Ipv6Network, NetworkMode, NetworkSpec, VmId, VmNetwork,
+    Egress, ForwardedPort, Ipv4Network, Ipv6Network, NetworkLimits, NetworkMode, NetworkSpec, VmId,
+    VmNetwork,
 };
+use resolved::ResolvedAddresses;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,6 +47,8 @@ pub struct NetworkConfig {
     pub cool_down: Duration,
     /// Connections that one VM may have open.
     pub connections: u32,
+    /// How much each VM may send and receive; a job can ask for less.
+    pub limits: NetworkLimits,
     /// Where guests' DNS queries go on this host; nowhere, without a forwarder.
     pub dns_port: Option<u16>,
     /// The node's runtime folder.
@@ -66,6 +71,9 @@ pub struct Claim {
     /// Where it may connect to.
     #[serde(default)]
     pub egress: Egress,
+    /// How much it may send and receive, whatever the node's limits become.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 /// A network that a VMM can use.
@@ -96,6 +104,7 @@ pub struct Network {
     /// What takes long, and is taken before the state.
     reaper: Mutex<Reaper>,
     names: Arc<PrivateNames>,
+    resolved: Arc<ResolvedAddresses>,
 }
 
 struct Reaper {
@@ -114,6 +123,7 @@ struct Vm {
 struct State {
     group: u32,
     pool: Pool,
+    limits: NetworkLimits,
     forwards: Forwards,
     vms: HashMap<VmId, Vm>,
     /// Numbers of private networks, by account and name.
@@ -126,6 +136,7 @@ struct State {
     uplinks: Vec<Element>,
     dns: Vec<Element>,
     names: Arc<PrivateNames>,
+    resolved: Arc<ResolvedAddresses>,
     mtu: u32,
     /// TAPs that wait for their removal, and flows to forget with them.
     retired: usize,
@@ -171,19 +182,22 @@ impl Network {
         refuse_overlap(config, group, &there, &routes)?;
         let earlier = claims.iter().find_map(|(_, _, claim)| claim.ipv6);
         let ipv6 = ipv6_pool(config, earlier, &there, &mut links)?;
-        let rules = Rules::new(Base {
+        let base = Base {
             table: config.name.clone(),
             group,
             pool: config.pool,
             ipv6,
             connections: config.connections,
-        });
+        };
+        let resolved = Arc::new(ResolvedAddresses::new(base.clone()));
+        let rules = Rules::new(base);
         let mtu = uplink_mtu(&there, &routes);
         let forwarding = Forwarding::open(config.run.join("forwarding"));
         let forwarding6 = Forwarding6::open(config.run.join("forwarding6"));
         let mut state = State {
             group,
             pool,
+            limits: config.limits,
             forwards: Forwards::default(),
             vms: HashMap::new(),
             private: HashMap::new(),
@@ -194,6 +208,7 @@ impl Network {
             forwarding6,
             uplinks: Vec::new(),
             names: Arc::default(),
+            resolved: Arc::clone(&resolved),
             dns: config.dns_port.map(ruleset::dns).unwrap_or_default(),
             mtu,
             retired: 0,
@@ -206,6 +221,10 @@ impl Network {
         for (vm, job, claim) in claims {
             state.restore(vm, job, claim);
         }
+        // Guests still connect to what the names on their lists led to.
+        let at = || NetworkError::at("take over what names led to");
+        let left = resolved.left().map_err(at())?;
+        resolved.take_over(left).map_err(at())?;
         if !state.rules.are_there()? {
             state.rules.install()?;
         }
@@ -239,6 +258,7 @@ impl Network {
             .map_err(NetworkError::at("forget connections"))?;
         Ok(Self {
             names: Arc::clone(&state.names),
+            resolved,
             state: Mutex::new(state),
             reaper: Mutex::new(Reaper {
                 links: Links::new(),
@@ -300,6 +320,7 @@ impl Network {
             ports: forwards.iter().map(Into::into).collect(),
             private,
             egress: spec.egress.clone(),
+            limits: spec.limits.within(state.limits),
         };
         state.name(&claim, job);
         let entry = Vm {
@@ -332,6 +353,28 @@ impl Network {
     #[must_use]
     pub fn name(&self, guest: Ipv4Addr, name: &str) -> dns::Answer {
         self.names.of(guest, name)
+    }
+
+    /// Lets a guest connect to what a name on its egress list led to, for as long as each address
+    /// says. Addresses of the host, of the pool and those that no guest may reach are passed over, as
+    /// is a guest that has no such list. It does not wait for VMs that come and go.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resolved(
+        &self,
+        guest: Ipv4Addr,
+        addresses: &[(IpAddr, Duration)],
+    ) -> Result<(), NetworkError> {
+        let addresses = || addresses.iter().copied();
+        let at = || NetworkError::at("let a guest reach what a name led to");
+        match self.resolved.resolved(guest, addresses()) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.state().ensure_rules()?;
+                self.resolved.resolved(guest, addresses()).map_err(at())
+            }
+            done => done.map_err(at()),
+        }
     }
 
     /// Makes the TAP of a VM that has a claim, with so many queues, and lets traffic through.
@@ -463,11 +506,7 @@ impl Network {
                 state.retired += 1;
                 state.gone.insert(name.clone());
             }
-            if !state.rules.are_there()? {
-                tracing::warn!("the firewall's tables were gone, and are written again");
-                state.rules.install()?;
-                state.rewrite()?;
-            }
+            state.ensure_rules()?;
             state.forward()?;
             orphans
         };

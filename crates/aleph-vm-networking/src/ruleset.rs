@@ -18,16 +18,21 @@
 //! The same holds for IPv6, where a node has it; but that guests ask for names by IPv4 alone, so
 //! the host takes nothing from a guest by IPv6 but answers; and that nothing is forwarded from
 //! `::1`, to which no answer comes back from another link, whatever is translated: there a client
-//! is refused at once and tries 127.0.0.1. Where the prefix is routed to the
-//! host, ports that are forwarded on all its addresses are open on the guest's own as well.
+//! is refused at once and tries 127.0.0.1. Where the prefix is routed to the host, ports that are
+//! forwarded on all its addresses are open on the guest's own as well.
 //!
-//! What is dropped is counted for each VM and reason. All guests' DNS goes to one socket, so each
-//! may send a thousand datagrams a second there, in bursts that its buffer has room for.
+//! A VM with limits on its rate loses what is above them, both ways. What is dropped is counted
+//! for each VM and reason. All guests' DNS goes to one socket, so each may send a thousand
+//! datagrams a second there, in bursts that its buffer has room for.
+
+mod limits;
+
+pub use limits::{Limit, Unit};
 
 use crate::forwards::Forward;
 use crate::ipv6::{self, Ipv6Pool};
 use crate::mac::Mac;
-use aleph_types::{Egress, Ipv4Network, Ipv6Network, Protocol};
+use aleph_types::{Egress, Ipv4Network, Ipv6Network, NetworkLimits, Protocol};
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -63,11 +68,13 @@ pub enum DropReason {
     Inbound,
     /// Its VM had too many connections.
     Connections,
+    /// Its VM sent or received too much.
+    Rate,
 }
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Spoofed,
         Self::Reserved,
         Self::Host,
@@ -75,6 +82,7 @@ impl DropReason {
         Self::Egress,
         Self::Inbound,
         Self::Connections,
+        Self::Rate,
     ];
 
     /// Its name, for people and metrics.
@@ -88,6 +96,7 @@ impl DropReason {
             Self::Egress => "egress",
             Self::Inbound => "inbound",
             Self::Connections => "connections",
+            Self::Rate => "rate",
         }
     }
 
@@ -175,6 +184,7 @@ impl Base {
             );
         }
         let many = DropReason::Connections.set();
+        let much = DropReason::Rate.set();
         // An error that reports another's packet: of which flow it is, the kernel has checked; not
         // who sends it.
         let strange = "ct state related iifname . ct original ip saddr . ether saddr != @guests \
@@ -192,16 +202,28 @@ impl Base {
   set uplinks6 {{ type ifname; }}
   map egress {{ type ifname : verdict; }}
   set allowed {{ type ifname . ipv4_addr; flags interval; }}
+  set resolved {{ type ifname . ipv4_addr; flags timeout; }}
+  set allowed6 {{ type ifname . ipv6_addr; flags interval; }}
+  set resolved6 {{ type ifname . ipv6_addr; flags timeout; }}
   map private {{ type ifname : mark; }}
   set members {{ type ifname . mark; }}
   set uplinks {{ type ifname; }}
   map dns {{ type inet_proto . inet_service : inet_service; }}
   set dns-ports {{ type inet_proto . inet_service; }}
   set dns-rate {{ type ifname; size 65535; flags dynamic,timeout; timeout 1m; }}
+  set limited {{ type ifname; }}
+  map sent-bytes {{ type ifname : limit; }}
+  map sent-packets {{ type ifname : limit; }}
+  map received-bytes {{ type ifname : limit; }}
+  map received-packets {{ type ifname : limit; }}
   set connections {{ type ifname; size 65535; flags dynamic; }}
   set connections-in {{ type ifname; size 65535; flags dynamic; }}
 {counted}  chain drop-connections-in {{
     update @{many} {{ oifname }}
+    drop
+  }}
+  chain drop-rate-in {{
+    update @{much} {{ oifname }}
     drop
   }}
 
@@ -216,6 +238,19 @@ impl Base {
     meta nfproto != ipv4 goto from-guest6
     iifname . ip saddr . ether saddr != @guests goto drop-spoofed
     ip daddr {{ {RESERVED} }} goto drop-reserved
+    iifname @limited goto sent
+  }}
+  chain sent {{
+    limit name iifname map @sent-bytes goto drop-rate
+    limit name iifname map @sent-packets goto drop-rate
+  }}
+  chain to-guest {{
+    type filter hook postrouting priority filter; policy accept;
+    oifgroup {group} oifname @limited goto received
+  }}
+  chain received {{
+    limit name oifname map @received-bytes goto drop-rate-in
+    limit name oifname map @received-packets goto drop-rate-in
   }}
   chain from-guest6 {{
 {guest6}  }}
@@ -279,6 +314,9 @@ impl Base {
   }}
   chain egress-list {{
     iifname . ip daddr @allowed return
+    iifname . ip daddr @resolved return
+    iifname . ip6 daddr @allowed6 return
+    iifname . ip6 daddr @resolved6 return
     goto drop-egress
   }}
   chain egress-deny {{
@@ -294,6 +332,17 @@ impl Base {
   }}
 "
         )
+    }
+
+    /// Whether an address belongs to a VM, or would.
+    pub(crate) fn is_of_guests(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.pool.contains(address),
+            IpAddr::V6(address) => {
+                let prefix = self.ipv6.map(Ipv6Pool::prefix);
+                prefix.is_some_and(|prefix| prefix.contains(address))
+            }
+        }
     }
 
     fn v6(&self) -> V6 {
@@ -325,7 +374,8 @@ impl Base {
                 "    meta nfproto != ipv6 goto drop-spoofed
     icmpv6 type {{ {BY_ITSELF} }} drop
     iifname . ip6 saddr & {mask} . ether saddr != @guests6 goto drop-spoofed
-    ip6 daddr {{ {RESERVED6} }} goto drop-reserved\n"
+    ip6 daddr {{ {RESERVED6} }} goto drop-reserved
+    iifname @limited goto sent\n"
             ),
         }
     }
@@ -373,6 +423,21 @@ const RESERVED6: &str = "::/127, ::ffff:0:0/96, fe80::/10, ff00::/8, fd00:ec2::2
 const RESERVED: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 168.63.129.16, 100.100.100.200, \
                         192.0.0.192";
 
+/// Whether no guest sends to this address, whatever its egress says; no more does it to groups.
+pub(crate) fn is_reserved(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let networks = RESERVED.split(", ").map(str::parse::<Ipv4Network>);
+            let is_one = networks.flatten().any(|network| network.contains(address));
+            is_one || address.is_multicast() || address.is_broadcast()
+        }
+        IpAddr::V6(address) => {
+            let mut networks = RESERVED6.split(", ").map(str::parse::<Ipv6Network>);
+            networks.any(|network| network.is_ok_and(|network| network.contains(address)))
+        }
+    }
+}
+
 /// From here on are the ports from which the host connects for its guests. No port is forwarded
 /// from among them, so that no guest can have answers sent to itself that are meant for another.
 /// They are above the range from which Linux takes its own by default (`ip_local_port_range`).
@@ -405,6 +470,8 @@ pub enum Set {
     Uplinks,
     /// Which IPv6 prefix and MAC a TAP's guest has.
     Guests6,
+    /// IPv6 networks that a guest may reach.
+    Allowed6,
     /// Ports of one IPv6 address.
     Forwards6,
     /// Ports of all IPv6 addresses.
@@ -417,11 +484,21 @@ pub enum Set {
     Dns,
     /// Where it listens: closed to all but what was led there.
     DnsPorts,
+    /// TAPs that have limits.
+    Limited,
+    /// Limits of what guests send, in bytes.
+    SentBytes,
+    /// The same in packets.
+    SentPackets,
+    /// Limits of what guests receive, in bytes.
+    ReceivedBytes,
+    /// The same in packets.
+    ReceivedPackets,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 24] = [
         Self::Guests,
         Self::Gateways,
         Self::ArpGuests,
@@ -434,12 +511,18 @@ impl Set {
         Self::Members,
         Self::Uplinks,
         Self::Guests6,
+        Self::Allowed6,
         Self::Forwards6,
         Self::ForwardsAny6,
         Self::Open6,
         Self::Uplinks6,
         Self::Dns,
         Self::DnsPorts,
+        Self::Limited,
+        Self::SentBytes,
+        Self::SentPackets,
+        Self::ReceivedBytes,
+        Self::ReceivedPackets,
     ];
 
     /// Its name in the table.
@@ -456,12 +539,18 @@ impl Set {
             Self::Members => "members",
             Self::Uplinks => "uplinks",
             Self::Guests6 => "guests6",
+            Self::Allowed6 => "allowed6",
             Self::Forwards6 => "forwards6",
             Self::ForwardsAny6 => "forwards6-any",
             Self::Open6 => "open6",
             Self::Uplinks6 => "uplinks6",
             Self::Dns => "dns",
             Self::DnsPorts => "dns-ports",
+            Self::Limited => "limited",
+            Self::SentBytes => "sent-bytes",
+            Self::SentPackets => "sent-packets",
+            Self::ReceivedBytes => "received-bytes",
+            Self::ReceivedPackets => "received-packets",
         }
     }
 
@@ -479,6 +568,8 @@ pub enum Value {
     Bytes(Vec<u8>),
     /// Go on in this chain, and come back.
     Jump(&'static str),
+    /// An object, which comes and goes with the element.
+    Limit(Limit),
 }
 
 /// An element, in the kernel's form: each part of a key is filled up to four bytes, numbers of
@@ -516,6 +607,8 @@ pub struct VmRules<'a> {
     pub egress: &'a Egress,
     /// What leads to it.
     pub forwards: &'a [Forward],
+    /// How much it may send and receive.
+    pub limits: NetworkLimits,
 }
 
 /// The elements of a VM.
@@ -549,19 +642,28 @@ pub fn elements(vm: &VmRules<'_>) -> Vec<Element> {
             value: Some(Value::Jump("egress-deny")),
             ..plain(Set::Egress, tap())
         }),
-        Egress::Only(networks) => {
+        Egress::Only(_) => {
             elements.push(Element {
                 value: Some(Value::Jump("egress-list")),
                 ..plain(Set::Egress, tap())
             });
-            for network in without_overlap(networks) {
+            let v4 = vm.egress.networks().collect();
+            for network in without_overlap(v4, Ipv4Network::prefix, Ipv4Network::overlaps) {
                 elements.push(Element {
                     last: Some(tap().address(network.last()).0),
                     ..plain(Set::Allowed, tap().address(network.first()))
                 });
             }
+            let v6 = vm.egress.networks6().collect();
+            for network in without_overlap(v6, Ipv6Network::prefix, Ipv6Network::overlaps) {
+                elements.push(Element {
+                    last: Some(tap().address6(network.last()).0),
+                    ..plain(Set::Allowed6, tap().address6(network.first()))
+                });
+            }
         }
     }
+    elements.extend(limits::elements(vm.tap, &vm.limits));
     if let Some(prefix) = vm.ipv6 {
         let identity = tap().address6(prefix.first()).mac(vm.mac);
         elements.push(plain(Set::Guests6, identity));
@@ -669,12 +771,15 @@ pub fn dns(port: u16) -> Vec<Element> {
 }
 
 /// The kernel takes no interval that another one holds.
-fn without_overlap(networks: &[Ipv4Network]) -> Vec<Ipv4Network> {
-    let mut sorted = networks.to_vec();
-    sorted.sort_by_key(|network| (network.prefix(), network.first()));
-    let mut kept: Vec<Ipv4Network> = Vec::with_capacity(sorted.len());
+fn without_overlap<N: Copy>(
+    mut sorted: Vec<N>,
+    prefix: impl Fn(N) -> u8,
+    overlap: impl Fn(N, N) -> bool,
+) -> Vec<N> {
+    sorted.sort_by_key(|network| prefix(*network));
+    let mut kept: Vec<N> = Vec::with_capacity(sorted.len());
     for network in sorted {
-        if !kept.iter().any(|wider| wider.overlaps(network)) {
+        if !kept.iter().any(|wider| overlap(*wider, network)) {
             kept.push(network);
         }
     }
@@ -769,10 +874,37 @@ mod tests {
             let _ = match &element.value {
                 Some(Value::Bytes(bytes)) => writeln!(text, " : {}", hex(bytes)),
                 Some(Value::Jump(chain)) => writeln!(text, " : jump {chain}"),
+                Some(Value::Limit(limit)) => writeln!(text, " : {limit:?}"),
                 None => writeln!(text),
             };
         }
         text
+    }
+
+    #[test]
+    fn no_name_leads_to_what_is_reserved() {
+        for address in [
+            "127.0.0.53",
+            "169.254.169.254",
+            "100.100.100.200",
+            "0.0.0.0",
+            "::1",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(is_reserved(address.parse().unwrap()), "{address}");
+        }
+        for address in ["100.100.100.201", "192.0.2.1", "10.0.0.1", "2001:db8::1"] {
+            assert!(!is_reserved(address.parse().unwrap()), "{address}");
+        }
+        assert!(
+            RESERVED
+                .split(", ")
+                .all(|text| text.parse::<Ipv4Network>().is_ok())
+        );
+        let mut v6 = RESERVED6.split(", ");
+        assert!(v6.all(|text| text.parse::<Ipv6Network>().is_ok()));
     }
 
     #[test]
@@ -787,20 +919,27 @@ mod tests {
             private: None,
             egress: &Egress::Allow,
             forwards: &[],
+            limits: NetworkLimits::default(),
         };
-        let networks = ["10.1.0.0/16", "10.1.2.0/24", "192.0.2.7"];
+        let targets = ["10.1.0.0/16", "10.1.2.0/24", "192.0.2.7", "example.com"];
         let forward = |address, host_port, guest_port, protocol| Forward {
             protocol,
             address,
             host_port,
             guest_port,
         };
+        let targets6 = [
+            "2001:db8::/32",
+            "2001:db8:1::/48",
+            "192.0.2.7",
+            "2001:dba::7",
+        ];
         insta::assert_snapshot!(
             [
                 shown(&plain),
                 shown(&VmRules {
                     private: Some(7),
-                    egress: &Egress::Only(networks.map(|n| n.parse().unwrap()).into()),
+                    egress: &Egress::Only(targets.map(|t| t.parse().unwrap()).into()),
                     forwards: &[
                         forward(None, 8080, 80, Protocol::Tcp),
                         forward(Some(Ipv4Addr::LOCALHOST.into()), 5353, 53, Protocol::Udp),
@@ -814,11 +953,18 @@ mod tests {
                 shown(&VmRules {
                     ipv6: "2001:db8:0:7::/64".parse().ok(),
                     is_routed: true,
+                    egress: &Egress::Only(targets6.map(|t| t.parse().unwrap()).into()),
                     forwards: &[
                         forward(None, 8080, 80, Protocol::Tcp),
                         forward("2001:db8::7".parse().ok(), 5353, 53, Protocol::Udp),
                     ],
                     ..plain.clone()
+                }),
+                shown(&VmRules {
+                    limits: NetworkLimits::default()
+                        .with_bandwidth("sent=8k,received=100G".parse().unwrap())
+                        .with_packet_rate("received=100k".parse().unwrap()),
+                    ..plain
                 }),
                 lines(&dns(40_000)),
             ]

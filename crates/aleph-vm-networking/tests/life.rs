@@ -4,7 +4,7 @@
 
 mod world;
 
-use aleph_types::{Classify, Egress, ForwardedPort, Protocol};
+use aleph_types::{Classify, Egress, ForwardedPort, NetworkLimits, Protocol};
 use aleph_vm_networking::network::tap_name;
 use aleph_vm_networking::{Claim, NetworkConfig, NetworkError};
 use libtest_mimic::{Arguments, Trial};
@@ -38,8 +38,19 @@ fn residue(world: &World) -> (String, String) {
     let links = world.node.sh("ip -br link | grep tap- || true");
     let elements = world
         .node
-        .sh("nft list ruleset | grep -A1 'elements = ' || true");
+        .sh("nft list ruleset | grep -A1 'elements = ' || true
+         nft list limits | grep 'limit ' || true");
     (links, elements)
+}
+
+/// Names of the objects that count what VMs send and receive.
+fn limits(world: &World) -> Vec<String> {
+    let listed = world.node.sh("nft list limits table inet aleph-test");
+    let names = listed.lines().filter_map(|line| {
+        let name = line.trim().strip_prefix("limit ")?;
+        Some(name.trim_end_matches(" {").to_owned())
+    });
+    names.collect()
 }
 
 fn nothing() -> (String, String) {
@@ -54,7 +65,9 @@ fn a_thousand() {
         drop(world.guest(
             &network,
             bits,
-            &spec(&format!(r#"{{"ports": ["{port}:80"]}}"#)),
+            &spec(&format!(
+                r#"{{"ports": ["{port}:80"], "limits": {{"sent": {{"bits_per_second": "1M"}}}}}}"#
+            )),
         ));
     }
     let links = world.node.sh("ip -br link | grep -c tap-");
@@ -63,6 +76,7 @@ fn a_thousand() {
         .node
         .sh("nft list map inet aleph-test forwards-any | grep -o ' : 10[.]' | wc -l");
     assert_eq!(forwards.trim(), "1000");
+    assert_eq!(limits(&world).len(), 1000);
     let counters = network.counters().unwrap();
     assert_eq!(counters.len(), 1000);
     world.node.run(move || {
@@ -92,6 +106,7 @@ fn thousands() {
             }],
             private: None,
             egress: Egress::Allow,
+            limits: NetworkLimits::default(),
         };
         (0..count)
             .map(|n| (vm(n), n.to_string(), claim(n)))
@@ -139,9 +154,17 @@ fn no_sticking() {
 fn crash() {
     let world = World::new();
     let network = world.open();
-    let forwarded = spec(r#"{"ports": ["8080:80/udp"], "mode": "private:x"}"#);
+    let forwarded = spec(
+        r#"{"ports": ["8080:80/udp"], "mode": "private:x",
+            "limits": {"sent": {"packets_per_second": 1000}}}"#,
+    );
     let kept = world.guest(&network, 1, &forwarded);
-    let lost = world.guest(&network, 2, &spec(r#"{"ports": ["8081:80/udp"]}"#));
+    let lost = world.guest(
+        &network,
+        2,
+        &spec(r#"{"ports": ["8081:80/udp"], "limits": {"received": {"bits_per_second": "1G"}}}"#),
+    );
+    assert_eq!(limits(&world).len(), 2);
     let claim = kept.claim.clone();
     // A process that is killed runs no destructor that would undo anything: neither has this.
     drop(network);
@@ -160,6 +183,7 @@ fn crash() {
     assert_eq!(kept.receive().0, "still there");
     let forwards = world.node.sh("nft list map inet aleph-test forwards-any");
     assert!(!forwards.contains("8081"), "{forwards}");
+    assert_eq!(limits(&world), [format!("sent-packets-{}", kept.tap())]);
     // Its address has an owner.
     let next = world.guest(&network, 3, &spec("{}"));
     assert_ne!(next.address, kept.address);
@@ -168,7 +192,11 @@ fn crash() {
 fn flushed() {
     let world = World::new();
     let network = world.open();
-    let guest = world.guest(&network, 1, &spec(r#"{"ports": ["8080:80/udp"]}"#));
+    let guest = world.guest(
+        &network,
+        1,
+        &spec(r#"{"ports": ["8080:80/udp"], "limits": {"sent": {"bits_per_second": "1G"}}}"#),
+    );
     world.node.sh("nft flush ruleset");
     let again = Arc::clone(&network);
     world.node.run(move || again.sweep().unwrap());
@@ -184,6 +212,7 @@ fn flushed() {
         assert_eq!(guest.receive().0, harm);
         let rules = world.node.sh("nft list table arp aleph-test");
         assert!(rules.contains("elements"), "{rules}");
+        assert_eq!(limits(&world), [format!("sent-bytes-{}", guest.tap())]);
     }
     // Nor does anything that happens before the sweep fail.
     world.node.sh("nft flush ruleset");
@@ -329,7 +358,10 @@ fn repeated() {
     let world = World::new();
     let network = world.open();
     let spec = spec(
-        r#"{"ports": ["8080:80/udp"], "mode": "private:x", "egress": {"only": ["192.0.2.0/24"]}}"#,
+        r#"{"ports": ["8080:80/udp"], "mode": "private:x",
+            "egress": {"only": ["192.0.2.0/24", "example.com"]},
+            "limits": {"sent": {"bits_per_second": "1M", "packets_per_second": 100},
+                       "received": {"bits_per_second": "1M", "packets_per_second": 100}}}"#,
     );
     let guest = world.guest(&network, 1, &spec);
     let tap = guest.tap().to_owned();

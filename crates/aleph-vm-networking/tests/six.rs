@@ -13,11 +13,12 @@ use libtest_mimic::{Arguments, Trial};
 use std::net::{IpAddr, Ipv6Addr};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use world::guest::Guest;
 use world::{NODE6, OUTSIDE6, World, receive, spec, trial};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 14] = [
         ("a_guest_reaches_the_world_by_the_hosts_address", nat),
         ("a_routed_guest_is_seen_under_its_own_address", routed),
         ("a_guest_has_one_prefix_and_one_mac", no_spoofing),
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
         ("a_forwarded_port_leads_to_its_guest", forwards),
         ("a_forward_of_one_family_is_of_that_family", one_family),
         ("published_ports_are_open_on_a_routed_address", open_ports),
+        ("egress_is_what_the_job_says", egress),
+        ("rates_are_those_of_both_families", rates),
         ("a_node_that_is_no_router_stays_none", no_router),
         ("flows_of_a_prefix_end_with_it", flows),
         ("what_cannot_be_is_refused", refused),
@@ -344,6 +347,84 @@ fn open_ports() {
             .sh("nft list ruleset; ip -6 route show 2001:db8:1::/48"),
         ""
     );
+}
+
+fn egress() {
+    let world = World::new().with_ipv6(None);
+    let network = world.open_with("nat");
+    for address in ["2001:db8:80::1", "2001:db8:81::1", "2001:db8:82::1"] {
+        world
+            .outside
+            .sh(&format!("ip address add {address}/128 dev lo nodad"));
+    }
+    let only = r#"{"egress": {"only": ["2001:db8:80::/48", "2001:db8:80:1::/64", "a.example"]}}"#;
+    let guest = world.guest(&network, 1, &spec(only));
+    let outside = world
+        .outside
+        .run(|| world::socket(Ipv6Addr::UNSPECIFIED, 7000));
+    let to = |n: u16| (Ipv6Addr::new(0x2001, 0xdb8, n, 0, 0, 0, 0, 1), 7000);
+    guest.send6(to(0x82), "to elsewhere");
+    guest.send6(to(0x81), "to what no name has led to yet");
+    guest.send6(to(0x80), "to a listed network");
+    assert_eq!(receive(&outside).0, "to a listed network");
+    assert_eq!(dropped(&network, &guest, DropReason::Egress), 2);
+    let (named, address) = (Arc::clone(&network), guest.address);
+    let led_to = [
+        to(0x81).0,
+        NODE6,
+        ip("::1"),
+        ip("fe80::1"),
+        guest.address6(),
+    ];
+    let led_to = led_to.map(|address| (address.into(), Duration::from_secs(600)));
+    world
+        .node
+        .run(move || named.resolved(address, &led_to).unwrap());
+    guest.send6(to(0x82), "to elsewhere");
+    guest.send6(to(0x81), "to where a name led");
+    assert_eq!(receive(&outside).0, "to where a name led");
+    // It is there again after somebody's flush, and for a node that takes over.
+    world.node.sh("nft flush ruleset");
+    let swept = Arc::clone(&network);
+    world.node.run(move || swept.sweep().unwrap());
+    guest.send6(to(0x82), "to elsewhere");
+    guest.send6_as(
+        guest.mac,
+        (guest.address6(), 5001),
+        to(0x81),
+        "after a flush",
+    );
+    assert_eq!(receive(&outside).0, "after a flush");
+    let config = NetworkConfig {
+        ipv6: "nat".parse().unwrap(),
+        ..world.config()
+    };
+    let claims = vec![(guest.vm, "job-1".into(), guest.claim.clone())];
+    drop(network);
+    let network = Arc::new(world.try_open(config, claims).unwrap());
+    guest.send6(to(0x82), "to elsewhere");
+    guest.send6_as(
+        guest.mac,
+        (guest.address6(), 5002),
+        to(0x81),
+        "after a restart",
+    );
+    assert_eq!(receive(&outside).0, "after a restart");
+    let sets = world.node.sh("nft list set inet aleph-test resolved6");
+    assert_eq!(sets.matches("expires").count(), 1, "{sets}");
+    assert_eq!(dropped(&network, &guest, DropReason::Egress), 2);
+}
+
+fn rates() {
+    let world = World::new().with_ipv6(None);
+    let network = world.open_with("nat");
+    let limited = spec(r#"{"limits": {"sent": {"packets_per_second": 10}}}"#);
+    let guest = world.guest(&network, 1, &limited);
+    for _ in 0..200 {
+        guest.send6((OUTSIDE6, 7000), "too many");
+    }
+    let lost = dropped(&network, &guest, DropReason::Rate);
+    assert!((100..200).contains(&lost), "{lost}");
 }
 
 fn no_router() {

@@ -19,7 +19,7 @@ use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
 use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
 use aleph_image::oci::{PullOptions, Registries};
-use aleph_types::{Ipv4Network, MiB};
+use aleph_types::{BothWays, Ipv4Network, MiB, NetworkLimits};
 use aleph_vm_networking::{Ipv6Config, NetworkConfig};
 use reader::Document;
 use std::collections::BTreeMap;
@@ -138,6 +138,11 @@ pub struct NetworkSection {
     pub cool_down: Duration,
     /// `max_connections_per_vm`: how many connections a VM may have open.
     pub connections: u32,
+    /// `max_bandwidth_per_vm`: how many bits a second a VM may send and receive; its job can ask
+    /// for less.
+    pub bandwidth: Option<BothWays>,
+    /// `max_packet_rate_per_vm`: the same in packets.
+    pub packet_rate: Option<BothWays>,
 }
 
 impl Default for NetworkSection {
@@ -148,6 +153,8 @@ impl Default for NetworkSection {
             ipv6: Ipv6Config::Auto,
             cool_down: Duration::from_secs(60),
             connections: 4096,
+            bandwidth: None,
+            packet_rate: None,
         }
     }
 }
@@ -348,6 +355,9 @@ impl Config {
                 ipv6: self.network.ipv6,
                 cool_down: self.network.cool_down,
                 connections: self.network.connections,
+                limits: NetworkLimits::default()
+                    .with_bandwidth(self.network.bandwidth.unwrap_or_default())
+                    .with_packet_rate(self.network.packet_rate.unwrap_or_default()),
                 dns_port: None,
                 run: node.paths.run().to_owned(),
             });
@@ -424,6 +434,16 @@ fn read(document: &mut Document<'_>) -> Config {
             &mut network.connections,
             connections,
         );
+        s.optional(
+            "max_bandwidth_per_vm",
+            &mut network.bandwidth,
+            value::bandwidth,
+        );
+        s.optional(
+            "max_packet_rate_per_vm",
+            &mut network.packet_rate,
+            value::packet_rate,
+        );
     });
     document.section("limits", |s| {
         let limits = &mut config.limits;
@@ -494,6 +514,8 @@ mod tests {
             ipv6 = "2001:db8:7::/56"
             cool_down_seconds = 30
             max_connections_per_vm = 100
+            max_bandwidth_per_vm = "sent=100M,received=1G"
+            max_packet_rate_per_vm = "50k"
             [limits]
             overcommit_cpus = 2
             overcommit_memory = 1.5
@@ -540,6 +562,8 @@ mod tests {
                 ipv6: "2001:db8:7::/56".parse().unwrap(),
                 cool_down: Duration::from_secs(30),
                 connections: 100,
+                bandwidth: Some("sent=100M,received=1G".parse().unwrap()),
+                packet_rate: Some("50k".parse().unwrap()),
             },
             limits: LimitsSection {
                 overcommit: Overcommit {
@@ -617,6 +641,16 @@ mod tests {
                 "[api]\nmax_connections = 0",
                 "api.max_connections",
                 "between 1 and 100000",
+            ),
+            (
+                "[network]\nmax_bandwidth_per_vm = \"fast\"",
+                "network.max_bandwidth_per_vm",
+                "is no rate; write 100M",
+            ),
+            (
+                "[network]\nmax_packet_rate_per_vm = \"sent=1G\"",
+                "network.max_packet_rate_per_vm",
+                "from 1 to 100M",
             ),
             (
                 "[api]\nmax_connections = 1.5",

@@ -47,6 +47,8 @@ fn table(config: &Config) -> Table {
                 ipv6,
                 cool_down,
                 connections,
+                bandwidth,
+                packet_rate,
             },
         limits:
             LimitsSection {
@@ -103,6 +105,8 @@ fn table(config: &Config) -> Table {
                 ("ipv6", Some(text(ipv6))),
                 ("cool_down_seconds", Some(number(cool_down.as_secs()))),
                 ("max_connections_per_vm", Some(number(*connections))),
+                ("max_bandwidth_per_vm", bandwidth.as_ref().map(text)),
+                ("max_packet_rate_per_vm", packet_rate.as_ref().map(text)),
             ],
         ),
         (

@@ -2,7 +2,7 @@
 
 use aleph_executor::accel::Accelerator;
 use aleph_image::oci::Reference;
-use aleph_types::{Ipv4Network, MiB};
+use aleph_types::{BothWays, InvalidRate, Ipv4Network, MiB, NetworkLimits};
 use aleph_vm_networking::Ipv6Config;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -101,6 +101,29 @@ pub(super) fn ipv6(value: &DeValue<'_>) -> Parsed<Ipv6Config> {
         }
         Ok(ipv6) => Ok(ipv6),
         Err(error) => wrong(format!("{error}; say {form}")),
+    }
+}
+
+pub(super) fn bandwidth(value: &DeValue<'_>) -> Parsed<BothWays> {
+    rates(value, |rates| {
+        NetworkLimits::default().with_bandwidth(rates).check()
+    })
+}
+
+pub(super) fn packet_rate(value: &DeValue<'_>) -> Parsed<BothWays> {
+    rates(value, |rates| {
+        NetworkLimits::default().with_packet_rate(rates).check()
+    })
+}
+
+fn rates(
+    value: &DeValue<'_>,
+    check: impl FnOnce(BothWays) -> Result<(), InvalidRate>,
+) -> Parsed<BothWays> {
+    let read = text(value, "\"100M\" or \"sent=10M,received=1G\"")?.parse();
+    match read.and_then(|rates| check(rates).map(|()| rates)) {
+        Ok(rates) => Ok(rates),
+        Err(error) => wrong(format!("{error}; write 100M, or sent=10M,received=1G")),
     }
 }
 

@@ -25,7 +25,7 @@ use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::network::guest_address;
 use aleph_vm_networking::{Claim, Network, NetworkConfig, NetworkError};
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -85,7 +85,8 @@ pub(super) fn open(
 /// Where the host's resolvers are named.
 const RESOLVERS: &str = "/etc/resolv.conf";
 
-/// What guests are told of names: those of their private networks.
+/// What guests are told of names: those of their private networks, and of others what leads to
+/// where their egress lets them.
 struct JobNames(Arc<Network>);
 
 impl Names for JobNames {
@@ -93,7 +94,14 @@ impl Names for JobNames {
         self.0.name(guest, name)
     }
 
-    fn resolved(&self, _: Ipv4Addr, _: &str, _: &[(Ipv4Addr, Duration)]) {}
+    fn resolved(
+        &self,
+        guest: Ipv4Addr,
+        _: &str,
+        addresses: &[(IpAddr, Duration)],
+    ) -> Result<(), NetworkError> {
+        self.0.resolved(guest, addresses)
+    }
 }
 
 /// Answers questions for names until the node lets go of its guests.

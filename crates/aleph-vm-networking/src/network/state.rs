@@ -90,6 +90,10 @@ impl State {
         if claim.egress == Egress::Deny {
             self.names.cut_off(guest);
         }
+        let listed: Vec<_> = claim.egress.domains().cloned().collect();
+        if !listed.is_empty() {
+            self.names.list(guest, listed);
+        }
         if let Some(private) = &claim.private {
             self.names.insert(guest, private, job);
         }
@@ -113,6 +117,7 @@ impl State {
         });
         let held = held.collect();
         self.name(&claim, &job);
+        self.let_resolve(vm, &claim);
         let entry = Vm {
             _held: held,
             claim,
@@ -172,6 +177,7 @@ impl State {
 
     /// What follows once traffic may pass.
     pub(super) fn attached(&mut self, vm: VmId, claim: &Claim) -> Result<(), NetworkError> {
+        self.let_resolve(vm, claim);
         let was_first = !self.vms.values().any(|vm| vm.attached);
         if let Some(entry) = self.vms.get_mut(&vm) {
             entry.attached = true;
@@ -187,6 +193,14 @@ impl State {
         Ok(())
     }
 
+    /// Lets a guest reach what the names on its list lead to.
+    fn let_resolve(&self, vm: VmId, claim: &Claim) {
+        if claim.egress.domains().next().is_some() {
+            let guest = self.pool.guest(Slot(claim.slot));
+            self.resolved.insert(guest, tap_name(vm));
+        }
+    }
+
     pub(super) fn detach(&mut self, vm: VmId) -> Result<(), NetworkError> {
         let name = tap_name(vm);
         if let Some(claim) = self.vms.get(&vm).map(|vm| vm.claim.clone()) {
@@ -200,6 +214,9 @@ impl State {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 done => done.map_err(NetworkError::at("change the firewall"))?,
             }
+            self.resolved
+                .remove(self.pool.guest(Slot(claim.slot)))
+                .map_err(NetworkError::at("forget what names led to"))?;
             self.gone.insert(name.clone());
             let address = self.pool.guest(Slot(claim.slot));
             let prefix = claim.ipv6.map(|prefix| IpAddr::V6(prefix.first()));
@@ -258,6 +275,7 @@ impl State {
             mac: Mac::of(vm).to_string(),
             private_network: claim.private.as_ref().map(|(_, name)| name.clone()),
             forwarded_ports: claim.ports.clone(),
+            limits: claim.limits,
         }
     }
 
@@ -281,6 +299,7 @@ impl State {
             private,
             egress: &claim.egress,
             forwards: &forwards_of(claim),
+            limits: claim.limits,
         })
     }
 
@@ -296,6 +315,16 @@ impl State {
             }
             done => done.map_err(NetworkError::at("change the firewall")),
         }
+    }
+
+    /// Writes the rules again where they are gone.
+    pub(super) fn ensure_rules(&mut self) -> Result<(), NetworkError> {
+        if !self.rules.are_there()? {
+            tracing::warn!("the firewall's tables were gone, and are written again");
+            self.rules.install()?;
+            self.rewrite()?;
+        }
+        Ok(())
     }
 
     /// Replaces all elements by those of the VMs that have claims, in one transaction.
@@ -315,6 +344,7 @@ impl State {
         };
         self.rules
             .change(&change)
+            .and_then(|()| self.resolved.rewrite())
             .map_err(NetworkError::at("write the firewall's elements"))
     }
 

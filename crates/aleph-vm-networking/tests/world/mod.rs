@@ -7,7 +7,7 @@ pub(crate) mod guest;
 pub(crate) mod machine;
 pub(crate) mod space;
 
-use aleph_types::{Egress, NetworkSpec, VmId, VmNetwork};
+use aleph_types::{Egress, NetworkLimits, NetworkSpec, VmId, VmNetwork};
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::tap::Tap;
 use aleph_vm_networking::{Attachment, Claim, Ipv6Config, Network, NetworkConfig};
@@ -83,6 +83,7 @@ impl World {
             ipv6: Ipv6Config::Off,
             cool_down: Duration::from_secs(60),
             connections: 64,
+            limits: NetworkLimits::default(),
             dns_port: None,
             run: self.run.path().to_owned(),
         }
@@ -140,6 +141,7 @@ impl World {
             mac: String::new(),
             private_network: None,
             forwarded_ports: Vec::new(),
+            limits: NetworkLimits::default(),
         };
         let claim = Claim {
             slot: 0,
@@ -147,6 +149,7 @@ impl World {
             ports: Vec::new(),
             private: None,
             egress: Egress::Allow,
+            limits: NetworkLimits::default(),
         };
         let attachment = Attachment {
             tap,
@@ -208,4 +211,16 @@ pub(crate) fn trial(name: &str, test: fn()) -> Trial {
         Ok(())
     });
     trial.with_ignored_flag(missing.is_some())
+}
+
+/// Waits for what must come to be, with a limit that only a hang exceeds.
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(
+            std::time::Instant::now() < end,
+            "{what}: not within a minute"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
