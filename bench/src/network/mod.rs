@@ -38,11 +38,11 @@ pub(crate) fn network(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn open(run: &Path) -> Result<Network> {
+fn open(run: &Path, ipv6: Ipv6Config) -> Result<Network> {
     let config = NetworkConfig {
         name: "aleph-bench".into(),
         pool: aleph_vm_networking::DEFAULT_POOL,
-        ipv6: Ipv6Config::Off,
+        ipv6,
         cool_down: Duration::from_secs(60),
         connections: 4096,
         limits: NetworkLimits::default(),

@@ -98,7 +98,7 @@ impl Guest {
 
     /// An ICMPv6 message from this address.
     pub(crate) fn icmp6(&self, from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) {
-        let packet = packet6(from, to, 58, 255, message, 2);
+        let packet = packet6((from, to), (58, 255), message, 2);
         self.frame(self.mac, 0x86dd, &packet);
     }
 
@@ -255,15 +255,13 @@ fn datagram6(ends: Ends6, text: &str) -> Vec<u8> {
         text.as_bytes(),
     ]
     .concat();
-    packet6(ends.from.0, ends.to.0, 17, 64, &udp, 6)
+    packet6((ends.from.0, ends.to.0), (17, 64), &udp, 6)
 }
 
 /// An IPv6 packet, whose payload has its checksum at this place.
 fn packet6(
-    from: Ipv6Addr,
-    to: Ipv6Addr,
-    protocol: u8,
-    hops: u8,
+    (from, to): (Ipv6Addr, Ipv6Addr),
+    (protocol, hops): (u8, u8),
     payload: &[u8],
     sum_at: usize,
 ) -> Vec<u8> {
