@@ -427,6 +427,9 @@ impl Network {
     /// The kernel's; what was not done is done the next time.
     pub fn reap(&self) -> Result<(), NetworkError> {
         let mut reaper = self.reaper.lock().unwrap_or_else(PoisonError::into_inner);
+        self.resolved
+            .forget()
+            .map_err(NetworkError::at("forget what names led to"))?;
         let (group, retired, gone, mut flows) = {
             let mut state = self.state();
             let state = &mut *state;

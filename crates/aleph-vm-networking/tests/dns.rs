@@ -649,8 +649,11 @@ fn listed() {
     // The other one was there before, and has more time since.
     reaches(&machine, RENEWED, &renewed);
 
-    let vm = machine.guest.vm;
-    served.network.detach(vm).unwrap();
+    let (network, vm) = (Arc::clone(&served.network), machine.guest.vm);
+    world.node.run(move || {
+        network.detach(vm).unwrap();
+        network.reap().unwrap();
+    });
     assert!(!set_of_resolved(&world).contains("elements"));
 }
 

@@ -44,6 +44,8 @@ struct Inner {
     links: Links,
     base: Base,
     guests: HashMap<Ipv4Addr, Reachable>,
+    /// What is in the kernel of guests that are gone. Nothing comes from their TAPs any more.
+    gone: Vec<Reachable>,
 }
 
 struct Reachable {
@@ -59,6 +61,7 @@ impl ResolvedAddresses {
             base,
             links: Links::new(),
             guests: HashMap::new(),
+            gone: Vec::new(),
         }))
     }
 
@@ -86,21 +89,31 @@ impl ResolvedAddresses {
     /// Lets a guest have addresses. Can be done again.
     pub(super) fn insert(&self, guest: Ipv4Addr, tap: String) {
         let mut inner = self.lock();
-        inner.guests.entry(guest).or_insert_with(|| Reachable {
-            tap,
-            until: HashMap::new(),
+        let Inner { guests, gone, .. } = &mut *inner;
+        guests.entry(guest).or_insert_with(|| {
+            let before = gone.iter().position(|before| before.tap == tap);
+            let new = Reachable {
+                tap,
+                until: HashMap::new(),
+            };
+            before.map_or(new, |at| gone.swap_remove(at))
         });
     }
 
-    /// Takes a guest's addresses away; of one that is not here, too.
-    pub(super) fn remove(&self, guest: Ipv4Addr) -> io::Result<()> {
+    /// A guest is gone; one that is not here, too. What it had stays until [`Self::forget`].
+    pub(super) fn remove(&self, guest: Ipv4Addr) {
+        let mut inner = self.lock();
+        let gone = inner.guests.remove(&guest);
+        inner.gone.extend(gone);
+    }
+
+    /// Takes away what guests had that are gone: up to a thousand addresses of each.
+    pub(super) fn forget(&self) -> io::Result<()> {
         let (mut inner, now) = (self.lock(), Instant::now());
-        let Some(gone) = inner.guests.get(&guest) else {
-            return Ok(());
-        };
-        let gone = gone.elements(now);
+        let gone = inner.gone.iter();
+        let gone: Vec<Resolved> = gone.flat_map(|guest| guest.elements(now)).collect();
         unless_flushed(inner.rules.resolve(&[], &gone))?;
-        inner.guests.remove(&guest);
+        inner.gone.clear();
         Ok(())
     }
 
@@ -119,6 +132,7 @@ impl ResolvedAddresses {
             links,
             base,
             guests,
+            ..
         } = &mut *inner;
         let Some(guest) = guests.get_mut(&guest) else {
             return Ok(());

@@ -214,9 +214,7 @@ impl State {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 done => done.map_err(NetworkError::at("change the firewall"))?,
             }
-            self.resolved
-                .remove(self.pool.guest(Slot(claim.slot)))
-                .map_err(NetworkError::at("forget what names led to"))?;
+            self.resolved.remove(self.pool.guest(Slot(claim.slot)));
             self.gone.insert(name.clone());
             let address = self.pool.guest(Slot(claim.slot));
             let prefix = claim.ipv6.map(|prefix| IpAddr::V6(prefix.first()));
