@@ -171,6 +171,84 @@ fn jobs_are_connected_and_kept_apart() -> Result<()> {
 }
 
 #[test]
+fn rules_that_somebody_flushes_are_back_before_any_sweep() -> Result<()> {
+    let world = World::new()?;
+    let daemon = Daemon::configured("", &["--netns", &world.node])?;
+    serve(&daemon, "web", &["-p", "8080:80"])?;
+    let address = format!("{NODE}:8080");
+    assert_eq!(get(&world, &world.outside, &address), "page of web");
+    for harm in [
+        "flush ruleset",
+        "delete table arp TABLE",
+        "flush chain inet TABLE forward",
+    ] {
+        let tables = world.text(&world.node, "nft list tables inet")?;
+        let table = tables.split_whitespace().last().context("no table")?;
+        let before = world.text(&world.node, "nft -t list ruleset")?;
+        world.text(
+            &world.node,
+            &format!("nft {}", harm.replace("TABLE", table)),
+        )?;
+        // A sweep comes once a minute, and for one of them at most.
+        wait_until(harm, LIMIT / 6, || {
+            let now = world.text(&world.node, "nft -t list ruleset");
+            (now.ok()? == before).then_some(())
+        });
+        assert_eq!(get(&world, &world.outside, &address), "page of web");
+    }
+    daemon.end()
+}
+
+#[test]
+fn what_guests_use_is_not_changed_under_them() -> Result<()> {
+    let world = World::new()?;
+    let netns = ["--netns", &world.node];
+    let mut daemon = Daemon::configured("", &netns)?;
+    serve(&daemon, "web", &["-p", "8080:80"])?;
+    let address = format!("{NODE}:8080");
+    assert_eq!(get(&world, &world.outside, &address), "page of web");
+    let inspect = |daemon: &Daemon| -> Result<_> {
+        let job = daemon.json(&["inspect", "web"])?[0].clone();
+        Ok([job["network"].clone(), job["guest_boot_id"].clone()])
+    };
+    // What is written of the host's: not what was counted, nor which port the forwarder has.
+    let host = || {
+        let list = "nft list set inet $(nft list tables inet | cut -d' ' -f3)";
+        let sets = ["guests", "gateways"].map(|set| format!("{list} {set}"));
+        let rest =
+            "nft -t list ruleset; ip -br address; cat /proc/sys/net/ipv4/conf/up0/forwarding";
+        world.text(&world.node, &format!("{}; {rest}", sets.join("; ")))
+    };
+    let (job, before) = (inspect(&daemon)?, host()?);
+    let told = job[0]["vm_ip"].as_str().context("no address")?.to_owned();
+
+    let why = daemon.is_refused("[network]\npool = \"10.9.0.0/16\"\n", &netns)?;
+    let words =
+        format!("the pool cannot become 10.9.0.0/16 while the job web has the address {told}");
+    assert!(why.contains(&words), "{why}");
+    assert!(why.contains("Put network.pool back"), "{why}");
+    assert_eq!(host()?, before);
+    assert_eq!(get(&world, &world.outside, &address), "page of web");
+
+    let why = daemon.is_refused("[network]\nenabled = false\n", &netns)?;
+    assert!(why.contains("connect"), "{why}");
+    assert_eq!(host()?, before);
+    assert_eq!(get(&world, &world.outside, &address), "page of web");
+
+    daemon.kill_and_restart()?;
+    assert_eq!(
+        inspect(&daemon)?,
+        job,
+        "the same guest, at the same address"
+    );
+    assert_eq!(get(&world, &world.outside, &address), "page of web");
+    daemon.ok(&["rm", "-f", "web"])?;
+    daemon.end()?;
+    assert_eq!(world.text(&world.node, "nft list ruleset")?, "");
+    Ok(())
+}
+
+#[test]
 fn a_node_without_networks_says_so() -> Result<()> {
     let daemon = Daemon::up()?;
     let refused = daemon.aleph(&["run", "-d", "-p", "80", "busybox", "true"])?;

@@ -1,57 +1,18 @@
 //! A node over a hypervisor that does what a script says: what becomes of jobs when something
 //! fails, when many come at once, and when their daemon goes and comes back.
 
-use aleph_executor::hypervisor::BoxFuture;
 use aleph_executor::lifecycle::Timeouts;
 use aleph_executor::logs::LogQuery;
-use aleph_executor::node::{CreateOptions, ImageDefaults, Images, JobFilter, Prepared, Scope};
-use aleph_executor::{Boot, Node, NodeConfig, NodeError};
-use aleph_testkit::{Guest, Script, ScriptedDriver, TestRoot, Vmm};
-use aleph_types::{
-    Classify, ErrorClass, ExitStatus, Job, JobId, JobSpec, JobState, MiB, Problem, Restart,
-};
+use aleph_executor::node::{CreateOptions, JobFilter, Scope};
+use aleph_executor::{Node, NodeConfig, NodeError};
+use aleph_testkit::{Guest, NoImages, Script, ScriptedDriver, TestRoot, Vmm};
+use aleph_types::{Classify, ErrorClass, ExitStatus, Job, JobId, JobSpec, JobState, MiB, Restart};
 use anyhow::{Context, Result, ensure};
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Images of nothing: what runs is scripted.
-struct Nothing;
-
-impl Images for Nothing {
-    fn prepare<'a>(
-        &'a self,
-        _account: &'a str,
-        spec: &'a JobSpec,
-        _: bool,
-    ) -> BoxFuture<'a, Result<Prepared, Problem>> {
-        let problem = |message: String| Problem {
-            class: ErrorClass::NotFound,
-            code: "no_image".into(),
-            message,
-            advice: None,
-        };
-        Box::pin(async move {
-            if spec.image == "missing" {
-                return Err(problem("there is no image \"missing\"".into()));
-            }
-            let null = || File::open("/dev/null").map_err(|error| problem(error.to_string()));
-            Ok(Prepared {
-                boot: Boot {
-                    kernel: null()?,
-                    initrd: null()?,
-                    filesystem: "none".into(),
-                    image: null()?,
-                },
-                digest: "sha256:0".into(),
-                defaults: ImageDefaults::default(),
-            })
-        })
-    }
-}
 
 async fn open(state: &Path, driver: &Arc<ScriptedDriver>) -> Result<Node> {
     let mut config = NodeConfig::new(aleph_executor::Paths::new(Some(state))?);
@@ -65,7 +26,7 @@ async fn open(state: &Path, driver: &Arc<ScriptedDriver>) -> Result<Node> {
     let began = Instant::now();
     loop {
         let driver = Arc::clone(driver);
-        match Node::with_driver(config.clone(), Arc::new(Nothing), driver).await {
+        match Node::with_driver(config.clone(), Arc::new(NoImages), driver).await {
             // The last tasks of the node before may still hold the lock for a moment.
             Err(NodeError::Owned(_)) if began.elapsed() < LIMIT => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -386,7 +347,7 @@ async fn an_account_has_only_so_many_jobs() -> Result<()> {
     let mut config = NodeConfig::new(root.paths()?);
     config.jobs_per_account = 2;
     let driver = ScriptedDriver::new([]);
-    let node = Node::with_driver(config, Arc::new(Nothing), driver).await?;
+    let node = Node::with_driver(config, Arc::new(NoImages), driver).await?;
     let of = |account: &str| CreateOptions {
         account: account.into(),
         start: false,

@@ -79,3 +79,39 @@ impl Images for TestImages {
         })
     }
 }
+
+/// Images of nothing, for what is scripted; there is none that is called `missing`.
+#[derive(Debug, Clone, Copy)]
+pub struct NoImages;
+
+impl Images for NoImages {
+    fn prepare<'a>(
+        &'a self,
+        _account: &'a str,
+        spec: &'a JobSpec,
+        _: bool,
+    ) -> BoxFuture<'a, Result<Prepared, Problem>> {
+        let problem = |message: String| Problem {
+            class: ErrorClass::NotFound,
+            code: "no_image".into(),
+            message,
+            advice: None,
+        };
+        Box::pin(async move {
+            if spec.image == "missing" {
+                return Err(problem("there is no image \"missing\"".into()));
+            }
+            let null = || File::open("/dev/null").map_err(|error| problem(error.to_string()));
+            Ok(Prepared {
+                boot: Boot {
+                    kernel: null()?,
+                    initrd: null()?,
+                    filesystem: "none".into(),
+                    image: null()?,
+                },
+                digest: "sha256:0".into(),
+                defaults: ImageDefaults::default(),
+            })
+        })
+    }
+}

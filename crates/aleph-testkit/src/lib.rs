@@ -3,6 +3,7 @@
 //! | entry point | what it is |
 //! | --- | --- |
 //! | [`ScriptedDriver`] | a hypervisor without VMs, whose guests do what a script says |
+//! | [`NoImages`] | images for what is scripted |
 //! | [`TestRoot`] | a node's folder of a test's own, with the shared kernel bundle and image |
 //! | [`TestRoot::residue`] | what a node left on the host: processes, mounts, cgroups, sockets, files |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
@@ -15,7 +16,7 @@ mod scripted_guest;
 mod test_host;
 mod wait;
 
-pub use images::TestImages;
+pub use images::{NoImages, TestImages};
 pub use root::TestRoot;
 pub use scripted::{Script, ScriptedDriver, Vmm};
 pub use scripted_guest::Guest;

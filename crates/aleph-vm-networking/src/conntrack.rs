@@ -34,6 +34,9 @@ pub struct Flows {
     pub ports: HashSet<(u8, u16)>,
     /// The host's own addresses, for the ports.
     pub own: HashSet<IpAddr>,
+    /// Those with an end in this pool, or in a prefix, that no rule has translated: where the rules
+    /// were gone for a while, they are what nobody looked at.
+    pub bare: Option<Ipv4Network>,
     /// Those of a pool that an earlier process left.
     pub earlier: Option<Earlier>,
 }
@@ -84,11 +87,20 @@ impl Flows {
         // One that is translated already goes to a guest, and goes with its address.
         let to_host = to == answer[0] && (to.is_loopback() || self.own.contains(&to));
         let to_port = to_host && port.is_some_and(|port| self.ports.contains(&port));
+        let is_translated = answer[0] != original[1] || answer[1] != original[0];
+        let prefix = self.ipv6.map(Ipv6Pool::prefix);
+        let is_bare = !is_translated
+            && self.bare.is_some_and(|pool| {
+                original.iter().any(|end| match end {
+                    IpAddr::V4(end) => pool.contains(*end),
+                    IpAddr::V6(end) => prefix.is_some_and(|prefix| prefix.contains(*end)),
+                })
+            });
         let left = self
             .earlier
             .as_ref()
-            .is_some_and(|earlier| earlier.covers(flow, self.ipv6.map(Ipv6Pool::prefix)));
-        has_address || to_port || left
+            .is_some_and(|earlier| earlier.covers(flow, prefix));
+        has_address || to_port || is_bare || left
     }
 
     /// What stands for an address in [`Flows::addresses`].
@@ -105,7 +117,8 @@ impl Flows {
     /// Whether there are none to forget.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && self.ports.is_empty() && self.earlier.is_none()
+        let named = !self.addresses.is_empty() || !self.ports.is_empty();
+        !named && self.bare.is_none() && self.earlier.is_none()
     }
 }
 

@@ -25,6 +25,7 @@
 //! | [`foreign`] | rules of others that are in the way | `nft` |
 //! | [`conntrack`] | connections that the kernel follows | nfnetlink |
 //! | [`dns`] | a DNS forwarder for all guests | sockets |
+//! | [`watch`] | hears of rules that are gone | nfnetlink |
 //! | `names` | names of jobs within private networks, and which others a guest may ask for | none |
 //! | [`network`] | all of it for one node | the above |
 //!
@@ -33,7 +34,9 @@
 //! TAP, rules; it is undone in the reverse order. Each step can be made and undone again. TAPs
 //! are named by their [`VmId`](aleph_types::VmId) and carry the node's link group, elements carry
 //! the TAP's name, so [`Network::sweep`](network::Network::sweep) finds what a crash left between
-//! any two. The rules are rewritten whole where someone has flushed them.
+//! any two. The rules are rewritten whole where someone has flushed them, as soon as
+//! [`Watch`](watch::Watch) hears of it; what guests began meanwhile, which no rule has looked at,
+//! is forgotten, and has to pass the rules to go on.
 
 pub mod conntrack;
 pub mod dns;
@@ -53,6 +56,7 @@ pub mod port;
 pub mod ruleset;
 pub mod tap;
 mod transaction;
+pub mod watch;
 
 /// Where addresses come from when nobody says: 10.0.0.0/16, 16,384 VMs.
 pub const DEFAULT_POOL: aleph_types::Ipv4Network =

@@ -225,18 +225,24 @@ impl Network {
         let at = || NetworkError::at("take over what names led to");
         let left = resolved.left().map_err(at())?;
         resolved.take_over(left).map_err(at())?;
-        if !state.rules.are_there()? {
-            state.rules.install()?;
+        if !state.mend()? {
+            state.rewrite()?;
         }
-        state.rewrite()?;
         state.forward()?;
-        // What a process that was killed did not come to: TAPs that are out of use, and flows of
-        // addresses that the next owner must not inherit. Questions that go on from an open socket
-        // would go on to that process.
+        // What a process that was killed did not come to: TAPs that are out of use, what was
+        // dropped for them, and flows of addresses that the next owner must not inherit. Questions
+        // that go on from an open socket would go on to that process.
         state
             .links
             .delete_group(group + 1)
             .map_err(NetworkError::at("remove TAPs"))?;
+        let counted = state
+            .rules
+            .drops()
+            .map_err(NetworkError::at("read counters"))?;
+        let live: HashSet<String> = state.vms.keys().map(|vm| tap_name(*vm)).collect();
+        let is_stray = |tap: &String| !live.contains(tap);
+        state.gone = counted.into_keys().filter(is_stray).collect();
         let slots = || state.vms.values().map(|vm| Slot(vm.claim.slot));
         let prefixes = state.vms.values().filter_map(|vm| vm.claim.ipv6);
         let prefixes = prefixes.map(|prefix| prefix.first().into());
@@ -250,7 +256,7 @@ impl Network {
                 gateways: slots().map(|slot| state.pool.host(slot).into()).collect(),
             }),
             ipv6,
-            ..Flows::default()
+            ..state.take_flows()
         };
         let mut connections = Connections::new();
         connections
@@ -370,7 +376,7 @@ impl Network {
         let at = || NetworkError::at("let a guest reach what a name led to");
         match self.resolved.resolved(guest, addresses()) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                self.state().ensure_rules()?;
+                self.state().mend()?;
                 self.resolved.resolved(guest, addresses()).map_err(at())
             }
             done => done.map_err(at()),
@@ -469,6 +475,7 @@ impl Network {
             state.gone.extend(gone);
             state.flows.addresses.extend(flows.addresses);
             state.flows.ports.extend(flows.ports);
+            state.flows.bare = state.flows.bare.or(flows.bare);
         }
         done.and(forgotten.map(drop))
     }
@@ -509,12 +516,27 @@ impl Network {
                 state.retired += 1;
                 state.gone.insert(name.clone());
             }
-            state.ensure_rules()?;
+            if state.mend()? {
+                tracing::warn!("the firewall's tables were gone, and are written again");
+            }
             state.forward()?;
             orphans
         };
         self.reap()?;
         Ok(orphans)
+    }
+
+    /// Writes the rules again where they are gone, forgets what guests began meanwhile, and says
+    /// whether that was so.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn mend(&self) -> Result<bool, NetworkError> {
+        let mended = self.state().mend()?;
+        if mended {
+            self.reap()?;
+        }
+        Ok(mended)
     }
 
     /// Counters of all VMs, in one dump of the links and one of each kind of drop.

@@ -53,16 +53,16 @@ impl Rules {
         }
     }
 
-    /// Whether the kernel has these tables, of this very text, and rules in them.
+    /// Whether the kernel has these tables, of this very text, and all of their rules.
     ///
     /// # Errors
     /// Where it cannot be asked.
     pub fn are_there(&mut self) -> Result<bool, NetworkError> {
         let marker = self.base.marker();
-        for family in [INET, ARP] {
+        for (family, text) in [(INET, self.base.inet()), (ARP, self.base.arp())] {
             let there = self
                 .has_chain(family, &marker)
-                .and_then(|there| Ok(there && self.has_rules(family)?));
+                .and_then(|there| Ok(there && self.rules(family)? == rules_of(&text)));
             if !there.map_err(NetworkError::at("ask for the firewall's tables"))? {
                 return Ok(false);
             }
@@ -86,19 +86,19 @@ impl Rules {
         }
     }
 
-    /// `nft flush table` leaves chains without rules.
-    fn has_rules(&mut self, family: u8) -> io::Result<bool> {
+    /// How many there are: `nft flush table` and `nft flush chain` leave chains without rules.
+    fn rules(&mut self, family: u8) -> io::Result<usize> {
         let mut request = nftables::Request::new().op_getrule_dump(&header(family));
         request
             .encode()
             .push_table_bytes(self.base.table.as_bytes());
         let mut replies = self.socket.request(&request)?;
-        let mut any = false;
+        let mut count = 0;
         while let Some(reply) = replies.recv() {
             reply?;
-            any = true;
+            count += 1;
         }
-        Ok(any)
+        Ok(count)
     }
 
     /// Writes the tables, without any element.
@@ -268,8 +268,17 @@ impl Rules {
     }
 }
 
+/// How many rules a table's text has: each is a line of a chain.
+fn rules_of(text: &str) -> usize {
+    let others = ["chain ", "set ", "map ", "type ", "}"];
+    let lines = text.lines().map(str::trim_start);
+    lines
+        .filter(|line| !line.is_empty() && !others.iter().any(|other| line.starts_with(other)))
+        .count()
+}
+
 /// The subsystem's number in a batch's bounds.
-const NFTABLES: u16 = 10;
+pub(crate) const NFTABLES: u16 = 10;
 
 fn counted(element: &nftables::IterableSetelemAttrs<'_>) -> Option<(String, u64)> {
     let key = element.get_key().ok()?.get_value().ok()?;

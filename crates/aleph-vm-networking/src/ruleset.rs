@@ -142,7 +142,8 @@ impl Base {
         format!("revision-{hash:016x}")
     }
 
-    fn inet(&self) -> String {
+    /// The table of packets.
+    pub(crate) fn inet(&self) -> String {
         let Self {
             group,
             pool,
@@ -189,6 +190,8 @@ impl Base {
         // who sends it.
         let strange = "ct state related iifname . ct original ip saddr . ether saddr != @guests \
                        iifname . ct reply ip saddr . ether saddr != @guests";
+        // Where an element cannot be had, the rule that counts ends without a verdict.
+        let uncounted = "ct state new iifname != @connections";
         format!(
             "
   set guests {{ type ifname . ipv4_addr . ether_addr; }}
@@ -288,6 +291,7 @@ impl Base {
     {strange} goto drop-host
 {strange6_host}    ct state established,related accept
     ct state new add @connections {{ iifname ct count over {connections} }} goto drop-connections
+    {uncounted} goto drop-connections
     iifname . ip daddr @gateways ct status dnat meta l4proto . th dport @dns-ports accept
     goto drop-host
   }}
@@ -306,6 +310,7 @@ impl Base {
 {strange6_neighbour}    ct state established,related accept
     ct state invalid drop
     ct state new add @connections {{ iifname ct count over {connections} }} goto drop-connections
+    {uncounted} goto drop-connections
     oifgroup {group} meta mark set iifname map @private oifname . meta mark @members accept
     iifname vmap @egress
     oifgroup {group} ct status dnat accept
@@ -325,8 +330,10 @@ impl Base {
   chain into-guest {{
     ct state established,related accept
     ct status dnat ct state new add @connections-in {{ oifname ct count over {connections} }} goto drop-connections-in
+    ct status dnat ct state new oifname != @connections-in goto drop-connections-in
     ct status dnat accept
     ip6 daddr . meta l4proto . th dport @open6 ct state new add @connections-in {{ oifname ct count over {connections} }} goto drop-connections-in
+    ip6 daddr . meta l4proto . th dport @open6 ct state new oifname != @connections-in goto drop-connections-in
     ip6 daddr . meta l4proto . th dport @open6 accept
     goto drop-inbound
   }}
@@ -380,7 +387,8 @@ impl Base {
         }
     }
 
-    fn arp(&self) -> String {
+    /// The table of ARP.
+    pub(crate) fn arp(&self) -> String {
         let Self { group, .. } = self;
         let retired = group + 1;
         format!(

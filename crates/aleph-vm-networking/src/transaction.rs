@@ -80,10 +80,13 @@ impl Transactions {
     }
 }
 
-struct Message<'a> {
-    kind: u16,
+/// A message of the kernel's, or to it.
+pub(crate) struct Message<'a> {
+    /// The subsystem and the kind.
+    pub(crate) kind: u16,
     flags: u16,
-    payload: &'a [u8],
+    /// What follows the header.
+    pub(crate) payload: &'a [u8],
 }
 
 impl Message<'_> {
@@ -94,7 +97,7 @@ impl Message<'_> {
 }
 
 /// The messages of a buffer, each at a multiple of four bytes; it ends at one that is cut.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let header: &[u8; HEADER] = rest.first_chunk()?;
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]);

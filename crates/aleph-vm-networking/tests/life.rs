@@ -6,6 +6,7 @@ mod world;
 
 use aleph_types::{Classify, Egress, ForwardedPort, NetworkLimits, Protocol};
 use aleph_vm_networking::network::tap_name;
+use aleph_vm_networking::watch::Watch;
 use aleph_vm_networking::{Claim, NetworkConfig, NetworkError};
 use libtest_mimic::{Arguments, Trial};
 use std::net::{Ipv4Addr, UdpSocket};
@@ -14,12 +15,13 @@ use std::sync::{Arc, Barrier};
 use world::{NODE, OUTSIDE, World, receive, spec, trial, vm};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 10] = [
+    let tests: [(&str, fn()); 11] = [
         ("nothing_is_left_of_a_thousand", a_thousand),
         ("thousands_come_in_one_transaction", thousands),
         ("a_flow_does_not_stick_to_a_released_vm", no_sticking),
         ("a_crash_is_swept", crash),
         ("a_flushed_ruleset_comes_back", flushed),
+        ("a_loss_of_rules_is_heard_of", heard),
         ("forwarding_is_put_back", forwarding),
         ("one_of_many_gets_a_port", race),
         ("whoever_has_a_port_is_named", taken),
@@ -166,6 +168,11 @@ fn crash() {
     );
     assert_eq!(limits(&world).len(), 2);
     let claim = kept.claim.clone();
+    for guest in [&kept, &lost] {
+        guest.send((NODE, 7000), "counted");
+    }
+    let counted = || world.node.sh("nft list set inet aleph-test dropped-host");
+    assert!(counted().contains(lost.tap()));
     // A process that is killed runs no destructor that would undo anything: neither has this.
     drop(network);
     let claims = vec![(vm(1), "job".to_owned(), claim)];
@@ -184,6 +191,8 @@ fn crash() {
     let forwards = world.node.sh("nft list map inet aleph-test forwards-any");
     assert!(!forwards.contains("8081"), "{forwards}");
     assert_eq!(limits(&world), [format!("sent-packets-{}", kept.tap())]);
+    let counted = counted();
+    assert!(counted.contains(kept.tap()) && !counted.contains(lost.tap()));
     // Its address has an owner.
     let next = world.guest(&network, 3, &spec("{}"));
     assert_ne!(next.address, kept.address);
@@ -204,7 +213,11 @@ fn flushed() {
     outside.send_to(b"back", (NODE, 8080)).unwrap();
     assert_eq!(guest.receive().0, "back");
     // Chains that were emptied, or that are there without their tables for ARP.
-    for harm in ["flush table inet aleph-test", "delete table arp aleph-test"] {
+    for harm in [
+        "flush table inet aleph-test",
+        "flush chain inet aleph-test forward",
+        "delete table arp aleph-test",
+    ] {
         world.node.sh(&format!("nft {harm}"));
         let again = Arc::clone(&network);
         world.node.run(move || again.sweep().unwrap());
@@ -226,6 +239,79 @@ fn flushed() {
         world.node.sh("nft list ruleset").trim(),
         "table inet mine {\n}"
     );
+}
+
+fn heard() {
+    let world = World::new();
+    let watch = world.node.run(|| Watch::open("aleph-test").unwrap());
+    let network = world.open();
+    let mend = || {
+        let network = Arc::clone(&network);
+        world.node.run(move || network.mend().unwrap())
+    };
+    assert!(watch.lost().unwrap(), "tables of an earlier revision go");
+    assert!(!mend(), "and are there again");
+    // What VMs add and take away is none, nor is what becomes of tables of others.
+    let private = spec(r#"{"ports": ["8080:80/udp"]}"#);
+    let (guest, other) = (
+        world.guest(&network, 1, &private),
+        world.guest(&network, 2, &spec("{}")),
+    );
+    let third = world.guest(&network, 3, &spec("{}"));
+    let gone = Arc::clone(&network);
+    world.node.run(move || {
+        gone.detach(third.vm).unwrap();
+        gone.release(third.vm);
+        gone.reap().unwrap();
+    });
+    world
+        .node
+        .sh("nft add table inet mine; nft delete table inet mine");
+    assert!(!watch.lost().unwrap());
+
+    let outside = world.outside_socket(7000);
+    for harm in [
+        "flush ruleset",
+        "delete table inet aleph-test",
+        "delete table arp aleph-test",
+        "flush chain inet aleph-test forward",
+        "flush chain inet aleph-test from-guest",
+    ] {
+        world.node.sh(&format!("nft {harm}"));
+        assert!(watch.lost().unwrap(), "{harm}");
+        assert!(mend(), "{harm}");
+        outside.send_to(harm.as_bytes(), (NODE, 8080)).unwrap();
+        assert_eq!(guest.receive().0, harm);
+    }
+
+    // What guests began while there were no rules ends with that.
+    world.node.sh("nft flush ruleset");
+    guest.send((other.address, 9), "through the gap");
+    let (text, ends) = other.receive();
+    assert_eq!(text, "through the gap");
+    other.answer(ends, "and back");
+    assert_eq!(guest.receive().0, "and back");
+    assert!(watch.lost().unwrap() && mend());
+    guest.send((other.address, 9), "on and on");
+    other.answer(ends, "and back again");
+    let host = world.node_socket(Ipv4Addr::UNSPECIFIED, 7000);
+    for guest in [&guest, &other] {
+        host.send_to(b"marker", (guest.address, 9)).unwrap();
+        assert_eq!(guest.receive().0, "marker");
+    }
+    // The node's own tables come anew: it looks once more, and finds them.
+    assert!(watch.lost().unwrap() && !mend() && !watch.lost().unwrap());
+    // Where more was told than there is room for, nobody knows what it was.
+    let many: Vec<String> = (0..40_000).map(|n| n.to_string()).collect();
+    let noise = tempfile::NamedTempFile::new().unwrap();
+    let set = "add table inet mine\nadd set inet mine many { type mark; }\n";
+    let text = format!(
+        "{set}add element inet mine many {{ {} }}\n",
+        many.join(", ")
+    );
+    std::fs::write(noise.path(), text).unwrap();
+    world.node.sh(&format!("nft -f {}", noise.path().display()));
+    assert!(watch.lost().unwrap() && !watch.lost().unwrap());
 }
 
 fn forwarding() {

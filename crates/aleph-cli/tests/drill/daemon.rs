@@ -1,5 +1,6 @@
 //! A daemon that is started and killed.
 
+use crate::support::namespace::World;
 use crate::support::{LIMIT, Node};
 use aleph_testkit::wait_until;
 use anyhow::{Context, Result, ensure};
@@ -12,14 +13,15 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `aleph up`, which dies at this step of its journal. Without one it is waited for
-    /// until it answers.
-    pub(crate) fn start(node: &Node, point: Option<&str>) -> Result<Self> {
+    /// Starts `aleph up`, which connects its VMs in the node's namespace, and dies at this step of
+    /// its work. Without one it is waited for until it answers.
+    pub(crate) fn start(node: &Node, world: &World, point: Option<&str>) -> Result<Self> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(node.root.path().join("daemon.log"))?;
-        let mut command = node.command(&["up"]);
+        let mut command = node.command(&["up", "--netns", &world.node]);
+        command.env_remove("ALEPH_NO_NETWORK");
         command.stdout(Stdio::null()).stderr(log);
         if let Some(point) = point {
             command.env("ALEPH_FAILPOINT", point);

@@ -1,33 +1,43 @@
 //! The kill drill: a daemon under random work is killed again and again, at random instants and
 //! at each step of its journal in turn. After each round every job has to be where its user can
-//! explain it, and what ran has to run on; after the last one the host has to be empty.
+//! explain it, what ran has to run on, and the network of its host has to be that of the jobs that
+//! have one; after the last one the host has to be empty. All packets stay in namespaces.
 //!
 //! `ALEPH_DRILL_ROUNDS` sets the number of rounds, `ALEPH_DRILL_SEED` repeats a run.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod audit;
 mod daemon;
 mod model;
+mod steps;
 
 use anyhow::{Context, Result, ensure};
+use audit::Audit;
 use daemon::Daemon;
 use model::{Model, Random};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 use support::Node;
+use support::namespace::World;
 
-/// Each place where the journal is written, and the log: a daemon dies before and after it.
+/// Each place where the journal is written, or the log, or a network made: a daemon dies before
+/// and after it.
 const STEPS: &[&str] = &[
     "job.create:before",
     "job.create:after",
     "vm.intend:before",
     "vm.intend:after",
+    "network.attach:before",
+    "network.attach:after",
     "job.running:before",
     "job.running:after",
     "log.append:after",
     "job.exit:before",
     "job.exit:after",
+    "network.detach:before",
+    "network.detach:after",
     "vm.forget:before",
     "vm.forget:after",
     "job.stop:before",
@@ -50,15 +60,16 @@ fn alone_a_daemon_that_is_killed_loses_nothing_and_leaks_nothing() -> Result<()>
     let rounds = number("ALEPH_DRILL_ROUNDS").unwrap_or(30);
     let seed = number("ALEPH_DRILL_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("kill drill: {rounds} rounds, seed {seed}");
-    let node = Node::new()?;
+    let (node, world) = (Node::new()?, World::new()?);
     let (mut random, mut counts) = (Random::new(seed), Counts::default());
-    let mut daemon = Daemon::start(&node, None)?;
+    let mut daemon = Daemon::start(&node, &world, None)?;
     let mut model = Model::new(&node)?;
+    let audit = Audit::new(&node, &world);
     for round in 0..rounds {
         let point = usize::try_from(round)?;
         let point = (round % 2 == 0).then(|| STEPS[(point / 2) % STEPS.len()]);
         daemon.stop(&node)?;
-        daemon = Daemon::start(&node, point)?;
+        daemon = Daemon::start(&node, &world, point)?;
         let work = model.work(&mut random);
         let until = Instant::now() + Duration::from_millis(random.below(2500));
         let died = daemon.died_by(match point {
@@ -70,15 +81,22 @@ fn alone_a_daemon_that_is_killed_loses_nothing_and_leaks_nothing() -> Result<()>
         counts.kills += 1;
         daemon.kill()?;
         model.done(work)?;
-        daemon = Daemon::start(&node, None)?;
+        daemon = Daemon::start(&node, &world, None)?;
         model
             .converge(&mut counts.checked)
+            .and_then(|()| audit.settle())
+            .and_then(|looked_at| {
+                counts.networks += looked_at;
+                model.check_page(&world)
+            })
             .with_context(|| format!("round {round}, killed at {point:?}, seed {seed}"))?;
     }
     counts.operations = model.operations;
     counts.steady = model.check_steady()?;
     model.remove_all()?;
+    audit.settle().context("without any job")?;
     daemon.stop(&node)?;
+    audit::nothing_left(&world)?;
     let left = node.root.residue()?;
     ensure!(left.is_empty(), "left on the host: {left:#?}");
     let logs = node.root.path().join("logs");
@@ -96,6 +114,7 @@ struct Counts {
     operations: u64,
     checked: u64,
     steady: u64,
+    networks: u64,
 }
 
 impl Counts {
@@ -103,10 +122,11 @@ impl Counts {
         let mut text = String::new();
         let _ = write!(
             text,
-            "{rounds} rounds: {} kills, {} of them at a step of the journal; {} operations; \
+            "{rounds} rounds: {} kills, {} of them at a step; {} operations; \
              {} jobs found in a state that their operations explain; \
-             {} lines of a guest that ran through all of it, none lost, none twice; nothing left",
-            self.kills, self.points, self.operations, self.checked, self.steady
+             {} lines of a guest that ran through all of it, none lost, none twice; \
+             {} TAPs, elements, flows, ports and claims, each with an owner; nothing left",
+            self.kills, self.points, self.operations, self.checked, self.steady, self.networks
         );
         text
     }

@@ -1,5 +1,6 @@
 //! What a user did, and what he may therefore find.
 
+use crate::support::namespace::{NODE, World};
 use crate::support::{Ended, LIMIT, Node};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -32,9 +33,30 @@ const ENDED: States = &["exited"];
 /// A job that runs for ever.
 const LIVE: States = &["running"];
 const ABSENT: &str = "absent";
+const FOR_EVER: &str = "sleep 100000";
 
 /// The job that is never touched: it counts, and its log has to have each number once.
 const STEADY: &str = "steady";
+/// Where it shows its page.
+const PAGE: &str = "7000:80";
+
+/// What a job may have for a network: colliding ports, ports that the node picks, networks with
+/// others, and none.
+const NETWORKS: [&[&str]; 9] = [
+    &[],
+    &["--network", "none"],
+    &["-p", "7001:80"],
+    &["-p", "7001:81"],
+    &["-p", "7001-7002:80-81/udp"],
+    &["-p", "80"],
+    &["--network", "private:x"],
+    &["--network", "private:x", "-p", "7002:80/udp"],
+    &["--network", "private:y", "--egress", "none"],
+];
+
+/// Guests leave flows and drops behind: to the world, to the steady guest, and to the host.
+const TRAFFIC: &str = "(wget -T 1 -O /dev/null http://192.0.2.2:9; ping -c 1 -W 1 10.0.0.2; \
+                       ping -c 1 -W 1 192.0.2.1) >/dev/null 2>&1 & ";
 
 /// An operation under way.
 pub(crate) struct Work {
@@ -55,10 +77,10 @@ pub(crate) struct Model<'a> {
 
 impl<'a> Model<'a> {
     pub(crate) fn new(node: &'a Node) -> Result<Self> {
-        let script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done";
-        let made = node.aleph(&[
-            "run", "-d", "-q", "--name", STEADY, "busybox", "--", "sh", "-c", script,
-        ])?;
+        let script = "mkdir /www; echo I am steady > /www/index.html; httpd -p 80 -h /www; \
+                      i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done";
+        let run = ["run", "-d", "-q", "--name", STEADY, "-p", PAGE, "busybox"];
+        let made = node.aleph(&[&run[..], &["--", "sh", "-c", script]].concat())?;
         ensure!(made.code == 0, "{made:?}");
         let mut model = Self {
             node,
@@ -98,11 +120,16 @@ impl<'a> Model<'a> {
                 "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i; done",
                 ENDED,
             ),
-            _ => ("sleep 100000", LIVE),
+            _ => (FOR_EVER, LIVE),
         };
+        let network = usize::try_from(random.below(NETWORKS.len() as u64)).unwrap_or(0);
+        let script = format!("{TRAFFIC}{script}");
         let words = [
-            "run", "-d", "-q", "--name", &name, "busybox", "--", "sh", "-c", script,
+            &["run", "-d", "-q", "--name", &name],
+            NETWORKS[network],
+            &["busybox", "--", "sh", "-c", &script],
         ];
+        let words = words.concat();
         let mut unanswered = answered.to_vec();
         unanswered.push(ABSENT);
         self.begin(&name, &words, answered, unanswered)
@@ -172,7 +199,9 @@ impl<'a> Model<'a> {
             let found = self.look()?;
             let settled = found.values().all(|job| {
                 let state = job["state"].as_str().unwrap_or("");
-                let runs_out = job["spec"]["command"][2].as_str() != Some("sleep 100000");
+                let runs_out = job["spec"]["command"][2]
+                    .as_str()
+                    .is_none_or(|script| !script.ends_with(FOR_EVER));
                 match state {
                     "exited" | "failed" | "paused" | "created" => true,
                     "running" => !runs_out || job["name"] == STEADY,
@@ -245,6 +274,14 @@ impl<'a> Model<'a> {
         }
         ensure!(count > 0, "the steady job wrote nothing");
         Ok(count)
+    }
+
+    /// The steady job's page is there for the world, at the port that it publishes.
+    pub(crate) fn check_page(&self, world: &World) -> Result<()> {
+        let address = format!("{NODE}:7000");
+        let page = world.get(&world.outside, &address);
+        ensure!(page.as_deref() == Some("I am steady"), "its page: {page:?}");
+        Ok(())
     }
 
     pub(crate) fn remove_all(&mut self) -> Result<()> {

@@ -47,6 +47,20 @@ impl Daemon {
         self.wait_until_up()
     }
 
+    /// Kills the daemon; another one with this configuration and these words does not come up.
+    /// Says why. [`Daemon::kill_and_restart`] goes on as before.
+    pub(crate) fn is_refused(&mut self, config: &str, words: &[&str]) -> Result<String> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let file = self.node.root.path().join("refused.toml");
+        std::fs::write(&file, config)?;
+        let mut command = self.node.command(&["up", "--config"]);
+        command.arg(&file).args(words);
+        let ended = Ended::of(command.env_remove("ALEPH_NO_NETWORK").output()?)?;
+        anyhow::ensure!(ended.code != 0, "it came up: {ended:?}");
+        Ok(ended.stderr)
+    }
+
     fn wait_until_up(&mut self) -> Result<()> {
         let socket = self.node.root.paths()?.run().join(aleph_control::SOCKET);
         wait_until("the daemon's socket", LIMIT, || {

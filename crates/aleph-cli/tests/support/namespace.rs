@@ -1,7 +1,10 @@
 //! A host's network of a test's own: a namespace for the node, and one for the world outside, with
 //! a cable between them.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::process::{Command, Output, Stdio};
 
 pub(crate) struct World {
@@ -60,7 +63,24 @@ impl World {
         Ok(output)
     }
 
-    /// The same, where it has to succeed.
+    /// Does something in a namespace, on a thread that ends with it.
+    pub(crate) fn within<T: Send>(
+        &self,
+        netns: &str,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        let file = File::open(format!("/run/netns/{netns}"))?;
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(file.as_fd(), kind)?;
+                work()
+            });
+            thread.join().map_err(|_| anyhow!("it panicked"))?
+        })
+    }
+
+    /// The same as [`World::run`], where it has to succeed.
     pub(crate) fn text(&self, netns: &str, line: &str) -> Result<String> {
         let output = self.run(netns, line)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -8,7 +8,7 @@ use crate::capacity::Capacity;
 use crate::executor::Executor;
 use crate::journal::{Journal, JournalError};
 use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp, VmId};
-use aleph_vm_networking::{Claim, Network};
+use aleph_vm_networking::{Claim, Network, NetworkError};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
@@ -66,12 +66,23 @@ impl Inner {
 
     /// Gives a job its share of the host for a start, or says what is missing.
     /// [`Inner::take_back`] undoes it.
-    pub(super) fn give(
+    pub(super) async fn give(
         &self,
         id: JobId,
         owner: (&str, &str),
         spec: &JobSpec,
     ) -> Result<(), NodeError> {
+        match self.try_give(id, owner, spec) {
+            // A VM whose end could not be journaled may have it, of this very job even.
+            Err(NodeError::Network(NetworkError::Port(_) | NetworkError::Pool(_))) => {
+                self.forget_strays().await;
+                self.try_give(id, owner, spec)
+            }
+            given => given,
+        }
+    }
+
+    fn try_give(&self, id: JobId, owner: (&str, &str), spec: &JobSpec) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
         self.executor.admit(spec, &host)?;
         lock(&self.ledger)

@@ -11,6 +11,7 @@
 //! | `supervision` | what follows an end: pure |
 //! | `ledger` | what of the host is given away: pure |
 //! | `health` | tries whether a job works |
+//! | `network`, `guard` | how VMs are connected, and kept apart when others flush the rules |
 //! | `stats`, `prune`, `events`, `lookup` | what is used, what is old, what happened, what is meant |
 //!
 //! # The order of things
@@ -23,6 +24,7 @@ mod actor;
 mod entry;
 mod error;
 mod events;
+mod guard;
 mod health;
 mod inner;
 mod launch;
@@ -299,7 +301,7 @@ impl Node {
             return Err(NodeError::TooManyJobs(account, jobs));
         }
         if options.start {
-            self.inner.give(id, (&account, &name), &spec)?;
+            self.inner.give(id, (&account, &name), &spec).await?;
         }
         let taken = lock(&self.inner.jobs).reserve(&name, &account, id);
         if let Err(other) = taken {

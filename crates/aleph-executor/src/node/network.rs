@@ -313,7 +313,7 @@ pub(super) async fn reap(inner: Weak<Inner>) {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
 ) -> Result<T, NetworkError> {
     match tokio::task::spawn_blocking(work).await {

@@ -70,6 +70,7 @@ impl Node {
             return Err(NodeError::NetworkInUse(connected));
         }
         let network = config.network.as_ref();
+        let watch = network.and_then(super::guard::listen);
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
         let inner = Arc::new(Inner {
@@ -96,6 +97,10 @@ impl Node {
         if let (Some(network), Some(forwarder)) = (inner.network.clone(), forwarder) {
             let leaving = inner.leaving.subscribe();
             tokio::spawn(super::network::answer(forwarder, network, leaving));
+        }
+        if let Some(watch) = watch {
+            let leaving = inner.leaving.subscribe();
+            tokio::spawn(super::guard::guard(Arc::downgrade(&inner), watch, leaving));
         }
         tokio::spawn(tend(Arc::downgrade(&inner), inner.config.sweep_interval));
         Ok(Self { inner })
@@ -177,15 +182,7 @@ impl Inner {
         };
         sweep(paths, self.executor.cgroups(), Some(&owned)).await;
         self.sweep_network().await;
-        let rows = match self.journal.vms().await {
-            Ok(rows) => rows,
-            Err(error) => return log_journal(&error),
-        };
-        for row in rows {
-            let there = paths.vm_state(row.vm).exists() || paths.vm_run(row.vm).exists();
-            if !there && self.is_stray(&row) {
-                self.forget_stray(&row).await;
-            }
+        for row in self.forget_strays().await {
             // One that another process held may be free by now.
             let entry = lock(&self.jobs).get(row.job);
             if let Some(entry) = entry.filter(|e| e.live().is_none() && e.job().vm.is_some()) {
@@ -194,6 +191,22 @@ impl Inner {
                 entry.send(self, Asked { ask, answer });
             }
         }
+    }
+
+    /// Takes back what is held for VMs that are gone, and gives the rows that there were.
+    pub(super) async fn forget_strays(&self) -> Vec<VmRow> {
+        let paths = &self.config.paths;
+        let rows = self.journal.vms().await.unwrap_or_else(|error| {
+            log_journal(&error);
+            Vec::new()
+        });
+        for row in &rows {
+            let there = paths.vm_state(row.vm).exists() || paths.vm_run(row.vm).exists();
+            if !there && self.is_stray(row) {
+                self.forget_stray(row).await;
+            }
+        }
+        rows
     }
 
     /// Whether no job knows of a VM, nor is about to make it. What is in memory counts: where a

@@ -305,8 +305,7 @@ impl State {
     pub(super) fn change(&mut self, change: &Change) -> Result<(), NetworkError> {
         match self.rules.change(change) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                self.rules.install()?;
-                self.rewrite()?;
+                self.install()?;
                 self.rules
                     .change(change)
                     .map_err(NetworkError::at("change the firewall"))
@@ -315,14 +314,20 @@ impl State {
         }
     }
 
-    /// Writes the rules again where they are gone.
-    pub(super) fn ensure_rules(&mut self) -> Result<(), NetworkError> {
-        if !self.rules.are_there()? {
-            tracing::warn!("the firewall's tables were gone, and are written again");
-            self.rules.install()?;
-            self.rewrite()?;
+    /// Writes the rules again where they are gone, and says whether they were.
+    pub(super) fn mend(&mut self) -> Result<bool, NetworkError> {
+        let gone = !self.rules.are_there()?;
+        if gone {
+            self.install()?;
         }
-        Ok(())
+        Ok(gone)
+    }
+
+    /// Writes the tables and all that is in them. Nobody has looked at what began without them.
+    fn install(&mut self) -> Result<(), NetworkError> {
+        self.rules.install()?;
+        self.flows.bare = Some(self.pool.network());
+        self.rewrite()
     }
 
     /// Replaces all elements by those of the VMs that have claims, in one transaction.

@@ -139,6 +139,24 @@ impl Guest {
         self.frame(self.mac, 0x0800, &packet);
     }
 
+    /// Sends an error of ICMP that reports a datagram.
+    pub(crate) fn icmp_error(&self, to: Ipv4Addr, kind: u8, about: Ends) {
+        let quoted = datagram(about, "quoted");
+        let mut error = [&[kind, ERROR_CODE, 0, 0, 0, 0, 0, 0][..], &quoted].concat();
+        let sum = checksum(&error);
+        error[2..4].copy_from_slice(&sum);
+        self.frame(self.mac, 0x0800, &packet(ICMP, self.address, to, &error));
+    }
+
+    /// The next error of ICMP that arrives: its kind, and from whom it is.
+    pub(crate) fn received_error(&self, within: Duration) -> Option<(u8, Ipv4Addr)> {
+        let frame = self.next(within, |frame| {
+            frame[12..14] == [8, 0] && frame.len() > 42 && frame[23] == ICMP
+        })?;
+        let from = Ipv4Addr::new(frame[26], frame[27], frame[28], frame[29]);
+        Some((frame[34], from))
+    }
+
     /// Answers what it received.
     pub(crate) fn answer(&self, ends: Ends, text: &str) {
         self.send_as(self.mac, ends.to, ends.from, text);
@@ -221,6 +239,10 @@ impl Guest {
     }
 }
 
+const ICMP: u8 = 1;
+/// "Port unreachable", of kind 3.
+const ERROR_CODE: u8 = 3;
+
 /// An IPv4 packet with a UDP datagram, without the latter's checksum, which it may lack.
 fn datagram(ends: Ends, text: &str) -> Vec<u8> {
     let length = |n: usize| u16::try_from(n).unwrap().to_be_bytes();
@@ -232,17 +254,22 @@ fn datagram(ends: Ends, text: &str) -> Vec<u8> {
         text.as_bytes(),
     ]
     .concat();
+    packet(17, ends.from.0, ends.to.0, &udp)
+}
+
+fn packet(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(20 + payload.len()).unwrap();
     let mut header = [
         &[0x45, 0][..],
-        &length(20 + udp.len()),
-        &[0, 0, 0x40, 0, 64, 17, 0, 0],
-        &ends.from.0.octets(),
-        &ends.to.0.octets(),
+        &length.to_be_bytes(),
+        &[0, 0, 0x40, 0, 64, protocol, 0, 0],
+        &from.octets(),
+        &to.octets(),
     ]
     .concat();
     let sum = checksum(&header);
     header[10..12].copy_from_slice(&sum);
-    [header, udp].concat()
+    [&header[..], payload].concat()
 }
 
 fn datagram6(ends: Ends6, text: &str) -> Vec<u8> {
@@ -291,9 +318,8 @@ fn packet6(
 /// The checksum of a header whose own is zero.
 fn checksum(header: &[u8]) -> [u8; 2] {
     let pairs = header.chunks(2);
-    let mut sum: u32 = pairs
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
+    let number = |pair: &[u8]| u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
+    let mut sum: u32 = pairs.map(|pair| u32::from(number(pair))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -57,7 +57,8 @@ impl Actor {
     pub(super) async fn begin(&mut self) -> Result<(), NodeError> {
         let job = &self.record.job;
         self.inner
-            .give(job.id, (&job.account, &job.name), &job.spec)?;
+            .give(job.id, (&job.account, &job.name), &job.spec)
+            .await?;
         let mut record = self.record.clone();
         next_start(&mut record);
         let kept = self.save("job.start", record).await;
