@@ -20,7 +20,7 @@ use aleph_executor::vm::{Ending, Vm, VmSpec};
 use aleph_types::{MiB, Resources};
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::nft::Rules;
-use aleph_vm_networking::{Attachment, Network};
+use aleph_vm_networking::{Attachment, Ipv6Config, Network};
 use anyhow::{Context, Result};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recv, sendto,
@@ -71,7 +71,7 @@ pub(super) fn guest(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 async fn measure(bench: &Bench) -> Result<(Samples, Samples)> {
-    let network = open(bench.root.path())?;
+    let network = open(bench.root.path(), Ipv6Config::Off)?;
     network.claim(vm(1)?, ("bench", "bench"), &spec(Some(80))?)?;
     let attached = network.attach(vm(1)?, 1, None)?;
     let address = attached.network.vm_ip;

@@ -3,7 +3,7 @@
 use super::space::{alone, sh};
 use super::{MICRO, open, spec, vm};
 use crate::row::Row;
-use aleph_vm_networking::{Attachment, Network};
+use aleph_vm_networking::{Attachment, Ipv6Config, Network};
 use anyhow::{Result, ensure};
 use std::path::Path;
 use std::time::Instant;
@@ -23,9 +23,17 @@ struct Samples {
 }
 
 pub(super) fn life(run: &Path) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (ipv6, family) in [(Ipv6Config::Off, ""), (Ipv6Config::Nat, " with IPv6")] {
+        rows.extend(with(run, ipv6, family)?);
+    }
+    Ok(rows)
+}
+
+fn with(run: &Path, ipv6: Ipv6Config, family: &str) -> Result<Vec<Row>> {
     let run = run.to_owned();
     let (all, script) = alone(move || {
-        let network = open(&run)?;
+        let network = open(&run, ipv6)?;
         let (mut there, mut all) = (Vec::new(), Vec::new());
         let script = by_script()?;
         for (round, count) in (0_u32..).zip(PRESENT) {
@@ -35,7 +43,7 @@ pub(super) fn life(run: &Path) -> Result<Vec<Row>> {
                 let port = (n % 10 == 0).then(|| 10_000 + u16::try_from(n / 10).unwrap_or(0));
                 there.push(make(&network, n, port)?);
             }
-            eprintln!("measuring beside {count} networks");
+            eprintln!("measuring beside {count} networks{family}");
             let first = FIRST + round * 1000;
             all.push(samples(&network, first)?);
         }
@@ -47,8 +55,8 @@ pub(super) fn life(run: &Path) -> Result<Vec<Row>> {
     let first = &all[0];
     for (samples, count) in all.iter().zip(PRESENT) {
         let name = |what: &str| match count {
-            0 => format!("network of a VM {what}"),
-            _ => format!("the same beside {count} others"),
+            0 => format!("network of a VM{family} {what}"),
+            _ => format!("the same{family} beside {count} others"),
         };
         let made = Row::new(
             name("made: address, port, TAP and rules"),
@@ -60,18 +68,21 @@ pub(super) fn life(run: &Path) -> Result<Vec<Row>> {
             "µs",
             &samples.undone,
         );
-        if count == 0 {
-            rows.push(
-                made.clone()
-                    .against("the same objects by ip and nft", &script.made),
-            );
-            rows.push(made.at_most(1000.0));
-            rows.push(undone.against("the same objects by ip and nft", &script.undone));
-        } else {
+        if count > 0 {
             let beside = "the same beside none";
             rows.push(made.against(beside, &first.made).at_most_times(1.3));
             rows.push(undone.against(beside, &first.undone).at_most_times(1.3));
+            continue;
         }
+        // The script makes no IPv6.
+        if ipv6 == Ipv6Config::Off {
+            let by = "the same objects by ip and nft";
+            rows.push(made.clone().against(by, &script.made));
+            rows.push(undone.against(by, &script.undone));
+        } else {
+            rows.push(undone);
+        }
+        rows.push(made.at_most(1000.0));
     }
     Ok(rows)
 }

@@ -20,8 +20,8 @@ mod space;
 
 use crate::Bench;
 use crate::row::Row;
-use aleph_types::{NetworkSpec, VmId};
-use aleph_vm_networking::{Network, NetworkConfig};
+use aleph_types::{NetworkLimits, NetworkSpec, VmId};
+use aleph_vm_networking::{Ipv6Config, Network, NetworkConfig};
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::time::Duration;
@@ -38,12 +38,14 @@ pub(crate) fn network(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn open(run: &Path) -> Result<Network> {
+fn open(run: &Path, ipv6: Ipv6Config) -> Result<Network> {
     let config = NetworkConfig {
         name: "aleph-bench".into(),
         pool: aleph_vm_networking::DEFAULT_POOL,
+        ipv6,
         cool_down: Duration::from_secs(60),
         connections: 4096,
+        limits: NetworkLimits::default(),
         run: run.to_owned(),
         dns_port: None,
     };

@@ -4,6 +4,7 @@ use super::rules::forwards;
 use super::space::{alone, sh};
 use super::{MICRO, open, spec, vm};
 use crate::row::Row;
+use aleph_vm_networking::Ipv6Config;
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::nft::Rules;
 use aleph_vm_networking::tap::Tap;
@@ -113,7 +114,7 @@ fn host(kind: Kind, run: &Path, told: &Receiver<()>, tell: &Sender<Result<Round>
             (tap, None)
         }
         Kind::Ours(others) => {
-            let network = open(run)?;
+            let network = open(run, Ipv6Config::Off)?;
             network.claim(vm(1)?, ("bench", "bench"), &spec(Some(80))?)?;
             let attached = network.attach(vm(1)?, 1, None)?;
             let mut rules = Rules::new(super::rules::base());

@@ -3,7 +3,7 @@
 use super::space::alone;
 use super::{MICRO, MILLI};
 use crate::row::Row;
-use aleph_types::{Egress, Protocol, VmId};
+use aleph_types::{Egress, NetworkLimits, Protocol, VmId};
 use aleph_vm_networking::forwards::Forward;
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::nft::{Change, Rules};
@@ -62,6 +62,7 @@ pub(super) fn base() -> Base {
         table: "aleph-bench".into(),
         group: 0x4000_0000,
         pool: aleph_vm_networking::DEFAULT_POOL,
+        ipv6: None,
         connections: 4096,
     }
 }
@@ -86,10 +87,13 @@ pub(super) fn forwards(ports: impl Iterator<Item = u16>) -> Vec<Element> {
         tap: "tap",
         guest: Ipv4Addr::new(10, 0, 0, 2),
         host: Ipv4Addr::new(10, 0, 0, 1),
+        ipv6: None,
+        is_routed: false,
         mac: Mac::of(VmId::random()),
         private: None,
         egress: &Egress::Allow,
         forwards: &forwards,
+        limits: NetworkLimits::default(),
     });
     let forwards = elements.into_iter();
     forwards

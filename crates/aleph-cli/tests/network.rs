@@ -23,11 +23,17 @@ fn get(world: &World, netns: &str, address: &str) -> String {
 #[test]
 fn jobs_are_connected_and_kept_apart() -> Result<()> {
     let world = World::new()?;
-    let mut daemon = Daemon::configured("", &["--netns", &world.node])?;
+    let config = "[network]\nmax_bandwidth_per_vm = \"sent=500M\"\n";
+    let mut daemon = Daemon::configured(config, &["--netns", &world.node])?;
+    let published = ["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "80"];
     serve(
         &daemon,
         "web",
-        &["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "80"],
+        &[
+            &published[..],
+            &["--bandwidth", "1G", "--packet-rate", "sent=1M"],
+        ]
+        .concat(),
     )?;
     serve(&daemon, "other", &["--network", "private:x"])?;
     serve(
@@ -64,6 +70,17 @@ fn jobs_are_connected_and_kept_apart() -> Result<()> {
     assert!(address.starts_with("10.0."), "{network}");
     let ps = daemon.ok(&["ps", "--json"])?;
     assert!(ps.contains(&address), "{ps}");
+    // The lower of what it asks for and of what the node allows.
+    let limits = serde_json::json!({
+        "sent": {"bits_per_second": 500_000_000, "packets_per_second": 1_000_000},
+        "received": {"bits_per_second": 1_000_000_000},
+    });
+    assert_eq!(network["limits"], limits);
+    let objects = world.text(&world.node, "nft list limits")?;
+    assert!(
+        objects.contains(&format!("limit sent-bytes-tap-{vm} ")),
+        "{objects}"
+    );
 
     // In the guest.
     let shell = |job: &str, line: &str| daemon.aleph(&["exec", job, "sh", "-c", line]);

@@ -8,8 +8,8 @@ mod namespace;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
 use aleph_executor::{Node, NodeConfig, Paths};
 use aleph_testkit::{NoImages, ScriptedDriver, TestRoot, wait_until};
-use aleph_types::{Classify, ErrorClass, JobSpec, JobState};
-use aleph_vm_networking::NetworkConfig;
+use aleph_types::{Classify, ErrorClass, JobSpec, JobState, NetworkLimits};
+use aleph_vm_networking::{Ipv6Config, NetworkConfig};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
 use namespace::Namespace;
@@ -80,6 +80,8 @@ fn on_a_small_disk(sweep_interval: Duration, scenario: Scenario) -> Result<()> {
             config.network = Some(NetworkConfig {
                 name: "aleph-test".into(),
                 pool: aleph_vm_networking::DEFAULT_POOL,
+                ipv6: Ipv6Config::Off,
+                limits: NetworkLimits::default(),
                 cool_down: Duration::from_secs(60),
                 connections: 64,
                 dns_port: None,

@@ -24,6 +24,7 @@ mod error;
 mod exit;
 mod health;
 mod id;
+mod ipv6;
 mod job;
 mod network;
 mod node;
@@ -37,12 +38,14 @@ pub use error::{Classify, ErrorClass, Problem};
 pub use exit::ExitStatus;
 pub use health::{Health, HealthCheck, Probe};
 pub use id::{Incarnation, JobId, NodeId, ParseIdError, VmId};
+pub use ipv6::Ipv6Network;
 pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
 };
 pub use network::{
-    Egress, ForwardedPort, InvalidNetwork, Ipv4Network, MAX_PORTS, NetworkMode, NetworkSpec,
-    NetworkUsage, PortForward, PortRange, Protocol, VmNetwork,
+    BothWays, DomainPattern, Egress, EgressTarget, ForwardedPort, InvalidNetwork, InvalidRate,
+    Ipv4Network, MAX_PORTS, NetworkLimits, NetworkMode, NetworkSpec, NetworkUsage, PortForward,
+    PortRange, Protocol, Rate, RateLimit, VmNetwork, share_an_address,
 };
 pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;

@@ -1,9 +1,16 @@
 //! What a job asks of the network, and what its VM got.
 
+mod egress;
+mod rate;
+
+pub use egress::{DomainPattern, Egress, EgressTarget};
+pub use rate::{BothWays, InvalidRate, NetworkLimits, Rate, RateLimit};
+
+use crate::Ipv6Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 /// What a job asks of the network.
@@ -25,6 +32,9 @@ pub struct NetworkSpec {
     /// Where the guest may open connections to.
     #[serde(default, skip_serializing_if = "Egress::is_allow")]
     pub egress: Egress,
+    /// How much may go through in a second. The node's own limits hold too.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 impl NetworkSpec {
@@ -50,6 +60,7 @@ impl NetworkSpec {
                 return Err(InvalidNetwork::Overlap(*forward, *other));
             }
         }
+        self.limits.check().map_err(InvalidNetwork::Rate)?;
         let Egress::Only(targets) = &self.egress else {
             return Ok(());
         };
@@ -206,11 +217,12 @@ impl FromStr for PortRange {
 }
 
 /// Ports of the host that lead to a guest, written `[ADDRESS:][HOST:]GUEST[/PROTOCOL]` as
-/// docker's `-p` is: `8080:80`, `127.0.0.1:5353:53/udp`, `80`, `7000-7009:7000-7009`.
+/// docker's `-p` is: `8080:80`, `127.0.0.1:5353:53/udp`, `[2001:db8::1]:8080:80`, `80`,
+/// `7000-7009:7000-7009`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PortForward {
-    /// The address of the host; all of them where it is absent.
-    pub address: Option<Ipv4Addr>,
+    /// The address of the host; all of them, of both families, where it is absent.
+    pub address: Option<IpAddr>,
     /// The host's ports, as many as the guest's; the node picks where they are absent.
     pub host: Option<PortRange>,
     /// The guest's ports.
@@ -232,10 +244,7 @@ impl PortForward {
 
     /// Whether both claim one port of one address.
     fn overlaps(&self, other: &Self) -> bool {
-        let addresses = match (self.address, other.address) {
-            (Some(a), Some(b)) => a == b,
-            _ => true,
-        };
+        let addresses = share_an_address(self.address, other.address);
         let ports = match (self.host, other.host) {
             (Some(a), Some(b)) => a.overlaps(b),
             _ => false,
@@ -246,8 +255,10 @@ impl PortForward {
 
 impl fmt::Display for PortForward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(address) = self.address {
-            write!(f, "{address}:")?;
+        match self.address {
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            None => {}
         }
         match self.host {
             Some(host) => write!(f, "{host}:")?,
@@ -272,22 +283,32 @@ impl FromStr for PortForward {
             Some((ports, "udp")) => (ports, Protocol::Udp),
             Some((_, other)) => return Err(InvalidNetwork::Protocol(other.to_owned())),
         };
+        // An IPv6 address has colons of its own, and stands in brackets.
+        let (v6, ports) = match ports.strip_prefix('[').map(|rest| rest.split_once("]:")) {
+            None => (None, ports),
+            Some(Some((address, ports))) => {
+                let wrong = |_| InvalidNetwork::Address(address.to_owned());
+                (Some(address.parse::<Ipv6Addr>().map_err(wrong)?), ports)
+            }
+            Some(None) => return Err(InvalidNetwork::Forward(text.to_owned())),
+        };
         let words: Vec<&str> = ports.split(':').collect();
         let address = |text: &str| match text {
             "" | "0.0.0.0" => Ok(None),
-            _ => text
-                .parse()
-                .map(Some)
-                .map_err(|_| InvalidNetwork::Address(text.to_owned())),
+            _ => match text.parse::<Ipv4Addr>() {
+                Ok(address) => Ok(Some(address.into())),
+                Err(_) => Err(InvalidNetwork::Address(text.to_owned())),
+            },
         };
         let host = |text: &str| match text {
             "" => Ok(None),
             _ => text.parse().map(Some),
         };
-        let (address, host, guest) = match words[..] {
-            [guest] => (None, None, guest),
-            [ports, guest] => (None, host(ports)?, guest),
-            [on, ports, guest] => (address(on)?, host(ports)?, guest),
+        let (address, host, guest) = match (v6, &words[..]) {
+            (None, [guest]) => (None, None, *guest),
+            (None, [ports, guest]) => (None, host(ports)?, *guest),
+            (None, [on, ports, guest]) => (address(on)?, host(ports)?, *guest),
+            (Some(on), [ports, guest]) => (Some(on.into()), host(ports)?, *guest),
             _ => return Err(InvalidNetwork::Forward(text.to_owned())),
         };
         let forward = Self {
@@ -301,24 +322,14 @@ impl FromStr for PortForward {
     }
 }
 
-/// Where a guest may open connections to.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Egress {
-    /// To everywhere, but neither to the host nor to other VMs.
-    #[default]
-    Allow,
-    /// To nowhere. Ports that are forwarded to it still answer.
-    Deny,
-    /// To these networks alone, in CIDR notation, or single addresses.
-    Only(Vec<Ipv4Network>),
-}
-
-impl Egress {
-    fn is_allow(&self) -> bool {
-        *self == Self::Allow
-    }
+/// Whether a port on both of these is one port: on an address of the host, on all of a family
+/// (unspecified), or on all (absent).
+#[must_use]
+pub fn share_an_address(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else {
+        return true;
+    };
+    a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
 }
 
 /// An IPv4 network in CIDR notation, such as `10.0.0.0/16`; no bit is set beyond its prefix.
@@ -408,6 +419,14 @@ pub struct VmNetwork {
     /// The host's address on this cable: the guest's gateway and resolver.
     #[cfg_attr(feature = "schema", schema(value_type = String, format = Ipv4))]
     pub host_ip: Ipv4Addr,
+    /// The guest's IPv6 address, where the node has IPv6 for its VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>, format = Ipv6))]
+    pub vm_ipv6: Option<Ipv6Addr>,
+    /// The prefix that is all the guest's own, in CIDR notation; its address is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub ipv6_prefix: Option<Ipv6Network>,
     /// The guest's hardware address.
     pub mac: String,
     /// The private network that it is in.
@@ -415,6 +434,9 @@ pub struct VmNetwork {
     pub private_network: Option<String>,
     /// Ports of the host that lead to it, those that the node picked included.
     pub forwarded_ports: Vec<ForwardedPort>,
+    /// How much may go through in a second: the lower of what its job and what the node says.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 /// What went through a VM's network since it was made, and what did not.
@@ -432,7 +454,7 @@ pub struct NetworkUsage {
     /// Packets to the guest that it did not take in time.
     pub overruns: u64,
     /// Packets that the rules dropped, by reason: `spoofed`, `reserved`, `host`, `neighbour`,
-    /// `egress`, `inbound`, `connections`.
+    /// `egress`, `inbound`, `connections`, `rate`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dropped: BTreeMap<String, u64>,
 }
@@ -443,9 +465,9 @@ pub struct NetworkUsage {
 pub struct ForwardedPort {
     /// The transport.
     pub protocol: Protocol,
-    /// The address of the host; `0.0.0.0` for all of them.
-    #[cfg_attr(feature = "schema", schema(value_type = String, format = Ipv4))]
-    pub host_ip: Ipv4Addr,
+    /// The address of the host; `0.0.0.0` for all of them, `::` for all of IPv6.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub host_ip: IpAddr,
     /// Its port.
     pub host_port: u16,
     /// The guest's port.
@@ -460,7 +482,8 @@ impl fmt::Display for ForwardedPort {
             host_port,
             vm_port,
         } = self;
-        write!(f, "{vm_port}/{protocol} -> {host_ip}:{host_port}")
+        let host = SocketAddr::new(*host_ip, *host_port);
+        write!(f, "{vm_port}/{protocol} -> {host}")
     }
 }
 
@@ -479,12 +502,15 @@ pub enum InvalidNetwork {
     /// Neither TCP nor UDP.
     #[error("{0:?} is no protocol that is forwarded")]
     Protocol(String),
-    /// No IPv4 address.
-    #[error("{0:?} is no IPv4 address")]
+    /// No address.
+    #[error("{0:?} is no IP address")]
     Address(String),
-    /// No network in CIDR notation.
-    #[error("{0:?} is no IPv4 network, or has bits beyond its prefix")]
+    /// No network in CIDR notation, or none of its family.
+    #[error("{0:?} is no IP network, or has bits beyond its prefix")]
     Network(String),
+    /// Neither a network nor a name.
+    #[error("{0:?} is no network, and no domain name")]
+    Target(String),
     /// One side has more ports than the other.
     #[error("the host's ports {host} and the guest's {guest} are not as many")]
     Lengths {
@@ -500,8 +526,11 @@ pub enum InvalidNetwork {
     #[error("the job forwards {0} ports, at most {MAX_PORTS} are taken")]
     TooManyPorts(usize),
     /// Too many of them.
-    #[error("the job's egress has {0} networks, at most {MAX_TARGETS} are taken")]
+    #[error("the job's egress has {0} targets, at most {MAX_TARGETS} are taken")]
     TooManyTargets(usize),
+    /// Not a rate.
+    #[error(transparent)]
+    Rate(InvalidRate),
     /// Nothing could arrive.
     #[error("the job forwards ports and has no network")]
     PortsWithoutNetwork,
@@ -519,10 +548,16 @@ impl InvalidNetwork {
                 "Write [ADDRESS:][HOST:]GUEST[/tcp|/udp], with ranges of the same length.".into()
             }
             Self::Port(_) => "Ports are from 1 to 65535, ranges FIRST-LAST.".into(),
-            Self::Address(_) => "Name an IPv4 address of the host, such as 127.0.0.1.".into(),
+            Self::Address(_) => {
+                "Name an address of the host, such as 127.0.0.1 or [2001:db8::1].".into()
+            }
             Self::Network(_) => "Write it as 192.0.2.0/24.".into(),
+            Self::Target(_) => "Write a network as 192.0.2.0/24, a name as example.com, and all \
+                                names below it as *.example.com."
+                .into(),
             Self::Overlap(..) => "Give each forward ports of its own.".into(),
             Self::TooManyPorts(_) | Self::TooManyTargets(_) => "Name fewer.".into(),
+            Self::Rate(error) => error.advice(),
             Self::PortsWithoutNetwork => "Leave the ports or --network none out.".into(),
         }
     }
@@ -546,12 +581,12 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(NetworkMode, PortForward, Ipv4Network);
+as_text!(NetworkMode, PortForward, Ipv4Network, EgressTarget);
 
 /// In a schema they are texts too.
 #[cfg(feature = "schema")]
 mod schema {
-    use super::{Ipv4Network, PortForward};
+    use super::PortForward;
     use utoipa::openapi::schema::{ObjectBuilder, Type};
     use utoipa::openapi::{RefOr, Schema};
 
@@ -560,26 +595,14 @@ mod schema {
             ObjectBuilder::new()
                 .schema_type(Type::String)
                 .description(Some(
-                    "`[ADDRESS:][HOST:]GUEST[/PROTOCOL]`, as docker's `-p`: `8080:80`, `80/udp`",
+                    "`[ADDRESS:][HOST:]GUEST[/PROTOCOL]`, as docker's `-p`: `8080:80`, `80/udp`, \
+                     `[2001:db8::1]:8080:80`",
                 ))
                 .into()
         }
     }
 
     impl utoipa::ToSchema for PortForward {}
-
-    impl utoipa::PartialSchema for Ipv4Network {
-        fn schema() -> RefOr<Schema> {
-            ObjectBuilder::new()
-                .schema_type(Type::String)
-                .description(Some(
-                    "an IPv4 network in CIDR notation, or an address: `192.0.2.0/24`, `192.0.2.7`",
-                ))
-                .into()
-        }
-    }
-
-    impl utoipa::ToSchema for Ipv4Network {}
 }
 
 #[cfg(test)]
@@ -595,6 +618,9 @@ mod tests {
             "127.0.0.1:5353:53/udp",
             "127.0.0.1::53",
             "7000-7009:8000-8009",
+            "[::1]:8080:80",
+            "[2001:db8::7]::53/udp",
+            "[::]:1:2",
         ] {
             let forward: PortForward = text.parse().unwrap();
             assert_eq!(forward.to_string(), text);
@@ -622,6 +648,11 @@ mod tests {
             "-",
             "1-",
             "::1:80:80",
+            "[::1]",
+            "[::1]80",
+            "[::1]:80",
+            "[127.0.0.1]:1:2",
+            "[::1]:1:2:3",
         ] {
             assert!(text.parse::<PortForward>().is_err(), "{text:?}");
         }
@@ -640,6 +671,9 @@ mod tests {
         assert!(check(&["80:80", "80:80/udp", "80", "80"]).is_ok());
         assert!(check(&["127.0.0.1:80:80", "127.0.0.2:80:80"]).is_ok());
         assert!(check(&["80:80", "127.0.0.2:80:81"]).is_err());
+        assert!(check(&["127.0.0.1:80:80", "[::]:80:80"]).is_ok());
+        assert!(check(&["[::1]:80:80", "[::]:80:80"]).is_err());
+        assert!(check(&["80:80", "[::1]:80:81"]).is_err());
         assert!(check(&["10-20:10-20", "20:1"]).is_err());
         assert!(check(&["1-1025:1-1025"]).is_err());
     }
@@ -678,12 +712,12 @@ mod tests {
     #[test]
     fn a_network_is_short_in_json() {
         let spec: NetworkSpec = serde_json::from_str(
-            r#"{"mode": "private:x", "ports": ["80"], "egress": {"only": ["10.0.0.0/8"]}}"#,
+            r#"{"mode": "private:x", "ports": ["80"], "egress": {"only": ["10.0.0.0/8", "x.org"]}}"#,
         )
         .unwrap();
         assert_eq!(
             serde_json::to_string(&spec).unwrap(),
-            r#"{"mode":"private:x","ports":["80"],"egress":{"only":["10.0.0.0/8"]}}"#
+            r#"{"mode":"private:x","ports":["80"],"egress":{"only":["10.0.0.0/8","x.org"]}}"#
         );
         assert!(NetworkSpec::default().is_default());
         assert_eq!(

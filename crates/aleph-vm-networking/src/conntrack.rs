@@ -6,14 +6,15 @@
 //! its network comes and when it goes. The kernel walks its whole table for that, which takes
 //! some 9 ms with nothing in it.
 
-use aleph_types::Ipv4Network;
+use crate::ipv6::Ipv6Pool;
+use aleph_types::{Ipv4Network, Ipv6Network};
 use netlink_bindings::conntrack::{self, Nfgenmsg};
 use netlink_bindings::nftables;
 use netlink_bindings::utils::Pusher;
 use netlink_socket2::NetlinkSocket;
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 /// A connection to the kernel's table, in the network namespace of the thread that made it.
 pub struct Connections {
@@ -42,15 +43,18 @@ pub fn shortage(limit: u64, vms: u64, connections: u32) -> Option<(String, Strin
 /// Flows to forget.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flows {
-    /// Those with one of these addresses at any end, translated or not.
-    pub addresses: HashSet<Ipv4Addr>,
+    /// Those with one of these addresses at any end, translated or not. The first address of a
+    /// VM's IPv6 prefix stands for all of it.
+    pub addresses: HashSet<IpAddr>,
+    /// Which prefixes there are.
+    pub ipv6: Option<Ipv6Pool>,
     /// Those to one of these ports of the host's own, by the number of the transport, which lead
     /// nowhere else.
     pub ports: HashSet<(u8, u16)>,
     /// The host's own addresses, for the ports.
-    pub own: HashSet<Ipv4Addr>,
-    /// Those with an end in this pool that no rule has translated: where the rules were gone for a
-    /// while, they are what nobody looked at.
+    pub own: HashSet<IpAddr>,
+    /// Those with an end in this pool, or in a prefix, that no rule has translated: where the rules
+    /// were gone for a while, they are what nobody looked at.
     pub bare: Option<Ipv4Network>,
     /// Those of a pool that an earlier process left.
     pub earlier: Option<Earlier>,
@@ -63,25 +67,29 @@ pub struct Earlier {
     /// The pool.
     pub pool: Ipv4Network,
     /// Guests that run on.
-    pub guests: HashSet<Ipv4Addr>,
+    pub guests: HashSet<IpAddr>,
     /// The host's addresses on their cables.
-    pub gateways: HashSet<Ipv4Addr>,
+    pub gateways: HashSet<IpAddr>,
 }
 
 impl Earlier {
-    fn covers(&self, flow: &Flow) -> bool {
-        let is_stray = |end: &Ipv4Addr| {
-            self.pool.contains(*end) && !self.guests.contains(end) && !self.gateways.contains(end)
+    fn covers(&self, flow: &Flow, ipv6: Option<Ipv6Network>) -> bool {
+        let is_ours = |end: IpAddr| match end {
+            IpAddr::V4(end) => self.pool.contains(end),
+            IpAddr::V6(end) => ipv6.is_some_and(|prefix| prefix.contains(end)),
         };
-        let asks = flow.port == Some((17, 53)) && self.pool.contains(flow.original[1]);
+        let is_stray = |end: &IpAddr| {
+            is_ours(*end) && !self.guests.contains(end) && !self.gateways.contains(end)
+        };
+        let asks = flow.port == Some((17, 53)) && is_ours(flow.original[1]);
         asks || flow.original.iter().chain(&flow.answer).any(is_stray)
     }
 }
 
 /// The ends of a flow: source and destination of the first packet, and of the answers.
 struct Flow {
-    original: [Ipv4Addr; 2],
-    answer: [Ipv4Addr; 2],
+    original: [IpAddr; 2],
+    answer: [IpAddr; 2],
     port: Option<(u8, u16)>,
 }
 
@@ -99,15 +107,30 @@ impl Flows {
         let to_host = to == answer[0] && (to.is_loopback() || self.own.contains(&to));
         let to_port = to_host && port.is_some_and(|port| self.ports.contains(&port));
         let is_translated = answer[0] != original[1] || answer[1] != original[0];
+        let prefix = self.ipv6.map(Ipv6Pool::prefix);
         let is_bare = !is_translated
-            && self
-                .bare
-                .is_some_and(|pool| original.iter().any(|end| pool.contains(*end)));
+            && self.bare.is_some_and(|pool| {
+                original.iter().any(|end| match end {
+                    IpAddr::V4(end) => pool.contains(*end),
+                    IpAddr::V6(end) => prefix.is_some_and(|prefix| prefix.contains(*end)),
+                })
+            });
         let left = self
             .earlier
             .as_ref()
-            .is_some_and(|earlier| earlier.covers(flow));
+            .is_some_and(|earlier| earlier.covers(flow, prefix));
         has_address || to_port || is_bare || left
+    }
+
+    /// What stands for an address in [`Flows::addresses`].
+    fn key(&self, address: IpAddr) -> IpAddr {
+        let (IpAddr::V6(v6), Some(pool)) = (address, self.ipv6) else {
+            return address;
+        };
+        match pool.prefix().contains(v6) {
+            true => (v6 & pool.mask()).into(),
+            false => address,
+        }
     }
 
     /// Whether there are none to forget.
@@ -119,6 +142,7 @@ impl Flows {
 }
 
 const INET: u8 = 2;
+const INET6: u8 = 10;
 /// Subsystem 1 (conntrack), message 2 (delete).
 const DELETE: u16 = 0x0102;
 /// `CTA_TUPLE_ORIG`, nested.
@@ -149,9 +173,9 @@ impl Connections {
         }
         let tuples = self.matching(flows)?;
         let mut forgotten = 0;
-        for tuple in &tuples {
+        for (family, tuple) in &tuples {
             let mut header = nftables::Nfgenmsg::new();
-            header.nfgen_family = INET;
+            header.nfgen_family = *family;
             let mut request = nftables::Request::new().op_do(DELETE, &header);
             let mut encoder = request.encode();
             let buffer = encoder.as_vec_mut();
@@ -170,10 +194,9 @@ impl Connections {
     }
 
     /// The first direction of each flow that matches, as the kernel wrote it.
-    fn matching(&mut self, flows: &Flows) -> io::Result<Vec<Vec<u8>>> {
-        let mut header = Nfgenmsg::new();
-        header.nfgen_family = INET;
-        let request = conntrack::Request::new().op_get_dump(&header);
+    fn matching(&mut self, flows: &Flows) -> io::Result<Vec<(u8, Vec<u8>)>> {
+        // Of both families, in one dump.
+        let request = conntrack::Request::new().op_get_dump(&Nfgenmsg::new());
         let mut replies = self.socket.request(&request)?;
         let mut found = Vec::new();
         while let Some(reply) = replies.recv() {
@@ -186,28 +209,28 @@ impl Connections {
             let (Some(first), Some(second)) = (ends(&original), ends(&answer)) else {
                 continue;
             };
+            let family = if first[0].is_ipv4() { INET } else { INET6 };
             let flow = Flow {
-                original: first,
-                answer: second,
+                original: first.map(|end| flows.key(end)),
+                answer: second.map(|end| flows.key(end)),
                 port: port(&original),
             };
             if flows.cover(&flow) {
-                found.push(original.get_buf().to_vec());
+                found.push((family, original.get_buf().to_vec()));
             }
         }
         Ok(found)
     }
 }
 
-fn ends(tuple: &conntrack::IterableTupleAttrs<'_>) -> Option<[Ipv4Addr; 2]> {
-    let v4 = |address: IpAddr| match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    };
+fn ends(tuple: &conntrack::IterableTupleAttrs<'_>) -> Option<[IpAddr; 2]> {
     let ip = tuple.get_tuple_ip().ok()?;
+    if let (Ok(from), Ok(to)) = (ip.get_ip_v4_src(), ip.get_ip_v4_dst()) {
+        return Some([IpAddr::from(from), to.into()]);
+    }
     Some([
-        v4(ip.get_ip_v4_src().ok()?.into())?,
-        v4(ip.get_ip_v4_dst().ok()?.into())?,
+        ip.get_ip_v6_src().ok()?.into(),
+        ip.get_ip_v6_dst().ok()?.into(),
     ])
 }
 

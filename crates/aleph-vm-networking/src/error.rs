@@ -1,8 +1,9 @@
 //! What goes wrong with a VM's network.
 
+use crate::ipv6::{Ipv6Config, TooNarrow};
 use crate::pool::PoolError;
 use crate::port::PortTaken;
-use aleph_types::{Classify, ErrorClass, Ipv4Network};
+use aleph_types::{Classify, ErrorClass, Ipv4Network, Ipv6Network};
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -35,6 +36,28 @@ pub enum NetworkError {
         /// Its guest's address.
         address: Ipv4Addr,
     },
+    /// The node's IPv6 prefix is too small.
+    #[error(transparent)]
+    Ipv6Narrow(#[from] TooNarrow),
+    /// The host reaches something else at addresses of the IPv6 prefix.
+    #[error("the IPv6 prefix {prefix} holds {route}, which this host reaches elsewhere")]
+    Ipv6Overlap {
+        /// The node's prefix.
+        prefix: Ipv6Network,
+        /// Where the host has a route to.
+        route: Ipv6Network,
+    },
+    /// Guests that run have addresses of another prefix.
+    #[error("network.ipv6 cannot become {to} while a job has the prefix {earlier}")]
+    Ipv6Changed {
+        /// What a guest has.
+        earlier: Ipv6Network,
+        /// The setting.
+        to: Ipv6Config,
+    },
+    /// The kernel was started without it.
+    #[error("this host's kernel has no IPv6")]
+    NoIpv6,
     /// The kernel does not let us.
     #[error("this process may not {what}: it lacks CAP_NET_ADMIN")]
     Forbidden {
@@ -81,11 +104,18 @@ impl Classify for NetworkError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Pool(PoolError::Exhausted { .. }) => ErrorClass::Capacity,
-            Self::Port(_) | Self::PoolChanged { .. } => ErrorClass::Conflict,
-            Self::Pool(PoolError::Small(_)) | Self::Overlap { .. } => ErrorClass::Invalid,
-            Self::Forbidden { .. } | Self::Unsupported { .. } | Self::Host { .. } => {
-                ErrorClass::Unavailable
+            Self::Port(PortTaken::NoIpv6 { .. } | PortTaken::Loopback6 { .. })
+            | Self::Pool(PoolError::Small(_))
+            | Self::Overlap { .. }
+            | Self::Ipv6Narrow(_)
+            | Self::Ipv6Overlap { .. } => ErrorClass::Invalid,
+            Self::Port(_) | Self::PoolChanged { .. } | Self::Ipv6Changed { .. } => {
+                ErrorClass::Conflict
             }
+            Self::NoIpv6
+            | Self::Forbidden { .. }
+            | Self::Unsupported { .. }
+            | Self::Host { .. } => ErrorClass::Unavailable,
         }
     }
 
@@ -93,9 +123,13 @@ impl Classify for NetworkError {
         match self {
             Self::Pool(PoolError::Exhausted { .. }) => "no_address",
             Self::Pool(PoolError::Small(_)) => "small_pool",
+            Self::Port(PortTaken::NoIpv6 { .. } | PortTaken::Loopback6 { .. }) | Self::NoIpv6 => {
+                "no_ipv6"
+            }
             Self::Port(_) => "port_taken",
-            Self::Overlap { .. } => "pool_overlaps",
-            Self::PoolChanged { .. } => "pool_in_use",
+            Self::Ipv6Narrow(_) => "small_pool",
+            Self::Overlap { .. } | Self::Ipv6Overlap { .. } => "pool_overlaps",
+            Self::PoolChanged { .. } | Self::Ipv6Changed { .. } => "pool_in_use",
             Self::Forbidden { .. } => "no_net_admin",
             Self::Unsupported { .. } => "no_nf_tables",
             Self::Host { .. } => "network",
@@ -111,12 +145,29 @@ impl Classify for NetworkError {
             Self::Pool(PoolError::Small(_)) => {
                 "Give the node a pool of /30 or larger, such as 10.0.0.0/16 (network.pool).".into()
             }
+            Self::Port(PortTaken::NoIpv6 { .. }) => {
+                "Name an IPv4 address, or give the node's VMs IPv6 (network.ipv6).".into()
+            }
+            Self::Port(PortTaken::Loopback6 { .. }) => {
+                "Name 127.0.0.1, or another address of the host.".into()
+            }
             Self::Port(_) => "Choose another port, or leave it out and let the node pick.".into(),
             Self::Overlap { .. } => {
                 "Give the node a pool that nothing else uses (network.pool).".into()
             }
             Self::PoolChanged { .. } => {
                 "Put network.pool back, stop all jobs, and change it then.".into()
+            }
+            Self::Ipv6Narrow(_) | Self::Ipv6Overlap { .. } => {
+                "Give the node a prefix of its own that is routed to this host, such as a /56, or \
+                 say \"nat\" (network.ipv6)."
+                    .into()
+            }
+            Self::Ipv6Changed { .. } => {
+                "Put network.ipv6 back, stop all jobs, and change it then.".into()
+            }
+            Self::NoIpv6 => {
+                "Start the host without ipv6.disable=1, or say network.ipv6 = \"off\".".into()
             }
             Self::Forbidden { .. } => {
                 "Run the node as root or with CAP_NET_ADMIN, or with network.enabled = false."

@@ -4,18 +4,18 @@
 //! any other of the same protocol and port. Looking up and changing are O(1) in the number of
 //! VMs.
 
-use aleph_types::{ForwardedPort, Protocol, VmId};
+use aleph_types::{ForwardedPort, Protocol, VmId, share_an_address};
 use std::collections::HashMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// One port of the host that leads to a port of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// The transport.
     pub protocol: Protocol,
-    /// The address of the host; all of them where it is absent.
-    pub address: Option<Ipv4Addr>,
+    /// The address of the host, or all of a family; all of them where it is absent.
+    pub address: Option<IpAddr>,
     /// Its port.
     pub host_port: u16,
     /// The guest's port.
@@ -24,16 +24,19 @@ pub struct Forward {
 
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        write!(f, "{address}:{}/{}", self.host_port, self.protocol)
+        let address = SocketAddr::new(self.address.unwrap_or(EVERYWHERE), self.host_port);
+        write!(f, "{address}/{}", self.protocol)
     }
 }
+
+/// What users see for all addresses, of both families.
+const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 impl From<&Forward> for ForwardedPort {
     fn from(forward: &Forward) -> Self {
         Self {
             protocol: forward.protocol,
-            host_ip: forward.address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            host_ip: forward.address.unwrap_or(EVERYWHERE),
             host_port: forward.host_port,
             vm_port: forward.guest_port,
         }
@@ -44,7 +47,7 @@ impl From<&ForwardedPort> for Forward {
     fn from(port: &ForwardedPort) -> Self {
         Self {
             protocol: port.protocol,
-            address: Some(port.host_ip).filter(|ip| !ip.is_unspecified()),
+            address: Some(port.host_ip).filter(|ip| *ip != EVERYWHERE),
             host_port: port.host_port,
             guest_port: port.vm_port,
         }
@@ -56,7 +59,7 @@ impl From<&ForwardedPort> for Forward {
 pub struct Forwards(HashMap<(Protocol, u16), Vec<Owner>>);
 
 /// An address, or all of them, and whose the port is there.
-type Owner = (Option<Ipv4Addr>, VmId);
+type Owner = (Option<IpAddr>, VmId);
 
 impl Forwards {
     /// Gives all of these ports to a VM, or none, and names the first that has an owner.
@@ -94,13 +97,9 @@ impl Forwards {
     #[must_use]
     pub fn owner(&self, forward: &Forward) -> Option<VmId> {
         let owners = self.0.get(&(forward.protocol, forward.host_port))?;
-        let clash = |there: &Option<Ipv4Addr>| match (there, forward.address) {
-            (Some(a), Some(b)) => *a == b,
-            _ => true,
-        };
         owners
             .iter()
-            .find(|(there, _)| clash(there))
+            .find(|(there, _)| share_an_address(*there, forward.address))
             .map(|(_, vm)| *vm)
     }
 }
@@ -116,7 +115,7 @@ mod tests {
     fn forward(address: Option<[u8; 4]>, host_port: u16) -> Forward {
         Forward {
             protocol: Protocol::Tcp,
-            address: address.map(Into::into),
+            address: address.map(IpAddr::from),
             host_port,
             guest_port: 1,
         }
@@ -146,5 +145,29 @@ mod tests {
         ports.release(vm(1), &[forward(one, 80), forward(None, 81)]);
         ports.release(vm(2), &[forward(other, 80), udp]);
         assert!(ports.0.is_empty());
+    }
+
+    #[test]
+    fn a_port_of_all_addresses_is_one_of_each_family() {
+        let v6 = |text: &str| Forward {
+            address: Some(text.parse().unwrap()),
+            ..forward(None, 80)
+        };
+        let mut ports = Forwards::default();
+        ports.claim(vm(1), &[v6("::1")]).unwrap();
+        assert_eq!(ports.owner(&v6("::")), Some(vm(1)));
+        assert_eq!(ports.owner(&v6("::2")), None);
+        assert_eq!(ports.owner(&forward(None, 80)), Some(vm(1)));
+        assert_eq!(ports.owner(&forward(Some([127, 0, 0, 1]), 80)), None);
+        assert_eq!(v6("::").to_string(), "[::]:80/tcp");
+        for forward in [v6("::"), forward(None, 80)] {
+            assert_eq!(
+                Forward::from(&ForwardedPort::from(&forward)),
+                Forward {
+                    guest_port: 1,
+                    ..forward
+                }
+            );
+        }
     }
 }

@@ -13,19 +13,20 @@
 //! | module | what it is | effects |
 //! | --- | --- | --- |
 //! | [`pool`] | which /30 is whose | none |
+//! | [`ipv6`] | which IPv6 prefix is whose | none |
 //! | [`mac`] | hardware addresses | none |
 //! | [`forwards`] | which port of the host leads where | none |
 //! | [`ruleset`] | the rules, and what a VM adds to them | none |
 //! | [`port`] | a port of the host, held so that no other process takes it | sockets |
 //! | [`tap`] | TAP devices | `/dev/net/tun` |
-//! | [`forwarding`] | which links the host forwards from | sysctl |
+//! | [`forwarding`], [`forwarding6`] | which links the host forwards from | sysctl |
 //! | [`link`] | links, addresses, routes, counters | rtnetlink |
 //! | [`nft`] | the rules in the kernel | `nft`, nfnetlink |
 //! | [`foreign`] | rules of others that are in the way | `nft` |
 //! | [`conntrack`] | connections that the kernel follows | nfnetlink |
 //! | [`dns`] | a DNS forwarder for all guests | sockets |
 //! | [`watch`] | hears of rules that are gone | nfnetlink |
-//! | `names` | names of jobs within private networks | none |
+//! | `names` | names of jobs within private networks, and which others a guest may ask for | none |
 //! | [`network`] | all of it for one node | the above |
 //!
 //! # Failure cases
@@ -42,7 +43,9 @@ pub mod dns;
 mod error;
 pub mod foreign;
 pub mod forwarding;
+pub mod forwarding6;
 pub mod forwards;
+pub mod ipv6;
 pub mod link;
 pub mod mac;
 mod names;
@@ -63,4 +66,5 @@ pub const DEFAULT_POOL: aleph_types::Ipv4Network =
     };
 
 pub use error::NetworkError;
+pub use ipv6::Ipv6Config;
 pub use network::{Attachment, Claim, Counters, Network, NetworkConfig};

@@ -4,13 +4,14 @@
 //! the guest's neighbour entry in two more. Forwarding and the routing of loopback addresses are
 //! switched on for the TAP alone, in that same message, and never for the host as a whole.
 
+use crate::ipv6;
 use crate::mac::Mac;
-use aleph_types::Ipv4Network;
+use aleph_types::{Ipv4Network, Ipv6Network};
 use netlink_bindings::{rt_addr, rt_link, rt_neigh, rt_route};
 use netlink_socket2::NetlinkSocket;
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A connection to the kernel's links, in the network namespace in which it was made.
 pub struct Links {
@@ -32,6 +33,8 @@ pub struct Cable<'a> {
     pub guest: Ipv4Addr,
     /// The guest's hardware address.
     pub guest_mac: Mac,
+    /// The prefix that is the guest's.
+    pub ipv6: Option<Ipv6Network>,
     /// Whether the host reaches it from its loopback addresses too, for forwards. Then loopback
     /// addresses of the host are on this cable, and only the rules keep the guest from them.
     pub from_loopback: bool,
@@ -103,7 +106,7 @@ impl Links {
         // In two steps, since the kernel takes a link up before it looks at the settings of one
         // message.
         let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg::default());
-        request
+        let families = request
             .encode()
             .push_ifname_bytes(cable.name.as_bytes())
             .push_mtu(cable.mtu)
@@ -115,14 +118,24 @@ impl Links {
                 (FORWARDING, 1),
                 (ROUTE_LOCALNET, u32::from(cable.from_loopback)),
             ]))
-            .end_nested()
             .end_nested();
+        match cable.ipv6 {
+            None => families.end_nested(),
+            Some(_) => {
+                let v6 = families.nested_inet6();
+                v6.push_addr_gen_mode(NO_ADDRESS).end_nested().end_nested()
+            }
+        };
         self.socket
             .request(&request)?
             .recv_ack()
             .map_err(io::Error::from)?;
         let index = self.index(cable.name)?.ok_or(io::ErrorKind::NotFound)?;
-        without_ipv6(cable.name)?;
+        match cable.ipv6 {
+            None => set_ipv6(cable.name, "disable_ipv6", "1")?,
+            // The rules drop them as well.
+            Some(_) => set_ipv6(cable.name, "accept_ra", "0")?,
+        }
         let up = u32::try_from(libc::IFF_UP).unwrap_or(1);
         let request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
             ifi_index: i32::try_from(index).unwrap_or(0),
@@ -135,8 +148,38 @@ impl Links {
             .recv_ack()
             .map_err(io::Error::from)?;
         self.add_address(index, cable.host)?;
-        self.add_neighbour(index, cable.guest, cable.guest_mac)?;
+        self.add_neighbour(index, cable.guest.into(), cable.guest_mac)?;
+        if let Some(prefix) = cable.ipv6 {
+            let guest = ipv6::guest(prefix);
+            self.add_neighbour(index, guest.into(), cable.guest_mac)?;
+            self.add_route(index, prefix, guest)?;
+        }
         Ok(index)
+    }
+
+    /// All of a prefix leads to one neighbour on this link.
+    fn add_route(&mut self, link: u32, to: Ipv6Network, via: Ipv6Addr) -> io::Result<()> {
+        // From linux/rtnetlink.h.
+        const ON_LINK: u32 = 4;
+        const BY_ADMINISTRATOR: u8 = 4;
+        let mut request = rt_route::Request::new()
+            .set_create()
+            .set_replace()
+            .op_newroute_do(&rt_route::Rtmsg {
+                rtm_family: INET6,
+                rtm_dst_len: to.prefix(),
+                rtm_table: libc::RT_TABLE_MAIN,
+                rtm_protocol: BY_ADMINISTRATOR,
+                rtm_type: libc::RTN_UNICAST,
+                rtm_flags: ON_LINK,
+                ..Default::default()
+            });
+        request
+            .encode()
+            .push_dst(to.first().into())
+            .push_gateway(via.into())
+            .push_oif(link);
+        Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
     fn add_address(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
@@ -156,22 +199,20 @@ impl Links {
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
-    /// The guest is known beforehand: no ARP is needed, and none can lie.
-    fn add_neighbour(&mut self, link: u32, address: Ipv4Addr, mac: Mac) -> io::Result<()> {
+    /// The guest is known beforehand: neither ARP nor neighbour discovery is needed, and none can
+    /// lie.
+    fn add_neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) -> io::Result<()> {
         const PERMANENT: u16 = 0x80;
         let mut request = rt_neigh::Request::new()
             .set_create()
             .set_replace()
             .op_newneigh_do(&rt_neigh::Ndmsg {
-                ndm_family: INET,
+                ndm_family: if address.is_ipv4() { INET } else { INET6 },
                 ndm_ifindex: i32::try_from(link).unwrap_or(0),
                 ndm_state: PERMANENT,
                 ..Default::default()
             });
-        request
-            .encode()
-            .push_dst(IpAddr::V4(address))
-            .push_lladdr(&mac.0);
+        request.encode().push_dst(address).push_lladdr(&mac.0);
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
@@ -233,24 +274,41 @@ impl Links {
         }
     }
 
-    /// The host's own IPv4 addresses.
+    /// The host's own addresses.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn addresses(&mut self) -> io::Result<HashSet<Ipv4Addr>> {
-        let request = rt_addr::Request::new().op_getaddr_dump(&rt_addr::Ifaddrmsg {
-            ifa_family: INET,
-            ..Default::default()
-        });
+    pub fn addresses(&mut self) -> io::Result<HashSet<IpAddr>> {
+        let request = rt_addr::Request::new().op_getaddr_dump(&rt_addr::Ifaddrmsg::default());
         let mut replies = self.socket.request(&request)?;
         let mut addresses = HashSet::new();
         while let Some(reply) = replies.recv() {
             let (_, attributes) = reply?;
-            if let Ok(IpAddr::V4(address)) = attributes.get_local() {
+            // IPv6 says it once where there is no other end.
+            if let Ok(address) = attributes.get_local().or_else(|_| attributes.get_address()) {
                 addresses.insert(address);
             }
         }
         Ok(addresses)
+    }
+
+    /// Whether packets to this address stay on this host. An address without a route is not its own.
+    pub fn is_own(&mut self, address: IpAddr) -> bool {
+        let (family, length) = match address {
+            IpAddr::V4(_) => (INET, 32),
+            IpAddr::V6(_) => (INET6, 128),
+        };
+        let mut request = rt_route::Request::new().op_getroute_do(&rt_route::Rtmsg {
+            rtm_family: family,
+            rtm_dst_len: length,
+            ..Default::default()
+        });
+        request.encode().push_dst(address);
+        let Ok(mut reply) = self.socket.request(&request) else {
+            return false;
+        };
+        let found = reply.recv_one();
+        found.is_ok_and(|(header, _)| header.rtm_type == libc::RTN_LOCAL)
     }
 
     /// The routes of the main table.
@@ -283,6 +341,36 @@ impl Links {
         Ok(routes)
     }
 
+    /// Whether there is a way out for IPv6, and which networks are on the host's links, each with
+    /// the link's number.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn routes6(&mut self) -> io::Result<Vec<(Ipv6Network, u32)>> {
+        let request = rt_route::Request::new().op_getroute_dump(&rt_route::Rtmsg {
+            rtm_family: INET6,
+            ..Default::default()
+        });
+        let mut replies = self.socket.request(&request)?;
+        let mut routes = Vec::new();
+        while let Some(reply) = replies.recv() {
+            let (header, attributes) = reply?;
+            // One of type unreachable leads nowhere.
+            if header.rtm_table != libc::RT_TABLE_MAIN || header.rtm_type != libc::RTN_UNICAST {
+                continue;
+            }
+            let to = match attributes.get_dst() {
+                Ok(IpAddr::V6(to)) => to,
+                _ => Ipv6Addr::UNSPECIFIED,
+            };
+            let Some(to) = Ipv6Network::new(to, header.rtm_dst_len) else {
+                continue;
+            };
+            routes.push((to, attributes.get_oif().unwrap_or(0)));
+        }
+        Ok(routes)
+    }
+
     /// Counters of all links of a group, by name.
     ///
     /// # Errors
@@ -295,6 +383,9 @@ impl Links {
 }
 
 const INET: u8 = 2;
+const INET6: u8 = 10;
+/// `IN6_ADDR_GEN_MODE_NONE` of linux/if_link.h.
+const NO_ADDRESS: u8 = 1;
 
 fn link(
     header: &rt_link::Ifinfomsg,
@@ -324,12 +415,13 @@ fn link(
     })
 }
 
-/// Takes IPv6 off a TAP. There is none on it, and the kernel would walk all its routes of it for
-/// each link that comes up: 0.7 ms with 10,000; and since all TAPs have one MAC on the host's side,
-/// all would have one link-local address, which cost 6 ms more. A kernel without IPv6 has no such
-/// file.
-fn without_ipv6(name: &str) -> io::Result<()> {
-    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
+/// A setting of IPv6 for a TAP. A kernel without IPv6 has no such file.
+///
+/// Where VMs have none it is taken off: the kernel walks all its routes of IPv6 for each link that
+/// comes up, 0.7 ms with 10,000. Where they have, the host's end has no address, since all TAPs
+/// have one MAC there and all would have one link-local address, which cost 6 ms more.
+fn set_ipv6(name: &str, setting: &str, value: &str) -> io::Result<()> {
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
     }

@@ -1,10 +1,12 @@
-//! Names of jobs within their private networks.
+//! What guests are told of names: those of jobs within their private networks, and which others
+//! they may ask for.
 //!
 //! A guest knows the jobs of its own account's private network as `NAME` and as `NAME.internal`,
 //! itself included, and those of no other. What ends in `.internal` is never asked elsewhere: it
 //! is of the node's, whether there is such a job or not (ICANN keeps it for private use).
 
 use crate::dns::Answer;
+use aleph_types::DomainPattern;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{PoisonError, RwLock};
@@ -23,6 +25,8 @@ struct Tables {
     jobs: HashMap<PrivateNetwork, HashMap<String, BTreeSet<Ipv4Addr>>>,
     /// Guests that may connect to nothing: a question for a name can carry anything out.
     cut_off: HashSet<Ipv4Addr>,
+    /// Guests that may ask for some names alone, for the same reason.
+    listed: HashMap<Ipv4Addr, Vec<DomainPattern>>,
 }
 
 const INTERNAL: &str = ".internal";
@@ -42,10 +46,17 @@ impl PrivateNames {
         tables.cut_off.insert(guest);
     }
 
+    /// A guest that hears of these names and of those of its private network.
+    pub(crate) fn list(&self, guest: Ipv4Addr, patterns: Vec<DomainPattern>) {
+        let mut tables = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        tables.listed.insert(guest, patterns);
+    }
+
     /// Takes a guest back; one that is not here, too.
     pub(crate) fn remove(&self, guest: Ipv4Addr) {
         let mut tables = self.0.write().unwrap_or_else(PoisonError::into_inner);
         tables.cut_off.remove(&guest);
+        tables.listed.remove(&guest);
         let Some(network) = tables.networks.remove(&guest) else {
             return;
         };
@@ -73,7 +84,13 @@ impl PrivateNames {
         match jobs.and_then(|jobs| jobs.get(job)) {
             Some(addresses) => Answer::Addresses(addresses.iter().copied().collect()),
             None if is_internal || tables.cut_off.contains(&guest) => Answer::NoSuchName,
-            None => Answer::Forward,
+            None => match tables.listed.get(&guest) {
+                None => Answer::Forward,
+                Some(list) if list.iter().any(|pattern| pattern.matches(name)) => {
+                    Answer::ForwardListed
+                }
+                Some(_) => Answer::Refused,
+            },
         }
     }
 }
@@ -93,6 +110,24 @@ mod tests {
         }
         names.remove(guest);
         assert_eq!(names.of(guest, "example.com"), Answer::Forward);
+    }
+
+    #[test]
+    fn who_has_a_list_of_names_asks_for_no_other() {
+        let (names, guest) = (PrivateNames::default(), Ipv4Addr::new(10, 0, 0, 2));
+        let list = ["example.com", "*.example.org", "x.internal"];
+        names.list(guest, list.map(|text| text.parse().unwrap()).into());
+        names.insert(guest, &("a".into(), "x".into()), "me");
+        assert_eq!(names.of(guest, "me"), Answer::Addresses(vec![guest]));
+        for name in ["example.com", "a.example.org"] {
+            assert_eq!(names.of(guest, name), Answer::ForwardListed, "{name}");
+        }
+        for name in ["secret.example.com", "example.org", ""] {
+            assert_eq!(names.of(guest, name), Answer::Refused, "{name}");
+        }
+        assert_eq!(names.of(guest, "x.internal"), Answer::NoSuchName);
+        names.remove(guest);
+        assert_eq!(names.of(guest, "example.org"), Answer::Forward);
     }
 
     #[test]

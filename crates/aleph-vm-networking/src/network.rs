@@ -4,13 +4,16 @@
 //! alone: the owner journals it before anything is made. Its attachment is a TAP and elements of
 //! the rules. Everything here blocks for a fraction of a millisecond.
 
+mod resolved;
 mod state;
 
 use crate::NetworkError;
 use crate::conntrack::{Connections, Earlier, Flows};
 use crate::dns;
 use crate::forwarding::Forwarding;
+use crate::forwarding6::Forwarding6;
 use crate::forwards::{Forward, Forwards};
+use crate::ipv6::{Ipv6Config, Ipv6Pool};
 use crate::link::{Link, LinkCounters, Links};
 use crate::mac::Mac;
 use crate::names::PrivateNames;
@@ -19,10 +22,14 @@ use crate::pool::{Pool, Slot};
 use crate::port::{HeldPort, PortTaken};
 use crate::ruleset::{self, Base, DropReason, Element};
 use crate::tap::Tap;
-use aleph_types::{Egress, ForwardedPort, Ipv4Network, NetworkMode, NetworkSpec, VmId, VmNetwork};
+use aleph_types::{
+    Egress, ForwardedPort, Ipv4Network, Ipv6Network, NetworkLimits, NetworkMode, NetworkSpec, VmId,
+    VmNetwork,
+};
+use resolved::ResolvedAddresses;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,10 +41,14 @@ pub struct NetworkConfig {
     pub name: String,
     /// Where addresses come from.
     pub pool: Ipv4Network,
+    /// Whether VMs have IPv6 too.
+    pub ipv6: Ipv6Config,
     /// How long an address rests before its next owner.
     pub cool_down: Duration,
     /// Connections that one VM may have open.
     pub connections: u32,
+    /// How much each VM may send and receive; a job can ask for less.
+    pub limits: NetworkLimits,
     /// Where guests' DNS queries go on this host; nowhere, without a forwarder.
     pub dns_port: Option<u16>,
     /// The node's runtime folder.
@@ -49,6 +60,9 @@ pub struct NetworkConfig {
 pub struct Claim {
     /// Its /30 in the pool.
     pub slot: u32,
+    /// The IPv6 prefix that goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Network>,
     /// The ports that lead to it.
     pub ports: Vec<ForwardedPort>,
     /// Its private network: the account and the name.
@@ -57,6 +71,9 @@ pub struct Claim {
     /// Where it may connect to.
     #[serde(default)]
     pub egress: Egress,
+    /// How much it may send and receive, whatever the node's limits become.
+    #[serde(default, skip_serializing_if = "NetworkLimits::is_none")]
+    pub limits: NetworkLimits,
 }
 
 /// A network that a VMM can use.
@@ -87,6 +104,7 @@ pub struct Network {
     /// What takes long, and is taken before the state.
     reaper: Mutex<Reaper>,
     names: Arc<PrivateNames>,
+    resolved: Arc<ResolvedAddresses>,
 }
 
 struct Reaper {
@@ -105,16 +123,20 @@ struct Vm {
 struct State {
     group: u32,
     pool: Pool,
+    limits: NetworkLimits,
     forwards: Forwards,
     vms: HashMap<VmId, Vm>,
     /// Numbers of private networks, by account and name.
     private: HashMap<(String, String), u32>,
     rules: Rules,
     links: Links,
+    ipv6: Option<Ipv6Pool>,
     forwarding: Forwarding,
+    forwarding6: Forwarding6,
     uplinks: Vec<Element>,
     dns: Vec<Element>,
     names: Arc<PrivateNames>,
+    resolved: Arc<ResolvedAddresses>,
     mtu: u32,
     /// TAPs that wait for their removal, and flows to forget with them.
     retired: usize,
@@ -160,35 +182,52 @@ impl Network {
             .routes()
             .map_err(NetworkError::at("list the routes"))?;
         refuse_overlap(config, group, &there, &routes)?;
-        let rules = Rules::new(Base {
+        let earlier = claims.iter().find_map(|(_, _, claim)| claim.ipv6);
+        let ipv6 = ipv6_pool(config, earlier, &there, &mut links)?;
+        let base = Base {
             table: config.name.clone(),
             group,
             pool: config.pool,
+            ipv6,
             connections: config.connections,
-        });
+        };
+        let resolved = Arc::new(ResolvedAddresses::new(base.clone()));
+        let rules = Rules::new(base);
         let mtu = uplink_mtu(&there, &routes);
         let forwarding = Forwarding::open(config.run.join("forwarding"));
+        let forwarding6 = Forwarding6::open(config.run.join("forwarding6"));
         let mut state = State {
             group,
             pool,
+            limits: config.limits,
             forwards: Forwards::default(),
             vms: HashMap::new(),
             private: HashMap::new(),
             rules,
             links,
+            ipv6,
             forwarding,
+            forwarding6,
             uplinks: Vec::new(),
             names: Arc::default(),
+            resolved: Arc::clone(&resolved),
             dns: config.dns_port.map(ruleset::dns).unwrap_or_default(),
             mtu,
             retired: 0,
             gone: HashSet::new(),
-            flows: Flows::default(),
+            flows: Flows {
+                ipv6,
+                ..Flows::default()
+            },
             removed: false,
         };
         for (vm, job, claim) in claims {
             state.restore(vm, job, claim);
         }
+        // Guests still connect to what the names on their lists led to.
+        let at = || NetworkError::at("take over what names led to");
+        let left = resolved.left().map_err(at())?;
+        resolved.take_over(left).map_err(at())?;
         if !state.mend()? {
             state.rewrite()?;
         }
@@ -208,13 +247,19 @@ impl Network {
         let is_stray = |tap: &String| !live.contains(tap);
         state.gone = counted.into_keys().filter(is_stray).collect();
         let slots = || state.vms.values().map(|vm| Slot(vm.claim.slot));
+        let prefixes = state.vms.values().filter_map(|vm| vm.claim.ipv6);
+        let prefixes = prefixes.map(|prefix| prefix.first().into());
         let earlier = Flows {
             earlier: Some(Earlier {
                 pool: config.pool,
-                guests: slots().map(|slot| state.pool.guest(slot)).collect(),
-                gateways: slots().map(|slot| state.pool.host(slot)).collect(),
+                guests: slots()
+                    .map(|slot| state.pool.guest(slot).into())
+                    .chain(prefixes)
+                    .collect(),
+                gateways: slots().map(|slot| state.pool.host(slot).into()).collect(),
             }),
-            ..std::mem::take(&mut state.flows)
+            ipv6,
+            ..state.take_flows()
         };
         let mut connections = Connections::new();
         connections
@@ -222,6 +267,7 @@ impl Network {
             .map_err(NetworkError::at("forget connections"))?;
         Ok(Self {
             names: Arc::clone(&state.names),
+            resolved,
             state: Mutex::new(state),
             reaper: Mutex::new(Reaper {
                 links: Links::new(),
@@ -279,9 +325,11 @@ impl Network {
         };
         let claim = Claim {
             slot: slot.0,
+            ipv6: state.ipv6.and_then(|pool| pool.at(slot.0)),
             ports: forwards.iter().map(Into::into).collect(),
             private,
             egress: spec.egress.clone(),
+            limits: spec.limits.within(state.limits),
         };
         state.name(&claim, job);
         let entry = Vm {
@@ -314,6 +362,28 @@ impl Network {
     #[must_use]
     pub fn name(&self, guest: Ipv4Addr, name: &str) -> dns::Answer {
         self.names.of(guest, name)
+    }
+
+    /// Lets a guest connect to what a name on its egress list led to, for as long as each address
+    /// says. Addresses of the host, of the pool and those that no guest may reach are passed over, as
+    /// is a guest that has no such list. It does not wait for VMs that come and go.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resolved(
+        &self,
+        guest: Ipv4Addr,
+        addresses: &[(IpAddr, Duration)],
+    ) -> Result<(), NetworkError> {
+        let addresses = || addresses.iter().copied();
+        let at = || NetworkError::at("let a guest reach what a name led to");
+        match self.resolved.resolved(guest, addresses()) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.state().mend()?;
+                self.resolved.resolved(guest, addresses()).map_err(at())
+            }
+            done => done.map_err(at()),
+        }
     }
 
     /// Makes the TAP of a VM that has a claim, with so many queues, and lets traffic through.
@@ -366,6 +436,9 @@ impl Network {
     /// The kernel's; what was not done is done the next time.
     pub fn reap(&self) -> Result<(), NetworkError> {
         let mut reaper = self.reaper.lock().unwrap_or_else(PoisonError::into_inner);
+        self.resolved
+            .forget()
+            .map_err(NetworkError::at("forget what names led to"))?;
         let (group, retired, gone, mut flows) = {
             let mut state = self.state();
             let state = &mut *state;
@@ -380,7 +453,7 @@ impl Network {
                 state.group + 1,
                 std::mem::take(&mut state.retired),
                 std::mem::take(&mut state.gone),
-                std::mem::take(&mut state.flows),
+                state.take_flows(),
             )
         };
         let Reaper { links, connections } = &mut *reaper;
@@ -522,6 +595,58 @@ impl Network {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Which IPv6 prefixes the VMs have. Those that run keep theirs, whatever became of the way out.
+fn ipv6_pool(
+    config: &NetworkConfig,
+    earlier: Option<Ipv6Network>,
+    there: &[Link],
+    links: &mut Links,
+) -> Result<Option<Ipv6Pool>, NetworkError> {
+    let routes = match Forwarding6::is_possible() {
+        true => Some(
+            links
+                .routes6()
+                .map_err(NetworkError::at("list the routes"))?,
+        ),
+        false => None,
+    };
+    let own = || {
+        let host = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        Ipv6Pool::unique_local(&format!("{}{}", host.trim(), config.name))
+    };
+    let way_out = || routes.iter().flatten().any(|(to, _)| to.prefix() == 0);
+    let prefix = match config.ipv6 {
+        Ipv6Config::Off => None,
+        Ipv6Config::Auto => (earlier.is_some() || way_out()).then(own),
+        Ipv6Config::Nat => Some(own()),
+        Ipv6Config::Prefix(prefix) => Some(prefix),
+    };
+    if let Some(earlier) = earlier
+        && !prefix.is_some_and(|prefix| prefix.contains(earlier.first()))
+    {
+        let to = config.ipv6;
+        return Err(NetworkError::Ipv6Changed { earlier, to });
+    }
+    let Some(prefix) = prefix else {
+        return Ok(None);
+    };
+    let routes = routes.ok_or(NetworkError::NoIpv6)?;
+    let group = group_of(&config.name);
+    let is_ours = |index| {
+        let link = there.iter().find(|link| link.index == index);
+        link.is_some_and(|link| link.group & !1 == group)
+    };
+    // The whole of it may be on a link as well: many providers put it there, too.
+    let inside = routes.iter().find(|(to, link)| {
+        to.prefix() > prefix.prefix() && prefix.overlaps(*to) && !is_ours(*link)
+    });
+    if let Some((route, _)) = inside {
+        let route = *route;
+        return Err(NetworkError::Ipv6Overlap { prefix, route });
+    }
+    Ok(Some(Ipv6Pool::new(prefix, config.pool)?))
 }
 
 fn forwards_of(claim: &Claim) -> Vec<Forward> {

@@ -3,8 +3,13 @@
 //! The tables come as text through `nft -f`, once for a node; what VMs add and take away goes over
 //! nfnetlink in transactions of our own, at some 10 microseconds for each element.
 
+mod limits;
+mod resolved;
+
+pub use resolved::Resolved;
+
 use crate::NetworkError;
-use crate::ruleset::{Base, DropReason, Element, Set, Value};
+use crate::ruleset::{Base, DropReason, Element, Limit, Set, Value};
 use crate::transaction::Transactions;
 use netlink_bindings::nftables::{self, Nfgenmsg};
 use netlink_bindings::traits::NetlinkChained;
@@ -24,7 +29,7 @@ pub struct Rules {
 /// What one transaction changes, in this order.
 #[derive(Debug, Default)]
 pub struct Change {
-    /// All sets are emptied first.
+    /// All sets are emptied first, and all limits removed.
     pub flush: bool,
     /// Elements that go. Each must be there.
     pub remove: Vec<Element>,
@@ -131,8 +136,17 @@ impl Rules {
             sorted
         };
         let (remove, add) = (groups(&change.remove), groups(&change.add));
+        let new: Vec<&Limit> = limits::of(&change.add).collect();
+        let mut old: Vec<String> = { limits::of(&change.remove) }
+            .map(|limit| limit.name.clone())
+            .collect();
+        if change.flush {
+            old.extend(self.objects()?);
+        }
         let messages = 2
             + Set::ALL.len()
+            + new.len()
+            + old.len()
             + [&remove, &add]
                 .into_iter()
                 .flatten()
@@ -159,6 +173,12 @@ impl Rules {
                 let mut request = batch.request().op_delsetelem_do(&header(family(*set)));
                 push(request.encode(), table, *set, part);
             }
+        }
+        for name in old {
+            limits::push_delete(&mut batch, table, &name);
+        }
+        for limit in new {
+            limits::push_new(&mut batch, table, limit);
         }
         for (set, elements) in &add {
             for part in elements.chunks(AT_ONCE) {
@@ -316,6 +336,10 @@ fn push<P: Pusher>(
                 .push_chain_bytes(chain.as_bytes())
                 .end_nested()
                 .end_nested(),
+            Some(Value::Limit(limit)) => {
+                limits::push_reference(item.as_vec_mut(), limit);
+                item
+            }
         };
         list = item.end_nested();
     }

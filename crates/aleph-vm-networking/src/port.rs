@@ -13,14 +13,15 @@ use rustix::net::{
 };
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 /// A port that is kept for as long as this lives.
 #[derive(Debug)]
 pub struct HeldPort {
     port: u16,
-    _socket: OwnedFd,
+    /// One for each family.
+    _sockets: Vec<OwnedFd>,
 }
 
 /// A port that has another owner.
@@ -52,7 +53,19 @@ pub enum PortTaken {
     #[error("this host has no address {address} to forward from")]
     NoAddress {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
+    },
+    /// Nothing comes back to the loopback address of IPv6 from another link.
+    #[error("{forward} asks for ::1, from which no kernel forwards")]
+    Loopback6 {
+        /// What was asked for.
+        forward: PortForward,
+    },
+    /// The node's VMs have no IPv6.
+    #[error("{forward} asks for an IPv6 address, and VMs of this node have none")]
+    NoIpv6 {
+        /// What was asked for.
+        forward: PortForward,
     },
     /// Anything else.
     #[error("{forward} cannot be kept for the job")]
@@ -65,27 +78,57 @@ pub enum PortTaken {
 }
 
 impl HeldPort {
-    /// Keeps the host's port of a forward; with port 0 one that the kernel picks.
+    /// Keeps the host's port of a forward; with port 0 one that the kernel picks. On all addresses
+    /// it is kept for IPv6 as well where guests have that.
     ///
     /// # Errors
     /// Who has it.
-    pub fn hold(forward: &Forward) -> Result<Self, PortTaken> {
+    pub fn hold(forward: &Forward, ipv6: bool) -> Result<Self, PortTaken> {
+        let v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        match forward.address {
+            Some(address) => Self::hold_on(forward, &[address]),
+            None if !ipv6 => Self::hold_on(forward, &[EVERY_V4]),
+            None if forward.host_port > 0 => Self::hold_on(forward, &[EVERY_V4, v6]),
+            // What is free for one family may be taken for the other.
+            None => {
+                let picked = || Self::hold_on(forward, &[EVERY_V4, v6]);
+                let again = |held: Result<Self, PortTaken>| match held {
+                    Err(PortTaken::Process { .. }) => picked(),
+                    held => held,
+                };
+                (0..PICKS).fold(picked(), |held, _| again(held))
+            }
+        }
+    }
+
+    fn hold_on(forward: &Forward, addresses: &[IpAddr]) -> Result<Self, PortTaken> {
+        let (mut port, mut sockets) = (forward.host_port, Vec::new());
+        for address in addresses {
+            let (picked, socket) = Self::hold_one(forward, SocketAddr::new(*address, port))?;
+            port = picked;
+            sockets.push(socket);
+        }
+        Ok(Self {
+            port,
+            _sockets: sockets,
+        })
+    }
+
+    fn hold_one(forward: &Forward, on: SocketAddr) -> Result<(u16, OwnedFd), PortTaken> {
         let process = || PortTaken::Process {
             forward: *forward,
             process: SOME_PROCESS.into(),
         };
-        match Self::bind(forward, false) {
+        match bound(forward.protocol, on, false) {
             // Connections that ended a moment ago keep a port for a minute, without an owner.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if listens(forward.protocol, forward.host_port) {
+                if listens(forward.protocol, on.port()) {
                     return Err(process());
                 }
-                Self::bind(forward, true).map_err(|_| process())
+                bound(forward.protocol, on, true).map_err(|_| process())
             }
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-                Err(PortTaken::NoAddress {
-                    address: forward.address.unwrap_or(Ipv4Addr::UNSPECIFIED),
-                })
+                Err(PortTaken::NoAddress { address: on.ip() })
             }
             bound => bound.map_err(|source| PortTaken::Other {
                 forward: *forward,
@@ -99,24 +142,31 @@ impl HeldPort {
     pub fn port(&self) -> u16 {
         self.port
     }
+}
 
-    fn bind(forward: &Forward, reuse: bool) -> io::Result<Self> {
-        let kind = match forward.protocol {
-            Protocol::Tcp => SocketType::STREAM,
-            Protocol::Udp => SocketType::DGRAM,
-        };
-        let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
-        let address = forward.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        sockopt::set_socket_reuseaddr(&socket, reuse)?;
-        bind(&socket, &SocketAddrV4::new(address, forward.host_port))?;
-        // With it, others could bind beside us.
-        sockopt::set_socket_reuseaddr(&socket, false)?;
-        let bound = SocketAddrV4::try_from(getsockname(&socket)?)?;
-        Ok(Self {
-            port: bound.port(),
-            _socket: socket,
-        })
+const EVERY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// How often the kernel picks another port.
+const PICKS: usize = 16;
+
+fn bound(protocol: Protocol, on: SocketAddr, reuse: bool) -> io::Result<(u16, OwnedFd)> {
+    let kind = match protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+    };
+    let family = match on {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if on.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
     }
+    sockopt::set_socket_reuseaddr(&socket, reuse)?;
+    bind(&socket, &on)?;
+    // With it, others could bind beside us.
+    sockopt::set_socket_reuseaddr(&socket, false)?;
+    let bound = SocketAddr::try_from(getsockname(&socket)?)?;
+    Ok((bound.port(), socket))
 }
 
 const SOME_PROCESS: &str = "a process of the host";
@@ -200,7 +250,7 @@ mod tests {
     fn forward(protocol: Protocol, host_port: u16) -> Forward {
         Forward {
             protocol,
-            address: Some(Ipv4Addr::LOCALHOST),
+            address: Some(Ipv4Addr::LOCALHOST.into()),
             host_port,
             guest_port: 1,
         }
@@ -208,12 +258,12 @@ mod tests {
 
     #[test]
     fn a_held_port_is_nobody_elses() {
-        let held = HeldPort::hold(&forward(Protocol::Tcp, 0)).unwrap();
+        let held = HeldPort::hold(&forward(Protocol::Tcp, 0), true).unwrap();
         let address = (Ipv4Addr::LOCALHOST, held.port());
         // The standard library's listeners set SO_REUSEADDR, as most servers do.
         let error = TcpListener::bind(address).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        let again = HeldPort::hold(&forward(Protocol::Tcp, held.port())).unwrap_err();
+        let again = HeldPort::hold(&forward(Protocol::Tcp, held.port()), true).unwrap_err();
         assert!(again.to_string().contains("in use by"), "{again}");
         drop(held);
         TcpListener::bind(address).unwrap();
@@ -228,7 +278,7 @@ mod tests {
             (Protocol::Udp, udp.local_addr().unwrap().port()),
         ];
         for (protocol, port) in ports {
-            assert!(HeldPort::hold(&forward(protocol, port)).is_err());
+            assert!(HeldPort::hold(&forward(protocol, port), true).is_err());
             let error = PortTaken::by_process(forward(protocol, port));
             let me = format!("(process {})", std::process::id());
             assert!(error.to_string().contains(&me), "{error}");
@@ -244,18 +294,36 @@ mod tests {
         drop(listener.accept().unwrap());
         drop(listener);
         drop(client);
-        HeldPort::hold(&forward(Protocol::Tcp, address.port())).unwrap();
+        HeldPort::hold(&forward(Protocol::Tcp, address.port()), true).unwrap();
     }
 
     #[test]
     fn an_address_that_the_host_lacks_is_refused() {
-        let error = HeldPort::hold(&Forward {
-            address: Some(Ipv4Addr::new(192, 0, 2, 1)),
+        let forward = Forward {
+            address: Some(Ipv4Addr::new(192, 0, 2, 1).into()),
             ..forward(Protocol::Tcp, 0)
-        });
+        };
+        let error = HeldPort::hold(&forward, true);
         assert!(
             matches!(error, Err(PortTaken::NoAddress { .. })),
             "{error:?}"
         );
+    }
+
+    #[test]
+    fn a_port_of_all_addresses_is_held_for_both_families() {
+        let all = |host_port| Forward {
+            address: None,
+            ..forward(Protocol::Tcp, host_port)
+        };
+        let held = HeldPort::hold(&all(0), true).unwrap();
+        let on_v6 = (Ipv6Addr::LOCALHOST, held.port());
+        let error = TcpListener::bind(on_v6).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(held);
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        HeldPort::hold(&all(port), true).unwrap_err();
+        HeldPort::hold(&all(port), false).unwrap();
     }
 }

@@ -15,14 +15,26 @@
 //! | the host | a guest | everything |
 //! | elsewhere | elsewhere | nothing through a link that forwards for VMs alone |
 //!
-//! What is dropped is counted for each VM and reason. All guests' DNS goes to one socket, so each
-//! may send a thousand datagrams a second there, in bursts that its buffer has room for.
+//! The same holds for IPv6, where a node has it; but that guests ask for names by IPv4 alone, so
+//! the host takes nothing from a guest by IPv6 but answers; and that nothing is forwarded from
+//! `::1`, to which no answer comes back from another link, whatever is translated: there a client
+//! is refused at once and tries 127.0.0.1. Where the prefix is routed to the host, ports that are
+//! forwarded on all its addresses are open on the guest's own as well.
+//!
+//! A VM with limits on its rate loses what is above them, both ways. What is dropped is counted
+//! for each VM and reason. All guests' DNS goes to one socket, so each may send a thousand
+//! datagrams a second there, in bursts that its buffer has room for.
+
+mod limits;
+
+pub use limits::{Limit, Unit};
 
 use crate::forwards::Forward;
+use crate::ipv6::{self, Ipv6Pool};
 use crate::mac::Mac;
-use aleph_types::{Egress, Ipv4Network, Protocol};
+use aleph_types::{Egress, Ipv4Network, Ipv6Network, NetworkLimits, Protocol};
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What all rules of a node depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +45,8 @@ pub struct Base {
     pub group: u32,
     /// Its pool.
     pub pool: Ipv4Network,
+    /// The same for IPv6; its VMs have none without.
+    pub ipv6: Option<Ipv6Pool>,
     /// Connections that one VM may have open.
     pub connections: u32,
 }
@@ -54,11 +68,13 @@ pub enum DropReason {
     Inbound,
     /// Its VM had too many connections.
     Connections,
+    /// Its VM sent or received too much.
+    Rate,
 }
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Spoofed,
         Self::Reserved,
         Self::Host,
@@ -66,6 +82,7 @@ impl DropReason {
         Self::Egress,
         Self::Inbound,
         Self::Connections,
+        Self::Rate,
     ];
 
     /// Its name, for people and metrics.
@@ -79,6 +96,7 @@ impl DropReason {
             Self::Egress => "egress",
             Self::Inbound => "inbound",
             Self::Connections => "connections",
+            Self::Rate => "rate",
         }
     }
 
@@ -132,6 +150,18 @@ impl Base {
             connections,
             ..
         } = self;
+        let V6 {
+            strange: strange6,
+            outside: outside6,
+            source: source6,
+            guest: guest6,
+        } = self.v6();
+        let strange6 = |to| match &strange6[..] {
+            "" => String::new(),
+            strange => format!("    {strange} goto {to}\n"),
+        };
+        let strange6_host = strange6("drop-host");
+        let strange6_neighbour = strange6("drop-neighbour");
         let retired = group + 1;
         let mut counted = String::new();
         for reason in DropReason::ALL {
@@ -155,30 +185,48 @@ impl Base {
             );
         }
         let many = DropReason::Connections.set();
+        let much = DropReason::Rate.set();
         // An error that reports another's packet: of which flow it is, the kernel has checked; not
         // who sends it.
         let strange = "ct state related iifname . ct original ip saddr . ether saddr != @guests \
                        iifname . ct reply ip saddr . ether saddr != @guests";
         // Where an element cannot be had, the rule that counts ends without a verdict.
-        let uncounted = "ct state new ip saddr != @connections";
+        let uncounted = "ct state new iifname != @connections";
         format!(
             "
   set guests {{ type ifname . ipv4_addr . ether_addr; }}
   set gateways {{ type ifname . ipv4_addr; }}
   map forwards {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
   map forwards-any {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  set guests6 {{ type ifname . ipv6_addr . ether_addr; }}
+  map forwards6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+  map forwards6-any {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
+  set open6 {{ type ipv6_addr . inet_proto . inet_service; }}
+  set uplinks6 {{ type ifname; }}
   map egress {{ type ifname : verdict; }}
   set allowed {{ type ifname . ipv4_addr; flags interval; }}
+  set resolved {{ type ifname . ipv4_addr; flags timeout; }}
+  set allowed6 {{ type ifname . ipv6_addr; flags interval; }}
+  set resolved6 {{ type ifname . ipv6_addr; flags timeout; }}
   map private {{ type ifname : mark; }}
   set members {{ type ifname . mark; }}
   set uplinks {{ type ifname; }}
   map dns {{ type inet_proto . inet_service : inet_service; }}
   set dns-ports {{ type inet_proto . inet_service; }}
   set dns-rate {{ type ifname; size 65535; flags dynamic,timeout; timeout 1m; }}
-  set connections {{ type ipv4_addr; size 65535; flags dynamic; }}
-  set connections-in {{ type ipv4_addr; size 65535; flags dynamic; }}
+  set limited {{ type ifname; }}
+  map sent-bytes {{ type ifname : limit; }}
+  map sent-packets {{ type ifname : limit; }}
+  map received-bytes {{ type ifname : limit; }}
+  map received-packets {{ type ifname : limit; }}
+  set connections {{ type ifname; size 65535; flags dynamic; }}
+  set connections-in {{ type ifname; size 65535; flags dynamic; }}
 {counted}  chain drop-connections-in {{
     update @{many} {{ oifname }}
+    drop
+  }}
+  chain drop-rate-in {{
+    update @{much} {{ oifname }}
     drop
   }}
 
@@ -188,12 +236,27 @@ impl Base {
     iifgroup {retired} drop
     iifname != \"lo\" ip daddr 127.0.0.0/8 drop
     iifname != \"lo\" ip saddr {pool} drop
-  }}
+{outside6}  }}
   chain from-guest {{
-    meta nfproto != ipv4 goto drop-spoofed
+    meta nfproto != ipv4 goto from-guest6
     iifname . ip saddr . ether saddr != @guests goto drop-spoofed
     ip daddr {{ {RESERVED} }} goto drop-reserved
+    iifname @limited goto sent
   }}
+  chain sent {{
+    limit name iifname map @sent-bytes goto drop-rate
+    limit name iifname map @sent-packets goto drop-rate
+  }}
+  chain to-guest {{
+    type filter hook postrouting priority filter; policy accept;
+    oifgroup {group} oifname @limited goto received
+  }}
+  chain received {{
+    limit name oifname map @received-bytes goto drop-rate-in
+    limit name oifname map @received-packets goto drop-rate-in
+  }}
+  chain from-guest6 {{
+{guest6}  }}
 
   chain destination {{
     type nat hook prerouting priority dstnat; policy accept;
@@ -207,6 +270,8 @@ impl Base {
   chain forwarded {{
     dnat ip to ip daddr . meta l4proto . th dport map @forwards
     dnat ip to meta l4proto . th dport map @forwards-any
+    dnat ip6 to ip6 daddr . meta l4proto . th dport map @forwards6
+    ip6 daddr != ::1 dnat ip6 to meta l4proto . th dport map @forwards6-any
   }}
   chain source {{
     type nat hook postrouting priority srcnat; policy accept;
@@ -214,7 +279,7 @@ impl Base {
     oifgroup {group} ct status dnat ip saddr {pool} masquerade
     oifgroup != {group} ip saddr {pool} meta l4proto {{ tcp, udp }} masquerade to :{FIRST_SOURCE_PORT}-65535 fully-random
     oifgroup != {group} ip saddr {pool} masquerade
-  }}
+{source6}  }}
 
   chain input {{
     type filter hook input priority filter; policy accept;
@@ -224,8 +289,8 @@ impl Base {
   chain to-host {{
     meta l4proto udp meta l4proto . th dport @dns-ports update @dns-rate {{ iifname limit rate over 1000/second burst 200 packets }} goto drop-host
     {strange} goto drop-host
-    ct state established,related accept
-    ct state new add @connections {{ ip saddr ct count over {connections} }} goto drop-connections
+{strange6_host}    ct state established,related accept
+    ct state new add @connections {{ iifname ct count over {connections} }} goto drop-connections
     {uncounted} goto drop-connections
     iifname . ip daddr @gateways ct status dnat meta l4proto . th dport @dns-ports accept
     goto drop-host
@@ -236,14 +301,15 @@ impl Base {
     oifgroup {retired} drop
     iifgroup {group} jump out-of-guest
     oifgroup {group} jump into-guest
-    iifname @uplinks drop
+    meta nfproto ipv4 iifname @uplinks drop
+    meta nfproto ipv6 iifname @uplinks6 drop
   }}
   chain out-of-guest {{
     oifgroup != {group} ct status dnat ct direction original goto drop-host
     {strange} goto drop-neighbour
-    ct state established,related accept
+{strange6_neighbour}    ct state established,related accept
     ct state invalid drop
-    ct state new add @connections {{ ip saddr ct count over {connections} }} goto drop-connections
+    ct state new add @connections {{ iifname ct count over {connections} }} goto drop-connections
     {uncounted} goto drop-connections
     oifgroup {group} meta mark set iifname map @private oifname . meta mark @members accept
     iifname vmap @egress
@@ -253,6 +319,9 @@ impl Base {
   }}
   chain egress-list {{
     iifname . ip daddr @allowed return
+    iifname . ip daddr @resolved return
+    iifname . ip6 daddr @allowed6 return
+    iifname . ip6 daddr @resolved6 return
     goto drop-egress
   }}
   chain egress-deny {{
@@ -260,13 +329,62 @@ impl Base {
   }}
   chain into-guest {{
     ct state established,related accept
-    ct status dnat ct state new add @connections-in {{ ip daddr ct count over {connections} }} goto drop-connections-in
-    ct status dnat ct state new ip daddr != @connections-in goto drop-connections-in
+    ct status dnat ct state new add @connections-in {{ oifname ct count over {connections} }} goto drop-connections-in
+    ct status dnat ct state new oifname != @connections-in goto drop-connections-in
     ct status dnat accept
+    ip6 daddr . meta l4proto . th dport @open6 ct state new add @connections-in {{ oifname ct count over {connections} }} goto drop-connections-in
+    ip6 daddr . meta l4proto . th dport @open6 ct state new oifname != @connections-in goto drop-connections-in
+    ip6 daddr . meta l4proto . th dport @open6 accept
     goto drop-inbound
   }}
 "
         )
+    }
+
+    /// Whether an address belongs to a VM, or would.
+    pub(crate) fn is_of_guests(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.pool.contains(address),
+            IpAddr::V6(address) => {
+                let prefix = self.ipv6.map(Ipv6Pool::prefix);
+                prefix.is_some_and(|prefix| prefix.contains(address))
+            }
+        }
+    }
+
+    fn v6(&self) -> V6 {
+        let Some(pool) = &self.ipv6 else {
+            return V6 {
+                guest: "    goto drop-spoofed\n".into(),
+                ..V6::default()
+            };
+        };
+        let (group, prefix, mask) = (self.group, pool.prefix(), pool.mask());
+        let mut source =
+            format!("    oifgroup {group} ct status dnat ip6 saddr {prefix} masquerade\n");
+        if pool.is_nat() {
+            let _ = write!(
+                source,
+                "    oifgroup != {group} ip6 saddr {prefix} meta l4proto {{ tcp, udp }} masquerade to :{FIRST_SOURCE_PORT}-65535 fully-random
+    oifgroup != {group} ip6 saddr {prefix} masquerade\n"
+            );
+        }
+        V6 {
+            strange: format!(
+                "ct state related iifname . ct original ip6 saddr & {mask} . ether saddr != @guests6 \
+                 iifname . ct reply ip6 saddr & {mask} . ether saddr != @guests6"
+            ),
+            outside: format!("    iifname != \"lo\" ip6 saddr {prefix} drop\n"),
+            source,
+            // What a kernel says by itself on a cable that has no use for it is not counted.
+            guest: format!(
+                "    meta nfproto != ipv6 goto drop-spoofed
+    icmpv6 type {{ {BY_ITSELF} }} drop
+    iifname . ip6 saddr & {mask} . ether saddr != @guests6 goto drop-spoofed
+    ip6 daddr {{ {RESERVED6} }} goto drop-reserved
+    iifname @limited goto sent\n"
+            ),
+        }
     }
 
     /// The table of ARP.
@@ -291,10 +409,42 @@ impl Base {
     }
 }
 
+/// What IPv6 adds to the rules: whole lines, and a condition.
+#[derive(Default)]
+struct V6 {
+    strange: String,
+    outside: String,
+    source: String,
+    guest: String,
+}
+
+/// Reports of multicast groups, and neighbour discovery.
+const BY_ITSELF: &str = "mld-listener-report, mld-listener-done, mld2-listener-report, \
+                         nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert";
+
+/// Where no guest sends to by IPv6: itself, IPv4 in disguise, link-local addresses and groups; and
+/// what clouds use for their metadata (AWS, Google).
+const RESERVED6: &str = "::/127, ::ffff:0:0/96, fe80::/10, ff00::/8, fd00:ec2::254, fd20:ce::254";
+
 /// Where no guest sends to: this host, every loopback, and link-local addresses; and what clouds
 /// use for their metadata outside of those (Azure, Alibaba, Oracle).
 const RESERVED: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 168.63.129.16, 100.100.100.200, \
                         192.0.0.192";
+
+/// Whether no guest sends to this address, whatever its egress says; no more does it to groups.
+pub(crate) fn is_reserved(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let networks = RESERVED.split(", ").map(str::parse::<Ipv4Network>);
+            let is_one = networks.flatten().any(|network| network.contains(address));
+            is_one || address.is_multicast() || address.is_broadcast()
+        }
+        IpAddr::V6(address) => {
+            let mut networks = RESERVED6.split(", ").map(str::parse::<Ipv6Network>);
+            networks.any(|network| network.is_ok_and(|network| network.contains(address)))
+        }
+    }
+}
 
 /// From here on are the ports from which the host connects for its guests. No port is forwarded
 /// from among them, so that no guest can have answers sent to itself that are meant for another.
@@ -326,15 +476,37 @@ pub enum Set {
     Members,
     /// Links that the host forwards from for its VMs alone.
     Uplinks,
+    /// Which IPv6 prefix and MAC a TAP's guest has.
+    Guests6,
+    /// IPv6 networks that a guest may reach.
+    Allowed6,
+    /// Ports of one IPv6 address.
+    Forwards6,
+    /// Ports of all IPv6 addresses.
+    ForwardsAny6,
+    /// Ports of guests that are open on their own IPv6 addresses.
+    Open6,
+    /// Links that the host forwards IPv6 from for its VMs alone.
+    Uplinks6,
     /// Where the DNS forwarder listens, by the port that guests know.
     Dns,
     /// Where it listens: closed to all but what was led there.
     DnsPorts,
+    /// TAPs that have limits.
+    Limited,
+    /// Limits of what guests send, in bytes.
+    SentBytes,
+    /// The same in packets.
+    SentPackets,
+    /// Limits of what guests receive, in bytes.
+    ReceivedBytes,
+    /// The same in packets.
+    ReceivedPackets,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 24] = [
         Self::Guests,
         Self::Gateways,
         Self::ArpGuests,
@@ -346,8 +518,19 @@ impl Set {
         Self::Private,
         Self::Members,
         Self::Uplinks,
+        Self::Guests6,
+        Self::Allowed6,
+        Self::Forwards6,
+        Self::ForwardsAny6,
+        Self::Open6,
+        Self::Uplinks6,
         Self::Dns,
         Self::DnsPorts,
+        Self::Limited,
+        Self::SentBytes,
+        Self::SentPackets,
+        Self::ReceivedBytes,
+        Self::ReceivedPackets,
     ];
 
     /// Its name in the table.
@@ -363,8 +546,19 @@ impl Set {
             Self::Private => "private",
             Self::Members => "members",
             Self::Uplinks => "uplinks",
+            Self::Guests6 => "guests6",
+            Self::Allowed6 => "allowed6",
+            Self::Forwards6 => "forwards6",
+            Self::ForwardsAny6 => "forwards6-any",
+            Self::Open6 => "open6",
+            Self::Uplinks6 => "uplinks6",
             Self::Dns => "dns",
             Self::DnsPorts => "dns-ports",
+            Self::Limited => "limited",
+            Self::SentBytes => "sent-bytes",
+            Self::SentPackets => "sent-packets",
+            Self::ReceivedBytes => "received-bytes",
+            Self::ReceivedPackets => "received-packets",
         }
     }
 
@@ -382,6 +576,8 @@ pub enum Value {
     Bytes(Vec<u8>),
     /// Go on in this chain, and come back.
     Jump(&'static str),
+    /// An object, which comes and goes with the element.
+    Limit(Limit),
 }
 
 /// An element, in the kernel's form: each part of a key is filled up to four bytes, numbers of
@@ -409,12 +605,18 @@ pub struct VmRules<'a> {
     pub host: Ipv4Addr,
     /// The guest's hardware address.
     pub mac: Mac,
+    /// Its IPv6 prefix.
+    pub ipv6: Option<Ipv6Network>,
+    /// Whether that can be reached from outside.
+    pub is_routed: bool,
     /// Its private network, as a number that no other on this node has.
     pub private: Option<u32>,
     /// Where it may connect to.
     pub egress: &'a Egress,
     /// What leads to it.
     pub forwards: &'a [Forward],
+    /// How much it may send and receive.
+    pub limits: NetworkLimits,
 }
 
 /// The elements of a VM.
@@ -448,39 +650,101 @@ pub fn elements(vm: &VmRules<'_>) -> Vec<Element> {
             value: Some(Value::Jump("egress-deny")),
             ..plain(Set::Egress, tap())
         }),
-        Egress::Only(networks) => {
+        Egress::Only(_) => {
             elements.push(Element {
                 value: Some(Value::Jump("egress-list")),
                 ..plain(Set::Egress, tap())
             });
-            for network in without_overlap(networks) {
+            let v4 = vm.egress.networks().collect();
+            for network in without_overlap(v4, Ipv4Network::prefix, Ipv4Network::overlaps) {
                 elements.push(Element {
                     last: Some(tap().address(network.last()).0),
                     ..plain(Set::Allowed, tap().address(network.first()))
                 });
             }
+            let v6 = vm.egress.networks6().collect();
+            for network in without_overlap(v6, Ipv6Network::prefix, Ipv6Network::overlaps) {
+                elements.push(Element {
+                    last: Some(tap().address6(network.last()).0),
+                    ..plain(Set::Allowed6, tap().address6(network.first()))
+                });
+            }
         }
     }
-    elements.extend(vm.forwards.iter().map(|forward| {
-        let to = Key::default().address(vm.guest).port(forward.guest_port);
-        let port = |key: Key| key.byte(forward.protocol.number()).port(forward.host_port);
-        let (set, key) = match forward.address {
-            Some(address) => (Set::Forwards, port(Key::default().address(address))),
-            None => (Set::ForwardsAny, port(Key::default())),
-        };
-        Element {
-            value: Some(Value::Bytes(to.0)),
-            ..plain(set, key)
+    elements.extend(limits::elements(vm.tap, &vm.limits));
+    if let Some(prefix) = vm.ipv6 {
+        let identity = tap().address6(prefix.first()).mac(vm.mac);
+        elements.push(plain(Set::Guests6, identity));
+    }
+    for element in vm
+        .forwards
+        .iter()
+        .flat_map(|forward| leading_to(vm, forward))
+    {
+        // Two ports of the host may lead to one of the guest, which is open once.
+        if element.set != Set::Open6 || !elements.contains(&element) {
+            elements.push(element);
         }
-    }));
+    }
     elements
 }
 
-/// The element of a link that the host forwards from for its VMs alone.
+/// The elements of one forwarded port.
+fn leading_to(vm: &VmRules<'_>, forward: &Forward) -> Vec<Element> {
+    let ports = |key: Key, port| key.byte(forward.protocol.number()).port(port);
+    let host = |key| ports(key, forward.host_port).0;
+    let entry = |set, key, to: Key| Element {
+        set,
+        key,
+        last: None,
+        value: Some(Value::Bytes(to.port(forward.guest_port).0)),
+    };
+    let mut elements = Vec::with_capacity(1);
+    let v4 = || Key::default().address(vm.guest);
+    match forward.address {
+        Some(IpAddr::V4(address)) => {
+            elements.push(entry(
+                Set::Forwards,
+                host(Key::default().address(address)),
+                v4(),
+            ));
+        }
+        None => elements.push(entry(Set::ForwardsAny, host(Key::default()), v4())),
+        Some(IpAddr::V6(_)) => {}
+    }
+    let Some(guest) = vm.ipv6.map(ipv6::guest) else {
+        return elements;
+    };
+    let v6 = || Key::default().address6(guest);
+    match forward.address {
+        Some(IpAddr::V6(address)) if !address.is_unspecified() => {
+            elements.push(entry(
+                Set::Forwards6,
+                host(Key::default().address6(address)),
+                v6(),
+            ));
+        }
+        Some(IpAddr::V6(_)) | None => {
+            elements.push(entry(Set::ForwardsAny6, host(Key::default()), v6()));
+            if vm.is_routed {
+                elements.push(Element {
+                    set: Set::Open6,
+                    key: ports(v6(), forward.guest_port).0,
+                    last: None,
+                    value: None,
+                });
+            }
+        }
+        Some(IpAddr::V4(_)) => {}
+    }
+    elements
+}
+
+/// The element of a link that the host forwards from for its VMs alone, in a set of uplinks.
 #[must_use]
-pub fn uplink(name: &str) -> Element {
+pub fn uplink(set: Set, name: &str) -> Element {
     Element {
-        set: Set::Uplinks,
+        set,
         key: Key::default().name(name).0,
         last: None,
         value: None,
@@ -515,12 +779,15 @@ pub fn dns(port: u16) -> Vec<Element> {
 }
 
 /// The kernel takes no interval that another one holds.
-fn without_overlap(networks: &[Ipv4Network]) -> Vec<Ipv4Network> {
-    let mut sorted = networks.to_vec();
-    sorted.sort_by_key(|network| (network.prefix(), network.first()));
-    let mut kept: Vec<Ipv4Network> = Vec::with_capacity(sorted.len());
+fn without_overlap<N: Copy>(
+    mut sorted: Vec<N>,
+    prefix: impl Fn(N) -> u8,
+    overlap: impl Fn(N, N) -> bool,
+) -> Vec<N> {
+    sorted.sort_by_key(|network| prefix(*network));
+    let mut kept: Vec<N> = Vec::with_capacity(sorted.len());
     for network in sorted {
-        if !kept.iter().any(|wider| wider.overlaps(network)) {
+        if !kept.iter().any(|wider| overlap(*wider, network)) {
             kept.push(network);
         }
     }
@@ -547,6 +814,10 @@ impl Key {
         self.part(&address.octets(), 4)
     }
 
+    fn address6(self, address: Ipv6Addr) -> Self {
+        self.part(&address.octets(), 16)
+    }
+
     fn mac(self, mac: Mac) -> Self {
         self.part(&mac.0, 8)
     }
@@ -569,17 +840,31 @@ mod tests {
     use super::*;
     use aleph_types::VmId;
 
+    fn base(ipv6: Option<&str>) -> Base {
+        let pool = "10.0.0.0/16".parse().unwrap();
+        Base {
+            table: "aleph-node".into(),
+            group: 0x0a1e_0000,
+            pool,
+            ipv6: ipv6.map(|prefix| Ipv6Pool::new(prefix.parse().unwrap(), pool).unwrap()),
+            connections: 4096,
+        }
+    }
+
     #[test]
     fn the_tables_of_a_node() {
-        insta::assert_snapshot!(
-            Base {
-                table: "aleph-node".into(),
-                group: 0x0a1e_0000,
-                pool: "10.0.0.0/16".parse().unwrap(),
-                connections: 4096,
-            }
-            .text()
-        );
+        insta::assert_snapshot!(base(None).text());
+    }
+
+    #[test]
+    fn the_tables_of_a_node_with_ipv6() {
+        let without = base(None).text();
+        let added = |prefix| {
+            let with = base(Some(prefix)).text();
+            let new = with.lines().filter(|line| !without.contains(line));
+            new.collect::<Vec<_>>().join("\n")
+        };
+        insta::assert_snapshot!([added("fd00:1:2::/48"), added("2001:db8::/64")].join("\n\n"));
     }
 
     fn shown(vm: &VmRules<'_>) -> String {
@@ -597,10 +882,37 @@ mod tests {
             let _ = match &element.value {
                 Some(Value::Bytes(bytes)) => writeln!(text, " : {}", hex(bytes)),
                 Some(Value::Jump(chain)) => writeln!(text, " : jump {chain}"),
+                Some(Value::Limit(limit)) => writeln!(text, " : {limit:?}"),
                 None => writeln!(text),
             };
         }
         text
+    }
+
+    #[test]
+    fn no_name_leads_to_what_is_reserved() {
+        for address in [
+            "127.0.0.53",
+            "169.254.169.254",
+            "100.100.100.200",
+            "0.0.0.0",
+            "::1",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(is_reserved(address.parse().unwrap()), "{address}");
+        }
+        for address in ["100.100.100.201", "192.0.2.1", "10.0.0.1", "2001:db8::1"] {
+            assert!(!is_reserved(address.parse().unwrap()), "{address}");
+        }
+        assert!(
+            RESERVED
+                .split(", ")
+                .all(|text| text.parse::<Ipv4Network>().is_ok())
+        );
+        let mut v6 = RESERVED6.split(", ");
+        assert!(v6.all(|text| text.parse::<Ipv6Network>().is_ok()));
     }
 
     #[test]
@@ -610,31 +922,56 @@ mod tests {
             guest: Ipv4Addr::new(10, 0, 0, 2),
             host: Ipv4Addr::new(10, 0, 0, 1),
             mac: Mac::of(VmId::from_bits(0x0123_4abc).unwrap()),
+            ipv6: None,
+            is_routed: false,
             private: None,
             egress: &Egress::Allow,
             forwards: &[],
+            limits: NetworkLimits::default(),
         };
-        let networks = ["10.1.0.0/16", "10.1.2.0/24", "192.0.2.7"];
+        let targets = ["10.1.0.0/16", "10.1.2.0/24", "192.0.2.7", "example.com"];
         let forward = |address, host_port, guest_port, protocol| Forward {
             protocol,
             address,
             host_port,
             guest_port,
         };
+        let targets6 = [
+            "2001:db8::/32",
+            "2001:db8:1::/48",
+            "192.0.2.7",
+            "2001:dba::7",
+        ];
         insta::assert_snapshot!(
             [
                 shown(&plain),
                 shown(&VmRules {
                     private: Some(7),
-                    egress: &Egress::Only(networks.map(|n| n.parse().unwrap()).into()),
+                    egress: &Egress::Only(targets.map(|t| t.parse().unwrap()).into()),
                     forwards: &[
                         forward(None, 8080, 80, Protocol::Tcp),
-                        forward(Some(Ipv4Addr::LOCALHOST), 5353, 53, Protocol::Udp),
+                        forward(Some(Ipv4Addr::LOCALHOST.into()), 5353, 53, Protocol::Udp),
                     ],
                     ..plain.clone()
                 }),
                 shown(&VmRules {
                     egress: &Egress::Deny,
+                    ..plain.clone()
+                }),
+                shown(&VmRules {
+                    ipv6: "2001:db8:0:7::/64".parse().ok(),
+                    is_routed: true,
+                    egress: &Egress::Only(targets6.map(|t| t.parse().unwrap()).into()),
+                    forwards: &[
+                        forward(None, 8080, 80, Protocol::Tcp),
+                        forward("2001:db8::7".parse().ok(), 5353, 53, Protocol::Udp),
+                    ],
+                    ..plain.clone()
+                }),
+                shown(&VmRules {
+                    limits: NetworkLimits::default()
+                        .with_bandwidth("sent=8k,received=100G".parse().unwrap())
+                        .with_packet_rate("received=100k".parse().unwrap()),
                     ..plain
                 }),
                 lines(&dns(40_000)),

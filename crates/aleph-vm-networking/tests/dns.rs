@@ -9,23 +9,23 @@ mod world;
 
 use aleph_vm_networking::dns::{Answer, Forwarder, ForwarderConfig, Limits, Names, Upstreams};
 use aleph_vm_networking::ruleset::DropReason;
-use aleph_vm_networking::{Network, NetworkConfig};
+use aleph_vm_networking::{Network, NetworkConfig, NetworkError};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use libtest_mimic::{Arguments, Trial};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use world::machine::Machine;
-use world::{ARRIVES, NODE, OUTSIDE, World, spec, trial, vm};
+use world::{ARRIVES, NODE, OUTSIDE, World, spec, trial, vm, wait_until};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 11] = [
         ("a_guest_gets_the_worlds_answers", forwards),
         ("the_node_hears_of_addresses_first", hears_first),
         ("names_are_those_of_ones_private_network", private_names),
@@ -34,6 +34,12 @@ fn main() -> ExitCode {
         ("a_flood_of_one_guest_does_not_stop_another", flood),
         ("a_guest_can_ask_by_tcp", by_tcp),
         ("guests_outlive_a_forwarder", another_port),
+        ("a_listed_name_opens_its_addresses_for_a_time", listed),
+        (
+            "what_names_led_to_outlives_a_flush_and_a_node",
+            listed_again,
+        ),
+        ("a_name_opens_nothing_of_the_hosts", rebound),
     ];
     let tests: Vec<Trial> = tests
         .into_iter()
@@ -43,7 +49,21 @@ fn main() -> ExitCode {
 }
 
 const WEB: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
+const BRIEF: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 81);
+const RENEWED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 82);
+/// Of the host, of another guest, of loopback, of a cloud, of a group; and an honest one.
+const HOSTILE: [Ipv4Addr; 7] = [
+    NODE,
+    Ipv4Addr::new(10, 0, 0, 6),
+    Ipv4Addr::new(127, 0, 0, 53),
+    Ipv4Addr::new(169, 254, 169, 254),
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(224, 0, 0, 251),
+    Ipv4Addr::new(192, 0, 2, 83),
+];
 const PRIVATE: &str = r#"{"mode": "private:x"}"#;
+/// The node hears of addresses where they open something alone.
+const LISTED: &str = r#"{"mode": "private:x", "egress": {"only": ["*.example"]}}"#;
 
 fn asked(id: u16, name: &str, kind: RecordType) -> Vec<u8> {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
@@ -53,12 +73,13 @@ fn asked(id: u16, name: &str, kind: RecordType) -> Vec<u8> {
 }
 
 /// What a resolver of the world says: `None` where it is silent.
-fn says(query: &[u8], is_tcp: bool) -> Option<Vec<u8>> {
+fn says(query: &[u8], times: usize, is_tcp: bool) -> Option<Vec<u8>> {
     let query = Message::from_vec(query).unwrap();
     let name = query.queries[0].name.clone();
     let mut answer = Message::response(query.metadata.id, OpCode::Query);
     answer.add_query(query.queries[0].clone());
-    let a = |name: &Name, ttl| Record::from_rdata(name.clone(), ttl, RData::A(A(WEB)));
+    let address = |name: &Name, ttl, to| Record::from_rdata(name.clone(), ttl, RData::A(A(to)));
+    let a = |name: &Name, ttl| address(name, ttl, WEB);
     match name.to_ascii().as_str() {
         "web.example." => {
             answer.add_answer(a(&name, 60));
@@ -75,6 +96,18 @@ fn says(query: &[u8], is_tcp: bool) -> Option<Vec<u8>> {
         }
         "long.example." => answer.metadata.truncation = true,
         "silent.example." => return None,
+        "brief.example." => {
+            answer.add_answer(address(&name, 1, BRIEF));
+        }
+        // For longer the second time.
+        "renewed.example." => {
+            answer.add_answer(address(&name, if times > 1 { 600 } else { 1 }, RENEWED));
+        }
+        "hostile.example." => {
+            for to in HOSTILE {
+                answer.add_answer(address(&name, 600, to));
+            }
+        }
         _ => answer.metadata.response_code = ResponseCode::NXDomain,
     }
     Some(answer.to_vec().unwrap())
@@ -86,7 +119,9 @@ fn resolver(world: &World) -> Arc<Mutex<Vec<String>>> {
     let (for_udp, for_tcp) = (Arc::clone(&names), Arc::clone(&names));
     let heard = |names: &Mutex<Vec<String>>, query: &[u8]| {
         let query = Message::from_vec(query).unwrap();
-        names.lock().unwrap().push(query.queries[0].name.to_ascii());
+        let (name, mut names) = (query.queries[0].name.to_ascii(), names.lock().unwrap());
+        names.push(name.clone());
+        names.iter().filter(|heard| **heard == name).count()
     };
     // They end with the process.
     world.outside.run(move || {
@@ -95,8 +130,8 @@ fn resolver(world: &World) -> Arc<Mutex<Vec<String>>> {
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok((n, from)) = udp.recv_from(&mut bytes) {
-                heard(&for_udp, &bytes[..n]);
-                if let Some(answer) = says(&bytes[..n], false) {
+                let times = heard(&for_udp, &bytes[..n]);
+                if let Some(answer) = says(&bytes[..n], times, false) {
                     udp.send_to(&answer, from).unwrap();
                 }
             }
@@ -106,8 +141,8 @@ fn resolver(world: &World) -> Arc<Mutex<Vec<String>>> {
                 let Some(query) = read(&mut stream) else {
                     continue;
                 };
-                heard(&for_tcp, &query);
-                if let Some(answer) = says(&query, true) {
+                let times = heard(&for_tcp, &query);
+                if let Some(answer) = says(&query, times, true) {
                     write(&mut stream, &answer);
                 }
             }
@@ -130,7 +165,7 @@ fn read(from: &mut TcpStream) -> Option<Vec<u8>> {
     Some(message)
 }
 
-type Resolved = (Ipv4Addr, String, Vec<(Ipv4Addr, Duration)>);
+type Resolved = (Ipv4Addr, String, Vec<(IpAddr, Duration)>);
 
 /// What the node knows, and what it heard. Where it has a gate, it hears nothing before that is
 /// opened.
@@ -145,12 +180,18 @@ impl Names for Node {
         self.network.name(guest, name)
     }
 
-    fn resolved(&self, guest: Ipv4Addr, name: &str, addresses: &[(Ipv4Addr, Duration)]) {
+    fn resolved(
+        &self,
+        guest: Ipv4Addr,
+        name: &str,
+        addresses: &[(IpAddr, Duration)],
+    ) -> Result<(), NetworkError> {
         let resolved = (guest, name.to_owned(), addresses.to_vec());
         let _ = self.resolved.lock().unwrap().send(resolved);
         if let Some(gate) = &self.gate {
             gate.lock().unwrap().recv().unwrap();
         }
+        self.network.resolved(guest, addresses)
     }
 }
 
@@ -227,10 +268,14 @@ impl Served {
     }
 
     fn dropped(&self, machine: &Machine) -> u64 {
+        self.dropped_for(machine, DropReason::Host)
+    }
+
+    fn dropped_for(&self, machine: &Machine, reason: DropReason) -> u64 {
         let counters = self.network.counters().unwrap();
         let mut drops = counters[&machine.guest.vm].drops.iter();
-        let host = drops.find(|(reason, _)| *reason == DropReason::Host);
-        host.map_or(0, |(_, packets)| *packets)
+        let found = drops.find(|(r, _)| *r == reason);
+        found.map_or(0, |(_, packets)| *packets)
     }
 }
 
@@ -276,7 +321,7 @@ fn forwards() {
     let world = World::new();
     let heard = resolver(&world);
     let served = Served::new(&world);
-    let machine = served.machine(&world, "a", 1, "{}");
+    let machine = served.machine(&world, "a", 1, LISTED);
     let socket = machine.udp(resolver_of(&machine));
     let web = ask(&socket, 7, "web.example.");
     assert_eq!((web.metadata.id, addresses(&web)), (7, vec![WEB]));
@@ -293,7 +338,7 @@ fn forwards() {
     assert_eq!(heard.lock().unwrap().len(), 5);
     let resolved: Vec<Resolved> = served.resolved.try_iter().collect();
     let by = |name: &str, ttl| {
-        let addresses = vec![(WEB, Duration::from_secs(ttl))];
+        let addresses = vec![(WEB.into(), Duration::from_secs(ttl))];
         (machine.guest.address, name.to_owned(), addresses)
     };
     assert_eq!(resolved, [by("web.example", 60), by("alias.example", 30)]);
@@ -317,7 +362,7 @@ fn hears_first() {
     let served = Served::with(&world, &[53], Some(gate), |config| {
         Network::open(&config, vec![]).unwrap()
     });
-    let machine = served.machine(&world, "a", 1, PRIVATE);
+    let machine = served.machine(&world, "a", 1, LISTED);
     let socket = machine.udp(resolver_of(&machine));
     socket
         .send(&asked(7, "web.example.", RecordType::A))
@@ -536,4 +581,145 @@ fn another_port() {
         addresses(&ask(&socket, 9, "job-1.")),
         [machine.guest.address]
     );
+}
+
+/// Addresses of names in the world outside, which has them, and sockets at them.
+fn names_of_the_world(world: &World) -> [UdpSocket; 3] {
+    [WEB, BRIEF, RENEWED].map(|address| {
+        let add = format!("ip address add {address}/24 dev out0");
+        world.outside.sh(&add);
+        world.outside.run(move || world::socket(address, 7000))
+    })
+}
+
+fn set_of_resolved(world: &World) -> String {
+    world.node.sh("nft list set inet aleph-test resolved")
+}
+
+/// A flow of its own, which no earlier one opened.
+fn reaches(machine: &Machine, to: Ipv4Addr, at: &UdpSocket) {
+    let text = format!("to {to}");
+    let socket = machine.udp((to, 7000));
+    socket.send(text.as_bytes()).unwrap();
+    assert_eq!(world::receive(at).0, text);
+}
+
+fn listed() {
+    let world = World::new();
+    let (heard, [web, brief, renewed]) = (resolver(&world), names_of_the_world(&world));
+    let served = Served::new(&world);
+    let machine = served.machine(&world, "a", 1, r#"{"egress": {"only": ["*.example"]}}"#);
+    let dropped = |count| {
+        let now = || served.dropped_for(&machine, DropReason::Egress);
+        wait_until("it is dropped", || now() == count);
+    };
+    let socket = machine.udp(resolver_of(&machine));
+    machine.udp((WEB, 7000)).send(b"too early").unwrap();
+    dropped(1);
+    assert_eq!(addresses(&ask(&socket, 1, "alias.example.")), [WEB]);
+    reaches(&machine, WEB, &web);
+    machine.udp((OUTSIDE, 7000)).send(b"never").unwrap();
+    dropped(2);
+    // Nobody hears of a name that is not on the list.
+    for name in ["secret.org.", "example.", "secret.example.org."] {
+        assert_eq!(
+            code(&ask(&socket, 2, name)),
+            ResponseCode::Refused,
+            "{name}"
+        );
+    }
+    assert_eq!(*heard.lock().unwrap(), ["alias.example."]);
+
+    assert_eq!(addresses(&ask(&socket, 3, "renewed.example.")), [RENEWED]);
+    assert_eq!(addresses(&ask(&socket, 4, "renewed.example.")), [RENEWED]);
+    assert_eq!(addresses(&ask(&socket, 5, "brief.example.")), [BRIEF]);
+    let open = machine.udp((BRIEF, 7000));
+    open.send(b"hello").unwrap();
+    let (_, from) = world::receive(&brief);
+    brief.send_to(b"hello back", from).unwrap();
+    assert_eq!(open.recv(&mut [0; 64]).unwrap(), 10);
+    wait_until("its time is over", || {
+        !set_of_resolved(&world).contains(&BRIEF.to_string())
+    });
+    machine.udp((BRIEF, 7000)).send(b"too late").unwrap();
+    dropped(3);
+    // What was open stays so.
+    open.send(b"still there").unwrap();
+    assert_eq!(world::receive(&brief).0, "still there");
+    // The other one was there before, and has more time since.
+    reaches(&machine, RENEWED, &renewed);
+
+    let (network, vm) = (Arc::clone(&served.network), machine.guest.vm);
+    world.node.run(move || {
+        network.detach(vm).unwrap();
+        network.reap().unwrap();
+    });
+    assert!(!set_of_resolved(&world).contains("elements"));
+}
+
+fn listed_again() {
+    let world = World::new();
+    resolver(&world);
+    let [web, _, renewed] = names_of_the_world(&world);
+    let served = Served::new(&world);
+    let (machine, other) = (
+        served.machine(&world, "a", 1, LISTED),
+        served.machine(&world, "a", 2, LISTED),
+    );
+    for machine in [&machine, &other] {
+        let socket = machine.udp(resolver_of(machine));
+        assert_eq!(addresses(&ask(&socket, 1, "web.example.")), [WEB]);
+    }
+    world.node.sh("nft flush ruleset");
+    let network = Arc::clone(&served.network);
+    world.node.run(move || network.sweep().unwrap());
+    reaches(&machine, WEB, &web);
+    // It has what was left of its time, and not all of it again.
+    let set = set_of_resolved(&world);
+    assert!(
+        set.contains("timeout") && !set.contains("timeout 1m1s"),
+        "{set}"
+    );
+    // Where an answer finds them gone, its guest need not wait for a sweep.
+    world.node.sh("nft flush ruleset");
+    let (network, guest) = (Arc::clone(&served.network), machine.guest.address);
+    let found = [(RENEWED.into(), Duration::from_secs(600))];
+    world
+        .node
+        .run(move || network.resolved(guest, &found).unwrap());
+    reaches(&machine, RENEWED, &renewed);
+    reaches(&machine, WEB, &web);
+
+    // The next process, with the rules of the last and with others.
+    drop(served);
+    let claims = || vec![(vm(1), "job-1".to_owned(), machine.guest.claim.clone())];
+    let before = world.config();
+    for config in [
+        before.clone(),
+        NetworkConfig {
+            connections: before.connections + 1,
+            ..before
+        },
+    ] {
+        drop(world.try_open(config, claims()).unwrap());
+        let set = set_of_resolved(&world);
+        assert!(set.contains(&WEB.to_string()), "{set}");
+        assert!(!set.contains(other.guest.tap()), "{set}");
+        reaches(&machine, WEB, &web);
+    }
+}
+
+fn rebound() {
+    let world = World::new();
+    resolver(&world);
+    let served = Served::new(&world);
+    let machine = served.machine(&world, "a", 1, LISTED);
+    let socket = machine.udp(resolver_of(&machine));
+    let told = addresses(&ask(&socket, 1, "hostile.example."));
+    assert_eq!(told, HOSTILE);
+    let set = set_of_resolved(&world);
+    for address in &HOSTILE[..6] {
+        assert!(!set.contains(&format!("{address} ")), "{address}: {set}");
+    }
+    assert!(set.contains(&format!("{} ", HOSTILE[6])), "{set}");
 }

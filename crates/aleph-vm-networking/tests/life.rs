@@ -4,7 +4,7 @@
 
 mod world;
 
-use aleph_types::{Classify, Egress, ForwardedPort, Protocol};
+use aleph_types::{Classify, Egress, ForwardedPort, NetworkLimits, Protocol};
 use aleph_vm_networking::network::tap_name;
 use aleph_vm_networking::{Claim, NetworkConfig, NetworkError};
 use libtest_mimic::{Arguments, Trial};
@@ -37,7 +37,8 @@ fn residue(world: &World) -> (String, String) {
     let links = world.node.sh("ip -br link | grep tap- || true");
     let elements = world
         .node
-        .sh("nft list ruleset | grep -A1 'elements = ' || true");
+        .sh("nft list ruleset | grep -A1 'elements = ' || true
+         nft list limits | grep 'limit ' || true");
     (links, elements)
 }
 
@@ -53,7 +54,9 @@ fn a_thousand() {
         drop(world.guest(
             &network,
             bits,
-            &spec(&format!(r#"{{"ports": ["{port}:80"]}}"#)),
+            &spec(&format!(
+                r#"{{"ports": ["{port}:80"], "limits": {{"sent": {{"bits_per_second": "1M"}}}}}}"#
+            )),
         ));
     }
     let links = world.node.sh("ip -br link | grep -c tap-");
@@ -62,6 +65,7 @@ fn a_thousand() {
         .node
         .sh("nft list map inet aleph-test forwards-any | grep -o ' : 10[.]' | wc -l");
     assert_eq!(forwards.trim(), "1000");
+    assert_eq!(world.limits().len(), 1000);
     let counters = network.counters().unwrap();
     assert_eq!(counters.len(), 1000);
     world.node.run(move || {
@@ -82,14 +86,16 @@ fn thousands() {
     let claims = |count: u32| -> Vec<_> {
         let claim = |slot: u32| Claim {
             slot,
+            ipv6: None,
             ports: vec![ForwardedPort {
                 protocol: Protocol::Udp,
-                host_ip: Ipv4Addr::LOCALHOST,
+                host_ip: Ipv4Addr::LOCALHOST.into(),
                 host_port: u16::try_from(20_000 + slot).unwrap(),
                 vm_port: 80,
             }],
             private: None,
             egress: Egress::Allow,
+            limits: NetworkLimits::default(),
         };
         (0..count)
             .map(|n| (vm(n), n.to_string(), claim(n)))
@@ -137,9 +143,17 @@ fn no_sticking() {
 fn crash() {
     let world = World::new();
     let network = world.open();
-    let forwarded = spec(r#"{"ports": ["8080:80/udp"], "mode": "private:x"}"#);
+    let forwarded = spec(
+        r#"{"ports": ["8080:80/udp"], "mode": "private:x",
+            "limits": {"sent": {"packets_per_second": 1000}}}"#,
+    );
     let kept = world.guest(&network, 1, &forwarded);
-    let lost = world.guest(&network, 2, &spec(r#"{"ports": ["8081:80/udp"]}"#));
+    let lost = world.guest(
+        &network,
+        2,
+        &spec(r#"{"ports": ["8081:80/udp"], "limits": {"received": {"bits_per_second": "1G"}}}"#),
+    );
+    assert_eq!(world.limits().len(), 2);
     let claim = kept.claim.clone();
     for guest in [&kept, &lost] {
         guest.send((NODE, 7000), "counted");
@@ -163,6 +177,7 @@ fn crash() {
     assert_eq!(kept.receive().0, "still there");
     let forwards = world.node.sh("nft list map inet aleph-test forwards-any");
     assert!(!forwards.contains("8081"), "{forwards}");
+    assert_eq!(world.limits(), [format!("sent-packets-{}", kept.tap())]);
     let counted = counted();
     assert!(counted.contains(kept.tap()) && !counted.contains(lost.tap()));
     // Its address has an owner.
@@ -300,7 +315,10 @@ fn repeated() {
     let world = World::new();
     let network = world.open();
     let spec = spec(
-        r#"{"ports": ["8080:80/udp"], "mode": "private:x", "egress": {"only": ["192.0.2.0/24"]}}"#,
+        r#"{"ports": ["8080:80/udp"], "mode": "private:x",
+            "egress": {"only": ["192.0.2.0/24", "example.com"]},
+            "limits": {"sent": {"bits_per_second": "1M", "packets_per_second": 100},
+                       "received": {"bits_per_second": "1M", "packets_per_second": 100}}}"#,
     );
     let guest = world.guest(&network, 1, &spec);
     let tap = guest.tap().to_owned();

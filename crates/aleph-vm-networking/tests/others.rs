@@ -28,7 +28,11 @@ fn main() -> ExitCode {
 fn flushed() {
     let world = World::new();
     let network = world.open();
-    let guest = world.guest(&network, 1, &spec(r#"{"ports": ["8080:80/udp"]}"#));
+    let guest = world.guest(
+        &network,
+        1,
+        &spec(r#"{"ports": ["8080:80/udp"], "limits": {"sent": {"bits_per_second": "1G"}}}"#),
+    );
     world.node.sh("nft flush ruleset");
     let again = Arc::clone(&network);
     world.node.run(move || again.sweep().unwrap());
@@ -48,6 +52,7 @@ fn flushed() {
         assert_eq!(guest.receive().0, harm);
         let rules = world.node.sh("nft list table arp aleph-test");
         assert!(rules.contains("elements"), "{rules}");
+        assert_eq!(world.limits(), [format!("sent-bytes-{}", guest.tap())]);
     }
     // Nor does anything that happens before the sweep fail.
     world.node.sh("nft flush ruleset");

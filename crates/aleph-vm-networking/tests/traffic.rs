@@ -20,7 +20,7 @@ use world::space::Space;
 use world::{NODE, OUTSIDE, World, receive, spec, trial};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 18] = [
         (
             "a_guest_reaches_the_world_by_the_hosts_address",
             reaches_the_world,
@@ -43,6 +43,8 @@ fn main() -> ExitCode {
         ("a_tap_out_of_use_carries_nothing", retired),
         ("egress_is_what_the_job_says", egress),
         ("a_guest_has_so_many_connections", connections),
+        ("a_guest_sends_so_much", sends_so_much),
+        ("a_guest_receives_so_much", receives_so_much),
     ];
     let tests: Vec<Trial> = tests
         .into_iter()
@@ -441,4 +443,123 @@ fn connections() {
     let texts: Vec<String> = (0..65).map(|_| receive(&outside).0).collect();
     assert_eq!(texts.iter().filter(|text| *text == "one more").count(), 64);
     assert_eq!(texts[64], "marker");
+}
+
+/// A burst far above any limit of these tests, and what is sure to pass of one of bytes or packets
+/// alike: 128 KiB, or 32 packets. More pass where the test is slow, but not most of them.
+const BURST: u64 = 400;
+const MOST: u64 = 250;
+
+/// Sends many packets, and says how many arrived: all others were dropped for that reason.
+fn burst(
+    network: &Arc<Network>,
+    guest: &Guest,
+    send: impl Fn(&str),
+    mut arrived: impl FnMut() -> bool,
+    text: &str,
+) -> u64 {
+    let before = dropped(network, guest, DropReason::Rate);
+    let mut count = 0;
+    for _ in 0..BURST {
+        send(text);
+        while arrived() {
+            count += 1;
+        }
+    }
+    let end = std::time::Instant::now() + world::ARRIVES;
+    while count + dropped(network, guest, DropReason::Rate) - before < BURST {
+        count += u64::from(arrived());
+        assert!(std::time::Instant::now() < end, "{count} arrived");
+    }
+    count
+}
+
+/// Whether a datagram is there.
+fn takes(socket: &std::net::UdpSocket) -> bool {
+    socket.set_nonblocking(true).unwrap();
+    socket.recv(&mut [0; 2048]).is_ok()
+}
+
+fn sends_so_much() {
+    let world = World::new();
+    let network = world.open();
+    let limited = |bits, limits: &str| {
+        let json = format!(r#"{{"limits": {{"sent": {limits}}}}}"#);
+        world.guest(&network, bits, &spec(&json))
+    };
+    let (few, little, other) = (
+        limited(1, r#"{"packets_per_second": 1}"#),
+        limited(2, r#"{"bits_per_second": "8k"}"#),
+        world.guest(&network, 3, &spec(PLAIN)),
+    );
+    let outside = world.outside_socket(7000);
+    let passes = |guest: &Guest, text: &str| {
+        let send = |text: &str| guest.send((OUTSIDE, 7000), text);
+        burst(&network, guest, send, || takes(&outside), text)
+    };
+    let large = "x".repeat(1000);
+    let packets = passes(&few, "x");
+    assert!((32..MOST).contains(&packets), "{packets}");
+    let bytes = passes(&little, &large);
+    assert!((128..MOST).contains(&bytes), "{bytes}");
+    assert_eq!(passes(&other, &large), BURST);
+    // Questions to its resolver count too: nothing that a guest sends is free.
+    let before = dropped(&network, &few, DropReason::Rate);
+    for _ in 0..BURST {
+        few.send((few.gateway, 53), "question");
+    }
+    let lost = dropped(&network, &few, DropReason::Rate) - before;
+    assert!(lost > BURST - MOST, "{lost}");
+}
+
+fn receives_so_much() {
+    let world = World::new();
+    let network = world.open();
+    let limited = |bits, port: u16, limits: &str| {
+        let json = format!(r#"{{"ports": ["{port}:80/udp"], "limits": {{"received": {limits}}}}}"#);
+        world.guest(&network, bits, &spec(&json))
+    };
+    let (few, little, other) = (
+        limited(1, 8081, r#"{"packets_per_second": 1}"#),
+        limited(2, 8082, r#"{"bits_per_second": "8k"}"#),
+        world.guest(&network, 3, &spec(r#"{"ports": ["8083:80/udp"]}"#)),
+    );
+    let (host, outside) = (
+        world.node_socket(Ipv4Addr::UNSPECIFIED, 7000),
+        world.outside_socket(7000),
+    );
+    let passes = |guest: &Guest, send: &dyn Fn(&str), text: &str| {
+        let arrived = || guest.received(Duration::from_millis(1)).is_some();
+        burst(&network, guest, send, arrived, text)
+    };
+    let large = "x".repeat(1000);
+    // From the host itself, and by a forwarded port.
+    let from_host = |guest: &Guest, text: &str| {
+        // The host hears of what it loses itself.
+        match host.send_to(text.as_bytes(), (guest.address, 9)) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+            sent => assert_eq!(sent.unwrap(), text.len()),
+        }
+    };
+    let from_outside = |guest: &Guest, text: &str| {
+        outside
+            .send_to(text.as_bytes(), (NODE, guest.port(0)))
+            .unwrap();
+    };
+    let packets = passes(&few, &|text| from_host(&few, text), "x");
+    assert!((32..MOST).contains(&packets), "{packets}");
+    let bytes = passes(&little, &|text| from_outside(&little, text), &large);
+    assert!((128..MOST).contains(&bytes), "{bytes}");
+    assert_eq!(
+        passes(&other, &|text| from_host(&other, text), &large),
+        BURST
+    );
+    assert_eq!(
+        passes(&other, &|text| from_outside(&other, text), &large),
+        BURST
+    );
+    // What it sends is another matter.
+    few.send((OUTSIDE, 7000), "free");
+    outside.set_nonblocking(false).unwrap();
+    assert_eq!(receive(&outside).0, "free");
 }

@@ -6,6 +6,7 @@ use crate::output::{Advised, print, print_json};
 use aleph_types::{ForwardedPort, Protocol};
 use anyhow::Result;
 use clap_complete::ArgValueCompleter;
+use std::net::SocketAddr;
 
 /// Whose ports to list.
 #[derive(Debug, clap::Args)]
@@ -72,5 +73,5 @@ impl Port {
 }
 
 fn host_side(port: &ForwardedPort) -> String {
-    format!("{}:{}", port.host_ip, port.host_port)
+    SocketAddr::new(port.host_ip, port.host_port).to_string()
 }

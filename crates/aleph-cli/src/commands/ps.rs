@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::output::{self, Color, Column, Listing, coloured, print, print_json, print_json_line};
 use aleph_types::{ExitStatus, Health, Job, JobState, Timestamp};
 use anyhow::Result;
+use std::net::SocketAddr;
 
 /// Which jobs to list, and how.
 #[derive(Debug, Default, clap::Args)]
@@ -191,8 +192,8 @@ fn listing(jobs: &[Job], no_trunc: bool, now: Timestamp) -> Listing {
 fn ports(job: &Job) -> String {
     let ports = job.network.iter().flat_map(|n| &n.forwarded_ports);
     let ports = ports.map(|p| {
-        let (address, host) = (p.host_ip, p.host_port);
-        format!("{address}:{host}->{}/{}", p.vm_port, p.protocol)
+        let host = SocketAddr::new(p.host_ip, p.host_port);
+        format!("{host}->{}/{}", p.vm_port, p.protocol)
     });
     output::shortened(&ports.collect::<Vec<_>>().join(", "), 40)
 }

@@ -4,7 +4,8 @@ use super::{environment, term};
 use crate::duration::{duration, whole_seconds};
 use crate::output::Advised;
 use aleph_types::{
-    Egress, HealthCheck, JobSpec, MiB, NetworkMode, PortForward, Probe, PullPolicy, Restart, signal,
+    BothWays, Egress, HealthCheck, JobSpec, MiB, NetworkMode, PortForward, Probe, PullPolicy,
+    Restart, signal,
 };
 use anyhow::Result;
 use std::path::PathBuf;
@@ -82,9 +83,17 @@ pub(crate) struct JobFlags {
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<NetworkMode>,
 
-    /// Let the guest connect to this network alone, such as 192.0.2.0/24; none for nothing
-    #[arg(long, value_name = "CIDR")]
+    /// Let the guest connect to this alone: 192.0.2.0/24, x.org, *.x.org; none for nothing
+    #[arg(long, value_name = "TARGET")]
     egress: Vec<String>,
+
+    /// How many bits a second it may send and receive: 100M, or sent=10M,received=1G
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<BothWays>,
+
+    /// How many packets a second it may send and receive: 100k, or sent=10k,received=1M
+    #[arg(long, value_name = "RATE")]
+    packet_rate: Option<BothWays>,
 
     /// Start it again after it ended: no, on-failure, on-failure:TIMES, unless-stopped or always
     #[arg(long, value_name = "POLICY", value_parser = restart, conflicts_with = "rm")]
@@ -252,11 +261,15 @@ impl JobFlags {
         match &self.egress[..] {
             [] => {}
             [none] if none == "none" => network.egress = Egress::Deny,
-            networks => {
-                let networks: Result<_, _> = networks.iter().map(|text| text.parse()).collect();
-                network.egress = Egress::Only(networks?);
+            targets => {
+                let targets: Result<_, _> = targets.iter().map(|text| text.parse()).collect();
+                network.egress = Egress::Only(targets?);
             }
         }
+        network.limits = network
+            .limits
+            .with_bandwidth(self.bandwidth.unwrap_or_default())
+            .with_packet_rate(self.packet_rate.unwrap_or_default());
         Ok(())
     }
 
@@ -358,6 +371,9 @@ mod tests {
             "--publish=127.0.0.1:5353:53/udp",
             "--network=private:db",
             "--egress=192.0.2.0/24",
+            "--egress=*.Example.com",
+            "--bandwidth=sent=10M,received=1g",
+            "--packet-rate=100k",
         ]);
         assert_eq!(spec.validate(), Ok(()));
         insta::assert_snapshot!(serde_json::to_string_pretty(&spec).unwrap());

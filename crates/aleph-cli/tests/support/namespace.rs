@@ -15,6 +15,9 @@ pub(crate) struct World {
 /// The node's address on the cable, and that of the world.
 pub(crate) const NODE: &str = "192.0.2.1";
 pub(crate) const OUTSIDE: &str = "192.0.2.2";
+/// The same in IPv6, where a test has it.
+pub(crate) const NODE6: &str = "2001:db8:ff::1";
+pub(crate) const OUTSIDE6: &str = "2001:db8:ff::2";
 
 impl World {
     pub(crate) fn new() -> Result<Self> {
@@ -37,6 +40,18 @@ impl World {
              ip -n {outside} link set out0 up"
         ))?;
         Ok(world)
+    }
+
+    /// Gives the cable IPv6, and the node a way out by it.
+    #[allow(dead_code, reason = "each test program uses its own part")]
+    pub(crate) fn with_ipv6(self) -> Result<Self> {
+        let (node, outside) = (&self.node, &self.outside);
+        sh(&format!(
+            "ip -n {node} address add {NODE6}/64 dev up0 nodad
+             ip -n {node} route add default via {OUTSIDE6}
+             ip -n {outside} address add {OUTSIDE6}/64 dev out0 nodad"
+        ))?;
+        Ok(self)
     }
 
     /// Runs a command of the shell in a namespace.
@@ -75,7 +90,8 @@ impl World {
 
     /// What a web server at this address answers, if one does.
     pub(crate) fn get(&self, netns: &str, address: &str) -> Option<String> {
-        let (host, port) = address.split_once(':')?;
+        let (host, port) = address.rsplit_once(':')?;
+        let host = host.trim_matches(['[', ']']);
         let line = format!(
             "exec 3<>/dev/tcp/{host}/{port} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && timeout 5 cat <&3"
         );

@@ -19,8 +19,8 @@ use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
 use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
 use aleph_image::oci::{PullOptions, Registries};
-use aleph_types::{Ipv4Network, MiB};
-use aleph_vm_networking::NetworkConfig;
+use aleph_types::{BothWays, Ipv4Network, MiB, NetworkLimits};
+use aleph_vm_networking::{Ipv6Config, NetworkConfig};
 use reader::Document;
 use std::collections::BTreeMap;
 use std::io;
@@ -131,10 +131,18 @@ pub struct NetworkSection {
     pub enabled: Option<bool>,
     /// `pool`: where their addresses come from, a /30 for each.
     pub pool: Ipv4Network,
+    /// `ipv6`: whether they have IPv6 too: `auto`, `off`, `nat`, or a prefix that is routed to
+    /// this host.
+    pub ipv6: Ipv6Config,
     /// `cool_down_seconds`: how long an address rests before its next owner.
     pub cool_down: Duration,
     /// `max_connections_per_vm`: how many connections a VM may have open.
     pub connections: u32,
+    /// `max_bandwidth_per_vm`: how many bits a second a VM may send and receive; its job can ask
+    /// for less.
+    pub bandwidth: Option<BothWays>,
+    /// `max_packet_rate_per_vm`: the same in packets.
+    pub packet_rate: Option<BothWays>,
 }
 
 impl Default for NetworkSection {
@@ -142,8 +150,11 @@ impl Default for NetworkSection {
         Self {
             enabled: None,
             pool: aleph_vm_networking::DEFAULT_POOL,
+            ipv6: Ipv6Config::Auto,
             cool_down: Duration::from_secs(60),
             connections: 4096,
+            bandwidth: None,
+            packet_rate: None,
         }
     }
 }
@@ -341,8 +352,12 @@ impl Config {
             node.network = Some(NetworkConfig {
                 name: format!("aleph-{}", node.paths.name()),
                 pool: self.network.pool,
+                ipv6: self.network.ipv6,
                 cool_down: self.network.cool_down,
                 connections: self.network.connections,
+                limits: NetworkLimits::default()
+                    .with_bandwidth(self.network.bandwidth.unwrap_or_default())
+                    .with_packet_rate(self.network.packet_rate.unwrap_or_default()),
                 dns_port: None,
                 run: node.paths.run().to_owned(),
             });
@@ -410,6 +425,7 @@ fn read(document: &mut Document<'_>) -> Config {
         let network = &mut config.network;
         s.optional("enabled", &mut network.enabled, value::boolean);
         s.read("pool", &mut network.pool, value::pool);
+        s.read("ipv6", &mut network.ipv6, value::ipv6);
         let rest = value::seconds(5..=86_400);
         s.read("cool_down_seconds", &mut network.cool_down, rest);
         let connections = value::whole(16..=1_000_000);
@@ -417,6 +433,16 @@ fn read(document: &mut Document<'_>) -> Config {
             "max_connections_per_vm",
             &mut network.connections,
             connections,
+        );
+        s.optional(
+            "max_bandwidth_per_vm",
+            &mut network.bandwidth,
+            value::bandwidth,
+        );
+        s.optional(
+            "max_packet_rate_per_vm",
+            &mut network.packet_rate,
+            value::packet_rate,
         );
     });
     document.section("limits", |s| {
@@ -485,8 +511,11 @@ mod tests {
             [network]
             enabled = false
             pool = "10.7.0.0/16"
+            ipv6 = "2001:db8:7::/56"
             cool_down_seconds = 30
             max_connections_per_vm = 100
+            max_bandwidth_per_vm = "sent=100M,received=1G"
+            max_packet_rate_per_vm = "50k"
             [limits]
             overcommit_cpus = 2
             overcommit_memory = 1.5
@@ -530,8 +559,11 @@ mod tests {
             network: NetworkSection {
                 enabled: Some(false),
                 pool: "10.7.0.0/16".parse().unwrap(),
+                ipv6: "2001:db8:7::/56".parse().unwrap(),
                 cool_down: Duration::from_secs(30),
                 connections: 100,
+                bandwidth: Some("sent=100M,received=1G".parse().unwrap()),
+                packet_rate: Some("50k".parse().unwrap()),
             },
             limits: LimitsSection {
                 overcommit: Overcommit {
@@ -609,6 +641,16 @@ mod tests {
                 "[api]\nmax_connections = 0",
                 "api.max_connections",
                 "between 1 and 100000",
+            ),
+            (
+                "[network]\nmax_bandwidth_per_vm = \"fast\"",
+                "network.max_bandwidth_per_vm",
+                "is no rate; write 100M",
+            ),
+            (
+                "[network]\nmax_packet_rate_per_vm = \"sent=1G\"",
+                "network.max_packet_rate_per_vm",
+                "from 1 to 100M",
             ),
             (
                 "[api]\nmax_connections = 1.5",

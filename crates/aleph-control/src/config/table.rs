@@ -44,8 +44,11 @@ fn table(config: &Config) -> Table {
             NetworkSection {
                 enabled,
                 pool,
+                ipv6,
                 cool_down,
                 connections,
+                bandwidth,
+                packet_rate,
             },
         limits:
             LimitsSection {
@@ -99,8 +102,11 @@ fn table(config: &Config) -> Table {
             vec![
                 ("enabled", enabled.map(Value::Boolean)),
                 ("pool", Some(text(pool))),
+                ("ipv6", Some(text(ipv6))),
                 ("cool_down_seconds", Some(number(cool_down.as_secs()))),
                 ("max_connections_per_vm", Some(number(*connections))),
+                ("max_bandwidth_per_vm", bandwidth.as_ref().map(text)),
+                ("max_packet_rate_per_vm", packet_rate.as_ref().map(text)),
             ],
         ),
         (

@@ -2,7 +2,8 @@
 
 use aleph_executor::accel::Accelerator;
 use aleph_image::oci::Reference;
-use aleph_types::{Ipv4Network, MiB};
+use aleph_types::{BothWays, InvalidRate, Ipv4Network, MiB, NetworkLimits};
+use aleph_vm_networking::Ipv6Config;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -89,6 +90,41 @@ pub(super) fn pool(value: &DeValue<'_>) -> Parsed<Ipv4Network> {
         return wrong(format!("{network} has to be between a /8 and a /30"));
     }
     Ok(network)
+}
+
+pub(super) fn ipv6(value: &DeValue<'_>) -> Parsed<Ipv6Config> {
+    let form = "\"auto\", \"off\", \"nat\" or a prefix as \"2001:db8::/56\"";
+    let text = text(value, form)?;
+    match text.parse() {
+        Ok(Ipv6Config::Prefix(prefix)) if prefix.prefix() < 8 => {
+            wrong(format!("{prefix} has to be a /8 or longer"))
+        }
+        Ok(ipv6) => Ok(ipv6),
+        Err(error) => wrong(format!("{error}; say {form}")),
+    }
+}
+
+pub(super) fn bandwidth(value: &DeValue<'_>) -> Parsed<BothWays> {
+    rates(value, |rates| {
+        NetworkLimits::default().with_bandwidth(rates).check()
+    })
+}
+
+pub(super) fn packet_rate(value: &DeValue<'_>) -> Parsed<BothWays> {
+    rates(value, |rates| {
+        NetworkLimits::default().with_packet_rate(rates).check()
+    })
+}
+
+fn rates(
+    value: &DeValue<'_>,
+    check: impl FnOnce(BothWays) -> Result<(), InvalidRate>,
+) -> Parsed<BothWays> {
+    let read = text(value, "\"100M\" or \"sent=10M,received=1G\"")?.parse();
+    match read.and_then(|rates| check(rates).map(|()| rates)) {
+        Ok(rates) => Ok(rates),
+        Err(error) => wrong(format!("{error}; write 100M, or sent=10M,received=1G")),
+    }
 }
 
 pub(super) fn group(value: &DeValue<'_>) -> Parsed<String> {

@@ -13,7 +13,7 @@
 use super::NodeError;
 use super::entry::lock;
 use super::inner::Inner;
-use crate::guest::GuestNetwork;
+use crate::guest::{GuestNetwork, GuestNetworkV6};
 use crate::hypervisor::Nic;
 use crate::journal::{JobRecord, VmRow};
 use crate::vm::chain;
@@ -21,11 +21,12 @@ use aleph_types::{JobId, JobSpec, NetworkMode, NetworkUsage, Resources, VmId, Vm
 use aleph_vm_networking::conntrack::{limit, shortage};
 use aleph_vm_networking::dns::{Answer, Forwarder, ForwarderConfig, Limits, Names, Upstreams};
 use aleph_vm_networking::foreign::obstacles;
+use aleph_vm_networking::ipv6;
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::network::guest_address;
 use aleph_vm_networking::{Claim, Network, NetworkConfig, NetworkError};
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -85,7 +86,8 @@ pub(super) fn open(
 /// Where the host's resolvers are named.
 const RESOLVERS: &str = "/etc/resolv.conf";
 
-/// What guests are told of names: those of their private networks.
+/// What guests are told of names: those of their private networks, and of others what leads to
+/// where their egress lets them.
 struct JobNames(Arc<Network>);
 
 impl Names for JobNames {
@@ -93,7 +95,14 @@ impl Names for JobNames {
         self.0.name(guest, name)
     }
 
-    fn resolved(&self, _: Ipv4Addr, _: &str, _: &[(Ipv4Addr, Duration)]) {}
+    fn resolved(
+        &self,
+        guest: Ipv4Addr,
+        _: &str,
+        addresses: &[(IpAddr, Duration)],
+    ) -> Result<(), NetworkError> {
+        self.0.resolved(guest, addresses)
+    }
 }
 
 /// Answers questions for names until the node lets go of its guests.
@@ -205,7 +214,14 @@ impl Inner {
             mtu,
             resolver: Some(view.host_ip),
             search: String::new(),
-            v6: None,
+            v6: view
+                .vm_ipv6
+                .zip(view.ipv6_prefix)
+                .map(|(address, prefix)| GuestNetworkV6 {
+                    address,
+                    prefix_length: prefix.prefix(),
+                    gateway: ipv6::GATEWAY,
+                }),
         })
     }
 

@@ -9,7 +9,7 @@ use crate::pool;
 use aleph_types::Ipv4Network;
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -266,35 +266,52 @@ impl Service {
         // One that can be nobody's is asked for as the empty name: a guest may not be allowed to
         // ask elsewhere for anything.
         let name = question.name.as_deref().unwrap_or_default();
-        match self.names.of(guest, name) {
+        let is_listed = match self.names.of(guest, name) {
             Answer::Addresses(addresses) => return Some(question.addresses(&addresses)),
             Answer::NoSuchName => return Some(question.no_such_name()),
-            Answer::Forward => {}
-        }
+            Answer::Refused => return Some(question.refusal()),
+            Answer::Forward => false,
+            Answer::ForwardListed => true,
+        };
         let Some(reply) = self.resolvers.ask(&question, bytes, transport).await else {
             return Some(question.failure());
         };
-        if let Some(name) = question.name.clone()
+        if is_listed
             && !reply.addresses.is_empty()
+            && !self.tell(guest, name.to_owned(), reply.addresses).await
         {
-            let (names, addresses) = (Arc::clone(&self.names), reply.addresses);
-            let place = self.telling.acquire().await;
-            let told = tokio::task::spawn_blocking(move || {
-                names.resolved(guest, &name, &addresses);
-            });
-            let told = told.await;
-            drop(place);
-            if told.is_err() {
-                return Some(question.failure());
-            }
+            return Some(question.failure());
         }
         Some(reply.bytes)
+    }
+
+    /// Tells the node of addresses; says whether it has let the guest reach them.
+    async fn tell(
+        &self,
+        guest: Ipv4Addr,
+        name: String,
+        addresses: Vec<(IpAddr, Duration)>,
+    ) -> bool {
+        let names = Arc::clone(&self.names);
+        let place = self.telling.acquire().await;
+        let told = tokio::task::spawn_blocking(move || {
+            let told = names.resolved(guest, &name, &addresses);
+            if let Err(error) = &told {
+                let error: &dyn std::error::Error = error;
+                tracing::warn!(%guest, name, error, "what a name leads to is not let through");
+            }
+            told.is_ok()
+        });
+        let told = told.await;
+        drop(place);
+        told.unwrap_or(false)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NetworkError;
     use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
     use hickory_proto::rr::{Name, RecordType};
 
@@ -312,7 +329,14 @@ mod tests {
             }
         }
 
-        fn resolved(&self, _: Ipv4Addr, _: &str, _: &[(Ipv4Addr, Duration)]) {}
+        fn resolved(
+            &self,
+            _: Ipv4Addr,
+            _: &str,
+            _: &[(IpAddr, Duration)],
+        ) -> Result<(), NetworkError> {
+            Ok(())
+        }
     }
 
     fn forwarder(upstream: SocketAddr) -> Forwarder {

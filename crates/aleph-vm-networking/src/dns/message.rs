@@ -1,9 +1,9 @@
 //! What a guest asks, and what it is told: pure.
 
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 /// Bytes that a guest may send in one message.
@@ -47,7 +47,7 @@ pub(super) struct Reply {
     /// It has no answer, and another resolver may have one.
     pub(super) is_failure: bool,
     /// The addresses that the name leads to.
-    pub(super) addresses: Vec<(Ipv4Addr, Duration)>,
+    pub(super) addresses: Vec<(IpAddr, Duration)>,
 }
 
 impl Received {
@@ -101,6 +101,11 @@ impl Question {
     /// The answer that there is no such name.
     pub(super) fn no_such_name(&self) -> Vec<u8> {
         self.told(ResponseCode::NXDomain, Vec::new())
+    }
+
+    /// The answer that it may not be asked.
+    pub(super) fn refusal(&self) -> Vec<u8> {
+        self.told(ResponseCode::Refused, Vec::new())
     }
 
     /// The answer that no resolver answers.
@@ -184,15 +189,17 @@ fn plain(name: &Name) -> Option<String> {
 }
 
 /// What a name leads to, over its aliases. An address holds for as long as the whole way to it.
-fn addresses(name: &Name, answers: &[Record]) -> Vec<(Ipv4Addr, Duration)> {
+fn addresses(name: &Name, answers: &[Record]) -> Vec<(IpAddr, Duration)> {
     let (mut name, mut least) = (name, u32::MAX);
     for _ in 0..=LONGEST_CHAIN {
         let here = || answers.iter().filter(|record| record.name == *name);
         let found: Vec<_> = here()
             .filter_map(|record| match record.data {
-                RData::A(A(address)) => Some((address, seconds(record.ttl.min(least)))),
+                RData::A(A(address)) => Some((IpAddr::V4(address), record.ttl)),
+                RData::AAAA(AAAA(address)) => Some((IpAddr::V6(address), record.ttl)),
                 _ => None,
             })
+            .map(|(address, ttl)| (address, seconds(ttl.min(least))))
             .collect();
         if !found.is_empty() {
             return found;
@@ -332,7 +339,10 @@ mod tests {
             let found = addresses(&name(at), &answers);
             found
                 .iter()
-                .map(|(ip, ttl)| (ip.octets()[3], ttl.as_secs()))
+                .map(|(ip, ttl)| match ip {
+                    IpAddr::V4(ip) => (ip.octets()[3], ttl.as_secs()),
+                    IpAddr::V6(_) => panic!("{ip}"),
+                })
                 .collect()
         };
         assert_eq!(of("a.example."), [(1, 60), (2, 10)]);

@@ -28,7 +28,8 @@
 //!   operations than a query get `NOTIMP`; zone transfers and classes beside `IN` get `REFUSED`.
 //! - A resolver that is silent for two seconds, or refuses, is passed over for the next; after two
 //!   rounds the guest gets `SERVFAIL`. Answers that do not fit the question are not looked at.
-//! - Where [`Names::resolved`] panics, the guest gets `SERVFAIL` and no address that it may not
+//! - A guest that may ask for some names alone gets `REFUSED` for others, and nobody hears of them.
+//! - Where [`Names::resolved`] fails, the guest gets `SERVFAIL` and no address that it may not
 //!   reach yet.
 //! - A guest has so many queries and connections at a time, and fewer where those of all guests
 //!   run short; what is above that is dropped. A guest that does not read loses its answers.
@@ -43,7 +44,8 @@ mod upstream;
 pub use forwarder::{Forwarder, ForwarderConfig, Limits};
 pub use upstream::{Upstreams, resolv_conf};
 
-use std::net::Ipv4Addr;
+use crate::NetworkError;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 /// Reads any bytes as a guest's query, and others as a resolver's reply to it: for fuzzing.
@@ -66,8 +68,12 @@ pub enum Answer {
     Addresses(Vec<Ipv4Addr>),
     /// There is no such name, and nobody else is to be asked.
     NoSuchName,
+    /// This guest may not ask for it.
+    Refused,
     /// The host's resolvers know.
     Forward,
+    /// The same, and the node is told of the addresses before the guest is.
+    ForwardListed,
 }
 
 /// What a node knows of names.
@@ -79,9 +85,17 @@ pub trait Names: Send + Sync + 'static {
     /// letters than those is given as the empty one.
     fn of(&self, guest: Ipv4Addr, name: &str) -> Answer;
 
-    /// A name was resolved for a guest to these addresses, for as long as each says: its `A`
-    /// records, those behind aliases included. Called before the guest has the answer, on a thread
-    /// that may wait. The addresses are whatever the owner of the name says: they may be
-    /// addresses of the host or of another guest.
-    fn resolved(&self, guest: Ipv4Addr, name: &str, addresses: &[(Ipv4Addr, Duration)]);
+    /// A name of [`Answer::ForwardListed`] was resolved for a guest to these addresses, for as long
+    /// as each says: its `A` and `AAAA` records, those behind aliases included. Called before the guest has the
+    /// answer, on a thread that may wait. The addresses are whatever the owner of the name says:
+    /// they may be addresses of the host or of another guest.
+    ///
+    /// # Errors
+    /// Where the guest cannot reach them yet: it is told of a failure then.
+    fn resolved(
+        &self,
+        guest: Ipv4Addr,
+        name: &str,
+        addresses: &[(IpAddr, Duration)],
+    ) -> Result<(), NetworkError>;
 }

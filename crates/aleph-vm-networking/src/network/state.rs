@@ -2,16 +2,19 @@
 
 use super::{Attachment, Claim, State, Vm, forwards_of, is_group, tap_name};
 use crate::NetworkError;
+use crate::conntrack::Flows;
 use crate::forwards::Forward;
+use crate::ipv6;
 use crate::link::{Cable, Link};
 use crate::mac::Mac;
 use crate::nft::Change;
 use crate::pool::Slot;
 use crate::port::{HeldPort, PortTaken};
-use crate::ruleset::{Element, FIRST_SOURCE_PORT, VmRules, elements, uplink};
+use crate::ruleset::{Element, FIRST_SOURCE_PORT, Set, VmRules, elements, uplink};
 use crate::tap::Tap;
 use aleph_types::{Egress, NetworkSpec, PortRange, Protocol, VmId, VmNetwork};
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Instant;
 
 impl State {
@@ -23,9 +26,23 @@ impl State {
                 .map_err(NetworkError::at("remove TAPs"))?;
         }
         self.rules.uninstall()?;
-        self.forwarding
-            .put_back()
+        self.put_back_forwarding()
+    }
+
+    fn put_back_forwarding(&mut self) -> Result<(), NetworkError> {
+        let done = self.forwarding.put_back();
+        done.and(self.forwarding6.put_back())
             .map_err(NetworkError::at("stop forwarding"))
+    }
+
+    /// Flows to forget, which are then nobody's business here.
+    pub(super) fn take_flows(&mut self) -> Flows {
+        let ipv6 = self.flows.ipv6;
+        let none = Flows {
+            ipv6,
+            ..Flows::default()
+        };
+        std::mem::replace(&mut self.flows, none)
     }
 
     /// Keeps the ports that a specification asks for.
@@ -38,6 +55,12 @@ impl State {
             let host = asked.host.map(PortRange::ports);
             if host.is_some_and(|mut ports| ports.any(|port| port >= FIRST_SOURCE_PORT)) {
                 return Err(PortTaken::OfGuests { forward: *asked });
+            }
+            if asked.address.is_some_and(|ip| ip.is_ipv6()) && self.ipv6.is_none() {
+                return Err(PortTaken::NoIpv6 { forward: *asked });
+            }
+            if asked.address == Some(Ipv6Addr::LOCALHOST.into()) {
+                return Err(PortTaken::Loopback6 { forward: *asked });
             }
             for (index, guest_port) in asked.guest.ports().enumerate() {
                 let host = asked.host.and_then(|host| host.ports().nth(index));
@@ -53,7 +76,7 @@ impl State {
                     let job = job.unwrap_or_else(|| owner.to_string());
                     return Err(PortTaken::Job { forward, job });
                 }
-                let port = HeldPort::hold(&forward)?;
+                let port = HeldPort::hold(&forward, self.ipv6.is_some())?;
                 forward.host_port = port.port();
                 forwards.push(forward);
                 held.push(port);
@@ -67,6 +90,10 @@ impl State {
         let guest = self.pool.guest(Slot(claim.slot));
         if claim.egress == Egress::Deny {
             self.names.cut_off(guest);
+        }
+        let listed: Vec<_> = claim.egress.domains().cloned().collect();
+        if !listed.is_empty() {
+            self.names.list(guest, listed);
         }
         if let Some(private) = &claim.private {
             self.names.insert(guest, private, job);
@@ -83,7 +110,7 @@ impl State {
             tracing::error!(%vm, %forward, %owner, "a port has two owners");
         }
         let held = forwards.iter().filter_map(|forward| {
-            let held = HeldPort::hold(forward);
+            let held = HeldPort::hold(forward, claim.ipv6.is_some());
             if let Err(error) = &held {
                 tracing::warn!(%vm, %error, "a forwarded port could not be kept");
             }
@@ -91,6 +118,7 @@ impl State {
         });
         let held = held.collect();
         self.name(&claim, &job);
+        self.let_resolve(vm, &claim);
         let entry = Vm {
             _held: held,
             claim,
@@ -125,6 +153,7 @@ impl State {
                 host: network.host_ip,
                 guest: network.vm_ip,
                 guest_mac: Mac::of(vm),
+                ipv6: claim.ipv6,
                 from_loopback: !claim.ports.is_empty(),
             })
             .map_err(NetworkError::at(format!("set {name} up")))?;
@@ -149,6 +178,7 @@ impl State {
 
     /// What follows once traffic may pass.
     pub(super) fn attached(&mut self, vm: VmId, claim: &Claim) -> Result<(), NetworkError> {
+        self.let_resolve(vm, claim);
         let was_first = !self.vms.values().any(|vm| vm.attached);
         if let Some(entry) = self.vms.get_mut(&vm) {
             entry.attached = true;
@@ -164,6 +194,14 @@ impl State {
         Ok(())
     }
 
+    /// Lets a guest reach what the names on its list lead to.
+    fn let_resolve(&self, vm: VmId, claim: &Claim) {
+        if claim.egress.domains().next().is_some() {
+            let guest = self.pool.guest(Slot(claim.slot));
+            self.resolved.insert(guest, tap_name(vm));
+        }
+    }
+
     pub(super) fn detach(&mut self, vm: VmId) -> Result<(), NetworkError> {
         let name = tap_name(vm);
         if let Some(claim) = self.vms.get(&vm).map(|vm| vm.claim.clone()) {
@@ -177,10 +215,12 @@ impl State {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 done => done.map_err(NetworkError::at("change the firewall"))?,
             }
+            self.resolved.remove(self.pool.guest(Slot(claim.slot)));
             self.gone.insert(name.clone());
-            self.flows
-                .addresses
-                .insert(self.pool.guest(Slot(claim.slot)));
+            let address = self.pool.guest(Slot(claim.slot));
+            let prefix = claim.ipv6.map(|prefix| IpAddr::V6(prefix.first()));
+            let addresses = [IpAddr::V4(address)].into_iter().chain(prefix);
+            self.flows.addresses.extend(addresses);
         }
         let was_there = self
             .links
@@ -229,9 +269,12 @@ impl State {
             tap_name: tap_name(vm),
             vm_ip: self.pool.guest(Slot(claim.slot)),
             host_ip: self.pool.host(Slot(claim.slot)),
+            vm_ipv6: claim.ipv6.map(ipv6::guest),
+            ipv6_prefix: claim.ipv6,
             mac: Mac::of(vm).to_string(),
             private_network: claim.private.as_ref().map(|(_, name)| name.clone()),
             forwarded_ports: claim.ports.clone(),
+            limits: claim.limits,
         }
     }
 
@@ -250,9 +293,12 @@ impl State {
             guest: self.pool.guest(Slot(claim.slot)),
             host: self.pool.host(Slot(claim.slot)),
             mac: Mac::of(vm),
+            ipv6: claim.ipv6,
+            is_routed: self.ipv6.is_some_and(|pool| !pool.is_nat()),
             private,
             egress: &claim.egress,
             forwards: &forwards_of(claim),
+            limits: claim.limits,
         })
     }
 
@@ -302,6 +348,7 @@ impl State {
         };
         self.rules
             .change(&change)
+            .and_then(|()| self.resolved.rewrite())
             .map_err(NetworkError::at("write the firewall's elements"))
     }
 
@@ -322,7 +369,10 @@ impl State {
         self.forwarding
             .switch_on(own.map(|link| link.name.as_str()))
             .map_err(at())?;
-        self.set_uplinks()
+        if self.ipv6.is_some() {
+            self.forwarding6.switch_on().map_err(at())?;
+        }
+        self.set_uplinks(&links)
     }
 
     pub(super) fn stop_forwarding(&mut self) -> Result<(), NetworkError> {
@@ -337,18 +387,19 @@ impl State {
         if links.iter().any(of_another) {
             return Ok(());
         }
-        self.forwarding
-            .put_back()
-            .map_err(NetworkError::at("stop forwarding"))?;
-        self.set_uplinks()
+        self.put_back_forwarding()?;
+        self.set_uplinks(&links)
     }
 
-    pub(super) fn set_uplinks(&mut self) -> Result<(), NetworkError> {
-        let wanted: Vec<Element> = self
-            .forwarding
-            .for_vms_alone()
-            .iter()
-            .map(|name| uplink(name))
+    fn set_uplinks(&mut self, links: &[Link]) -> Result<(), NetworkError> {
+        let own = links.iter().filter(|link| link.group & !1 != self.group);
+        let own = own.map(|link| &link.name[..]).filter(|name| *name != "lo");
+        let v6 = self.forwarding6.for_vms_alone(own);
+        let v6 = v6.map_err(NetworkError::at("forward packets"))?;
+        let v4 = self.forwarding.for_vms_alone().iter();
+        let wanted: Vec<Element> = v4
+            .map(|name| uplink(Set::Uplinks, name))
+            .chain(v6.into_iter().map(|name| uplink(Set::Uplinks6, name)))
             .collect();
         if wanted == self.uplinks {
             return Ok(());

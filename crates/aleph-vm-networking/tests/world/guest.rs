@@ -7,7 +7,7 @@ use aleph_vm_networking::{Attachment, Claim};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 pub(crate) struct Guest {
@@ -24,6 +24,13 @@ pub(crate) struct Guest {
 pub(crate) struct Ends {
     pub(crate) from: (Ipv4Addr, u16),
     pub(crate) to: (Ipv4Addr, u16),
+}
+
+/// A datagram of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ends6 {
+    pub(crate) from: (Ipv6Addr, u16),
+    pub(crate) to: (Ipv6Addr, u16),
 }
 
 /// `struct virtio_net_hdr`: no checksum is left to do, nothing is to be cut.
@@ -64,6 +71,61 @@ impl Guest {
 
     pub(crate) fn send_as(&self, mac: Mac, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), text: &str) {
         self.frame(mac, 0x0800, &datagram(Ends { from, to }, text));
+    }
+
+    /// Its IPv6 address.
+    pub(crate) fn address6(&self) -> Ipv6Addr {
+        self.attachment.network.vm_ipv6.expect("it has no IPv6")
+    }
+
+    pub(crate) fn send6(&self, to: (Ipv6Addr, u16), text: &str) {
+        self.send6_as(self.mac, (self.address6(), 5000), to, text);
+    }
+
+    pub(crate) fn send6_as(
+        &self,
+        mac: Mac,
+        from: (Ipv6Addr, u16),
+        to: (Ipv6Addr, u16),
+        text: &str,
+    ) {
+        self.frame(mac, 0x86dd, &datagram6(Ends6 { from, to }, text));
+    }
+
+    pub(crate) fn answer6(&self, ends: Ends6, text: &str) {
+        self.send6_as(self.mac, ends.to, ends.from, text);
+    }
+
+    /// An ICMPv6 message from this address.
+    pub(crate) fn icmp6(&self, from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) {
+        let packet = packet6((from, to), (58, 255), message, 2);
+        self.frame(self.mac, 0x86dd, &packet);
+    }
+
+    pub(crate) fn receive6(&self) -> (String, Ends6) {
+        self.received6(ARRIVES)
+            .expect("nothing arrives at the guest")
+    }
+
+    pub(crate) fn received6(&self, within: Duration) -> Option<(String, Ends6)> {
+        let frame = self.next(within, |frame| {
+            frame[12..14] == [0x86, 0xdd] && frame.len() >= 62 && frame[20] == 17
+        })?;
+        assert_eq!(
+            (&frame[..6], &frame[6..12]),
+            (&self.mac.0[..], &Mac::HOST.0[..])
+        );
+        let address = |at: usize| {
+            let bytes: [u8; 16] = frame[at..at + 16].try_into().unwrap();
+            Ipv6Addr::from(bytes)
+        };
+        let number = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let ends = Ends6 {
+            from: (address(22), number(54)),
+            to: (address(38), number(56)),
+        };
+        let end = 54 + usize::from(number(58));
+        Some((String::from_utf8_lossy(&frame[62..end]).into_owned(), ends))
     }
 
     /// Sends the last part of a datagram whose first part is another's.
@@ -208,6 +270,49 @@ fn packet(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8>
     let sum = checksum(&header);
     header[10..12].copy_from_slice(&sum);
     [&header[..], payload].concat()
+}
+
+fn datagram6(ends: Ends6, text: &str) -> Vec<u8> {
+    let length = u16::try_from(8 + text.len()).unwrap();
+    let udp = [
+        &ends.from.1.to_be_bytes()[..],
+        &ends.to.1.to_be_bytes(),
+        &length.to_be_bytes(),
+        &[0, 0],
+        text.as_bytes(),
+    ]
+    .concat();
+    packet6((ends.from.0, ends.to.0), (17, 64), &udp, 6)
+}
+
+/// An IPv6 packet, whose payload has its checksum at this place.
+fn packet6(
+    (from, to): (Ipv6Addr, Ipv6Addr),
+    (protocol, hops): (u8, u8),
+    payload: &[u8],
+    sum_at: usize,
+) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap();
+    let mut payload = payload.to_vec();
+    let mut summed = [
+        &from.octets()[..],
+        &to.octets(),
+        &u32::from(length).to_be_bytes(),
+        &[0, 0, 0, protocol],
+        &payload,
+    ]
+    .concat();
+    summed.resize(summed.len().next_multiple_of(2), 0);
+    payload[sum_at..sum_at + 2].copy_from_slice(&checksum(&summed));
+    [
+        &[0x60, 0, 0, 0][..],
+        &length.to_be_bytes(),
+        &[protocol, hops],
+        &from.octets(),
+        &to.octets(),
+        &payload,
+    ]
+    .concat()
 }
 
 /// The checksum of a header whose own is zero.

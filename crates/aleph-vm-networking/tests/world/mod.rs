@@ -7,20 +7,24 @@ pub(crate) mod guest;
 pub(crate) mod machine;
 pub(crate) mod space;
 
-use aleph_types::{Egress, NetworkSpec, VmId, VmNetwork};
+use aleph_types::{Egress, NetworkLimits, NetworkSpec, VmId, VmNetwork};
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::tap::Tap;
-use aleph_vm_networking::{Attachment, Claim, Network, NetworkConfig};
+use aleph_vm_networking::{Attachment, Claim, Ipv6Config, Network, NetworkConfig};
 use guest::Guest;
 use libtest_mimic::Trial;
 use space::Space;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The node's address on the cable, and that of the world.
 pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// The same in IPv6, where a test has it.
+pub(crate) const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 1);
+pub(crate) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 2);
 
 pub(crate) struct World {
     pub(crate) node: Space,
@@ -49,12 +53,37 @@ impl World {
         Self { node, outside, run }
     }
 
+    /// Gives the cable IPv6. A prefix that is routed to the node is so from outside.
+    pub(crate) fn with_ipv6(self, routed: Option<&str>) -> Self {
+        self.node.sh(&format!(
+            "ip address add {NODE6}/64 dev up0 nodad
+             ip route add default via {OUTSIDE6}"
+        ));
+        self.outside
+            .sh(&format!("ip address add {OUTSIDE6}/64 dev out0 nodad"));
+        if let Some(prefix) = routed {
+            self.outside
+                .sh(&format!("ip route add {prefix} via {NODE6}"));
+        }
+        self
+    }
+
+    pub(crate) fn open_with(&self, ipv6: &str) -> Arc<Network> {
+        let config = NetworkConfig {
+            ipv6: ipv6.parse().unwrap(),
+            ..self.config()
+        };
+        Arc::new(self.try_open(config, Vec::new()).unwrap())
+    }
+
     pub(crate) fn config(&self) -> NetworkConfig {
         NetworkConfig {
             name: "aleph-test".into(),
             pool: "10.0.0.0/16".parse().unwrap(),
+            ipv6: Ipv6Config::Off,
             cool_down: Duration::from_secs(60),
             connections: 64,
+            limits: NetworkLimits::default(),
             dns_port: None,
             run: self.run.path().to_owned(),
         }
@@ -107,15 +136,20 @@ impl World {
             tap_name: "lan0".into(),
             vm_ip: Ipv4Addr::new(198, 18, 0, 2),
             host_ip: Ipv4Addr::new(198, 18, 0, 1),
+            vm_ipv6: None,
+            ipv6_prefix: None,
             mac: String::new(),
             private_network: None,
             forwarded_ports: Vec::new(),
+            limits: NetworkLimits::default(),
         };
         let claim = Claim {
             slot: 0,
+            ipv6: None,
             ports: Vec::new(),
             private: None,
             egress: Egress::Allow,
+            limits: NetworkLimits::default(),
         };
         let attachment = Attachment {
             tap,
@@ -126,13 +160,28 @@ impl World {
         Guest::new(vm(1000), attachment, claim)
     }
 
+    /// Names of the objects that count what VMs send and receive.
+    pub(crate) fn limits(&self) -> Vec<String> {
+        let listed = self.node.sh("nft list limits table inet aleph-test");
+        let names = listed.lines().filter_map(|line| {
+            let name = line.trim().strip_prefix("limit ")?;
+            Some(name.trim_end_matches(" {").to_owned())
+        });
+        names.collect()
+    }
+
     /// A UDP socket of the world outside.
     pub(crate) fn outside_socket(&self, port: u16) -> UdpSocket {
         self.outside.run(move || socket(OUTSIDE, port))
     }
 
+    pub(crate) fn outside_socket6(&self, port: u16) -> UdpSocket {
+        self.outside.run(move || socket(OUTSIDE6, port))
+    }
+
     /// A UDP socket of the node's.
-    pub(crate) fn node_socket(&self, address: Ipv4Addr, port: u16) -> UdpSocket {
+    pub(crate) fn node_socket(&self, address: impl Into<IpAddr>, port: u16) -> UdpSocket {
+        let address = address.into();
         self.node.run(move || socket(address, port))
     }
 }
@@ -145,8 +194,8 @@ pub(crate) fn spec(json: &str) -> NetworkSpec {
     serde_json::from_str(json).unwrap()
 }
 
-pub(crate) fn socket(address: Ipv4Addr, port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind((address, port)).unwrap();
+pub(crate) fn socket(address: impl Into<IpAddr>, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((address.into(), port)).unwrap();
     socket.set_read_timeout(Some(ARRIVES)).unwrap();
     socket
 }
@@ -172,4 +221,16 @@ pub(crate) fn trial(name: &str, test: fn()) -> Trial {
         Ok(())
     });
     trial.with_ignored_flag(missing.is_some())
+}
+
+/// Waits for what must come to be, with a limit that only a hang exceeds.
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(
+            std::time::Instant::now() < end,
+            "{what}: not within a minute"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
