@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | this one | [`Node`], the handle, and what it is asked |
+//! | `config` | how a node is run |
 //! | `open` | from a root folder to a node: lock, journal, adoption, sweep |
 //! | `entry` | the table of jobs, and what is known of one |
 //! | `actor` | the actor of one job: the only writer of its record |
@@ -21,6 +22,7 @@
 //! opens the node after a crash at any of these points finds what to go on with.
 
 mod actor;
+mod config;
 mod entry;
 mod error;
 mod events;
@@ -37,20 +39,19 @@ mod recover;
 mod stats;
 mod supervision;
 
+pub use config::{NodeConfig, Overcommit};
 pub use error::NodeError;
 pub use events::EventReader;
 
-use crate::executor::{Boot, ExecutorConfig};
+use crate::executor::Boot;
 use crate::guest::{Agent, ExecHandle, ExecInput, ExecRequest};
 use crate::hypervisor::BoxFuture;
 use crate::journal::{Desired, Inserted, JobRecord, Journal};
 use crate::lifecycle::Denial;
-use crate::logs::{Begin as LogBegin, LogLimits, LogQuery, LogReader};
-use crate::paths::Paths;
+use crate::logs::{Begin as LogBegin, LogQuery, LogReader};
 use crate::vm::VmError;
 use actor::{Ask, Asked, Begin};
-use aleph_types::{Incarnation, Job, JobId, JobSpec, JobState, MiB, NodeId, Problem, Timestamp};
-use aleph_vm_networking::NetworkConfig;
+use aleph_types::{Incarnation, Job, JobId, JobSpec, JobState, NodeId, Problem, Timestamp};
 use entry::{Entry, lock};
 use inner::{Inner, event_of};
 use sha2::{Digest, Sha256};
@@ -59,73 +60,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How a node is run.
-#[derive(Debug, Clone)]
-pub struct NodeConfig {
-    /// Its folders.
-    pub paths: Paths,
-    /// How it runs VMs.
-    pub executor: ExecutorConfig,
-    /// How much of the host may be given away.
-    pub overcommit: Overcommit,
-    /// Memory that jobs never get.
-    pub reserved_memory: MiB,
-    /// Processes and threads that a VMM may have, where its job does not say.
-    pub pids: u32,
-    /// How long logs may get.
-    pub logs: LogLimits,
-    /// The time between two sweeps.
-    pub sweep_interval: Duration,
-    /// How many events are kept.
-    pub events_kept: u64,
-    /// How many jobs an account may have at a time, those that ended included.
-    pub jobs_per_account: usize,
-    /// How VMs are connected; `None` connects none.
-    pub network: Option<NetworkConfig>,
-}
-
 /// About how many bytes the specifications of an account's jobs may take together.
 const BYTES_PER_ACCOUNT: usize = 128 << 20;
-
-impl NodeConfig {
-    /// All at its default in these folders.
-    #[must_use]
-    pub fn new(paths: Paths) -> Self {
-        Self {
-            paths,
-            executor: ExecutorConfig::default(),
-            overcommit: Overcommit::default(),
-            reserved_memory: MiB(512),
-            pids: 256,
-            logs: LogLimits::default(),
-            sweep_interval: Duration::from_secs(60),
-            events_kept: 100_000,
-            jobs_per_account: 20_000,
-            network: None,
-        }
-    }
-}
-
-/// How many times what the host has may be given to jobs.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Overcommit {
-    /// CPUs.
-    pub cpus: f64,
-    /// Memory.
-    pub memory: f64,
-    /// Disk.
-    pub disk: f64,
-}
-
-impl Default for Overcommit {
-    fn default() -> Self {
-        Self {
-            cpus: 16.0,
-            memory: 1.0,
-            disk: 1.0,
-        }
-    }
-}
 
 /// Where images come from. The node knows no registry and no store.
 pub trait Images: Send + Sync {
