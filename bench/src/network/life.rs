@@ -118,7 +118,7 @@ fn by_script() -> Result<Samples> {
     let mut samples = Samples::default();
     let element = |n: u32| {
         format!(
-            "nft add element inet aleph-bench guests '{{ \"t{n}\" . 10.9.0.2 . 02:a2:00:00:00:01 }}';
+            "nft add element inet aleph-bench guests '{{ \"t{n}\" . 10.9.0.2 . 02:a2:00:00:00:01 : accept }}';
              nft add element inet aleph-bench gateways '{{ \"t{n}\" . 10.9.0.1 }}';
              nft add element inet aleph-bench forwards-any '{{ tcp . {n} : 10.9.0.2 . 80 }}'"
         )

@@ -329,13 +329,12 @@ fn push<P: Pusher>(
         item = match &element.value {
             None => item,
             Some(Value::Bytes(bytes)) => item.nested_data().push_value(bytes).end_nested(),
-            Some(Value::Jump(chain)) => item
-                .nested_data()
-                .nested_verdict()
-                .push_code(JUMP)
-                .push_chain_bytes(chain.as_bytes())
-                .end_nested()
-                .end_nested(),
+            Some(Value::Accept) => {
+                let verdict = item.nested_data().nested_verdict().push_code(ACCEPT);
+                verdict.end_nested().end_nested()
+            }
+            Some(Value::Jump(chain)) => push_way(item, JUMP, chain),
+            Some(Value::Goto(chain)) => push_way(item, GOTO, chain),
             Some(Value::Limit(limit)) => {
                 limits::push_reference(item.as_vec_mut(), limit);
                 item
@@ -360,8 +359,24 @@ fn push_last(to: &mut Vec<u8>, last: &[u8]) {
     to.extend(last);
 }
 
-/// `NFT_JUMP`, -3, as it is sent.
+/// `NF_ACCEPT`, and `NFT_JUMP` and `NFT_GOTO`, -3 and -4, as they are sent.
+const ACCEPT: u32 = 1;
 const JUMP: u32 = 0xffff_fffd;
+const GOTO: u32 = 0xffff_fffc;
+
+/// A verdict that leads to a chain.
+fn push_way<P: Pusher>(
+    item: nftables::PushSetelemAttrs<P>,
+    code: u32,
+    chain: &str,
+) -> nftables::PushSetelemAttrs<P> {
+    item.nested_data()
+        .nested_verdict()
+        .push_code(code)
+        .push_chain_bytes(chain.as_bytes())
+        .end_nested()
+        .end_nested()
+}
 
 /// Runs `nft -f -`.
 pub(crate) fn nft(text: &str) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! An object is a bucket of tokens. The rules are the same for all: a map leads from a TAP to its
 //! object, and a TAP that is in none of them passes. Those without any limit are not looked up
-//! there at all.
+//! there at all: what a guest sends is led there by the look-up that says whose it is.
 
 use super::{Element, Key, Set, Value};
 use aleph_types::{NetworkLimits, Rate};
@@ -77,7 +77,10 @@ pub(super) fn elements(tap: &str, limits: &NetworkLimits) -> Vec<Element> {
         ),
     ];
     let mut elements: Vec<_> = counted.into_iter().flatten().collect();
-    elements.push(element(Set::Limited, None));
+    // What is sent is led there by whose it is.
+    if !received.is_none() {
+        elements.push(element(Set::Limited, None));
+    }
     elements
 }
 
