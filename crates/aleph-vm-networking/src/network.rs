@@ -182,8 +182,8 @@ impl Network {
             .routes()
             .map_err(NetworkError::at("list the routes"))?;
         refuse_overlap(config, group, &there, &routes)?;
-        let earlier = claims.iter().find_map(|(_, _, claim)| claim.ipv6);
-        let ipv6 = ipv6_pool(config, earlier, &there, &mut links)?;
+        let claimed = claims.iter().map(|(_, _, claim)| claim);
+        let ipv6 = ipv6_pool(config, claimed, &there, &mut links)?;
         let base = Base {
             table: config.name.clone(),
             group,
@@ -598,9 +598,9 @@ impl Network {
 }
 
 /// Which IPv6 prefixes the VMs have. Those that run keep theirs, whatever became of the way out.
-fn ipv6_pool(
+fn ipv6_pool<'a>(
     config: &NetworkConfig,
-    earlier: Option<Ipv6Network>,
+    claims: impl Iterator<Item = &'a Claim>,
     there: &[Link],
     links: &mut Links,
 ) -> Result<Option<Ipv6Pool>, NetworkError> {
@@ -612,6 +612,9 @@ fn ipv6_pool(
         ),
         false => None,
     };
+    let earlier: Vec<(u32, Ipv6Network)> = claims
+        .filter_map(|claim| Some((claim.slot, claim.ipv6?)))
+        .collect();
     let own = || {
         let host = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
         Ipv6Pool::unique_local(&format!("{}{}", host.trim(), config.name))
@@ -619,14 +622,15 @@ fn ipv6_pool(
     let way_out = || routes.iter().flatten().any(|(to, _)| to.prefix() == 0);
     let prefix = match config.ipv6 {
         Ipv6Config::Off => None,
-        Ipv6Config::Auto => (earlier.is_some() || way_out()).then(own),
+        Ipv6Config::Auto => (!earlier.is_empty() || way_out()).then(own),
         Ipv6Config::Nat => Some(own()),
         Ipv6Config::Prefix(prefix) => Some(prefix),
     };
-    if let Some(earlier) = earlier
-        && !prefix.is_some_and(|prefix| prefix.contains(earlier.first()))
-    {
-        let to = config.ipv6;
+    let pool = prefix.map(|prefix| Ipv6Pool::new(prefix, config.pool));
+    let pool = pool.transpose()?;
+    let at = |slot| pool.and_then(|pool| pool.at(slot));
+    if let Some((_, earlier)) = earlier.iter().find(|(slot, of)| at(*slot) != Some(*of)) {
+        let (earlier, to) = (*earlier, config.ipv6);
         return Err(NetworkError::Ipv6Changed { earlier, to });
     }
     let Some(prefix) = prefix else {
@@ -646,7 +650,7 @@ fn ipv6_pool(
         let route = *route;
         return Err(NetworkError::Ipv6Overlap { prefix, route });
     }
-    Ok(Some(Ipv6Pool::new(prefix, config.pool)?))
+    Ok(pool)
 }
 
 fn forwards_of(claim: &Claim) -> Vec<Forward> {

@@ -545,7 +545,7 @@ fn refused() {
     let network = world.open_with(ROUTED);
     let guest = world.guest(&network, 1, &spec(PLAIN));
     let claims = || vec![(guest.vm, "job-1".to_owned(), guest.claim.clone())];
-    for other in ["off", "nat", "auto", "2001:db8:3::/48"] {
+    for other in ["off", "nat", "auto", "2001:db8:3::/48", "2001:db8:1::/56"] {
         let changed = open(other, claims()).err().unwrap();
         assert!(
             matches!(changed, NetworkError::Ipv6Changed { .. }),
