@@ -19,6 +19,12 @@ pub struct Obstacle {
 }
 
 impl Obstacle {
+    /// Whether packets of IPv4 do not meet it.
+    #[must_use]
+    pub fn is_of_ipv6(&self) -> bool {
+        self.family == "ip6"
+    }
+
     /// The commands that let VMs pass.
     #[must_use]
     pub fn mend(&self) -> String {
@@ -30,9 +36,16 @@ impl Obstacle {
         // Only the way out: to what is behind other links of the host, such as Docker's, no guest
         // is to come. Docker rewrites its own chains, and leaves DOCKER-USER to others.
         match (table.as_str(), chain.as_str()) {
-            ("filter", "FORWARD") => "iptables -I DOCKER-USER -i tap-+ -o UPLINK -j ACCEPT; \
-                                      iptables -I DOCKER-USER -o tap-+ -j ACCEPT"
-                .into(),
+            ("filter", "FORWARD") => {
+                let program = match self.is_of_ipv6() {
+                    true => "ip6tables",
+                    false => "iptables",
+                };
+                format!(
+                    "{program} -I DOCKER-USER -i tap-+ -o UPLINK -j ACCEPT; \
+                     {program} -I DOCKER-USER -o tap-+ -j ACCEPT"
+                )
+            }
             // It would forget rules that are not its own with its next reload (firewalld.zone(5),
             // firewalld.policies(5)). Published ports it lets in.
             ("firewalld", _) => "firewall-cmd --permanent --new-zone=aleph; \
@@ -105,7 +118,7 @@ fn forward_chains(listing: &Value) -> Vec<(Obstacle, bool)> {
     let objects = listing["nftables"].as_array().into_iter().flatten();
     let chains = objects.map(|object| &object["chain"]);
     let forwards = chains.filter(|chain| {
-        let families = ["ip", "inet"];
+        let families = ["ip", "ip6", "inet"];
         let family = chain["family"].as_str();
         chain["hook"] == "forward" && family.is_some_and(|family| families.contains(&family))
     });
@@ -149,7 +162,9 @@ mod tests {
                        "policy": "drop"}},
             {"chain": {"family": "inet", "table": "mine", "name": "i", "hook": "input",
                        "policy": "drop"}},
-            {"chain": {"family": "ip6", "table": "mine", "name": "f", "hook": "forward",
+            {"chain": {"family": "ip6", "table": "filter", "name": "FORWARD", "hook": "forward",
+                       "policy": "drop"}},
+            {"chain": {"family": "bridge", "table": "mine", "name": "f", "hook": "forward",
                        "policy": "drop"}},
             {"chain": {"family": "inet", "table": "aleph", "name": "forward", "hook": "forward",
                        "policy": "accept"}},
@@ -169,6 +184,9 @@ mod tests {
                 "chain f of the table inet mine drops forwarded packets: \
                  nft insert rule inet mine f iifname 'tap-*' oifname UPLINK accept; \
                  nft insert rule inet mine f oifname 'tap-*' accept",
+                "chain FORWARD of the table ip6 filter drops forwarded packets: \
+                 ip6tables -I DOCKER-USER -i tap-+ -o UPLINK -j ACCEPT; \
+                 ip6tables -I DOCKER-USER -o tap-+ -j ACCEPT",
             ]
         );
     }

@@ -342,6 +342,12 @@ impl Network {
         Ok(claim)
     }
 
+    /// Whether new VMs have IPv6.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.state().ipv6.is_some()
+    }
+
     /// What a claim is, as users see it.
     #[must_use]
     pub fn view(&self, vm: VmId, claim: &Claim) -> VmNetwork {

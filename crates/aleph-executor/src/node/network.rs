@@ -77,7 +77,8 @@ pub(super) fn open(
         Some((row.vm, name, row.network.clone()?))
     });
     let network = Network::open(&config, claims.collect())?;
-    for obstacle in obstacles().unwrap_or_default() {
+    let obstacles = obstacles().unwrap_or_default().into_iter();
+    for obstacle in obstacles.filter(|found| network.has_ipv6() || !found.is_of_ipv6()) {
         tracing::warn!(mend = obstacle.mend(), "{obstacle}, those of VMs too");
     }
     Ok((Arc::new(network), forwarder))
