@@ -7,7 +7,7 @@
 use crate::ipv6;
 use crate::mac::Mac;
 use aleph_types::{Ipv4Network, Ipv6Network};
-use netlink_bindings::{rt_addr, rt_link, rt_neigh, rt_route};
+use netlink_bindings::{rt_addr, rt_link, rt_neigh, rt_route, tc};
 use netlink_socket2::NetlinkSocket;
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -136,6 +136,7 @@ impl Links {
             // The rules drop them as well.
             Some(_) => set_ipv6(cable.name, "accept_ra", "0")?,
         }
+        self.without_queue(index)?;
         let up = u32::try_from(libc::IFF_UP).unwrap_or(1);
         let request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
             ifi_index: i32::try_from(index).unwrap_or(0),
@@ -199,6 +200,22 @@ impl Links {
             .push_dst(to.first().into())
             .push_gateway(via.into())
             .push_oif(link);
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// A TAP has a queue of its own, from which its VMM reads. Without this, the kernel makes a
+    /// second one ahead of it, as the link comes up: 12 KiB, and a hand more for each packet.
+    fn without_queue(&mut self, link: u32) -> io::Result<()> {
+        const ROOT: u32 = u32::MAX;
+        let mut request = tc::Request::new()
+            .set_create()
+            .set_replace()
+            .op_newqdisc_do(&tc::Tcmsg {
+                ifindex: i32::try_from(link).unwrap_or(0),
+                parent: ROOT,
+                ..Default::default()
+            });
+        request.encode().push_kind_bytes(b"noqueue");
         Ok(self.socket.request(&request)?.recv_ack()?)
     }
 
