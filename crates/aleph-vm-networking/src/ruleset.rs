@@ -13,6 +13,7 @@
 //! | elsewhere, with an address of the pool or to loopback | anywhere | nothing |
 //! | elsewhere | a guest | forwarded ports, answers |
 //! | the host | a guest | everything |
+//! | anybody | an address of the pool that is no VM's | nothing: it would leave by the default route |
 //! | elsewhere | elsewhere | nothing through a link that forwards for VMs alone |
 //!
 //! The same holds for IPv6, where a node has it; but that guests ask for names by IPv4 alone, so

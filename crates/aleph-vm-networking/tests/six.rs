@@ -226,6 +226,8 @@ fn no_host() {
 
 fn no_neighbours() {
     let world = World::new().with_ipv6(Some(ROUTED));
+    // A router, by its owner's will.
+    world.node.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
     let network = world.open_with(ROUTED);
     let (guest, other) = (
         world.guest(&network, 1, &spec(PLAIN)),
@@ -237,6 +239,20 @@ fn no_neighbours() {
     let host = world.node_socket(NODE6, 7002);
     host.send_to(b"marker", to_other).unwrap();
     assert_eq!(other.receive6().0, "marker");
+    // Nor do they leave for where nobody is: it would come back for ever, from hop to hop.
+    let nobody = ip("2001:db8:1:77::2");
+    world.node.sh("nft add table ip6 probe
+         nft add chain ip6 probe out '{ type filter hook postrouting priority 300; }'
+         nft add rule ip6 probe out ip6 daddr 2001:db8:1:77::/64 counter
+         sysctl -qw net.ipv6.conf.up0.forwarding=1");
+    guest.send6((nobody, 9), "to nobody");
+    assert_eq!(dropped(&network, &guest, DropReason::Neighbour), 2);
+    let outside = world.outside_socket6(7003);
+    outside.send_to(b"to nobody", (nobody, 9)).unwrap();
+    outside.send_to(b"marker", (NODE6, 7100)).unwrap();
+    assert_eq!(other.receive6().0, "marker");
+    let left = world.node.sh("nft list table ip6 probe");
+    assert!(left.contains("counter packets 0 "), "{left}");
     // What it publishes, it publishes to everybody, by the host's address.
     guest.send6((NODE6, 7100), "to a published port");
     let (text, ends) = other.receive6();

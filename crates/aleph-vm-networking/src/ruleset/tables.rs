@@ -23,6 +23,8 @@ impl Base {
             source: source6,
             guest: guest6,
             chains: chains6,
+            nobody: nobody6,
+            unknown: unknown6,
         } = self.v6();
         let retired = group + 1;
         let mut counted = String::new();
@@ -165,7 +167,8 @@ impl Base {
     oifgroup {retired} drop
     iifgroup {group} jump out-of-guest
     oifgroup {group} jump into-guest
-    meta nfproto ipv4 iifname @uplinks drop
+    oifgroup != {group} ip daddr {pool} drop
+{unknown6}    meta nfproto ipv4 iifname @uplinks drop
     meta nfproto ipv6 iifname @uplinks6 drop
   }}
   chain out-of-guest {{
@@ -177,7 +180,8 @@ impl Base {
     ct state new add @connections {{ iifname ct count over {connections} }} goto drop-connections
     {uncounted} goto drop-connections
     oifgroup {group} meta mark set iifname map @private oifname . meta mark @members accept
-    iifname vmap @egress
+    oifgroup != {group} ip daddr {pool} goto drop-neighbour
+{nobody6}    iifname vmap @egress
     oifgroup {group} ct status dnat accept
     oifgroup {group} goto drop-neighbour
     accept
@@ -229,6 +233,8 @@ impl Base {
                 of("reply")
             ),
             reserved: format!("    ip6 daddr {{ {RESERVED6} }} goto drop-reserved\n"),
+            nobody: format!("    oifgroup != {group} ip6 daddr {prefix} goto drop-neighbour\n"),
+            unknown: format!("    oifgroup != {group} ip6 daddr {prefix} drop\n"),
             outside: format!("    iifname != \"lo\" ip6 saddr {prefix} drop\n"),
             source,
             guest: "    meta nfproto ipv6 goto from-guest6\n".into(),
@@ -274,6 +280,8 @@ struct V6 {
     source: String,
     guest: String,
     chains: String,
+    nobody: String,
+    unknown: String,
 }
 
 /// Reports of multicast groups, and neighbour discovery.
