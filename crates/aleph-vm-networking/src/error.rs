@@ -104,7 +104,11 @@ impl Classify for NetworkError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Pool(PoolError::Exhausted { .. }) => ErrorClass::Capacity,
-            Self::Port(PortTaken::NoIpv6 { .. } | PortTaken::Loopback6 { .. })
+            Self::Port(
+                PortTaken::NoIpv6 { .. }
+                | PortTaken::Loopback6 { .. }
+                | PortTaken::NoAddress { .. },
+            )
             | Self::Pool(PoolError::Small(_))
             | Self::Overlap { .. }
             | Self::Ipv6Narrow(_)
@@ -126,6 +130,7 @@ impl Classify for NetworkError {
             Self::Port(PortTaken::NoIpv6 { .. } | PortTaken::Loopback6 { .. }) | Self::NoIpv6 => {
                 "no_ipv6"
             }
+            Self::Port(PortTaken::NoAddress { .. }) => "no_host_address",
             Self::Port(_) => "port_taken",
             Self::Ipv6Narrow(_) => "small_pool",
             Self::Overlap { .. } | Self::Ipv6Overlap { .. } => "pool_overlaps",
@@ -150,6 +155,9 @@ impl Classify for NetworkError {
             }
             Self::Port(PortTaken::Loopback6 { .. }) => {
                 "Name 127.0.0.1, or another address of the host.".into()
+            }
+            Self::Port(PortTaken::NoAddress { .. } | PortTaken::Other { .. }) => {
+                "Name an address of the host, or leave it out.".into()
             }
             Self::Port(_) => "Choose another port, or leave it out and let the node pick.".into(),
             Self::Overlap { .. } => {

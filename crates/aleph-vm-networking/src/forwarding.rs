@@ -53,7 +53,7 @@ impl Forwarding {
             if !self.switched.iter().any(|known| known == link) {
                 self.switched.push(link.to_owned());
                 let text = [&[boot_id()], &self.switched[..]].concat().join("\n");
-                fs::write(&self.record, text)?;
+                replace(&self.record, &text)?;
             }
             write(link, true)?;
             any = true;
@@ -79,6 +79,13 @@ impl Forwarding {
             done => done,
         }
     }
+}
+
+/// Writes a record whole, whatever ends this process.
+pub(crate) fn replace(record: &Path, text: &str) -> io::Result<()> {
+    let new = record.with_extension("new");
+    fs::write(&new, text)?;
+    fs::rename(new, record)
 }
 
 pub(crate) fn boot_id() -> String {

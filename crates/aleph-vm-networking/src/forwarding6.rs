@@ -4,11 +4,14 @@
 //! (`net.ipv6.conf.all.forwarding`) decides, and switching it on makes every link a router's: one
 //! that hears no router advertisements any more and whose default routes go. So all that is put
 //! back at once, link by link; what is left is a host that forwards, whose links are what they
-//! were. Those that were no router's pass nothing but what concerns VMs
-//! ([`crate::ruleset::Set::Uplinks6`]). A record in the node's runtime folder says that it was
+//! were. Those that are no router's pass nothing but what concerns VMs
+//! ([`crate::ruleset::Set::Alone`]). A record in the node's runtime folder says that it was
 //! switched on, so that this survives a crash.
+//!
+//! Whoever makes the host a router meanwhile switches every link and those to come; then nothing
+//! is put back, and nothing is dropped any more.
 
-use crate::forwarding::boot_id;
+use crate::forwarding::{boot_id, replace};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub struct Forwarding6 {
     record: PathBuf,
     is_on: bool,
+    /// Whether links to come were to forward even then.
+    was_for_all: bool,
     /// Settings of links that are to be put back: in the record for as long as they are not.
     unsettled: Vec<Setting>,
 }
@@ -26,6 +31,8 @@ pub struct Forwarding6 {
 type Setting = (String, String, String);
 
 const SETTINGS: &str = "/proc/sys/net/ipv6/conf";
+/// In the record: links to come forwarded before.
+const FOR_ALL: &str = "for-all";
 
 impl Forwarding6 {
     /// With the record in this file, which need not be there.
@@ -34,13 +41,15 @@ impl Forwarding6 {
         let text = fs::read_to_string(&record).unwrap_or_default();
         let mut lines = text.lines();
         // What another boot of the host switched on is off.
-        let is_on = lines.next().is_some_and(|boot| boot == boot_id());
+        let mut first = lines.next().unwrap_or_default().split(' ');
+        let is_on = first.next() == Some(&boot_id());
         let unsettled = lines.filter_map(|line| {
             let mut words = line.split(' ').map(str::to_owned);
             Some((words.next()?, words.next()?, words.next()?))
         });
         Self {
             unsettled: unsettled.filter(|_| is_on).collect(),
+            was_for_all: first.next() == Some(FOR_ALL),
             is_on,
             record,
         }
@@ -52,23 +61,36 @@ impl Forwarding6 {
         Path::new(SETTINGS).exists()
     }
 
-    /// The host's links that forward for VMs alone: none where the host forwards for others as
-    /// well.
+    /// Whether the host forwards for VMs alone, or would if it were switched on now.
     ///
     /// # Errors
     /// Those of the files.
-    pub fn for_vms_alone<'a>(
-        &self,
-        links: impl Iterator<Item = &'a str>,
-    ) -> io::Result<Vec<&'a str>> {
-        let mut alone = Vec::new();
-        for link in links.filter(|_| self.is_on) {
+    pub fn is_for_vms_alone(&self) -> io::Result<bool> {
+        match self.is_on {
+            true => Ok(!self.has_become_router()?),
+            false => Ok(read("all", "forwarding")?.is_some_and(|value| value == "0")),
+        }
+    }
+
+    /// Those of these links that are a router's all the same.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub fn routers<'a>(&self, links: impl Iterator<Item = &'a str>) -> io::Result<Vec<&'a str>> {
+        let mut routers = Vec::new();
+        for link in links {
             // One that is gone forwards nothing.
-            if read(link, "forwarding")?.is_some_and(|value| value == "0") {
-                alone.push(link);
+            if read(link, "forwarding")?.is_some_and(|value| value != "0") {
+                routers.push(link);
             }
         }
-        Ok(alone)
+        Ok(routers)
+    }
+
+    /// Whether somebody has switched it on for links to come, which we left as it was.
+    fn has_become_router(&self) -> io::Result<bool> {
+        let settled = self.unsettled.is_empty() && !self.was_for_all;
+        Ok(settled && read("default", "forwarding")?.is_some_and(|value| value != "0"))
     }
 
     /// Makes the host forward, unless it does.
@@ -85,6 +107,7 @@ impl Forwarding6 {
         let advertised = links("accept_ra")?.into_iter();
         let advertised: Vec<Setting> = advertised.filter(|(_, _, value)| value == "1").collect();
         self.is_on = true;
+        self.was_for_all = read("default", "forwarding")?.is_some_and(|value| value != "0");
         self.unsettled = [links("forwarding")?, advertised.clone()].concat();
         self.write_record()?;
         // Routes that a router advertised stay where advertisements are heard in any case.
@@ -109,8 +132,10 @@ impl Forwarding6 {
             // No name of a link has a space.
             format!("{link} {setting} {value}\n")
         });
-        let text: String = std::iter::once(boot_id() + "\n").chain(lines).collect();
-        fs::write(&self.record, text)
+        let for_all = if self.was_for_all { FOR_ALL } else { "" };
+        let first = format!("{} {for_all}\n", boot_id());
+        let text: String = std::iter::once(first).chain(lines).collect();
+        replace(&self.record, &text)
     }
 
     /// Puts back what was switched on.
@@ -118,17 +143,17 @@ impl Forwarding6 {
     /// # Errors
     /// Those of the files.
     pub fn put_back(&mut self) -> io::Result<()> {
-        if self.is_on {
-            if !self.unsettled.is_empty() {
-                self.settle()?;
-            }
+        if self.is_on && !self.unsettled.is_empty() {
+            self.settle()?;
+        }
+        if self.is_on && !self.has_become_router()? {
             // It is switched off for every link.
             self.unsettled = links("forwarding")?;
             self.write_record()?;
             write("all", "forwarding", "0")?;
             self.settle()?;
-            self.is_on = false;
         }
+        self.is_on = false;
         match fs::remove_file(&self.record) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,

@@ -2,7 +2,7 @@
 //!
 //! A node has a prefix, and each VM one out of it, at the place of its /30: there is nothing to
 //! allocate. The guest has the address `::2` in its prefix, and may use all of it: the host routes
-//! the prefix to that address. A VM's prefix is a /64 where the node's has room for that many, and
+//! the prefix to it. A VM's prefix is a /64 where the node's has room for that many, and
 //! narrower by as little as need be otherwise.
 //!
 //! The host has no address on the cable, and says and hears nothing of neighbour discovery there:
@@ -13,15 +13,22 @@
 //! with IPv4); any other is meant to be routed to this host, and guests are seen from outside
 //! under their own addresses.
 
-use aleph_types::{Ipv4Network, Ipv6Network};
+use aleph_types::{InvalidNetwork, Ipv4Network, Ipv6Network};
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
+
+/// The guest, as the host's routes name it on every cable. A global address there would have to be
+/// on no other link of the host's, whatever routes there are.
+pub const NEXT_HOP: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
 /// The guest's gateway, on every cable.
 pub const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 const UNIQUE_LOCAL: Ipv6Network = network(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
+
+/// What is given out of the Internet's addresses (RFC 4291, 2.4).
+const UNICAST: Ipv6Network = network(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
 const fn network(first: Ipv6Addr, prefix: u8) -> Ipv6Network {
     match Ipv6Network::new(first, prefix) {
@@ -57,14 +64,21 @@ impl fmt::Display for Ipv6Config {
 }
 
 impl FromStr for Ipv6Config {
-    type Err = aleph_types::InvalidNetwork;
+    type Err = InvalidNetwork;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(match text {
             "auto" => Self::Auto,
             "off" => Self::Off,
             "nat" => Self::Nat,
-            prefix => Self::Prefix(prefix.parse()?),
+            text => {
+                let prefix: Ipv6Network = text.parse()?;
+                let of_guests = [UNICAST, UNIQUE_LOCAL];
+                match of_guests.iter().any(|all| all.contains(prefix.first())) {
+                    true => Self::Prefix(prefix),
+                    false => return Err(InvalidNetwork::Network(text.to_owned())),
+                }
+            }
         })
     }
 }
@@ -198,6 +212,8 @@ mod tests {
         for text in ["auto", "off", "nat", "2001:db8::/56"] {
             assert_eq!(text.parse::<Ipv6Config>().unwrap().to_string(), text);
         }
-        assert!("on".parse::<Ipv6Config>().is_err());
+        for text in ["on", "fe80::/64", "ff00::/8", "::/8", "2001:db8::1/64"] {
+            assert!(text.parse::<Ipv6Config>().is_err(), "{text}");
+        }
     }
 }

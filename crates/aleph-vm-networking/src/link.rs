@@ -152,9 +152,8 @@ impl Links {
         self.add_neighbour(index, cable.guest.into(), cable.guest_mac)?;
         if let Some(prefix) = cable.ipv6 {
             self.remove_groups(index)?;
-            let guest = ipv6::guest(prefix);
-            self.add_neighbour(index, guest.into(), cable.guest_mac)?;
-            self.add_route(index, prefix, guest)?;
+            self.add_neighbour(index, ipv6::NEXT_HOP.into(), cable.guest_mac)?;
+            self.add_route(index, prefix)?;
         }
         Ok(index)
     }
@@ -179,9 +178,8 @@ impl Links {
     }
 
     /// All of a prefix leads to one neighbour on this link.
-    fn add_route(&mut self, link: u32, to: Ipv6Network, via: Ipv6Addr) -> io::Result<()> {
+    fn add_route(&mut self, link: u32, to: Ipv6Network) -> io::Result<()> {
         // From linux/rtnetlink.h.
-        const ON_LINK: u32 = 4;
         const BY_ADMINISTRATOR: u8 = 4;
         let mut request = rt_route::Request::new()
             .set_create()
@@ -192,13 +190,12 @@ impl Links {
                 rtm_table: libc::RT_TABLE_MAIN,
                 rtm_protocol: BY_ADMINISTRATOR,
                 rtm_type: libc::RTN_UNICAST,
-                rtm_flags: ON_LINK,
                 ..Default::default()
             });
         request
             .encode()
             .push_dst(to.first().into())
-            .push_gateway(via.into())
+            .push_gateway(ipv6::NEXT_HOP.into())
             .push_oif(link);
         Ok(self.socket.request(&request)?.recv_ack()?)
     }

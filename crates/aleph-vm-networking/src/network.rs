@@ -4,6 +4,7 @@
 //! alone: the owner journals it before anything is made. Its attachment is a TAP and elements of
 //! the rules. Everything here blocks for a fraction of a millisecond.
 
+mod forward;
 mod resolved;
 mod state;
 
@@ -228,10 +229,14 @@ impl Network {
         let at = || NetworkError::at("take over what names led to");
         let left = resolved.left().map_err(at())?;
         resolved.take_over(left).map_err(at())?;
+        state.uplinks = state.parted(&there)?;
         if !state.mend()? {
             state.rewrite()?;
         }
-        state.forward()?;
+        match state.vms.is_empty() {
+            true => state.stop_forwarding()?,
+            false => state.forward()?,
+        }
         // What a process that was killed did not come to: TAPs that are out of use, what was
         // dropped for them, and flows of addresses that the next owner must not inherit. Questions
         // that go on from an open socket would go on to that process.
@@ -648,12 +653,18 @@ fn ipv6_pool<'a>(
         let link = there.iter().find(|link| link.index == index);
         link.is_some_and(|link| link.group & !1 == group)
     };
-    // The whole of it may be on a link as well: many providers put it there, too.
     let inside = routes.iter().find(|(to, link)| {
-        to.prefix() > prefix.prefix() && prefix.overlaps(*to) && !is_ours(*link)
+        to.prefix() >= prefix.prefix() && prefix.overlaps(*to) && !is_ours(*link)
     });
-    if let Some((route, _)) = inside {
-        let route = *route;
+    let own = links
+        .addresses()
+        .map_err(NetworkError::at("list addresses"))?;
+    let own = own.into_iter().find_map(|address| match address {
+        IpAddr::V6(own) if prefix.contains(own) => Ipv6Network::new(own, 128),
+        _ => None,
+    });
+    // A guest would have the host's address, or that of one of its neighbours.
+    if let Some(route) = inside.map(|(route, _)| *route).or(own) {
         return Err(NetworkError::Ipv6Overlap { prefix, route });
     }
     Ok(pool)

@@ -84,21 +84,30 @@ impl HeldPort {
     /// # Errors
     /// Who has it.
     pub fn hold(forward: &Forward, ipv6: bool) -> Result<Self, PortTaken> {
-        let v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        match forward.address {
-            Some(address) => Self::hold_on(forward, &[address]),
-            None if !ipv6 => Self::hold_on(forward, &[EVERY_V4]),
-            None if forward.host_port > 0 => Self::hold_on(forward, &[EVERY_V4, v6]),
-            // What is free for one family may be taken for the other.
-            None => {
-                let picked = || Self::hold_on(forward, &[EVERY_V4, v6]);
-                let again = |held: Result<Self, PortTaken>| match held {
-                    Err(PortTaken::Process { .. }) => picked(),
-                    held => held,
-                };
-                (0..PICKS).fold(picked(), |held, _| again(held))
+        let everywhere = [EVERY_V4, IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let addresses = match &forward.address {
+            Some(address) => std::slice::from_ref(address),
+            None if ipv6 => &everywhere,
+            None => &everywhere[..1],
+        };
+        if forward.host_port > 0 {
+            return Self::hold_on(forward, addresses);
+        }
+        // What is free for one family may be taken for the other, and the host's range may be
+        // wider than what is forwarded. Those that will not do are kept meanwhile.
+        let mut others = Vec::new();
+        for _ in 0..PICKS {
+            match Self::hold_on(forward, addresses) {
+                Ok(held) if held.port < FIRST_SOURCE_PORT => return Ok(held),
+                Ok(held) => others.push(held),
+                Err(PortTaken::Process { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
+        Err(PortTaken::Process {
+            forward: *forward,
+            process: SOME_PROCESS.into(),
+        })
     }
 
     fn hold_on(forward: &Forward, addresses: &[IpAddr]) -> Result<Self, PortTaken> {

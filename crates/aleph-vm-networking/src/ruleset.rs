@@ -336,9 +336,21 @@ fn open(vm: &VmRules<'_>) -> impl Iterator<Item = Element> {
     })
 }
 
-/// The element of a link that the host forwards from for its VMs alone, in a set of uplinks.
+/// The element that says that the host forwards IPv6 for its VMs alone.
 #[must_use]
-pub fn uplink(set: Set, name: &str) -> Element {
+pub fn alone() -> Element {
+    // NFPROTO_IPV6; a key of one part is not filled up.
+    Element {
+        set: Set::Alone,
+        key: vec![10],
+        last: None,
+        value: None,
+    }
+}
+
+/// The element of a link in a set of links.
+#[must_use]
+pub fn link(set: Set, name: &str) -> Element {
     Element {
         set,
         key: Key::default().name(name).0,

@@ -1,16 +1,16 @@
 //! What becomes of one VM's network, under the lock.
 
-use super::{Attachment, Claim, State, Vm, forwards_of, is_group, tap_name};
+use super::{Attachment, Claim, State, Vm, forwards_of, tap_name};
 use crate::NetworkError;
 use crate::conntrack::Flows;
 use crate::forwards::Forward;
 use crate::ipv6;
-use crate::link::{Cable, Link};
+use crate::link::Cable;
 use crate::mac::Mac;
 use crate::nft::Change;
 use crate::pool::Slot;
 use crate::port::{HeldPort, PortTaken};
-use crate::ruleset::{Element, FIRST_SOURCE_PORT, Set, VmRules, elements, uplink};
+use crate::ruleset::{Element, FIRST_SOURCE_PORT, VmRules, elements};
 use crate::tap::Tap;
 use aleph_types::{Egress, NetworkSpec, PortRange, Protocol, VmId, VmNetwork};
 use std::io;
@@ -26,13 +26,7 @@ impl State {
                 .map_err(NetworkError::at("remove TAPs"))?;
         }
         self.rules.uninstall()?;
-        self.put_back_forwarding()
-    }
-
-    fn put_back_forwarding(&mut self) -> Result<(), NetworkError> {
-        let done = self.forwarding.put_back();
-        done.and(self.forwarding6.put_back())
-            .map_err(NetworkError::at("stop forwarding"))
+        self.stop_forwarding()
     }
 
     /// Flows to forget, which are then nobody's business here.
@@ -350,71 +344,5 @@ impl State {
             .change(&change)
             .and_then(|()| self.resolved.rewrite())
             .map_err(NetworkError::at("write the firewall's elements"))
-    }
-
-    /// Lets the host's own links forward while there are VMs.
-    pub(super) fn forward(&mut self) -> Result<(), NetworkError> {
-        if !self.vms.values().any(|vm| vm.attached) {
-            return Ok(());
-        }
-        let at = || NetworkError::at("forward packets");
-        let links = self.links.all().map_err(at())?;
-        let routes = self.links.routes().map_err(at())?;
-        let group = self.group;
-        let own = links.iter().filter(|link| {
-            link.group != group
-                && link.group != group + 1
-                && routes.iter().any(|route| route.link == link.index)
-        });
-        self.forwarding
-            .switch_on(own.map(|link| link.name.as_str()))
-            .map_err(at())?;
-        if self.ipv6.is_some() {
-            self.forwarding6.switch_on().map_err(at())?;
-        }
-        self.set_uplinks(&links)
-    }
-
-    pub(super) fn stop_forwarding(&mut self) -> Result<(), NetworkError> {
-        // Another node of this host found them on, and knows nothing of who switched them.
-        let links = self
-            .links
-            .all()
-            .map_err(NetworkError::at("list the links"))?;
-        let of_another = |link: &Link| {
-            link.name.starts_with("tap-") && link.group & !1 != self.group && is_group(link.group)
-        };
-        if links.iter().any(of_another) {
-            return Ok(());
-        }
-        self.put_back_forwarding()?;
-        self.set_uplinks(&links)
-    }
-
-    fn set_uplinks(&mut self, links: &[Link]) -> Result<(), NetworkError> {
-        let own = links.iter().filter(|link| link.group & !1 != self.group);
-        let own = own.map(|link| &link.name[..]).filter(|name| *name != "lo");
-        let v6 = self.forwarding6.for_vms_alone(own);
-        let v6 = v6.map_err(NetworkError::at("forward packets"))?;
-        let v4 = self.forwarding.for_vms_alone().iter();
-        let wanted: Vec<Element> = v4
-            .map(|name| uplink(Set::Uplinks, name))
-            .chain(v6.into_iter().map(|name| uplink(Set::Uplinks6, name)))
-            .collect();
-        if wanted == self.uplinks {
-            return Ok(());
-        }
-        let change = Change {
-            flush: false,
-            remove: std::mem::take(&mut self.uplinks),
-            add: wanted.clone(),
-        };
-        match self.rules.change(&change) {
-            // They are gone with the tables, and come back with them.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            done => done.map_err(NetworkError::at("change the firewall"))?,
-        }
-        self.uplinks = wanted;
-        Ok(())
     }
 }

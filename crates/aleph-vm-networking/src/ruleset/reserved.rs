@@ -3,10 +3,12 @@
 use aleph_types::{Ipv4Network, Ipv6Network};
 use std::net::IpAddr;
 
-/// Where no guest sends to by IPv6: itself, IPv4 in disguise, link-local addresses and groups; and
-/// what clouds use for their metadata (AWS, Google).
-pub(super) const RESERVED6: &str =
-    "::/127, ::ffff:0:0/96, fe80::/10, ff00::/8, fd00:ec2::254, fd20:ce::254";
+/// Where no guest sends to by IPv6: itself, IPv4 in disguise (by way of NAT64, its loopback and
+/// link-local addresses alone), link-local addresses and groups; and what clouds use for their
+/// metadata (AWS, Google).
+pub(super) const RESERVED6: &str = "::/127, ::ffff:0:0/96, 2002::/16, 64:ff9b::7f00:0/104, \
+                                    64:ff9b::a9fe:0/112, fe80::/10, ff00::/8, fd00:ec2::254, \
+                                    fd20:ce::254";
 
 /// Where no guest sends to: this host, every loopback, and link-local addresses; and what clouds
 /// use for their metadata outside of those (Azure, Alibaba, Oracle).

@@ -39,8 +39,10 @@ pub enum Set {
     ForwardsAny6,
     /// Ports of guests that are open on their own IPv6 addresses.
     Open6,
-    /// Links that the host forwards IPv6 from for its VMs alone.
-    Uplinks6,
+    /// IPv6, where the host forwards it for its VMs alone.
+    Alone,
+    /// Links that forward IPv6 for others all the same.
+    Routers6,
     /// Where the DNS forwarder listens, by the port that guests know.
     Dns,
     /// Where it listens: closed to all but what was led there.
@@ -59,7 +61,7 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Guests,
         Self::Gateways,
         Self::ArpGuests,
@@ -76,7 +78,8 @@ impl Set {
         Self::Forwards6,
         Self::ForwardsAny6,
         Self::Open6,
-        Self::Uplinks6,
+        Self::Alone,
+        Self::Routers6,
         Self::Dns,
         Self::DnsPorts,
         Self::Limited,
@@ -104,7 +107,8 @@ impl Set {
             Self::Forwards6 => "forwards6",
             Self::ForwardsAny6 => "forwards6-any",
             Self::Open6 => "open6",
-            Self::Uplinks6 => "uplinks6",
+            Self::Alone => "alone",
+            Self::Routers6 => "routers6",
             Self::Dns => "dns",
             Self::DnsPorts => "dns-ports",
             Self::Limited => "limited",

@@ -69,7 +69,8 @@ impl Base {
   map forwards6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
   map forwards6-any {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
   set open6 {{ type ipv6_addr . inet_proto . inet_service; }}
-  set uplinks6 {{ type ifname; }}
+  set alone {{ type nf_proto; }}
+  set routers6 {{ type ifname; }}
   map egress {{ type ifname : verdict; }}
   set allowed {{ type ifname . ipv4_addr; flags interval; }}
   set resolved {{ type ifname . ipv4_addr; flags timeout; }}
@@ -167,16 +168,18 @@ impl Base {
     oifgroup {retired} drop
     iifgroup {group} jump out-of-guest
     oifgroup {group} jump into-guest
+    meta iifgroup & 0xc0000001 == 0x40000000 accept
+    meta oifgroup & 0xc0000001 == 0x40000000 accept
     oifgroup != {group} ip daddr {pool} drop
 {unknown6}    meta nfproto ipv4 iifname @uplinks drop
-    meta nfproto ipv6 iifname @uplinks6 drop
+    meta nfproto @alone iifname != @routers6 drop
   }}
   chain out-of-guest {{
     oifgroup != {group} ct status dnat ct direction original goto drop-host
     ct state established accept
     ip daddr {{ {RESERVED} }} goto drop-reserved
 {reserved6}{related}    ct state related goto drop-neighbour
-    ct state invalid drop
+    ct state invalid,untracked drop
     ct state new add @connections {{ iifname ct count over {connections} }} goto drop-connections
     {uncounted} goto drop-connections
     oifgroup {group} meta mark set iifname map @private oifname . meta mark @members accept
@@ -285,5 +288,6 @@ struct V6 {
 }
 
 /// Reports of multicast groups, and neighbour discovery.
-const BY_ITSELF: &str = "mld-listener-report, mld-listener-done, mld2-listener-report, \
-                         nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert";
+const BY_ITSELF: &str = "mld-listener-query, mld-listener-report, mld-listener-done, \
+                         mld2-listener-report, nd-router-solicit, nd-router-advert, \
+                         nd-neighbor-solicit, nd-neighbor-advert, nd-redirect";

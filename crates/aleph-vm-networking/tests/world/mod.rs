@@ -89,6 +89,13 @@ impl World {
         }
     }
 
+    /// A folder of a further node.
+    pub(crate) fn folder(&self, name: &str) -> std::path::PathBuf {
+        let folder = self.run.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        folder
+    }
+
     pub(crate) fn open(&self) -> Arc<Network> {
         let network = self.try_open(self.config(), Vec::new());
         Arc::new(network.unwrap())
