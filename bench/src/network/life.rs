@@ -57,10 +57,11 @@ fn with(run: &Path, ipv6: Ipv6Config, family: &str) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let first = &all[0];
     for (samples, count) in all.iter().zip(PRESENT) {
-        let name = |what: &str| match count {
-            0 => format!("network of a VM{family} {what}"),
-            _ => format!("the same{family} beside {count} others"),
+        let beside = match count {
+            0 => String::new(),
+            _ => format!(" beside {count} others"),
         };
+        let name = |what: &str| format!("network of a VM{family}{beside} {what}");
         let made = Row::new(
             name("made: address, port, TAP and rules"),
             "µs",
