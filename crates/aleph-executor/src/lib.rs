@@ -16,6 +16,7 @@
 //! | [`vm`] | the actor of one VM | through the others |
 //! | [`hypervisor`] | the seam: a small core, and facets | none: traits |
 //! | [`qemu`] | QEMU behind the seam | starts QEMU |
+//! | [`functions`] | code that runs when an event comes, in clones of a template | through the others |
 //! | [`guest`] | the channel to the guest's agent | one socket |
 //! | [`place`] | what the host holds for a VM | folders, sockets, cgroup |
 //! | [`sweep`] | removes what dead owners left | the same |
@@ -31,6 +32,7 @@ pub mod console;
 pub mod doctor;
 pub mod executor;
 mod failpoint;
+pub mod functions;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;

@@ -1,0 +1,32 @@
+//! Functions: code that runs when an event comes, in clones of a template.
+//!
+//! A [`Deployment`] is all that decides how a version of a function runs. Its template is a
+//! microVM that was booted once and initialised until its runtime asked for its first event, and
+//! was then written down. Each clone of it begins at that point.
+//!
+//! Whoever keeps functions, versions and aliases knows no VMs: it speaks with a [`Runner`].
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `deployment` | what runs: code, runtime, limits |
+//! | `invocation` | an event on its way in, and what came of it |
+//! | `runner` | the seam between the control plane and what runs functions |
+//!
+//! # Failure cases
+//! | what | then |
+//! | --- | --- |
+//! | the runtime fails to initialise | the deployment is refused with what it said; no template stays |
+//! | a clone dies before the function was given the event | the event goes to another clone |
+//! | it dies after that, or the function's time is over | the function's error; the clone is destroyed |
+//! | more invocations than may run at once | [`InvokeError::Throttled`], with when to try again |
+//! | the daemon dies | clones are removed by the next one; templates stay; callers see a closed connection |
+
+mod deployment;
+mod invocation;
+mod runner;
+
+pub use deployment::{Code, Deployment, DeploymentId, Isolation};
+pub use invocation::{
+    Completed, FunctionError, Invocation, InvokeError, Temperature, Throttle, Timings,
+};
+pub use runner::{Concurrency, Runner};

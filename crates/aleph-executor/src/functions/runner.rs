@@ -1,0 +1,40 @@
+//! The seam between the control plane, which keeps functions, and what runs them.
+
+use super::deployment::{Deployment, DeploymentId};
+use super::invocation::{Completed, Invocation, InvokeError};
+use crate::hypervisor::BoxFuture;
+use aleph_types::Problem;
+use std::sync::Arc;
+
+/// How many invocations may run at once, and how many clones wait for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Concurrency {
+    /// At most so many of all versions of the function together; `None` shares what the account
+    /// has.
+    pub reserved: Option<u32>,
+    /// So many clones of this deployment are kept ready.
+    pub provisioned: u32,
+}
+
+/// Runs deployments.
+pub trait Runner: Send + Sync {
+    /// Makes a deployment ready: its template is there afterwards. One that is ready is left as
+    /// it is.
+    ///
+    /// The problem says what the runtime said where it failed to initialise.
+    fn prepare(&self, deployment: Arc<Deployment>) -> BoxFuture<'_, Result<(), Problem>>;
+
+    /// Runs an event through it.
+    fn invoke(
+        &self,
+        deployment: Arc<Deployment>,
+        concurrency: Concurrency,
+        invocation: Invocation,
+    ) -> BoxFuture<'_, Result<Completed, InvokeError>>;
+
+    /// How many clones a deployment keeps ready from now on.
+    fn provision(&self, deployment: Arc<Deployment>, clones: u32);
+
+    /// Forgets a deployment: its clones end once they are idle, and its template goes.
+    fn retire(&self, deployment: &DeploymentId) -> BoxFuture<'_, ()>;
+}
