@@ -1,7 +1,11 @@
 //! A guest that looks for everything around it: a scan of its gateway, of all other addresses of
 //! its host and of its neighbours, by TCP, UDP and ICMP, finds names at its gateway and ports that
-//! are published, and nothing else, by IPv4 and by IPv6. The same scan finds what is open to it, and the world finds
-//! what is closed to the guest, so that "nothing" means something.
+//! are published, and nothing else, by IPv4 and by IPv6. The same scan finds what is open to it, and
+//! the world finds what is closed to the guest, so that "nothing" means something.
+//!
+//! The gateway's link-local address is not among what is scanned: the guest's kernel has no route to
+//! it, so no packet would leave. Packets that go there all the same are sent by the networking
+//! crate's own tests.
 
 mod support;
 
@@ -15,8 +19,6 @@ use support::{Daemon, LIMIT};
 
 /// Addresses of the host that are on no cable.
 const SECOND: [&str; 2] = ["198.51.100.1", "2001:db8:fe::1"];
-/// Its gateway's address by IPv6, from the guest.
-const GATEWAY6: &str = "fe80::1%eth0";
 /// Where the host has services of its own, at all of its addresses.
 const SERVICES: [u16; 2] = [22, 7001];
 /// Where nothing is.
@@ -234,7 +236,7 @@ fn a_guest_that_scans_finds_nothing() -> Result<()> {
     let all = SERVICES.into_iter().chain(forwarder(&world)?);
     let all: Vec<u16> = all.chain([CLOSED, 80, 8081]).collect();
     let mut shut = probes(METADATA, &[80]);
-    for address in [NODE, second, &scanner.gateway, NODE6, second6, GATEWAY6] {
+    for address in [NODE, second, &scanner.gateway, NODE6, second6] {
         shut.extend(probes(address, &all));
     }
     for address in [NODE, second, NODE6, second6] {

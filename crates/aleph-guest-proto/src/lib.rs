@@ -13,8 +13,8 @@
 //!
 //! ```text
 //! host                                   guest
-//!   MARK, Hello{2..=3, nonce} ─────────▶        (may be sent before the guest even runs)
-//!                ◀───────────────────── nonce, Hello{2..=3, times, boot id, ready: no}
+//!   MARK, Hello{2..=4, nonce} ─────────▶        (may be sent before the guest even runs)
+//!                ◀───────────────────── nonce, Hello{2..=4, times, boot id, ready: no}
 //!   Setup{root, time, entropy, …} ─────▶        (after the guest's Hello: it tells the time)
 //!   1: Exec{argv, env, keep, …} ───────▶
 //!                ◀────────────────────── Ready{times}        or Fatal{why}, then the end
@@ -35,7 +35,7 @@
 //!
 //! ```text
 //! new host                               guest
-//!   MARK, Hello{2..=3, nonce} ─────────▶
+//!   MARK, Hello{2..=4, nonce} ─────────▶
 //!                ◀───────────────────── nonce, Hello{…, the same boot id, ready: yes}
 //!                ◀───────────────────── 1: Kept{pid, stored: 900, written: 5000, …}, Ready
 //!   1: Attach{stored: 1200} ───────────▶        (it has 300 more than the guest heard of)
@@ -47,6 +47,20 @@
 //!
 //! A new host takes numbers above those of all kept streams.
 //!
+//! # Clones
+//! A guest that is about to be written down is frozen first, and then all is said that there is to
+//! say. Each clone of it begins at that point, with another host:
+//!
+//! ```text
+//! new host                               clone
+//!   MARK, Hello{2..=4, nonce} ─────────▶        (before it runs, or as it does)
+//!                ◀───────────────────── nonce, Hello{…, ready: yes}, 1: Kept{…}
+//!                ◀───────────────────── 2³¹: Accepted{9001}, Data(GET …/next), Ready
+//!   2: Resume{entropy, time, …} ───────▶        (before any of its processes runs)
+//!   2³¹: Data(200 OK …) ───────────────▶
+//!                ◀───────────────────── 2: Done
+//! ```
+//!
 //! # Versions
 //! Both sides open with `Hello` and the range of versions that they speak; the highest common
 //! one is used ([`negotiate`]). No common one ends the guest with an error that names both.
@@ -56,6 +70,7 @@
 //! | 1 | was never in a guest that outlives its host, and is spoken no more |
 //! | 2 | marks, kept commands |
 //! | 3 | a [`Network`] at the end of `Setup`; without one `Setup` is that of version 2 |
+//! | 4 | what clones need: `Listen`, `Mount`, `Freeze`, `Resume`, `Clock` and `Accepted` |
 //!
 //! So a guest of version 2 is adopted as it is, and one that was not set up yet can be, as long
 //! as it is to have no network.
@@ -95,13 +110,16 @@ pub use frame::{Decoder, Frame, HEADER, Item, MAX_PAYLOAD, OVERHEAD, ProtocolErr
 pub use list::{List, ListBuf};
 pub use mark::{MARK, MARK_SIZE};
 pub use network::{Network, NetworkV6};
-pub use to_guest::{Exec, Put, Root, Setup, Terminal, ToGuest, Upper};
+pub use to_guest::{Exec, Mount, Put, Resume, Root, Setup, Terminal, ToGuest, Upper};
 pub use to_host::{Exit, FileInfo, FileKind, FileStat, Kept, ToHost, Usage};
 pub use version::{VersionMismatch, Versions, negotiate};
 pub use window::{ReceiveWindow, SendWindow, WINDOW, WindowError};
 
 /// The stream that speaks of the guest as a whole.
 pub const CONTROL: u32 = 0;
+
+/// Streams from this number on are the guest's to begin; all others are the host's.
+pub const GUEST_STREAMS: u32 = 1 << 31;
 
 /// The name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "aleph.agent.0";

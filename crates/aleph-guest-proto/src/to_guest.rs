@@ -96,6 +96,27 @@ pub enum ToGuest<'a> {
     },
     /// Asks what the guest uses, on a new stream: [`crate::ToHost::Usage`] answers.
     Usage,
+    /// Listens on a TCP port of the guest's loopback address, on a new stream, for as long as the
+    /// guest lives: [`crate::ToHost::Done`] answers. Each connection to it is a stream of the
+    /// guest's own ([`crate::ToHost::Accepted`]).
+    Listen {
+        /// The port.
+        port: u16,
+    },
+    /// Mounts a filesystem, on a new stream: [`crate::ToHost::Done`] answers.
+    Mount(Mount<'a>),
+    /// Stops every process but the agent, so that none runs before [`ToGuest::Resume`], on a new
+    /// stream: [`crate::ToHost::Done`] answers once all stand still and nothing waits to be
+    /// written.
+    Freeze,
+    /// Makes a guest that was restored from a snapshot one of its own, on a new stream, and lets
+    /// its processes go on: [`crate::ToHost::Done`] answers.
+    Resume(Resume<'a>),
+    /// Sets the clock of a guest that was paused, on the control stream.
+    Clock {
+        /// The host's wall clock, in nanoseconds since 1970.
+        unix_ns: u64,
+    },
     /// Gives a stream up: nothing more is said on it. A command's session is ended; a kept
     /// command cannot be given up.
     Cancel,
@@ -116,6 +137,38 @@ pub struct Setup<'a> {
     pub poweroff_on_hangup: bool,
     /// Its network, where it has one; a guest before [`Versions::NETWORK`] cannot be told. Without
     /// one the message is what it was before that version, byte for byte.
+    pub network: Option<Network<'a>>,
+}
+
+/// A filesystem to mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mount<'a> {
+    /// Serial number of its block device; empty where it needs none.
+    pub serial: &'a [u8],
+    /// The filesystem as mount(2) names it.
+    pub filesystem: &'a [u8],
+    /// Where to; made where it is missing.
+    pub target: &'a [u8],
+    /// Whether nothing can be written to it.
+    pub read_only: bool,
+    /// The filesystem's own options, with commas between them.
+    pub options: &'a [u8],
+}
+
+/// What a restored guest has of its own, so that no two clones share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume<'a> {
+    /// Its hostname.
+    pub hostname: &'a [u8],
+    /// The host's wall clock, in nanoseconds since 1970.
+    pub unix_ns: u64,
+    /// Fresh random bytes for the kernel's pool.
+    pub entropy: &'a [u8],
+    /// Which clone it is, of all that were ever made of its template.
+    pub generation: u64,
+    /// What `/etc/machine-id` says from now on.
+    pub machine_id: [u8; 16],
+    /// Its network, where it has one.
     pub network: Option<Network<'a>>,
 }
 
@@ -189,6 +242,7 @@ mod kind {
     pub(super) const SETUP: u8 = 0x02;
     pub(super) const PING: u8 = 0x03;
     pub(super) const SHUTDOWN: u8 = 0x04;
+    pub(super) const CLOCK: u8 = 0x05;
     pub(super) const EXEC: u8 = 0x10;
     pub(super) const DATA: u8 = 0x11;
     pub(super) const EOF: u8 = 0x12;
@@ -205,6 +259,10 @@ mod kind {
     pub(super) const CONNECT: u8 = 0x1d;
     pub(super) const USAGE: u8 = 0x1e;
     pub(super) const CANCEL: u8 = 0x1f;
+    pub(super) const LISTEN: u8 = 0x20;
+    pub(super) const MOUNT: u8 = 0x21;
+    pub(super) const FREEZE: u8 = 0x22;
+    pub(super) const RESUME: u8 = 0x23;
 }
 
 impl<'a> ToGuest<'a> {
@@ -294,6 +352,28 @@ impl<'a> ToGuest<'a> {
             kind::CONNECT => Self::Connect { port: r.u16()? },
             kind::USAGE => Self::Usage,
             kind::CANCEL => Self::Cancel,
+            kind::LISTEN => Self::Listen { port: r.u16()? },
+            kind::MOUNT => Self::Mount(Mount {
+                serial: r.text()?,
+                filesystem: r.text()?,
+                target: r.text()?,
+                read_only: r.bool()?,
+                options: r.text()?,
+            }),
+            kind::FREEZE => Self::Freeze,
+            kind::RESUME => Self::Resume(Resume {
+                hostname: r.text()?,
+                unix_ns: r.u64()?,
+                entropy: r.bytes()?,
+                generation: r.u64()?,
+                machine_id: r.array()?,
+                network: if r.bool()? {
+                    Some(Network::read(&mut r)?)
+                } else {
+                    None
+                },
+            }),
+            kind::CLOCK => Self::Clock { unix_ns: r.u64()? },
             other => return Err(ProtocolError::Kind(other)),
         };
         r.end()?;
@@ -331,9 +411,12 @@ impl<'a> ToGuest<'a> {
     }
 
     fn append(&self, stream: u32, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        if let Self::Setup(setup) = self
-            && let Some(network) = &setup.network
-        {
+        let network = match self {
+            Self::Setup(setup) => setup.network.as_ref(),
+            Self::Resume(resume) => resume.network.as_ref(),
+            _ => None,
+        };
+        if let Some(network) = network {
             network.check()?;
         }
         let begin = out.len();
@@ -449,6 +532,35 @@ impl<'a> ToGuest<'a> {
             }
             Self::Usage => kind::USAGE,
             Self::Cancel => kind::CANCEL,
+            Self::Listen { port } => {
+                w.u16(*port);
+                kind::LISTEN
+            }
+            Self::Mount(mount) => {
+                w.bytes(mount.serial);
+                w.bytes(mount.filesystem);
+                w.bytes(mount.target);
+                w.bool(mount.read_only);
+                w.bytes(mount.options);
+                kind::MOUNT
+            }
+            Self::Freeze => kind::FREEZE,
+            Self::Resume(resume) => {
+                w.bytes(resume.hostname);
+                w.u64(resume.unix_ns);
+                w.bytes(resume.entropy);
+                w.u64(resume.generation);
+                w.raw(&resume.machine_id);
+                w.bool(resume.network.is_some());
+                if let Some(network) = &resume.network {
+                    network.write(w);
+                }
+                kind::RESUME
+            }
+            Self::Clock { unix_ns } => {
+                w.u64(*unix_ns);
+                kind::CLOCK
+            }
         }
     }
 }
@@ -527,6 +639,7 @@ mod tests {
                 grace_ms: 7,
                 signal: 15,
             },
+            ToGuest::Clock { unix_ns: 1 << 60 },
         ] {
             round_trip(&message, CONTROL);
         }
@@ -567,6 +680,23 @@ mod tests {
             ToGuest::Connect { port: 80 },
             ToGuest::Usage,
             ToGuest::Cancel,
+            ToGuest::Listen { port: 9001 },
+            ToGuest::Mount(Mount {
+                serial: b"task",
+                filesystem: b"erofs",
+                target: b"/var/task",
+                read_only: true,
+                options: b"",
+            }),
+            ToGuest::Freeze,
+            ToGuest::Resume(Resume {
+                hostname: b"clone",
+                unix_ns: 7,
+                entropy: &[9; 64],
+                generation: u64::MAX,
+                machine_id: [5; 16],
+                network: None,
+            }),
         ] {
             round_trip(&message, 7);
         }
@@ -700,7 +830,7 @@ mod tests {
         /// Whatever a payload holds, decoding it ends in a message that encodes to the same
         /// bytes, or in an error: never in a panic.
         #[test]
-        fn decoding_is_strict(kind in 0_u8..0x20, payload in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn decoding_is_strict(kind in 0_u8..0x30, payload in prop::collection::vec(any::<u8>(), 0..80)) {
             let stream = u32::from(kind >= 0x10);
             let frame = Frame { kind, stream, payload: &payload };
             if let Ok(message) = ToGuest::decode(&frame) {

@@ -75,6 +75,16 @@ pub enum ToHost<'a> {
     Usage(Usage),
     /// The connection stands.
     Open,
+    /// Somebody in the guest connected to a port that [`crate::ToGuest::Listen`] opened: the first
+    /// word on a stream of the guest's own, whose number is [`crate::GUEST_STREAMS`] or more. Data goes
+    /// both ways, each until its `Eof`; [`ToHost::Done`] is the end of both.
+    ///
+    /// Such a connection outlives its host: the next one is told of it again, and again gets what
+    /// was said since the last answer.
+    Accepted {
+        /// The port.
+        port: u16,
+    },
 }
 
 /// A command that outlives connections.
@@ -186,6 +196,7 @@ mod kind {
     pub(super) const STAT: u8 = 0x9a;
     pub(super) const USAGE: u8 = 0x9b;
     pub(super) const OPEN: u8 = 0x9c;
+    pub(super) const ACCEPTED: u8 = 0x9d;
 }
 
 impl<'a> ToHost<'a> {
@@ -267,6 +278,7 @@ impl<'a> ToHost<'a> {
                 processes: r.u32()?,
             }),
             kind::OPEN => Self::Open,
+            kind::ACCEPTED => Self::Accepted { port: r.u16()? },
             other => return Err(ProtocolError::Kind(other)),
         };
         r.end()?;
@@ -387,6 +399,10 @@ impl<'a> ToHost<'a> {
                 kind::USAGE
             }
             Self::Open => kind::OPEN,
+            Self::Accepted { port } => {
+                w.u16(*port);
+                kind::ACCEPTED
+            }
         }
     }
 }
@@ -487,6 +503,7 @@ mod tests {
                 (s, ToHost::Usage(usage))
             }),
             stream.clone().prop_map(|s| (s, ToHost::Open)),
+            (stream.clone(), any::<u16>()).prop_map(|(s, port)| (s, ToHost::Accepted { port })),
             (stream.clone(), any::<u32>(), bytes)
                 .prop_map(|(s, errno, message)| (s, ToHost::Failed { errno, message })),
             (stream, any::<u64>(), any::<u16>(), any::<u32>()).prop_map(|(s, size, mode, id)| {

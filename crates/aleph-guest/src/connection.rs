@@ -1,4 +1,9 @@
-//! A connection to a TCP port of the guest's own loopback address.
+//! A connection over the guest's own loopback address: to a port of the guest's, or from a program
+//! to a port that the agent listens on for its host.
+//!
+//! One of the second kind outlives its host. The next host gets again what the program said since
+//! it had its last answer: a request that nobody has answered is still to be answered, by the next
+//! host, or by that of each clone.
 
 use crate::failure::{Context, Failure};
 use crate::input::{Input, Target};
@@ -9,6 +14,7 @@ use aleph_guest_proto::{SendWindow, ToHost};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
+use alloc::vec::Vec;
 use rustix::fd::{AsRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Ipv4Addr, SocketAddrV4, SocketFlags, SocketType, sockopt};
@@ -25,6 +31,36 @@ pub(crate) struct Connection {
     has_failed: bool,
     window: SendWindow,
     input: Input,
+    /// What was said since the last answer, of one that outlives its host.
+    unanswered: Option<Unanswered>,
+}
+
+/// The most that is kept for the next host.
+const MAX_UNANSWERED: usize = 8 * 1024;
+
+/// What a program said since it had its last answer.
+#[derive(Debug, Default)]
+struct Unanswered {
+    bytes: Vec<u8>,
+    /// Whether it was more than is kept.
+    is_cut: bool,
+}
+
+impl Unanswered {
+    fn add(&mut self, bytes: &[u8]) {
+        if self.bytes.len() + bytes.len() > MAX_UNANSWERED {
+            self.is_cut = true;
+            self.bytes = Vec::new();
+        }
+        if !self.is_cut {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.is_cut = false;
+    }
 }
 
 impl Connection {
@@ -49,11 +85,61 @@ impl Connection {
             is_read: false,
             has_failed: false,
             window: SendWindow::default(),
+            unanswered: None,
         })
+    }
+
+    /// One that a program in the guest opened to a port of the agent's.
+    pub(crate) fn accepted(socket: OwnedFd, port: u16) -> Self {
+        let socket = Rc::new(socket);
+        Self {
+            input: Input::new(Some(socket.clone()), Target::Socket),
+            socket,
+            port,
+            is_open: true,
+            is_read: false,
+            has_failed: false,
+            window: SendWindow::default(),
+            unanswered: Some(Unanswered::default()),
+        }
+    }
+
+    /// Tells a host of one that was accepted, with what it has not answered.
+    pub(crate) fn announce(&mut self, stream: u32, outlet: &mut Outlet) {
+        let Some(unanswered) = &self.unanswered else {
+            return;
+        };
+        let port = self.port;
+        outlet.push(stream, &ToHost::Accepted { port });
+        let bytes = &unanswered.bytes;
+        // A window is larger than what is kept.
+        if !bytes.is_empty() && self.window.take(bytes.len()).is_ok() {
+            outlet.push(stream, &ToHost::Data(bytes));
+        }
+    }
+
+    /// Whether the next host can go on with it.
+    pub(crate) fn outlives_host(&self) -> bool {
+        let whole = self.unanswered.as_ref().is_some_and(|u| !u.is_cut);
+        whole && !self.is_read && !self.has_failed && self.input.is_open()
+    }
+
+    /// The host is gone, and with it what was under way.
+    pub(crate) fn hang_up(&mut self) {
+        self.window = SendWindow::default();
+        self.input.hang_up();
     }
 
     pub(crate) fn input(&mut self) -> &mut Input {
         &mut self.input
+    }
+
+    /// Takes what the host says, which answers all that was asked.
+    pub(crate) fn accept(&mut self, bytes: &[u8]) -> Result<Option<u32>, Failure> {
+        if let Some(unanswered) = &mut self.unanswered {
+            unanswered.clear();
+        }
+        self.input.accept(bytes)
     }
 
     pub(crate) fn window(&mut self) -> &mut SendWindow {
@@ -95,11 +181,17 @@ impl Connection {
             }
             return Ok(());
         }
-        match outlet.pass(
+        let unanswered = &mut self.unanswered;
+        match outlet.pass_seen(
             stream,
             &self.socket,
             &mut self.window,
             (Flow::Data, usize::MAX),
+            |bytes| {
+                if let Some(unanswered) = unanswered {
+                    unanswered.add(bytes);
+                }
+            },
         ) {
             Passed::Bytes(_) | Passed::Nothing => Ok(()),
             Passed::End => {

@@ -6,10 +6,13 @@ use crate::ending::Ending;
 use crate::failure::Failure;
 use crate::file::read_bounded;
 use crate::leaving::Leaving;
+use crate::listener::Listener;
 use crate::outlet::Outlet;
 use crate::stream::{Operation, Stream};
 use crate::sys;
-use aleph_guest_proto::{CONTROL, Exit, Setup, ToGuest, ToHost, Versions, negotiate};
+use aleph_guest_proto::{
+    CONTROL, Exit, GUEST_STREAMS, Mount, Resume, Setup, ToGuest, ToHost, Versions, negotiate,
+};
 use alloc::format;
 use alloc::vec::Vec;
 use rustix::io::Errno;
@@ -26,6 +29,27 @@ pub trait Machine {
 
     /// Sends a signal to every process but the agent and those of these groups.
     fn signal_all(&mut self, signal: u8, except: &[i32]);
+
+    /// Mounts a filesystem.
+    ///
+    /// # Errors
+    /// What failed; the guest goes on without it.
+    fn mount(&mut self, mount: &Mount<'_>) -> Result<(), Failure>;
+
+    /// Stops every process but the agent, and writes out what waits to be.
+    ///
+    /// # Errors
+    /// Where one does not stand still: then all go on.
+    fn freeze(&mut self) -> Result<(), Failure>;
+
+    /// Gives a clone what is its own, and lets its processes go on.
+    ///
+    /// # Errors
+    /// What it could not be given; its processes stay stopped then.
+    fn resume(&mut self, resume: &Resume<'_>) -> Result<(), Failure>;
+
+    /// Sets the wall clock.
+    fn set_clock(&mut self, unix_ns: u64);
 }
 
 /// The conversation with the host, apart from the bytes that carry it.
@@ -35,6 +59,9 @@ pub(crate) struct Dialogue<M> {
     pub(crate) outlet: Outlet,
     pub(crate) streams: Vec<Stream>,
     pub(crate) leaving: Vec<Leaving>,
+    pub(crate) listeners: Vec<Listener>,
+    /// The number of the next connection that is accepted.
+    pub(crate) next_accepted: u32,
     started_us: u64,
     boot_id: [u8; 16],
     /// Whether this connection's host said hello.
@@ -51,6 +78,8 @@ impl<M: Machine> Dialogue<M> {
             outlet: Outlet::new(),
             streams: Vec::new(),
             leaving: Vec::new(),
+            listeners: Vec::new(),
+            next_accepted: GUEST_STREAMS,
             started_us,
             boot_id: boot_id(),
             is_greeted: false,
@@ -73,13 +102,16 @@ impl<M: Machine> Dialogue<M> {
         let now = sys::monotonic_us();
         let (gone, kept): (Vec<_>, Vec<_>) = core::mem::take(&mut self.streams)
             .into_iter()
-            .partition(|stream| stream.kept().is_none());
+            .partition(|stream| !stream.outlives_host());
         self.streams = kept;
         for stream in gone {
             self.give_up(stream, now);
         }
         for command in self.streams.iter_mut().filter_map(Stream::command) {
             command.detach();
+        }
+        for connection in self.streams.iter_mut().filter_map(Stream::accepted) {
+            connection.hang_up();
         }
         self.ending.hang_up(self.is_held());
     }
@@ -112,7 +144,12 @@ impl<M: Machine> Dialogue<M> {
             | ToGuest::Unpack { .. }
             | ToGuest::Connect { .. }
             | ToGuest::Stat { .. }
-            | ToGuest::Usage => return self.begin(id, message),
+            | ToGuest::Usage
+            | ToGuest::Listen { .. }
+            | ToGuest::Mount(_)
+            | ToGuest::Freeze
+            | ToGuest::Resume(_) => return self.begin(id, message),
+            ToGuest::Clock { unix_ns } => self.machine.set_clock(*unix_ns),
             _ => {
                 // A stream may have ended while the message was under way.
                 if let Some(at) = self.streams.iter().position(|stream| stream.id == id) {
@@ -143,9 +180,12 @@ impl<M: Machine> Dialogue<M> {
         };
         self.outlet.push(CONTROL, &hello);
         if is_ready {
-            for stream in &self.streams {
+            for stream in &mut self.streams {
+                let id = stream.id;
                 if let Some(kept) = stream.kept() {
-                    self.outlet.push(stream.id, &ToHost::Kept(kept));
+                    self.outlet.push(id, &ToHost::Kept(kept));
+                } else if let Some(connection) = stream.accepted() {
+                    connection.announce(id, &mut self.outlet);
                 }
             }
             self.tell_ready();

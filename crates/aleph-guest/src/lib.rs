@@ -60,6 +60,7 @@ pub mod init;
 mod input;
 mod launch;
 mod leaving;
+mod listener;
 mod memory;
 mod operations;
 mod outlet;

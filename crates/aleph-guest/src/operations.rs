@@ -9,22 +9,29 @@ use crate::dialogue::{Dialogue, Machine};
 use crate::failure::Failure;
 use crate::get::Get;
 use crate::launch::launch;
+use crate::listener::Listener;
 use crate::put::Put;
 use crate::stat::stat;
 use crate::stream::{MAX_STREAMS, Operation, Slot, Stream};
 use crate::sys;
 use crate::usage::usage;
-use aleph_guest_proto::{ToGuest, ToHost};
+use aleph_guest_proto::{GUEST_STREAMS, ToGuest, ToHost};
 use alloc::boxed::Box;
 use alloc::format;
 use rustix::fd::RawFd;
 use rustix::io::Errno;
+
+/// The most ports that are listened on.
+const MAX_LISTENERS: usize = 16;
 
 impl<M: Machine> Dialogue<M> {
     /// Begins an operation on a new stream.
     pub(crate) fn begin(&mut self, id: u32, message: &ToGuest<'_>) -> Result<(), Failure> {
         if self.poweroff_on_hangup.is_none() {
             return Err(Failure::violation("an operation before Setup"));
+        }
+        if id >= GUEST_STREAMS {
+            return Err(Failure::violation(format!("stream {id} is the guest's")));
         }
         if self.streams.iter().any(|stream| stream.id == id) {
             return Err(Failure::violation(format!("stream {id} is begun twice")));
@@ -76,8 +83,62 @@ impl<M: Machine> Dialogue<M> {
                 outlet.push(id, &ToHost::Usage(usage()));
                 return Ok(None);
             }
+            ToGuest::Listen { port } => {
+                if self.listeners.len() >= MAX_LISTENERS {
+                    let why = format!("{MAX_LISTENERS} ports are listened on, which is the most");
+                    return Err(Failure::because(why, Errno::MFILE));
+                }
+                self.listeners.push(Listener::begin(*port)?);
+                outlet.push(id, &ToHost::Done);
+                return Ok(None);
+            }
+            ToGuest::Mount(mount) => {
+                self.machine.mount(mount)?;
+                outlet.push(id, &ToHost::Done);
+                return Ok(None);
+            }
+            ToGuest::Freeze => {
+                self.machine.freeze()?;
+                outlet.push(id, &ToHost::Done);
+                return Ok(None);
+            }
+            ToGuest::Resume(resume) => {
+                self.machine.resume(resume)?;
+                outlet.push(id, &ToHost::Done);
+                return Ok(None);
+            }
             _ => return Err(Failure::violation("no operation")),
         }))
+    }
+
+    /// Takes the connections that wait at a port.
+    pub(crate) fn accept(&mut self, at: usize) {
+        let Some(listener) = self.listeners.get(at) else {
+            return;
+        };
+        while self.streams.len() < MAX_STREAMS {
+            let Some(socket) = listener.accept() else {
+                return;
+            };
+            let mut id = self.next_accepted;
+            while self.streams.iter().any(|stream| stream.id == id) {
+                id = id.checked_add(1).unwrap_or(GUEST_STREAMS);
+            }
+            self.next_accepted = id.checked_add(1).unwrap_or(GUEST_STREAMS);
+            let mut connection = Connection::accepted(socket, listener.port());
+            connection.announce(id, &mut self.outlet);
+            let operation = Operation::Connection(connection);
+            self.streams.push(Stream { id, operation });
+        }
+    }
+
+    /// The ports to wait on, with their places. Connections wait while nobody could answer them.
+    pub(crate) fn watch_listeners(&self, mut watch: impl FnMut(usize, RawFd)) {
+        if self.outlet.has_room() && self.streams.len() < MAX_STREAMS {
+            for (at, listener) in self.listeners.iter().enumerate() {
+                watch(at, listener.fd());
+            }
+        }
     }
 
     /// Acts on a message for a stream that is there.
@@ -136,7 +197,7 @@ impl<M: Machine> Dialogue<M> {
                 }
             }
             (Operation::Connection(connection), ToGuest::Data(bytes)) => {
-                if let Some(credit) = connection.input().accept(bytes)? {
+                if let Some(credit) = connection.accept(bytes)? {
                     outlet.push(*id, &ToHost::Credit(credit));
                 }
             }

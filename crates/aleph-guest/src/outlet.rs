@@ -120,6 +120,18 @@ impl Outlet {
         window: &mut SendWindow,
         (flow, limit): (Flow, usize),
     ) -> Passed {
+        self.pass_seen(stream, source, window, (flow, limit), |_| {})
+    }
+
+    /// The same, with a look at what came.
+    pub(crate) fn pass_seen(
+        &mut self,
+        stream: u32,
+        source: &OwnedFd,
+        window: &mut SendWindow,
+        (flow, limit): (Flow, usize),
+        seen: impl FnOnce(&[u8]),
+    ) -> Passed {
         if !self.takes(*window) {
             return Passed::Nothing;
         }
@@ -127,6 +139,7 @@ impl Outlet {
         match rustix::io::read(source, &mut self.chunk[..n]) {
             Ok(0) => Passed::End,
             Ok(n) if window.take(n).is_ok() => {
+                seen(&self.chunk[..n]);
                 self.transmit.push(stream, &flow.message(&self.chunk[..n]));
                 Passed::Bytes(n)
             }

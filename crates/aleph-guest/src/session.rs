@@ -58,6 +58,7 @@ enum Source {
     Children,
     Channel,
     Changes,
+    Listener(usize),
     Stream(usize, Slot),
 }
 
@@ -155,6 +156,8 @@ impl<M: Machine> Session<M> {
         add(Source::Children, self.children.as_raw_fd(), Watch::READ);
         self.dialogue
             .watch(|at, slot, fd, events| add(Source::Stream(at, slot), fd, events));
+        self.dialogue
+            .watch_listeners(|at, fd| add(Source::Listener(at), fd, Watch::READ));
         if self.link == Link::Up {
             let transmit = &self.dialogue.outlet.transmit;
             let read = if transmit.is_over_limit() {
@@ -181,6 +184,8 @@ impl<M: Machine> Session<M> {
                     self.dialogue.reap();
                 }
                 Source::Stream(at, slot) => self.dialogue.ready(at, slot),
+                // New streams come last, so the places of the others hold.
+                Source::Listener(at) => self.dialogue.accept(at),
                 Source::Changes => {
                     if self.channel.is_connected() {
                         self.link = Link::Up;

@@ -1,4 +1,5 @@
-//! Streams: the operations that the host began, by the numbers that it gave them.
+//! Streams: the operations that the host began, by the numbers that it gave them, and connections
+//! that programs in the guest began, by numbers of the guest's.
 
 use crate::archive::{Pack, Unpack};
 use crate::command::Command;
@@ -11,10 +12,10 @@ use alloc::boxed::Box;
 /// The most streams at once.
 pub(crate) const MAX_STREAMS: usize = 256;
 
-/// One operation of the host's.
+/// One operation.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    /// The host's number for it.
+    /// Its number.
     pub(crate) id: u32,
     /// What it is.
     pub(crate) operation: Operation,
@@ -33,7 +34,7 @@ pub(crate) enum Operation {
     Pack(Box<Pack>),
     /// An archive that comes in.
     Unpack(Box<Unpack>),
-    /// A connection to a port of the guest's.
+    /// A connection to a port of the guest's, or from a program to one of the agent's.
     Connection(Connection),
 }
 
@@ -53,6 +54,22 @@ impl Stream {
     pub(crate) fn kept(&self) -> Option<Kept> {
         match &self.operation {
             Operation::Command(command) => command.kept(),
+            _ => None,
+        }
+    }
+
+    /// Whether the next host goes on with it.
+    pub(crate) fn outlives_host(&self) -> bool {
+        match &self.operation {
+            Operation::Connection(connection) => connection.outlives_host(),
+            _ => self.kept().is_some(),
+        }
+    }
+
+    /// Its connection, where a program in the guest began it and the next host can go on with it.
+    pub(crate) fn accepted(&mut self) -> Option<&mut Connection> {
+        match &mut self.operation {
+            Operation::Connection(connection) if connection.outlives_host() => Some(connection),
             _ => None,
         }
     }

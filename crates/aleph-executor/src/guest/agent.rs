@@ -6,6 +6,7 @@ use super::connection::{self, Connection};
 use super::error::AgentError;
 use super::exec::{ExecHandle, ExecRequest};
 use super::file::{self, FileMeta};
+use super::order::{self, CloneRequest, MountRequest, Ordered};
 use super::setup::SetupRequest;
 use super::streams::{Phase, Shared};
 use super::tasks::{self, Guest};
@@ -300,6 +301,60 @@ impl Agent {
     /// [`AgentError::Failed`] with the guest's error number, 111 where nobody listens.
     pub async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
         connection::connect(&self.shared, port).await
+    }
+
+    /// Has the agent listen on a TCP port of the guest's loopback address, for as long as the
+    /// guest lives: [`Agent::accept`] gives the connections.
+    ///
+    /// # Errors
+    /// [`AgentError::Failed`] with the guest's error number, 98 where somebody listens there.
+    pub async fn listen(&self, port: u16) -> Result<(), AgentError> {
+        let message = ToGuest::Listen { port };
+        order::order(&self.shared, &message)?.done().await
+    }
+
+    /// The next connection of a program in the guest to a port that is listened on, with the
+    /// port. One that an earlier host or the template of a clone left unanswered comes again, and
+    /// says again what was not answered.
+    ///
+    /// # Errors
+    /// Where the channel closes.
+    pub async fn accept(&self) -> Result<(u16, Connection), AgentError> {
+        connection::accept(&self.shared).await
+    }
+
+    /// Has the guest mount a filesystem.
+    ///
+    /// # Errors
+    /// [`AgentError::Failed`] with what the guest could not do.
+    pub async fn mount(&self, mount: &MountRequest) -> Result<(), AgentError> {
+        order::mount(&self.shared, mount)?.done().await
+    }
+
+    /// Stops every process in the guest but the agent, until [`Agent::resume`]: the guest can be
+    /// written down once this returns.
+    ///
+    /// # Errors
+    /// [`AgentError::Failed`] where a process does not stand still: then all go on.
+    pub async fn freeze(&self) -> Result<(), AgentError> {
+        order::order(&self.shared, &ToGuest::Freeze)?.done().await
+    }
+
+    /// Makes a clone one of its own and lets its processes go on. It is under way when this
+    /// returns: what is sent after it reaches the guest after it.
+    ///
+    /// # Errors
+    /// Where it does not fit a frame, or the channel is closed.
+    pub fn resume(&self, clone: &CloneRequest) -> Result<Ordered, AgentError> {
+        order::resume(&self.shared, clone)
+    }
+
+    /// Sets the clock of a guest that was paused.
+    ///
+    /// # Errors
+    /// Where the channel is closed.
+    pub fn set_clock(&self) -> Result<(), AgentError> {
+        order::set_clock(&self.shared)
     }
 
     /// Asks what the guest uses.

@@ -1,8 +1,8 @@
-//! TCP connections to a guest's loopback address.
+//! TCP connections over a guest's loopback address: to it, and from its programs to us.
 
 use super::bytes::{GuestReader, GuestWriter};
 use super::error::AgentError;
-use super::port::{Lease, StreamEvent};
+use super::port::{Lease, StreamEvent, StreamHandle};
 use super::streams::Shared;
 use aleph_guest_proto::ToGuest;
 use std::sync::Arc;
@@ -25,6 +25,17 @@ pub(super) async fn connect(shared: &Arc<Shared>, port: u16) -> Result<Connectio
             ));
         }
     }
+    Ok(halves(stream, lease))
+}
+
+/// Waits for a program in the guest to connect to a port that is listened on there.
+pub(super) async fn accept(shared: &Arc<Shared>) -> Result<(u16, Connection), AgentError> {
+    let (port, stream) = shared.accept().await?;
+    let lease = Arc::new(Lease(stream.port.clone()));
+    Ok((port, halves(stream, lease)))
+}
+
+fn halves(stream: StreamHandle, lease: Arc<Lease>) -> Connection {
     let writer = GuestWriter::new(stream.port.clone(), Arc::clone(&lease));
-    Ok(join(GuestReader::new(stream, lease), writer))
+    join(GuestReader::new(stream, lease), writer)
 }

@@ -23,7 +23,8 @@
 //! | [`mod@file`] | a file on its way in or out |
 //! | [`bytes`] | readers and writers |
 //! | [`archive`] | archives in and out, and what is at a path |
-//! | [`connection`] | TCP connections to the guest's loopback |
+//! | [`connection`] | TCP connections over the guest's loopback |
+//! | `order` | what templates and clones take |
 //! | [`usage`] | what the guest uses |
 
 pub mod agent;
@@ -34,6 +35,7 @@ mod error;
 pub mod exec;
 pub mod file;
 mod network;
+mod order;
 mod port;
 mod setup;
 mod stream;
@@ -50,6 +52,7 @@ pub use error::AgentError;
 pub use exec::{ExecEvent, ExecHandle, ExecInput, ExecRequest, exit_code_of};
 pub use file::FileMeta;
 pub use network::{GuestNetwork, GuestNetworkV6};
+pub use order::{CloneRequest, MountRequest, Ordered};
 pub use setup::{SetupRequest, UpperKind};
 pub use tasks::STALL;
 pub use usage::GuestUsage;

@@ -31,12 +31,9 @@ impl SetupRequest {
             UpperKind::Memory => Upper::Memory,
             UpperKind::Disk => Upper::Disk(SCRATCH_SERIAL.as_bytes()),
         };
-        let since_1970 = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
         Ok(send(&ToGuest::Setup(Setup {
             hostname: self.hostname.as_bytes(),
-            unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
+            unix_ns: unix_ns(),
             entropy: &random::<64>()?,
             root: Root {
                 image_serial: IMAGE_SERIAL.as_bytes(),
@@ -62,6 +59,14 @@ pub enum UpperKind {
 pub(crate) const IMAGE_SERIAL: &str = "rootfs";
 /// Serial number of the scratch disk.
 pub(crate) const SCRATCH_SERIAL: &str = "scratch";
+
+/// The host's wall clock.
+pub(super) fn unix_ns() -> u64 {
+    let since_1970 = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// Fresh random bytes of the host's.
 pub(super) fn random<const N: usize>() -> Result<[u8; N], AgentError> {

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     Archive,
     /// A question with one answer.
     Question,
+    /// Something to do, of which only the end is told.
+    Order,
     Connection,
 }
 
@@ -32,6 +34,9 @@ impl Kind {
             ToGuest::Get { .. } => Self::File,
             ToGuest::Pack { .. } => Self::Archive,
             ToGuest::Connect { .. } => Self::Connection,
+            ToGuest::Listen { .. } | ToGuest::Mount(_) | ToGuest::Freeze | ToGuest::Resume(_) => {
+                Self::Order
+            }
             _ => Self::Question,
         }
     }
@@ -109,14 +114,14 @@ impl Stream {
         let has_meaning = match message {
             ToHost::Failed { .. } => true,
             ToHost::Data([]) | ToHost::ErrorData([]) => return wrong("data without a byte"),
-            ToHost::Data(_) => !matches!(self.kind, Kind::Sink | Kind::Question),
+            ToHost::Data(_) => !matches!(self.kind, Kind::Sink | Kind::Question | Kind::Order),
             ToHost::Started { .. } | ToHost::ErrorData(_) | ToHost::Exited(_) => {
                 self.kind == Kind::Command
             }
             ToHost::File(_) => self.kind == Kind::File,
             ToHost::Open => self.kind == Kind::Connection,
             ToHost::Eof => matches!(self.kind, Kind::File | Kind::Archive | Kind::Connection),
-            ToHost::Done => matches!(self.kind, Kind::Sink | Kind::Connection),
+            ToHost::Done => matches!(self.kind, Kind::Sink | Kind::Connection | Kind::Order),
             ToHost::Credit(_) => {
                 matches!(self.kind, Kind::Command | Kind::Sink | Kind::Connection)
             }
@@ -174,6 +179,7 @@ pub(super) fn event_of(message: &ToHost<'_>) -> Option<StreamEvent> {
         | ToHost::Ready { .. }
         | ToHost::Fatal { .. }
         | ToHost::Pong(_)
-        | ToHost::Kept(_) => return None,
+        | ToHost::Kept(_)
+        | ToHost::Accepted { .. } => return None,
     })
 }

@@ -4,11 +4,14 @@ use super::BootReport;
 use super::error::AgentError;
 use super::port::{StreamEvent, StreamHandle, StreamPort};
 use super::stream::{Kind, Receive, Stream, event_of};
-use aleph_guest_proto::{CONTROL, Kept, ReceiveWindow, ToGuest, ToHost, WINDOW};
+use aleph_guest_proto::{CONTROL, GUEST_STREAMS, Kept, ReceiveWindow, ToGuest, ToHost, WINDOW};
 use aleph_types::ExitStatus;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+/// The most connections that a guest may have begun at once: it has no more streams.
+const MAX_ACCEPTED: usize = 256;
 
 /// The most kept commands that a guest may tell of: it has no more streams.
 const MAX_KEPT: usize = 256;
@@ -24,6 +27,8 @@ pub(super) struct Table {
     greeted: bool,
     boot_id: Option<[u8; 16]>,
     kept: BTreeMap<u32, Kept>,
+    version: u16,
+    accepted: Option<mpsc::UnboundedSender<Incoming>>,
     pings: HashMap<u64, oneshot::Sender<()>>,
     pub(super) closed: Option<AgentError>,
 }
@@ -45,10 +50,20 @@ pub(super) struct Shared {
     pub(super) has_output: Notify,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) main_exit: watch::Sender<Option<ExitStatus>>,
+    incoming: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
+}
+
+/// A connection that a program in the guest began, and nobody has taken yet.
+#[derive(Debug)]
+struct Incoming {
+    id: u32,
+    port: u16,
+    events: mpsc::UnboundedReceiver<StreamEvent>,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
+        let (accepted, incoming) = mpsc::unbounded_channel();
         Self {
             table: Mutex::new(Table {
                 streams: HashMap::new(),
@@ -58,12 +73,15 @@ impl Shared {
                 greeted: false,
                 boot_id: None,
                 kept: BTreeMap::new(),
+                version: 0,
+                accepted: Some(accepted),
                 pings: HashMap::new(),
                 closed: None,
             }),
             has_output: Notify::new(),
             phase: watch::Sender::new(Phase::Waiting),
             main_exit: watch::Sender::new(None),
+            incoming: tokio::sync::Mutex::new(incoming),
         }
     }
 
@@ -111,6 +129,45 @@ impl Shared {
         let mut table = self.lock();
         if table.greeted {
             std::mem::swap(&mut table.out, empty);
+        }
+    }
+
+    pub(super) fn set_version(&self, version: u16) {
+        self.lock().version = version;
+    }
+
+    /// The version that is spoken; 0 before the guest has said hello.
+    pub(super) fn version(&self) -> u16 {
+        self.lock().version
+    }
+
+    /// Takes in a connection that a program in the guest began.
+    fn accepted(table: &mut Table, id: u32, port: u16) -> Result<(), AgentError> {
+        let wrong = |what: &str| Err(AgentError::Protocol(what.to_owned()));
+        if id < GUEST_STREAMS || table.streams.contains_key(&id) {
+            return wrong("a connection on a stream that is not free");
+        }
+        let theirs = table.streams.keys().filter(|id| **id >= GUEST_STREAMS);
+        if theirs.count() >= MAX_ACCEPTED {
+            return wrong("too many connections");
+        }
+        let receive = Receive::Credited(ReceiveWindow::default());
+        let events = table.insert(id, Kind::Connection, receive, true);
+        if let Some(stream) = table.streams.get_mut(&id) {
+            stream.begun = true;
+        }
+        // Whoever would take it is gone with the channel.
+        if let Some(accepted) = &table.accepted {
+            let _ = accepted.send(Incoming { id, port, events });
+        }
+        Ok(())
+    }
+
+    /// The next connection that a program in the guest began, with its port.
+    pub(super) async fn accept(self: &Arc<Self>) -> Result<(u16, StreamHandle), AgentError> {
+        match self.incoming.lock().await.recv().await {
+            Some(Incoming { id, port, events }) => Ok((port, self.handle(id, events, false))),
+            None => Err(self.why_closed()),
         }
     }
 
@@ -245,6 +302,9 @@ impl Shared {
     pub(super) fn dispatch(&self, id: u32, message: &ToHost<'_>) -> Result<(), AgentError> {
         let mut table = self.lock();
         let is_main = table.main == Some(id);
+        if let ToHost::Accepted { port } = message {
+            return Self::accepted(&mut table, id, *port);
+        }
         let Some(stream) = table.streams.get_mut(&id) else {
             return Ok(());
         };
@@ -374,6 +434,7 @@ impl Shared {
         }
         table.out = Vec::new();
         table.pings.clear();
+        table.accepted = None;
         let streams = std::mem::take(&mut table.streams);
         drop(table);
         for mut stream in streams.into_values() {

@@ -182,6 +182,7 @@ impl Reader {
                     let version = negotiate(Versions::OURS, versions)
                         .map_err(|mismatch| AgentError::Protocol(mismatch.to_string()))?;
                     shared.set_boot_id(boot_id);
+                    shared.set_version(version);
                     self.progress = Progress::Greeted(Times {
                         started: Duration::from_micros(started_us),
                         spoke: Duration::from_micros(now_us),

@@ -1,9 +1,12 @@
 //! What PID 1 does: from the kernel's start to the session, and from its end to power-off.
 
 mod boot;
+mod clone;
 mod console;
 mod disk;
+mod freezer;
 mod modules;
+mod mounts;
 mod netlink;
 mod network;
 mod port;
@@ -20,7 +23,7 @@ use crate::dialogue::Machine;
 use crate::failure::Failure;
 use crate::session::{End, Session};
 use crate::sys;
-use aleph_guest_proto::Setup;
+use aleph_guest_proto::{Mount, Resume, Setup};
 use modules::Modules;
 use rustix::fd::OwnedFd;
 
@@ -79,6 +82,27 @@ impl Machine for Guest {
         self.disk = root?;
         setup::complete(setup.hostname, setup.network.as_ref())?;
         Ok(())
+    }
+
+    fn mount(&mut self, mount: &Mount<'_>) -> Result<(), Failure> {
+        mounts::mount(mount)
+    }
+
+    fn freeze(&mut self) -> Result<(), Failure> {
+        freezer::freeze()
+    }
+
+    fn resume(&mut self, resume: &Resume<'_>) -> Result<(), Failure> {
+        clone::apply(resume);
+        if let Some(network) = &resume.network {
+            network::configure(network)?;
+            network::write_resolver(network)?;
+        }
+        freezer::thaw()
+    }
+
+    fn set_clock(&mut self, unix_ns: u64) {
+        setup::set_clock(unix_ns);
     }
 
     fn signal_all(&mut self, signal: u8, except: &[i32]) {

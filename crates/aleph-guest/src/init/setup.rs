@@ -16,20 +16,8 @@ use rustix::time::{ClockId, Timespec};
 /// Random state, clock, name and loopback. A kernel that refuses one of them can still run
 /// commands, and all of them that matter are seen from inside.
 pub(super) fn apply_facts(setup: &Setup<'_>) {
-    if let Ok(random) = rustix::fs::open(
-        c"/dev/urandom",
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
-        let _ = sys::add_entropy(&random, setup.entropy);
-        let _ = sys::reseed(&random);
-    }
-    let second = 1_000_000_000;
-    let time = Timespec {
-        tv_sec: i64::try_from(setup.unix_ns / second).unwrap_or(0),
-        tv_nsec: i64::try_from(setup.unix_ns % second).unwrap_or(0),
-    };
-    let _ = rustix::time::clock_settime(ClockId::Realtime, time);
+    add_entropy(setup.entropy);
+    set_clock(setup.unix_ns);
     let _ = rustix::system::sethostname(setup.hostname);
     let socket = rustix::net::socket_with(
         AddressFamily::INET,
@@ -40,6 +28,28 @@ pub(super) fn apply_facts(setup: &Setup<'_>) {
     if let Ok(socket) = socket {
         let _ = sys::bring_up(&socket, b"lo");
     }
+}
+
+/// Mixes random bytes into the kernel's pool and has its generator begin anew from that.
+pub(super) fn add_entropy(entropy: &[u8]) {
+    if let Ok(random) = rustix::fs::open(
+        c"/dev/urandom",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        let _ = sys::add_entropy(&random, entropy);
+        let _ = sys::reseed(&random);
+    }
+}
+
+/// Sets the wall clock.
+pub(super) fn set_clock(unix_ns: u64) {
+    let second = 1_000_000_000;
+    let time = Timespec {
+        tv_sec: i64::try_from(unix_ns / second).unwrap_or(0),
+        tv_nsec: i64::try_from(unix_ns % second).unwrap_or(0),
+    };
+    let _ = rustix::time::clock_settime(ClockId::Realtime, time);
 }
 
 /// What programs expect to find, in the root by now. An image may lack a place for some of it,
@@ -72,6 +82,12 @@ pub(super) fn complete(hostname: &[u8], network: Option<&Network<'_>>) -> Result
     ] {
         let _ = rustix::fs::symlink(target, link);
     }
+    write_names(hostname, network);
+    network.map_or(Ok(()), network::write_resolver)
+}
+
+/// Writes down what the guest is called, and at which address.
+pub(super) fn write_names(hostname: &[u8], network: Option<&Network<'_>>) {
     let _ = rustix::fs::mkdir(c"/etc", Mode::from_raw_mode(0o755));
     let _ = file::write(c"/etc/hostname", &[hostname, b"\n"]);
     let loopback = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -82,7 +98,6 @@ pub(super) fn complete(hostname: &[u8], network: Option<&Network<'_>>) -> Result
         c"/etc/hosts",
         &[loopback, own.as_bytes(), b"\t", hostname, b"\n"],
     );
-    network.map_or(Ok(()), network::write_resolver)
 }
 
 fn mount(path: &CStr, kind: &CStr, flags: MountFlags, options: &CStr) {

@@ -5,6 +5,7 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod accepted;
 mod archives;
 mod commands;
 mod conversation;

@@ -7,8 +7,8 @@
 
 use aleph_guest::{Channel, End, Failure, Machine, Session};
 use aleph_guest_proto::{
-    CONTROL, Decoder, Exec, Exit, FileInfo, FileKind, Item, Kept, ListBuf, MARK, Root, SendWindow,
-    Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
+    CONTROL, Decoder, Exec, Exit, FileInfo, FileKind, Item, Kept, ListBuf, MARK, Mount, Resume,
+    Root, SendWindow, Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
 };
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -33,6 +33,7 @@ pub(crate) enum Heard {
     File(FileInfo),
     Done,
     Open,
+    Accepted(u16),
     Stat(FileKind, u64, String),
     Usage(Usage),
 }
@@ -112,6 +113,23 @@ impl Machine for StandIn {
             _ => Ok(()),
         }
     }
+
+    fn mount(&mut self, mount: &Mount<'_>) -> Result<(), Failure> {
+        Err(Failure {
+            errno: 19,
+            message: format!("mounting {}", String::from_utf8_lossy(mount.target)),
+        })
+    }
+
+    fn freeze(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn resume(&mut self, _: &Resume<'_>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn set_clock(&mut self, _: u64) {}
 
     fn signal_all(&mut self, signal: u8, except: &[i32]) {
         let own = std::process::id();
@@ -473,6 +491,7 @@ fn own(message: &ToHost<'_>) -> Heard {
         ToHost::File(info) => Heard::File(info),
         ToHost::Done => Heard::Done,
         ToHost::Open => Heard::Open,
+        ToHost::Accepted { port } => Heard::Accepted(port),
         ToHost::Stat(stat) => Heard::Stat(stat.kind, stat.size, text(stat.target)),
         ToHost::Usage(usage) => Heard::Usage(usage),
     }
