@@ -6,7 +6,7 @@
 
 use crate::Bench;
 use aleph_executor::guest::ExecRequest;
-use aleph_executor::qemu::argv::{Machine, argv};
+use aleph_executor::qemu::argv::{Begin, Machine, Ram, argv};
 use aleph_guest_proto::{CONTROL, Exec, ListBuf, MARK, Root, Setup, ToGuest, Upper, Versions};
 use aleph_types::{Resources, VmId};
 use anyhow::{Context, Result, ensure};
@@ -60,7 +60,8 @@ impl ByHand {
             vm: VmId::from_bits(1).context("an id")?,
             accelerator: aleph_executor::accel::Accelerator::Tcg,
             resources: Resources::default(),
-            command_line: &words.join(" "),
+            begin: Begin::Boot(&words.join(" ")),
+            ram: Ram::Own,
             disks: &[("rootfs", true)],
             nics: &[],
         });

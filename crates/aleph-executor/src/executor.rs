@@ -6,7 +6,7 @@ use crate::capacity::{self, Capacity, Shortage};
 use crate::cgroup::CgroupTree;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
-use crate::hypervisor::{Driver, LaunchError, Nic};
+use crate::hypervisor::{Driver, LaunchError, Memory, Nic};
 use crate::lifecycle::Timeouts;
 use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
@@ -301,6 +301,8 @@ impl Executor {
             initrd: boot.initrd,
             command_line: COMMAND_LINE.to_owned(),
             image: boot.image,
+            disks: Vec::new(),
+            memory: Memory::Own,
             nics,
             setup,
             timeouts: self.timeouts,

@@ -68,6 +68,25 @@ pub trait Vmm: Send + Sync {
     fn pause(&self) -> Option<&dyn Pause> {
         None
     }
+
+    /// The facet of writing a guest down, where the VMM has it.
+    fn snapshot(&self) -> Option<&dyn Snapshot> {
+        None
+    }
+}
+
+impl std::fmt::Debug for dyn Vmm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Vmm").field(&self.identity()).finish()
+    }
+}
+
+/// The facet of writing a guest down.
+pub trait Snapshot: Send + Sync {
+    /// Writes the state of a paused guest to a file: of its devices alone where its memory is in a
+    /// file ([`Memory::Template`]), else with its memory. The guest stays paused. What its disks
+    /// hold is not in it.
+    fn save(&self, state: File) -> BoxFuture<'_, Result<(), VmmError>>;
 }
 
 /// The facet of freezing a guest's processors and letting them go on.
@@ -89,12 +108,10 @@ pub struct Launch {
     pub vm: VmId,
     /// Its CPUs and memory.
     pub resources: Resources,
-    /// The kernel to boot.
-    pub kernel: File,
-    /// Its initramfs.
-    pub initrd: File,
-    /// The kernel's whole command line.
-    pub command_line: String,
+    /// What its guest begins with.
+    pub start: Start,
+    /// Where its memory is.
+    pub memory: Memory,
     /// Block devices in order.
     pub disks: Vec<Disk>,
     /// Network devices in order.
@@ -107,6 +124,42 @@ pub struct Launch {
     pub cgroup: Option<Cgroup>,
     /// The unprivileged user and group under which it runs; `None` keeps ours.
     pub user: Option<u32>,
+}
+
+/// What a guest begins with.
+#[derive(Debug)]
+pub enum Start {
+    /// With a kernel.
+    Boot(Kernel),
+    /// Where another left off: it runs as soon as all of the state of its devices has come. Until
+    /// then the VMM waits, so one can be started ahead of need.
+    Restore {
+        /// Gives what [`Snapshot::save`] wrote.
+        state: OwnedFd,
+    },
+}
+
+/// What a guest boots.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The kernel.
+    pub kernel: File,
+    /// Its initramfs.
+    pub initrd: File,
+    /// The kernel's whole command line.
+    pub command_line: String,
+}
+
+/// Where a guest's memory is.
+#[derive(Debug, Default)]
+pub enum Memory {
+    /// With its VMM alone.
+    #[default]
+    Own,
+    /// In a file of its size: what the guest writes is in it.
+    Template(File),
+    /// As in a file, which stays as it is: what the guest writes is its own.
+    Clone(File),
 }
 
 /// A block device.
@@ -204,6 +257,14 @@ pub enum LaunchError {
         /// What it did instead.
         why: String,
     },
+    /// The program does not take what another wrote.
+    #[error("the VMM does not go on from the snapshot: {why} ({said})")]
+    Restore {
+        /// What it refused.
+        why: String,
+        /// How it ended.
+        said: String,
+    },
     /// A call of the operating system failed.
     #[error("cannot {what}")]
     Io {
@@ -225,6 +286,7 @@ impl Classify for LaunchError {
             Self::NoMachine { .. } => "vmm_without_machine",
             Self::Accelerator(_) => "accelerator_unusable",
             Self::Probe { .. } => "vmm_unknown",
+            Self::Restore { .. } => "vmm_restore",
             Self::Io { .. } => "vmm_launch",
         }
     }
@@ -236,7 +298,7 @@ impl Classify for LaunchError {
                     .into(),
             ),
             Self::Accelerator(_) => Some("Leave --accel away, or see aleph doctor.".into()),
-            Self::Io { .. } => None,
+            Self::Restore { .. } | Self::Io { .. } => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use aleph_executor::guest::{
     Reattach, SetupRequest, UpperKind,
 };
 use aleph_executor::host;
-use aleph_executor::hypervisor::{Disk, Driver, Launch, Sockets, Vmm};
+use aleph_executor::hypervisor::{Disk, Driver, Kernel, Launch, Memory, Sockets, Start, Vmm};
 use aleph_executor::process::ProcessExit;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
 use aleph_guest_proto::{CONTROL, MARK, Put, ToGuest, Versions};
@@ -51,9 +51,12 @@ impl Machine {
                     memory: MiB(128),
                     ..Resources::default()
                 },
-                kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
-                initrd: File::open(bundle.initrd())?,
-                command_line: format!("{COMMAND_LINE} {}", driver.kernel_arguments()),
+                start: Start::Boot(Kernel {
+                    kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
+                    initrd: File::open(bundle.initrd())?,
+                    command_line: format!("{COMMAND_LINE} {}", driver.kernel_arguments()),
+                }),
+                memory: Memory::Own,
                 disks: vec![Disk {
                     serial: "rootfs",
                     file: File::open(image.rootfs())?,

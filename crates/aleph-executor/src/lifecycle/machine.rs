@@ -68,6 +68,12 @@ pub enum Denial {
     /// It is paused.
     #[error("the VM is paused")]
     Paused,
+    /// It is not paused.
+    #[error("the VM is not paused")]
+    NotPaused,
+    /// Its VMM cannot do it.
+    #[error("the VMM cannot do this")]
+    Impossible,
     /// It runs, and must end first.
     #[error("the VM is still running")]
     Live,

@@ -10,22 +10,46 @@ use crate::process::{FIRST_FILE, path_of_file};
 use aleph_guest_proto::PORT_NAME;
 use aleph_types::{Resources, VmId};
 
-/// The order in which descriptors are handed over; disks follow, and then the queues of network
-/// devices.
+/// The order in which descriptors are handed over: these, what the guest begins with (kernel and
+/// initramfs, or a state), disks, the queues of network devices, and the file of its memory.
 #[derive(Debug, Clone, Copy)]
 enum File {
     Control,
     Agent,
     Console,
-    Kernel,
-    Initrd,
-    FirstDisk,
+    Others,
 }
 
 impl File {
     fn descriptor(self) -> i32 {
         FIRST_FILE + self as i32
     }
+}
+
+/// What a guest begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin<'a> {
+    /// With a kernel that has this command line.
+    Boot(&'a str),
+    /// With the state of another guest's devices.
+    Restore,
+}
+
+/// Where a guest's memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ram {
+    /// With QEMU alone.
+    Own,
+    /// In a file that takes what the guest writes.
+    Shared,
+    /// In a file, but for what the guest writes.
+    Private,
+}
+
+/// Where QEMU finds the state that it restores, as `migrate-incoming` takes it.
+#[must_use]
+pub fn state_uri() -> String {
+    format!("fd:{}", File::Others.descriptor())
 }
 
 /// What decides the command line.
@@ -37,8 +61,10 @@ pub struct Machine<'a> {
     pub accelerator: Accelerator,
     /// Its CPUs and memory.
     pub resources: Resources,
-    /// The kernel's command line.
-    pub command_line: &'a str,
+    /// What it begins with.
+    pub begin: Begin<'a>,
+    /// Where its memory is.
+    pub ram: Ram,
     /// Serial number of each block device, and whether it is read-only.
     pub disks: &'a [(&'static str, bool)],
     /// Hardware address of each network device, and how many queues it has.
@@ -60,7 +86,8 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         vm,
         accelerator,
         resources,
-        command_line,
+        begin,
+        ram,
         disks,
         nics,
     } = machine;
@@ -75,6 +102,8 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         "-display",
         "none",
     ]);
+    // A guest is paused when it is written down; what goes on from that runs at once.
+    add(&["-global", "migration.store-global-state=off"]);
     // The guest is hostile, and so may be a QEMU that it broke into: no setuid, no programs
     // started, no priorities changed, no obsolete system calls.
     add(&[
@@ -82,7 +111,11 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     ]);
     // ACPI stays on: Debian's kernel finds virtio-mmio devices by it, and in no other way.
-    add(&["-machine", "microvm,acpi=on"]);
+    let backend = match ram {
+        Ram::Own => "",
+        Ram::Shared | Ram::Private => ",memory-backend=ram",
+    };
+    add(&["-machine", &format!("microvm,acpi=on{backend}")]);
     let (accelerator, cpu) = match accelerator {
         Accelerator::Kvm => ("kvm", "host"),
         Accelerator::Tcg => ("tcg", TCG_CPU),
@@ -94,9 +127,21 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         "-m",
         &format!("{}M", resources.memory.0),
     ]);
-    add(&["-kernel", &path_of_file(File::Kernel.descriptor())]);
-    add(&["-initrd", &path_of_file(File::Initrd.descriptor())]);
-    add(&["-append", command_line]);
+    let mut descriptors = File::Others.descriptor()..;
+    let mut next = move || descriptors.next().unwrap_or(i32::MAX);
+    match begin {
+        Begin::Boot(command_line) => {
+            add(&["-kernel", &path_of_file(next())]);
+            add(&["-initrd", &path_of_file(next())]);
+            add(&["-append", command_line]);
+        }
+        // What was booted is in the memory. The state is asked for over QMP, once it is said what
+        // is in it.
+        Begin::Restore => {
+            add(&["-incoming", "defer"]);
+            next();
+        }
+    }
 
     let server = |id: &str, file: File| {
         format!("socket,id={id},fd={},server=on,wait=off", file.descriptor())
@@ -120,8 +165,8 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
     ]);
 
-    let mut descriptors = File::FirstDisk.descriptor()..;
-    for ((serial, read_only), descriptor) in disks.iter().zip(&mut descriptors) {
+    for (serial, read_only) in *disks {
+        let descriptor = next();
         let access = if *read_only {
             "read-only=on"
         } else {
@@ -138,11 +183,7 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         ]);
     }
     for (n, (mac, queues)) in nics.iter().enumerate() {
-        let queues: Vec<String> = descriptors
-            .by_ref()
-            .take(*queues)
-            .map(|fd| fd.to_string())
-            .collect();
+        let queues: Vec<String> = (0..*queues).map(|_| next().to_string()).collect();
         // The device has no vectors to name: on this bus all queues share one interrupt.
         let (queues, multi) = match &queues[..] {
             [one] => (format!("fd={one}"), ""),
@@ -163,6 +204,19 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             ),
         ]);
     }
+    let share = match ram {
+        Ram::Own => return argv,
+        Ram::Shared => "on",
+        Ram::Private => "off",
+    };
+    add(&[
+        "-object",
+        &format!(
+            "memory-backend-file,id=ram,size={}M,mem-path={},share={share}",
+            resources.memory.0,
+            path_of_file(next())
+        ),
+    ]);
     argv
 }
 
@@ -184,7 +238,8 @@ mod tests {
             vm: VmId::from_bits(0x0123_4abc).unwrap(),
             accelerator: Accelerator::Tcg,
             resources: Resources::default(),
-            command_line: "quiet",
+            begin: Begin::Boot("quiet"),
+            ram: Ram::Own,
             disks: &[("rootfs", true)],
             nics: &[],
         }
@@ -207,6 +262,20 @@ mod tests {
             },
             disks: &[("rootfs", true), ("scratch", false)],
             ..machine()
+        }));
+    }
+
+    #[test]
+    fn a_template_and_a_clone_of_it() {
+        let template = Machine {
+            ram: Ram::Shared,
+            ..machine()
+        };
+        insta::assert_snapshot!(lines(&template));
+        insta::assert_snapshot!(lines(&Machine {
+            begin: Begin::Restore,
+            ram: Ram::Private,
+            ..template
         }));
     }
 

@@ -1,16 +1,17 @@
 //! QEMU behind the hypervisor seam.
 
-use super::argv::{Machine, argv};
+use super::argv::{Begin, Machine, Ram, argv, state_uri};
 use super::probe::{self, MICROVM, Qemu};
 use super::qmp::{Qmp, QmpError};
 use crate::accel::Accelerator;
 use crate::hypervisor::{
-    AdoptError, BoxFuture, Driver, Launch, LaunchError, Pause, Vmm, VmmError, VmmExit, socket_name,
+    AdoptError, BoxFuture, Driver, Launch, LaunchError, Memory, Pause, Snapshot, Start, Vmm,
+    VmmError, VmmExit, socket_name,
 };
 use crate::process::{Identity, Process, Spawn, is_world_readable};
 use crate::tail::Tail;
 use rustix::fs::MemfdFlags;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -82,16 +83,6 @@ impl QemuDriver {
                 source: io::ErrorKind::InvalidInput.into(),
             });
         }
-        let mut command = Command::new(&qemu.program);
-        command.args(argv(&Machine {
-            vm: launch.vm,
-            accelerator: self.config.accelerator,
-            resources: launch.resources,
-            command_line: &launch.command_line,
-            disks: &disks,
-            nics: &nics,
-        }));
-        command.env_clear().current_dir("/");
         let io = |what: &str| {
             let what = what.to_owned();
             move |source| LaunchError::Io { what, source }
@@ -100,9 +91,36 @@ impl QemuDriver {
             launch.sockets.control.into(),
             launch.sockets.agent.into(),
             launch.sockets.console.into(),
-            readable(launch.kernel).map_err(io("hand the kernel over"))?,
-            readable(launch.initrd).map_err(io("hand the initramfs over"))?,
         ];
+        let command_line;
+        let begin = match launch.start {
+            Start::Boot(boot) => {
+                files.push(readable(boot.kernel).map_err(io("hand the kernel over"))?);
+                files.push(readable(boot.initrd).map_err(io("hand the initramfs over"))?);
+                command_line = boot.command_line;
+                Begin::Boot(&command_line)
+            }
+            Start::Restore { state } => {
+                files.push(state);
+                Begin::Restore
+            }
+        };
+        let (ram, memory) = match launch.memory {
+            Memory::Own => (Ram::Own, None),
+            Memory::Template(file) => (Ram::Shared, Some(file)),
+            Memory::Clone(file) => (Ram::Private, Some(file)),
+        };
+        let mut command = Command::new(&qemu.program);
+        command.args(argv(&Machine {
+            vm: launch.vm,
+            accelerator: self.config.accelerator,
+            resources: launch.resources,
+            begin,
+            ram,
+            disks: &disks,
+            nics: &nics,
+        }));
+        command.env_clear().current_dir("/");
         files.extend(
             launch
                 .disks
@@ -110,6 +128,7 @@ impl QemuDriver {
                 .map(|disk| OwnedFd::from(disk.file)),
         );
         files.extend(launch.nics.into_iter().flat_map(|nic| nic.queues));
+        files.extend(memory.map(OwnedFd::from));
         let (tail, stderr) = Tail::new().map_err(io("make a pipe"))?;
         let device_group = match self.config.accelerator {
             // Never root's group; where the device is everybody's, none is needed.
@@ -133,6 +152,7 @@ impl QemuDriver {
             process,
             socket,
             tail: Some(tail),
+            memory_in_file: ram != Ram::Own,
             qmp: tokio::sync::OnceCell::new(),
         })
     }
@@ -187,12 +207,21 @@ impl Driver for QemuDriver {
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>> {
         Box::pin(async move {
             let driver = Self::new(self.config.clone());
+            let restores = matches!(launch.start, Start::Restore { .. });
             // Asking QEMU what it is and forking both block.
             let started = tokio::task::spawn_blocking(move || driver.start(launch)).await;
             let vmm = started.map_err(|join| LaunchError::Io {
                 what: "start QEMU".into(),
                 source: io::Error::other(join),
             })??;
+            if restores && let Err(why) = vmm.expect_state().await {
+                let _ = vmm.process.kill();
+                let exit = vmm.wait().await;
+                return Err(LaunchError::Restore {
+                    why: why.to_string(),
+                    said: exit.to_string(),
+                });
+            }
             Ok(Box::new(vmm) as Box<dyn Vmm>)
         })
     }
@@ -208,6 +237,8 @@ impl Driver for QemuDriver {
             process,
             socket,
             tail: None,
+            // Only functions' guests have their memory in a file, and those are never adopted.
+            memory_in_file: false,
             qmp: tokio::sync::OnceCell::new(),
         }))
     }
@@ -220,18 +251,48 @@ struct QemuVmm {
     socket: PathBuf,
     /// Its standard error; an adopted one's goes nowhere.
     tail: Option<Tail>,
+    memory_in_file: bool,
     /// Connected at the first command: a boot needs none.
     qmp: tokio::sync::OnceCell<Qmp>,
 }
 
 impl QemuVmm {
-    async fn command(&self, command: &'static str) -> Result<serde_json::Value, VmmError> {
-        let told = async {
-            let connect = || async { Qmp::connect(&self.socket, ANSWER).await.map(|(qmp, _)| qmp) };
-            let qmp = self.qmp.get_or_try_init(connect).await?;
-            qmp.execute(command, json!({}), ANSWER).await
-        };
-        match told.await {
+    async fn qmp(&self) -> Result<&Qmp, QmpError> {
+        let connect = || async { Qmp::connect(&self.socket, ANSWER).await.map(|(qmp, _)| qmp) };
+        self.qmp.get_or_try_init(connect).await
+    }
+
+    async fn command(&self, command: &'static str) -> Result<Value, VmmError> {
+        self.command_with(command, json!({})).await
+    }
+
+    async fn command_with(
+        &self,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<Value, VmmError> {
+        let told = async { self.qmp().await?.execute(command, arguments, ANSWER).await };
+        Self::told(command, told.await)
+    }
+
+    /// Says whether the memory is in the state that is written or read.
+    async fn leave_memory_out(&self) -> Result<(), VmmError> {
+        let capability = json!({ "capability": "x-ignore-shared", "state": self.memory_in_file });
+        let capabilities = json!({ "capabilities": [capability] });
+        self.command_with("migrate-set-capabilities", capabilities)
+            .await
+            .map(drop)
+    }
+
+    /// Has it read the state that it goes on from.
+    async fn expect_state(&self) -> Result<(), VmmError> {
+        self.leave_memory_out().await?;
+        let uri = json!({ "uri": state_uri() });
+        self.command_with("migrate-incoming", uri).await.map(drop)
+    }
+
+    fn told(command: &'static str, told: Result<Value, QmpError>) -> Result<Value, VmmError> {
+        match told {
             Ok(answer) => Ok(answer),
             // An ending QEMU closes the connection instead of answering.
             Err(QmpError::Broken(_)) if command == "quit" => Ok(json!({})),
@@ -268,6 +329,56 @@ impl Vmm for QemuVmm {
 
     fn pause(&self) -> Option<&dyn Pause> {
         Some(self)
+    }
+
+    fn snapshot(&self) -> Option<&dyn Snapshot> {
+        Some(self)
+    }
+}
+
+/// The name of the descriptor that a state goes to.
+const STATE: &str = "state";
+
+/// How often it is looked whether a state is written.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How long writing one may take: a guest's whole memory may be in it.
+const SAVE: Duration = Duration::from_secs(600);
+
+impl Snapshot for QemuVmm {
+    fn save(&self, state: File) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            let handed = async {
+                let qmp = self.qmp().await?;
+                qmp.hand_over(STATE, state.into(), ANSWER).await
+            };
+            Self::told("getfd", handed.await)?;
+            self.leave_memory_out().await?;
+            // There is no other guest's traffic to go easy on.
+            let parameters = json!({ "max-bandwidth": i64::MAX });
+            self.command_with("migrate-set-parameters", parameters)
+                .await?;
+            let uri = json!({ "uri": format!("fd:{STATE}") });
+            self.command_with("migrate", uri).await?;
+            let written = tokio::time::timeout(SAVE, async {
+                loop {
+                    let now = self.command("query-migrate").await?;
+                    match now["status"].as_str() {
+                        Some("completed") => return Ok(()),
+                        Some("failed" | "cancelled") => {
+                            let why = now["error-desc"].as_str().unwrap_or("it failed");
+                            return Err(VmmError::Refused {
+                                command: "migrate",
+                                why: crate::console::visible(why),
+                            });
+                        }
+                        _ => tokio::time::sleep(LOOK).await,
+                    }
+                }
+            });
+            let silent = VmmError::Silent { command: "migrate" };
+            written.await.unwrap_or(Err(silent))
+        })
     }
 }
 

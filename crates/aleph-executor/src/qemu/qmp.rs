@@ -6,13 +6,16 @@
 //! Why not the `qapi` crate: version 0.15 fails on an event or an enum value that its QEMU did
 //! not have, and loses the connection with it, so that one new event ends a VM's control.
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -111,6 +114,20 @@ impl Qmp {
             .unwrap_or(Err(QmpError::Silent))
     }
 
+    /// Gives QEMU a descriptor under a name that later commands use (`getfd`).
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn hand_over(
+        &self,
+        name: &str,
+        fd: OwnedFd,
+        limit: Duration,
+    ) -> Result<Value, QmpError> {
+        let arguments = json!({ "fdname": name });
+        self.exchange("getfd", arguments, Some(fd), limit).await
+    }
+
     /// Carries a command out and returns what it returns.
     ///
     /// # Errors
@@ -119,6 +136,16 @@ impl Qmp {
         &self,
         command: &str,
         arguments: Value,
+        limit: Duration,
+    ) -> Result<Value, QmpError> {
+        self.exchange(command, arguments, None, limit).await
+    }
+
+    async fn exchange(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: Option<OwnedFd>,
         limit: Duration,
     ) -> Result<Value, QmpError> {
         let (answer, answered) = oneshot::channel();
@@ -139,7 +166,13 @@ impl Qmp {
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         let exchange = async {
-            self.writer.lock().await.write_all(line.as_bytes()).await?;
+            let mut writer = self.writer.lock().await;
+            let sent = match fd {
+                Some(fd) => send_with(&writer, line.as_bytes(), fd).await?,
+                None => 0,
+            };
+            writer.write_all(&line.as_bytes()[sent..]).await?;
+            drop(writer);
             answered
                 .await
                 .unwrap_or_else(|_| Err(QmpError::Broken("closed".into())))
@@ -148,6 +181,27 @@ impl Qmp {
         drop(forget);
         outcome.unwrap_or(Err(QmpError::Silent))
     }
+}
+
+/// Sends the beginning of a line with a descriptor, which goes with its first byte; gives how much
+/// was sent.
+async fn send_with(socket: &OwnedWriteHalf, line: &[u8], fd: OwnedFd) -> io::Result<usize> {
+    let socket: &UnixStream = socket.as_ref();
+    let fds = [fd.as_fd()];
+    socket
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(&fds));
+            let parts = [io::IoSlice::new(line)];
+            Ok(rustix::net::sendmsg(
+                socket,
+                &parts,
+                &mut control,
+                SendFlags::NOSIGNAL,
+            )?)
+        })
+        .await
 }
 
 /// Takes a command off the list when its caller no longer waits, whyever.

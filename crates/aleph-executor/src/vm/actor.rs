@@ -55,6 +55,7 @@ pub(super) struct Actor {
     pub(super) notes: mpsc::UnboundedSender<Note>,
     pub(super) status: watch::Sender<Status>,
     pub(super) agent: watch::Sender<Option<Agent>>,
+    pub(super) running: watch::Sender<Option<Arc<dyn Vmm>>>,
     pub(super) trouble: Arc<std::sync::Mutex<Option<Arc<PlaceError>>>>,
     /// Who waits for the launch, with the main command until it is handed over.
     pub(super) starter: Option<(Starter, Option<ExecRequest>)>,
@@ -104,6 +105,7 @@ impl Actor {
             }
         }
         self.agent.send_replace(None);
+        self.running.send_replace(None);
     }
 
     /// Nobody holds a handle any more: end it, and remove it as soon as that is possible.
@@ -172,6 +174,7 @@ impl Actor {
                 });
                 self.watch_vmm(&vmm, console);
                 self.watch_agent(&vmm, &agent);
+                self.running.send_replace(Some(Arc::clone(&vmm)));
                 self.vmm = Some(vmm);
                 self.agent.send_replace(Some(agent));
                 if let Some((starter, _)) = self.starter.take() {
@@ -291,19 +294,26 @@ impl Actor {
                     })
                 })
             }),
-            Effect::Resume => self.tell(|vmm| {
-                Box::pin(async move {
-                    let done = match vmm.pause() {
-                        Some(facet) => facet.resume().await.is_ok(),
-                        None => false,
-                    };
-                    Some(if done {
-                        Event::ResumeDone
-                    } else {
-                        Event::ResumeFailed
+            Effect::Resume => {
+                let agent = self.agent.borrow().clone();
+                self.tell(|vmm| {
+                    Box::pin(async move {
+                        let done = match vmm.pause() {
+                            Some(facet) => facet.resume().await.is_ok(),
+                            None => false,
+                        };
+                        // Its clock stood still. Where the channel is closed, that is told by itself.
+                        if let (true, Some(agent)) = (done, agent) {
+                            let _ = agent.set_clock();
+                        }
+                        Some(if done {
+                            Event::ResumeDone
+                        } else {
+                            Event::ResumeFailed
+                        })
                     })
-                })
-            }),
+                });
+            }
             Effect::Remove => {
                 let (place, notes) = (Arc::clone(&self.place), self.notes.clone());
                 tokio::task::spawn_blocking(move || notes.send(Note::Removed(place.remove())));
@@ -362,6 +372,7 @@ impl Actor {
             }
         });
         self.watch_vmm(&vmm, console_reader);
+        self.running.send_replace(Some(Arc::clone(&vmm)));
         self.vmm = Some(vmm);
         self.step(Event::Adopted { paused });
         let (place, notes) = (Arc::clone(&self.place), self.notes.clone());

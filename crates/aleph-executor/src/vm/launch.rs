@@ -5,7 +5,9 @@ use super::actor::Note;
 use crate::cgroup::Limits;
 use crate::console::Console;
 use crate::guest::{Agent, AgentError, ExecHandle, ExecRequest};
-use crate::hypervisor::{Disk, Driver, Launch, LaunchError, Vmm, VmmExit, socket_name};
+use crate::hypervisor::{
+    Disk, Driver, Kernel, Launch, LaunchError, Start, Vmm, VmmExit, socket_name,
+};
 use crate::place::{Place, PlaceError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +54,8 @@ pub(super) async fn launch(
         initrd,
         command_line,
         image,
+        disks: others,
+        memory,
         nics,
         setup,
         ..
@@ -84,6 +88,7 @@ pub(super) async fn launch(
         file: image,
         read_only: true,
     }];
+    disks.extend(others);
     disks.extend(scratch.map(|file| Disk {
         serial: crate::guest::agent::SCRATCH_SERIAL,
         file,
@@ -95,9 +100,12 @@ pub(super) async fn launch(
         .launch(Launch {
             vm: place.vm(),
             resources,
-            kernel,
-            initrd,
-            command_line: format!("{command_line} {}", driver.kernel_arguments()),
+            start: Start::Boot(Kernel {
+                kernel,
+                initrd,
+                command_line: format!("{command_line} {}", driver.kernel_arguments()),
+            }),
+            memory,
             disks,
             nics,
             sockets,

@@ -19,7 +19,7 @@ use crate::console::Console;
 use crate::guest::{
     Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach, SetupRequest,
 };
-use crate::hypervisor::{Driver, Nic, Vmm};
+use crate::hypervisor::{Disk, Driver, Memory, Nic, Vmm, VmmError};
 use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
 use crate::place::{Place, PlaceError};
 use crate::process::Identity;
@@ -43,6 +43,10 @@ pub struct VmSpec {
     pub command_line: String,
     /// The root filesystem.
     pub image: File,
+    /// Further disks, behind the root filesystem's.
+    pub disks: Vec<Disk>,
+    /// Where its memory is.
+    pub memory: Memory,
     /// Its network devices. The first is what [`SetupRequest::network`] is for.
     pub nics: Vec<Nic>,
     /// How the guest is set up.
@@ -103,6 +107,9 @@ pub enum VmError {
     /// The guest's agent could not do it.
     #[error("the guest failed")]
     Agent(#[from] AgentError),
+    /// Its VMM did not do it.
+    #[error("the VMM failed")]
+    Vmm(#[from] VmmError),
     /// Something could not be removed.
     #[error("something of the VM could not be removed")]
     Remove(#[source] Arc<PlaceError>),
@@ -120,6 +127,7 @@ pub struct Vm {
     urgent: mpsc::Sender<Asked>,
     status: watch::Receiver<Status>,
     agent: watch::Receiver<Option<Agent>>,
+    vmm: watch::Receiver<Option<Arc<dyn Vmm>>>,
     console: Arc<Console>,
     trouble: Arc<std::sync::Mutex<Option<Arc<PlaceError>>>>,
 }
@@ -173,6 +181,7 @@ impl Vm {
             vmm: None,
         });
         let (agent, agent_watch) = watch::channel(None);
+        let (running, vmm_watch) = watch::channel(None);
         let console = Arc::new(Console::default());
         let (notes, note_inbox) = mpsc::unbounded_channel();
         let trouble = Arc::default();
@@ -182,6 +191,7 @@ impl Vm {
             urgent,
             status: status_watch,
             agent: agent_watch,
+            vmm: vmm_watch,
             console: Arc::clone(&console),
             trouble: Arc::clone(&trouble),
         };
@@ -196,6 +206,7 @@ impl Vm {
             watchers: Vec::new(),
             agent_watcher: Arc::default(),
             vmm: None,
+            running,
             console,
             notes,
             status,
@@ -336,6 +347,22 @@ impl Vm {
     pub async fn pause(&self) -> Result<(), VmError> {
         self.ask(&self.requests, Request::Pause, None).await?;
         self.settle(|state| *state == State::Paused).await
+    }
+
+    /// Writes it down while it is paused: see [`Snapshot::save`](crate::hypervisor::Snapshot::save).
+    ///
+    /// # Errors
+    /// Where it is not paused, or the VMM does not do it.
+    pub async fn save(&self, state: File) -> Result<(), VmError> {
+        if self.status.borrow().state != State::Paused {
+            return Err(VmError::Denied(Denial::NotPaused));
+        }
+        let vmm = self.vmm.borrow().clone();
+        let vmm = vmm.ok_or(VmError::Denied(Denial::NotRunning))?;
+        match vmm.snapshot() {
+            Some(facet) => Ok(facet.save(state).await?),
+            None => Err(VmError::Denied(Denial::Impossible)),
+        }
     }
 
     /// Lets it go on.

@@ -9,7 +9,7 @@ mod namespace;
 use aleph_executor::accel::Accelerator;
 use aleph_executor::executor::COMMAND_LINE;
 use aleph_executor::guest::{ExecRequest, GuestNetwork, GuestNetworkV6, SetupRequest, UpperKind};
-use aleph_executor::hypervisor::Nic;
+use aleph_executor::hypervisor::{Memory, Nic};
 use aleph_executor::lifecycle::{Outcome, Timeouts};
 use aleph_executor::place::Place;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
@@ -142,6 +142,8 @@ async fn create(
         initrd: File::open(bundle.initrd())?,
         command_line: COMMAND_LINE.to_owned(),
         image: File::open(image.rootfs())?,
+        disks: Vec::new(),
+        memory: Memory::Own,
         nics,
         setup: SetupRequest {
             hostname: "net".into(),
