@@ -332,6 +332,10 @@ impl Driver for Doorstep {
         "none".into()
     }
 
+    fn compatibility(&self) -> String {
+        self.name()
+    }
+
     fn kernel_arguments(&self) -> String {
         String::new()
     }

@@ -24,6 +24,18 @@ pub fn virtualisation() -> Virtualisation {
     }
 }
 
+/// What the host's processor can do, as the kernel lists it.
+#[must_use]
+pub fn cpu_flags() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = |name: &str| {
+        let mut lines = cpuinfo.lines();
+        let found = lines.find_map(|line| line.strip_prefix(name)?.trim().strip_prefix(':'));
+        found.unwrap_or_default().trim().to_owned()
+    };
+    format!("{}: {}", line("model name"), line("flags"))
+}
+
 fn cpu_virtualises(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()

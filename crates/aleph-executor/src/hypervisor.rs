@@ -28,6 +28,10 @@ pub trait Driver: Send + Sync {
     /// What users see, such as `qemu/tcg`.
     fn name(&self) -> String;
 
+    /// What a snapshot of this VMM's guests depends on, as text: one that was taken where this was
+    /// different is not begun from.
+    fn compatibility(&self) -> String;
+
     /// The part of the kernel command line that this VMM's machine needs.
     fn kernel_arguments(&self) -> String;
 

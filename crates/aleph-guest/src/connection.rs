@@ -183,10 +183,9 @@ impl Connection {
         }
         let unanswered = &mut self.unanswered;
         match outlet.pass_seen(
-            stream,
             &self.socket,
             &mut self.window,
-            (Flow::Data, usize::MAX),
+            (stream, Flow::Data, usize::MAX),
             |bytes| {
                 if let Some(unanswered) = unanswered {
                     unanswered.add(bytes);

@@ -120,16 +120,15 @@ impl Outlet {
         window: &mut SendWindow,
         (flow, limit): (Flow, usize),
     ) -> Passed {
-        self.pass_seen(stream, source, window, (flow, limit), |_| {})
+        self.pass_seen(source, window, (stream, flow, limit), |_| {})
     }
 
     /// The same, with a look at what came.
     pub(crate) fn pass_seen(
         &mut self,
-        stream: u32,
         source: &OwnedFd,
         window: &mut SendWindow,
-        (flow, limit): (Flow, usize),
+        (stream, flow, limit): (u32, Flow, usize),
         seen: impl FnOnce(&[u8]),
     ) -> Passed {
         if !self.takes(*window) {

@@ -74,6 +74,10 @@ impl Driver for ScriptedDriver {
         "scripted".into()
     }
 
+    fn compatibility(&self) -> String {
+        "scripted".into()
+    }
+
     fn kernel_arguments(&self) -> String {
         String::new()
     }

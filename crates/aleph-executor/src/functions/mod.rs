@@ -11,6 +11,16 @@
 //! | `deployment` | what runs: code, runtime, limits |
 //! | `invocation` | an event on its way in, and what came of it |
 //! | `runner` | the seam between the control plane and what runs functions |
+//! | `runtime` | [`FunctionRuntime`]: the way of an event |
+//! | `admission` | what may run at once |
+//! | `pool` | the clones of one deployment |
+//! | `completion` | what a caller gets |
+//! | `policy` | how many clones are kept, and in which state: pure |
+//! | `template` | guests that were written down |
+//! | `instance` | their clones |
+//! | `conversation` | the runtime API, as runtimes in guests speak it |
+//! | `environment`, `output`, `report` | what a runtime finds, writes, and what is said of it |
+//! | `host` | what functions need of the node |
 //!
 //! # Failure cases
 //! | what | then |
@@ -21,12 +31,28 @@
 //! | more invocations than may run at once | [`InvokeError::Throttled`], with when to try again |
 //! | the daemon dies | clones are removed by the next one; templates stay; callers see a closed connection |
 
+mod admission;
+mod completion;
+mod conversation;
 mod deployment;
+mod environment;
+mod host;
+mod instance;
 mod invocation;
+mod output;
+mod policy;
+mod pool;
+mod report;
 mod runner;
+mod runtime;
+mod template;
 
 pub use deployment::{Code, Deployment, DeploymentId, Isolation};
+pub use environment::is_reserved;
+pub(crate) use host::Host;
 pub use invocation::{
     Completed, FunctionError, Invocation, InvokeError, Temperature, Throttle, Timings,
 };
+pub use policy::PoolConfig;
 pub use runner::{Concurrency, Runner};
+pub use runtime::{FunctionRuntime, FunctionsConfig};

@@ -44,6 +44,7 @@ pub use error::NodeError;
 pub use events::EventReader;
 
 use crate::executor::Boot;
+use crate::functions::Host;
 use crate::guest::{Agent, ExecHandle, ExecInput, ExecRequest};
 use crate::hypervisor::BoxFuture;
 use crate::journal::{Desired, Inserted, JobRecord, Journal};
@@ -178,6 +179,19 @@ impl Node {
     #[must_use]
     pub fn id(&self) -> NodeId {
         self.inner.id
+    }
+
+    /// What functions need of it. `region` is what they are told.
+    pub(crate) fn function_host(&self, region: String) -> Host {
+        let executor = &self.inner.executor;
+        Host {
+            paths: executor.paths().clone(),
+            driver: executor.shared_driver(),
+            cgroups: executor.cgroups().cloned(),
+            timeouts: executor.timeouts(),
+            images: Arc::clone(&self.inner.images),
+            region,
+        }
     }
 
     /// Its journal, for what the control plane keeps in it.

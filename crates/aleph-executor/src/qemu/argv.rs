@@ -77,7 +77,7 @@ pub struct Machine<'a> {
 /// `arat` says that the timer of an idle processor goes on. Without it Linux has no timer that it
 /// can set for one moment on this machine, and ticks 250 times a second for ever: 2 % of a core
 /// for each VM that does nothing.
-const TCG_CPU: &str = "Nehalem-v1,+arat";
+pub(super) const TCG_CPU: &str = "Nehalem-v1,+arat";
 
 /// The arguments, without the program's name.
 #[must_use]

@@ -175,6 +175,16 @@ impl Driver for QemuDriver {
         format!("qemu/{}", self.config.accelerator)
     }
 
+    fn compatibility(&self) -> String {
+        let version = self.probe().map(|qemu| qemu.version).unwrap_or_default();
+        let processor = match self.config.accelerator {
+            Accelerator::Tcg => super::argv::TCG_CPU.to_owned(),
+            // The guest sees the host's own.
+            Accelerator::Kvm => crate::host::cpu_flags(),
+        };
+        format!("{} {version} {MICROVM} {processor}", self.name())
+    }
+
     fn kernel_arguments(&self) -> String {
         let mut arguments = "console=ttyS0".to_owned();
         if self.config.accelerator == Accelerator::Tcg {

@@ -1,0 +1,327 @@
+//! The runtime API, as a function's runtime speaks it: HTTP over connections that programs in the
+//! guest open to the agent's port, and that end here.
+//!
+//! <https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html>
+//!
+//! ```text
+//! Starting ── GET restore/next ─▶ Holding ── (a clone answers it) ─▶ Starting
+//!    │ GET invocation/next
+//!    ▼
+//!  Waiting ── an event ─▶ Busy ── POST response, error ─▶ Answered ── GET invocation/next ─▶ Waiting
+//! ```
+//!
+//! # Failure cases
+//! The guest is hostile: bodies are bounded, an answer to an event that it was not given is refused
+//! with 400, a second `next` while one waits takes the first one's place. Whatever it does costs
+//! its own VM.
+
+use super::invocation::Invocation;
+use crate::guest::{Agent, Connection};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
+
+/// The longest answer, in bytes: 6 MiB and what JSON needs around it.
+pub(super) const MAX_ANSWER: usize = 6 * 1024 * 1024 + 1024;
+
+const PREFIX: &str = "/2018-06-01/runtime/";
+const ERROR_TYPE: &str = "lambda-runtime-function-error-type";
+
+/// How a runtime answered an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The function's answer.
+    Response(Bytes),
+    /// The function's error, as JSON.
+    Error(Bytes),
+    /// An answer that was too long to take.
+    TooLarge,
+}
+
+/// What a runtime is doing.
+#[derive(Debug)]
+enum State {
+    /// Initialising, or between two requests.
+    Starting,
+    /// It asked to be told once it was restored.
+    Holding,
+    /// It could not initialise.
+    Failed(Bytes),
+    /// It asked for an event.
+    Waiting(oneshot::Sender<Response<Full<Bytes>>>),
+    /// It has an event.
+    Busy {
+        request_id: String,
+        answer: oneshot::Sender<Answer>,
+    },
+}
+
+/// What came of a runtime's initialisation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Initialised {
+    /// It asked for an event, or to be told that it was restored.
+    Ready,
+    /// It failed, and says why: JSON.
+    Failed(Bytes),
+}
+
+/// The conversation with one guest's runtime.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    state: Mutex<State>,
+    changed: Notify,
+    /// Whether a runtime that asks to be told of its restoration is told at once: in a clone.
+    is_restored: bool,
+}
+
+impl Conversation {
+    pub(super) fn new(is_restored: bool) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State::Starting),
+            changed: Notify::new(),
+            is_restored,
+        })
+    }
+
+    /// Serves what programs in the guest open, until the channel closes.
+    pub(super) async fn serve(self: Arc<Self>, agent: Agent) {
+        let mut connections = JoinSet::new();
+        while let Ok((_, connection)) = agent.accept().await {
+            connections.spawn(Arc::clone(&self).serve_one(connection));
+            // Those that have ended make room.
+            while connections.try_join_next().is_some() {}
+        }
+    }
+
+    async fn serve_one(self: Arc<Self>, connection: Connection) {
+        let service = service_fn(|request| {
+            let conversation = Arc::clone(&self);
+            async move { Ok::<_, std::convert::Infallible>(conversation.answer(request).await) }
+        });
+        // A connection that breaks is the guest's own affair.
+        let _ = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(connection), service)
+            .await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, state: State) {
+        *self.lock() = state;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the runtime has initialised, or has failed to.
+    pub(super) async fn initialised(&self) -> Initialised {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match &*self.lock() {
+                State::Waiting(_) | State::Holding => return Initialised::Ready,
+                State::Failed(why) => return Initialised::Failed(why.clone()),
+                State::Starting | State::Busy { .. } => {}
+            }
+            changed.await;
+        }
+    }
+
+    /// Gives the runtime an event as soon as it asks for one. The answer comes later.
+    pub(super) async fn give(
+        &self,
+        invocation: &Invocation,
+        deadline: SystemTime,
+    ) -> oneshot::Receiver<Answer> {
+        let event = event(invocation, deadline);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if matches!(&*state, State::Waiting(next) if !next.is_closed()) {
+                    let (answer, answered) = oneshot::channel();
+                    let busy = State::Busy {
+                        request_id: invocation.request_id.clone(),
+                        answer,
+                    };
+                    if let State::Waiting(next) = std::mem::replace(&mut *state, busy)
+                        && next.send(event).is_ok()
+                    {
+                        return answered;
+                    }
+                    // Its connection broke at this very moment.
+                    *state = State::Starting;
+                    return answered;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let Some(path) = path.strip_prefix(PREFIX) else {
+            return status(StatusCode::NOT_FOUND);
+        };
+        match (request.method(), path) {
+            (&Method::GET, "invocation/next") => {
+                let (next, event) = oneshot::channel();
+                self.set(State::Waiting(next));
+                match event.await {
+                    Ok(event) => event,
+                    // Another request took its place, or the clone ends.
+                    Err(_) => status(StatusCode::CONFLICT),
+                }
+            }
+            (&Method::GET, "restore/next") => {
+                if !self.is_restored {
+                    self.set(State::Holding);
+                    // The template is never told: its clones are.
+                    std::future::pending::<()>().await;
+                }
+                status(StatusCode::OK)
+            }
+            (&Method::POST, "init/error" | "restore/error") => {
+                let why = match body(request).await {
+                    Some(why) => why,
+                    None => return too_large(),
+                };
+                self.set(State::Failed(why));
+                accepted()
+            }
+            (&Method::POST, path) => match path
+                .strip_prefix("invocation/")
+                .and_then(|rest| rest.split_once('/'))
+            {
+                Some((id, "response")) => {
+                    let id = id.to_owned();
+                    self.take(&id, request, Answer::Response).await
+                }
+                Some((id, "error")) => {
+                    let id = id.to_owned();
+                    let kind = request.headers().get(ERROR_TYPE).cloned();
+                    let error = |body: Bytes| Answer::Error(described(body, kind.as_ref()));
+                    self.take(&id, request, error).await
+                }
+                _ => status(StatusCode::NOT_FOUND),
+            },
+            _ => status(StatusCode::METHOD_NOT_ALLOWED),
+        }
+    }
+
+    /// Takes an answer in, where it is to the event that the runtime has.
+    async fn take(
+        &self,
+        id: &str,
+        request: Request<Incoming>,
+        answer: impl FnOnce(Bytes) -> Answer,
+    ) -> Response<Full<Bytes>> {
+        let has_it = matches!(&*self.lock(), State::Busy { request_id, .. } if request_id == id);
+        if !has_it {
+            return status_with(
+                StatusCode::BAD_REQUEST,
+                r#"{"errorMessage":"Invalid request ID","errorType":"InvalidRequestID"}"#,
+            );
+        }
+        let body = body(request).await;
+        let is_taken = body.is_some();
+        let answer_is = body.map_or(Answer::TooLarge, answer);
+        let mut state = self.lock();
+        if !matches!(&*state, State::Busy { request_id, .. } if request_id == id) {
+            return status(StatusCode::BAD_REQUEST);
+        }
+        if let State::Busy { answer, .. } = std::mem::replace(&mut *state, State::Starting) {
+            // Whoever waited may have given up.
+            let _ = answer.send(answer_is);
+        }
+        drop(state);
+        if is_taken { accepted() } else { too_large() }
+    }
+}
+
+/// An error as clients get it: what the runtime said, or what its header did.
+fn described(body: Bytes, kind: Option<&HeaderValue>) -> Bytes {
+    if !body.is_empty() {
+        return body;
+    }
+    let kind = kind
+        .and_then(|kind| kind.to_str().ok())
+        .unwrap_or("Unknown");
+    serde_json::json!({ "errorType": kind, "errorMessage": "" })
+        .to_string()
+        .into()
+}
+
+async fn body(request: Request<Incoming>) -> Option<Bytes> {
+    let body = Limited::new(request.into_body(), MAX_ANSWER);
+    Some(body.collect().await.ok()?.to_bytes())
+}
+
+/// The answer to `next` that is an event.
+fn event(invocation: &Invocation, deadline: SystemTime) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(invocation.payload.clone()));
+    let headers = response.headers_mut();
+    let deadline_ms = deadline
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_millis();
+    // The Python client parses it only as exactly this.
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let deadline_ms = deadline_ms.to_string();
+    let texts = [
+        (
+            "lambda-runtime-aws-request-id",
+            Some(&invocation.request_id),
+        ),
+        ("lambda-runtime-deadline-ms", Some(&deadline_ms)),
+        ("lambda-runtime-invoked-function-arn", Some(&invocation.arn)),
+        ("lambda-runtime-trace-id", invocation.trace.as_ref()),
+        (
+            "lambda-runtime-client-context",
+            invocation.client_context.as_ref(),
+        ),
+    ];
+    for (name, text) in texts {
+        // What cannot be a header's value is left out; the API lets no such text in.
+        if let Some(value) = text.and_then(|text| HeaderValue::from_str(text).ok()) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    response
+}
+
+fn accepted() -> Response<Full<Bytes>> {
+    status_with(StatusCode::ACCEPTED, r#"{"status":"OK"}"#)
+}
+
+fn too_large() -> Response<Full<Bytes>> {
+    status_with(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        r#"{"errorMessage":"Exceeded maximum allowed payload size (6291556 bytes).","errorType":"RequestEntityTooLarge"}"#,
+    )
+}
+
+fn status(status: StatusCode) -> Response<Full<Bytes>> {
+    status_with(status, "")
+}
+
+fn status_with(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    if !body.is_empty() {
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+    }
+    response
+}

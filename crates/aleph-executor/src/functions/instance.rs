@@ -1,0 +1,399 @@
+//! Clones: guests that begin where a template stood.
+//!
+//! ```text
+//! Spare ──── the template's state ────▶ Instance ⇄ paused
+//!   │ a VMM that waits                     │ serves one event after another
+//!   └──────────────▶ destroyed ◀───────────┘
+//! ```
+//! A [`Spare`] is a VMM that was launched ahead and waits for the state, so that nobody waits for
+//! its process to start. Whatever is dropped is killed and removed in the background; what cannot
+//! be removed is left to the node's sweep, as is what a daemon that was killed leaves.
+
+use super::conversation::{Answer, Conversation};
+use super::host::Host;
+use super::invocation::Invocation;
+use super::output::{Ended, Output};
+use super::template::{Template, TemplateError, pump};
+use crate::cgroup::Limits;
+use crate::guest::{Agent, AgentError, CloneRequest, Reattach};
+use crate::hypervisor::{Launch, LaunchError, Memory, Start, Vmm, VmmError, socket_name};
+use crate::place::{Place, PlaceError};
+use aleph_types::{Classify, ErrorClass, VmId};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+/// How long a clone may take to answer.
+const WAKE: Duration = Duration::from_secs(20);
+
+/// How long a runtime that had an answer may take to ask for its next event.
+const ASK: Duration = Duration::from_secs(10);
+
+/// How long a killed VMM may take to vanish, before SIGKILL is repeated.
+const VANISH: Duration = Duration::from_secs(5);
+
+/// Processes and threads that a VMM may have.
+const PIDS: u32 = 512;
+
+/// A clone that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CloneError {
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("cannot make room for the clone")]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
+    Vmm(#[from] LaunchError),
+    #[error("the clone's VMM failed")]
+    Control(#[from] VmmError),
+    #[error("the clone's guest failed")]
+    Agent(#[from] AgentError),
+    #[error("the clone ended: {0}")]
+    Died(String),
+    #[error("the clone did not answer within {} s", WAKE.as_secs())]
+    Silent,
+    #[error("cannot reach the clone's VMM")]
+    Io(#[from] io::Error),
+}
+
+impl Classify for CloneError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Template(error) => error.class(),
+            Self::Place(place) if place.is_full() => ErrorClass::Capacity,
+            _ => ErrorClass::Unavailable,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Template(error) => error.code(),
+            Self::Vmm(error) => error.code(),
+            _ => "clone_failed",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Template(error) => error.advice(),
+            Self::Vmm(error) => error.advice(),
+            _ => None,
+        }
+    }
+}
+
+/// A VMM and what the host holds for it. Dropped, it is killed and removed.
+#[derive(Debug)]
+struct Body {
+    place: Arc<Place>,
+    vmm: Arc<dyn Vmm>,
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let (place, vmm) = (Arc::clone(&self.place), Arc::clone(&self.vmm));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(bury(place, vmm));
+        } else {
+            // Without a runtime the process is about to end; the next sweep does the rest.
+            let _ = vmm.kill();
+        }
+    }
+}
+
+/// Kills a VMM and removes its place.
+async fn bury(place: Arc<Place>, vmm: Arc<dyn Vmm>) {
+    loop {
+        if let Err(error) = vmm.kill() {
+            tracing::warn!(vm = %place.vm(), %error, "a clone's VMM cannot be killed");
+        }
+        if let Some(cgroup) = place.cgroup() {
+            let _ = cgroup.kill();
+        }
+        if timeout(VANISH, vmm.wait()).await.is_ok() {
+            break;
+        }
+    }
+    let vm = place.vm();
+    // A group empties a moment after its last process is seen to end.
+    let removed = tokio::task::spawn_blocking(move || {
+        for _ in 0..100 {
+            match place.remove() {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    let populated = place
+                        .cgroup()
+                        .is_some_and(crate::cgroup::Cgroup::is_populated);
+                    if !populated {
+                        return Err(error);
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        }
+        place.remove()
+    });
+    if let Ok(Err(error)) = removed.await {
+        tracing::warn!(%vm, %error, "a clone could not be removed; the next sweep tries again");
+    }
+}
+
+/// A VMM that waits for the state of a template.
+#[derive(Debug)]
+pub(super) struct Spare {
+    body: Body,
+    state: UnixStream,
+    template: Arc<Template>,
+}
+
+impl Spare {
+    /// Launches it.
+    pub(super) async fn launch(host: &Host, template: Arc<Template>) -> Result<Self, CloneError> {
+        let place = Arc::new(Place::create(&host.paths, host.cgroups.as_ref())?);
+        match Self::launch_at(host, template, Arc::clone(&place)).await {
+            Ok(spare) => {
+                let vmm = spare.body.vmm.identity();
+                // Where this fails the spare goes, VMM first.
+                spare.body.place.record(&vmm)?;
+                Ok(spare)
+            }
+            Err(error) => {
+                // Nothing runs there.
+                if let Err(error) = place.remove() {
+                    tracing::warn!(vm = %place.vm(), %error, "a clone's place stays until the next sweep");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch_at(
+        host: &Host,
+        template: Arc<Template>,
+        place: Arc<Place>,
+    ) -> Result<Self, CloneError> {
+        let sockets = place.listen()?;
+        let cgroup = place.make_cgroup(&Limits {
+            cpus: template.resources.cpus,
+            memory: template.resources.memory,
+            pids: PIDS,
+            io_bytes_per_second: None,
+        })?;
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let ours = UnixStream::from_std(ours)?;
+        let vmm = host
+            .driver
+            .launch(Launch {
+                vm: place.vm(),
+                resources: template.resources,
+                start: Start::Restore {
+                    state: OwnedFd::from(theirs),
+                },
+                memory: Memory::Clone(template.memory()?),
+                disks: template.disks()?,
+                nics: Vec::new(),
+                sockets,
+                run_dir: place.run_dir().to_owned(),
+                cgroup,
+                user: rustix::process::geteuid()
+                    .is_root()
+                    .then(|| place.vm().uid()),
+            })
+            .await?;
+        let body = Body {
+            place,
+            vmm: vmm.into(),
+        };
+        Ok(Self {
+            body,
+            state: ours,
+            template,
+        })
+    }
+
+    /// Has it go on where the template stood, as a guest of its own.
+    pub(super) async fn wake(self) -> Result<Instance, CloneError> {
+        let Self {
+            body,
+            mut state,
+            template,
+        } = self;
+        let died = async {
+            let exit = body.vmm.wait().await;
+            CloneError::Died(exit.to_string())
+        };
+        let restored = async {
+            let socket = body.place.connect(socket_name::AGENT).await?;
+            let reattach = Reattach {
+                main: Some(template.main),
+                setup: None,
+            };
+            let fed = async {
+                state.write_all(&template.state).await?;
+                state.shutdown().await?;
+                Ok::<_, CloneError>(())
+            };
+            let reached = async { Ok(Agent::reattach(socket, reattach).await?) };
+            let ((), (agent, main)) = tokio::try_join!(fed, reached)?;
+            let main = main.ok_or_else(|| CloneError::Died("its runtime is gone".into()))?;
+            Ok::<_, CloneError>((agent, main))
+        };
+        let (agent, mut main) = tokio::select! {
+            restored = restored => restored?,
+            died = died => return Err(died),
+            () = tokio::time::sleep(WAKE) => return Err(CloneError::Silent),
+        };
+        let vm = body.place.vm();
+        let resumed = agent.resume(&CloneRequest {
+            hostname: format!("fn-{vm}"),
+            generation: template.next_generation(),
+            machine_id: machine_id()?,
+            network: None,
+        })?;
+        let conversation = Conversation::new(true);
+        let output = Arc::new(Output::new());
+        let serve = tokio::spawn(Arc::clone(&conversation).serve(agent.clone()));
+        let watch = {
+            let (output, vmm) = (Arc::clone(&output), Arc::clone(&body.vmm));
+            tokio::spawn(async move {
+                let resumed = async {
+                    // Its processes stand still until it is done.
+                    if let Err(error) = resumed.done().await {
+                        output.end(Ended::Gone(format!(
+                            "it could not be made its own: {error}"
+                        )));
+                    }
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = pump(&mut main, &output) => {}
+                    exit = vmm.wait() => output.end(Ended::Gone(exit.to_string())),
+                    () = resumed => {}
+                }
+            })
+        };
+        Ok(Instance {
+            tasks: [serve.abort_handle(), watch.abort_handle()],
+            agent,
+            conversation,
+            output,
+            body,
+            is_paused: false,
+        })
+    }
+}
+
+fn machine_id() -> io::Result<[u8; 16]> {
+    use std::io::Read;
+    let mut id = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut id)?;
+    Ok(id)
+}
+
+/// What became of an event that a clone got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The function never saw it: another clone can have it.
+    NotGiven(String),
+    /// The runtime answered.
+    Answered(Answer),
+    /// The runtime ended.
+    Ended(Ended),
+    /// Its time was over.
+    TimedOut,
+}
+
+/// A clone that serves events.
+#[derive(Debug)]
+pub(super) struct Instance {
+    body: Body,
+    agent: Agent,
+    conversation: Arc<Conversation>,
+    pub(super) output: Arc<Output>,
+    tasks: [AbortHandle; 2],
+    is_paused: bool,
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Instance {
+    pub(super) fn vm(&self) -> VmId {
+        self.body.place.vm()
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// Whether it still lives, as far as is known.
+    pub(super) fn is_alive(&self) -> bool {
+        !self.output.has_ended()
+    }
+
+    /// Freezes it: it costs no CPU then.
+    pub(super) async fn pause(&mut self) -> Result<(), CloneError> {
+        if let (false, Some(facet)) = (self.is_paused, self.body.vmm.pause()) {
+            facet.pause().await?;
+            self.is_paused = true;
+        }
+        Ok(())
+    }
+
+    /// Lets it go on, with the time of now.
+    pub(super) async fn unpause(&mut self) -> Result<(), CloneError> {
+        if let (true, Some(facet)) = (self.is_paused, self.body.vmm.pause()) {
+            // Read as soon as it runs, before what is sent behind it.
+            self.agent.set_clock()?;
+            facet.resume().await?;
+            self.is_paused = false;
+        }
+        Ok(())
+    }
+
+    /// The most memory that its VMM had, in bytes: what the guest used, and some MiB of the VMM's.
+    pub(super) fn memory_peak(&self) -> Option<u64> {
+        let pid = self.body.vmm.identity().pid;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
+    }
+
+    /// Gives the function an event and waits for what becomes of it.
+    pub(super) async fn run(&self, invocation: &Invocation, limit: Duration) -> Fate {
+        let deadline = SystemTime::now() + limit;
+        let given = tokio::select! {
+            given = self.conversation.give(invocation, deadline) => given,
+            ended = self.output.ended() => {
+                return Fate::NotGiven(super::template::said(&ended));
+            }
+            () = tokio::time::sleep(ASK) => {
+                return Fate::NotGiven("its runtime asks for no event".into());
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = given => match answer {
+                Ok(answer) => Fate::Answered(answer),
+                Err(_) => Fate::Ended(Ended::Gone("its runtime broke the conversation off".into())),
+            },
+            ended = self.output.ended() => Fate::Ended(ended),
+            () = tokio::time::sleep(limit) => Fate::TimedOut,
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Runs deployments: the way of an event to a clone and back.
+//!
+//! # Failure cases
+//! | what | then |
+//! | --- | --- |
+//! | a clone died in the pool | it is not given the event; another one is |
+//! | it dies, or does not ask, before it was given the event | another clone, [`TRIES`] in all |
+//! | it dies with the event, or its time is over | the function's error; the clone is destroyed |
+//! | the caller goes away | the clone that was busy for it is destroyed |
+//! | a clone cannot be made | the caller hears why; nothing of it stays |
+
+use super::admission::{Admission, Charge, RETRY_AFTER};
+use super::completion::Run;
+use super::deployment::{Deployment, DeploymentId, Isolation};
+use super::host::Host;
+use super::instance::{CloneError, Fate, Instance, Spare};
+use super::invocation::{Completed, Invocation, InvokeError, Temperature, Throttle, Timings};
+use super::policy::{Moment, PoolConfig};
+use super::pool::{Deployed, Member};
+use super::runner::{Concurrency, Runner};
+use super::template::{self, Template, TemplateError};
+use crate::hypervisor::BoxFuture;
+use crate::node::Node;
+use aleph_types::{MiB, Problem};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How many clones an event may meet that die before they have it.
+const TRIES: usize = 3;
+
+/// How often pools are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How functions are run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FunctionsConfig {
+    /// How clones are kept.
+    pub pool: PoolConfig,
+    /// How much memory the guests of all clones may have together, as they see it. They share most
+    /// of their template's, so it may be several times what the host has.
+    pub memory: MiB,
+    /// How many invocations an account may have at once.
+    pub account_concurrency: usize,
+    /// The region that functions are told.
+    pub region: String,
+}
+
+impl Default for FunctionsConfig {
+    fn default() -> Self {
+        Self {
+            pool: PoolConfig::default(),
+            memory: MiB(64 * 1024),
+            account_concurrency: 1000,
+            region: "us-east-1".into(),
+        }
+    }
+}
+
+/// Runs deployments on a node. Clones are the same one.
+#[derive(Clone)]
+pub struct FunctionRuntime(Arc<Shared>);
+
+impl std::fmt::Debug for FunctionRuntime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FunctionRuntime")
+    }
+}
+
+struct Shared {
+    host: Host,
+    config: FunctionsConfig,
+    began: Instant,
+    admission: Arc<Admission>,
+    deployed: Mutex<HashMap<DeploymentId, Arc<Deployed>>>,
+}
+
+impl FunctionRuntime {
+    /// Runs functions on a node, until [`FunctionRuntime::shutdown`].
+    #[must_use]
+    pub fn open(node: &Node, config: FunctionsConfig) -> Self {
+        let host = node.function_host(config.region.clone());
+        template::remove_unfinished(&host);
+        let memory = u64::from(config.memory.0);
+        let shared = Arc::new(Shared {
+            host,
+            began: Instant::now(),
+            admission: Admission::new(config.account_concurrency, memory),
+            deployed: Mutex::default(),
+            config,
+        });
+        tokio::spawn(tend(Arc::downgrade(&shared)));
+        Self(shared)
+    }
+
+    /// Ends all clones that have nothing to do, and takes no events any more. Those that are busy
+    /// end with what they do.
+    pub fn shutdown(&self) {
+        self.0.admission.close();
+        let deployed = std::mem::take(&mut *self.0.deployed());
+        for deployed in deployed.into_values() {
+            deployed.retire();
+        }
+    }
+}
+
+impl Runner for FunctionRuntime {
+    fn prepare(&self, deployment: Arc<Deployment>) -> BoxFuture<'_, Result<(), Problem>> {
+        Box::pin(async move {
+            let deployed = self.0.find(deployment);
+            let template = self.0.template(&deployed).await;
+            template.map(drop).map_err(|error| Problem::of(&error))
+        })
+    }
+
+    fn invoke(
+        &self,
+        deployment: Arc<Deployment>,
+        concurrency: Concurrency,
+        invocation: Invocation,
+    ) -> BoxFuture<'_, Result<Completed, InvokeError>> {
+        Box::pin(async move {
+            let _turn = self.0.admission.admit(&deployment, concurrency)?;
+            let deployed = self.0.find(deployment);
+            self.0.invoke(&deployed, &invocation).await
+        })
+    }
+
+    fn provision(&self, deployment: Arc<Deployment>, clones: u32) {
+        let deployed = self.0.find(deployment);
+        deployed.pool().provisioned = usize::try_from(clones).unwrap_or(usize::MAX);
+    }
+
+    fn retire(&self, deployment: &DeploymentId) -> BoxFuture<'_, ()> {
+        let id = deployment.clone();
+        Box::pin(async move {
+            let deployed = self.0.deployed().remove(&id);
+            if let Some(deployed) = deployed {
+                deployed.retire();
+            }
+            if let Err(error) = Template::remove(&self.0.host, &id) {
+                tracing::warn!(deployment = %id, %error, "a template stays");
+            }
+        })
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    fn deployed(&self) -> MutexGuard<'_, HashMap<DeploymentId, Arc<Deployed>>> {
+        self.deployed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, deployment: Arc<Deployment>) -> Arc<Deployed> {
+        let id = deployment.id();
+        let mut deployed = self.deployed();
+        let entry = deployed.entry(id);
+        Arc::clone(entry.or_insert_with(|| Deployed::new(deployment)))
+    }
+
+    async fn template(&self, deployed: &Deployed) -> Result<Arc<Template>, TemplateError> {
+        let mut slot = deployed.template.lock().await;
+        if let Some(template) = &*slot {
+            return Ok(Arc::clone(template));
+        }
+        let template = Arc::new(Template::ensure(&self.host, &deployed.deployment).await?);
+        *slot = Some(Arc::clone(&template));
+        Ok(template)
+    }
+
+    /// Takes memory for another clone, from idle ones of others where there is none.
+    fn charge(&self, deployed: &Deployed) -> Option<Charge> {
+        loop {
+            let charge = self.admission.charge(deployed.deployment.memory.0);
+            if charge.is_some() || !self.evict() {
+                return charge;
+            }
+        }
+    }
+
+    /// Lets go of the clone that was idle for longest; whether there was one.
+    fn evict(&self) -> bool {
+        let all: Vec<Arc<Deployed>> = self.deployed().values().cloned().collect();
+        let oldest = all
+            .iter()
+            .filter_map(|deployed| Some((deployed.pool().oldest()?, deployed)))
+            .min_by_key(|(since, _)| *since);
+        // Another one may have taken it meanwhile; then there may be a second oldest.
+        oldest.is_some_and(|(_, deployed)| {
+            let gone = deployed.pool().evict();
+            drop(gone);
+            true
+        })
+    }
+
+    async fn invoke(
+        &self,
+        deployed: &Arc<Deployed>,
+        invocation: &Invocation,
+    ) -> Result<Completed, InvokeError> {
+        let arrived = Instant::now();
+        let _busy = deployed.arrived(self.now());
+        let deployment = &deployed.deployment;
+        let mut last = String::new();
+        for _ in 0..TRIES {
+            let queue = arrived.elapsed();
+            let (member, temperature) = self.member(deployed).await?;
+            let given = Instant::now();
+            let clone = &member.clone;
+            let fate = clone.run(invocation, deployment.timeout).await;
+            if let Fate::NotGiven(why) = fate {
+                tracing::info!(vm = %clone.vm(), why, "a clone was of no use; another one is asked");
+                last = why;
+                continue;
+            }
+            let function = given.elapsed();
+            let run = Run {
+                deployment,
+                clone,
+                request_id: &invocation.request_id,
+                timings: Timings {
+                    queue,
+                    resume: (given - arrived).saturating_sub(queue),
+                    function,
+                },
+                temperature,
+            };
+            let (completed, can_serve) = run.complete(fate);
+            let is_kept = deployment.isolation == Isolation::Deployment;
+            if can_serve && is_kept && clone.is_alive() {
+                deployed.pool().give(member, self.now());
+            }
+            return Ok(completed);
+        }
+        Err(InvokeError::Place(Problem::of(&CloneError::Died(last))))
+    }
+
+    /// A clone that lives: the idle one that was used last, or a new one.
+    async fn member(&self, deployed: &Deployed) -> Result<(Member, Temperature), InvokeError> {
+        loop {
+            // The pool is not held while a clone goes on.
+            let idle = deployed.pool().take();
+            let Some(mut member) = idle else { break };
+            if !member.clone.is_alive() {
+                continue;
+            }
+            if !member.clone.is_paused() {
+                return Ok((member, Temperature::Hot));
+            }
+            match member.clone.unpause().await {
+                Ok(()) => return Ok((member, Temperature::Warm)),
+                Err(error) => {
+                    let vm = member.clone.vm();
+                    tracing::warn!(%vm, %error, "a paused clone does not go on");
+                }
+            }
+        }
+        let charge = self.charge(deployed).ok_or(InvokeError::Throttled {
+            by: Throttle::Node,
+            retry_after: RETRY_AFTER,
+        })?;
+        let clone = self.make(deployed).await;
+        let clone = clone.map_err(|error| InvokeError::Place(Problem::of(&error)))?;
+        Ok((
+            Member {
+                clone,
+                _charge: charge,
+            },
+            Temperature::Cold,
+        ))
+    }
+
+    async fn make(&self, deployed: &Deployed) -> Result<Instance, CloneError> {
+        let spare = deployed.pool().take_spare();
+        let spare = match spare {
+            Some(spare) => spare,
+            None => Spare::launch(&self.host, self.template(deployed).await?).await?,
+        };
+        spare.wake().await
+    }
+
+    /// Looks after one pool.
+    fn tend(self: &Arc<Self>, deployed: &Arc<Deployed>) {
+        let work = deployed.pool().tend(self.now(), &self.config.pool);
+        for (member, since) in work.pause {
+            let deployed = Arc::clone(deployed);
+            tokio::spawn(async move { pause(&deployed, member, since).await });
+        }
+        for _ in 0..work.make {
+            let (shared, deployed) = (Arc::clone(self), Arc::clone(deployed));
+            tokio::spawn(async move { shared.provide(&deployed).await });
+        }
+        for _ in 0..work.spares {
+            let (shared, deployed) = (Arc::clone(self), Arc::clone(deployed));
+            tokio::spawn(async move { shared.launch_ahead(&deployed).await });
+        }
+    }
+
+    async fn provide(&self, deployed: &Deployed) {
+        let member = match self.charge(deployed) {
+            Some(charge) => match self.make(deployed).await {
+                Ok(clone) => Some(Member {
+                    clone,
+                    _charge: charge,
+                }),
+                Err(error) => {
+                    let function = &deployed.deployment.function;
+                    tracing::warn!(function, %error, "a clone cannot be provided");
+                    None
+                }
+            },
+            None => None,
+        };
+        let now = self.now();
+        deployed.pool().came(member, now);
+    }
+
+    async fn launch_ahead(&self, deployed: &Deployed) {
+        let launched = async {
+            let template = self.template(deployed).await?;
+            Spare::launch(&self.host, template).await
+        };
+        let spare = launched.await.map_err(|error| {
+            let function = &deployed.deployment.function;
+            tracing::warn!(function, %error, "a VMM cannot be launched ahead");
+        });
+        deployed.pool().spare_came(spare.ok());
+    }
+}
+
+async fn pause(deployed: &Deployed, mut member: Member, since: Moment) {
+    let paused = member.clone.pause().await;
+    let is_kept = paused.is_ok();
+    if let Err(error) = paused {
+        tracing::warn!(vm = %member.clone.vm(), %error, "a clone cannot be paused");
+    }
+    deployed.pool().came(is_kept.then_some(member), since);
+}
+
+/// Looks after all pools, for as long as somebody runs functions.
+async fn tend(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let all: Vec<Arc<Deployed>> = shared.deployed().values().cloned().collect();
+        for deployed in &all {
+            shared.tend(deployed);
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! Functions with real VMs: a runtime of shell, and what becomes of its events.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where it cannot go on"
+)]
+
+use aleph_executor::functions::{
+    Code, Completed, Concurrency, Deployment, FunctionError, FunctionRuntime, FunctionsConfig,
+    Invocation, InvokeError, Isolation, PoolConfig, Runner, Temperature, Throttle,
+};
+use aleph_executor::{Node, NodeConfig};
+use aleph_testkit::{TestImages, TestRoot, wait_until};
+use aleph_types::MiB;
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A runtime in shell: `handle` gets the event as $1 and prints the answer.
+const RUNTIME: &str = r#"
+api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime
+started=$(cat /proc/sys/kernel/random/uuid)
+echo "initialised with $GREETING" >&2
+. /var/task/init.sh
+while :; do
+  event=$(wget -q -S -O - $api/invocation/next 2>/tmp/headers) || exit 9
+  id=$(sed -n 's/^ *[Ll]ambda-[Rr]untime-[Aa]ws-[Rr]equest-[Ii]d: *//p' /tmp/headers | tr -d '\r')
+  deadline=$(sed -n 's/^ *[Ll]ambda-[Rr]untime-[Dd]eadline-[Mm]s: *//p' /tmp/headers | tr -d '\r')
+  echo "event $event" >&2
+  case $event in
+    '"exit"') exit 3 ;;
+    '"hang"') sleep 1000 ;;
+    '"fail"') wget -q -O - --post-data '{"errorType":"Oops","errorMessage":"as asked"}' $api/invocation/$id/error >/dev/null; continue ;;
+    '"who"') answer="$(hostname) $(cat /etc/machine-id /run/aleph/generation | tr '\n' ' ') $(cat /proc/sys/kernel/random/uuid) $started" ;;
+    '"clock"') answer="$(date +%s) $deadline" ;;
+    '"sleep"') sleep 1; answer=slept ;;
+    *) answer=$event ;;
+  esac
+  wget -q -O - --post-data "$answer" $api/invocation/$id/response >/dev/null
+done
+"#;
+
+struct World {
+    root: TestRoot,
+    node: Node,
+    runtime: FunctionRuntime,
+    deployment: Deployment,
+}
+
+async fn open(root: &TestRoot, config: FunctionsConfig) -> Result<(Node, FunctionRuntime)> {
+    let images = Arc::new(TestImages::new(root)?);
+    let node = Node::open(NodeConfig::new(root.paths()?), images).await?;
+    let runtime = FunctionRuntime::open(&node, config);
+    Ok((node, runtime))
+}
+
+fn pool() -> PoolConfig {
+    PoolConfig {
+        linger: Duration::from_secs(3600),
+        spares: 0,
+        ..PoolConfig::default()
+    }
+}
+
+impl World {
+    async fn new(config: FunctionsConfig) -> Result<Self> {
+        Self::with_init(config, "").await
+    }
+
+    async fn with_init(config: FunctionsConfig, init: &str) -> Result<Self> {
+        let root = TestRoot::new()?;
+        let task = root.path().join("task");
+        std::fs::create_dir(&task)?;
+        std::fs::write(task.join("init.sh"), init)?;
+        let image = root.path().join("task.erofs");
+        let made = Command::new("mkfs.erofs")
+            .args([
+                "--quiet".as_ref(),
+                "-T0".as_ref(),
+                image.as_os_str(),
+                task.as_os_str(),
+            ])
+            .output()?;
+        ensure!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        let (node, runtime) = open(&root, config).await?;
+        let deployment = Deployment {
+            account: "default".into(),
+            function: "shell".into(),
+            version: "$LATEST".into(),
+            code: Code::Task {
+                image,
+                digest: "sha256:1".into(),
+                runtime: "busybox".into(),
+            },
+            handler: "handle".into(),
+            env: [("GREETING".to_owned(), "hello".to_owned())].into(),
+            command: ["sh", "-c", RUNTIME].map(String::from).to_vec(),
+            memory: MiB(128),
+            timeout: Duration::from_secs(30),
+            temporary: MiB(16),
+            isolation: Isolation::Deployment,
+        };
+        Ok(Self {
+            root,
+            node,
+            runtime,
+            deployment,
+        })
+    }
+
+    async fn invoke(&self, event: &str) -> Result<Completed, InvokeError> {
+        self.invoke_as(&self.deployment, Concurrency::default(), event)
+            .await
+    }
+
+    async fn invoke_as(
+        &self,
+        deployment: &Deployment,
+        concurrency: Concurrency,
+        event: &str,
+    ) -> Result<Completed, InvokeError> {
+        let invocation = Invocation {
+            request_id: format!("id-{event}").replace('"', ""),
+            payload: event.to_owned().into(),
+            arn: "arn:aws:lambda:us-east-1:000000000000:function:shell".into(),
+            client_context: None,
+            trace: None,
+        };
+        let deployment = Arc::new(deployment.clone());
+        let invoked = self.runtime.invoke(deployment, concurrency, invocation);
+        tokio::time::timeout(LIMIT, invoked)
+            .await
+            .map_err(|_| InvokeError::NotReady("no answer in time".into()))?
+    }
+
+    async fn end(self) -> Result<()> {
+        self.runtime.shutdown();
+        wait_until("nothing is left", LIMIT, || {
+            let vms = std::fs::read_dir(self.root.paths().ok()?.vms()).ok()?;
+            let left = vms.flatten().filter(|entry| entry.path().is_dir()).count();
+            (left == 0).then_some(())
+        });
+        self.node.shutdown().await;
+        Ok(())
+    }
+}
+
+fn text(completed: &Completed) -> String {
+    String::from_utf8_lossy(&completed.payload).into_owned()
+}
+
+fn log(completed: &Completed) -> String {
+    String::from_utf8_lossy(&completed.log_tail).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_goes_to_a_clone_and_its_answer_comes_back() -> Result<()> {
+    let config = FunctionsConfig {
+        pool: pool(),
+        ..FunctionsConfig::default()
+    };
+    let world = World::new(config).await?;
+    world
+        .runtime
+        .prepare(Arc::new(world.deployment.clone()))
+        .await
+        .map_err(|problem| anyhow::anyhow!("{problem:?}"))?;
+    let cold = world.invoke("{\"n\":1}").await?;
+    assert_eq!(text(&cold), "{\"n\":1}");
+    assert_eq!((cold.temperature, cold.error), (Temperature::Cold, None));
+    assert!(log(&cold).contains("event {\"n\":1}\n"), "{}", log(&cold));
+    assert!(
+        !log(&cold).contains("initialised"),
+        "what the template wrote is not written again"
+    );
+    for n in 2..12 {
+        let event = format!("{{\"n\":{n}}}");
+        let hot = world.invoke(&event).await?;
+        assert_eq!((text(&hot), hot.temperature), (event, Temperature::Hot));
+        eprintln!("{:?}", hot.timings);
+    }
+    eprintln!("{:?}", cold.timings);
+    let failed = world.invoke("\"fail\"").await?;
+    assert_eq!(failed.error, Some(FunctionError::Unhandled));
+    assert!(text(&failed).contains("as asked"));
+    let clock = text(&world.invoke("\"clock\"").await?);
+    let (now, deadline) = clock.split_once(' ').context("two times")?;
+    let (now, deadline): (u64, u64) = (now.parse()?, deadline.parse()?);
+    let host = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?;
+    assert!(host.as_secs().abs_diff(now) <= 5, "{clock}");
+    assert!((deadline / 1000).abs_diff(now + 30) <= 5, "{clock}");
+    let exited = world.invoke("\"exit\"").await?;
+    assert_eq!(exited.error, Some(FunctionError::Unhandled));
+    assert!(
+        text(&exited).contains("Runtime.ExitError"),
+        "{}",
+        text(&exited)
+    );
+    let next = world.invoke("\"next\"").await?;
+    assert_eq!(
+        (text(&next).as_str(), next.temperature),
+        ("\"next\"", Temperature::Cold)
+    );
+    world.end().await
+}
+
+/// Of clones of one template, no two have anything in common that tells one machine from another,
+/// or that a program could draw.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_two_clones_share_what_is_ones_own() -> Result<()> {
+    const CLONES: usize = 50;
+    let config = FunctionsConfig {
+        pool: pool(),
+        ..FunctionsConfig::default()
+    };
+    let world = World::new(config).await?;
+    let deployment = Deployment {
+        isolation: Isolation::Invocation,
+        ..world.deployment.clone()
+    };
+    let mut seen: [BTreeSet<String>; 4] = Default::default();
+    let mut started = BTreeSet::new();
+    for _ in 0..CLONES {
+        let answer = world
+            .invoke_as(&deployment, Concurrency::default(), "\"who\"")
+            .await?;
+        assert_eq!(
+            (answer.temperature, answer.error),
+            (Temperature::Cold, None)
+        );
+        let answer = text(&answer);
+        let words: Vec<&str> = answer.split_whitespace().collect();
+        ensure!(words.len() == 5, "{answer}");
+        for (known, word) in seen.iter_mut().zip(&words) {
+            assert!(known.insert((*word).to_owned()), "{word} comes twice");
+        }
+        started.insert(words[4].to_owned());
+    }
+    assert_eq!(started.len(), 1, "all are of one template");
+    world.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_takes_too_long_is_destroyed_and_costs_no_other() -> Result<()> {
+    let config = FunctionsConfig {
+        pool: pool(),
+        ..FunctionsConfig::default()
+    };
+    let world = World::new(config).await?;
+    let deployment = Deployment {
+        timeout: Duration::from_secs(2),
+        ..world.deployment.clone()
+    };
+    let call = |event: &'static str| {
+        let (world, deployment) = (&world, &deployment);
+        async move {
+            let concurrency = Concurrency {
+                reserved: Some(2),
+                ..Concurrency::default()
+            };
+            world.invoke_as(deployment, concurrency, event).await
+        }
+    };
+    call("\"warm\"").await?;
+    let (hung, fine) = tokio::join!(call("\"hang\""), call("\"fine\""));
+    let hung = hung?;
+    assert_eq!(hung.error, Some(FunctionError::Unhandled));
+    assert!(text(&hung).contains("Sandbox.Timedout"), "{}", text(&hung));
+    assert!(log(&hung).contains("Status: timeout"), "{}", log(&hung));
+    assert_eq!(text(&fine?), "\"fine\"");
+    let (one, two, three) = tokio::join!(call("\"sleep\""), call("\"sleep\""), call("\"sleep\""));
+    let throttled = [one, two, three]
+        .into_iter()
+        .filter(|outcome| {
+            matches!(
+                outcome,
+                Err(InvokeError::Throttled {
+                    by: Throttle::Function,
+                    ..
+                })
+            )
+        })
+        .count();
+    assert_eq!(throttled, 1);
+    world.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_clones_are_paused_and_go_on_and_go_in_the_end() -> Result<()> {
+    let config = FunctionsConfig {
+        pool: PoolConfig {
+            linger: Duration::ZERO,
+            idle_timeout: Duration::from_secs(3600),
+            spares: 1,
+            ..PoolConfig::default()
+        },
+        // Room for two clones.
+        memory: MiB(256),
+        ..FunctionsConfig::default()
+    };
+    let world = World::new(config).await?;
+    world.invoke("1").await?;
+    let warm = wait_for(|| async {
+        let again = world.invoke("\"clock\"").await?;
+        Ok((again.temperature == Temperature::Warm).then_some(again))
+    })
+    .await?;
+    let clock = text(&warm);
+    let now: u64 = clock.split(' ').next().context("a time")?.parse()?;
+    let host = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?;
+    assert!(
+        host.as_secs().abs_diff(now) <= 5,
+        "a paused clone's clock is set: {clock}"
+    );
+    // One of another function takes the place of one that is idle.
+    let other = Deployment {
+        function: "other".into(),
+        ..world.deployment.clone()
+    };
+    let concurrency = Concurrency::default();
+    let (one, two) = tokio::join!(
+        world.invoke_as(&other, concurrency, "\"sleep\""),
+        world.invoke_as(&other, concurrency, "\"sleep\""),
+    );
+    assert_eq!(
+        (text(&one?).as_str(), text(&two?).as_str()),
+        ("slept", "slept")
+    );
+    let cold = world.invoke("2").await?;
+    assert_eq!(cold.temperature, Temperature::Cold);
+    world.end().await
+}
+
+async fn wait_for<T, F>(mut probe: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<Option<T>>>,
+{
+    for _ in 0..200 {
+        if let Some(found) = probe().await? {
+            return Ok(found);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("it never came to be")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_does_not_initialise_says_why() -> Result<()> {
+    let init = "echo no such module >&2; exit 7";
+    let world = World::with_init(FunctionsConfig::default(), init).await?;
+    let deployment = Arc::new(world.deployment.clone());
+    let problem = world.runtime.prepare(deployment).await.unwrap_err();
+    assert_eq!(problem.code, "function_init");
+    for part in ["exit 7", "no such module"] {
+        assert!(problem.message.contains(part), "{}", problem.message);
+    }
+    let templates = world.root.path().join("templates");
+    let left = std::fs::read_dir(templates)?.count();
+    assert_eq!(left, 0, "nothing of it stays");
+    world.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_outlives_the_daemon_and_what_it_left_is_removed() -> Result<()> {
+    let config = FunctionsConfig {
+        pool: pool(),
+        ..FunctionsConfig::default()
+    };
+    let world = World::new(config.clone()).await?;
+    let first = text(&world.invoke("\"who\"").await?);
+    let started = |answer: &str| answer.split_whitespace().last().map(str::to_owned);
+    let memory = world
+        .root
+        .path()
+        .join("templates")
+        .join(world.deployment.id().as_str())
+        .join("memory");
+    let before = std::fs::metadata(&memory)?.modified()?;
+    world.runtime.shutdown();
+    world.node.shutdown().await;
+    let World {
+        root,
+        node,
+        runtime,
+        deployment,
+    } = world;
+    drop((node, runtime));
+    let reopened = wait_for(|| async { Ok(open(&root, config.clone()).await.ok()) });
+    let (node, runtime) = reopened.await?;
+    let world = World {
+        root,
+        node,
+        runtime,
+        deployment,
+    };
+    let second = text(&world.invoke("\"who\"").await?);
+    assert_eq!(started(&first), started(&second), "it is the same template");
+    assert_eq!(
+        std::fs::metadata(&memory)?.modified()?,
+        before,
+        "no clone wrote to it"
+    );
+    world.runtime.retire(&world.deployment.id()).await;
+    assert!(!memory.exists());
+    world.end().await
+}
