@@ -47,6 +47,15 @@ pub(crate) enum Times {
     Kept,
 }
 
+/// Who owns the files of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owners {
+    /// Who owns them in the tree.
+    Kept,
+    /// Root, whoever has made the tree.
+    Root,
+}
+
 /// What is in a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Survey {
@@ -93,6 +102,7 @@ impl Filesystem {
         self,
         tree: &Path,
         times: Times,
+        owners: Owners,
         out: &Path,
         progress: &mut dyn Progress,
     ) -> Result<(), ImageError> {
@@ -100,9 +110,9 @@ impl Filesystem {
         let writer = match self {
             Self::Erofs => {
                 ensure_room("write an image to", out, survey.bytes)?;
-                erofs(tree, times, out)?
+                erofs(tree, times, owners, out)?
             }
-            Self::Squashfs => squashfs(tree, times, out)?,
+            Self::Squashfs => squashfs(tree, times, owners, out)?,
             Self::Ext4 => return Err(ImageError::NoWriter { filesystem: self }),
         };
         progress.begin(&format!("write {self}"), Some(survey.bytes));
@@ -130,7 +140,7 @@ impl fmt::Display for Filesystem {
     }
 }
 
-fn erofs(tree: &Path, times: Times, out: &Path) -> Result<Program, ProgramError> {
+fn erofs(tree: &Path, times: Times, owners: Owners, out: &Path) -> Result<Program, ProgramError> {
     let program =
         Program::find("mkfs.erofs", "erofs-utils", WRITE_LIMIT)?.args(["--quiet", "-U", UUID]);
     let program = match times {
@@ -139,15 +149,28 @@ fn erofs(tree: &Path, times: Times, out: &Path) -> Result<Program, ProgramError>
         // `-T` would replace every file's; this variable is an upper limit for both.
         Times::Kept => program.env("SOURCE_DATE_EPOCH", LATEST),
     };
+    let program = match owners {
+        Owners::Kept => program,
+        Owners::Root => program.arg("--all-root"),
+    };
     Ok(program.arg(out).arg(tree))
 }
 
-fn squashfs(tree: &Path, times: Times, out: &Path) -> Result<Program, ProgramError> {
+fn squashfs(
+    tree: &Path,
+    times: Times,
+    owners: Owners,
+    out: &Path,
+) -> Result<Program, ProgramError> {
     let program = Program::find("mksquashfs", "squashfs-tools", WRITE_LIMIT)?
         .arg(tree)
         .arg(out)
         .args(["-noappend", "-no-progress", "-quiet", "-reproducible"])
         .args(["-comp", "zstd", "-mkfs-time", "0"]);
+    let program = match owners {
+        Owners::Kept => program,
+        Owners::Root => program.arg("-all-root"),
+    };
     Ok(match times {
         Times::Zero => program.args(["-all-time", "0"]),
         Times::Kept => program,

@@ -16,6 +16,7 @@
 //! | [`Store::prune`] | removes what nobody needs |
 //! | [`Image::hold`] | opens an image and keeps it from being removed |
 //! | [`KernelStore`] | builds and finds kernel bundles |
+//! | [`task::build`] | makes an image of a function's code, a zip archive |
 //! | [`Bundle::custom`] | takes a user's own kernel and initramfs |
 //! | [`Progress`] | hears how far a long operation is |
 //!
@@ -61,6 +62,7 @@ mod recipe;
 mod removal;
 mod staging;
 mod store;
+pub mod task;
 
 pub use agent::AGENT;
 pub use apt::PackageError;

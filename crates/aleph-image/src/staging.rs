@@ -90,6 +90,20 @@ impl Staging {
             Err(error) => Err(error).doing("move an object to", &place),
         }
     }
+
+    /// Makes the file `object` read-only and durable and gives it the name `name`, in place of
+    /// what has that name.
+    pub(crate) fn commit_file(&self, object: &Path, name: &str) -> Result<PathBuf, DiskError> {
+        fs::set_permissions(object, Permissions::from_mode(0o444))
+            .doing("make read-only", object)?;
+        File::open(object)
+            .and_then(|file| file.sync_all())
+            .doing("write", object)?;
+        let place = self.store.join(name);
+        fs::rename(object, &place).doing("move an object to", &place)?;
+        sync_dir(&self.store)?;
+        Ok(place)
+    }
 }
 
 impl Drop for Staging {

@@ -3,6 +3,7 @@
 mod archive;
 mod archive_error;
 mod busybox;
+mod code;
 mod compression;
 mod debian;
 mod entry_path;
@@ -15,6 +16,7 @@ mod unpacker;
 
 pub(crate) use archive::MOST_PATHS;
 pub use archive_error::ArchiveError;
+pub(crate) use code::{Bounds, unpack as unpack_code};
 pub use entry_path::PathFault;
 pub(crate) use layers::{Layers, Limits};
 

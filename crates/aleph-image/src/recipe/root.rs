@@ -133,6 +133,23 @@ impl Root {
         }
     }
 
+    /// Whether whoever follows the symlink at `path`, and those that it leads to, stays in the
+    /// root. What leads nowhere, or in circles, leads out neither.
+    pub(crate) fn keeps(&self, path: &Path) -> Result<bool> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        loop {
+            return match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), how) {
+                Err(Errno::AGAIN | Errno::INTR) => continue,
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => {
+                    Ok(true)
+                }
+                Err(Errno::XDEV) => Ok(false),
+                Err(errno) => Err(errno),
+            };
+        }
+    }
+
     /// Opens a directory, making those on the way that are missing; `made` hears of each, with
     /// the folder that it is in.
     pub(crate) fn ensure_dir(

@@ -95,6 +95,11 @@ impl Unpacker {
         &self.tree
     }
 
+    /// Whether the symlink at `path` leads to nothing outside of the tree.
+    pub(super) fn keeps(&self, path: &Path) -> Result<bool, DiskError> {
+        self.root.keeps(path).doing("follow", &self.tree.join(path))
+    }
+
     /// What was made since the last time that this was asked.
     pub(super) fn take_made(&mut self) -> Made {
         self.ledger.take_made()
