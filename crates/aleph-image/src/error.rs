@@ -6,7 +6,7 @@ use crate::disk::DiskError;
 use crate::filesystem::Filesystem;
 use crate::oci::RegistryError;
 use crate::program::ProgramError;
-use crate::recipe::{ArchiveError, Recipe};
+use crate::recipe::{ArchiveError, ClientError, Recipe};
 use aleph_types::{Classify, ErrorClass};
 use std::path::PathBuf;
 
@@ -22,6 +22,9 @@ pub enum ImageError {
     /// A package could not be had.
     #[error(transparent)]
     Package(#[from] PackageError),
+    /// The client of a language's runtime could not be had.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// An image could not be had from a registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -146,6 +149,7 @@ impl Classify for ImageError {
             Self::Disk(error) => error.class(),
             Self::Program(error) => error.class(),
             Self::Package(error) => error.class(),
+            Self::Client(error) => error.class(),
             Self::Registry(error) => error.class(),
             Self::Archive { source, .. } => source.class(),
             Self::NotImportable { .. }
@@ -167,6 +171,7 @@ impl Classify for ImageError {
             Self::Disk(error) => error.code(),
             Self::Program(error) => error.code(),
             Self::Package(error) => error.code(),
+            Self::Client(error) => error.code(),
             Self::Registry(error) => error.code(),
             Self::Stopped => "stopped",
             Self::Archive { source, .. } => source.code(),
@@ -192,6 +197,7 @@ impl Classify for ImageError {
             Self::Disk(error) => error.advice(),
             Self::Program(error) => error.advice(),
             Self::Package(error) => error.advice(),
+            Self::Client(error) => error.advice(),
             Self::Registry(error) => error.advice(),
             Self::Stopped => Some("Try again.".into()),
             Self::Archive { source, .. } => source.advice(),

@@ -1,7 +1,7 @@
 //! Ways for the fuzzer to what has no public name. No part of the interface.
 
 use crate::oci;
-use crate::recipe::{Layers, Limits};
+use crate::recipe::{Bounds, Layers, Limits, unpack_code};
 use crate::removal;
 use std::path::Path;
 
@@ -35,4 +35,13 @@ pub fn remove(tree: &Path) -> std::io::Result<()> {
 /// Reads what a registry sends.
 pub fn read(bytes: &[u8]) {
     oci::read_any(bytes);
+}
+
+/// Unpacks a function's code into the empty folder `tree`, as far as it can be.
+pub fn unpack_task(tree: &Path, zip: &[u8]) {
+    let bounds = Bounds {
+        bytes: 1 << 20,
+        entries: 1000,
+    };
+    let _ = unpack_code(zip, tree, bounds);
 }

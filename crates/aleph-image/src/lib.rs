@@ -77,5 +77,5 @@ pub use kernel::{
 pub use program::ProgramError;
 pub use progress::{NoProgress, Progress};
 pub use prune::{PruneOptions, Pruned};
-pub use recipe::{ArchiveError, PathFault, Recipe};
+pub use recipe::{ArchiveError, ClientError, PathFault, Recipe};
 pub use store::{Removed, Store};

@@ -4,7 +4,7 @@ use crate::digest::Digest;
 use crate::disk::{DiskError, Doing, sync_dir};
 use crate::error::ImageError;
 use crate::filesystem::{FORMAT, Owners};
-use crate::image::{Config, Image, ImageRecord, MADE_VERSION, RECORD, Source, folder_name, is_at};
+use crate::image::{Image, ImageRecord, MADE_VERSION, RECORD, Source, folder_name, is_at};
 use crate::lock;
 use crate::name::{Reference, check_name, familiar, file_of, name_of, near, with_prefix};
 use crate::oci::Blobs;
@@ -244,7 +244,7 @@ impl Store {
             size,
             created: now(),
             source: tree.source,
-            config: Config::default(),
+            config: tree.config,
         };
         self.place(staging, &object, &record, name)
     }

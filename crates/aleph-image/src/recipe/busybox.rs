@@ -5,7 +5,7 @@ use crate::apt::{self, Package, PackageError};
 use crate::disk::Doing;
 use crate::error::ImageError;
 use crate::filesystem::Times;
-use crate::image::Source;
+use crate::image::{Config, Source};
 use crate::program::{Program, ProgramError};
 use crate::progress::Progress;
 use crate::staging::Staging;
@@ -68,14 +68,22 @@ pub(super) fn prepare(staging: &Staging, progress: &mut dyn Progress) -> Result<
     let file = tree.join(BINARY);
     fs::write(&file, binary).doing("write", &file)?;
     set_mode(&file, 0o755)?;
-    for applet in applets(&file)?.lines() {
-        link(&tree, applet)?;
-    }
+    link_applets(&tree, &file)?;
     Ok(Tree {
         path: tree,
         times: Times::Zero,
         source: Source::Recipe(Recipe::Busybox),
+        config: Config::default(),
     })
+}
+
+/// Makes links to `binary`, which is `/bin/busybox` in `tree`, by all names that it has and
+/// nothing else there has.
+pub(super) fn link_applets(tree: &Path, binary: &Path) -> Result<(), ImageError> {
+    for applet in applets(binary)?.lines() {
+        link(tree, applet)?;
+    }
+    Ok(())
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), crate::DiskError> {
@@ -155,5 +163,8 @@ fn link(tree: &Path, applet: &str) -> Result<(), ImageError> {
     if let Some(parent) = link.parent() {
         fs::create_dir_all(parent).doing("create", parent)?;
     }
-    Ok(symlink(Path::new("/").join(BINARY), &link).doing("create", &link)?)
+    match symlink(Path::new("/").join(BINARY), &link) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => Ok(other.doing("create", &link)?),
+    }
 }

@@ -45,7 +45,11 @@ pub(crate) fn unpack(bytes: &[u8], tree: &Path, bounds: Bounds) -> Result<u64, T
     if archive.len() as u64 > bounds.entries {
         return Err(TaskError::TooMuch(Limit::Entries(bounds.entries)));
     }
-    if archive.has_duplicate_names() || archive.has_overlapping_entries().map_err(TaskError::not_zip)? {
+    if archive.has_duplicate_names()
+        || archive
+            .has_overlapping_entries()
+            .map_err(TaskError::not_zip)?
+    {
         return Err(TaskError::Overlap);
     }
     if archive.is_empty() {

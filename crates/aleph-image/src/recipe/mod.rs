@@ -11,6 +11,7 @@ mod layers;
 mod ledger;
 mod pax;
 mod root;
+mod runtime;
 mod sources;
 mod unpacker;
 
@@ -19,11 +20,12 @@ pub use archive_error::ArchiveError;
 pub(crate) use code::{Bounds, unpack as unpack_code};
 pub use entry_path::PathFault;
 pub(crate) use layers::{Layers, Limits};
+pub use runtime::ClientError;
 
 use crate::disk::Doing;
 use crate::error::ImageError;
 use crate::filesystem::{Survey, Times};
-use crate::image::Source;
+use crate::image::{Config, Source};
 use crate::progress::Progress;
 use crate::staging::Staging;
 use serde::{Deserialize, Serialize};
@@ -41,6 +43,16 @@ pub enum Recipe {
     /// A minimal Debian 12, in a minute or two.
     #[serde(rename = "debian-12")]
     Debian12,
+    /// What functions that bring a program called `bootstrap` run on: Debian's C and C++
+    /// libraries, certificates, a shell and curl.
+    #[serde(rename = "provided.al2023")]
+    ProvidedAl2023,
+    /// Debian's Python 3.11 with the client of AWS Lambda's runtime API.
+    #[serde(rename = "python3.11")]
+    Python311,
+    /// Debian's Node.js 18 with the client of AWS Lambda's runtime API.
+    #[serde(rename = "nodejs18.x")]
+    Nodejs18,
 }
 
 /// A finished tree, ready to be written as an image.
@@ -49,11 +61,18 @@ pub(crate) struct Tree {
     pub(crate) path: PathBuf,
     pub(crate) times: Times,
     pub(crate) source: Source,
+    pub(crate) config: Config,
 }
 
 impl Recipe {
     /// Every recipe.
-    pub const ALL: [Self; 2] = [Self::Busybox, Self::Debian12];
+    pub const ALL: [Self; 5] = [
+        Self::Busybox,
+        Self::Debian12,
+        Self::ProvidedAl2023,
+        Self::Python311,
+        Self::Nodejs18,
+    ];
 
     /// Its name, and the name of the image that it makes.
     #[must_use]
@@ -61,6 +80,9 @@ impl Recipe {
         match self {
             Self::Busybox => "busybox",
             Self::Debian12 => "debian-12",
+            Self::ProvidedAl2023 => "provided.al2023",
+            Self::Python311 => "python3.11",
+            Self::Nodejs18 => "nodejs18.x",
         }
     }
 
@@ -82,6 +104,9 @@ impl Recipe {
         match self {
             Self::Busybox => busybox::prepare(staging, progress),
             Self::Debian12 => debian::prepare(staging, progress),
+            Self::ProvidedAl2023 => runtime::provided(staging, progress),
+            Self::Python311 => runtime::python(staging, progress),
+            Self::Nodejs18 => runtime::node(staging, progress),
         }
     }
 }
@@ -141,6 +166,7 @@ pub(crate) fn import(
         path: tree,
         times: Times::Kept,
         source,
+        config: Config::default(),
     })
 }
 
