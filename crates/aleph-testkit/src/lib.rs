@@ -6,9 +6,12 @@
 //! | [`NoImages`] | images for what is scripted |
 //! | [`TestRoot`] | a node's folder of a test's own, with the shared kernel bundle and image |
 //! | [`TestRoot::residue`] | what a node left on the host: processes, mounts, cgroups, sockets, files |
+//! | [`recipe_image`] | the image of a recipe, built once for all tests |
+//! | [`functions`] | functions for tests, packed as users pack them |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
+pub mod functions;
 mod images;
 mod root;
 mod scripted;
@@ -17,7 +20,7 @@ mod test_host;
 mod wait;
 
 pub use images::{NoImages, TestImages};
-pub use root::TestRoot;
+pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};
 pub use scripted_guest::Guest;
 pub use test_host::{Case, TestHost};

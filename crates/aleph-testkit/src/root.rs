@@ -1,7 +1,7 @@
 //! A node's folder of a test's own.
 
 use aleph_executor::Paths;
-use aleph_image::{Bundle, Image, KernelStore, NoProgress, Recipe, Store};
+use aleph_image::{Bundle, Digest, Image, KernelStore, NoProgress, Recipe, Store};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
@@ -149,13 +149,7 @@ fn processes_in(group: &str) -> Vec<String> {
 /// The folder with the kernel bundle and the image of all tests, built on first use. Kept in
 /// the build folder, so that `cargo clean` removes it too.
 fn shared() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-        PathBuf::from,
-    );
-    let dir = target.join("test-root");
-    fs::create_dir_all(&dir)?;
-    let dir = dir.canonicalize()?;
+    let dir = shared_dir()?;
     let lock = File::create(dir.join("lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
     // Both are quick when they have been built: they are kept by what goes into them.
@@ -169,4 +163,59 @@ fn shared() -> Result<PathBuf> {
             .context("cannot build the busybox image for the tests")?;
     }
     Ok(dir)
+}
+
+fn shared_dir() -> Result<PathBuf> {
+    let dir = target().join("test-root");
+    fs::create_dir_all(&dir)?;
+    Ok(dir.canonicalize()?)
+}
+
+/// Cargo's build folder.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
+        PathBuf::from,
+    )
+}
+
+/// The image of a recipe, in the store that all tests share: built on first use, and again when
+/// the recipe has changed. A [`TestRoot`] has it too.
+///
+/// # Errors
+/// Where it cannot be built.
+pub fn recipe_image(recipe: Recipe) -> Result<Image> {
+    let dir = shared_dir()?;
+    let lock = File::create(dir.join(format!("lock-{recipe}")))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let store = Store::open(&dir)?;
+    let made_of = dir.join(format!("{recipe}.made-of"));
+    let sources = recipe_sources()?;
+    if fs::read_to_string(&made_of).is_ok_and(|known| known == sources)
+        && let Ok(image) = store.resolve(recipe.name())
+    {
+        return Ok(image);
+    }
+    let image = store
+        .build(recipe, &mut NoProgress)
+        .with_context(|| format!("cannot build the image {recipe} for the tests"))?;
+    fs::write(made_of, sources)?;
+    Ok(image)
+}
+
+/// Stands for the sources of all recipes.
+fn recipe_sources() -> Result<String> {
+    let mut left = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../aleph-image/src/recipe")];
+    let mut digests = Vec::new();
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                left.push(entry?.path());
+            }
+        } else {
+            digests.push(Digest::of(&fs::read(&path)?).to_string());
+        }
+    }
+    digests.sort();
+    Ok(Digest::of(digests.concat().as_bytes()).to_string())
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod layout;
 pub(crate) mod registry;
+pub(crate) mod runtime_api;
 
 use aleph_image::Store;
 use libtest_mimic::{Arguments, Trial};

@@ -1,0 +1,92 @@
+//! Functions for tests, packed as users pack them.
+//!
+//! Their sources are in `functions/`. The native one is built by cargo on first use, in a
+//! workspace and a folder of its own; it runs on the libraries of C of the machine that built it
+//! or later ones, which is Debian 12's.
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File};
+use std::io::{Cursor, Write};
+use std::path::Path;
+use std::process::Command;
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/functions");
+
+/// A zip archive of these files: path, Unix mode, content.
+///
+/// # Errors
+/// Where the paths cannot be in one archive.
+pub fn zip(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (path, mode, content) in files {
+        let options = SimpleFileOptions::default().unix_permissions(*mode);
+        zip.start_file(*path, options)?;
+        zip.write_all(content)?;
+    }
+    Ok(zip.finish()?.into_inner())
+}
+
+/// A native function that answers with its event, for `provided.al2023`: the crate
+/// `lambda_runtime`. An event with `error` (text) fails, one with `exit` (a number) ends the
+/// process.
+///
+/// # Errors
+/// Where it cannot be built.
+pub fn echo_zip() -> Result<Vec<u8>> {
+    let target = crate::root::target();
+    fs::create_dir_all(&target)?;
+    let target = target.canonicalize()?.join("functions");
+    fs::create_dir_all(&target)?;
+    let lock = File::create(target.join("lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let manifest = Path::new(SOURCES).join("echo/Cargo.toml");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["build", "--release", "--locked", "--quiet"])
+        .arg("--manifest-path")
+        .arg(&manifest)
+        .arg("--target-dir")
+        .arg(&target);
+    // What a test runner sets is about the crate of the test.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let ours = ["RUSTFLAGS", "LD_LIBRARY_PATH"].contains(&&*name);
+        if ours || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
+    let built = cargo.output().context("cannot start cargo")?;
+    let said = String::from_utf8_lossy(&built.stderr);
+    ensure!(
+        built.status.success(),
+        "the function echo does not build: {said}"
+    );
+    let program = target.join("release/echo");
+    let program = fs::read(&program).with_context(|| program.display().to_string())?;
+    zip(&[("bootstrap", 0o755, &program)])
+}
+
+/// Functions in Python, in the module `app`: `echo`, `error`, `crash`, `hang`, `env`, `noise`.
+///
+/// # Errors
+/// Where the source cannot be read.
+pub fn python_zip() -> Result<Vec<u8>> {
+    zip(&[("app.py", 0o644, &source("python/app.py")?)])
+}
+
+/// Functions in JavaScript, in the module `index`: `echo`, `callback`, `error`, `uncaught`,
+/// `crash`, `hang`, `env`, `noise`.
+///
+/// # Errors
+/// Where the source cannot be read.
+pub fn node_zip() -> Result<Vec<u8>> {
+    zip(&[("index.js", 0o644, &source("node/index.js")?)])
+}
+
+fn source(name: &str) -> Result<Vec<u8>> {
+    let path = Path::new(SOURCES).join(name);
+    fs::read(&path).with_context(|| path.display().to_string())
+}
