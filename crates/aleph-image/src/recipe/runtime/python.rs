@@ -91,7 +91,8 @@ fn fetch(runtime: &Path, staging: &Staging, progress: &mut dyn Progress) -> Resu
 }
 
 /// Compiles all modules, so that they are used whatever their sources' times are, and so that
-/// the same sources compile to the same bytes: one process, and sets in a fixed order.
+/// the same sources compile to the same bytes: one process, and sets in a fixed order. What the
+/// compiler itself imports it would compile in the usual way and then leave: it does not (`-B`).
 fn compile(tree: &Path, progress: &mut dyn Progress) -> Result<(), ImageError> {
     progress.begin("compile Python's modules", None);
     Program::find("chroot", "coreutils", COMPILE_LIMIT)?
@@ -103,7 +104,15 @@ fn compile(tree: &Path, progress: &mut dyn Progress) -> Result<(), ImageError> {
             "PYTHONHASHSEED=0",
             &format!("SOURCE_DATE_EPOCH={EPOCH}"),
         ])
-        .args(["/usr/bin/python3.11", "-m", "compileall", "-q", "-j1"])
+        .args([
+            "/usr/bin/python3.11",
+            "-B",
+            "-m",
+            "compileall",
+            "-q",
+            "-f",
+            "-j1",
+        ])
         .args([
             "--invalidation-mode=unchecked-hash",
             "/usr/lib/python3.11",
