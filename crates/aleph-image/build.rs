@@ -1,4 +1,5 @@
-//! Builds the guest agent, which the crate carries, so that one binary is all a host needs.
+//! Builds the guest agent and a module for Node.js's runtime, which the crate carries, so that one
+//! binary is all a host needs.
 //!
 //! The agent is compiled by a cargo of its own into this crate's output folder: it has another
 //! profile, no standard library and no C library. `ALEPH_GUEST=FILE` takes a finished one.
@@ -44,6 +45,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     std::fs::copy(&agent, out.join("agent"))
         .map_err(|error| format!("cannot copy {}: {error}", agent.display()))?;
+    compile_reseed(&out.join("reseed.node"))
+}
+
+/// A shared library with one function, by the compiler alone: it has no dependencies.
+fn compile_reseed(to: &Path) -> Result<(), Box<dyn Error>> {
+    let source = "src/recipe/runtime/node/reseed.rs";
+    println!("cargo:rerun-if-changed={source}");
+    let mut command = Command::new(env::var_os("RUSTC").ok_or("RUSTC is not set")?);
+    command
+        .args(["--edition", "2024", "--crate-name", "reseed", "--crate-type", "cdylib"])
+        .args(["--target", &env::var("TARGET")?])
+        .args(["-C", "opt-level=s", "-C", "panic=abort", "-C", "strip=symbols"])
+        // Whatever it calls is there when it is loaded, and is looked for when it is called.
+        .args(["-C", "link-arg=-nostdlib", "-C", "relro-level=partial"])
+        .args(["-C", "link-arg=-Wl,-z,lazy"]);
+    if let Ok(linker) = env::var("RUSTC_LINKER") {
+        command.args(["-C", &format!("linker={linker}")]);
+    }
+    let status = command.arg("-o").arg(to).arg(source).status()?;
+    if !status.success() {
+        return Err(format!("compiling {source}: {status}").into());
+    }
     Ok(())
 }
 

@@ -23,6 +23,7 @@ fn main() {
         Need::Tool("mmdebstrap"),
     ];
     let python = [&needs[..], &[Need::Tool("pip3")]].concat();
+    let node = [&needs[..], &[Need::Tool("npm")]].concat();
     run(vec![
         trial(
             "alone_provided_runs_a_native_function",
@@ -41,6 +42,8 @@ fn main() {
             python_restore,
         ),
         trial("alone_python_is_compiled", &python, python_compiled),
+        trial("alone_node_answers_events", &node, node_events),
+        trial("alone_node_asks_to_be_restored_first", &node, node_restore),
     ]);
 }
 
@@ -365,3 +368,156 @@ fn python_compiled() {
     );
     assert_eq!(sources, "");
 }
+
+fn node(handler: &str, env: &[(&str, &str)]) -> Function {
+    let zip = functions::node_zip().unwrap();
+    Function::start(Recipe::Nodejs18, &zip, handler, env)
+}
+
+fn node_events() {
+    check_config(&recipe_image(Recipe::Nodejs18).unwrap());
+    let event = json!({"text": "\u{fc}", "list": [1, 2.5, null]});
+    for handler in ["index.echo", "index.callback"] {
+        let function = node(handler, &[]);
+        assert_eq!(function.invoke("id-1", &event, "response"), event);
+        assert_eq!(function.invoke("id-2", &json!("x"), "response"), json!("x"));
+    }
+    let function = node("index.echo", &[]);
+    function.invoke("id-1", &event, "response");
+    assert!(function.end().contains("handling id-1"));
+
+    let function = node("index.error", &[]);
+    let error = function.invoke("1", &json!({"message": "why"}), "error");
+    assert_eq!(
+        (&error["errorType"], &error["errorMessage"]),
+        (&json!("TypeError"), &json!("why"))
+    );
+    // It goes on.
+    function.invoke("2", &json!({}), "error");
+    let asked = function.api.wait("POST invocation/1/error");
+    assert_eq!(
+        asked.headers["lambda-runtime-function-error-type"],
+        "TypeError"
+    );
+
+    let function = node("index.env", &[("MINE", "yes")]);
+    let told = function.invoke("1", &json!({}), "response");
+    assert_eq!(
+        (&told["cwd"], &told["env"]["MINE"]),
+        (&json!("/var/task"), &json!("yes"))
+    );
+    assert!(told["version"].as_str().unwrap().starts_with("v18."));
+
+    // What ends the process is told before its end.
+    let function = node("index.uncaught", &[]);
+    let error = function.invoke("1", &json!({}), "error");
+    assert_eq!(error["errorType"], "RangeError");
+    assert_eq!(function.ended().0.code(), Some(129));
+    let function = node("index.crash", &[]);
+    function.api.send("1", "{}");
+    assert_eq!(function.ended().0.code(), Some(3));
+
+    let function = node("nothing.there", &[]);
+    let error = function.api.wait("POST init/error");
+    assert_eq!(error.json()["errorType"], "Runtime.ImportModuleError");
+    assert!(!function.ended().0.success());
+}
+
+fn node_restore() {
+    let zip = functions::zip(&[("index.js", 0o644, DRAWN_AHEAD.as_bytes())]).unwrap();
+    let env = [("AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start")];
+    let function = Function::start(Recipe::Nodejs18, &zip, "index.drawn", &env);
+    function.api.wait("GET restore/next");
+    function.api.send("1", "{}");
+    assert_eq!(function.api.asked(), ["GET restore/next"]);
+    function.api.restore();
+    let drawn = function.api.wait("POST invocation/1/response").json();
+    assert_eq!(
+        drawn,
+        json!({"polled": true, "uuid": true, "integer": true, "random": true})
+    );
+    drop(function);
+
+    let function = node("index.noise", &[]);
+    let (one, two) = (
+        function.invoke("1", &json!({}), "response"),
+        function.invoke("2", &json!({}), "response"),
+    );
+    for name in ["random", "uuid", "bytes", "web"] {
+        assert_ne!(one[name], two[name], "{name}");
+    }
+    assert!(
+        !function
+            .api
+            .asked()
+            .contains(&"GET restore/next".to_owned())
+    );
+    drop(function);
+
+    // The module that polls makes OpenSSL count a new seed: this Python can look.
+    let image = recipe_image(Recipe::Nodejs18).unwrap();
+    let module = inside(&image, "base64 -w0 var/runtime/reseed.node");
+    let module = format!("MODULE = \"{}\"\n{RESTORED}{POLLED}", module.trim());
+    let zip = functions::zip(&[("app.py", 0o644, module.as_bytes())]).unwrap();
+    let function = Function::start(Recipe::Python311, &zip, "app.polled", &[]);
+    let polled = function.invoke("1", &json!({}), "response");
+    for name in ["primary", "public", "private", "public_of_thread"] {
+        assert!(
+            polled["after"][name].as_u64() > polled["before"][name].as_u64(),
+            "{polled}"
+        );
+    }
+}
+
+/// Catches what the standard library has drawn ahead, and whether the module was loaded.
+const DRAWN_AHEAD: &str = r#"
+const crypto = require("crypto");
+crypto.randomUUID();
+crypto.randomInt(2);
+Math.random();
+const fill = crypto.randomFillSync;
+let filled = 0;
+crypto.randomFillSync = (...all) => (filled++, fill(...all));
+// One draw less than would make the library draw again by itself.
+let loaded = false;
+const dlopen = process.dlopen;
+process.dlopen = (module, path, ...rest) => {
+    loaded = path.endsWith("/reseed.node");
+    return dlopen.call(process, module, path, ...rest);
+};
+const uuids = [];
+const randomUUID = crypto.randomUUID;
+crypto.randomUUID = (...all) => { uuids.push(1); return randomUUID(...all); };
+const integers = [];
+const randomInt = crypto.randomInt;
+crypto.randomInt = (...all) => { integers.push(1); return randomInt(...all); };
+exports.drawn = async () => {
+    const before = filled;
+    Math.random();
+    return {
+        polled: loaded,
+        uuid: uuids.length >= 127,
+        integer: integers.length >= 1023,
+        random: filled > before,
+    };
+};
+"#;
+
+/// Loads the module as Node.js does, and calls what Node.js would call.
+const POLLED: &str = r#"
+import base64, tempfile
+def polled(event, context):
+    before = counts()
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(base64.b64decode(MODULE))
+        file.flush()
+        own = ctypes.CDLL(None)
+        own.dlopen.restype, own.dlopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_int]
+        own.dlsym.restype, own.dlsym.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
+        ctypes.CDLL("libcrypto.so.3", mode=ctypes.RTLD_GLOBAL)
+        # RTLD_LAZY: Node.js's own functions are not here, and not called.
+        module = own.dlopen(file.name.encode(), 1)
+        start = own.dlsym(module, b"napi_register_module_v1")
+        ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(start)(None, None)
+    return {"before": before, "after": counts()}
+"#;

@@ -1,0 +1,2 @@
+#!/usr/bin/node
+require("/var/runtime/aleph_start.js");
