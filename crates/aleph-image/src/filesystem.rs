@@ -56,6 +56,23 @@ pub(crate) enum Owners {
     Root,
 }
 
+/// What an image takes of its tree beside names, modes and content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Metadata {
+    pub(crate) times: Times,
+    pub(crate) owners: Owners,
+}
+
+impl From<Times> for Metadata {
+    /// Owners are those of the tree.
+    fn from(times: Times) -> Self {
+        Self {
+            times,
+            owners: Owners::Kept,
+        }
+    }
+}
+
 /// What is in a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Survey {
@@ -101,8 +118,7 @@ impl Filesystem {
     pub(crate) fn write(
         self,
         tree: &Path,
-        times: Times,
-        owners: Owners,
+        metadata: Metadata,
         out: &Path,
         progress: &mut dyn Progress,
     ) -> Result<(), ImageError> {
@@ -110,9 +126,9 @@ impl Filesystem {
         let writer = match self {
             Self::Erofs => {
                 ensure_room("write an image to", out, survey.bytes)?;
-                erofs(tree, times, owners, out)?
+                erofs(tree, metadata, out)?
             }
-            Self::Squashfs => squashfs(tree, times, owners, out)?,
+            Self::Squashfs => squashfs(tree, metadata, out)?,
             Self::Ext4 => return Err(ImageError::NoWriter { filesystem: self }),
         };
         progress.begin(&format!("write {self}"), Some(survey.bytes));
@@ -140,38 +156,33 @@ impl fmt::Display for Filesystem {
     }
 }
 
-fn erofs(tree: &Path, times: Times, owners: Owners, out: &Path) -> Result<Program, ProgramError> {
+fn erofs(tree: &Path, metadata: Metadata, out: &Path) -> Result<Program, ProgramError> {
     let program =
         Program::find("mkfs.erofs", "erofs-utils", WRITE_LIMIT)?.args(["--quiet", "-U", UUID]);
-    let program = match times {
+    let program = match metadata.times {
         Times::Zero => program.arg("-T0"),
         // Version 1.5 takes the time of the build into the image unless it is given one, and
         // `-T` would replace every file's; this variable is an upper limit for both.
         Times::Kept => program.env("SOURCE_DATE_EPOCH", LATEST),
     };
-    let program = match owners {
+    let program = match metadata.owners {
         Owners::Kept => program,
         Owners::Root => program.arg("--all-root"),
     };
     Ok(program.arg(out).arg(tree))
 }
 
-fn squashfs(
-    tree: &Path,
-    times: Times,
-    owners: Owners,
-    out: &Path,
-) -> Result<Program, ProgramError> {
+fn squashfs(tree: &Path, metadata: Metadata, out: &Path) -> Result<Program, ProgramError> {
     let program = Program::find("mksquashfs", "squashfs-tools", WRITE_LIMIT)?
         .arg(tree)
         .arg(out)
         .args(["-noappend", "-no-progress", "-quiet", "-reproducible"])
         .args(["-comp", "zstd", "-mkfs-time", "0"]);
-    let program = match owners {
+    let program = match metadata.owners {
         Owners::Kept => program,
         Owners::Root => program.arg("-all-root"),
     };
-    Ok(match times {
+    Ok(match metadata.times {
         Times::Zero => program.args(["-all-time", "0"]),
         Times::Kept => program,
     })

@@ -7,7 +7,8 @@
 //! Everything here blocks but [`Store::pull`]; callers on an async runtime use its pool for
 //! blocking work. The
 //! programs it starts (`apt-get`, `apt-cache`, `dpkg-deb`, `mmdebstrap`, `mkfs.erofs`,
-//! `mksquashfs`, docker's credential helpers, and a freshly unpacked `busybox`) all have a bounded time to end in.
+//! `mksquashfs`, `pip3`, `npm`, docker's credential helpers, a freshly unpacked `busybox`, and the
+//! interpreter of a new Python image) all have a bounded time to end in.
 //!
 //! | entry point | what it does |
 //! | --- | --- |

@@ -3,7 +3,7 @@
 use crate::digest::Digest;
 use crate::disk::{DiskError, Doing, sync_dir};
 use crate::error::ImageError;
-use crate::filesystem::{FORMAT, Owners};
+use crate::filesystem::FORMAT;
 use crate::image::{Image, ImageRecord, MADE_VERSION, RECORD, Source, folder_name, is_at};
 use crate::lock;
 use crate::name::{Reference, check_name, familiar, file_of, name_of, near, with_prefix};
@@ -235,7 +235,7 @@ impl Store {
     ) -> Result<Image, ImageError> {
         let object = staging.folder("object")?;
         let rootfs = object.join(format!("rootfs.{FORMAT}"));
-        FORMAT.write(&tree.path, tree.times, Owners::Kept, &rootfs, progress)?;
+        FORMAT.write(&tree.path, tree.times.into(), &rootfs, progress)?;
         let (digest, size) = Digest::of_file(&rootfs, "compute the digest", progress)?;
         let record = ImageRecord {
             version: MADE_VERSION,

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 pub(crate) enum Image {
     /// Fetch an image from its registry
     Pull(Pull),
-    /// Build an image by a recipe of this program: busybox or debian-12
+    /// Build an image by a recipe of this program, such as busybox, debian-12 or python3.11
     Build {
         /// Which recipe
         recipe: String,

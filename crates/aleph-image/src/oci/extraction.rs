@@ -8,7 +8,7 @@ use super::growth::Following;
 use crate::digest::Digest;
 use crate::disk::Doing;
 use crate::error::ImageError;
-use crate::filesystem::{FORMAT, Owners, Times};
+use crate::filesystem::{FORMAT, Times};
 use crate::image::{Image, ImageRecord};
 use crate::progress::Progress;
 use crate::recipe::{ArchiveError, Layers, Limits};
@@ -55,7 +55,7 @@ impl Extraction {
             done: 0,
             total: 0,
         };
-        FORMAT.write(&tree, Times::Kept, Owners::Kept, &rootfs, &mut writing)?;
+        FORMAT.write(&tree, Times::Kept.into(), &rootfs, &mut writing)?;
         // Before the image is synced: what is gone by then is never written to disk.
         removal::remove(&tree).doing("remove", &tree)?;
         let record = ImageRecord {

@@ -191,7 +191,7 @@ impl Work {
 
     fn failed(&self, path: &Path, shown: String, failure: Failure) -> TaskError {
         match failure {
-            Failure::Read(error) if error.get_ref().is_some_and(|e| e.is::<TooMuch>()) => {
+            Failure::Read(error) if is_too_much(&error) => {
                 TaskError::TooMuch(Limit::Unpacked(self.bounds.bytes))
             }
             Failure::Read(source) => TaskError::Damaged {
@@ -233,6 +233,10 @@ fn mode_of(entry: &ZipFile<'_, Cursor<&[u8]>>) -> u32 {
 #[derive(Debug, thiserror::Error)]
 #[error("it unpacks to more than it may")]
 struct TooMuch;
+
+fn is_too_much(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(inner) if inner.is::<TooMuch>())
+}
 
 /// Counts what comes out of a decompressor, whatever the headers say.
 struct Counted<'a, R> {

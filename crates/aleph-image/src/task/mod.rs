@@ -22,7 +22,7 @@ pub use error::{Limit, TaskError};
 
 use crate::digest::Digest;
 use crate::disk::{Doing, ensure_room};
-use crate::filesystem::{FORMAT, Owners, Times};
+use crate::filesystem::{FORMAT, Metadata, Owners, Times};
 use crate::progress::NoProgress;
 use crate::recipe::{Bounds, unpack_code};
 use crate::staging::Staging;
@@ -40,6 +40,11 @@ pub const MOST_ENTRIES: u64 = 100_000;
 const BOUNDS: Bounds = Bounds {
     bytes: MOST_UNPACKED,
     entries: MOST_ENTRIES,
+};
+
+const METADATA: Metadata = Metadata {
+    times: Times::Zero,
+    owners: Owners::Root,
 };
 
 /// A function's code, ready to be mounted.
@@ -70,7 +75,7 @@ pub fn build(zip: &[u8], into: &Path) -> Result<TaskImage, TaskError> {
     let tree = staging.folder("tree")?;
     let unpacked_size = unpack_code(zip, &tree, BOUNDS)?;
     let file = staging.path().join("task");
-    FORMAT.write(&tree, Times::Zero, Owners::Root, &file, &mut NoProgress)?;
+    FORMAT.write(&tree, METADATA, &file, &mut NoProgress)?;
     let (digest, _) = Digest::of_file(&file, "compute the digest", &mut NoProgress)?;
     let path = staging.commit_file(&file, &format!("sha256-{}.{FORMAT}", digest.hex()))?;
     Ok(TaskImage {
