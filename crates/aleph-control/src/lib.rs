@@ -33,6 +33,7 @@ pub mod accounts;
 pub mod config;
 pub mod daemon;
 mod images;
+pub mod lambda;
 pub mod listen;
 mod metrics;
 pub mod openapi;

@@ -35,6 +35,13 @@ pub trait Runner: Send + Sync {
     /// How many clones a deployment keeps ready from now on.
     fn provision(&self, deployment: Arc<Deployment>, clones: u32);
 
+    /// How many of the clones that a deployment keeps ready are ready; `None` where that is not
+    /// known.
+    fn provisioned(&self, deployment: &DeploymentId) -> Option<u32> {
+        let _ = deployment;
+        None
+    }
+
     /// Forgets a deployment: its clones end once they are idle, and its template goes.
     fn retire(&self, deployment: &DeploymentId) -> BoxFuture<'_, ()>;
 }

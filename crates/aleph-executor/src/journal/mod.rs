@@ -10,6 +10,8 @@
 //! | `vms` | each VM that may have objects on the host | before the first is made; removed after the last is gone |
 //! | `idempotency` | which request made which job | with the job |
 //! | `events` | what happened | with what happened |
+//! | `functions` | each function, in parts | before its user hears of it |
+//! | `function_events` | events that wait for functions | before their sender hears of it; removed once done with |
 //! | `tokens` | hashes of tokens | before the token is shown |
 //! | `meta` | the node's id | once |
 //!
@@ -21,12 +23,14 @@
 
 mod error;
 mod events;
+mod functions;
 mod jobs;
 mod schema;
 mod tokens;
 mod writer;
 
 pub use error::JournalError;
+pub use functions::{EventRow, FunctionRow, Waiting};
 pub(crate) use jobs::Inserted;
 pub use jobs::{Desired, JobRecord, RunRecord, VmRow};
 pub use tokens::TokenRecord;

@@ -28,6 +28,17 @@ const STEPS: &[&str] = &[
     "
     ALTER TABLE vms ADD COLUMN network TEXT;
 ",
+    "
+    CREATE TABLE functions (
+        account TEXT NOT NULL, function TEXT NOT NULL, part TEXT NOT NULL, record TEXT NOT NULL,
+        PRIMARY KEY (account, function, part)
+    );
+    CREATE TABLE function_events (
+        request TEXT PRIMARY KEY, account TEXT NOT NULL, function TEXT NOT NULL,
+        due INTEGER NOT NULL, record TEXT NOT NULL, payload BLOB NOT NULL
+    );
+    CREATE INDEX function_events_function ON function_events (account, function);
+",
 ];
 
 /// Sets the connection up and brings the journal to the newest form.

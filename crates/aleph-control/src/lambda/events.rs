@@ -1,0 +1,494 @@
+//! The durable queue of asynchronous invocations.
+//!
+//! ```text
+//! accepted ─▶ journal ─▶ 202         due ─▶ run ─▶ done ─▶ out of the journal
+//!                                     ▲       ├─▶ failed: again, at most `retries` times
+//!                                     └───────┴─▶ throttled: again, until it is too old
+//! ```
+//! An event is in the journal before its sender hears of it, and leaves it once it is known what
+//! came of it. What was under way when the daemon died runs again: at least once, with the same
+//! request id on each try. In memory are ids and times alone.
+//!
+//! What cannot be carried out is told to the failure destination, where there is one, and is
+//! written to `STATE/functions/dead-letters/ACCOUNT.jsonl`; of this file one earlier is kept.
+
+use super::error::LambdaError;
+use super::function::Function;
+use super::invocation::{Answer, NotRun};
+use super::{Functions, random, random_id};
+use aleph_executor::functions::{Invocation, InvokeError};
+use aleph_executor::journal::{EventRow, Journal, JournalError, Waiting};
+use aleph_types::Timestamp;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
+use tokio::time::timeout;
+
+/// How many events are under way at once.
+const AT_ONCE: usize = 64;
+/// The longest pause before an event that was throttled is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How many events of an account may wait.
+const MOST_WAITING: usize = 100_000;
+/// Bytes of a file of dead letters.
+const MOST_LETTERS: u64 = 64 * 1024 * 1024;
+/// How often an event that leads to another may go on: a destination may lead back.
+const MOST_HOPS: u32 = 16;
+
+/// How events are tried again where a function does not say.
+#[derive(Debug, Clone)]
+pub struct EventPolicy {
+    /// How often after the first failure.
+    pub retries: u32,
+    /// The pause before each of them; the last counts for all that follow.
+    pub pauses: Vec<Duration>,
+    /// The first pause after an event was throttled. Each is twice the one before.
+    pub throttled: Duration,
+    /// How old an event may become.
+    pub age: Duration,
+}
+
+impl Default for EventPolicy {
+    fn default() -> Self {
+        Self {
+            retries: 2,
+            pauses: vec![Duration::from_secs(60), Duration::from_secs(120)],
+            throttled: Duration::from_secs(1),
+            age: Duration::from_secs(6 * 3600),
+        }
+    }
+}
+
+/// An event, beside its payload.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    qualifier: Option<String>,
+    arn: String,
+    client_context: Option<String>,
+    trace: Option<String>,
+    /// Milliseconds since 1970.
+    accepted: i64,
+    /// How often the function failed.
+    failures: u32,
+    /// How often it could not be run in a row.
+    refusals: u32,
+    /// How many events led to this one.
+    hops: u32,
+}
+
+/// When which event is due; the earliest on top.
+type Heap = BinaryHeap<Reverse<(i64, String)>>;
+
+/// The queue.
+pub(crate) struct Events {
+    journal: Journal,
+    policy: EventPolicy,
+    due: Mutex<Heap>,
+    changed: Notify,
+    letters: Letters,
+}
+
+impl Events {
+    pub(super) async fn open(
+        journal: Journal,
+        letters: PathBuf,
+        policy: EventPolicy,
+    ) -> Result<Self, JournalError> {
+        let due = journal.function_events_due().await?;
+        Ok(Self {
+            journal,
+            policy,
+            due: Mutex::new(due.into_iter().map(Reverse).collect()),
+            changed: Notify::new(),
+            letters: Letters {
+                folder: letters,
+                turn: AsyncMutex::new(()),
+            },
+        })
+    }
+
+    fn push(&self, due: i64, request: String) {
+        let mut heap = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        heap.push(Reverse((due, request)));
+        drop(heap);
+        self.changed.notify_one();
+    }
+
+    fn waiting(&self) -> usize {
+        let heap = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        heap.len()
+    }
+
+    /// The event that is due, or how long until one is.
+    fn pop(&self, now: i64) -> Result<String, Duration> {
+        let mut heap = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        match heap.peek() {
+            Some(Reverse((due, _))) if *due <= now => heap
+                .pop()
+                .map(|Reverse((_, request))| request)
+                .ok_or(LONGEST_PAUSE),
+            Some(Reverse((due, _))) => {
+                Err(Duration::from_millis(u64::try_from(due - now).unwrap_or(0)))
+            }
+            None => Err(LONGEST_PAUSE),
+        }
+    }
+}
+
+/// Works on the queue until the node stops.
+pub(super) fn start(functions: &Functions) {
+    let functions = functions.clone();
+    tokio::spawn(async move {
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        loop {
+            let turn = tokio::select! {
+                turn = Arc::clone(&turns).acquire_owned() => turn,
+                () = functions.stopping.cancelled() => return,
+            };
+            let Ok(turn) = turn else { return };
+            let request = loop {
+                match functions.events.pop(now()) {
+                    Ok(request) => break request,
+                    Err(pause) => tokio::select! {
+                        _ = timeout(pause, functions.events.changed.notified()) => {}
+                        () = functions.stopping.cancelled() => return,
+                    },
+                }
+            };
+            let worker = functions.clone();
+            functions.work.spawn(async move {
+                let _turn = turn;
+                worker.attempt(&request).await;
+            });
+        }
+    });
+}
+
+impl Functions {
+    /// Takes an event for which nobody waits. It is durable once this returns.
+    pub(super) async fn enqueue(
+        &self,
+        function: &Function,
+        qualifier: Option<String>,
+        invocation: Invocation,
+    ) -> Result<(), LambdaError> {
+        if self.events.waiting() >= MOST_WAITING {
+            return Err(LambdaError::throttled(
+                Duration::from_secs(5),
+                "CallerRateLimitExceeded",
+                "Rate Exceeded. Too many events wait.",
+            ));
+        }
+        let now = now();
+        let record = Record {
+            qualifier,
+            arn: invocation.arn,
+            client_context: invocation.client_context,
+            trace: invocation.trace,
+            accepted: now,
+            failures: 0,
+            refusals: 0,
+            hops: 0,
+        };
+        let request = invocation.request_id;
+        let (account, name) = (&function.account, &function.name);
+        let row = row(request.clone(), account, name, now, &record)?;
+        let payload = invocation.payload.to_vec();
+        let journal = &self.events.journal;
+        journal.add_function_event(Waiting { row, payload }).await?;
+        self.events.push(now, request);
+        Ok(())
+    }
+
+    /// Tries an event once, and keeps what came of it.
+    async fn attempt(&self, request: &str) {
+        let waiting = match self.events.journal.function_event(request).await {
+            Ok(Some(waiting)) => waiting,
+            // Its function was deleted.
+            Ok(None) => return,
+            Err(error) => return self.later(request, &error).await,
+        };
+        let Waiting { row, payload } = waiting;
+        let Ok(record) = serde_json::from_str::<Record>(&row.record) else {
+            tracing::error!(request, "an event cannot be read and is left out");
+            return;
+        };
+        let Some(function) = self.registry.get(&row.account, &row.function) else {
+            return;
+        };
+        let payload = Bytes::from(payload);
+        let (failure, answer) = match self.too_old(&function, &record) {
+            true => (Some("EventAgeExceeded"), None),
+            false => {
+                let invocation = Invocation {
+                    request_id: request.to_owned(),
+                    payload: payload.clone(),
+                    arn: record.arn.clone(),
+                    client_context: record.client_context.clone(),
+                    trace: record.trace.clone(),
+                };
+                let qualifier = record.qualifier.as_deref();
+                match self.carry_out(&function, qualifier, invocation).await {
+                    Ok(answer) if answer.completed.error.is_none() => (None, Some(answer)),
+                    Ok(answer) => match self.again(&function, &record) {
+                        Some((due, record)) => return self.delay(row, due, &record).await,
+                        None => (Some("RetriesExhausted"), Some(answer)),
+                    },
+                    // It waits in the journal for the next daemon.
+                    Err(NotRun::Invoke(InvokeError::ShuttingDown)) => return,
+                    Err(not) => {
+                        tracing::debug!(request, error = %LambdaError::from(not), "an event waits");
+                        let (due, record) = self.pause(record);
+                        return self.delay(row, due, &record).await;
+                    }
+                }
+            }
+        };
+        let end = End {
+            row: &row,
+            record: &record,
+            payload: &payload,
+            failure,
+            answer,
+        };
+        self.finish(&function, &end).await;
+    }
+
+    fn too_old(&self, function: &Function, record: &Record) -> bool {
+        let config = function.event_config(record.qualifier.as_deref());
+        let age = config.and_then(|config| config.age);
+        let age = age.map_or(self.events.policy.age, |age| {
+            Duration::from_secs(age.into())
+        });
+        now().saturating_sub(record.accepted) > milliseconds(age)
+    }
+
+    /// When an event is tried again that failed; `None` where it was its last time.
+    fn again(&self, function: &Function, record: &Record) -> Option<(i64, Record)> {
+        let policy = &self.events.policy;
+        let config = function.event_config(record.qualifier.as_deref());
+        let retries = config.and_then(|config| config.retries);
+        if record.failures >= retries.unwrap_or(policy.retries) {
+            return None;
+        }
+        let at = usize::try_from(record.failures).unwrap_or(usize::MAX);
+        let pause = policy.pauses.get(at).or(policy.pauses.last());
+        let pause = pause.copied().unwrap_or(policy.throttled);
+        let record = Record {
+            failures: record.failures + 1,
+            refusals: 0,
+            ..record.clone()
+        };
+        Some((now() + milliseconds(pause), record))
+    }
+
+    /// When an event is tried again that could not be run.
+    fn pause(&self, record: Record) -> (i64, Record) {
+        let factor = 1_u32 << record.refusals.min(16);
+        let pause = self.events.policy.throttled.saturating_mul(factor);
+        let pause = milliseconds(pause.min(LONGEST_PAUSE));
+        // Those that were throttled together do not come back together.
+        let spread = i64::from(random::<1>()[0]) * pause / 1024;
+        let refusals = record.refusals.saturating_add(1);
+        (now() + pause + spread, Record { refusals, ..record })
+    }
+
+    async fn delay(&self, row: EventRow, due: i64, record: &Record) {
+        let Ok(text) = serde_json::to_string(record) else {
+            return;
+        };
+        let journal = &self.events.journal;
+        let delayed = journal.delay_function_event(&row.request, due, text).await;
+        match delayed {
+            Ok(()) => self.events.push(due, row.request),
+            Err(error) => self.later(&row.request, &error).await,
+        }
+    }
+
+    /// The journal does not answer: the event is looked at again after a while.
+    async fn later(&self, request: &str, error: &JournalError) {
+        tracing::error!(%error, request, "an event cannot be kept up with");
+        let due = now() + milliseconds(LONGEST_PAUSE);
+        self.events.push(due, request.to_owned());
+    }
+
+    /// An event is done with: whoever is to know of it is told, and it leaves the journal.
+    async fn finish(&self, function: &Function, end: &End<'_>) {
+        let letter = end.letter(self);
+        if end.failure.is_some() {
+            let written = self.events.letters.write(&end.row.account, &letter).await;
+            if let Err(error) = written {
+                tracing::error!(%error, request = end.row.request, "a dead letter is lost");
+            }
+        }
+        let config = function.event_config(end.record.qualifier.as_deref());
+        let told = match end.failure {
+            Some(_) => config
+                .and_then(|config| config.on_failure.clone())
+                .or_else(|| function.latest.settings.dead_letter.clone()),
+            None => config.and_then(|config| config.on_success.clone()),
+        };
+        let next = told.and_then(|arn| self.follow(&arn, end, &letter));
+        let pushed = next
+            .as_ref()
+            .map(|next| (next.row.due, next.row.request.clone()));
+        let journal = &self.events.journal;
+        match journal.finish_function_event(&end.row.request, next).await {
+            Ok(()) => {
+                if let Some((due, request)) = pushed {
+                    self.events.push(due, request);
+                }
+            }
+            Err(error) => self.later(&end.row.request, &error).await,
+        }
+    }
+
+    /// The event that tells a function what came of another.
+    fn follow(&self, arn: &str, end: &End<'_>, letter: &Value) -> Option<Waiting> {
+        let account = &end.row.account;
+        let target = self.identity.target(account, arn).ok();
+        let there = target.filter(|target| self.registry.get(account, &target.name).is_some());
+        let Some(target) = there.filter(|_| end.record.hops < MOST_HOPS) else {
+            tracing::warn!(arn, "nobody is told what became of an event");
+            return None;
+        };
+        let now = now();
+        let record = Record {
+            qualifier: target.qualifier,
+            arn: arn.to_owned(),
+            client_context: None,
+            trace: end.record.trace.clone(),
+            accepted: now,
+            failures: 0,
+            refusals: 0,
+            hops: end.record.hops + 1,
+        };
+        let row = row(random_id(), account, &target.name, now, &record).ok()?;
+        let payload = letter.to_string().into_bytes();
+        Some(Waiting { row, payload })
+    }
+}
+
+/// How an event ended.
+struct End<'e> {
+    row: &'e EventRow,
+    record: &'e Record,
+    payload: &'e Bytes,
+    /// Why it could not be carried out.
+    failure: Option<&'static str>,
+    answer: Option<Answer>,
+}
+
+impl End<'_> {
+    /// What is told of it, in the form that destinations of AWS Lambda get.
+    fn letter(&self, functions: &Functions) -> Value {
+        let version = self
+            .answer
+            .as_ref()
+            .map_or("$LATEST", |answer| &answer.version);
+        let arn = functions
+            .identity
+            .arn(&self.row.account, &self.row.function, Some(version));
+        let tries = self.record.failures + u32::from(self.answer.is_some());
+        let mut letter = json!({
+            "version": "1.0",
+            "timestamp": super::model::time(Timestamp::now()),
+            "requestContext": {
+                "requestId": self.row.request,
+                "functionArn": arn,
+                "condition": self.failure.unwrap_or("Success"),
+                "approximateInvokeCount": tries,
+            },
+            "requestPayload": raw(self.payload),
+        });
+        if let Some(answer) = &self.answer {
+            letter["responseContext"] = json!({
+                "statusCode": 200, "executedVersion": answer.version,
+            });
+            if let Some(error) = answer.completed.error {
+                letter["responseContext"]["functionError"] = error.as_str().into();
+            }
+            letter["responsePayload"] = raw(&answer.completed.payload);
+        }
+        letter
+    }
+}
+
+/// JSON as it is; text where it is none.
+fn raw(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes)
+        .unwrap_or_else(|_| String::from_utf8_lossy(bytes).into_owned().into())
+}
+
+fn row(
+    request: String,
+    account: &str,
+    function: &str,
+    due: i64,
+    record: &Record,
+) -> Result<EventRow, LambdaError> {
+    let record = serde_json::to_string(record)
+        .map_err(|_| LambdaError::internal("an event cannot be written down"))?;
+    Ok(EventRow {
+        request,
+        account: account.to_owned(),
+        function: function.to_owned(),
+        due,
+        record,
+    })
+}
+
+fn now() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+fn milliseconds(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
+/// The files of dead letters.
+struct Letters {
+    folder: PathBuf,
+    turn: AsyncMutex<()>,
+}
+
+impl Letters {
+    /// Adds a letter to the file of an account. It is on disk once this returns.
+    async fn write(&self, account: &str, letter: &Value) -> io::Result<()> {
+        let _turn = self.turn.lock().await;
+        // Names of accounts are names of files, too.
+        let path = self.folder.join(format!("{account}.jsonl"));
+        let line = format!("{letter}\n");
+        let folder = self.folder.clone();
+        let work = move || {
+            fs::create_dir_all(folder)?;
+            append(&path, line.as_bytes())
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
+
+fn append(path: &Path, line: &[u8]) -> io::Result<()> {
+    let long = fs::metadata(path).is_ok_and(|there| there.len() > MOST_LETTERS);
+    if long {
+        fs::rename(path, path.with_extension("1.jsonl"))?;
+    }
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(line)?;
+    file.sync_data()
+}

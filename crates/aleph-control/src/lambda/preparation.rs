@@ -1,0 +1,177 @@
+//! From a change of a version to a template that serves its invocations.
+//!
+//! A version that changes is `Preparing` until its runner has its deployment ready; what served
+//! before serves meanwhile. A preparation counts only while its version has the revision that it
+//! began with: a function that was deleted, or made anew, is none of its business.
+
+use super::Functions;
+use super::error::{Kind, LambdaError, said};
+use super::function::{Function, Progress, Version};
+use aleph_executor::functions::{Deployment, DeploymentId};
+use aleph_types::{ErrorClass, Problem};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+impl Functions {
+    /// At the start: prepares what was being prepared, and asks for the clones that are to be
+    /// ready.
+    pub(super) fn resume(&self) {
+        for function in self.registry.all() {
+            for version in function.all_versions() {
+                if version.progress == Progress::Preparing {
+                    self.prepare(&function, version);
+                }
+                let clones = function.provisioned(&version.version);
+                if let Some(serving) = version.serving.clone().filter(|_| clones > 0) {
+                    self.runner.provision(serving, clones);
+                }
+            }
+        }
+    }
+
+    /// Prepares a version in the background.
+    pub(super) fn prepare(&self, function: &Function, version: &Version) {
+        let functions = self.clone();
+        let (account, name) = (function.account.clone(), function.name.clone());
+        let (version, revision) = (version.version.clone(), version.revision.clone());
+        let deployment = function
+            .version(&version)
+            .map(|version| Arc::new(version.deployment(&account, &name)));
+        let Some(deployment) = deployment else {
+            return;
+        };
+        // No part of what a stop waits for: the next daemon begins anew.
+        tokio::spawn(async move {
+            let prepared = tokio::select! {
+                prepared = functions.runner.prepare(Arc::clone(&deployment)) => prepared,
+                () = functions.stopping.cancelled() => return,
+            };
+            if functions.stopping.is_cancelled() && prepared.is_err() {
+                return;
+            }
+            let tracker = functions.work.clone();
+            let settled = tracker.spawn(async move {
+                let (account, name) = (&account, &name);
+                let place = (version.as_str(), revision.as_str());
+                functions
+                    .conclude(account, name, place, deployment, prepared)
+                    .await;
+            });
+            let _ = settled.await;
+        });
+    }
+
+    /// Keeps what came of a preparation.
+    async fn conclude(
+        &self,
+        account: &str,
+        name: &str,
+        (version, revision): (&str, &str),
+        deployment: Arc<Deployment>,
+        prepared: Result<(), Problem>,
+    ) {
+        if let Err(problem) = &prepared {
+            tracing::warn!(name, version, %problem, "a function could not be prepared");
+        }
+        let concluded = self.registry.change(account, name, |function| {
+            let place = function.version_mut(version);
+            let place = place.filter(|place| place.revision == revision);
+            let place = place.ok_or_else(|| LambdaError::no_function(name))?;
+            let before = place.serving.clone();
+            match &prepared {
+                Ok(()) => {
+                    place.serving = Some(Arc::clone(&deployment));
+                    place.progress = Progress::Ready;
+                }
+                Err(problem) => {
+                    place.progress = Progress::Failed {
+                        code: reason_code(problem).into(),
+                        reason: said(problem),
+                    };
+                }
+            }
+            Ok(before)
+        });
+        match concluded.await {
+            Ok((function, before)) => {
+                let clones = function.provisioned(version);
+                if prepared.is_ok() && clones > 0 {
+                    self.runner.provision(Arc::clone(&deployment), clones);
+                }
+                let gone = match prepared {
+                    Ok(()) => before,
+                    Err(_) => Some(deployment),
+                };
+                self.retire(gone.into_iter().collect()).await;
+                self.remove_unused_code().await;
+            }
+            Err(_) => self.retire(vec![deployment]).await,
+        }
+    }
+
+    /// Has the runner forget deployments that no version has any more.
+    pub(super) async fn retire(&self, deployments: Vec<Arc<Deployment>>) {
+        let mut gone: HashSet<DeploymentId> = HashSet::new();
+        for deployment in deployments {
+            let id = deployment.id();
+            // A deployment names its function and version, so no other one can have it.
+            let function = self.registry.get(&deployment.account, &deployment.function);
+            let serving = function
+                .as_ref()
+                .and_then(|function| function.version(&deployment.version))
+                .is_some_and(|version| {
+                    let serves = version.serving.as_ref().is_some_and(|s| s.id() == id);
+                    let will = version.progress == Progress::Preparing
+                        && version
+                            .deployment(&deployment.account, &deployment.function)
+                            .id()
+                            == id;
+                    serves || will
+                });
+            if !serving {
+                gone.insert(id);
+            }
+        }
+        for id in gone {
+            self.runner.retire(&id).await;
+        }
+    }
+
+    /// Removes code that no version refers to.
+    pub(super) async fn remove_unused_code(&self) {
+        let functions = self.clone();
+        let _alone = self.code.uploads.write().await;
+        let work = move || functions.code.retain(functions.registry.codes().iter());
+        if tokio::task::spawn_blocking(work).await.is_err() {
+            tracing::error!("code of nobody could not be removed");
+        }
+    }
+
+    /// The deployment that serves a version; an error that says why there is none.
+    pub(super) fn serving(version: &Version) -> Result<&Arc<Deployment>, LambdaError> {
+        version.serving.as_ref().ok_or_else(|| {
+            let state = version.state();
+            let why = match &version.progress {
+                Progress::Failed { reason, .. } => format!(": {reason}"),
+                _ => String::new(),
+            };
+            LambdaError::new(
+                Kind::ResourceConflict,
+                format!(
+                    "The operation cannot be performed at this time. The function is currently \
+                     in the following state: {state}{why}"
+                ),
+            )
+        })
+    }
+}
+
+fn reason_code(problem: &Problem) -> &'static str {
+    match problem.class {
+        ErrorClass::Invalid => "FunctionError.RuntimeInitError",
+        ErrorClass::NotFound => "InvalidRuntime",
+        ErrorClass::Capacity => "InsufficientCapacity",
+        ErrorClass::Conflict | ErrorClass::Forbidden => "InvalidConfiguration",
+        ErrorClass::Unavailable | ErrorClass::Internal => "InternalError",
+    }
+}

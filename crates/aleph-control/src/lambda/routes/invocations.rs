@@ -1,0 +1,255 @@
+//! Invocations: waited for, for later, checked only, and streamed.
+
+use super::{On, Reply, Route};
+use crate::lambda::Functions;
+use crate::lambda::error::{Kind, LambdaError};
+use crate::lambda::event_stream::{CONTENT_TYPE as EVENT_STREAM, PIECE, frame};
+use crate::lambda::function::Function;
+use crate::lambda::invocation::{Answer, MOST_ASYNCHRONOUS};
+use aleph_executor::functions::{Completed, Invocation, Temperature, Timings};
+use axum::body::{Body, Bytes};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::de::IgnoredAny;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a client says of itself, as JSON in base64, is at most so long.
+const MOST_CONTEXT: usize = 3583;
+/// The name under which emulators of one function know it.
+const EMULATED: &str = "function";
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        ("/2015-03-31/functions/{name}/invocations", post(invoke)),
+        ("/2014-11-13/functions/{name}/invoke-async", post(enqueue)),
+        (
+            "/2021-11-15/functions/{name}/response-streaming-invocations",
+            post(stream),
+        ),
+    ]
+}
+
+/// An invocation as it was asked for.
+struct Wanted {
+    function: Arc<Function>,
+    qualifier: Option<String>,
+    invocation: Invocation,
+    /// Whether the end of its log is wanted.
+    tail: bool,
+}
+
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn wanted(on: &On, headers: &HeaderMap, body: Bytes) -> Result<Wanted, LambdaError> {
+    let function = match on.function() {
+        Err(error) if on.target.name == EMULATED => {
+            // Where there is one function alone, it is the one that is meant.
+            let (all, more) = on.functions.registry.list(&on.ask.account, None, 1);
+            let only = all.into_iter().next().filter(|_| !more);
+            only.ok_or(error)?
+        }
+        found => found?,
+    };
+    if function.resolve(on.qualifier(), || 0.0).is_none() {
+        return Err(LambdaError::no_function(&on.arn()));
+    }
+    let payload = match body.is_empty() {
+        true => Bytes::from_static(b"{}"),
+        false => body,
+    };
+    if let Err(error) = serde_json::from_slice::<IgnoredAny>(&payload) {
+        let message = format!("Could not parse request body into json: {error}");
+        return Err(LambdaError::new(Kind::InvalidRequestContent, message));
+    }
+    let client_context = header(headers, "x-amz-client-context")
+        .map(context)
+        .transpose()?;
+    let identity = &on.functions.identity;
+    Ok(Wanted {
+        invocation: Invocation {
+            request_id: on.ask.request.clone(),
+            payload,
+            arn: identity.arn(&on.ask.account, &function.name, on.qualifier()),
+            client_context,
+            trace: header(headers, "x-amzn-trace-id").map(str::to_owned),
+        },
+        qualifier: on.qualifier().map(str::to_owned),
+        tail: header(headers, "x-amz-log-type").is_some_and(|kind| kind == "Tail"),
+        function,
+    })
+}
+
+fn context(text: &str) -> Result<String, LambdaError> {
+    let wrong = || {
+        LambdaError::new(
+            Kind::InvalidRequestContent,
+            "Client context must be a valid Base64-encoded JSON object.",
+        )
+    };
+    if text.len() > MOST_CONTEXT {
+        return Err(wrong());
+    }
+    let bytes = BASE64_STANDARD.decode(text).map_err(|_| wrong())?;
+    let text = String::from_utf8(bytes).map_err(|_| wrong())?;
+    serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(&text).map_err(|_| wrong())?;
+    Ok(text)
+}
+
+impl Functions {
+    /// Runs what was asked for. It goes on when the client goes away.
+    async fn run(&self, on: &On, wanted: Wanted) -> Result<Answer, LambdaError> {
+        let (functions, ask) = (self.clone(), on.ask.clone());
+        let work = async move {
+            let Wanted {
+                function,
+                qualifier,
+                invocation,
+                ..
+            } = wanted;
+            let done = functions.carry_out(&function, qualifier.as_deref(), invocation);
+            let done = done.await.map_err(LambdaError::from);
+            // The payload's memory is held as long as the payload is.
+            drop(ask);
+            done
+        };
+        self.settle(work).await
+    }
+}
+
+async fn invoke(on: On, headers: HeaderMap, body: Bytes) -> Reply {
+    match header(&headers, "x-amz-invocation-type") {
+        None | Some("RequestResponse") => {}
+        Some("Event") => return later(&on, &headers, body).await,
+        Some("DryRun") => {
+            wanted(&on, &headers, body)?;
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        Some(other) => {
+            return Err(LambdaError::invalid(format!(
+                "1 validation error detected: Value '{other}' at 'invocationType' failed to \
+                 satisfy constraint: Member must satisfy enum value set: [Event, RequestResponse, \
+                 DryRun]"
+            )));
+        }
+    }
+    let wanted = wanted(&on, &headers, body)?;
+    let tail = wanted.tail;
+    let Answer { version, completed } = on.functions.run(&on, wanted).await?;
+    let mut response = Response::new(Body::from(completed.payload.clone()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    describe(headers, &version, &completed);
+    if let Some(error) = completed.error {
+        let error = HeaderValue::from_static(error.as_str());
+        headers.insert("x-amz-function-error", error);
+    }
+    if tail {
+        let log = BASE64_STANDARD.encode(&completed.log_tail);
+        if let Ok(log) = HeaderValue::from_str(&log) {
+            headers.insert("x-amz-log-result", log);
+        }
+    }
+    Ok(response)
+}
+
+/// Says what ran, in which state its place was, and where its time went.
+fn describe(headers: &mut HeaderMap, version: &str, completed: &Completed) {
+    let temperature = match completed.temperature {
+        Temperature::Hot => "hot",
+        Temperature::Warm => "warm",
+        Temperature::Cold => "cold",
+    };
+    let Timings {
+        queue,
+        resume,
+        function,
+    } = completed.timings;
+    let ms = |span: Duration| span.as_secs_f64() * 1000.0;
+    let timings = format!(
+        "queue={:.3},resume={:.3},function={:.3}",
+        ms(queue),
+        ms(resume),
+        ms(function)
+    );
+    for (name, value) in [
+        ("x-amz-executed-version", version),
+        ("x-aleph-temperature", temperature),
+        ("x-aleph-timings", timings.as_str()),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// Takes an event for which nobody waits.
+async fn later(on: &On, headers: &HeaderMap, body: Bytes) -> Reply {
+    if body.len() > MOST_ASYNCHRONOUS {
+        let message = format!(
+            "{} byte payload is too large for the Event invocation type (limit \
+             {MOST_ASYNCHRONOUS} bytes)",
+            body.len()
+        );
+        return Err(LambdaError::new(Kind::RequestTooLarge, message));
+    }
+    let Wanted {
+        function,
+        qualifier,
+        invocation,
+        ..
+    } = wanted(on, headers, body)?;
+    let functions = on.functions.clone();
+    let work = async move { functions.enqueue(&function, qualifier, invocation).await };
+    on.functions.settle(work).await?;
+    Ok(StatusCode::ACCEPTED.into_response())
+}
+
+async fn enqueue(on: On, headers: HeaderMap, body: Bytes) -> Reply {
+    later(&on, &headers, body).await
+}
+
+async fn stream(on: On, headers: HeaderMap, body: Bytes) -> Reply {
+    let wanted = wanted(&on, &headers, body)?;
+    if header(&headers, "x-amz-invocation-type") == Some("DryRun") {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let tail = wanted.tail;
+    let Answer { version, completed } = on.functions.run(&on, wanted).await?;
+    let mut complete = json!({});
+    if tail {
+        complete["LogResult"] = BASE64_STANDARD.encode(&completed.log_tail).into();
+    }
+    let mut pieces = Vec::new();
+    match completed.error {
+        Some(error) => {
+            complete["ErrorCode"] = error.as_str().into();
+            complete["ErrorDetails"] = String::from_utf8_lossy(&completed.payload).into();
+        }
+        None => pieces.extend(
+            completed
+                .payload
+                .chunks(PIECE)
+                .map(|piece| frame("PayloadChunk", "application/octet-stream", piece)),
+        ),
+    }
+    let complete = complete.to_string();
+    pieces.push(frame(
+        "InvokeComplete",
+        "application/json",
+        complete.as_bytes(),
+    ));
+    let pieces = pieces.into_iter().map(Ok::<_, std::convert::Infallible>);
+    let mut response = Response::new(Body::from_stream(futures_util::stream::iter(pieces)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+    describe(headers, &version, &completed);
+    Ok(response)
+}

@@ -1,0 +1,314 @@
+//! Functions and the events that wait for them, as whoever keeps them writes them down.
+//!
+//! A function is a few rows, its parts, that change together. What a part says is not looked at
+//! here. An event is a row with its payload beside it, so that a queue can be read without what
+//! is in it.
+
+use super::{Journal, JournalError};
+use rusqlite::{OptionalExtension, Transaction};
+
+/// A part of a function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionRow {
+    /// Whose function it is.
+    pub account: String,
+    /// Its name.
+    pub function: String,
+    /// Which part of it.
+    pub part: String,
+    /// What the part says.
+    pub record: String,
+}
+
+/// An event that waits, without its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRow {
+    /// The id of its request, the same on each try.
+    pub request: String,
+    /// Whose function it is for.
+    pub account: String,
+    /// The function.
+    pub function: String,
+    /// When it is due: milliseconds since 1970.
+    pub due: i64,
+    /// What else is known of it.
+    pub record: String,
+}
+
+/// An event that waits, with its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The event.
+    pub row: EventRow,
+    /// What the function gets.
+    pub payload: Vec<u8>,
+}
+
+fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
+    Ok(EventRow {
+        request: row.get(0)?,
+        account: row.get(1)?,
+        function: row.get(2)?,
+        due: row.get(3)?,
+        record: row.get(4)?,
+    })
+}
+
+fn insert(t: &Transaction<'_>, waiting: &Waiting) -> Result<(), JournalError> {
+    let Waiting { row, payload } = waiting;
+    t.prepare_cached("INSERT INTO function_events VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+        .and_then(|mut s| {
+            s.execute((
+                &row.request,
+                &row.account,
+                &row.function,
+                row.due,
+                &row.record,
+                payload,
+            ))
+        })
+        .map_err(JournalError::sql("keep an event for a function"))
+        .map(drop)
+}
+
+impl Journal {
+    /// All parts of all functions.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub async fn functions(&self) -> Result<Vec<FunctionRow>, JournalError> {
+        let work = |t: &Transaction<'_>| {
+            let sql = || JournalError::sql("read functions");
+            let mut statement = t
+                .prepare("SELECT account, function, part, record FROM functions")
+                .map_err(sql())?;
+            let rows = statement
+                .query_map([], |row| {
+                    Ok(FunctionRow {
+                        account: row.get(0)?,
+                        function: row.get(1)?,
+                        part: row.get(2)?,
+                        record: row.get(3)?,
+                    })
+                })
+                .map_err(sql())?;
+            rows.collect::<Result<_, _>>().map_err(sql())
+        };
+        self.writer.run("function.read", work).await
+    }
+
+    /// Keeps parts of a function and removes others, all or nothing.
+    ///
+    /// # Errors
+    /// Where they cannot be kept.
+    pub async fn keep_function(
+        &self,
+        account: &str,
+        function: &str,
+        kept: Vec<(String, String)>,
+        removed: Vec<String>,
+    ) -> Result<(), JournalError> {
+        let (account, function) = (account.to_owned(), function.to_owned());
+        let work = move |t: &Transaction<'_>| {
+            let sql = || JournalError::sql("keep a function");
+            for (part, record) in kept {
+                t.prepare_cached(
+                    "INSERT INTO functions VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT (account, function, part) DO UPDATE SET record = excluded.record",
+                )
+                .and_then(|mut s| s.execute((&account, &function, part, record)))
+                .map_err(sql())?;
+            }
+            for part in removed {
+                t.execute(
+                    "DELETE FROM functions WHERE account = ?1 AND function = ?2 AND part = ?3",
+                    (&account, &function, part),
+                )
+                .map_err(sql())?;
+            }
+            Ok(())
+        };
+        self.writer.run("function.keep", work).await
+    }
+
+    /// Removes a function with all that waits for it.
+    ///
+    /// # Errors
+    /// Where it cannot be removed.
+    pub async fn remove_function(&self, account: &str, function: &str) -> Result<(), JournalError> {
+        let names = (account.to_owned(), function.to_owned());
+        let work = move |t: &Transaction<'_>| {
+            for table in ["functions", "function_events"] {
+                t.execute(
+                    &format!("DELETE FROM {table} WHERE account = ?1 AND function = ?2"),
+                    (&names.0, &names.1),
+                )
+                .map_err(JournalError::sql("remove a function"))?;
+            }
+            Ok(())
+        };
+        self.writer.run("function.remove", work).await
+    }
+
+    /// Keeps an event until it is done with.
+    ///
+    /// # Errors
+    /// Where it cannot be kept.
+    pub async fn add_function_event(&self, waiting: Waiting) -> Result<(), JournalError> {
+        let work = move |t: &Transaction<'_>| insert(t, &waiting);
+        self.writer.run("function.event.add", work).await
+    }
+
+    /// The ids of all events that wait, with when they are due; the one that is due first is first.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub async fn function_events_due(&self) -> Result<Vec<(i64, String)>, JournalError> {
+        let work = |t: &Transaction<'_>| {
+            let sql = || JournalError::sql("read events for functions");
+            let mut statement = t
+                .prepare("SELECT due, request FROM function_events ORDER BY due, rowid")
+                .map_err(sql())?;
+            let rows = statement
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+                .map_err(sql())?;
+            rows.collect::<Result<_, _>>().map_err(sql())
+        };
+        self.writer.run("function.event.due", work).await
+    }
+
+    /// An event that waits, if it still does.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn function_event(&self, request: &str) -> Result<Option<Waiting>, JournalError> {
+        let request = request.to_owned();
+        let work = move |t: &Transaction<'_>| {
+            t.prepare_cached(
+                "SELECT request, account, function, due, record, payload FROM function_events
+                 WHERE request = ?1",
+            )
+            .and_then(|mut statement| {
+                let waiting = |row: &rusqlite::Row<'_>| {
+                    Ok(Waiting {
+                        row: read_row(row)?,
+                        payload: row.get(5)?,
+                    })
+                };
+                statement.query_row([request], waiting).optional()
+            })
+            .map_err(JournalError::sql("read an event for a function"))
+        };
+        self.writer.run("function.event.read", work).await
+    }
+
+    /// Has an event wait until another time.
+    ///
+    /// # Errors
+    /// Where that cannot be kept.
+    pub async fn delay_function_event(
+        &self,
+        request: &str,
+        due: i64,
+        record: String,
+    ) -> Result<(), JournalError> {
+        let request = request.to_owned();
+        let work = move |t: &Transaction<'_>| {
+            t.execute(
+                "UPDATE function_events SET due = ?2, record = ?3 WHERE request = ?1",
+                (request, due, record),
+            )
+            .map_err(JournalError::sql("delay an event for a function"))
+            .map(drop)
+        };
+        self.writer.run("function.event.delay", work).await
+    }
+
+    /// Is done with an event; another may follow from it, which is kept in the same moment.
+    ///
+    /// # Errors
+    /// Where that cannot be kept. Then the event still waits.
+    pub async fn finish_function_event(
+        &self,
+        request: &str,
+        next: Option<Waiting>,
+    ) -> Result<(), JournalError> {
+        let request = request.to_owned();
+        let work = move |t: &Transaction<'_>| {
+            t.execute("DELETE FROM function_events WHERE request = ?1", [request])
+                .map_err(JournalError::sql("be done with an event for a function"))?;
+            next.map_or(Ok(()), |next| insert(t, &next))
+        };
+        self.writer.run("function.event.finish", work).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(request: &str, due: i64) -> Waiting {
+        Waiting {
+            row: EventRow {
+                request: request.into(),
+                account: "a".into(),
+                function: "f".into(),
+                due,
+                record: "{}".into(),
+            },
+            payload: vec![0, 1, 255],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_function_is_kept_by_its_parts_and_goes_with_its_events() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let journal = Journal::open(&path).unwrap();
+        let keep = |kept: &[(&str, &str)], removed: &[&str]| {
+            let kept = kept.iter().map(|(a, b)| ((*a).into(), (*b).into()));
+            let removed = removed.iter().map(|part| (*part).into());
+            journal.keep_function("a", "f", kept.collect(), removed.collect())
+        };
+        keep(&[("", "1"), ("v1", "2")], &[]).await.unwrap();
+        keep(&[("", "3"), ("v2", "4")], &["v1"]).await.unwrap();
+        journal
+            .keep_function("b", "f", vec![(String::new(), "other".into())], Vec::new())
+            .await
+            .unwrap();
+        journal.add_function_event(event("r2", 20)).await.unwrap();
+        journal.add_function_event(event("r1", 10)).await.unwrap();
+        drop(journal);
+        // What was answered is there after the process.
+        let journal = Journal::open(&path).unwrap();
+        let mut rows: Vec<_> = journal.functions().await.unwrap();
+        rows.sort_by(|a, b| (&a.account, &a.part).cmp(&(&b.account, &b.part)));
+        let records: Vec<_> = rows.iter().map(|row| row.record.as_str()).collect();
+        assert_eq!(records, ["3", "4", "other"]);
+        let due = journal.function_events_due().await.unwrap();
+        assert_eq!(due, [(10, "r1".to_owned()), (20, "r2".to_owned())]);
+        journal.remove_function("a", "f").await.unwrap();
+        assert_eq!(journal.functions().await.unwrap().len(), 1);
+        assert_eq!(journal.function_events_due().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn an_event_waits_until_it_is_done_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&dir.path().join("state.db")).unwrap();
+        journal.add_function_event(event("r1", 10)).await.unwrap();
+        assert!(journal.add_function_event(event("r1", 11)).await.is_err());
+        journal
+            .delay_function_event("r1", 30, "later".into())
+            .await
+            .unwrap();
+        let waiting = journal.function_event("r1").await.unwrap().unwrap();
+        assert_eq!((waiting.row.due, &*waiting.row.record), (30, "later"));
+        assert_eq!(waiting.payload, [0, 1, 255]);
+        let next = Some(event("r2", 40));
+        journal.finish_function_event("r1", next).await.unwrap();
+        assert_eq!(journal.function_event("r1").await.unwrap(), None);
+        let due = journal.function_events_due().await.unwrap();
+        assert_eq!(due, [(40, "r2".to_owned())]);
+    }
+}
