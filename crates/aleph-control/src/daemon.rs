@@ -11,6 +11,7 @@
 
 use crate::config::Config;
 use crate::images::StoreImages;
+use crate::lambda::{self, FunctionParts, FunctionsError};
 use crate::listen::{Front, ListenError, LocalSocket, Tls, bind_tcp};
 use crate::peer::{Operators, group_id};
 use crate::server::connection::{Ending, Slots};
@@ -45,6 +46,9 @@ pub enum DaemonError {
     /// Its node cannot be opened.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// Its functions cannot be read.
+    #[error(transparent)]
+    Functions(#[from] FunctionsError),
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -57,6 +61,7 @@ impl Classify for DaemonError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Node(error) => error.class(),
+            Self::Functions(error) => error.class(),
             Self::Listen(error) => error.class(),
             Self::Folders(_) | Self::Signals(_) => ErrorClass::Unavailable,
         }
@@ -65,6 +70,7 @@ impl Classify for DaemonError {
     fn code(&self) -> &'static str {
         match self {
             Self::Node(error) => error.code(),
+            Self::Functions(error) => error.code(),
             Self::Listen(error) => error.code(),
             Self::Folders(_) => "folders",
             Self::Signals(_) => "signals",
@@ -74,6 +80,7 @@ impl Classify for DaemonError {
     fn advice(&self) -> Option<String> {
         match self {
             Self::Node(error) => error.advice(),
+            Self::Functions(error) => error.advice(),
             Self::Listen(error) => error.advice(),
             Self::Folders(_) => {
                 Some("Run as root, or name a folder of your own with --root DIR.".into())
@@ -90,6 +97,8 @@ pub struct Daemon {
     socket: LocalSocket,
     tcp: Option<TcpListener>,
     tls: Option<Arc<Tls>>,
+    /// Where clients of functions come in.
+    functions: Option<TcpListener>,
     connections: usize,
     drain: Duration,
 }
@@ -106,7 +115,7 @@ impl Daemon {
         let tls = load_tls(config)?;
         let images = images(config, node_config.paths.state());
         let node = Box::pin(Node::open(node_config, Arc::clone(&images) as _)).await?;
-        Self::over(config, node, images, tls).await
+        Self::over(config, node, images, tls, None).await
     }
 
     /// The same over a node of the caller's, whose VMs and images may be of another kind. The
@@ -117,7 +126,22 @@ impl Daemon {
     pub async fn with_node(config: &Config, node: Node) -> Result<Self, DaemonError> {
         let paths = config.node_config().map_err(DaemonError::Folders)?.paths;
         let tls = load_tls(config)?;
-        Self::over(config, node, images(config, paths.state()), tls).await
+        Self::over(config, node, images(config, paths.state()), tls, None).await
+    }
+
+    /// The same with what runs functions.
+    ///
+    /// # Errors
+    /// As [`Daemon::open`].
+    pub async fn with_functions(
+        config: &Config,
+        node: Node,
+        functions: FunctionParts,
+    ) -> Result<Self, DaemonError> {
+        let paths = config.node_config().map_err(DaemonError::Folders)?.paths;
+        let tls = load_tls(config)?;
+        let images = images(config, paths.state());
+        Self::over(config, node, images, tls, Some(functions)).await
     }
 
     async fn over(
@@ -125,6 +149,7 @@ impl Daemon {
         node: Node,
         images: Arc<StoreImages>,
         tls: Option<Arc<Tls>>,
+        functions: Option<FunctionParts>,
     ) -> Result<Self, DaemonError> {
         let paths = config.node_config().map_err(DaemonError::Folders)?.paths;
         let group = group_id(&config.api.socket_group);
@@ -148,11 +173,27 @@ impl Daemon {
             }
         };
         let service = Service::new(node, images, operators).await?;
+        let functions = match functions {
+            None => {
+                if config.functions.listen.is_some() {
+                    tracing::warn!("this daemon runs no functions: nobody listens for them");
+                }
+                None
+            }
+            Some(parts) => match functions_of(config, &service, paths.state(), parts).await {
+                Ok(listener) => listener,
+                Err(error) => {
+                    service.node.shutdown().await;
+                    return Err(error);
+                }
+            },
+        };
         Ok(Self {
             service,
             socket,
             tcp,
             tls,
+            functions,
             connections: config.api.max_connections,
             drain: config.api.drain,
         })
@@ -201,6 +242,12 @@ impl Daemon {
         self.tcp.as_ref()?.local_addr().ok()
     }
 
+    /// The TCP address for clients of functions, where it has one.
+    #[must_use]
+    pub fn functions_address(&self) -> Option<SocketAddr> {
+        self.functions.as_ref()?.local_addr().ok()
+    }
+
     /// The certificate, to be read again.
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {
@@ -212,8 +259,8 @@ impl Daemon {
         let stopping = self.service.stopping.clone();
         let abort = CancellationToken::new();
         let tracker = TaskTracker::new();
-        let front = || Front {
-            router: router(&self.service),
+        let over = |router| Front {
+            router,
             slots: Slots::new(self.connections, &self.service.metrics),
             ending: Ending {
                 stopping: stopping.clone(),
@@ -221,10 +268,21 @@ impl Daemon {
             },
             tracker: tracker.clone(),
         };
-        let local = front().local(&self.socket);
+        let node = || over(router(&self.service));
+        let local = node().local(&self.socket);
+        let functions = async {
+            match (self.functions, self.service.functions()) {
+                (Some(listener), Some(functions)) => {
+                    over(lambda::guarded(functions))
+                        .remote(listener, None)
+                        .await;
+                }
+                _ => stopping.cancelled().await,
+            }
+        };
         let remote = async {
             match self.tcp {
-                Some(listener) => front().remote(listener, self.tls.clone()).await,
+                Some(listener) => node().remote(listener, self.tls.clone()).await,
                 None => stopping.cancelled().await,
             }
         };
@@ -232,7 +290,7 @@ impl Daemon {
             stop.await;
             stopping.cancel();
         };
-        tokio::join!(local, remote, stop);
+        tokio::join!(local, remote, functions, stop);
         let work = &self.service.work;
         tracker.close();
         work.close();
@@ -247,6 +305,23 @@ impl Daemon {
         }
         self.service.node.shutdown().await;
     }
+}
+
+/// Opens the node's functions, and listens for their clients where the configuration says so.
+async fn functions_of(
+    config: &Config,
+    service: &Service,
+    state: &Path,
+    parts: FunctionParts,
+) -> Result<Option<TcpListener>, DaemonError> {
+    let section = &config.functions;
+    service
+        .open_functions(state, parts, section.functions_config())
+        .await?;
+    Ok(match section.listen {
+        Some(address) => Some(bind_tcp(address).await?),
+        None => None,
+    })
 }
 
 /// Members of the group have to get through the run folder to its socket, and nowhere else: the

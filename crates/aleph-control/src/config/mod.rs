@@ -14,6 +14,7 @@ mod value;
 
 pub use problem::ConfigProblem;
 
+use crate::lambda::{Credential, FunctionsConfig, Identity};
 use aleph_executor::accel::Accelerator;
 use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
@@ -48,6 +49,8 @@ pub struct Config {
     pub logs: LogsSection,
     /// `[images]`: where images come from.
     pub images: ImagesSection,
+    /// `[functions]`: who may call functions, and where.
+    pub functions: FunctionsSection,
     /// `[retention]`: how much history it keeps.
     pub retention: RetentionSection,
 }
@@ -245,6 +248,52 @@ impl Default for ImagesSection {
             docker_config: None,
             certificates: Vec::new(),
             account_registries: Vec::new(),
+        }
+    }
+}
+
+/// `[functions]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionsSection {
+    /// `listen`: the TCP address for clients of AWS Lambda, such as `127.0.0.1:9000`. None by
+    /// default. An address that is not of this host alone needs credentials.
+    pub listen: Option<SocketAddr>,
+    /// `region`: the region that the node says it is.
+    pub region: String,
+    /// `account_id`: the number of the account `default`.
+    pub account_id: String,
+    /// `credentials`: who may sign requests. With none, whoever reaches the address is the account
+    /// `default`.
+    pub credentials: Vec<Credential>,
+    /// `account_concurrency`: how many invocations of an account may run at once.
+    pub account_concurrency: u32,
+}
+
+impl Default for FunctionsSection {
+    fn default() -> Self {
+        let functions = FunctionsConfig::default();
+        Self {
+            listen: None,
+            region: functions.identity.region,
+            account_id: functions.identity.account_id,
+            credentials: functions.credentials,
+            account_concurrency: functions.account_concurrency,
+        }
+    }
+}
+
+impl FunctionsSection {
+    /// What the node's functions need of it.
+    #[must_use]
+    pub fn functions_config(&self) -> FunctionsConfig {
+        FunctionsConfig {
+            identity: Identity {
+                region: self.region.clone(),
+                account_id: self.account_id.clone(),
+            },
+            credentials: self.credentials.clone(),
+            account_concurrency: self.account_concurrency,
+            ..FunctionsConfig::default()
         }
     }
 }
@@ -480,6 +529,28 @@ fn read(document: &mut Document<'_>) -> Config {
             }
         }
     });
+    document.section("functions", |s| {
+        let functions = &mut config.functions;
+        s.optional("listen", &mut functions.listen, value::address);
+        s.read("region", &mut functions.region, value::region);
+        s.read("account_id", &mut functions.account_id, value::account_id);
+        s.read(
+            "credentials",
+            &mut functions.credentials,
+            value::credentials,
+        );
+        let concurrency = value::whole(1..=1_000_000);
+        s.read(
+            "account_concurrency",
+            &mut functions.account_concurrency,
+            concurrency,
+        );
+        let keys = s.has("credentials");
+        if let Some(listen) = functions.listen.filter(|a| !a.ip().is_loopback() && !keys) {
+            let why = format!("{listen} can be reached from other hosts, which needs credentials");
+            s.problem("listen", &why);
+        }
+    });
     document.section("retention", |s| {
         let events = value::whole(100..=100_000_000);
         s.read("events", &mut config.retention.events, events);
@@ -532,6 +603,14 @@ mod tests {
             docker_config = "/etc/aleph/docker.json"
             certificates = ["/etc/aleph/registry.pem"]
             account_registries = ["docker.io", "registry.local:5000"]
+            [functions]
+            listen = "0.0.0.0:9000"
+            region = "eu-central-1"
+            account_id = "123456789012"
+            credentials = [
+                { access_key_id = "AKIDEXAMPLE", secret_access_key = "s/e+c", account = "team" },
+            ]
+            account_concurrency = 50
             [retention]
             events = 500
         "#;
@@ -588,6 +667,17 @@ mod tests {
                 docker_config: Some("/etc/aleph/docker.json".into()),
                 certificates: vec!["/etc/aleph/registry.pem".into()],
                 account_registries: vec!["docker.io".into(), "registry.local:5000".into()],
+            },
+            functions: FunctionsSection {
+                listen: Some("0.0.0.0:9000".parse().unwrap()),
+                region: "eu-central-1".into(),
+                account_id: "123456789012".into(),
+                credentials: vec![Credential {
+                    access_key_id: "AKIDEXAMPLE".into(),
+                    secret_access_key: crate::lambda::Secret::new("s/e+c"),
+                    account: "team".into(),
+                }],
+                account_concurrency: 50,
             },
             retention: RetentionSection { events: 500 },
         };
@@ -732,6 +822,51 @@ mod tests {
                 "[images]\ncertificates = ['x.pem']",
                 "images.certificates[0]",
                 "absolute path",
+            ),
+            (
+                "[functions]\nlisten = '0.0.0.0:9000'",
+                "functions.listen",
+                "needs credentials",
+            ),
+            (
+                "[functions]\nlisten = '0.0.0.0:9000'\ncredentials = []",
+                "functions.credentials",
+                "at least one",
+            ),
+            (
+                "[functions]\naccount_id = '12'",
+                "functions.account_id",
+                "12 digits",
+            ),
+            (
+                "[functions]\nregion = 'here'",
+                "functions.region",
+                "is no region",
+            ),
+            (
+                "[functions]\ncredentials = [{ access_key_id = 'A', account = 'team' }]",
+                "functions.credentials[0].secret_access_key",
+                "is missing",
+            ),
+            (
+                "[functions]\ncredentials = [{ access_key_id = 'A', secret_access_key = '', account = 'team' }]",
+                "functions.credentials[0].secret_access_key",
+                "is empty",
+            ),
+            (
+                "[functions]\ncredentials = [{ access_key_id = 'A', secret_access_key = 's', account = 'Team' }]",
+                "functions.credentials[0].account",
+                "cannot be an account's name",
+            ),
+            (
+                "[functions]\ncredentials = [{ access_key_id = 'A', secret_access_key = 's', account = 'a', x = 1 }]",
+                "functions.credentials[0].x",
+                "no such key",
+            ),
+            (
+                "[functions]\ncredentials = [{ access_key_id = 'A', secret_access_key = 's', account = 'a' }, { access_key_id = 'A', secret_access_key = 't', account = 'b' }]",
+                "functions.credentials[1].access_key_id",
+                "is there twice",
             ),
             ("[retention]\nevents = 1", "retention.events", "between"),
         ] {

@@ -1,8 +1,8 @@
 //! A configuration in the form of its file.
 
 use super::{
-    ApiSection, Config, ExecutorSection, ImagesSection, LimitsSection, LogsSection, NetworkSection,
-    NodeSection, RetentionSection,
+    ApiSection, Config, ExecutorSection, FunctionsSection, ImagesSection, LimitsSection,
+    LogsSection, NetworkSection, NodeSection, RetentionSection,
 };
 use std::path::PathBuf;
 use toml::{Table, Value};
@@ -69,12 +69,31 @@ fn table(config: &Config) -> Table {
                 certificates,
                 account_registries,
             },
+        functions:
+            FunctionsSection {
+                listen: functions_listen,
+                region,
+                account_id,
+                credentials,
+                account_concurrency,
+            },
         retention: RetentionSection { events },
     } = config;
     let path = |path: &PathBuf| text(&path.display());
     let mirrors = mirrors
         .iter()
         .map(|(registry, urls)| (registry.clone(), texts(urls)));
+    // Secrets are not shown. What is shown in their place is none, so that it is not taken for one.
+    let keys = credentials.iter().map(|credential| {
+        let key = [
+            ("access_key_id", credential.access_key_id.as_str()),
+            ("secret_access_key", ""),
+            ("account", credential.account.as_str()),
+        ];
+        let key = key.map(|(name, value)| (name.to_owned(), text(&value)));
+        Value::Table(key.into_iter().collect())
+    });
+    let keys = (!credentials.is_empty()).then(|| Value::Array(keys.collect()));
     let sections = [
         ("node", vec![("root", root.as_ref().map(path))]),
         (
@@ -146,6 +165,16 @@ fn table(config: &Config) -> Table {
                 ("account_registries", Some(texts(account_registries))),
             ],
         ),
+        (
+            "functions",
+            vec![
+                ("listen", functions_listen.as_ref().map(text)),
+                ("region", Some(text(region))),
+                ("account_id", Some(text(account_id))),
+                ("credentials", keys),
+                ("account_concurrency", Some(number(*account_concurrency))),
+            ],
+        ),
         ("retention", vec![("events", Some(number(*events)))]),
     ];
     let section = |(name, keys): (&str, Vec<(&str, Option<Value>)>)| {
@@ -197,10 +226,27 @@ mod tests {
             docker_config = "/etc/aleph/docker.json"
             certificates = ["/etc/aleph/registry.pem"]
             account_registries = ["docker.io"]
+            [functions]
+            listen = "127.0.0.1:9000"
+            region = "eu-west-3"
+            account_id = "123456789012"
+            account_concurrency = 10
         "#;
         for config in ["", all].map(|text| Config::check(text).unwrap()) {
             let shown = toml::to_string(&config.table()).unwrap();
             assert_eq!(Config::check(&shown), Ok(config), "{shown}");
         }
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let text = "[functions]\ncredentials = [{ access_key_id = 'AK', secret_access_key = \
+                    'hidden', account = 'team' }]";
+        let config = Config::check(text).unwrap();
+        let shown = toml::to_string(&config.table()).unwrap();
+        assert!(shown.contains("AK") && !shown.contains("hidden"), "{shown}");
+        assert!(!format!("{config:?}").contains("hidden"));
+        // Nobody signs with what is shown instead.
+        assert!(Config::check(&shown).is_err());
     }
 }

@@ -1,10 +1,12 @@
 //! Values of the configuration, each with what it has to be.
 
+use crate::accounts::is_account_name;
+use crate::lambda::{Credential, Secret};
 use aleph_executor::accel::Accelerator;
 use aleph_image::oci::Reference;
 use aleph_types::{BothWays, InvalidRate, Ipv4Network, MiB, NetworkLimits};
 use aleph_vm_networking::Ipv6Config;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -143,6 +145,105 @@ pub(super) fn address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
             format!("{text:?} is no address with a port, such as 127.0.0.1:7400 or [::1]:7400");
         vec![Fault::new(why)]
     })
+}
+
+/// A region as clients write it: `us-east-1`. They build names of hosts of it.
+pub(super) fn region(value: &DeValue<'_>) -> Parsed<String> {
+    let name = text(value, "\"us-east-1\"")?;
+    let parts: Vec<&str> = name.split('-').collect();
+    let lower = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
+    match parts.as_slice() {
+        [words @ .., number]
+            if words.len() >= 2
+                && words.iter().all(lower)
+                && matches!(number.as_bytes(), [b'1'..=b'9']) =>
+        {
+            Ok(name.to_owned())
+        }
+        _ => wrong(format!("{name:?} is no region, such as us-east-1")),
+    }
+}
+
+pub(super) fn account_id(value: &DeValue<'_>) -> Parsed<String> {
+    let id = text(value, "\"000000000000\"")?;
+    if id.len() == 12 && id.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(id.to_owned());
+    }
+    wrong(format!("{id:?} has to be 12 digits"))
+}
+
+/// Keys by which accounts sign.
+pub(super) fn credentials(value: &DeValue<'_>) -> Parsed<Vec<Credential>> {
+    let form = "{ access_key_id = \"…\", secret_access_key = \"…\", account = \"…\" }";
+    let Some(array) = value.as_array() else {
+        return Err(vec![Fault::kind(value, &format!("a list of {form}"))]);
+    };
+    if array.is_empty() {
+        return wrong("has to name at least one key; leave it out where there are none");
+    }
+    let (mut all, mut faults, mut ids) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (n, item) in array.iter().enumerate() {
+        let Some(table) = item.get_ref().as_table() else {
+            faults.push(Fault::kind(item.get_ref(), form).at(&format!("[{n}]")));
+            continue;
+        };
+        let mut fault = |key: &str, why: String| {
+            faults.push(Fault::new(why).at(&format!("[{n}].{key}")));
+        };
+        let known = ["access_key_id", "secret_access_key", "account"];
+        for key in table
+            .keys()
+            .filter(|key| !known.contains(&&**key.get_ref()))
+        {
+            fault(key.get_ref(), "there is no such key".into());
+        }
+        let [id, secret, account] = known.map(|key| match table.get(key) {
+            None => {
+                fault(key, "is missing".into());
+                None
+            }
+            Some(value) => match value.get_ref().as_str() {
+                Some("") => {
+                    fault(key, "is empty".into());
+                    None
+                }
+                Some(text) => Some(text.to_owned()),
+                None => {
+                    fault(key, Fault::kind(value.get_ref(), "a string").message);
+                    None
+                }
+            },
+        });
+        if let Some(account) = account.as_ref().filter(|account| !is_account_name(account)) {
+            fault(
+                "account",
+                format!("{account:?} cannot be an account's name"),
+            );
+        }
+        let plain = |id: &str| id.bytes().all(|b| b.is_ascii_alphanumeric());
+        if let Some(id) = &id {
+            if !plain(id) {
+                fault(
+                    "access_key_id",
+                    format!("{id:?} has to be letters and digits"),
+                );
+            } else if !ids.insert(id.clone()) {
+                fault("access_key_id", format!("{id:?} is there twice"));
+            }
+        }
+        if let (Some(id), Some(secret), Some(account)) = (id, secret, account) {
+            all.push(Credential {
+                access_key_id: id,
+                secret_access_key: Secret::new(secret),
+                account,
+            });
+        }
+    }
+    if faults.is_empty() {
+        Ok(all)
+    } else {
+        Err(faults)
+    }
 }
 
 pub(super) fn accelerator(value: &DeValue<'_>) -> Parsed<Accelerator> {

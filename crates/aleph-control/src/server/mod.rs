@@ -27,6 +27,7 @@ pub use problem::{Refusal, status_of};
 
 use crate::accounts::Accounts;
 use crate::images::StoreImages;
+use crate::lambda::{self, FunctionParts, Functions, FunctionsConfig, FunctionsError};
 use crate::metrics::{Metrics, measure};
 use crate::peer::Operators;
 use crate::routes;
@@ -39,7 +40,8 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use caller::identify;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +73,8 @@ pub struct Shared {
     pub stopping: CancellationToken,
     /// Requests that change something, as far as they are under way.
     pub work: TaskTracker,
+    /// Its functions, where it runs any.
+    functions: OnceLock<Functions>,
 }
 
 impl Deref for Service {
@@ -100,7 +104,32 @@ impl Service {
             metrics: Metrics::default(),
             stopping: CancellationToken::new(),
             work: TaskTracker::new(),
+            functions: OnceLock::new(),
         })))
+    }
+
+    /// Has the node keep functions from now on. It is called once, before clients come.
+    ///
+    /// # Errors
+    /// Where what is kept of them cannot be read.
+    pub async fn open_functions(
+        &self,
+        state: &Path,
+        parts: FunctionParts,
+        config: FunctionsConfig,
+    ) -> Result<(), FunctionsError> {
+        let (stopping, work) = (self.stopping.clone(), self.work.clone());
+        let journal = self.node.journal().clone();
+        let opened = Functions::open(journal, state, parts, config, stopping, work);
+        let functions = Box::pin(opened).await?;
+        let _ = self.functions.set(functions);
+        Ok(())
+    }
+
+    /// The node's functions, where it runs any.
+    #[must_use]
+    pub fn functions(&self) -> Option<&Functions> {
+        self.functions.get()
     }
 
     /// Finds the job that a caller means.
@@ -151,7 +180,12 @@ impl Service {
 pub fn router(service: &Service) -> Router {
     let guarded = routes::guarded().route_layer(from_fn_with_state(service.clone(), identify));
     let (router, _) = guarded.merge(routes::open()).split_for_parts();
+    // Whoever may use the node's API may use its functions, as who they are there.
+    let functions = lambda::nested(service.functions())
+        .layer(from_fn_with_state(service.clone(), identify))
+        .with_state::<Service>(());
     router
+        .nest("/lambda", functions)
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .layer(from_fn_with_state(service.clone(), measure))
