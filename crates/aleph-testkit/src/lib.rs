@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`ScriptedDriver`] | a hypervisor without VMs, whose guests do what a script says |
 //! | [`NoImages`] | images for what is scripted |
+//! | [`ScriptedRunner`] | a runner of functions without VMs |
 //! | [`TestRoot`] | a node's folder of a test's own, with the shared kernel bundle and image |
 //! | [`TestRoot::residue`] | what a node left on the host: processes, mounts, cgroups, sockets, files |
 //! | [`recipe_image`] | the image of a recipe, built once for all tests |
@@ -16,6 +17,7 @@ mod images;
 mod root;
 mod scripted;
 mod scripted_guest;
+mod scripted_runner;
 mod test_host;
 mod wait;
 
@@ -23,5 +25,6 @@ pub use images::{NoImages, TestImages};
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};
 pub use scripted_guest::Guest;
+pub use scripted_runner::ScriptedRunner;
 pub use test_host::{Case, TestHost};
 pub use wait::wait_until;

@@ -5,7 +5,7 @@
 //! | `endpoint` | where a node listens, and how to reach it |
 //! | `error` | what can go wrong, with advice |
 //! | `request` | one request and its answer: JSON, streams, upgrades |
-//! | `jobs`, `images`, `node` | the API's routes with their types |
+//! | `jobs`, `images`, `functions`, `node` | the API's routes with their types |
 //! | `path` | job and image references as parts of a path, and queries |
 //! | `lines` | answers of one JSON value for each line, and server-sent events |
 //! | `frames` | the raw form of logs |
@@ -19,6 +19,7 @@ mod channel;
 mod endpoint;
 mod error;
 mod frames;
+mod functions;
 mod images;
 mod jobs;
 mod lines;
@@ -30,6 +31,7 @@ pub(crate) use channel::{Channel, ChannelEvent, ChannelInput, ExecStart};
 pub(crate) use endpoint::{Access, Endpoint};
 pub(crate) use error::ClientError;
 pub(crate) use frames::Frames;
+pub(crate) use functions::{Invoke, Invoked};
 pub(crate) use images::{ImageInfo, PullLine};
 pub(crate) use jobs::{EventQuery, JobQuery, LogsQuery, PathKind, PathStat};
 pub(crate) use lines::{Lines, ServerSent};

@@ -1,7 +1,7 @@
 //! One request and its answer.
 
 use super::{Client, ClientError};
-use aleph_types::Problem;
+use aleph_types::{ErrorClass, Problem};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
@@ -12,8 +12,8 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -119,6 +119,11 @@ impl Answer {
         }
         Ok(None)
     }
+}
+
+/// All bytes of an answer.
+pub(super) async fn whole(answer: Answer) -> Result<Bytes, ClientError> {
+    collect(answer.0.into_body()).await
 }
 
 async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
@@ -228,14 +233,45 @@ impl Client {
 /// What a node says when it refuses.
 async fn refusal(response: Response<Incoming>) -> ClientError {
     let status = response.status();
+    // Routes of functions have errors of AWS Lambda's form.
+    let name = response.headers().get("x-amzn-errortype").cloned();
     let bytes = match collect(response.into_body()).await {
         Ok(bytes) => bytes,
         Err(error) => return error,
     };
-    match serde_json::from_slice::<Problem>(&bytes) {
-        Ok(problem) => problem.into(),
-        Err(_) => ClientError::Strange {
+    if let Ok(problem) = serde_json::from_slice::<Problem>(&bytes) {
+        return problem.into();
+    }
+    let name = name.and_then(|name| Some(name.to_str().ok()?.to_owned()));
+    match (name, serde_json::from_slice::<FunctionError>(&bytes)) {
+        (Some(code), Ok(FunctionError { message })) => Problem {
+            class: class_of(status),
+            code,
+            message,
+            advice: None,
+        }
+        .into(),
+        _ => ClientError::Strange {
             what: format!("{status} without saying why"),
         },
+    }
+}
+
+/// What the routes of functions say when they refuse.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct FunctionError {
+    message: String,
+}
+
+fn class_of(status: StatusCode) -> ErrorClass {
+    match status.as_u16() {
+        401 | 403 => ErrorClass::Forbidden,
+        404 => ErrorClass::NotFound,
+        409 | 412 => ErrorClass::Conflict,
+        429 => ErrorClass::Capacity,
+        502 | 503 => ErrorClass::Unavailable,
+        400..500 => ErrorClass::Invalid,
+        _ => ErrorClass::Internal,
     }
 }

@@ -9,6 +9,7 @@ mod doctor;
 mod each;
 mod events;
 mod exec;
+mod function;
 mod image;
 mod inspect;
 mod kernel;
@@ -86,6 +87,9 @@ pub(crate) enum Command {
     /// List images; the same as image ls
     #[command(hide = true)]
     Images(image::Ls),
+    /// Make, run and manage functions
+    #[command(subcommand, name = "fn", visible_alias = "function")]
+    Function(function::Function),
     /// Build and list kernel bundles
     #[command(subcommand)]
     Kernel(kernel::Kernel),
@@ -155,6 +159,7 @@ impl Command {
             Self::Image(image) => image.run(context).await,
             Self::Pull(pull) => pull.run(context).await,
             Self::Images(ls) => ls.run(context).await,
+            Self::Function(function) => function.run(context).await,
             Self::Token(token) => token.run(context).await,
             Self::Prune(prune) => prune.run(context).await,
             Self::Version(version) => version.run(context).await,

@@ -3,6 +3,8 @@
 #![allow(unreachable_pub, reason = "each test program is a crate of its own")]
 #![allow(dead_code, reason = "no test program uses all of it")]
 
+pub mod functions;
+
 use aleph_control::config::{Config, TlsFiles};
 use aleph_control::{Daemon, DaemonError};
 use aleph_executor::accel::Accelerator;
@@ -143,6 +145,14 @@ impl Answer {
 }
 
 impl Client {
+    /// A client on plain TCP without a token.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self {
+            place: Place::Address(address, None),
+            token: None,
+        }
+    }
+
     /// A client on TLS that trusts this certificate alone.
     pub fn tls(
         address: SocketAddr,

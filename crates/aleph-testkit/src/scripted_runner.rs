@@ -1,0 +1,205 @@
+//! A runner of functions without VMs.
+
+use aleph_executor::functions::{
+    Completed, Concurrency, Deployment, DeploymentId, FunctionError, Invocation, InvokeError,
+    Runner, Temperature, Throttle, Timings,
+};
+use aleph_executor::hypervisor::BoxFuture;
+use aleph_types::{ErrorClass, Problem};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Runs functions that do what their handlers are called:
+///
+/// | handler | what it does |
+/// | --- | --- |
+/// | `broken…` | cannot be prepared |
+/// | `slow…` | is prepared once [`ScriptedRunner::let_go`] is called |
+/// | `fail` | fails, and says so |
+/// | `crash` | crashes |
+/// | `flaky` | fails the first two times that it gets a request |
+/// | `hold` | answers once [`ScriptedRunner::let_go`] is called |
+/// | `throttle` | is never run: the node is full |
+/// | `big` | answers with 7 MB |
+/// | `about` | tells what it was given, beside its event |
+/// | another | answers with its event |
+#[derive(Debug)]
+pub struct ScriptedRunner {
+    state: Mutex<State>,
+    open: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ready: BTreeMap<DeploymentId, Arc<Deployment>>,
+    prepared: usize,
+    provisioned: BTreeMap<DeploymentId, u32>,
+    seen: Vec<String>,
+}
+
+impl Default for ScriptedRunner {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            open: watch::Sender::new(false),
+        }
+    }
+}
+
+impl ScriptedRunner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets everything go on that waits for it, now and from now on.
+    pub fn let_go(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// What is ready, as `function:version`.
+    #[must_use]
+    pub fn ready(&self) -> Vec<String> {
+        let name = |d: &Arc<Deployment>| format!("{}:{}", d.function, d.version);
+        let mut names: Vec<_> = self.lock().ready.values().map(name).collect();
+        names.sort();
+        names
+    }
+
+    /// How often something was prepared.
+    #[must_use]
+    pub fn prepared(&self) -> usize {
+        self.lock().prepared
+    }
+
+    /// The clones that are kept ready, as `function:version`.
+    #[must_use]
+    pub fn kept(&self) -> BTreeMap<String, u32> {
+        let state = self.lock();
+        let named = state.provisioned.iter().filter_map(|(id, clones)| {
+            let deployment = state.ready.get(id)?;
+            let name = format!("{}:{}", deployment.function, deployment.version);
+            Some((name, *clones))
+        });
+        named.filter(|(_, clones)| *clones > 0).collect()
+    }
+
+    /// The request ids that functions were given, in order.
+    #[must_use]
+    pub fn seen(&self) -> Vec<String> {
+        self.lock().seen.clone()
+    }
+
+    /// Forgets what is ready, as a host does that boots.
+    pub fn forget(&self) {
+        self.lock().ready.clear();
+    }
+
+    async fn gate(&self) {
+        // The sender lives as long as this does.
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+    }
+}
+
+fn answer(payload: impl Into<Bytes>, error: Option<FunctionError>, request: &str) -> Completed {
+    let log = format!("START RequestId: {request} Version: $LATEST\nhello from the log\n");
+    Completed {
+        payload: payload.into(),
+        error,
+        log_tail: log.into_bytes(),
+        timings: Timings {
+            queue: Duration::from_micros(100),
+            resume: Duration::ZERO,
+            function: Duration::from_micros(2600),
+        },
+        temperature: Temperature::Warm,
+        memory_peak: None,
+    }
+}
+
+impl Runner for ScriptedRunner {
+    fn prepare(&self, deployment: Arc<Deployment>) -> BoxFuture<'_, Result<(), Problem>> {
+        Box::pin(async move {
+            if deployment.handler.starts_with("broken") {
+                return Err(Problem {
+                    class: ErrorClass::Invalid,
+                    code: "init".into(),
+                    message: "Unable to import module 'broken'".into(),
+                    advice: None,
+                });
+            }
+            if deployment.handler.starts_with("slow") {
+                self.gate().await;
+            }
+            let mut state = self.lock();
+            state.prepared += 1;
+            state.ready.insert(deployment.id(), deployment);
+            Ok(())
+        })
+    }
+
+    fn invoke(
+        &self,
+        deployment: Arc<Deployment>,
+        concurrency: Concurrency,
+        invocation: Invocation,
+    ) -> BoxFuture<'_, Result<Completed, InvokeError>> {
+        Box::pin(async move {
+            let id = &invocation.request_id;
+            if !self.lock().ready.contains_key(&deployment.id()) {
+                return Err(InvokeError::NotReady("it was never prepared".into()));
+            }
+            if deployment.handler == "throttle" {
+                return Err(InvokeError::Throttled {
+                    by: Throttle::Node,
+                    retry_after: Duration::from_millis(1500),
+                });
+            }
+            let before = {
+                let mut state = self.lock();
+                let before = state.seen.iter().filter(|seen| *seen == id).count();
+                state.seen.push(id.clone());
+                before
+            };
+            let error = |message: &str, error| {
+                let payload = format!(r#"{{"errorType":"Error","errorMessage":"{message}"}}"#);
+                Ok(answer(payload, Some(error), id))
+            };
+            match deployment.handler.as_str() {
+                "fail" => error("it failed", FunctionError::Handled),
+                "crash" => error("it crashed", FunctionError::Unhandled),
+                "flaky" if before < 2 => error("not yet", FunctionError::Handled),
+                "hold" => {
+                    self.gate().await;
+                    Ok(answer(invocation.payload.clone(), None, id))
+                }
+                "big" => Ok(answer(format!("\"{}\"", "x".repeat(7_000_000)), None, id)),
+                "about" => {
+                    let about = format!(
+                        r#"{{"function":{:?},"version":{:?},"arn":{:?},"request":{id:?},"context":{},"provisioned":{}}}"#,
+                        deployment.function,
+                        deployment.version,
+                        invocation.arn,
+                        invocation.client_context.as_deref().unwrap_or("null"),
+                        concurrency.provisioned,
+                    );
+                    Ok(answer(about, None, id))
+                }
+                _ => Ok(answer(invocation.payload.clone(), None, id)),
+            }
+        })
+    }
+
+    fn provision(&self, deployment: Arc<Deployment>, clones: u32) {
+        self.lock().provisioned.insert(deployment.id(), clones);
+    }
+
+    fn retire(&self, deployment: &DeploymentId) -> BoxFuture<'_, ()> {
+        let mut state = self.lock();
+        state.ready.remove(deployment);
+        state.provisioned.remove(deployment);
+        Box::pin(std::future::ready(()))
+    }
+}
