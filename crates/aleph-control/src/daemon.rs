@@ -16,6 +16,7 @@ use crate::listen::{Front, ListenError, LocalSocket, Tls, bind_tcp};
 use crate::peer::{Operators, group_id};
 use crate::server::connection::{Ending, Slots};
 use crate::server::{Service, router};
+use aleph_executor::functions::FunctionRuntime;
 use aleph_executor::{Node, NodeError};
 use aleph_types::{Classify, ErrorClass};
 use rustix::fs::{Gid, Mode};
@@ -99,6 +100,8 @@ pub struct Daemon {
     tls: Option<Arc<Tls>>,
     /// Where clients of functions come in.
     functions: Option<TcpListener>,
+    /// What runs functions, where it is this daemon's own.
+    runtime: Option<FunctionRuntime>,
     connections: usize,
     drain: Duration,
 }
@@ -115,7 +118,11 @@ impl Daemon {
         let tls = load_tls(config)?;
         let images = images(config, node_config.paths.state());
         let node = Box::pin(Node::open(node_config, Arc::clone(&images) as _)).await?;
-        Self::over(config, node, images, tls, None).await
+        let runtime_config = config.functions.runtime_config();
+        let (runtime, parts) = lambda::node::parts(&node, runtime_config);
+        let mut daemon = Self::over(config, node, images, tls, Some(parts)).await?;
+        daemon.runtime = Some(runtime);
+        Ok(daemon)
     }
 
     /// The same over a node of the caller's, whose VMs and images may be of another kind. The
@@ -194,6 +201,7 @@ impl Daemon {
             tcp,
             tls,
             functions,
+            runtime: None,
             connections: config.api.max_connections,
             drain: config.api.drain,
         })
@@ -302,6 +310,9 @@ impl Daemon {
             tracing::warn!("requests under way are broken off");
             abort.cancel();
             let _ = timeout(CLOSE_TIME, tracker.wait()).await;
+        }
+        if let Some(runtime) = &self.runtime {
+            runtime.shutdown().await;
         }
         self.service.node.shutdown().await;
     }

@@ -16,12 +16,14 @@ use aleph_executor::hypervisor::BoxFuture;
 use aleph_executor::node::{ImageDefaults, Images, Prepared};
 use aleph_image::oci::{PullEvent, PullOptions, Reference};
 use aleph_image::{
-    DiskError, Image, ImageError, KernelError, KernelStore, PruneOptions, Pruned, Removed, Store,
+    DiskError, Image, ImageError, KernelError, KernelStore, NoProgress, PruneOptions, Pruned,
+    Recipe, Removed, Store,
 };
 use aleph_types::signal;
 use aleph_types::{Classify, ErrorClass, JobSpec, Problem, PullPolicy};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 /// The images and kernels in a node's state folder.
@@ -30,6 +32,8 @@ pub struct StoreImages {
     state: PathBuf,
     options: PullOptions,
     account_registries: Vec<String>,
+    /// Held while a runtime's image is looked for or built.
+    builds: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// An image or kernel that cannot be had.
@@ -111,6 +115,7 @@ impl StoreImages {
             state: state.to_owned(),
             options: section.pull_options(),
             account_registries: section.account_registries.clone(),
+            builds: Arc::default(),
         }
     }
 
@@ -207,6 +212,11 @@ impl StoreImages {
     /// The image of a job, which is fetched where its policy says so.
     async fn fetch(&self, spec: &JobSpec, account: bool) -> Result<Image, ImagesError> {
         let (reference, policy) = (spec.image.as_str(), spec.pull);
+        if let Ok(recipe) = reference.parse::<Recipe>()
+            && recipe.is_runtime()
+        {
+            return self.runtime(recipe).await;
+        }
         if policy != PullPolicy::Always {
             match self.resolve(reference).await {
                 Err(ImagesError::Image(ImageError::NotFound { .. }))
@@ -219,6 +229,18 @@ impl StoreImages {
             tracing::debug!(image = name, ?event, "pulling");
         });
         pulled.await
+    }
+
+    /// The image of a runtime, which is built where it is not there: once, whoever waits for it.
+    async fn runtime(&self, recipe: Recipe) -> Result<Image, ImagesError> {
+        let _turn = self.builds.lock().await;
+        match self.resolve(recipe.name()).await {
+            Err(ImagesError::Image(ImageError::NotFound { .. })) => {}
+            found => return found,
+        }
+        tracing::info!(runtime = recipe.name(), "building the image of a runtime");
+        self.with_store(move |store| store.build(recipe, &mut NoProgress))
+            .await
     }
 
     async fn open(

@@ -142,7 +142,7 @@ impl World {
     }
 
     async fn end(self) -> Result<()> {
-        self.runtime.shutdown();
+        self.runtime.shutdown().await;
         wait_until("nothing is left", LIMIT, || {
             let vms = std::fs::read_dir(self.root.paths().ok()?.vms()).ok()?;
             let left = vms.flatten().filter(|entry| entry.path().is_dir()).count();
@@ -303,7 +303,7 @@ async fn idle_clones_are_paused_and_go_on_and_go_in_the_end() -> Result<()> {
             ..PoolConfig::default()
         },
         // Room for two clones.
-        memory: MiB(256),
+        memory: Some(MiB(256)),
         ..FunctionsConfig::default()
     };
     let world = World::new(config).await?;
@@ -384,7 +384,7 @@ async fn a_template_outlives_the_daemon_and_what_it_left_is_removed() -> Result<
         .join(world.deployment.id().as_str())
         .join("memory");
     let before = std::fs::metadata(&memory)?.modified()?;
-    world.runtime.shutdown();
+    world.runtime.shutdown().await;
     world.node.shutdown().await;
     let World {
         root,

@@ -283,6 +283,16 @@ impl Default for FunctionsSection {
 }
 
 impl FunctionsSection {
+    /// How they are run.
+    #[must_use]
+    pub fn runtime_config(&self) -> aleph_executor::functions::FunctionsConfig {
+        aleph_executor::functions::FunctionsConfig {
+            account_concurrency: usize::try_from(self.account_concurrency).unwrap_or(usize::MAX),
+            region: self.region.clone(),
+            ..aleph_executor::functions::FunctionsConfig::default()
+        }
+    }
+
     /// What the node's functions need of it.
     #[must_use]
     pub fn functions_config(&self) -> FunctionsConfig {

@@ -20,6 +20,7 @@
 //! | `signature` | SigV4 |
 //! | `arn`, `model`, `error` | names, JSON and errors as clients have them |
 //! | `event_stream` | frames of streamed responses |
+//! | `node` | what runs them |
 //! | `routes` | a file for each group of operations |
 //!
 //! The names and forms are those of the API of 2015-03-31 and its later additions
@@ -45,6 +46,7 @@ mod function;
 mod gate;
 mod invocation;
 mod model;
+pub(crate) mod node;
 mod preparation;
 mod registry;
 mod routes;

@@ -7,6 +7,7 @@ use crate::node::Images;
 use crate::paths::Paths;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio_util::task::TaskTracker;
 
 /// What functions need of the node that they run on.
 pub(crate) struct Host {
@@ -17,9 +18,17 @@ pub(crate) struct Host {
     pub(crate) images: Arc<dyn Images>,
     /// The region that functions are told.
     pub(crate) region: String,
+    /// Removals of clones, as far as they are under way.
+    pub(crate) burials: TaskTracker,
 }
 
 impl Host {
+    /// What the host has, in MiB; 1 GiB where it does not say.
+    pub(super) fn memory(&self) -> u64 {
+        let capacity = crate::host::capacity(self.paths.state());
+        capacity.map_or(1024, |capacity| u64::from(capacity.memory.0))
+    }
+
     /// The folder with all templates.
     pub(super) fn templates(&self) -> PathBuf {
         self.paths.state().join("templates")

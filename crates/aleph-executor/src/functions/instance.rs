@@ -28,6 +28,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 /// How long a clone may take to answer.
 const WAKE: Duration = Duration::from_secs(20);
@@ -93,13 +94,14 @@ impl Classify for CloneError {
 struct Body {
     place: Arc<Place>,
     vmm: Arc<dyn Vmm>,
+    burials: TaskTracker,
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
         let (place, vmm) = (Arc::clone(&self.place), Arc::clone(&self.vmm));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(bury(place, vmm));
+            self.burials.spawn_on(bury(place, vmm), &runtime);
         } else {
             // Without a runtime the process is about to end; the next sweep does the rest.
             let _ = vmm.kill();
@@ -210,6 +212,7 @@ impl Spare {
         let body = Body {
             place,
             vmm: vmm.into(),
+            burials: host.burials.clone(),
         };
         Ok(Self {
             body,

@@ -32,14 +32,21 @@ const TRIES: usize = 3;
 /// How often pools are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How many times the host's memory clones see by default.
+const OVERCOMMIT: u64 = 4;
+
+/// How long clones may take to go when the node ends.
+const BURIALS: Duration = Duration::from_secs(5);
+
 /// How functions are run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FunctionsConfig {
     /// How clones are kept.
     pub pool: PoolConfig,
     /// How much memory the guests of all clones may have together, as they see it. They share most
-    /// of their template's, so it may be several times what the host has.
-    pub memory: MiB,
+    /// of their template's, so it may be several times what the host has: four times where nobody
+    /// says.
+    pub memory: Option<MiB>,
     /// How many invocations an account may have at once.
     pub account_concurrency: usize,
     /// The region that functions are told.
@@ -50,7 +57,7 @@ impl Default for FunctionsConfig {
     fn default() -> Self {
         Self {
             pool: PoolConfig::default(),
-            memory: MiB(64 * 1024),
+            memory: None,
             account_concurrency: 1000,
             region: "us-east-1".into(),
         }
@@ -81,7 +88,10 @@ impl FunctionRuntime {
     pub fn open(node: &Node, config: FunctionsConfig) -> Self {
         let host = node.function_host(config.region.clone());
         template::remove_unfinished(&host);
-        let memory = u64::from(config.memory.0);
+        let memory = config.memory.map_or_else(
+            || host.memory().saturating_mul(OVERCOMMIT),
+            |memory| u64::from(memory.0),
+        );
         let shared = Arc::new(Shared {
             host,
             began: Instant::now(),
@@ -94,12 +104,18 @@ impl FunctionRuntime {
     }
 
     /// Ends all clones that have nothing to do, and takes no events any more. Those that are busy
-    /// end with what they do.
-    pub fn shutdown(&self) {
+    /// end with what they do. Waits a bounded time until the rest is gone; what is still there
+    /// then, the next node's sweep removes.
+    pub async fn shutdown(&self) {
         self.0.admission.close();
         let deployed = std::mem::take(&mut *self.0.deployed());
         for deployed in deployed.into_values() {
             deployed.retire();
+        }
+        let burials = &self.0.host.burials;
+        burials.close();
+        if tokio::time::timeout(BURIALS, burials.wait()).await.is_err() {
+            tracing::warn!("clones of functions are left to the next sweep");
         }
     }
 }

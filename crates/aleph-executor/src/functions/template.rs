@@ -38,6 +38,9 @@ use std::time::{Duration, SystemTime};
 /// Serial number of the disk with a function's code.
 const TASK_SERIAL: &str = "task";
 
+/// And its filesystem.
+const TASK_FILESYSTEM: &str = "erofs";
+
 /// The form of what is written: another one is made anew.
 const FORM: u32 = 1;
 
@@ -365,7 +368,7 @@ async fn initialise(
     vm.start(None).await?;
     vm.running().await?;
     let agent = vm.agent()?;
-    for mount in mounts(deployment, &prepared.boot.filesystem) {
+    for mount in mounts(deployment) {
         agent.mount(&mount).await?;
     }
     agent.listen(API_PORT).await?;
@@ -451,10 +454,10 @@ async fn main_position(main: &mut ExecHandle, output: &Output) -> u64 {
     main.position()
 }
 
-fn mounts(deployment: &Deployment, filesystem: &str) -> Vec<MountRequest> {
+fn mounts(deployment: &Deployment) -> Vec<MountRequest> {
     let task = matches!(deployment.code, Code::Task { .. }).then(|| MountRequest {
         serial: TASK_SERIAL.into(),
-        filesystem: filesystem.to_owned(),
+        filesystem: TASK_FILESYSTEM.into(),
         target: TASK_ROOT.into(),
         read_only: true,
         options: String::new(),

@@ -191,6 +191,7 @@ impl Node {
             timeouts: executor.timeouts(),
             images: Arc::clone(&self.inner.images),
             region,
+            burials: tokio_util::task::TaskTracker::new(),
         }
     }
 

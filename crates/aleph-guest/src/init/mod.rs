@@ -55,6 +55,7 @@ fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
         Guest {
             modules,
             disk: None,
+            own: None,
         },
         started_us,
     )
@@ -69,6 +70,8 @@ struct Guest {
     modules: Modules,
     /// The root folder of the disk that takes writes, where there is one.
     disk: Option<OwnedFd>,
+    /// What clones of it write to, once it was about to be written down.
+    own: Option<clone::Files>,
 }
 
 impl Machine for Guest {
@@ -89,11 +92,23 @@ impl Machine for Guest {
     }
 
     fn freeze(&mut self) -> Result<(), Failure> {
-        freezer::freeze()
+        freezer::freeze()?;
+        if self.own.is_none() {
+            match clone::Files::lay_out() {
+                Ok(own) => self.own = Some(own),
+                Err(failure) => {
+                    freezer::thaw()?;
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn resume(&mut self, resume: &Resume<'_>) -> Result<(), Failure> {
-        clone::apply(resume);
+        let own = self.own.as_mut();
+        let own = own.ok_or_else(|| Failure::violation("a guest that was never frozen"))?;
+        own.apply(resume);
         if let Some(network) = &resume.network {
             network::configure(network)?;
             network::write_resolver(network)?;

@@ -6,6 +6,7 @@ use crate::file;
 use crate::sys;
 use aleph_guest_proto::{Network, Setup};
 use alloc::string::ToString;
+use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::net::Ipv4Addr;
 use rustix::fs::{Mode, OFlags};
@@ -82,22 +83,19 @@ pub(super) fn complete(hostname: &[u8], network: Option<&Network<'_>>) -> Result
     ] {
         let _ = rustix::fs::symlink(target, link);
     }
-    write_names(hostname, network);
+    let _ = rustix::fs::mkdir(c"/etc", Mode::from_raw_mode(0o755));
+    let _ = file::write(c"/etc/hostname", &[hostname, b"\n"]);
+    let _ = file::write(c"/etc/hosts", &[&hosts(hostname, network)]);
     network.map_or(Ok(()), network::write_resolver)
 }
 
-/// Writes down what the guest is called, and at which address.
-pub(super) fn write_names(hostname: &[u8], network: Option<&Network<'_>>) {
-    let _ = rustix::fs::mkdir(c"/etc", Mode::from_raw_mode(0o755));
-    let _ = file::write(c"/etc/hostname", &[hostname, b"\n"]);
+/// What `/etc/hosts` says.
+pub(super) fn hosts(hostname: &[u8], network: Option<&Network<'_>>) -> Vec<u8> {
     let loopback = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
     // A program that asks for its own address is to get one that others can reach.
     let own = network.map_or([127, 0, 1, 1], |network| network.address);
     let own = Ipv4Addr::from(own).to_string();
-    let _ = file::write(
-        c"/etc/hosts",
-        &[loopback, own.as_bytes(), b"\t", hostname, b"\n"],
-    );
+    [loopback, own.as_bytes(), b"\t", hostname, b"\n"].concat()
 }
 
 fn mount(path: &CStr, kind: &CStr, flags: MountFlags, options: &CStr) {

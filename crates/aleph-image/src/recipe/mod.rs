@@ -86,6 +86,15 @@ impl Recipe {
         }
     }
 
+    /// Whether functions run on it.
+    #[must_use]
+    pub fn is_runtime(self) -> bool {
+        matches!(
+            self,
+            Self::ProvidedAl2023 | Self::Python311 | Self::Nodejs18
+        )
+    }
+
     /// The names of all, for a sentence.
     pub(crate) fn names() -> String {
         Self::ALL.map(Self::name).join(", ")
