@@ -5,10 +5,10 @@
 
 mod host;
 
-use aleph_image::{Image, Recipe, task};
+use aleph_image::{Image, NoProgress, Recipe, task};
 use aleph_testkit::{functions, recipe_image};
 use host::runtime_api::RuntimeApi;
-use host::{Need, inside, run, trial, wait_until};
+use host::{Need, State, inside, run, trial, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -192,6 +192,14 @@ fn native_function() {
     function.api.send("4", &json!({"exit": 7}).to_string());
     let (status, written) = function.ended();
     assert_eq!(status.code(), Some(7), "{written}");
+
+    let env = [("AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start")];
+    let function = Function::start(Recipe::ProvidedAl2023, &zip, "any", &env);
+    function.api.wait("GET restore/next");
+    function.api.send("1", &event.to_string());
+    assert_eq!(function.api.asked(), ["GET restore/next"]);
+    function.api.restore();
+    function.api.wait("POST invocation/1/response");
 }
 
 fn missing_bootstrap() {
@@ -367,6 +375,15 @@ fn python_compiled() {
          [ -e \"$c\" ] || echo \"$f\"; done",
     );
     assert_eq!(sources, "");
+    // The same packages are the same image, compiled modules and all.
+    let state = State::new();
+    let again = state
+        .store()
+        .build(Recipe::Python311, &mut NoProgress)
+        .unwrap();
+    assert_eq!(again.digest(), image.digest());
+    // Nothing is left of the work, and nothing is mounted.
+    assert_eq!(state.left().len(), 2, "{:?}", state.left());
 }
 
 fn node(handler: &str, env: &[(&str, &str)]) -> Function {
