@@ -26,18 +26,18 @@ const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 const TURN_LIMIT: Duration = Duration::from_secs(1800);
 
 /// What mmdebstrap makes of packages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Variant {
     /// A Debian with apt, its packages configured.
     Minimal,
     /// The files of these packages and of what they depend on: no scripts have run, there is no
     /// list of packages.
-    Files(&'static [&'static str]),
+    Files(Vec<&'static str>),
 }
 
 pub(super) fn prepare(staging: &Staging, progress: &mut dyn Progress) -> Result<Tree, ImageError> {
     Ok(Tree {
-        path: install(Recipe::Debian12, Variant::Minimal, staging, progress)?,
+        path: install(Recipe::Debian12, &Variant::Minimal, staging, progress)?,
         times: Times::Kept,
         source: Source::Recipe(Recipe::Debian12),
         config: Config::default(),
@@ -47,7 +47,7 @@ pub(super) fn prepare(staging: &Staging, progress: &mut dyn Progress) -> Result<
 /// Makes a root of Debian's packages for a recipe, in a folder of `staging`.
 pub(super) fn install(
     recipe: Recipe,
-    variant: Variant,
+    variant: &Variant,
     staging: &Staging,
     progress: &mut dyn Progress,
 ) -> Result<PathBuf, ImageError> {

@@ -69,8 +69,7 @@ const FILES: [(&str, &str); 3] = [
     ),
 ];
 
-/// OpenSSL's default places of certificates lead to the bundle; its own package has these links,
-/// and a program that nobody needs.
+/// OpenSSL's default places of certificates lead to the bundle.
 const LINKS: [(&str, &str); 5] = [
     ("etc/localtime", "/usr/share/zoneinfo/Etc/UTC"),
     ("usr/bin/bash", "/bin/bash"),

@@ -6,6 +6,10 @@
 //! no package's scripts have run, so what they would have made that a function needs is made here
 //! ([`base`]). A shell, busybox and curl are there because programs called `bootstrap` use them.
 //!
+//! A native program's generators of random numbers are out of reach of all this: one that draws
+//! before its snapshot is taken needs a hook of its own, as `lambda_runtime` has, where its
+//! runtime client asks for `restore/next`.
+//!
 //! Packages come from the host's own sources; a language's client comes from where the host's
 //! pip or npm gets packages, in versions and with digests that are fixed here.
 
@@ -21,13 +25,13 @@ use crate::filesystem::Times;
 use crate::image::{Config, Source};
 use crate::progress::Progress;
 use crate::staging::Staging;
+use std::path::PathBuf;
 
 pub use client::ClientError;
 
 /// Where a runtime's own files are, in its root.
 const RUNTIME: &str = "var/runtime";
-/// What each runtime has. The last five are what Amazon Linux 2023 has that programs rely on:
-/// a shell, the usual tools, and libraries of C++ and for compression.
+/// What each runtime has: of what Amazon Linux 2023 has, what programs rely on.
 const COMMON: [&str; 8] = [
     "base-files",
     "bash",
@@ -39,23 +43,8 @@ const COMMON: [&str; 8] = [
     "zlib1g",
 ];
 
-const PROVIDED_PACKAGES: &[&str] = &COMMON;
-const PYTHON_PACKAGES: &[&str] = &[
-    COMMON[0],
-    COMMON[1],
-    COMMON[2],
-    COMMON[3],
-    COMMON[4],
-    COMMON[5],
-    COMMON[6],
-    COMMON[7],
-    "libpython3.11-stdlib",
-    "python3.11-minimal",
-];
-const NODE_PACKAGES: &[&str] = &[
-    COMMON[0], COMMON[1], COMMON[2], COMMON[3], COMMON[4], COMMON[5], COMMON[6], COMMON[7],
-    "nodejs",
-];
+const PYTHON: [&str; 2] = ["libpython3.11-stdlib", "python3.11-minimal"];
+const NODE: [&str; 1] = ["nodejs"];
 
 const PROVIDED_BOOTSTRAP: &str = include_str!("provided/bootstrap.sh");
 
@@ -74,29 +63,39 @@ const ENV: [(&str, &str); 6] = [
 
 pub(super) fn provided(staging: &Staging, progress: &mut dyn Progress) -> Result<Tree, ImageError> {
     let recipe = Recipe::ProvidedAl2023;
-    let tree = debian::install(recipe, Variant::Files(PROVIDED_PACKAGES), staging, progress)?;
-    base::settle(&tree)?;
+    let tree = root(recipe, &[], staging, progress)?;
     base::program(&tree, PROVIDED_BOOTSTRAP)?;
     Ok(finished(tree, recipe, &[]))
 }
 
 pub(super) fn python(staging: &Staging, progress: &mut dyn Progress) -> Result<Tree, ImageError> {
     let recipe = Recipe::Python311;
-    let tree = debian::install(recipe, Variant::Files(PYTHON_PACKAGES), staging, progress)?;
-    base::settle(&tree)?;
+    let tree = root(recipe, &PYTHON, staging, progress)?;
     python::add(&tree, staging, progress)?;
     Ok(finished(tree, recipe, &python::ENV))
 }
 
 pub(super) fn node(staging: &Staging, progress: &mut dyn Progress) -> Result<Tree, ImageError> {
     let recipe = Recipe::Nodejs18;
-    let tree = debian::install(recipe, Variant::Files(NODE_PACKAGES), staging, progress)?;
-    base::settle(&tree)?;
+    let tree = root(recipe, &NODE, staging, progress)?;
     node::add(&tree, staging, progress)?;
     Ok(finished(tree, recipe, &node::ENV))
 }
 
-fn finished(path: std::path::PathBuf, recipe: Recipe, env: &[(&str, &str)]) -> Tree {
+/// A root of what all have and of a runtime's own packages.
+fn root(
+    recipe: Recipe,
+    own: &[&'static str],
+    staging: &Staging,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf, ImageError> {
+    let packages = [&COMMON, own].concat();
+    let tree = debian::install(recipe, &Variant::Files(packages), staging, progress)?;
+    base::settle(&tree)?;
+    Ok(tree)
+}
+
+fn finished(path: PathBuf, recipe: Recipe, env: &[(&str, &str)]) -> Tree {
     let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     Tree {
         path,

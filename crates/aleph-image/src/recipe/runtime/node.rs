@@ -94,7 +94,7 @@ fn fetch(staging: &Staging, progress: &mut dyn Progress) -> Result<PathBuf, Imag
     progress.begin(&format!("get {wanted}"), None);
     let dir = staging.folder("npm")?;
     let packed = Program::find("npm", "npm", FETCH_LIMIT).and_then(|npm| {
-        npm.args(["pack", "--silent", "--ignore-scripts", &wanted, "--pack-destination"])
+        npm.args(["pack", "--loglevel=error", "--ignore-scripts", &wanted, "--pack-destination"])
             .arg(&dir)
             // Beside no package of the caller's, whose settings it would take.
             .in_dir(&dir)

@@ -68,7 +68,7 @@ fn fetch(runtime: &Path, staging: &Staging, progress: &mut dyn Progress) -> Resu
     let work = staging.folder("pip")?;
     let fetched = Program::find("pip3", "python3-pip", FETCH_LIMIT).and_then(|pip| {
         pip.env("TMPDIR", &work)
-            .args(["install", "--quiet", "--no-input", "--disable-pip-version-check"])
+            .args(["install", "-qq", "--no-input", "--disable-pip-version-check"])
             .args(["--root-user-action=ignore", "--no-compile", "--no-deps"])
             .args(["--require-hashes", "--only-binary=:all:", "--implementation=cp"])
             .args(["--python-version=3.11", "--abi=cp311"])
