@@ -120,6 +120,15 @@ pub struct FunctionParts {
     pub tasks: Arc<dyn TaskBuilder>,
 }
 
+/// What a node's stop waits for.
+#[derive(Debug, Clone)]
+pub struct UnderWay {
+    /// Cancelled once the node is about to stop.
+    pub stopping: CancellationToken,
+    /// What it waits for then.
+    pub work: TaskTracker,
+}
+
 /// Functions that cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum FunctionsError {
@@ -206,10 +215,10 @@ impl Functions {
         state: &Path,
         parts: FunctionParts,
         config: FunctionsConfig,
-        stopping: CancellationToken,
-        work: TaskTracker,
+        under_way: UnderWay,
     ) -> Result<Self, FunctionsError> {
         let FunctionParts { runner, tasks } = parts;
+        let UnderWay { stopping, work } = under_way;
         let folder = state.join("functions");
         let code = CodeStore::open(&folder, tasks).map_err(|source| FunctionsError::Folder {
             path: folder.clone(),

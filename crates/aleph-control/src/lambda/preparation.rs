@@ -32,14 +32,8 @@ impl Functions {
     /// Prepares a version in the background.
     pub(super) fn prepare(&self, function: &Function, version: &Version) {
         let functions = self.clone();
-        let (account, name) = (function.account.clone(), function.name.clone());
-        let (version, revision) = (version.version.clone(), version.revision.clone());
-        let deployment = function
-            .version(&version)
-            .map(|version| Arc::new(version.deployment(&account, &name)));
-        let Some(deployment) = deployment else {
-            return;
-        };
+        let revision = version.revision.clone();
+        let deployment = Arc::new(version.deployment(&function.account, &function.name));
         // No part of what a stop waits for: the next daemon begins anew.
         tokio::spawn(async move {
             let prepared = tokio::select! {
@@ -51,11 +45,7 @@ impl Functions {
             }
             let tracker = functions.work.clone();
             let settled = tracker.spawn(async move {
-                let (account, name) = (&account, &name);
-                let place = (version.as_str(), revision.as_str());
-                functions
-                    .conclude(account, name, place, deployment, prepared)
-                    .await;
+                functions.conclude(&revision, deployment, prepared).await;
             });
             let _ = settled.await;
         });
@@ -64,12 +54,12 @@ impl Functions {
     /// Keeps what came of a preparation.
     async fn conclude(
         &self,
-        account: &str,
-        name: &str,
-        (version, revision): (&str, &str),
+        revision: &str,
         deployment: Arc<Deployment>,
         prepared: Result<(), Problem>,
     ) {
+        let (account, name) = (&deployment.account, &deployment.function);
+        let version = deployment.version.as_str();
         if let Err(problem) = &prepared {
             tracing::warn!(name, version, %problem, "a function could not be prepared");
         }
@@ -100,12 +90,12 @@ impl Functions {
                 }
                 let gone = match prepared {
                     Ok(()) => before,
-                    Err(_) => Some(deployment),
+                    Err(_) => Some(Arc::clone(&deployment)),
                 };
                 self.retire(gone.into_iter().collect()).await;
                 self.remove_unused_code().await;
             }
-            Err(_) => self.retire(vec![deployment]).await,
+            Err(_) => self.retire(vec![Arc::clone(&deployment)]).await,
         }
     }
 

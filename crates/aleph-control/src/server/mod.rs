@@ -27,7 +27,7 @@ pub use problem::{Refusal, status_of};
 
 use crate::accounts::Accounts;
 use crate::images::StoreImages;
-use crate::lambda::{self, FunctionParts, Functions, FunctionsConfig, FunctionsError};
+use crate::lambda::{self, FunctionParts, Functions, FunctionsConfig, FunctionsError, UnderWay};
 use crate::metrics::{Metrics, measure};
 use crate::peer::Operators;
 use crate::routes;
@@ -118,9 +118,12 @@ impl Service {
         parts: FunctionParts,
         config: FunctionsConfig,
     ) -> Result<(), FunctionsError> {
-        let (stopping, work) = (self.stopping.clone(), self.work.clone());
+        let under_way = UnderWay {
+            stopping: self.stopping.clone(),
+            work: self.work.clone(),
+        };
         let journal = self.node.journal().clone();
-        let opened = Functions::open(journal, state, parts, config, stopping, work);
+        let opened = Functions::open(journal, state, parts, config, under_way);
         let functions = Box::pin(opened).await?;
         let _ = self.functions.set(functions);
         Ok(())

@@ -259,7 +259,8 @@ fn cut<T>(mut items: impl Iterator<Item = (String, T)>, most: usize) -> Page<T> 
 
 /// A list as it is answered.
 fn listed(key: &str, items: Vec<Value>, next: Option<String>) -> Reply {
-    let mut all = serde_json::json!({ key: items });
+    let mut all = serde_json::json!({});
+    all[key] = Value::Array(items);
     if let Some(next) = next {
         all["NextMarker"] = next.into();
     }
