@@ -8,7 +8,7 @@ use aleph_executor::Node;
 use aleph_executor::functions::Runner;
 use aleph_testkit::{NoImages, ScriptedDriver, ScriptedRunner, TestRoot};
 use aleph_types::{ErrorClass, Problem};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -66,7 +66,7 @@ impl Lambda {
             tasks: Arc::new(PlainTasks),
         };
         let daemon = Box::pin(Daemon::with_functions(config, node, parts)).await?;
-        let address = daemon.functions_address().expect("it listens");
+        let address = daemon.functions_address().context("it does not listen")?;
         let (stop, stopped) = oneshot::channel::<()>();
         let server = Server {
             socket: daemon.socket().to_owned(),
