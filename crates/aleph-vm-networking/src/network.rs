@@ -164,6 +164,12 @@ pub fn tap_name(vm: VmId) -> String {
     format!("tap-{vm}")
 }
 
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").finish_non_exhaustive()
+    }
+}
+
 impl Network {
     /// The network of a node whose VMs have these claims, and may be running. Their rules are
     /// written; TAPs that have no VM any more are left for [`Network::sweep`].

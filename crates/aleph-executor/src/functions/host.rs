@@ -5,6 +5,7 @@ use crate::hypervisor::Driver;
 use crate::lifecycle::Timeouts;
 use crate::node::Images;
 use crate::paths::Paths;
+use aleph_vm_networking::Network;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::task::TaskTracker;
@@ -16,6 +17,8 @@ pub(crate) struct Host {
     pub(crate) cgroups: Option<CgroupTree>,
     pub(crate) timeouts: Timeouts,
     pub(crate) images: Arc<dyn Images>,
+    /// What connects guests, where the node does.
+    pub(crate) network: Option<Arc<Network>>,
     /// The region that functions are told.
     pub(crate) region: String,
     /// Removals of clones, as far as they are under way.

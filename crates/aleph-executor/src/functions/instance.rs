@@ -9,6 +9,7 @@
 //! its process to start. Whatever is dropped is killed and removed in the background; what cannot
 //! be removed is left to the node's sweep, as is what a daemon that was killed leaves.
 
+use super::cable::Cable;
 use super::conversation::{Answer, Conversation};
 use super::host::Host;
 use super::invocation::Invocation;
@@ -16,9 +17,10 @@ use super::output::{Ended, Output};
 use super::template::{Template, TemplateError, pump};
 use crate::cgroup::Limits;
 use crate::guest::{Agent, AgentError, CloneRequest, Reattach};
-use crate::hypervisor::{Launch, LaunchError, Memory, Start, Vmm, VmmError, socket_name};
+use crate::hypervisor::{Launch, LaunchError, Memory, Nic, Start, Vmm, VmmError, socket_name};
 use crate::place::{Place, PlaceError};
 use aleph_types::{Classify, ErrorClass, VmId};
+use aleph_vm_networking::NetworkError;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -59,6 +61,8 @@ pub(super) enum CloneError {
     Died(String),
     #[error("the clone did not answer within {} s", WAKE.as_secs())]
     Silent,
+    #[error("the clone cannot be connected")]
+    Network(#[from] NetworkError),
     #[error("cannot reach the clone's VMM")]
     Io(#[from] io::Error),
 }
@@ -68,6 +72,7 @@ impl Classify for CloneError {
         match self {
             Self::Template(error) => error.class(),
             Self::Place(place) if place.is_full() => ErrorClass::Capacity,
+            Self::Network(error) => error.class(),
             _ => ErrorClass::Unavailable,
         }
     }
@@ -76,6 +81,7 @@ impl Classify for CloneError {
         match self {
             Self::Template(error) => error.code(),
             Self::Vmm(error) => error.code(),
+            Self::Network(error) => error.code(),
             _ => "clone_failed",
         }
     }
@@ -84,6 +90,7 @@ impl Classify for CloneError {
         match self {
             Self::Template(error) => error.advice(),
             Self::Vmm(error) => error.advice(),
+            Self::Network(error) => error.advice(),
             _ => None,
         }
     }
@@ -94,14 +101,16 @@ impl Classify for CloneError {
 struct Body {
     place: Arc<Place>,
     vmm: Arc<dyn Vmm>,
+    cable: Arc<Cable>,
     burials: TaskTracker,
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
         let (place, vmm) = (Arc::clone(&self.place), Arc::clone(&self.vmm));
+        let cable = Arc::clone(&self.cable);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.burials.spawn_on(bury(place, vmm), &runtime);
+            self.burials.spawn_on(bury(place, vmm, cable), &runtime);
         } else {
             // Without a runtime the process is about to end; the next sweep does the rest.
             let _ = vmm.kill();
@@ -110,7 +119,7 @@ impl Drop for Body {
 }
 
 /// Kills a VMM and removes its place.
-async fn bury(place: Arc<Place>, vmm: Arc<dyn Vmm>) {
+async fn bury(place: Arc<Place>, vmm: Arc<dyn Vmm>, cable: Arc<Cable>) {
     loop {
         if let Err(error) = vmm.kill() {
             tracing::warn!(vm = %place.vm(), %error, "a clone's VMM cannot be killed");
@@ -122,6 +131,7 @@ async fn bury(place: Arc<Place>, vmm: Arc<dyn Vmm>) {
             break;
         }
     }
+    cable.undo().await;
     let vm = place.vm();
     // A group empties a moment after its last process is seen to end.
     let removed = tokio::task::spawn_blocking(move || {
@@ -158,7 +168,18 @@ impl Spare {
     /// Launches it.
     pub(super) async fn launch(host: &Host, template: Arc<Template>) -> Result<Self, CloneError> {
         let place = Arc::new(Place::create(&host.paths, host.cgroups.as_ref())?);
-        match Self::launch_at(host, template, Arc::clone(&place)).await {
+        let whose = (template.account.as_str(), template.function.as_str());
+        let laid = Cable::lay(host.network.as_ref(), place.vm(), whose).await;
+        let (cable, nics) = match laid {
+            Ok(laid) => laid,
+            Err(error) => {
+                place.remove()?;
+                return Err(error.into());
+            }
+        };
+        let cable = Arc::new(cable);
+        let at = (Arc::clone(&place), Arc::clone(&cable));
+        match Self::launch_at(host, template, at, nics).await {
             Ok(spare) => {
                 let vmm = spare.body.vmm.identity();
                 // Where this fails the spare goes, VMM first.
@@ -167,6 +188,7 @@ impl Spare {
             }
             Err(error) => {
                 // Nothing runs there.
+                cable.undo().await;
                 if let Err(error) = place.remove() {
                     tracing::warn!(vm = %place.vm(), %error, "a clone's place stays until the next sweep");
                 }
@@ -178,7 +200,8 @@ impl Spare {
     async fn launch_at(
         host: &Host,
         template: Arc<Template>,
-        place: Arc<Place>,
+        (place, cable): (Arc<Place>, Arc<Cable>),
+        nics: Vec<Nic>,
     ) -> Result<Self, CloneError> {
         let sockets = place.listen()?;
         let cgroup = place.make_cgroup(&Limits {
@@ -200,7 +223,7 @@ impl Spare {
                 },
                 memory: Memory::Clone(template.memory()?),
                 disks: template.disks()?,
-                nics: Vec::new(),
+                nics,
                 sockets,
                 run_dir: place.run_dir().to_owned(),
                 cgroup,
@@ -212,6 +235,7 @@ impl Spare {
         let body = Body {
             place,
             vmm: vmm.into(),
+            cable,
             burials: host.burials.clone(),
         };
         Ok(Self {
@@ -258,7 +282,7 @@ impl Spare {
             hostname: format!("fn-{vm}"),
             generation: template.next_generation(),
             machine_id: machine_id()?,
-            network: None,
+            network: body.cable.told.clone(),
         })?;
         let conversation = Conversation::new(true);
         let output = Arc::new(Output::new());

@@ -13,6 +13,7 @@
 //! | `runner` | the seam between the control plane and what runs functions |
 //! | `runtime` | [`FunctionRuntime`]: the way of an event |
 //! | `admission` | what may run at once |
+//! | `cable` | how a guest of a function is connected |
 //! | `pool` | the clones of one deployment |
 //! | `completion` | what a caller gets |
 //! | `policy` | how many clones are kept, and in which state: pure |
@@ -32,6 +33,7 @@
 //! | the daemon dies | clones are removed by the next one; templates stay; callers see a closed connection |
 
 mod admission;
+mod cable;
 mod completion;
 mod conversation;
 mod deployment;

@@ -10,6 +10,7 @@
 //! A template appears whole, by a rename, or not at all. One that was made with another VMM,
 //! kernel or processor is made anew, never begun from.
 
+use super::cable::Cable;
 use super::conversation::{Conversation, Initialised};
 use super::deployment::{Code, Deployment, DeploymentId};
 use super::environment::{API_PORT, TASK_ROOT, environment};
@@ -25,6 +26,7 @@ use crate::node::Prepared;
 use crate::place::{Place, PlaceError};
 use crate::vm::{Ending, Vm, VmError, VmSpec};
 use aleph_types::{Classify, ErrorClass, JobSpec, MiB, Problem, Resources, signal};
+use aleph_vm_networking::NetworkError;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File};
@@ -63,6 +65,9 @@ pub(super) enum TemplateError {
     /// The guest did not do what it should.
     #[error("the template's guest failed")]
     Agent(#[from] AgentError),
+    /// It could not be connected.
+    #[error("the template cannot be connected")]
+    Network(#[from] NetworkError),
     /// A place for it could not be made.
     #[error("cannot make room for the template")]
     Place(#[from] PlaceError),
@@ -80,6 +85,7 @@ impl Classify for TemplateError {
         match self {
             Self::Image(problem) => problem.class,
             Self::Initialise(_) => ErrorClass::Invalid,
+            Self::Network(error) => error.class(),
             Self::Vm(_) | Self::Agent(_) | Self::Place(_) | Self::File { .. } => {
                 ErrorClass::Unavailable
             }
@@ -90,6 +96,7 @@ impl Classify for TemplateError {
         match self {
             Self::Image(_) => "function_image",
             Self::Initialise(_) => "function_init",
+            Self::Network(error) => error.code(),
             Self::Vm(_) | Self::Agent(_) => "template_vm",
             Self::Place(_) | Self::File { .. } => "template_files",
         }
@@ -101,6 +108,7 @@ impl Classify for TemplateError {
             Self::Initialise(_) => {
                 Some("See that the handler's module loads, and deploy it again.".into())
             }
+            Self::Network(error) => error.advice(),
             _ => None,
         }
     }
@@ -128,6 +136,8 @@ struct Record {
 /// A template that clones can begin from.
 #[derive(Debug)]
 pub(super) struct Template {
+    pub(super) account: String,
+    pub(super) function: String,
     pub(super) resources: Resources,
     pub(super) main: MainPosition,
     pub(super) state: Bytes,
@@ -164,6 +174,8 @@ impl Template {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         Ok(Self {
+            account: deployment.account.clone(),
+            function: deployment.function.clone(),
             resources: resources(deployment),
             main: MainPosition {
                 stream: record.main_stream,
@@ -271,6 +283,15 @@ async fn prepare(host: &Host, deployment: &Deployment) -> Result<Prepared, Templ
 /// What a template depends on, beside its deployment: whatever of it changes, it is made anew.
 fn compatible_with(host: &Host, prepared: &Prepared) -> Result<String, TemplateError> {
     let mut parts = vec![host.driver.compatibility()];
+    // A clone has the devices of its template.
+    parts.push(
+        if host.network.is_some() {
+            "network"
+        } else {
+            "alone"
+        }
+        .to_owned(),
+    );
     for file in [&prepared.boot.kernel, &prepared.boot.initrd] {
         // Kernel bundles never change, so what tells files apart tells bundles apart.
         let meta = file
@@ -316,6 +337,10 @@ async fn make(
         .map_err(at("size", &memory_path))?;
     let again = |file: &File| file.try_clone().map_err(at("open again", &memory_path));
     let boot = &prepared.boot;
+    let place = Place::create(&host.paths, host.cgroups.as_ref())?;
+    let whose = (deployment.account.as_str(), deployment.function.as_str());
+    // The device that clones have, and a network for what initialises over it.
+    let (cable, nics) = Cable::lay(host.network.as_ref(), place.vm(), whose).await?;
     let spec = VmSpec {
         resources: resources(deployment),
         kernel: again(&boot.kernel)?,
@@ -324,13 +349,13 @@ async fn make(
         image: again(&boot.image)?,
         disks: disks(again(&boot.image)?, task(deployment)?).split_off(1),
         memory: Memory::Template(again(&memory)?),
-        nics: Vec::new(),
+        nics,
         setup: SetupRequest {
             hostname: "template".into(),
             filesystem: boot.filesystem.clone(),
             upper: UpperKind::Memory,
             poweroff_on_hangup: false,
-            network: None,
+            network: cable.told.clone(),
         },
         timeouts: host.timeouts,
         ending: Ending {
@@ -338,12 +363,12 @@ async fn make(
             stop_signal: signal::TERM,
         },
     };
-    let place = Place::create(&host.paths, host.cgroups.as_ref())?;
     let vm = Vm::create(place, Arc::clone(&host.driver), spec);
     let made = initialise(host, deployment, prepared, &vm, &work).await;
     // Whatever became of it, nothing of the VM stays. Where this fails, a sweep removes it.
     let _ = vm.kill().await;
     let _ = vm.destroy().await;
+    cable.undo().await;
     let main = made?;
     let record = Record {
         form: FORM,

@@ -32,7 +32,7 @@ mod inner;
 mod launch;
 mod ledger;
 mod lookup;
-mod network;
+pub(crate) mod network;
 mod open;
 mod prune;
 mod recover;
@@ -191,6 +191,7 @@ impl Node {
             timeouts: executor.timeouts(),
             images: Arc::clone(&self.inner.images),
             region,
+            network: self.inner.network.clone(),
             burials: tokio_util::task::TaskTracker::new(),
         }
     }

@@ -185,45 +185,13 @@ impl Inner {
         let Some(network) = self.network.clone() else {
             return Ok((Vec::new(), None));
         };
-        crate::failpoint::pass("network.attach", "before");
-        let attaching = Arc::clone(&network);
-        let queues = usize::from(cpus).min(MAX_QUEUES);
-        let user = rustix::process::geteuid();
-        let owner = Some(if user.is_root() {
-            vm.uid()
-        } else {
-            user.as_raw()
-        });
-        let attached = blocking(move || attaching.attach(vm, queues, owner)).await?;
-        crate::failpoint::pass("network.attach", "after");
-        let nic = Nic {
-            mac: attached.mac.0,
-            queues: attached.tap.queues.into_iter().map(OwnedFd::from).collect(),
-        };
-        Ok((vec![nic], self.guest_network(vm)))
+        let (nic, told) = connect(network, vm, cpus).await?;
+        Ok((vec![nic], told))
     }
 
     /// What the guest of a VM is told.
     pub(super) fn guest_network(&self, vm: VmId) -> Option<GuestNetwork> {
-        let (view, mac, mtu) = self.network.as_ref()?.guest_side(vm)?;
-        Some(GuestNetwork {
-            mac: mac.0,
-            address: view.vm_ip,
-            prefix_length: 30,
-            gateway: view.host_ip,
-            gateway_mac: Mac::HOST.0,
-            mtu,
-            resolver: Some(view.host_ip),
-            search: String::new(),
-            v6: view
-                .vm_ipv6
-                .zip(view.ipv6_prefix)
-                .map(|(address, prefix)| GuestNetworkV6 {
-                    address,
-                    prefix_length: prefix.prefix(),
-                    gateway: ipv6::GATEWAY,
-                }),
-        })
+        guest_network(self.network.as_ref()?, vm)
     }
 
     /// Takes over the network of a VM that an earlier process started.
@@ -310,6 +278,54 @@ impl Inner {
     }
 }
 
+/// Makes the TAP of a VM that has a claim and lets its traffic through; gives what its guest is
+/// told beside the device.
+pub(crate) async fn connect(
+    network: Arc<Network>,
+    vm: VmId,
+    cpus: u16,
+) -> Result<(Nic, Option<GuestNetwork>), NetworkError> {
+    crate::failpoint::pass("network.attach", "before");
+    let queues = usize::from(cpus).min(MAX_QUEUES);
+    let user = rustix::process::geteuid();
+    let owner = Some(if user.is_root() {
+        vm.uid()
+    } else {
+        user.as_raw()
+    });
+    let attaching = Arc::clone(&network);
+    let attached = blocking(move || attaching.attach(vm, queues, owner)).await?;
+    crate::failpoint::pass("network.attach", "after");
+    let nic = Nic {
+        mac: attached.mac.0,
+        queues: attached.tap.queues.into_iter().map(OwnedFd::from).collect(),
+    };
+    Ok((nic, guest_network(&network, vm)))
+}
+
+/// What the guest of a VM is told.
+fn guest_network(network: &Network, vm: VmId) -> Option<GuestNetwork> {
+    let (view, mac, mtu) = network.guest_side(vm)?;
+    Some(GuestNetwork {
+        mac: mac.0,
+        address: view.vm_ip,
+        prefix_length: 30,
+        gateway: view.host_ip,
+        gateway_mac: Mac::HOST.0,
+        mtu,
+        resolver: Some(view.host_ip),
+        search: String::new(),
+        v6: view
+            .vm_ipv6
+            .zip(view.ipv6_prefix)
+            .map(|(address, prefix)| GuestNetworkV6 {
+                address,
+                prefix_length: prefix.prefix(),
+                gateway: ipv6::GATEWAY,
+            }),
+    })
+}
+
 /// Queues of one TAP: what the kernel takes.
 const MAX_QUEUES: usize = 16;
 
@@ -331,7 +347,7 @@ pub(super) async fn reap(inner: Weak<Inner>) {
     }
 }
 
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
 ) -> Result<T, NetworkError> {
     match tokio::task::spawn_blocking(work).await {

@@ -23,7 +23,7 @@ use crate::dialogue::Machine;
 use crate::failure::Failure;
 use crate::session::{End, Session};
 use crate::sys;
-use aleph_guest_proto::{Mount, Resume, Setup};
+use aleph_guest_proto::{Mount, Network, Resume, Setup};
 use modules::Modules;
 use rustix::fd::OwnedFd;
 
@@ -55,6 +55,7 @@ fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
         Guest {
             modules,
             disk: None,
+            network: None,
             own: None,
         },
         started_us,
@@ -70,6 +71,8 @@ struct Guest {
     modules: Modules,
     /// The root folder of the disk that takes writes, where there is one.
     disk: Option<OwnedFd>,
+    /// Its network's interface, address and prefix, until a clone takes it over.
+    network: Option<Interface>,
     /// What clones of it write to, once it was about to be written down.
     own: Option<clone::Files>,
 }
@@ -80,6 +83,7 @@ impl Machine for Guest {
         self.modules.load_rest(setup.network.is_some());
         if let Some(network) = &setup.network {
             network::configure(network).map_err(|failure| self.modules.blame(failure))?;
+            self.network = Some(Interface::of(network));
         }
         let root = root::assemble(&setup.root).map_err(|failure| self.modules.blame(failure));
         self.disk = root?;
@@ -93,6 +97,12 @@ impl Machine for Guest {
 
     fn freeze(&mut self) -> Result<(), Failure> {
         freezer::freeze()?;
+        if let Some(network) = &self.network
+            && let Err(failure) = network::quiet(network)
+        {
+            freezer::thaw()?;
+            return Err(failure);
+        }
         if self.own.is_none() {
             match clone::Files::lay_out() {
                 Ok(own) => self.own = Some(own),
@@ -110,7 +120,11 @@ impl Machine for Guest {
         let own = own.ok_or_else(|| Failure::violation("a guest that was never frozen"))?;
         own.apply(resume);
         if let Some(network) = &resume.network {
-            network::configure(network)?;
+            match &self.network {
+                Some(before) => network::take_over(before.mac, network)?,
+                None => network::configure(network)?,
+            }
+            self.network = Some(Interface::of(network));
             network::write_resolver(network)?;
         }
         freezer::thaw()
@@ -135,6 +149,24 @@ impl Machine for Guest {
                 let _ = sys::kill(process.pid, signal);
             }
         });
+    }
+}
+
+/// A network interface, and the address that it has.
+#[derive(Debug, Clone, Copy)]
+struct Interface {
+    mac: [u8; 6],
+    address: [u8; 4],
+    prefix_length: u8,
+}
+
+impl Interface {
+    fn of(network: &Network<'_>) -> Self {
+        Self {
+            mac: network.mac,
+            address: network.address,
+            prefix_length: network.prefix_length,
+        }
     }
 }
 

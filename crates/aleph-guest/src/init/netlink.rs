@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Link = 16,
     /// Adds an address.
     Address = 20,
+    /// Takes an address away.
+    AddressGone = 21,
     /// Adds a route.
     Route = 24,
     /// Adds a neighbour.
@@ -95,7 +97,7 @@ impl Message {
         const FLAGS: u16 = 0x1 | 0x4;
         const CREATE_OR_REPLACE: u16 = 0x400 | 0x100;
         let flags = match kind {
-            Kind::Link => FLAGS,
+            Kind::Link | Kind::AddressGone => FLAGS,
             _ => FLAGS | CREATE_OR_REPLACE,
         };
         let mut bytes = vec![0; HEADER];

@@ -7,6 +7,7 @@
 //! A network that cannot be set up is a guest that cannot be: its job would find out one
 //! connection at a time.
 
+use super::Interface;
 use super::netlink::{Kind, Message, Netlink, attribute};
 use super::port::wait_for;
 use crate::failure::{Context, Failure, text};
@@ -23,6 +24,36 @@ use rustix::io::Errno;
 /// How long the interface may take to appear after its driver, in microseconds.
 const PATIENCE_US: u64 = 5_000_000;
 
+/// Takes the interface of a template out of use: with it go routes and neighbours. Its address stays
+/// until a clone has one of its own.
+pub(super) fn quiet(network: &Interface) -> Result<(), Failure> {
+    let mac = mac_text(network.mac);
+    let link = find(&mac)
+        .ok_or(Errno::NODEV)
+        .context(|| format!("finding the network interface {mac}"))?;
+    let mut netlink = Netlink::open().context(|| "opening a netlink socket".into())?;
+    netlink
+        .ask(link.down())
+        .context(|| format!("taking {} out of use", link.name))?;
+    let old = link.address_gone(Family::V4, &network.address, network.prefix_length);
+    netlink
+        .ask(old)
+        .context(|| format!("taking its address from {}", link.name))
+}
+
+/// Gives the interface that a template had a hardware address of the clone's own, and then all else.
+pub(super) fn take_over(template: [u8; 6], network: &Network<'_>) -> Result<(), Failure> {
+    let mac = mac_text(template);
+    let link = find(&mac)
+        .ok_or(Errno::NODEV)
+        .context(|| format!("finding the network interface {mac}"))?;
+    let mut netlink = Netlink::open().context(|| "opening a netlink socket".into())?;
+    netlink
+        .ask(link.hardware_address(network.mac))
+        .context(|| format!("giving {} its hardware address", link.name))?;
+    set_up(&mut netlink, &link, network)
+}
+
 /// Gives the interface its MTU, addresses, neighbours and routes.
 ///
 /// # Errors
@@ -33,6 +64,10 @@ pub(super) fn configure(network: &Network<'_>) -> Result<(), Failure> {
         .ok_or(Errno::NODEV)
         .context(|| format!("finding the network interface {mac}"))?;
     let mut netlink = Netlink::open().context(|| "opening a netlink socket".into())?;
+    set_up(&mut netlink, &link, network)
+}
+
+fn set_up(netlink: &mut Netlink, link: &Link, network: &Network<'_>) -> Result<(), Failure> {
     // Refused by a kernel without IPv6, which has no such address.
     let _ = netlink.ask(link.without_link_local());
     let mut ask = |what: &str, message| {
@@ -113,6 +148,26 @@ impl Link {
         let (index, up) = (self.index.to_ne_bytes(), UP.to_ne_bytes());
         Message::new(Kind::Link, &[&[0; 4], &index, &up, &up])
             .with(MTU, &u32::from(mtu).to_ne_bytes())
+    }
+
+    /// Takes it down.
+    fn down(&self) -> Message {
+        const UP: u32 = 1;
+        let (index, which) = (self.index.to_ne_bytes(), UP.to_ne_bytes());
+        Message::new(Kind::Link, &[&[0; 4], &index, &[0; 4], &which])
+    }
+
+    /// Gives it another hardware address.
+    fn hardware_address(&self, mac: [u8; 6]) -> Message {
+        const ADDRESS: u16 = 1;
+        let index = self.index.to_ne_bytes();
+        Message::new(Kind::Link, &[&[0; 4], &index, &[0; 8]]).with(ADDRESS, &mac)
+    }
+
+    fn address_gone(&self, family: Family, address: &[u8], prefix_length: u8) -> Message {
+        const LOCAL: u16 = 2;
+        let fixed = [family as u8, prefix_length, 0, 0];
+        Message::new(Kind::AddressGone, &[&fixed, &self.index.to_ne_bytes()]).with(LOCAL, address)
     }
 
     /// Keeps the kernel from giving it a link-local address, once it is up.
