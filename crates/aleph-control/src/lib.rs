@@ -10,6 +10,7 @@
 //! | [`up`] | runs a node until a signal |
 //! | [`Daemon`] | the same, in parts: for tests and programs of other kinds |
 //! | [`router`](server::router) | the API alone, over a [`Service`](server::Service) |
+//! | [`Daemon::with_functions`], [`lambda`] | the same with functions, as AWS Lambda's clients know them |
 //! | [`openapi::document`] | the document that describes it |
 //!
 //! # Failure cases

@@ -12,6 +12,7 @@
 //! What cannot be carried out is told to the failure destination, where there is one, and is
 //! written to `STATE/functions/dead-letters/ACCOUNT.jsonl`; of this file one earlier is kept.
 
+use super::admission::{Admission, Limits};
 use super::error::LambdaError;
 use super::function::Function;
 use super::invocation::{Answer, NotRun};
@@ -37,7 +38,11 @@ use tokio::time::timeout;
 const AT_ONCE: usize = 64;
 /// The longest pause before an event that was throttled is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// How many events of an account may wait.
+/// How many of them are of one account.
+const OF_ACCOUNT: u64 = 32;
+/// The pause before an event is looked at again whose account has as many under way.
+const TURN_PAUSE: i64 = 200;
+/// How many events may wait.
 const MOST_WAITING: usize = 100_000;
 /// Bytes of a file of dead letters.
 const MOST_LETTERS: u64 = 64 * 1024 * 1024;
@@ -94,6 +99,8 @@ pub(crate) struct Events {
     policy: EventPolicy,
     due: Mutex<Heap>,
     changed: Notify,
+    /// What is under way of each account, so that none keeps the others waiting.
+    under_way: Admission,
     letters: Letters,
 }
 
@@ -109,6 +116,7 @@ impl Events {
             policy,
             due: Mutex::new(due.into_iter().map(Reverse).collect()),
             changed: Notify::new(),
+            under_way: Admission::default(),
             letters: Letters {
                 folder: letters,
                 turn: AsyncMutex::new(()),
@@ -224,6 +232,18 @@ impl Functions {
         };
         let Some(function) = self.registry.get(&row.account, &row.function) else {
             return;
+        };
+        let limits = Limits {
+            account: OF_ACCOUNT,
+            reserved: 0,
+            own: None,
+        };
+        let turn = self
+            .events
+            .under_way
+            .enter(&row.account, &row.function, limits);
+        let Ok(_turn) = turn else {
+            return self.events.push(now() + TURN_PAUSE, row.request);
         };
         let payload = Bytes::from(payload);
         let (failure, answer) = match self.too_old(&function, &record) {

@@ -39,6 +39,8 @@ use tokio::time::timeout;
 pub const MOST_BODY: usize = 70 * 1024 * 1024;
 /// The most bytes of a request that is neither code nor an event.
 const MOST_SETTINGS: usize = 1024 * 1024;
+/// The most bytes that are taken of a body that is not wanted.
+const MOST_DISCARDED: usize = 2 * MOST_EVENT;
 /// KiB that all bodies hold together.
 const MEMORY: u32 = 512 * 1024;
 /// How long a body waits for memory.
@@ -146,7 +148,13 @@ async fn enter(
         }
     };
     let most = most_bytes(&parts.method, parts.uri.path());
-    let memory = functions.memory.take(&parts.headers, most).await?;
+    let memory = match functions.memory.take(&parts.headers, most).await {
+        Ok(memory) => memory,
+        Err(error) => {
+            discard(body).await;
+            return Err(error);
+        }
+    };
     let bytes = read(body, most).await?;
     let account = match (claim, way) {
         (Some(claim), _) => claim.verify(&parts.method, &parts.uri, &parts.headers, &bytes)?,
@@ -236,6 +244,21 @@ impl Memory {
             )),
         }
     }
+}
+
+/// Takes some of a body that is not wanted: many clients hear nothing before they have sent all.
+async fn discard(mut body: Body) {
+    let all = async {
+        let mut left = MOST_DISCARDED;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    let _ = timeout(BODY_TIME, all).await;
 }
 
 async fn read(body: Body, most: usize) -> Result<Bytes, LambdaError> {

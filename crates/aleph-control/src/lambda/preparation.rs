@@ -12,6 +12,9 @@ use aleph_types::{ErrorClass, Problem};
 use std::collections::HashSet;
 use std::sync::Arc;
 
+/// Characters of what a runtime says that fails: some print all they know.
+const MOST_REASON: usize = 2000;
+
 impl Functions {
     /// At the start: prepares what was being prepared, and asks for the clones that are to be
     /// ready.
@@ -76,7 +79,7 @@ impl Functions {
                 Err(problem) => {
                     place.progress = Progress::Failed {
                         code: reason_code(problem).into(),
-                        reason: said(problem),
+                        reason: said(problem).chars().take(MOST_REASON).collect(),
                     };
                 }
             }
@@ -92,8 +95,10 @@ impl Functions {
                     Ok(()) => before,
                     Err(_) => Some(Arc::clone(&deployment)),
                 };
-                self.retire(gone.into_iter().collect()).await;
-                self.remove_unused_code().await;
+                if let Some(gone) = gone {
+                    self.retire(vec![gone]).await;
+                    self.remove_unused_code().await;
+                }
             }
             Err(_) => self.retire(vec![Arc::clone(&deployment)]).await,
         }

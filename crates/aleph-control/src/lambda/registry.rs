@@ -33,8 +33,8 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Reads what the journal keeps. A function whose rows do not belong together is left out
-    /// and told of; its rows stay.
+    /// Reads what the journal keeps. One function that cannot be read is an error: without it,
+    /// its code would be taken for nobody's.
     pub(crate) async fn open(journal: Journal) -> Result<Self, JournalError> {
         let mut held: HashMap<String, Holding> = HashMap::new();
         let mut parts: BTreeMap<(String, String), Vec<FunctionRow>> = BTreeMap::new();
@@ -43,15 +43,12 @@ impl Registry {
             parts.entry(key).or_default().push(row);
         }
         for ((account, name), rows) in parts {
-            match assemble(&account, &name, rows) {
-                Ok(function) => {
-                    let holding = held.entry(account).or_default();
-                    holding.functions.insert(name, Arc::new(function));
-                }
-                Err(error) => {
-                    tracing::error!(%error, account, name, "a function cannot be read");
-                }
-            }
+            let function = assemble(&account, &name, rows).map_err(|source| {
+                let what = format!("function {name} of {account}");
+                JournalError::Damaged { what, source }
+            })?;
+            let holding = held.entry(account).or_default();
+            holding.functions.insert(name, Arc::new(function));
         }
         held.values_mut().for_each(Holding::count);
         Ok(Self {

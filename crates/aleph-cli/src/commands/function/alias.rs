@@ -15,12 +15,14 @@ pub(crate) struct Alias {
     /// The alias
     alias: Option<String>,
     /// The version that it leads to
-    version: Option<String>,
+    // Not `version`: that is every command's flag.
+    #[arg(value_name = "VERSION")]
+    to: Option<String>,
     /// Lead a part of invocations to another version, such as 2=0.1
-    #[arg(long, value_name = "VERSION=PART", value_parser = weight, requires = "version")]
+    #[arg(long, value_name = "VERSION=PART", value_parser = weight, requires = "to")]
     weight: Option<(String, f64)>,
     /// Remove the alias
-    #[arg(long, requires = "alias", conflicts_with = "version")]
+    #[arg(long, requires = "alias", conflicts_with = "to")]
     rm: bool,
     /// Print JSON
     #[arg(long)]
@@ -52,7 +54,7 @@ impl Alias {
             client.remove_function_alias(name, alias).await?;
             return told(&json!({ "name": alias, "removed": true }), json, alias);
         }
-        let Some(version) = self.version else {
+        let Some(version) = self.to else {
             let aliases = client.function_aliases(name).await?;
             let found = aliases.iter().find(|one| text(one, "Name") == alias);
             let found = found.ok_or_else(|| Advised {
