@@ -63,7 +63,7 @@ async fn invoke_as(client: &Client, name: &str, kind: &str, body: &[u8]) -> Resu
 
 fn text<'a>(answer: &'a Answer, header: &str) -> &'a str {
     let value = answer.headers.get(header);
-    value.map_or("", |value| value.to_str().unwrap())
+    value.map_or("", |value| value.to_str().unwrap_or_default())
 }
 
 fn refused(answer: &Answer, status: u16, kind: &str) -> Result<()> {

@@ -12,6 +12,8 @@
 //! What cannot be carried out is told to the failure destination, where there is one, and is
 //! written to `STATE/functions/dead-letters/ACCOUNT.jsonl`; of this file one earlier is kept.
 
+mod letters;
+
 use super::admission::{Admission, Limits};
 use super::error::LambdaError;
 use super::function::Function;
@@ -21,17 +23,15 @@ use aleph_executor::functions::{Invocation, InvokeError};
 use aleph_executor::journal::{EventRow, Journal, JournalError, Waiting};
 use aleph_types::Timestamp;
 use bytes::Bytes;
+use letters::Letters;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
 /// How many events are under way at once.
@@ -44,8 +44,6 @@ const OF_ACCOUNT: u64 = 32;
 const TURN_PAUSE: i64 = 200;
 /// How many events may wait.
 const MOST_WAITING: usize = 100_000;
-/// Bytes of a file of dead letters.
-const MOST_LETTERS: u64 = 64 * 1024 * 1024;
 /// How often an event that leads to another may go on: a destination may lead back.
 const MOST_HOPS: u32 = 16;
 
@@ -117,10 +115,7 @@ impl Events {
             due: Mutex::new(due.into_iter().map(Reverse).collect()),
             changed: Notify::new(),
             under_way: Admission::default(),
-            letters: Letters {
-                folder: letters,
-                turn: AsyncMutex::new(()),
-            },
+            letters: Letters::new(letters),
         })
     }
 
@@ -475,40 +470,5 @@ fn milliseconds(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
-/// The files of dead letters.
-struct Letters {
-    folder: PathBuf,
-    turn: AsyncMutex<()>,
-}
-
-impl Letters {
-    /// Adds a letter to the file of an account. It is on disk once this returns.
-    async fn write(&self, account: &str, letter: &Value) -> io::Result<()> {
-        let _turn = self.turn.lock().await;
-        // Names of accounts are names of files, too.
-        let path = self.folder.join(format!("{account}.jsonl"));
-        let line = format!("{letter}\n");
-        let folder = self.folder.clone();
-        let work = move || {
-            fs::create_dir_all(folder)?;
-            append(&path, line.as_bytes())
-        };
-        tokio::task::spawn_blocking(work)
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error)))
-    }
-}
-
-fn append(path: &Path, line: &[u8]) -> io::Result<()> {
-    let long = fs::metadata(path).is_ok_and(|there| there.len() > MOST_LETTERS);
-    if long {
-        fs::rename(path, path.with_extension("1.jsonl"))?;
-    }
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(line)?;
-    file.sync_data()
-}
+#[cfg(test)]
+mod tests;

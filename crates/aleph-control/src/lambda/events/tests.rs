@@ -1,0 +1,168 @@
+use super::*;
+use crate::lambda::code::{Task, TaskBuilder};
+use crate::lambda::function::{CodeRef, Head, LATEST, Progress, Version};
+use crate::lambda::{FunctionParts, FunctionsConfig, UnderWay, model};
+use aleph_testkit::{ScriptedRunner, TestRoot};
+use aleph_types::Problem;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What only a hang exceeds.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct NoTasks;
+
+impl TaskBuilder for NoTasks {
+    fn build(&self, _: &[u8], _: &Path) -> Result<Task, Problem> {
+        Err(Problem {
+            class: aleph_types::ErrorClass::Internal,
+            code: "none".into(),
+            message: "no code is unpacked here".into(),
+            advice: None,
+        })
+    }
+}
+
+async fn open(root: &TestRoot, policy: EventPolicy) -> (Functions, Arc<ScriptedRunner>, Journal) {
+    let journal = Journal::open(&root.path().join("state.db")).unwrap();
+    let runner = Arc::new(ScriptedRunner::default());
+    let parts = FunctionParts {
+        runner: Arc::clone(&runner) as _,
+        tasks: Arc::new(NoTasks),
+    };
+    let config = FunctionsConfig {
+        events: policy,
+        ..FunctionsConfig::default()
+    };
+    let under_way = UnderWay {
+        stopping: CancellationToken::new(),
+        work: TaskTracker::new(),
+    };
+    let opened = Functions::open(journal.clone(), root.path(), parts, config, under_way);
+    (opened.await.unwrap(), runner, journal)
+}
+
+/// A function that serves, and does what its handler is called.
+async fn function(functions: &Functions, handler: &str) -> Arc<Function> {
+    let mut settings = model::default_settings();
+    settings.handler = Some(handler.into());
+    let mut version = Version {
+        version: LATEST.into(),
+        revision: "1".into(),
+        modified: Timestamp::now(),
+        settings,
+        code: CodeRef::Image {
+            uri: "busybox".into(),
+        },
+        serving: None,
+        progress: Progress::Ready,
+    };
+    version.serving = Some(Arc::new(version.deployment("default", handler)));
+    let function = Function {
+        account: "default".into(),
+        name: handler.into(),
+        latest: Arc::new(version),
+        versions: BTreeMap::new(),
+        head: Head::default(),
+    };
+    functions.registry.create(function).await.unwrap()
+}
+
+fn event(request: &str) -> Invocation {
+    Invocation {
+        request_id: request.into(),
+        payload: Bytes::from_static(b"1"),
+        arn: "arn".into(),
+        client_context: None,
+        trace: None,
+    }
+}
+
+async fn until_empty(journal: &Journal) {
+    let empty = async {
+        while !journal.function_events_due().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, empty).await.unwrap();
+}
+
+fn letters(root: &TestRoot) -> Vec<Value> {
+    let path = root.path().join("functions/dead-letters/default.jsonl");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+const SOON: Duration = Duration::from_millis(1);
+
+#[tokio::test]
+async fn what_fails_is_tried_again_under_the_same_id() {
+    let root = TestRoot::empty().unwrap();
+    let policy = EventPolicy {
+        pauses: vec![SOON],
+        ..EventPolicy::default()
+    };
+    let (functions, runner, journal) = open(&root, policy).await;
+    let flaky = function(&functions, "flaky").await;
+    functions.enqueue(&flaky, None, event("a")).await.unwrap();
+    until_empty(&journal).await;
+    assert_eq!(runner.seen(), ["a", "a", "a"]);
+    assert_eq!(letters(&root), Vec::<Value>::new());
+    // One that never works is given up after two more times.
+    let fail = function(&functions, "fail").await;
+    functions.enqueue(&fail, None, event("b")).await.unwrap();
+    until_empty(&journal).await;
+    assert_eq!(runner.seen()[3..], ["b", "b", "b"]);
+    let [letter] = &letters(&root)[..] else {
+        panic!("one letter")
+    };
+    assert_eq!(letter["requestContext"]["condition"], "RetriesExhausted");
+    assert_eq!(letter["requestContext"]["approximateInvokeCount"], 3);
+    functions.stopping.cancel();
+}
+
+#[tokio::test]
+async fn what_cannot_be_run_waits_until_it_is_too_old() {
+    let root = TestRoot::empty().unwrap();
+    let policy = EventPolicy {
+        throttled: SOON,
+        age: Duration::from_millis(300),
+        ..EventPolicy::default()
+    };
+    let (functions, runner, journal) = open(&root, policy).await;
+    let full = function(&functions, "throttle").await;
+    functions.enqueue(&full, None, event("a")).await.unwrap();
+    until_empty(&journal).await;
+    assert_eq!(runner.seen(), Vec::<String>::new());
+    let [letter] = &letters(&root)[..] else {
+        panic!("one letter")
+    };
+    assert_eq!(letter["requestContext"]["condition"], "EventAgeExceeded");
+    assert_eq!(letter["requestContext"]["approximateInvokeCount"], 0);
+    functions.stopping.cancel();
+}
+
+#[tokio::test]
+async fn a_function_that_goes_takes_its_events_along() {
+    let root = TestRoot::empty().unwrap();
+    let policy = EventPolicy {
+        throttled: SOON,
+        ..EventPolicy::default()
+    };
+    let (functions, _runner, journal) = open(&root, policy).await;
+    let full = function(&functions, "throttle").await;
+    functions.enqueue(&full, None, event("a")).await.unwrap();
+    functions
+        .registry
+        .remove("default", "throttle")
+        .await
+        .unwrap();
+    until_empty(&journal).await;
+    assert_eq!(letters(&root), Vec::<Value>::new());
+    functions.stopping.cancel();
+}
