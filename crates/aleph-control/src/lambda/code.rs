@@ -107,6 +107,8 @@ impl CodeStore {
     }
 
     fn keep(&self, sha256: &str, zip: &[u8]) -> io::Result<()> {
+        // A builder renames what it made: that name has to outlive a loss of power, too.
+        File::open(&self.tasks)?.sync_all()?;
         let path = self.archive(sha256);
         if path.exists() {
             return Ok(());
