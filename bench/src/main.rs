@@ -7,6 +7,7 @@
 mod boot;
 mod by_hand;
 mod exec;
+mod functions;
 mod image;
 mod network;
 mod node;
@@ -29,9 +30,10 @@ struct Bench {
 
 type Group = fn(&Bench) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 6] = [
+const GROUPS: [(&str, Group); 7] = [
     ("boot", boot::boot),
     ("exec", exec::exec),
+    ("functions", functions::functions),
     ("image", image::image),
     ("network", network::network),
     ("node", node::node),
@@ -44,7 +46,7 @@ fn main() -> Result<()> {
         && !GROUPS.iter().any(|(name, _)| name == only)
     {
         bail!(
-            "there is no group {only:?}: the groups are boot, exec, image, network, node and size"
+            "there is no group {only:?}: the groups are boot, exec, functions, image, network, node and size"
         );
     }
     let exe = std::env::current_exe()?;

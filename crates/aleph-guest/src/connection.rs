@@ -139,7 +139,13 @@ impl Connection {
         if let Some(unanswered) = &mut self.unanswered {
             unanswered.clear();
         }
-        self.input.accept(bytes)
+        let credit = self.input.accept(bytes);
+        if self.unanswered.is_some() {
+            // A program that says something in two pieces has the second one wait for our word on
+            // the first (RFC 896), which the kernel keeps back for 40 ms from who has just spoken.
+            let _ = sockopt::set_tcp_quickack(&*self.socket, true);
+        }
+        credit
     }
 
     pub(crate) fn window(&mut self) -> &mut SendWindow {

@@ -4,11 +4,13 @@ use crate::TestRoot;
 use aleph_executor::Boot;
 use aleph_executor::hypervisor::BoxFuture;
 use aleph_executor::node::{ImageDefaults, Images, Prepared};
+use aleph_image::Recipe;
 use aleph_types::{ErrorClass, JobSpec, Problem};
 use anyhow::{Context, Result};
 use std::fs::File;
 
-/// The busybox image and the kernel bundle of a [`TestRoot`]: every job gets these.
+/// The kernel bundle of a [`TestRoot`], its busybox image, and the images of all other recipes, which
+/// are built where they are not there.
 #[derive(Debug)]
 pub struct TestImages {
     kernel: std::path::PathBuf,
@@ -37,6 +39,29 @@ impl TestImages {
         })
     }
 
+    /// The image of a recipe.
+    fn open_recipe(&self, recipe: Recipe) -> Result<Prepared> {
+        let image = crate::recipe_image(recipe)?;
+        let config = &image.record().config;
+        Ok(Prepared {
+            boot: Boot {
+                kernel: File::open(&self.kernel)?,
+                initrd: File::open(&self.initrd)?,
+                filesystem: image.filesystem().to_string(),
+                image: File::open(image.rootfs())?,
+            },
+            digest: image.digest().to_string(),
+            defaults: ImageDefaults {
+                entrypoint: config.entrypoint.clone(),
+                command: config.cmd.clone(),
+                env: config.env.clone(),
+                workdir: config.workdir.clone(),
+                user: config.user.clone(),
+                stop_signal: None,
+            },
+        })
+    }
+
     fn open(&self) -> std::io::Result<Prepared> {
         Ok(Prepared {
             boot: Boot {
@@ -62,6 +87,16 @@ impl Images for TestImages {
         _uncompressed: bool,
     ) -> BoxFuture<'a, Result<Prepared, Problem>> {
         Box::pin(async move {
+            if let Ok(recipe) = spec.image.parse::<Recipe>()
+                && recipe != Recipe::Busybox
+            {
+                return self.open_recipe(recipe).map_err(|error| Problem {
+                    class: ErrorClass::Unavailable,
+                    code: "recipe".into(),
+                    message: format!("{error:#}"),
+                    advice: None,
+                });
+            }
             if spec.image != "busybox" {
                 return Err(Problem {
                     class: ErrorClass::NotFound,

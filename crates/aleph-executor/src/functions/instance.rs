@@ -5,12 +5,14 @@
 //!   │ a VMM that waits                     │ serves one event after another
 //!   └──────────────▶ destroyed ◀───────────┘
 //! ```
-//! A [`Spare`] is a VMM that was launched ahead and waits for the state, so that nobody waits for
-//! its process to start. Whatever is dropped is killed and removed in the background; what cannot
+//! A [`Spare`] is a VMM that waits for the state of a template. An [`Instance`] that is made ahead of
+//! need is primed: what each event goes through is translated then, where guests are emulated.
+//! Whatever is dropped is killed and removed in the background; what cannot
 //! be removed is left to the node's sweep, as is what a daemon that was killed leaves.
 
 use super::cable::Cable;
 use super::conversation::{Answer, Conversation};
+use super::environment::API_PORT;
 use super::host::Host;
 use super::invocation::Invocation;
 use super::output::{Ended, Output};
@@ -26,7 +28,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -43,6 +45,9 @@ const VANISH: Duration = Duration::from_secs(5);
 
 /// Processes and threads that a VMM may have.
 const PIDS: u32 = 512;
+
+/// A request to the runtime API that nobody makes.
+const PRIMER: &[u8] = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
 
 /// A clone that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -272,12 +277,14 @@ impl Spare {
             let main = main.ok_or_else(|| CloneError::Died("its runtime is gone".into()))?;
             Ok::<_, CloneError>((agent, main))
         };
+        let began = std::time::Instant::now();
         let (agent, mut main) = tokio::select! {
             restored = restored => restored?,
             died = died => return Err(died),
             () = tokio::time::sleep(WAKE) => return Err(CloneError::Silent),
         };
         let vm = body.place.vm();
+        tracing::debug!(%vm, elapsed = ?began.elapsed(), "a clone answers");
         let resumed = agent.resume(&CloneRequest {
             hostname: format!("fn-{vm}"),
             generation: template.next_generation(),
@@ -292,10 +299,12 @@ impl Spare {
             tokio::spawn(async move {
                 let resumed = async {
                     // Its processes stand still until it is done.
-                    if let Err(error) = resumed.done().await {
-                        output.end(Ended::Gone(format!(
-                            "it could not be made its own: {error}"
-                        )));
+                    match resumed.done().await {
+                        Ok(()) => tracing::debug!(%vm, elapsed = ?began.elapsed(), "it is its own"),
+                        Err(error) => {
+                            let why = format!("it could not be made its own: {error}");
+                            output.end(Ended::Gone(why));
+                        }
                     }
                     std::future::pending::<()>().await;
                 };
@@ -368,6 +377,16 @@ impl Instance {
     /// Whether it still lives, as far as is known.
     pub(super) fn is_alive(&self) -> bool {
         !self.output.has_ended()
+    }
+
+    /// Has the guest go once through what each event goes through: its agent, and a connection over
+    /// its loopback. On a host that emulates its guests, that is translated then.
+    pub(super) async fn prime(&self) -> Result<(), CloneError> {
+        let mut connection = self.agent.connect(API_PORT).await?;
+        connection.write_all(PRIMER).await?;
+        let mut answer = Vec::new();
+        connection.take(4096).read_to_end(&mut answer).await?;
+        Ok(())
     }
 
     /// Freezes it: it costs no CPU then.

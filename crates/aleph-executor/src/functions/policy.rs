@@ -37,7 +37,8 @@ pub struct PoolConfig {
     pub shortest: Duration,
     /// The longest.
     pub longest: Duration,
-    /// How many VMMs wait for the next clone of a deployment that has just been busy.
+    /// How many clones more than are busy a deployment has that was busy lately, so that the next
+    /// event that comes beside them meets one that is ready.
     pub spares: usize,
 }
 
@@ -142,14 +143,13 @@ pub(super) struct Plan {
     pub(super) drop: Vec<usize>,
     /// How many are to be made ready.
     pub(super) make: usize,
-    /// How many VMMs are to wait.
-    pub(super) spares: usize,
 }
 
-/// Decides. `idle` are the idle clones, the one used last at the end; `busy` how many are not.
+/// Decides. `idle` are the idle clones, the one used last at the end; `busy` how many are not, and
+/// `coming` how many are about to be idle.
 pub(super) fn plan(
     now: Moment,
-    (idle, busy): (&[Idle], usize),
+    (idle, busy, coming): (&[Idle], usize, usize),
     arrivals: &mut Arrivals,
     provisioned: usize,
     config: &PoolConfig,
@@ -159,10 +159,15 @@ pub(super) fn plan(
         .last()
         .is_none_or(|last| now.saturating_sub(last) >= keep);
     let peak = arrivals.peak(now.saturating_sub(keep));
-    let wanted = if is_old { 0 } else { peak }.max(provisioned);
+    let is_busy = arrivals
+        .last()
+        .is_some_and(|last| now.saturating_sub(last) < config.shortest);
+    let spares = if is_busy { config.spares } else { 0 };
+    let wanted = if is_old { 0 } else { peak + spares }.max(provisioned);
     let mut plan = Plan::default();
+    let all = idle.len() + busy + coming;
     // Those that were used last stay, as they are the warmest.
-    let surplus = (idle.len() + busy).saturating_sub(wanted).min(idle.len());
+    let surplus = all.saturating_sub(wanted).min(idle.len());
     for (at, clone) in idle.iter().enumerate() {
         let idle_for = now.saturating_sub(clone.since);
         // One above what was needed lately goes after the shortest time.
@@ -172,11 +177,8 @@ pub(super) fn plan(
             plan.pause.push(at);
         }
     }
-    plan.make = provisioned.saturating_sub(idle.len() + busy);
-    let is_busy = arrivals
-        .last()
-        .is_some_and(|last| now.saturating_sub(last) < config.shortest);
-    plan.spares = if is_busy { config.spares } else { 0 };
+    let short = spares.saturating_sub(idle.len() + coming);
+    plan.make = provisioned.saturating_sub(all).max(short);
     plan
 }
 
@@ -223,13 +225,17 @@ mod tests {
             paused,
         };
         let at = |now, paused, arrivals: &mut Arrivals| {
-            plan(S(now), (&[idle(paused)], 0), arrivals, 0, &config())
+            plan(S(now), (&[idle(paused)], 0, 0), arrivals, 0, &config())
         };
         let early = at(1, false, &mut arrivals);
-        assert_eq!((early.pause, early.drop, early.spares), (vec![], vec![], 1));
+        assert_eq!((early.pause, early.drop, early.make), (vec![], vec![], 0));
+        let busy = plan(S(1), (&[], 1, 0), &mut arrivals, 0, &config());
+        assert_eq!(busy.make, 1, "the next one that comes beside it");
+        let soon = plan(S(1), (&[], 1, 1), &mut arrivals, 0, &config());
+        assert_eq!(soon.make, 0);
         assert_eq!(at(2, false, &mut arrivals).pause, [0]);
         let later = at(300, true, &mut arrivals);
-        assert_eq!((later.pause, later.drop, later.spares), (vec![], vec![], 0));
+        assert_eq!((later.pause, later.drop, later.make), (vec![], vec![], 0));
         assert_eq!(at(600, true, &mut arrivals).drop, [0]);
     }
 
@@ -241,20 +247,20 @@ mod tests {
             since: S(1),
             paused: true,
         }; 5];
-        let plan = plan(S(70), (&idle, 0), &mut arrivals, 0, &config());
+        let plan = plan(S(70), (&idle, 0, 0), &mut arrivals, 0, &config());
         assert_eq!(plan.drop, [0, 1], "those that were used last stay");
     }
 
     #[test]
     fn what_is_provisioned_is_there_whether_it_is_used_or_not() {
         let mut arrivals = Arrivals::default();
-        let none = plan(S(0), (&[], 0), &mut arrivals, 3, &config());
+        let none = plan(S(0), (&[], 0, 0), &mut arrivals, 3, &config());
         assert_eq!(none.make, 3);
         let idle = [Idle {
             since: S(0),
             paused: true,
         }; 3];
-        let old = plan(S(100_000), (&idle, 0), &mut arrivals, 3, &config());
+        let old = plan(S(100_000), (&idle, 0, 0), &mut arrivals, 3, &config());
         assert_eq!(old, Plan::default());
     }
 
@@ -277,12 +283,12 @@ mod tests {
                 .into_iter()
                 .map(|(ms, paused)| Idle { since: now.saturating_sub(Duration::from_millis(ms)), paused })
                 .collect();
-            let plan_now = plan(now, (&idle, busy), &mut arrivals, provisioned, &config());
+            let plan_now = plan(now, (&idle, busy, 0), &mut arrivals, provisioned, &config());
             prop_assert!(plan_now.drop.iter().all(|at| !plan_now.pause.contains(at)));
             let left = idle.len() - plan_now.drop.len() + busy + plan_now.make;
             prop_assert!(left >= provisioned);
             let late = now + config().longest * 2;
-            let plan_late = plan(late, (&idle, 0), &mut arrivals, provisioned, &config());
+            let plan_late = plan(late, (&idle, 0, 0), &mut arrivals, provisioned, &config());
             prop_assert_eq!(idle.len() - plan_late.drop.len(), provisioned.min(idle.len()));
         }
     }

@@ -2,7 +2,7 @@
 
 use super::admission::Charge;
 use super::deployment::Deployment;
-use super::instance::{Instance, Spare};
+use super::instance::Instance;
 use super::policy::{Arrivals, Idle, Moment, PoolConfig, plan};
 use super::template::Template;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,8 +27,6 @@ pub(super) struct Deployed {
 pub(super) struct Pool {
     /// The one used last at the end.
     idle: Vec<(Member, Moment)>,
-    spares: Vec<Spare>,
-    spares_coming: usize,
     busy: usize,
     coming: usize,
     pub(super) provisioned: usize,
@@ -41,7 +39,6 @@ pub(super) struct Pool {
 pub(super) struct Work {
     pub(super) pause: Vec<(Member, Moment)>,
     pub(super) make: usize,
-    pub(super) spares: usize,
 }
 
 /// Counts an invocation as busy for as long as it lives, whatever becomes of the future that
@@ -81,10 +78,7 @@ impl Deployed {
         let gone = {
             let mut pool = self.pool();
             pool.is_retired = true;
-            (
-                std::mem::take(&mut pool.idle),
-                std::mem::take(&mut pool.spares),
-            )
+            std::mem::take(&mut pool.idle)
         };
         drop(gone);
     }
@@ -94,11 +88,6 @@ impl Pool {
     /// The idle clone that was used last.
     pub(super) fn take(&mut self) -> Option<Member> {
         self.idle.pop().map(|(member, _)| member)
-    }
-
-    /// A VMM that waits.
-    pub(super) fn take_spare(&mut self) -> Option<Spare> {
-        self.spares.pop()
     }
 
     /// Takes a clone back that was used last at this time. One that the pool does not take goes.
@@ -115,14 +104,6 @@ impl Pool {
         self.coming -= 1;
         if let Some(member) = member {
             self.give(member, since);
-        }
-    }
-
-    /// A VMM that was being launched waits, or is not to be.
-    pub(super) fn spare_came(&mut self, spare: Option<Spare>) {
-        self.spares_coming -= 1;
-        if !self.is_retired {
-            self.spares.extend(spare);
         }
     }
 
@@ -148,14 +129,9 @@ impl Pool {
                 paused: member.clone.is_paused(),
             })
             .collect();
-        let busy = self.busy + self.coming;
-        let plan = plan(
-            now,
-            (&idle, busy),
-            &mut self.arrivals,
-            self.provisioned,
-            config,
-        );
+        let clones = (&idle[..], self.busy, self.coming);
+        let provisioned = self.provisioned;
+        let plan = plan(now, clones, &mut self.arrivals, provisioned, config);
         let mut pause = Vec::new();
         let (mut at, all) = (0, std::mem::take(&mut self.idle));
         for member in all {
@@ -166,16 +142,10 @@ impl Pool {
             }
             at += 1;
         }
-        // VMMs that wait are worth little: those above the plan go at once.
-        self.spares.truncate(plan.spares);
-        let there = self.spares.len() + self.spares_coming;
-        let spares = plan.spares.saturating_sub(there);
-        self.spares_coming += spares;
         self.coming += plan.make + pause.len();
         Work {
             pause,
             make: plan.make,
-            spares,
         }
     }
 }

@@ -290,11 +290,8 @@ impl Shared {
     }
 
     async fn make(&self, deployed: &Deployed) -> Result<Instance, CloneError> {
-        let spare = deployed.pool().take_spare();
-        let spare = match spare {
-            Some(spare) => spare,
-            None => Spare::launch(&self.host, self.template(deployed).await?).await?,
-        };
+        let template = self.template(deployed).await?;
+        let spare = Spare::launch(&self.host, template).await?;
         spare.wake().await
     }
 
@@ -309,15 +306,23 @@ impl Shared {
             let (shared, deployed) = (Arc::clone(self), Arc::clone(deployed));
             tokio::spawn(async move { shared.provide(&deployed).await });
         }
-        for _ in 0..work.spares {
-            let (shared, deployed) = (Arc::clone(self), Arc::clone(deployed));
-            tokio::spawn(async move { shared.launch_ahead(&deployed).await });
-        }
     }
 
+    /// Makes a clone ahead of need.
     async fn provide(&self, deployed: &Deployed) {
-        let member = match self.charge(deployed) {
-            Some(charge) => match self.make(deployed).await {
+        let made = async {
+            let clone = self.make(deployed).await?;
+            clone.prime().await?;
+            Ok::<_, CloneError>(clone)
+        };
+        // What is provisioned was promised; a spare takes nobody's place.
+        let is_promised = deployed.pool().provisioned > 0;
+        let charge = match self.admission.charge(deployed.deployment.memory.0) {
+            None if is_promised => self.charge(deployed),
+            charge => charge,
+        };
+        let member = match charge {
+            Some(charge) => match made.await {
                 Ok(clone) => Some(Member {
                     clone,
                     _charge: charge,
@@ -332,18 +337,6 @@ impl Shared {
         };
         let now = self.now();
         deployed.pool().came(member, now);
-    }
-
-    async fn launch_ahead(&self, deployed: &Deployed) {
-        let launched = async {
-            let template = self.template(deployed).await?;
-            Spare::launch(&self.host, template).await
-        };
-        let spare = launched.await.map_err(|error| {
-            let function = &deployed.deployment.function;
-            tracing::warn!(function, %error, "a VMM cannot be launched ahead");
-        });
-        deployed.pool().spare_came(spare.ok());
     }
 }
 
