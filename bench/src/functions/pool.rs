@@ -1,49 +1,74 @@
 //! A runtime of functions in this process, with a real node under it.
 
-use crate::Bench;
 use aleph_executor::functions::{
     Code, Concurrency, Deployment, FunctionRuntime, FunctionsConfig, Invocation, Isolation,
     PoolConfig, Runner, Temperature,
 };
 use aleph_executor::{Node, NodeConfig};
 use aleph_testkit::{TestImages, TestRoot, functions};
-use aleph_types::{JobId, JobSpec, MiB};
+use aleph_types::MiB;
 use anyhow::{Context, Result, anyhow, ensure};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What functions run on.
+/// The event, and the answer to it.
+pub(super) const EVENT: &str = r#"{"name":"you"}"#;
+
+/// What a function is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Runtime {
+pub(super) enum Language {
     /// A program with the crate `lambda_runtime`.
     Native,
+    /// Python with `awslambdaric`.
+    Python,
+}
+
+impl Language {
+    pub(super) fn zip(self) -> Result<Vec<u8>> {
+        match self {
+            Self::Native => functions::echo_zip(),
+            Self::Python => functions::python_zip(),
+        }
+    }
+
+    pub(super) fn runtime(self) -> &'static str {
+        match self {
+            Self::Native => "provided.al2023",
+            Self::Python => "python3.11",
+        }
+    }
+
+    pub(super) fn handler(self) -> &'static str {
+        match self {
+            Self::Native => "bootstrap",
+            Self::Python => "app.echo",
+        }
+    }
 }
 
 /// A function that is ready.
 pub(super) struct Pool {
-    _root: TestRoot,
+    pub(super) root: TestRoot,
     node: Node,
     runtime: FunctionRuntime,
     deployment: Arc<Deployment>,
-    echo: aleph_executor::Executor,
 }
 
 impl Pool {
-    /// Deploys the function, with a clone for each event or with one that stays hot.
-    pub(super) async fn open(bench: &Bench, runtime: Runtime, cold: bool) -> Result<Self> {
+    /// Deploys a function, whose clones serve one event each or one after another. Gives how long
+    /// that took, too: most of it is the boot of its template.
+    pub(super) async fn open(
+        language: Language,
+        isolation: Isolation,
+        pool: PoolConfig,
+    ) -> Result<(Self, Duration)> {
         let root = TestRoot::new()?;
-        let (zip, name, handler) = match runtime {
-            Runtime::Native => (functions::echo_zip()?, "provided.al2023", "bootstrap"),
-        };
-        let task = aleph_image::task::build(&zip, &root.path().join("tasks"))?;
+        let task = aleph_image::task::build(&language.zip()?, &root.path().join("tasks"))?;
         let images = Arc::new(TestImages::new(&root)?);
         let node = Node::open(NodeConfig::new(root.paths()?), images).await?;
         let config = FunctionsConfig {
-            pool: PoolConfig {
-                linger: Duration::from_secs(3600),
-                spares: 0,
-                ..PoolConfig::default()
-            },
+            pool,
             ..FunctionsConfig::default()
         };
         let deployment = Arc::new(Deployment {
@@ -53,30 +78,30 @@ impl Pool {
             code: Code::Task {
                 image: task.path,
                 digest: task.digest,
-                runtime: name.into(),
+                runtime: language.runtime().into(),
             },
-            handler: handler.into(),
+            handler: language.handler().into(),
             env: [].into(),
             command: Vec::new(),
             memory: MiB(128),
-            timeout: Duration::from_secs(30),
-            temporary: MiB(512),
-            isolation: if cold {
-                Isolation::Invocation
-            } else {
-                Isolation::Deployment
-            },
+            timeout: Duration::from_secs(60),
+            temporary: MiB(64),
+            isolation,
         });
+        // The image of its runtime is built before the time counts.
+        let recipe = language.runtime().parse();
+        aleph_testkit::recipe_image(recipe.map_err(|_| anyhow!("no such recipe"))?)?;
         let runtime = FunctionRuntime::open(&node, config);
+        let began = Instant::now();
         let prepared = runtime.prepare(Arc::clone(&deployment)).await;
         prepared.map_err(|problem| anyhow!("{}", problem.message))?;
-        Ok(Self {
-            _root: root,
+        let pool = Self {
+            root,
             node,
             runtime,
             deployment,
-            echo: bench.executor().await?,
-        })
+        };
+        Ok((pool, began.elapsed()))
     }
 
     /// Runs an event through it; gives how long that took, and what served it.
@@ -84,7 +109,7 @@ impl Pool {
         let began = Instant::now();
         let invocation = Invocation {
             request_id: "8476a536-e9f4-11e8-9739-2dfe598c3fcd".into(),
-            payload: r#"{"name":"you"}"#.into(),
+            payload: EVENT.into(),
             arn: "arn:aws:lambda:us-east-1:000000000000:function:echo".into(),
             client_context: None,
             trace: None,
@@ -95,53 +120,65 @@ impl Pool {
             .invoke(deployment, Concurrency::default(), invocation);
         let run = run.await?;
         let took = began.elapsed();
+        let answer: serde_json::Value = serde_json::from_slice(&run.payload)?;
         ensure!(
-            run.error.is_none() && run.payload == r#"{"name":"you"}"#,
-            "the function failed: {}",
-            String::from_utf8_lossy(&run.payload)
+            run.error.is_none() && answer["name"] == "you",
+            "the function failed: {answer}"
         );
         Ok((took, run.temperature))
     }
 
-    /// The same where it has to be served so.
-    pub(super) async fn invoke_at(&self, wanted: Temperature) -> Result<Duration> {
+    /// The same where it has to be served so, in milliseconds.
+    pub(super) async fn invoke_at(&self, wanted: Temperature) -> Result<f64> {
         let (took, temperature) = self.invoke().await?;
         ensure!(temperature == wanted, "it was {temperature:?}");
-        Ok(took)
+        Ok(took.as_secs_f64() * super::MILLI)
     }
 
-    /// Echoes over an agent's channel, in milliseconds.
-    pub(super) async fn echoes(&self, rounds: usize) -> Result<Vec<f64>> {
-        let root = TestRoot::new()?;
-        let boot = self.boot(&root)?;
-        let job = JobSpec::new("busybox", vec!["true".into()]);
-        let vm = self.echo.create(JobId::random(), &job, boot)?;
-        vm.start(None).await?;
-        vm.running().await?;
-        let agent = vm.agent()?;
-        for _ in 0..20 {
-            agent.ping().await?;
+    /// Keeps so many clones ready, and waits until they are and are paused.
+    pub(super) async fn provide(&self, clones: usize) -> Result<()> {
+        let count = u32::try_from(clones)?;
+        self.runtime.provision(Arc::clone(&self.deployment), count);
+        let began = Instant::now();
+        while self.vmms()?.len() < clones {
+            ensure!(
+                began.elapsed() < Duration::from_secs(900),
+                "only {} of {clones} clones came",
+                self.vmms()?.len()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        let mut echoes = Vec::new();
-        for _ in 0..rounds {
-            let began = Instant::now();
-            agent.ping().await?;
-            echoes.push(began.elapsed().as_secs_f64() * super::MILLI);
-        }
-        vm.kill().await?;
-        vm.destroy().await?;
-        Ok(echoes)
+        // Until the last one is paused.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        Ok(())
     }
 
-    fn boot(&self, root: &TestRoot) -> Result<aleph_executor::Boot> {
-        let (bundle, image) = (root.bundle()?, root.busybox()?);
-        let open = |path: &std::path::Path| std::fs::File::open(path);
-        Ok(aleph_executor::Boot {
-            kernel: open(bundle.vmlinux().context("no uncompressed kernel")?)?,
-            initrd: open(bundle.initrd())?,
-            filesystem: image.filesystem().to_string(),
-            image: open(&image.rootfs())?,
-        })
+    /// The processes of its VMMs.
+    pub(super) fn vmms(&self) -> Result<Vec<u32>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(self.root.paths()?.vms())?.flatten() {
+            if let Ok(record) = std::fs::read(entry.path().join("vmm.json")) {
+                let record: serde_json::Value = serde_json::from_slice(&record)?;
+                let pid = record["pid"].as_u64().context("a record without a pid")?;
+                all.push(u32::try_from(pid)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The folder of its template.
+    pub(super) fn template(&self) -> PathBuf {
+        let id = self.deployment.id();
+        self.root.path().join("templates").join(id.as_str())
+    }
+
+    /// The image of its runtime, and that of its code.
+    pub(super) fn images(&self) -> Result<[PathBuf; 2]> {
+        let Code::Task { image, runtime, .. } = &self.deployment.code else {
+            anyhow::bail!("a function of another kind");
+        };
+        let recipe = runtime.parse().map_err(|_| anyhow!("no such recipe"))?;
+        Ok([aleph_testkit::recipe_image(recipe)?.rootfs(), image.clone()])
     }
 
     pub(super) async fn close(self) -> Result<()> {
