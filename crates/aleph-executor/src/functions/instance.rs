@@ -37,6 +37,9 @@ use tokio_util::task::TaskTracker;
 /// How long a clone may take to answer.
 const WAKE: Duration = Duration::from_secs(20);
 
+/// How long one that was paused may take.
+const ANSWER: Duration = Duration::from_secs(2);
+
 /// How long a runtime that had an answer may take to ask for its next event.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -64,7 +67,7 @@ pub(super) enum CloneError {
     Agent(#[from] AgentError),
     #[error("the clone ended: {0}")]
     Died(String),
-    #[error("the clone did not answer within {} s", WAKE.as_secs())]
+    #[error("the clone does not answer")]
     Silent,
     #[error("the clone cannot be connected")]
     Network(#[from] NetworkError),
@@ -405,6 +408,11 @@ impl Instance {
             self.agent.set_clock()?;
             facet.resume().await?;
             self.is_paused = false;
+            // Whoever gives an event to a guest that does not answer waits for its whole time.
+            match timeout(ANSWER, self.agent.ping()).await {
+                Ok(answered) => answered?,
+                Err(_) => return Err(CloneError::Silent),
+            }
         }
         Ok(())
     }

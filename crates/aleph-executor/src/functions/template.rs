@@ -354,7 +354,8 @@ async fn make(
             hostname: "template".into(),
             filesystem: boot.filesystem.clone(),
             upper: UpperKind::Memory,
-            poweroff_on_hangup: false,
+            // A clone whose daemon was killed ends by itself, unless it is paused.
+            poweroff_on_hangup: true,
             network: cable.told.clone(),
         },
         timeouts: host.timeouts,
