@@ -4,21 +4,17 @@
 mod support;
 
 use aleph_control::config::Config;
-use aleph_testkit::TestRoot;
-use anyhow::{Context, Result, ensure};
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use aleph_testkit::{TestRoot, python_with_boto3};
+use anyhow::{Result, ensure};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use support::functions::{Lambda, config};
 use tokio::process::Command;
 
-/// What is installed; its dependencies follow from it.
-const CLIENT: &str = "boto3==1.44.8";
-
 #[tokio::test(flavor = "multi_thread")]
 async fn boto3_finds_all_as_it_is_used_to() -> Result<()> {
-    let python = python().await?;
+    let python = tokio::task::block_in_place(python_with_boto3)?;
     let (open_root, signed_root) = (TestRoot::empty()?, TestRoot::empty()?);
     let open = Lambda::start(&config(&open_root), Arc::default()).await?;
     let keys = "[functions]\ncredentials = [\n\
@@ -55,40 +51,4 @@ async fn boto3_finds_all_as_it_is_used_to() -> Result<()> {
     assert_eq!(signed.runner.ready(), Vec::<String>::new());
     open.server.close(&open_root).await?;
     signed.server.close(&signed_root).await
-}
-
-/// A Python with the client, made at the first call.
-async fn python() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-        PathBuf::from,
-    );
-    std::fs::create_dir_all(&target)?;
-    let (venv, lock) = (target.join("boto3"), target.join("boto3.lock"));
-    let lock = File::create(lock)?;
-    // Tests of several runs share it.
-    tokio::task::block_in_place(|| {
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-    })?;
-    let python = venv.join("bin/python");
-    let done = venv.join(CLIENT);
-    if !done.exists() {
-        let venv = venv.to_str().context("a path that is no text")?;
-        run("python3", &["-m", "venv", "--clear", venv]).await?;
-        let program = python.to_str().context("a path that is no text")?;
-        run(program, &["-m", "pip", "install", "--quiet", CLIENT]).await?;
-        File::create(done)?;
-    }
-    Ok(python)
-}
-
-async fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let ran = Command::new(program).args(arguments).output().await;
-    let ran = ran.with_context(|| format!("cannot run {program}"))?;
-    ensure!(
-        ran.status.success(),
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&ran.stderr)
-    );
-    Ok(())
 }

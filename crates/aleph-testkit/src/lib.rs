@@ -9,9 +9,11 @@
 //! | [`TestRoot::residue`] | what a node left on the host: processes, mounts, cgroups, sockets, files |
 //! | [`recipe_image`] | the image of a recipe, built once for all tests |
 //! | [`functions`] | functions for tests, packed as users pack them |
+//! | [`python_with_boto3`] | a client of functions, from PyPI |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
+mod clients;
 pub mod functions;
 mod images;
 mod root;
@@ -21,6 +23,7 @@ mod scripted_runner;
 mod test_host;
 mod wait;
 
+pub use clients::python_with_boto3;
 pub use images::{NoImages, TestImages};
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};

@@ -75,6 +75,11 @@ impl Daemon {
         std::fs::read_to_string(self.node.root.path().join("daemon.log")).unwrap_or_default()
     }
 
+    /// The process number of the daemon.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         self.node.command(words)
     }
