@@ -81,7 +81,7 @@ pub struct Deployment {
     pub memory: MiB,
     /// How long an invocation may take.
     pub timeout: Duration,
-    /// How much `/tmp` may hold.
+    /// How much `/tmp` may hold. It is in the guest's memory, and never more than half of it.
     pub temporary: MiB,
     /// How far invocations are kept apart.
     pub isolation: Isolation,

@@ -480,6 +480,12 @@ async fn main_position(main: &mut ExecHandle, output: &Output) -> u64 {
     main.position()
 }
 
+/// How much `/tmp` holds. It is in the guest's memory: with more than half of that, whoever fills
+/// it would have the kernel kill the runtime instead of an error that says so.
+fn temporary(deployment: &Deployment) -> MiB {
+    deployment.temporary.min(MiB(deployment.memory.0 / 2))
+}
+
 fn mounts(deployment: &Deployment) -> Vec<MountRequest> {
     let task = matches!(deployment.code, Code::Task { .. }).then(|| MountRequest {
         serial: TASK_SERIAL.into(),
@@ -493,7 +499,7 @@ fn mounts(deployment: &Deployment) -> Vec<MountRequest> {
         filesystem: "tmpfs".into(),
         target: "/tmp".into(),
         read_only: false,
-        options: format!("size={}m,mode=1777", deployment.temporary.0),
+        options: format!("size={}m,mode=1777", temporary(deployment).0),
     };
     task.into_iter().chain([temporary]).collect()
 }
