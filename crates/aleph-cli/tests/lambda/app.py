@@ -78,10 +78,8 @@ def do_fill(event, context):
                 written += file.write(bytes(1 << 20))
     except OSError as error:
         return {"errno": error.errno, "written": written}
-
-
-def do_tmp(event, context):
-    return os.listdir("/tmp")
+    finally:
+        os.unlink("/tmp/full")
 
 
 def do_big(event, context):

@@ -16,6 +16,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::de::IgnoredAny;
 use serde_json::json;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,6 +88,7 @@ fn wanted(on: &On, headers: &HeaderMap, body: Bytes) -> Result<Wanted, LambdaErr
     })
 }
 
+/// What a client says of itself, as the header's value that runtimes get: JSON on one line of ASCII.
 fn context(text: &str) -> Result<String, LambdaError> {
     let wrong = || {
         LambdaError::new(
@@ -99,8 +101,28 @@ fn context(text: &str) -> Result<String, LambdaError> {
     }
     let bytes = BASE64_STANDARD.decode(text).map_err(|_| wrong())?;
     let text = String::from_utf8(bytes).map_err(|_| wrong())?;
-    serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(&text).map_err(|_| wrong())?;
-    Ok(text)
+    serde_json::from_str::<HashMap<&str, IgnoredAny>>(&text).map_err(|_| wrong())?;
+    Ok(ascii(&text))
+}
+
+/// The same JSON without what cannot be in a header. Control characters are nothing but space in
+/// JSON, and what is not ASCII is part of a string.
+fn ascii(json: &str) -> String {
+    use std::fmt::Write;
+    let mut line = String::with_capacity(json.len());
+    for character in json.chars() {
+        match character {
+            '\0'..' ' => line.push(' '),
+            ' '..='~' => line.push(character),
+            _ => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    // Writing to a string does not fail.
+                    let _ = write!(line, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    line
 }
 
 impl Functions {
@@ -252,4 +274,24 @@ async fn stream(on: On, headers: HeaderMap, body: Bytes) -> Reply {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
     describe(headers, &version, &completed);
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_says_of_itself_fits_a_header() {
+        let said = "{\n\t\"custom\": {\"who\": \"Zo\u{eb} \u{1f600}\u{7f}\", \"n\": 1.10}\r\n}";
+        let line = context(&BASE64_STANDARD.encode(said)).ok();
+        let line = line.filter(|line| HeaderValue::from_str(line).is_ok());
+        let want = r#"{  "custom": {"who": "Zo\u00eb \ud83d\ude00\u007f", "n": 1.10}  }"#;
+        assert_eq!(line.as_deref(), Some(want));
+        let same = serde_json::from_str::<serde_json::Value>(want).ok();
+        assert_eq!(same, serde_json::from_str(said).ok());
+        for wrong in ["[1]", "{", "", "\"a\""] {
+            assert!(context(&BASE64_STANDARD.encode(wrong)).is_err(), "{wrong}");
+        }
+        assert!(context("{}").is_err());
+    }
 }
