@@ -46,6 +46,15 @@ const ASK: Duration = Duration::from_secs(10);
 /// How long a killed VMM may take to vanish, before SIGKILL is repeated.
 const VANISH: Duration = Duration::from_secs(5);
 
+/// From so many bytes on that a function wrote, a part may wait in its guest when it answers: the
+/// agent reads more than this at once, before it reads an answer.
+const MUCH: u64 = 16 * 1024;
+
+/// How often a guest is asked for what waits there, and how long that may take: what writes on and
+/// on is not waited for.
+const ASKED: usize = 16;
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// Processes and threads that a VMM may have.
 const PIDS: u32 = 512;
 
@@ -443,11 +452,37 @@ impl Instance {
         tokio::select! {
             biased;
             answer = given => match answer {
-                Ok(answer) => Fate::Answered(answer),
+                Ok(answer) => {
+                    let _ = timeout(SETTLE, self.settle_output()).await;
+                    Fate::Answered(answer)
+                }
                 Err(_) => Fate::Ended(Ended::Gone("its runtime broke the conversation off".into())),
             },
             ended = self.output.ended() => Fate::Ended(ended),
             () = tokio::time::sleep(limit) => Fate::TimedOut,
+        }
+    }
+
+    /// Waits until what the function wrote before its answer is there. The answer may have come past
+    /// it, on a stream of its own.
+    async fn settle_output(&self) {
+        self.output.settle().await;
+        for _ in 0..ASKED {
+            let written = self.output.written();
+            if written < MUCH {
+                return;
+            }
+            // The guest hears of the room that there is now with the first, and what it then sends
+            // is ahead of its answer to the second.
+            for _ in 0..2 {
+                if self.agent.ping().await.is_err() {
+                    return;
+                }
+            }
+            self.output.settle().await;
+            if self.output.written() == written {
+                return;
+            }
         }
     }
 }

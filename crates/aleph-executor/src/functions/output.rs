@@ -11,8 +11,18 @@ pub(super) const TAIL: usize = 4096;
 /// What one guest's runtime writes, and how it ended.
 #[derive(Debug)]
 pub(super) struct Output {
-    tail: Mutex<VecDeque<u8>>,
+    tail: Mutex<Tail>,
     ended: watch::Sender<Option<Ended>>,
+    /// How often it was asked whether all that has come is taken in, and how often it was.
+    asked: watch::Sender<u64>,
+    settled: watch::Sender<u64>,
+}
+
+/// What was written since somebody took it.
+#[derive(Debug, Default)]
+struct Tail {
+    end: VecDeque<u8>,
+    written: u64,
 }
 
 /// How a runtime ended.
@@ -29,25 +39,61 @@ impl Output {
         Self {
             tail: Mutex::default(),
             ended: watch::Sender::new(None),
+            asked: watch::Sender::new(0),
+            settled: watch::Sender::new(0),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
+    fn lock(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what it wrote: the end of it is kept.
     pub(super) fn push(&self, bytes: &[u8]) {
         let mut tail = self.lock();
+        tail.written += bytes.len() as u64;
         let bytes = &bytes[bytes.len().saturating_sub(TAIL)..];
-        let excess = (tail.len() + bytes.len()).saturating_sub(TAIL);
-        tail.drain(..excess);
-        tail.extend(bytes);
+        let excess = (tail.end.len() + bytes.len()).saturating_sub(TAIL);
+        tail.end.drain(..excess);
+        tail.end.extend(bytes);
+    }
+
+    /// How many bytes it wrote since they were taken last.
+    pub(super) fn written(&self) -> u64 {
+        self.lock().written
+    }
+
+    /// Waits until all is taken in that has come from the guest by now, or it has ended.
+    pub(super) async fn settle(&self) {
+        let mut settled = self.settled.subscribe();
+        let mut turn = 0;
+        self.asked.send_modify(|asked| {
+            *asked += 1;
+            turn = *asked;
+        });
+        tokio::select! {
+            _ = settled.wait_for(|settled| *settled >= turn) => {}
+            _ = self.ended() => {}
+        }
+    }
+
+    /// For whoever takes in what has come: waits until somebody asks whether that is all.
+    pub(super) async fn asked(&self) -> u64 {
+        let settled = *self.settled.borrow();
+        let mut asked = self.asked.subscribe();
+        // The sender is in this very object.
+        let found = asked.wait_for(|asked| *asked > settled).await;
+        found.map_or(settled, |asked| *asked)
+    }
+
+    /// For the same: that is all.
+    pub(super) fn settled(&self, asked: u64) {
+        self.settled.send_replace(asked);
     }
 
     /// What it wrote last, up to now; what comes then is counted anew.
     pub(super) fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut *self.lock()).into()
+        std::mem::take(&mut *self.lock()).end.into()
     }
 
     pub(super) fn end(&self, ended: Ended) {
@@ -93,6 +139,25 @@ mod tests {
         assert_eq!(tail.len(), TAIL);
         assert!(tail.ends_with(b"xend"));
         assert!(output.take().is_empty());
+    }
+
+    #[tokio::test]
+    async fn all_that_has_come_is_taken_in_before_it_is_settled() {
+        let output = Output::new();
+        let taking_in = async {
+            output.settled(output.asked().await);
+            output.push(b"one");
+            output.settled(output.asked().await);
+        };
+        let asking = async {
+            output.settle().await;
+            output.settle().await;
+            output.take()
+        };
+        let ((), taken) = tokio::join!(taking_in, asking);
+        assert_eq!(taken, b"one");
+        output.end(Ended::Gone("gone".into()));
+        output.settle().await;
     }
 
     #[test]

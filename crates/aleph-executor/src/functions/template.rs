@@ -451,7 +451,16 @@ async fn initialise(
 /// Takes in what the runtime writes, until it ends.
 pub(super) async fn pump(main: &mut ExecHandle, output: &Output) {
     loop {
-        match main.next().await {
+        let event = tokio::select! {
+            biased;
+            event = main.next() => event,
+            // Nothing waits.
+            asked = output.asked() => {
+                output.settled(asked);
+                continue;
+            }
+        };
+        match event {
             Ok(ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes)) => {
                 output.push(&bytes);
                 let _ = main.stored(main.position());
