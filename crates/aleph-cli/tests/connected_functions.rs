@@ -61,8 +61,20 @@ fn clones_have_addresses_of_their_own_and_reach_the_world_alone() -> Result<()> 
     )?;
     let file = archive.path().to_str().context("a path")?;
     daemon.ok(&[
-        "fn", "create", "net", "--runtime", "provided.al2023", "--handler", "none", "--zip", file,
-        "--isolation", "invocation", "--timeout", "60s", "--wait",
+        "fn",
+        "create",
+        "net",
+        "--runtime",
+        "provided.al2023",
+        "--handler",
+        "none",
+        "--zip",
+        file,
+        "--isolation",
+        "invocation",
+        "--timeout",
+        "60s",
+        "--wait",
     ])?;
     let invoke = |event: &str| {
         let event = format!("\"{event}\"");

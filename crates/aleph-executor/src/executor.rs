@@ -12,7 +12,7 @@ use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
 use crate::qemu::{QemuConfig, QemuDriver};
 use crate::sweep::sweep;
-use crate::vm::{Ending, Vm, VmSpec};
+use crate::vm::{Begin, Ending, Origin, Vm, VmSpec};
 use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, VmId, signal};
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -255,7 +255,8 @@ impl Executor {
             kept: false,
             stop_signal: job.stop_signal_number().unwrap_or(signal::TERM),
         };
-        Ok(self.begin(place, job, (boot, Vec::new()), (setup, ending)))
+        let (image, begin) = booting(boot, setup);
+        Ok(self.begin(place, job, (image, Vec::new()), (begin, ending)))
     }
 
     /// Makes a VM that outlives this process, under an id that its owner has recorded.
@@ -271,7 +272,25 @@ impl Executor {
             kept: true,
             stop_signal,
         };
-        Ok(self.begin(place, job, (boot, nics), (setup, ending)))
+        let (image, begin) = booting(boot, setup);
+        Ok(self.begin(place, job, (image, nics), (begin, ending)))
+    }
+
+    /// The same, of a VM that goes on where another stood still.
+    pub(crate) fn restore_kept(
+        &self,
+        vm: VmId,
+        job: &JobSpec,
+        (image, nics): (File, Vec<Nic>),
+        (origin, stop_signal): (Origin, u8),
+    ) -> Result<Vm, ExecutorError> {
+        let place = Place::create_for(&self.paths, self.cgroups.as_ref(), vm, true)?;
+        let ending = Ending {
+            kept: true,
+            stop_signal,
+        };
+        let begin = Begin::Snapshot(Box::new(origin));
+        Ok(self.begin(place, job, (image, nics), (begin, ending)))
     }
 
     /// What the host has now.
@@ -292,19 +311,16 @@ impl Executor {
         &self,
         place: Place,
         job: &JobSpec,
-        (boot, nics): (Boot, Vec<Nic>),
-        (setup, ending): (SetupRequest, Ending),
+        (image, nics): (File, Vec<Nic>),
+        (begin, ending): (Begin, Ending),
     ) -> Vm {
         let spec = VmSpec {
             resources: job.resources,
-            kernel: boot.kernel,
-            initrd: boot.initrd,
-            command_line: COMMAND_LINE.to_owned(),
-            image: boot.image,
+            begin,
+            image,
             disks: Vec::new(),
             memory: Memory::Own,
             nics,
-            setup,
             timeouts: self.timeouts,
             ending,
         };
@@ -329,6 +345,17 @@ impl Executor {
             keep: false,
         }
     }
+}
+
+/// An image, and a guest that boots with it.
+fn booting(boot: Boot, setup: SetupRequest) -> (File, Begin) {
+    let begin = Begin::Boot {
+        kernel: boot.kernel,
+        initrd: boot.initrd,
+        command_line: COMMAND_LINE.to_owned(),
+        setup: Box::new(setup),
+    };
+    (boot.image, begin)
 }
 
 /// How a job's guest is set up.

@@ -91,6 +91,9 @@ pub trait Snapshot: Send + Sync {
     /// file ([`Memory::Template`]), else with its memory. The guest stays paused. What its disks
     /// hold is not in it.
     fn save(&self, state: File) -> BoxFuture<'_, Result<(), VmmError>>;
+
+    /// Gives up what [`Snapshot::save`] began, whoever began it. None may be under way.
+    fn cancel(&self) -> BoxFuture<'_, Result<(), VmmError>>;
 }
 
 /// The facet of freezing a guest's processors and letting them go on.

@@ -9,8 +9,8 @@ use aleph_types::{ErrorClass, JobSpec, Problem};
 use anyhow::{Context, Result};
 use std::fs::File;
 
-/// The kernel bundle of a [`TestRoot`], its busybox image, and the images of all other recipes, which
-/// are built where they are not there.
+/// The kernel bundle of a [`TestRoot`], its busybox image, by name or digest, and the images of all
+/// other recipes, which are built where they are not there.
 #[derive(Debug)]
 pub struct TestImages {
     kernel: std::path::PathBuf,
@@ -97,7 +97,7 @@ impl Images for TestImages {
                     advice: None,
                 });
             }
-            if spec.image != "busybox" {
+            if spec.image != "busybox" && spec.image != self.digest {
                 return Err(Problem {
                     class: ErrorClass::NotFound,
                     code: "no_image".into(),

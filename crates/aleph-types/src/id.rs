@@ -108,12 +108,23 @@ wide_id!(
     "What a user asked to run, for its whole life."
 );
 wide_id!(
+    SnapshotId,
+    "a snapshot id (0x and 32 hex digits)",
+    "A guest that was written down, for others to go on from."
+);
+wide_id!(
     NodeId,
     "a node id (0x and 32 hex digits)",
     "A host that runs jobs."
 );
 
 impl JobId {
+    /// Its bits.
+    #[must_use]
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
+
     /// The name that the guest has for itself: `job-` and the short id.
     #[must_use]
     pub fn hostname(self) -> String {

@@ -6,7 +6,7 @@
 //!
 //! | type | what it is |
 //! | --- | --- |
-//! | [`JobId`], [`NodeId`] | 128 random bits, printed as `0x` and 32 hex digits |
+//! | [`JobId`], [`SnapshotId`], [`NodeId`] | 128 random bits, printed as `0x` and 32 hex digits |
 //! | [`VmId`] | 8 hex digits, unique on one node: names of TAPs, cgroups and folders derive from it |
 //! | [`Incarnation`] | how many times a job was started or moved |
 //! | [`MiB`] | an amount of memory or disk |
@@ -15,6 +15,7 @@
 //! | [`RestartPolicy`], [`HealthCheck`] | when it starts again, and how to tell that it works |
 //! | [`NetworkSpec`], [`VmNetwork`] | what it asks of the network, and what its VM got |
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
+//! | [`Snapshot`] | a guest that was written down |
 //! | [`Problem`] | an error as a client gets it |
 //! | [`ExitStatus`] | how a command ended |
 //! | [`signal`] | signals by name |
@@ -32,12 +33,13 @@ mod resources;
 mod restart;
 pub mod signal;
 mod size;
+mod snapshot;
 mod view;
 
 pub use error::{Classify, ErrorClass, Problem};
 pub use exit::ExitStatus;
 pub use health::{Health, HealthCheck, Probe};
-pub use id::{Incarnation, JobId, NodeId, ParseIdError, VmId};
+pub use id::{Incarnation, JobId, NodeId, ParseIdError, SnapshotId, VmId};
 pub use ipv6::Ipv6Network;
 pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
@@ -51,4 +53,5 @@ pub use node::{NodeInfo, NodeResources};
 pub use resources::Resources;
 pub use restart::{Restart, RestartPolicy};
 pub use size::{MiB, ParseSizeError};
+pub use snapshot::{ForkRequest, Forked, MAX_COPIES, RestoreRequest, Snapshot, SnapshotRequest};
 pub use view::{Event, Job, JobList, JobState, JobStats, LogStream, ParseStateError, Timestamp};

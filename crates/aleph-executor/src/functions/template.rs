@@ -24,7 +24,7 @@ use crate::guest::{
 use crate::hypervisor::{Disk, Memory};
 use crate::node::Prepared;
 use crate::place::{Place, PlaceError};
-use crate::vm::{Ending, Vm, VmError, VmSpec};
+use crate::vm::{Begin, Ending, Vm, VmError, VmSpec};
 use aleph_types::{Classify, ErrorClass, JobSpec, MiB, Problem, Resources, signal};
 use aleph_vm_networking::NetworkError;
 use bytes::Bytes;
@@ -337,27 +337,41 @@ async fn make(
         .map_err(at("size", &memory_path))?;
     let again = |file: &File| file.try_clone().map_err(at("open again", &memory_path));
     let boot = &prepared.boot;
+    // All that can fail comes before what would have to be undone.
+    let (kernel, initrd) = (again(&boot.kernel)?, again(&boot.initrd)?);
+    let image = again(&boot.image)?;
+    let others = disks(again(&boot.image)?, task(deployment)?).split_off(1);
+    let template_memory = Memory::Template(again(&memory)?);
     let place = Place::create(&host.paths, host.cgroups.as_ref())?;
     let whose = (deployment.account.as_str(), deployment.function.as_str());
     // The device that clones have, and a network for what initialises over it.
-    let (cable, nics) = Cable::lay(host.network.as_ref(), place.vm(), whose).await?;
+    let laid = Cable::lay(host.network.as_ref(), place.vm(), whose).await;
+    let (cable, nics) = match laid {
+        Ok(laid) => laid,
+        Err(error) => {
+            place.remove()?;
+            return Err(error.into());
+        }
+    };
     let spec = VmSpec {
         resources: resources(deployment),
-        kernel: again(&boot.kernel)?,
-        initrd: again(&boot.initrd)?,
-        command_line: COMMAND_LINE.to_owned(),
-        image: again(&boot.image)?,
-        disks: disks(again(&boot.image)?, task(deployment)?).split_off(1),
-        memory: Memory::Template(again(&memory)?),
-        nics,
-        setup: SetupRequest {
-            hostname: "template".into(),
-            filesystem: boot.filesystem.clone(),
-            upper: UpperKind::Memory,
-            // A clone whose daemon was killed ends by itself, unless it is paused.
-            poweroff_on_hangup: true,
-            network: cable.told.clone(),
+        begin: Begin::Boot {
+            kernel,
+            initrd,
+            command_line: COMMAND_LINE.to_owned(),
+            setup: Box::new(SetupRequest {
+                hostname: "template".into(),
+                filesystem: boot.filesystem.clone(),
+                upper: UpperKind::Memory,
+                // A clone whose daemon was killed ends by itself, unless it is paused.
+                poweroff_on_hangup: true,
+                network: cable.told.clone(),
+            }),
         },
+        image,
+        disks: others,
+        memory: template_memory,
+        nics,
         timeouts: host.timeouts,
         ending: Ending {
             kept: false,

@@ -11,7 +11,7 @@ use super::setup::SetupRequest;
 use super::streams::{Phase, Shared};
 use super::tasks::{self, Guest};
 use super::usage::{self, GuestUsage};
-use aleph_guest_proto::{CONTROL, Kept, ToGuest};
+use aleph_guest_proto::{CONTROL, Kept, ToGuest, Versions};
 use aleph_types::ExitStatus;
 use serde::Serialize;
 use std::sync::Arc;
@@ -163,6 +163,19 @@ impl Agent {
     pub fn attach(&self, stream: u32, stored: u64) -> Result<ExecHandle, AgentError> {
         let (stream, from) = self.shared.attach(stream, stored)?;
         Ok(ExecHandle::at(stream, from))
+    }
+
+    /// Whether the guest's agent knows how to stand still and go on again.
+    #[must_use]
+    pub fn can_freeze(&self) -> bool {
+        self.shared.version() >= Versions::SNAPSHOTS
+    }
+
+    /// How much of a kept command's output has come on this connection and those before; none
+    /// where there is no such command (any more).
+    #[must_use]
+    pub fn received(&self, stream: u32) -> Option<u64> {
+        self.shared.received(stream)
     }
 
     /// The random id of the guest's boot, as its kernel prints it: the same for as long as the

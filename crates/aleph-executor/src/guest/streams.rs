@@ -356,6 +356,14 @@ impl Shared {
         Ok(())
     }
 
+    /// How much of a kept command's output has come.
+    pub(super) fn received(&self, id: u32) -> Option<u64> {
+        match self.lock().streams.get(&id)?.receive {
+            Receive::Kept { received, .. } => Some(received),
+            Receive::Credited(_) => None,
+        }
+    }
+
     /// Tells the guest what is stored of a kept command: in quarters of a window, so that it
     /// costs few frames, or with `end` at once.
     pub(super) fn stored(

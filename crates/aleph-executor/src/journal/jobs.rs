@@ -1,7 +1,7 @@
 //! Jobs and their VMs.
 
 use super::{Journal, JournalError, events};
-use aleph_types::{Event, Incarnation, Job, JobId, JobSpec, Timestamp, VmId};
+use aleph_types::{Event, Incarnation, Job, JobId, JobSpec, SnapshotId, Timestamp, VmId};
 use aleph_vm_networking::Claim;
 use rusqlite::{OptionalExtension, Transaction};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,13 @@ pub struct JobRecord {
     pub restart_at: Option<Timestamp>,
     /// What it was last started as.
     pub run: Option<RunRecord>,
+    /// The snapshot that its next or present start goes on from, until its guest has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<SnapshotId>,
+    /// Whether the processes of its guest may stand still: it is written down, or begins with a
+    /// snapshot. Whoever finds it so after a crash lets them go on.
+    #[serde(default)]
+    pub frozen: bool,
 }
 
 /// What a job was started as.
@@ -46,6 +53,10 @@ pub struct RunRecord {
     pub filesystem: String,
     /// The signal that asks its command to end.
     pub stop_signal: u8,
+    /// How many bytes of its command's output came before this job: those are in the log of the
+    /// job that it goes on from.
+    #[serde(default)]
+    pub log_base: u64,
 }
 
 /// A VM that may have objects on this host.
@@ -61,7 +72,7 @@ pub struct VmRow {
     pub network: Option<Claim>,
 }
 
-fn put(t: &Transaction<'_>, record: &JobRecord) -> Result<(), JournalError> {
+pub(super) fn put(t: &Transaction<'_>, record: &JobRecord) -> Result<(), JournalError> {
     let id = record.job.id.to_string();
     let text = serde_json::to_string(record).map_err(|source| JournalError::Damaged {
         what: format!("job {id}"),
@@ -76,7 +87,7 @@ fn put(t: &Transaction<'_>, record: &JobRecord) -> Result<(), JournalError> {
     .map(drop)
 }
 
-fn damaged(what: &str) -> JournalError {
+pub(super) fn damaged(what: &str) -> JournalError {
     JournalError::Damaged {
         what: what.to_owned(),
         source: serde::de::Error::custom("it is not of its form"),
@@ -300,7 +311,10 @@ impl Journal {
     }
 }
 
-fn keep(t: &Transaction<'_>, event: Option<Event>) -> Result<Option<Event>, JournalError> {
+pub(super) fn keep(
+    t: &Transaction<'_>,
+    event: Option<Event>,
+) -> Result<Option<Event>, JournalError> {
     let Some(mut event) = event else {
         return Ok(None);
     };

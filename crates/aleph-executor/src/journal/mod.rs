@@ -12,6 +12,7 @@
 //! | `events` | what happened | with what happened |
 //! | `functions` | each function, in parts | before its user hears of it |
 //! | `function_events` | events that wait for functions | before their sender hears of it; removed once done with |
+//! | `snapshots` | each snapshot of a job, and whether it is whole | before its folder is made; removed after it is gone |
 //! | `tokens` | hashes of tokens | before the token is shown |
 //! | `meta` | the node's id | once |
 //!
@@ -26,6 +27,7 @@ mod events;
 mod functions;
 mod jobs;
 mod schema;
+mod snapshots;
 mod tokens;
 mod writer;
 
@@ -33,6 +35,7 @@ pub use error::JournalError;
 pub use functions::{EventRow, FunctionRow, Waiting};
 pub(crate) use jobs::Inserted;
 pub use jobs::{Desired, JobRecord, RunRecord, VmRow};
+pub(crate) use snapshots::SnapshotRow;
 pub use tokens::TokenRecord;
 
 use aleph_types::NodeId;

@@ -39,6 +39,11 @@ const STEPS: &[&str] = &[
     );
     CREATE INDEX function_events_function ON function_events (account, function);
 ",
+    "
+    CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY, job TEXT NOT NULL, whole INTEGER NOT NULL, temporary INTEGER NOT NULL
+    );
+",
 ];
 
 /// Sets the connection up and brings the journal to the newest form.

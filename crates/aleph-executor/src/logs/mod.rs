@@ -138,7 +138,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (dir, limits) = (dir.path().join("log"), LogLimits::default());
         let first = Incarnation::default();
-        let mut log = LogWriter::open(&dir, first, limits).unwrap();
+        let mut log = LogWriter::open(&dir, (first, 0), limits).unwrap();
         log.append(LogStream::Stdout, now(), b"one\n").unwrap();
         log.append(LogStream::Stderr, now(), b"two\n").unwrap();
         let path = Segment::all(&dir).unwrap()[0].path(&dir);
@@ -147,11 +147,11 @@ mod tests {
             let mut file = fs::File::options().append(true).open(&path).unwrap();
             let torn = [&segment::header(LogStream::Stdout, now(), 4)[..], b"half"].concat();
             file.write_all(&torn[..cut]).unwrap();
-            let log = LogWriter::open(&dir, first, limits).unwrap();
+            let log = LogWriter::open(&dir, (first, 0), limits).unwrap();
             assert_eq!(log.position(), 8);
             assert_eq!(fs::metadata(&path).unwrap().len(), size);
         }
-        let mut log = LogWriter::open(&dir, first, limits).unwrap();
+        let mut log = LogWriter::open(&dir, (first, 0), limits).unwrap();
         log.append(LogStream::Stdout, now(), b"three\n").unwrap();
         let text = all(read(&dir, LogQuery::default(), Begin::Oldest)).await;
         assert_eq!(text, "one\ntwo\nthree\n");
@@ -166,7 +166,7 @@ mod tests {
         };
         for start in 0..2 {
             let incarnation = Incarnation::from_count(start);
-            let mut log = LogWriter::open(dir.path(), incarnation, limits).unwrap();
+            let mut log = LogWriter::open(dir.path(), (incarnation, 0), limits).unwrap();
             for piece in ["a", "b\nc", "\nd\n", "e"] {
                 log.append(LogStream::Stdout, now(), piece.as_bytes())
                     .unwrap();
@@ -185,7 +185,7 @@ mod tests {
                 "{lines}"
             );
         }
-        let mut log = LogWriter::open(dir.path(), Incarnation::from_count(1), limits).unwrap();
+        let mut log = LogWriter::open(dir.path(), (Incarnation::from_count(1), 0), limits).unwrap();
         log.append(LogStream::Stderr, now(), b"bad\n").unwrap();
         let of_output = LogQuery {
             stream: Some(LogStream::Stdout),
@@ -212,7 +212,7 @@ mod tests {
             segments: 3,
         };
         let first = Incarnation::default();
-        let mut log = LogWriter::open(dir.path(), first, limits).unwrap();
+        let mut log = LogWriter::open(dir.path(), (first, 0), limits).unwrap();
         for n in 0..100_u32 {
             let line = format!("{n:09}\n");
             log.append(LogStream::Stdout, now(), line.as_bytes())
@@ -220,7 +220,7 @@ mod tests {
         }
         assert_eq!(log.position(), 1000);
         assert_eq!(Segment::all(dir.path()).unwrap().len(), 3);
-        let again = LogWriter::open(dir.path(), first, limits).unwrap();
+        let again = LogWriter::open(dir.path(), (first, 0), limits).unwrap();
         assert_eq!(again.position(), 1000);
         let text = all(read(dir.path(), LogQuery::default(), Begin::Oldest)).await;
         assert!(text.ends_with("000000098\n000000099\n"));
@@ -238,7 +238,7 @@ mod tests {
         let reader = LogReader::open(dir.path().to_owned(), query, Begin::Oldest, told).unwrap();
         let follower = tokio::spawn(all(reader));
         let first = Incarnation::default();
-        let mut log = LogWriter::open(dir.path(), first, LogLimits::default()).unwrap();
+        let mut log = LogWriter::open(dir.path(), (first, 0), LogLimits::default()).unwrap();
         for _ in 0..10 {
             log.append(LogStream::Stdout, now(), b"x").unwrap();
             tell.send_modify(|t| t.pieces += 1);

@@ -21,20 +21,18 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Goes on behind what is whole in this start's log; where it has none, begins it.
+    /// Goes on behind what is whole in this start's log; where it has none, begins it, with so
+    /// many bytes before it that are in no log.
     pub(crate) fn open(
         dir: &Path,
-        incarnation: Incarnation,
+        (incarnation, base): (Incarnation, u64),
         limits: LogLimits,
     ) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let last = Segment::all(dir)?
             .into_iter()
             .rfind(|segment| segment.incarnation == incarnation);
-        let segment = last.unwrap_or(Segment {
-            incarnation,
-            base: 0,
-        });
+        let segment = last.unwrap_or(Segment { incarnation, base });
         let file = append_to(&segment.path(dir))?;
         let (size, bytes) = whole(&segment.path(dir))?;
         // A piece that a crash cut off comes again from the guest.

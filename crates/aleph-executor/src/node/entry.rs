@@ -33,6 +33,9 @@ pub(super) struct Live {
     pub(super) input: Option<ExecInput>,
     /// When processor time was last read, and how much there was then.
     pub(super) seen: Option<(Instant, u64)>,
+    /// Whether its processes stand still, so that it can be written down: nothing can be begun in
+    /// it until they go on.
+    pub(super) stands_still: bool,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

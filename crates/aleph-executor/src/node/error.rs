@@ -1,5 +1,6 @@
 //! What can go wrong with a node's jobs.
 
+use super::SnapshotError;
 use crate::executor::ExecutorError;
 use crate::guest::AgentError;
 use crate::journal::JournalError;
@@ -59,6 +60,9 @@ pub enum NodeError {
     /// The state that is waited for cannot come any more.
     #[error("the job is {0}, and will not be what is waited for")]
     Never(JobState),
+    /// It has to do with a snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The guest could not do it.
     #[error("the guest failed")]
     Guest(#[from] AgentError),
@@ -87,6 +91,7 @@ impl Classify for NodeError {
             Self::Job(error) => error.class(),
             Self::Executor(error) => error.class(),
             Self::Network(error) => error.class(),
+            Self::Snapshot(error) => error.class(),
             Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
             Self::NoJob(_) => ErrorClass::NotFound,
@@ -115,6 +120,7 @@ impl Classify for NodeError {
             Self::Job(error) => error.code(),
             Self::Executor(error) => error.code(),
             Self::Network(error) => error.code(),
+            Self::Snapshot(error) => error.code(),
             Self::NoNetwork => "no_network",
             Self::NetworkInUse(_) => "network_in_use",
             Self::Image(_) => "image",
@@ -139,6 +145,7 @@ impl Classify for NodeError {
             Self::Job(error) => error.advice(),
             Self::Executor(error) => error.advice(),
             Self::Network(error) => error.advice(),
+            Self::Snapshot(error) => error.advice(),
             Self::NoNetwork => Some(
                 "Run it with --network none, or switch network.enabled on in aleph.toml.".into(),
             ),

@@ -3,6 +3,7 @@
 use super::entry::{Entry, Table, lock};
 use super::ledger::{Ledger, allocatable};
 use super::lookup::Turns;
+use super::snapshot::Snapshots;
 use super::{Images, NodeConfig, NodeError};
 use crate::capacity::Capacity;
 use crate::executor::Executor;
@@ -30,6 +31,8 @@ pub(super) struct Inner {
     pub(super) network: Option<Arc<Network>>,
     /// What is kept for the next VM of a job.
     pub(super) reserved: Mutex<HashMap<JobId, (VmId, Claim)>>,
+    /// Guests that were written down.
+    pub(super) snapshots: Mutex<Snapshots>,
     /// The number of the newest event.
     pub(super) newest_event: watch::Sender<u64>,
     /// Turns true when the node lets go of its guests.

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 /// What a job is started as: its specification, completed by what its image says.
@@ -39,6 +39,7 @@ pub(super) fn resolve(
         effective,
         filesystem: prepared.boot.filesystem.clone(),
         stop_signal: stop_signal.unwrap_or(signal::TERM),
+        log_base: 0,
     })
 }
 
@@ -196,6 +197,10 @@ pub(super) struct Log {
     pub(super) limits: LogLimits,
     pub(super) entry: Arc<Entry>,
     pub(super) incarnation: Incarnation,
+    /// How many bytes of output came before it.
+    pub(super) base: u64,
+    /// How many bytes of output are stored.
+    pub(super) stored: watch::Sender<u64>,
 }
 
 /// How long to wait for room on a full disk before the next try.
@@ -206,7 +211,7 @@ const FULL: Duration = Duration::from_secs(1);
 pub(super) async fn pump(mut handle: ExecHandle, log: Log, notes: Notes) {
     let incarnation = log.incarnation;
     let mut writer = loop {
-        match LogWriter::open(&log.dir, incarnation, log.limits) {
+        match LogWriter::open(&log.dir, (incarnation, log.base), log.limits) {
             Ok(writer) => break writer,
             Err(error) => wait_for_room(&log, &error).await,
         }
@@ -242,6 +247,7 @@ pub(super) async fn pump(mut handle: ExecHandle, log: Log, notes: Notes) {
         }
         crate::failpoint::pass("log.append", "after");
         let _ = handle.stored(handle.position());
+        log.stored.send_replace(handle.position());
     }
 }
 

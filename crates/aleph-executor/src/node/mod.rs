@@ -9,6 +9,7 @@
 //! | `actor` | the actor of one job: the only writer of its record |
 //! | `launch` | from an opened image to a command that runs, and its output |
 //! | `recover` | what an earlier process left |
+//! | `snapshot` | guests that are written down, and those that go on from there |
 //! | `supervision` | what follows an end: pure |
 //! | `ledger` | what of the host is given away: pure |
 //! | `health` | tries whether a job works |
@@ -36,12 +37,14 @@ pub(crate) mod network;
 mod open;
 mod prune;
 mod recover;
+mod snapshot;
 mod stats;
 mod supervision;
 
 pub use config::{NodeConfig, Overcommit};
 pub use error::NodeError;
 pub use events::EventReader;
+pub use snapshot::SnapshotError;
 
 use crate::executor::Boot;
 use crate::functions::Host;
@@ -52,7 +55,9 @@ use crate::lifecycle::Denial;
 use crate::logs::{Begin as LogBegin, LogQuery, LogReader};
 use crate::vm::VmError;
 use actor::{Ask, Asked, Begin};
-use aleph_types::{Incarnation, Job, JobId, JobSpec, JobState, NodeId, Problem, Timestamp};
+use aleph_types::{
+    Incarnation, Job, JobId, JobSpec, JobState, NodeId, Problem, SnapshotId, Timestamp,
+};
 use entry::{Entry, lock};
 use inner::{Inner, event_of};
 use sha2::{Digest, Sha256};
@@ -213,7 +218,7 @@ impl Node {
     ) -> Result<Created, NodeError> {
         spec.validate()?;
         let Some(key) = options.idempotency_key.clone() else {
-            return self.insert(spec, options, None).await;
+            return self.insert(spec, options, None, None).await;
         };
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(&spec).unwrap_or_default());
@@ -232,7 +237,7 @@ impl Node {
                 job: self.job(id)?,
                 new: false,
             }),
-            None => self.insert(spec, options, Some((key, hash))).await,
+            None => self.insert(spec, options, Some((key, hash)), None).await,
         }
     }
 
@@ -241,6 +246,7 @@ impl Node {
         mut spec: JobSpec,
         options: CreateOptions,
         key: Option<(String, [u8; 32])>,
+        from: Option<SnapshotId>,
     ) -> Result<Created, NodeError> {
         if *self.inner.leaving.borrow() {
             return Err(NodeError::ShuttingDown);
@@ -287,6 +293,8 @@ impl Node {
             in_a_row: 0,
             restart_at: None,
             run: None,
+            from,
+            frozen: false,
         };
         if options.start {
             actor::next_start(&mut record);
@@ -515,6 +523,9 @@ impl Node {
             JobState::Running | JobState::Stopping => {}
             JobState::Paused => return Err(denied(&entry, Denial::Paused)),
             _ => return Err(denied(&entry, Denial::NotRunning)),
+        }
+        if live.as_ref().is_some_and(|live| live.stands_still) {
+            return Err(denied(&entry, Denial::Busy));
         }
         let agent = live.map(|live| live.vm.agent());
         match agent {

@@ -83,6 +83,7 @@ impl Node {
             keys: super::lookup::Turns::default(),
             network,
             reserved: Mutex::default(),
+            snapshots: Mutex::default(),
             newest_event: watch::Sender::new(newest),
             leaving: watch::Sender::new(false),
             began: Instant::now(),
@@ -91,6 +92,7 @@ impl Node {
             _lock: owned,
         });
         inner.warn_of_few_connections();
+        inner.recover_snapshots(&records).await?;
         inner.recover(records);
         inner.sweep().await;
         inner.remove_stray_logs();

@@ -10,14 +10,15 @@
 //! | a VMM that runs | adopted: its guest goes on where it is, booted or not |
 
 use super::actor::{Actor, Note};
-use super::launch;
+use super::{launch, snapshot};
 use crate::executor::setup;
 use crate::guest::Reattach;
-use crate::hypervisor::AdoptError;
+use crate::hypervisor::{AdoptError, Vmm};
+use crate::journal::Desired;
 use crate::lifecycle::Outcome;
 use crate::place::Place;
 use crate::sweep;
-use crate::vm::{Adoption, Vm, chain};
+use crate::vm::{Adoption, Thaw, Vm, chain};
 use aleph_types::{JobState, VmId};
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -70,16 +71,27 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
             return Found::Held(place.vm());
         }
     };
-    let vmm: Arc<dyn crate::hypervisor::Vmm> = vmm;
-    let paused = match vmm.pause() {
+    let vmm: Arc<dyn Vmm> = vmm;
+    let mut paused = match vmm.pause() {
         // One that does not answer is found out by its guest's silence.
         Some(facet) => facet.is_paused().await.unwrap_or(false),
         None => false,
     };
     let job = &actor.record.job;
+    let ends_here = actor.record.desired == Desired::Stop;
+    let begins_here = actor.record.from.is_some();
+    if actor.record.frozen && !begins_here && !ends_here {
+        go_on(&*vmm, &mut paused).await;
+    }
     let mut setup = setup(job.id, &run.effective, run.filesystem.clone(), false);
     inner.adopt_network(place.vm());
     setup.network = inner.guest_network(place.vm());
+    let own = snapshot::own(job.id, &run.effective, setup.network.clone());
+    let thaw = match (actor.record.frozen, begins_here) {
+        (false, _) => None,
+        (true, true) => Some(Thaw::Another(own)),
+        (true, false) => Some(Thaw::Itself(own)),
+    };
     let adoption = Adoption {
         vmm,
         paused,
@@ -87,6 +99,7 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
             main: None,
             setup: Some(setup),
         },
+        thaw: thaw.filter(|_| !ends_here),
         timeouts: inner.executor.timeouts(),
         stop_signal: run.stop_signal,
     };
@@ -102,6 +115,7 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
             Ok(Some(handle)) => Note::Began(handle),
             // Its end is journaled, and the guest was told so.
             Ok(None) if ended => return drop(adopted.kill().await),
+            Ok(None) if begins_here => Note::Unfit("its command is not there".into()),
             // The guest never got its command.
             Ok(None) => match launch::hand_over(&adopted, &run.effective).await {
                 Ok(handle) => Note::Began(handle),
@@ -119,6 +133,24 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     };
     actor.entry.publish(&actor.record);
     Found::Vm(vm, tasks)
+}
+
+/// Lets a guest's processors go on that an earlier process was about to write down.
+async fn go_on(vmm: &dyn Vmm, paused: &mut bool) {
+    if let Some(facet) = vmm.snapshot()
+        && let Err(error) = facet.cancel().await
+    {
+        tracing::debug!(error = %chain(&error), "what was written down is not given up");
+    }
+    let Some(facet) = vmm.pause().filter(|_| *paused) else {
+        return;
+    };
+    match facet.resume().await {
+        Ok(()) => *paused = false,
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "a guest that was written down does not go on");
+        }
+    }
 }
 
 /// Removes what is left of a VM that nobody can go on with.

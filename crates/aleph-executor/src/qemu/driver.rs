@@ -390,6 +390,24 @@ impl Snapshot for QemuVmm {
             written.await.unwrap_or(Err(silent))
         })
     }
+
+    fn cancel(&self) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            self.command("migrate_cancel").await?;
+            let given_up = tokio::time::timeout(ANSWER, async {
+                loop {
+                    let now = self.command("query-migrate").await?;
+                    match now["status"].as_str() {
+                        // Nothing was ever begun, or it is over.
+                        None | Some("none" | "completed" | "failed" | "cancelled") => return Ok(()),
+                        _ => tokio::time::sleep(LOOK).await,
+                    }
+                }
+            });
+            let command = "migrate_cancel";
+            given_up.await.unwrap_or(Err(VmmError::Silent { command }))
+        })
+    }
 }
 
 impl Pause for QemuVmm {
@@ -404,7 +422,12 @@ impl Pause for QemuVmm {
     fn is_paused(&self) -> BoxFuture<'_, Result<bool, VmmError>> {
         Box::pin(async {
             let status = self.command("query-status").await?;
-            Ok(status.get("status").and_then(|s| s.as_str()) == Some("paused"))
+            // One that was written down says so as long as it stands still.
+            let status = status.get("status").and_then(|s| s.as_str());
+            Ok(matches!(
+                status,
+                Some("paused" | "postmigrate" | "finish-migrate")
+            ))
         })
     }
 }

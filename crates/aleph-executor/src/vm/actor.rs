@@ -1,7 +1,8 @@
 //! The actor of one VM.
 
-use super::launch::{LaunchFailure, Launched, launch, read_console};
-use super::{Adoption, Ending, Status, VmError, VmSpec, chain};
+use super::awakening::{thaw, why};
+use super::launch::{Conversation, LaunchFailure, Launched, launch, read_console};
+use super::{Adoption, Ending, Status, Thaw, VmError, VmSpec, chain};
 use crate::console::Console;
 use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach};
 use crate::hypervisor::{Driver, Vmm, socket_name};
@@ -30,6 +31,8 @@ pub(super) enum Note {
         Option<ExecHandle>,
         oneshot::Sender<Option<ExecHandle>>,
     ),
+    /// The guest goes on from a snapshot, since this long after its launch.
+    Awake(Agent, Option<ExecHandle>, Duration),
     Removed(Result<(), PlaceError>),
     Trouble(PlaceError),
 }
@@ -161,26 +164,15 @@ impl Actor {
     fn noted(&mut self, note: Note) {
         match note {
             Note::Event(event) => self.step(event),
-            Note::Launched(Launched {
-                vmm,
-                agent,
-                main,
-                console,
-                prepared_in,
-            }) => {
-                self.status.send_modify(|s| {
-                    s.prepared_in = Some(prepared_in);
-                    s.vmm = Some(vmm.identity());
-                });
-                self.watch_vmm(&vmm, console);
-                self.watch_agent(&vmm, &agent);
-                self.running.send_replace(Some(Arc::clone(&vmm)));
-                self.vmm = Some(vmm);
-                self.agent.send_replace(Some(agent));
+            Note::Launched(launched) => self.launched(launched),
+            Note::Awake(agent, main, took) => {
+                if let Some(vmm) = self.vmm.clone() {
+                    self.watch_agent(&vmm, &agent, took);
+                }
+                self.has_agent(agent);
                 if let Some((starter, _)) = self.starter.take() {
                     let _ = starter.send(Ok(main));
                 }
-                self.step(Event::Launched);
             }
             Note::Ready(report) => {
                 self.status.send_modify(|s| s.boot = Some(report));
@@ -188,13 +180,9 @@ impl Actor {
             }
             Note::Reattached(agent, handle, main) => {
                 if let Some(vmm) = self.vmm.clone() {
-                    self.watch_agent(&vmm, &agent);
+                    self.watch_agent(&vmm, &agent, Duration::ZERO);
                 }
-                if let Some((grace, signal)) = self.unasked.take() {
-                    // A channel that is closed is noted by itself.
-                    let _ = agent.shutdown(grace, signal);
-                }
-                self.agent.send_replace(Some(agent));
+                self.has_agent(agent);
                 // Only now: whoever hears of it may ask the agent for more.
                 let _ = main.send(handle);
             }
@@ -211,6 +199,54 @@ impl Actor {
             }
             Note::Trouble(error) => _ = self.keep_trouble(error),
         }
+    }
+
+    /// The VMM runs.
+    fn launched(&mut self, launched: Launched) {
+        let Launched {
+            vmm,
+            conversation,
+            console,
+            prepared_in,
+        } = launched;
+        self.status.send_modify(|s| {
+            s.prepared_in = Some(prepared_in);
+            s.vmm = Some(vmm.identity());
+        });
+        self.watch_vmm(&vmm, console);
+        self.running.send_replace(Some(Arc::clone(&vmm)));
+        self.vmm = Some(Arc::clone(&vmm));
+        match conversation {
+            Conversation::Open(agent, main) => {
+                self.watch_agent(&vmm, &agent, Duration::ZERO);
+                self.agent.send_replace(Some(agent));
+                if let Some((starter, _)) = self.starter.take() {
+                    let _ = starter.send(Ok(main));
+                }
+            }
+            Conversation::Awaited(awakening) => {
+                let (notes, launched) = (self.notes.clone(), awakening.launched);
+                let waiting = tokio::spawn(async move {
+                    let _ = notes.send(match awakening.done().await {
+                        Ok((agent, main)) => Note::Awake(agent, main, launched.elapsed()),
+                        Err(error) => {
+                            Note::Event(Event::GuestFailed(why(error, &vmm, LAST_WORDS).await))
+                        }
+                    });
+                });
+                self.watchers.push(waiting.abort_handle());
+            }
+        }
+        self.step(Event::Launched);
+    }
+
+    /// The guest can be spoken with; what it was to be asked before, it is asked now.
+    fn has_agent(&mut self, agent: Agent) {
+        if let Some((grace, signal)) = self.unasked.take() {
+            // A channel that is closed is noted by itself.
+            let _ = agent.shutdown(grace, signal);
+        }
+        self.agent.send_replace(Some(agent));
     }
 
     fn keep_trouble(&self, error: PlaceError) -> Arc<PlaceError> {
@@ -361,6 +397,7 @@ impl Actor {
             vmm,
             paused,
             reattach,
+            thaw,
             timeouts,
             ..
         } = adoption;
@@ -378,7 +415,7 @@ impl Actor {
         let (place, notes) = (Arc::clone(&self.place), self.notes.clone());
         let status = self.status.subscribe();
         let reaching = tokio::spawn(async move {
-            match reach(&place, reattach, status, timeouts.boot).await {
+            match reach(&place, (reattach, thaw), status, timeouts.boot).await {
                 Ok((agent, handle)) => {
                     let _ = notes.send(Note::Reattached(agent, handle, main));
                 }
@@ -390,11 +427,13 @@ impl Actor {
         self.watchers.push(reaching.abort_handle());
     }
 
-    /// Turns what the agent says into notes.
-    fn watch_agent(&mut self, vmm: &Arc<dyn Vmm>, agent: &Agent) {
+    /// Turns what the agent says into notes. `took` is how long its guest took to go on from a
+    /// snapshot, if it does: it is no boot, but what there is in its place.
+    fn watch_agent(&mut self, vmm: &Arc<dyn Vmm>, agent: &Agent, took: Duration) {
         let (agent, notes, watched) = (agent.clone(), self.notes.clone(), Arc::clone(vmm));
         let watcher = tokio::spawn(async move {
-            if let Ok(report) = agent.ready().await {
+            if let Ok(mut report) = agent.ready().await {
+                report.total = report.total.max(took);
                 let _ = notes.send(Note::Ready(report));
             }
             tokio::select! {
@@ -458,12 +497,18 @@ fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Connects to a guest that another process began with. Time counts only while it runs.
 async fn reach(
     place: &Place,
-    reattach: Reattach,
+    (reattach, frozen): (Reattach, Option<Thaw>),
     mut status: watch::Receiver<Status>,
     limit: Duration,
 ) -> Result<(Agent, Option<ExecHandle>), AgentError> {
     let socket = place.connect(socket_name::AGENT).await?;
-    let mut reached = std::pin::pin!(Agent::reattach(socket, reattach));
+    let mut reached = std::pin::pin!(async move {
+        let (agent, main) = Agent::reattach(socket, reattach).await?;
+        if let Some(frozen) = frozen {
+            thaw(&agent, frozen).await?;
+        }
+        Ok((agent, main))
+    });
     loop {
         let runs = status.borrow_and_update().state == State::Running;
         tokio::select! {

@@ -1,10 +1,13 @@
 //! Everything from a VM's first folder to an open conversation with its guest.
 
-use super::VmSpec;
 use super::actor::Note;
+use super::awakening::Awakening;
+use super::{Begin, VmSpec};
 use crate::cgroup::Limits;
 use crate::console::Console;
-use crate::guest::{Agent, AgentError, ExecHandle, ExecRequest};
+use crate::guest::{
+    Agent, AgentError, CloneRequest, ExecHandle, ExecRequest, MainPosition, SetupRequest,
+};
 use crate::hypervisor::{
     Disk, Driver, Kernel, Launch, LaunchError, Start, Vmm, VmmExit, socket_name,
 };
@@ -17,10 +20,23 @@ use tokio::task::JoinHandle;
 /// A VMM that runs, and the conversation with its guest.
 pub(super) struct Launched {
     pub(super) vmm: Arc<dyn Vmm>,
-    pub(super) agent: Agent,
-    pub(super) main: Option<ExecHandle>,
+    pub(super) conversation: Conversation,
     pub(super) console: JoinHandle<()>,
     pub(super) prepared_in: Duration,
+}
+
+/// How far the conversation with a guest is.
+pub(super) enum Conversation {
+    /// What is said reaches the guest once it is up; its main command among it.
+    Open(Agent, Option<ExecHandle>),
+    /// The guest goes on from a snapshot, and has to answer first.
+    Awaited(Box<Awakening>),
+}
+
+/// Who is at the other end.
+enum Guest {
+    New(Box<SetupRequest>),
+    Old(MainPosition, CloneRequest),
 }
 
 /// A launch that did not work out. Nothing of it runs.
@@ -50,14 +66,11 @@ pub(super) async fn launch(
     let began = Instant::now();
     let VmSpec {
         resources,
-        kernel,
-        initrd,
-        command_line,
+        begin,
         image,
         disks: others,
         memory,
         nics,
-        setup,
         ..
     } = spec;
     let limits = Limits {
@@ -68,17 +81,22 @@ pub(super) async fn launch(
     };
     let prepare = {
         let place = Arc::clone(place);
+        let original = match &begin {
+            Begin::Boot { .. } => None,
+            Begin::Snapshot(origin) => origin.scratch.clone(),
+        };
         move || -> Result<_, PlaceError> {
-            let scratch = match resources.disk.0 {
-                0 => None,
-                _ => Some(place.make_scratch(resources.disk)?),
+            let scratch = match (resources.disk.0, original) {
+                (0, _) => None,
+                (_, Some(original)) => Some(place.copy_scratch(&original)?),
+                (_, None) => Some(place.make_scratch(resources.disk)?),
             };
             Ok((place.listen()?, place.make_cgroup(&limits)?, scratch))
         }
     };
     let (sockets, cgroup, scratch) = match resources.disk.0 {
         0 => prepare()?,
-        // Making a filesystem takes long enough to be done elsewhere.
+        // Making or copying a filesystem takes long enough to be done elsewhere.
         _ => tokio::task::spawn_blocking(prepare)
             .await
             .map_err(|join| LaunchFailure::Connect(std::io::Error::other(join)))??,
@@ -96,15 +114,32 @@ pub(super) async fn launch(
     }));
     let prepared_in = began.elapsed();
     let launched = Instant::now();
+    let (start, guest) = match begin {
+        Begin::Boot {
+            kernel,
+            initrd,
+            command_line,
+            setup,
+        } => {
+            let command_line = format!("{command_line} {}", driver.kernel_arguments());
+            let boot = Kernel {
+                kernel,
+                initrd,
+                command_line,
+            };
+            (Start::Boot(boot), Guest::New(setup))
+        }
+        Begin::Snapshot(origin) => {
+            let (main, own) = (origin.main, origin.own);
+            let state = origin.state.into();
+            (Start::Restore { state }, Guest::Old(main, own))
+        }
+    };
     let vmm: Arc<dyn Vmm> = driver
         .launch(Launch {
             vm: place.vm(),
             resources,
-            start: Start::Boot(Kernel {
-                kernel,
-                initrd,
-                command_line: format!("{command_line} {}", driver.kernel_arguments()),
-            }),
+            start,
             memory,
             disks,
             nics,
@@ -128,15 +163,25 @@ pub(super) async fn launch(
             .connect(socket_name::AGENT)
             .await
             .map_err(LaunchFailure::Connect)?;
-        let agent = Agent::open(socket, &setup, launched)?;
-        let main = main.map(|main| agent.exec(&main)).transpose()?;
-        Ok((agent, main, console))
+        let conversation = match guest {
+            Guest::New(setup) => {
+                let agent = Agent::open(socket, &setup, launched)?;
+                let main = main.map(|main| agent.exec(&main)).transpose()?;
+                Conversation::Open(agent, main)
+            }
+            Guest::Old(main, own) => Conversation::Awaited(Box::new(Awakening {
+                socket,
+                main,
+                own,
+                launched,
+            })),
+        };
+        Ok((conversation, console))
     };
     match connected.await {
-        Ok((agent, main, console)) => Ok(Note::Launched(Launched {
+        Ok((conversation, console)) => Ok(Note::Launched(Launched {
             vmm,
-            agent,
-            main,
+            conversation,
             console,
             prepared_in,
         })),

@@ -9,15 +9,19 @@
 //! | this one | the handle, [`Vm`] |
 //! | `actor` | the actor |
 //! | `launch` | everything from the first folder to an open conversation with the guest |
+//! | `awakening` | a guest that was written down goes on, here |
 
 mod actor;
+mod awakening;
 mod launch;
 
+pub(crate) use awakening::itself;
 pub(crate) use launch::chain;
 
 use crate::console::Console;
 use crate::guest::{
-    Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach, SetupRequest,
+    Agent, AgentError, BootReport, CloneRequest, ExecHandle, ExecRequest, MainPosition, Reattach,
+    SetupRequest,
 };
 use crate::hypervisor::{Disk, Driver, Memory, Nic, Vmm, VmmError};
 use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
@@ -26,6 +30,7 @@ use crate::process::Identity;
 use actor::{Actor, Asked};
 use aleph_types::{Resources, VmId};
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -35,26 +40,52 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub struct VmSpec {
     /// Its CPUs, memory and scratch disk.
     pub resources: Resources,
-    /// The kernel to boot.
-    pub kernel: File,
-    /// Its initramfs, with the agent in it.
-    pub initrd: File,
-    /// The kernel's command line, beyond what the driver's machine needs.
-    pub command_line: String,
+    /// What its guest begins with.
+    pub begin: Begin,
     /// The root filesystem.
     pub image: File,
     /// Further disks, behind the root filesystem's.
     pub disks: Vec<Disk>,
     /// Where its memory is.
     pub memory: Memory,
-    /// Its network devices. The first is what [`SetupRequest::network`] is for.
+    /// Its network devices. The first is what the guest is told of.
     pub nics: Vec<Nic>,
-    /// How the guest is set up.
-    pub setup: SetupRequest,
     /// How long each stage of its life may take.
     pub timeouts: Timeouts,
     /// How it ends.
     pub ending: Ending,
+}
+
+/// What a VM's guest begins with.
+#[derive(Debug)]
+pub enum Begin {
+    /// With a kernel.
+    Boot {
+        /// The kernel to boot.
+        kernel: File,
+        /// Its initramfs, with the agent in it.
+        initrd: File,
+        /// The kernel's command line, beyond what the driver's machine needs.
+        command_line: String,
+        /// How the guest is set up.
+        setup: Box<SetupRequest>,
+    },
+    /// Where another one stood still. Its main command is there already: [`Vm::start`] is given
+    /// none, and gives that one.
+    Snapshot(Box<Origin>),
+}
+
+/// A guest that was written down, for another VM to go on from.
+#[derive(Debug)]
+pub struct Origin {
+    /// Its devices and its memory.
+    pub state: File,
+    /// Its scratch disk, of which the VM gets a copy.
+    pub scratch: Option<PathBuf>,
+    /// How far its main command's output is known.
+    pub main: MainPosition,
+    /// What the VM has of its own.
+    pub own: CloneRequest,
 }
 
 /// How a VM ends.
@@ -74,10 +105,22 @@ pub struct Adoption {
     pub paused: bool,
     /// What is known of its main command, and how its guest is set up where that did not happen.
     pub reattach: Reattach,
+    /// What it has of its own, where its processes may stand still: to be written down, or since
+    /// it began with a snapshot. They go on with that.
+    pub thaw: Option<Thaw>,
     /// How long each stage of its life may take.
     pub timeouts: Timeouts,
     /// The signal that asks its main command to end.
     pub stop_signal: u8,
+}
+
+/// What a guest whose processes may stand still goes on as.
+#[derive(Debug, Clone)]
+pub enum Thaw {
+    /// What it was.
+    Itself(CloneRequest),
+    /// A guest of its own.
+    Another(CloneRequest),
 }
 
 /// A VM's observed state. `generation` grows with every change.
@@ -365,6 +408,24 @@ impl Vm {
         }
     }
 
+    /// Whether its VMM can write it down.
+    pub(crate) fn can_be_saved(&self) -> bool {
+        let vmm = self.vmm.borrow();
+        vmm.as_ref().is_some_and(|vmm| vmm.snapshot().is_some())
+    }
+
+    /// Gives up writing it down, if that is under way.
+    ///
+    /// # Errors
+    /// Where the VMM does not do it.
+    pub(crate) async fn cancel_save(&self) -> Result<(), VmError> {
+        let vmm = self.vmm.borrow().clone();
+        match vmm.as_deref().and_then(Vmm::snapshot) {
+            Some(facet) => Ok(facet.cancel().await?),
+            None => Ok(()),
+        }
+    }
+
     /// Lets it go on.
     ///
     /// # Errors
@@ -372,6 +433,15 @@ impl Vm {
     pub async fn resume(&self) -> Result<(), VmError> {
         self.ask(&self.requests, Request::Resume, None).await?;
         self.settle(|state| *state == State::Running).await
+    }
+
+    /// Waits until it is on its way neither to a pause nor out of one.
+    pub(crate) async fn settled(&self) {
+        let mut status = self.status.clone();
+        // An actor that is gone is on no way at all.
+        let _ = status
+            .wait_for(|s| !matches!(s.state, State::Pausing | State::Resuming))
+            .await;
     }
 
     async fn settle(&self, wanted: impl Fn(&State) -> bool) -> Result<(), VmError> {

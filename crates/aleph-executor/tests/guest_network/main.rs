@@ -13,7 +13,7 @@ use aleph_executor::hypervisor::{Memory, Nic};
 use aleph_executor::lifecycle::{Outcome, Timeouts};
 use aleph_executor::place::Place;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
-use aleph_executor::vm::Ending;
+use aleph_executor::vm::{Begin, Ending};
 use aleph_executor::{Vm, VmSpec, host};
 use aleph_testkit::TestRoot;
 use aleph_types::{ExitStatus, MiB, Resources};
@@ -138,20 +138,22 @@ async fn create(
             memory: MiB(128),
             ..Resources::default()
         },
-        kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
-        initrd: File::open(bundle.initrd())?,
-        command_line: COMMAND_LINE.to_owned(),
+        begin: Begin::Boot {
+            kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
+            initrd: File::open(bundle.initrd())?,
+            command_line: COMMAND_LINE.to_owned(),
+            setup: Box::new(SetupRequest {
+                hostname: "net".into(),
+                filesystem: image.filesystem().to_string(),
+                upper: UpperKind::Memory,
+                poweroff_on_hangup: true,
+                network,
+            }),
+        },
         image: File::open(image.rootfs())?,
         disks: Vec::new(),
         memory: Memory::Own,
         nics,
-        setup: SetupRequest {
-            hostname: "net".into(),
-            filesystem: image.filesystem().to_string(),
-            upper: UpperKind::Memory,
-            poweroff_on_hangup: true,
-            network,
-        },
         timeouts: Timeouts::default(),
         ending: Ending {
             kept: false,

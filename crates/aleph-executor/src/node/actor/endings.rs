@@ -128,6 +128,7 @@ impl Actor {
         job.finished_at = Some(now);
         (job.vm, job.network) = (None, None);
         job.health = None;
+        self.record.frozen = false;
         self.record.in_a_row = row;
         self.record.restart_at = None;
         match next {

@@ -22,21 +22,25 @@
 //! | this one | the loop, what tasks report, from an image to a command that runs |
 //! | `requests` | what a job is asked |
 //! | `endings` | what follows an end, and removal |
+//! | `snapshot` | a guest that is written down |
 //! | `recovery` | what an earlier process left |
 
 mod endings;
 mod recovery;
 mod requests;
+mod snapshot;
 
 use super::entry::{Entry, Live};
 use super::inner::{Inner, event_of, log_journal};
+use super::snapshot::{Written, image_of};
 use super::{NodeError, Prepared, health, launch};
 use crate::guest::ExecHandle;
-use crate::journal::{Desired, JobRecord, VmRow};
+use crate::journal::{Desired, JobRecord, SnapshotRow, VmRow};
 use crate::lifecycle::{Failure, Outcome};
 use crate::place::Place;
 use crate::vm::Vm;
 use aleph_types::{ExitStatus, Health, Incarnation, Job, JobState, Problem, Timestamp, VmId};
+use snapshot::UnderWay;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -56,6 +60,12 @@ pub(super) enum Ask {
     Resume,
     Destroy {
         force: bool,
+    },
+    /// Write its guest down. The answer comes when that is done.
+    Snapshot {
+        row: SnapshotRow,
+        /// Whether it ends there.
+        stop: bool,
     },
     /// Another look at a VM that another process held.
     Look,
@@ -102,6 +112,8 @@ pub(super) enum Note {
     /// What the host held for it is gone, or cannot be removed.
     Removed(Outcome, Result<(), String>),
     Health(Health),
+    /// The guest was written down, or not. Told of whatever start of the job.
+    Written(Box<Written>),
 }
 
 pub(super) type Notes = mpsc::UnboundedSender<(Incarnation, Note)>;
@@ -114,6 +126,8 @@ pub(super) struct Run {
     /// When it has run for too long.
     deadline: Option<Instant>,
     pump: Option<JoinHandle<()>>,
+    /// The stream of its main command, and how much of that command's output is stored.
+    main: Option<(u32, watch::Receiver<u64>)>,
     /// What is done beside the actor; dropped with it.
     tasks: JoinSet<()>,
 }
@@ -153,6 +167,8 @@ pub(super) struct Actor {
     pub(super) record: JobRecord,
     phase: Phase,
     pub(super) notes: Notes,
+    /// The snapshot of its guest that is under way.
+    snapshot: Option<UnderWay>,
     /// Whether it is stopped only to be started again.
     again: bool,
     gone: bool,
@@ -172,6 +188,7 @@ impl Actor {
             record: entry.record(),
             phase: Phase::Idle,
             notes,
+            snapshot: None,
             again: false,
             gone: false,
         };
@@ -195,7 +212,8 @@ impl Actor {
             if self.gone {
                 return self.answer_rest(&mut inbox);
             }
-            if matches!(self.phase, Phase::Idle) && self.entry.retire(&inbox) {
+            let idles = matches!(self.phase, Phase::Idle) && self.snapshot.is_none();
+            if idles && self.entry.retire(&inbox) {
                 return;
             }
             let due = self.due();
@@ -209,7 +227,8 @@ impl Actor {
                 biased;
                 () = left(&mut leaving) => return self.leave(),
                 Some((incarnation, note)) = notes.recv() => {
-                    if incarnation == self.record.job.incarnation {
+                    let counts = matches!(note, Note::Written(_));
+                    if counts || incarnation == self.record.job.incarnation {
                         self.noted(note).await;
                     }
                 }
@@ -222,6 +241,9 @@ impl Actor {
     /// The node ends, and this job's guest runs on.
     fn leave(mut self) {
         self.entry.with_live(|live| *live = None);
+        if let Some(snapshot) = &self.snapshot {
+            snapshot.given_up.cancel();
+        }
         if let Phase::Preparing(task) = &self.phase {
             task.abort();
         }
@@ -259,7 +281,13 @@ impl Actor {
     fn prepare(&mut self) {
         let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
         let job = &self.record.job;
-        let (account, spec) = (job.account.clone(), job.spec.clone());
+        let account = job.account.clone();
+        let spec = match self.record.from.map(|id| self.inner.snapshot(id)) {
+            None => job.spec.clone(),
+            Some(Ok(kept)) => image_of(&kept.record),
+            // The launch says so.
+            Some(Err(_)) => job.spec.clone(),
+        };
         let incarnation = job.incarnation;
         self.phase = Phase::Preparing(tokio::spawn(async move {
             let uncompressed = inner.executor.driver().wants_uncompressed_kernel();
@@ -294,6 +322,7 @@ impl Actor {
             Note::Ended(outcome) => self.ended(outcome),
             Note::Removed(outcome, removed) => self.removed(outcome, removed).await,
             Note::Health(health) => self.health(health).await,
+            Note::Written(written) => self.written(*written).await,
         }
     }
 
@@ -304,9 +333,19 @@ impl Actor {
             return;
         }
         let job = &self.record.job;
-        let run = match launch::resolve(&job.spec, &prepared, &self.inner.host_boot) {
-            Ok(run) => run,
-            Err(invalid) => return self.fail(&invalid.to_string()).await,
+        let (run, kept) = match self.record.from {
+            None => match launch::resolve(&job.spec, &prepared, &self.inner.host_boot) {
+                Ok(run) => (run, None),
+                Err(invalid) => return self.fail(&invalid.to_string()).await,
+            },
+            Some(id) => match self.inner.to_restore(id, &job.spec) {
+                Ok((run, kept)) => (run, Some(kept)),
+                Err(error) => {
+                    // Another start would not find it either.
+                    self.wants_stop();
+                    return self.fail(&error.to_string()).await;
+                }
+            },
         };
         // Kept when the start was asked for; a start that goes on after a crash asks now.
         let job_id = job.id;
@@ -327,6 +366,7 @@ impl Actor {
         record.job.image_digest = Some(prepared.digest);
         record.job.generation += 1;
         record.run = Some(run.clone());
+        record.frozen = kept.is_some();
         let row = VmRow {
             vm: vm_id,
             job: record.job.id,
@@ -354,9 +394,16 @@ impl Actor {
             true => self.inner.connect(vm_id, cpus).await,
             false => Ok((Vec::new(), None)),
         };
-        let created = match connected {
-            Ok(cables) => launch::create(&self.inner, &self.record, &run, (prepared.boot, cables)),
-            Err(error) => Err(error.into()),
+        let created = match (connected, kept) {
+            (Ok(cables), None) => {
+                launch::create(&self.inner, &self.record, &run, (prepared.boot, cables))
+            }
+            (Ok(cables), Some(kept)) => {
+                let image = prepared.boot.image;
+                self.inner
+                    .restore_vm((&self.record, &run), &kept, image, cables)
+            }
+            (Err(error), _) => Err(error.into()),
         };
         match created {
             Ok(vm) => {
@@ -379,6 +426,7 @@ impl Actor {
                 vm: vm.clone(),
                 input: None,
                 seen: None,
+                stands_still: false,
             });
         });
         self.phase = Phase::Live(Run {
@@ -386,6 +434,7 @@ impl Actor {
             verdict: None,
             deadline: None,
             pump: None,
+            main: None,
             tasks,
         });
     }
@@ -400,11 +449,15 @@ impl Actor {
                 live.input = Some(input);
             }
         });
+        let (stored, stored_watch) = watch::channel(handle.position());
+        run.main = Some((handle.stream(), stored_watch));
         let log = launch::Log {
             dir: self.inner.log_dir(self.entry.id),
             limits: self.inner.config.logs,
             entry: Arc::clone(&self.entry),
             incarnation: self.record.job.incarnation,
+            base: self.record.run.as_ref().map_or(0, |run| run.log_base),
+            stored,
         };
         run.pump = Some(tokio::spawn(launch::pump(handle, log, self.notes.clone())));
     }
@@ -428,6 +481,9 @@ impl Actor {
                 .spawn(health::watch(check, vm, notes, incarnation));
             self.record.job.health = Some(Health::Starting);
         }
+        // It has become its own, and whoever comes next need not see to that.
+        let was_frozen = std::mem::take(&mut self.record.frozen) && self.snapshot.is_none();
+        self.record.from = None;
         let job = &mut self.record.job;
         job.started_at = Some(since);
         job.guest_boot_id = boot_id;
@@ -442,6 +498,13 @@ impl Actor {
                 let record = self.record.clone();
                 let _ = self.save_quietly("job.ready", record).await;
             }
+        }
+        // It was paused when an earlier process wrote it down.
+        if was_frozen
+            && self.record.desired == Desired::Pause
+            && let Err(error) = self.pause(true).await
+        {
+            tracing::warn!(job = %self.entry.id, %error, "a job is not paused again");
         }
     }
 
@@ -551,6 +614,7 @@ pub(super) fn next_start(record: &mut JobRecord) {
     record.desired = Desired::Run;
     record.restart_at = None;
     record.run = None;
+    record.frozen = false;
 }
 
 /// How long what a command wrote last may take to be stored once its VMM has ended.

@@ -19,6 +19,8 @@ impl Actor {
                 self.goes_live(vm, tasks);
                 let stopping = self.record.job.state == JobState::Stopping;
                 match (self.record.desired, &mut self.phase) {
+                    // It ends where it was written down.
+                    (Desired::Stop, Phase::Live(run)) if self.record.frozen => run.kill(),
                     (Desired::Stop, _) => self.end(None, None).await,
                     (Desired::Run, _) if stopping => self.end(None, None).await,
                     (Desired::Destroy, Phase::Live(run)) => run.kill(),
@@ -48,6 +50,7 @@ impl Actor {
         (job.vm, job.network, job.state) = (None, None, JobState::Preparing);
         job.generation += 1;
         self.record.run = None;
+        self.record.frozen = false;
         if let (Some(vm), Ok(())) = (vm, removed) {
             let record = Some(self.record.clone());
             match self.inner.journal.forget_vm(vm, record, None).await {

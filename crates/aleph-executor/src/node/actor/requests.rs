@@ -12,6 +12,9 @@ use std::time::Duration;
 impl Actor {
     pub(super) async fn asked(&mut self, asked: Asked) {
         let Asked { ask, answer } = asked;
+        if let Ask::Snapshot { row, stop } = ask {
+            return self.write_down(row, stop, answer).await;
+        }
         let done = match ask {
             Ask::Start => self.start().await,
             Ask::Stop { grace, again } => {
@@ -26,6 +29,7 @@ impl Actor {
                 self.look().await;
                 Ok(())
             }
+            Ask::Snapshot { .. } => Err(self.denied(Denial::Busy)),
         };
         let _ = answer.send(done.map(|()| self.entry.job()));
     }
@@ -126,9 +130,14 @@ impl Actor {
             _ => JobState::Stopping,
         };
         self.state("job.stop", state, reason).await;
+        let written = self.give_up_snapshot();
         if let Phase::Live(run) = &mut self.phase {
             run.tasks.spawn(async move {
                 vm.begun().await;
+                if let Some(written) = written {
+                    // Its guest goes on then, and can be asked to end.
+                    written.cancelled().await;
+                }
                 if let Err(error) = vm.stop(grace).await {
                     tracing::debug!(vm = %vm.id(), %error, "the VM is not stopped");
                 }
@@ -140,7 +149,8 @@ impl Actor {
         let Phase::Live(run) = &self.phase else {
             return Err(self.denied(Denial::NotRunning));
         };
-        if matches!(self.record.desired, Desired::Stop | Desired::Destroy) {
+        let ends = matches!(self.record.desired, Desired::Stop | Desired::Destroy);
+        if ends || self.snapshot.is_some() {
             return Err(self.denied(Denial::Busy));
         }
         let vm = run.vm.clone();
