@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Counts, with a file on its disk, and says who it is when asked.
-const COUNTER: &str = "echo kept > /root/file; i=0; while :; do i=$((i+1)); echo count $i; \
-     sleep 0.05; done";
+/// Counts with a file on its disk, and draws a number of the kernel's with each step.
+const COUNTER: &str = "echo kept > /root/file; i=0; while :; do i=$((i+1)); \
+     read -r uuid < /proc/sys/kernel/random/uuid; echo count $i $uuid; sleep 0.05; done";
 
 async fn open(root: &TestRoot) -> Result<Node> {
     let began = Instant::now();
@@ -67,18 +67,29 @@ async fn log(node: &Node, job: &Job) -> Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// What a job has counted to. Every number has to come once, in order.
-async fn counts(node: &Node, job: &Job) -> Result<Vec<u64>> {
+/// What a job has counted to, and what it drew. Every number has to come once, in order.
+async fn steps(node: &Node, job: &Job) -> Result<Vec<(u64, String)>> {
     let text = log(node, job).await?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let numbers = whole.lines().map(|line| -> Result<u64> {
-        let number = line.strip_prefix("count ");
-        Ok(number.with_context(|| format!("{line:?}"))?.parse()?)
+    let steps = whole.lines().map(|line| -> Result<(u64, String)> {
+        let step = line
+            .strip_prefix("count ")
+            .and_then(|rest| rest.split_once(' '));
+        let (number, uuid) = step.with_context(|| format!("{line:?}"))?;
+        Ok((number.parse()?, uuid.to_owned()))
     });
-    let numbers: Vec<u64> = numbers.collect::<Result<_>>()?;
-    let in_order = numbers.windows(2).all(|pair| pair[1] == pair[0] + 1);
-    ensure!(in_order, "lost or doubled: {numbers:?}");
-    Ok(numbers)
+    let steps: Vec<_> = steps.collect::<Result<_>>()?;
+    let in_order = steps.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1);
+    ensure!(in_order, "lost or doubled: {steps:?}");
+    Ok(steps)
+}
+
+async fn counts(node: &Node, job: &Job) -> Result<Vec<u64>> {
+    Ok(steps(node, job)
+        .await?
+        .into_iter()
+        .map(|(n, _)| n)
+        .collect())
 }
 
 /// Waits until a job has counted on beyond a number, and gives all that it has counted to.
@@ -188,9 +199,188 @@ async fn memory_and_disk_are_there_after_the_daemons_end() -> Result<()> {
     node.restart(again.id, Some(Duration::ZERO)).await?;
     wait(&node, &again, JobState::Running).await?;
     let began = Instant::now();
-    while !log(&node, &again).await?.contains("count 1\n") {
+    while !log(&node, &again).await?.contains("count 1 ") {
         ensure!(began.elapsed() < LIMIT);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     close(&root, node).await
+}
+
+#[tokio::test]
+async fn copies_go_on_from_one_moment_and_share_nothing_else() -> Result<()> {
+    const COPIES: usize = 3;
+    let root = TestRoot::new()?;
+    let node = open(&root).await?;
+    let mut spec = counter(64);
+    spec.hostname = Some("first".into());
+    let first = create(&node, spec).await?;
+    counted(&node, &first, 5).await?;
+    said(
+        &node,
+        &first,
+        "echo 0123456789abcdef0123456789abcdef > /etc/machine-id",
+    )
+    .await?;
+    let request = ForkRequest {
+        copies: 3,
+        name: Some("copy".into()),
+        keep: false,
+    };
+    let forked = node.fork(first.id, request).await?;
+    assert_eq!((forked.jobs.len(), forked.snapshot), (COPIES, None));
+    let names: Vec<_> = forked.jobs.iter().map(|job| job.name.as_str()).collect();
+    assert_eq!(names, ["copy-1", "copy-2", "copy-3"]);
+
+    let (mut begins, mut drawn, mut seen) = (BTreeSet::new(), 0, BTreeSet::new());
+    let mut who = BTreeSet::new();
+    for job in &forked.jobs {
+        wait(&node, job, JobState::Running).await?;
+        let from = counts(&node, job).await?.first().copied().unwrap_or(0);
+        counted(&node, job, from + 10).await?;
+        let steps = steps(&node, job).await?;
+        begins.insert(steps[0].0);
+        // The first may have been drawn before the moment, and be written after it.
+        for (_, uuid) in steps.into_iter().skip(1) {
+            drawn += 1;
+            seen.insert(uuid);
+        }
+        let script = "cat /etc/hostname /etc/machine-id /run/aleph/generation; hostname";
+        let said = said(&node, job, script).await?;
+        assert!(
+            !said.contains("first") && !said.contains("0123456789"),
+            "{said}"
+        );
+        who.extend(said.lines().map(str::to_owned));
+    }
+    assert_eq!(begins.len(), 1, "they go on from {begins:?}");
+    assert!(drawn >= 3 * COPIES);
+    assert_eq!(seen.len(), drawn, "copies drew the same numbers");
+    // A hostname, which is there twice, a machine id and a generation each.
+    assert_eq!(who.len(), 3 * COPIES, "{who:?}");
+
+    // The first one is what it was, and goes on.
+    let begins = begins.first().copied().unwrap_or(0);
+    let all = counted(&node, &first, begins + 10).await?;
+    assert_eq!(all[0], 1);
+    let said = said(&node, &first, "hostname; cat /etc/machine-id").await?;
+    assert_eq!(said, "first\n0123456789abcdef0123456789abcdef\n");
+    // What they went on from goes by itself.
+    let began = Instant::now();
+    while !folders(root.path())?.is_empty() {
+        ensure!(began.elapsed() < LIMIT, "{:?}", folders(root.path())?);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(node.snapshots(&Scope::All), []);
+    close(&root, node).await
+}
+
+#[tokio::test]
+async fn a_paused_job_stays_paused_and_its_copy_goes_on() -> Result<()> {
+    let root = TestRoot::new()?;
+    let node = open(&root).await?;
+    let first = create(&node, counter(0)).await?;
+    counted(&node, &first, 5).await?;
+    node.pause(first.id).await?;
+    let request = ForkRequest {
+        keep: true,
+        ..ForkRequest::default()
+    };
+    let forked = node.fork(first.id, request).await?;
+    let kept = forked.snapshot.context("it was to stay")?;
+    assert_eq!(node.job(first.id)?.state, JobState::Paused);
+    let copy = &forked.jobs[0];
+    let last = *counts(&node, &first).await?.last().context("nothing")?;
+    wait(&node, copy, JobState::Running).await?;
+    counted(&node, copy, last + 5).await?;
+    assert_eq!(
+        counts(&node, &first).await?.last(),
+        Some(&last),
+        "it is paused"
+    );
+    node.resume(first.id).await?;
+    counted(&node, &first, last + 5).await?;
+    node.remove_snapshot(kept).await?;
+    let gone = node.restore(kept, RestoreRequest::default()).await;
+    assert!(
+        matches!(gone, Err(NodeError::Snapshot(SnapshotError::Unknown(_)))),
+        "{gone:?}"
+    );
+    close(&root, node).await
+}
+
+/// One of another VMM or machine is refused before anything is made for it.
+#[tokio::test]
+async fn what_was_made_elsewhere_is_refused_with_what_differs() -> Result<()> {
+    let root = TestRoot::new()?;
+    let node = open(&root).await?;
+    let first = create(&node, counter(0)).await?;
+    counted(&node, &first, 1).await?;
+    let snapshot = node.snapshot(first.id, false).await?;
+    leave(node).await;
+    let folder = root
+        .path()
+        .join("snapshots")
+        .join(&folders(root.path())?[0]);
+    let path = folder.join("snapshot.json");
+    let text = std::fs::read_to_string(&path)?;
+    let other = text.replace(" microvm ", " microvm-of-another ");
+    assert_ne!(text, other);
+    std::fs::write(&path, other)?;
+    let node = open(&root).await?;
+    let jobs = node.list(&Scope::All, &JobFilter::default()).jobs.len();
+    let refused = node.restore(snapshot.id, RestoreRequest::default()).await;
+    let error = refused.err().context("it was taken")?;
+    assert_eq!(
+        (error.class(), error.code()),
+        (ErrorClass::Conflict, "snapshot_incompatible")
+    );
+    let said = error.to_string();
+    assert!(said.contains("microvm-of-another"), "{said}");
+    assert_eq!(
+        node.list(&Scope::All, &JobFilter::default()).jobs.len(),
+        jobs
+    );
+    // The first one never noticed.
+    wait(&node, &first, JobState::Running).await?;
+    let last = *counts(&node, &first).await?.last().context("nothing")?;
+    counted(&node, &first, last + 5).await?;
+    close(&root, node).await
+}
+
+/// Who wants a job to end is heard while it is written down.
+#[tokio::test]
+async fn a_job_can_be_ended_while_it_is_written_down() -> Result<()> {
+    for kill in [false, true] {
+        let root = TestRoot::new()?;
+        let node = open(&root).await?;
+        let first = create(&node, counter(64)).await?;
+        counted(&node, &first, 5).await?;
+        let writing = {
+            let (node, id) = (node.clone(), first.id);
+            tokio::spawn(async move { node.snapshot(id, false).await })
+        };
+        let began = Instant::now();
+        while folders(root.path())?.is_empty() {
+            ensure!(began.elapsed() < LIMIT && !writing.is_finished());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let busy = node.snapshot(first.id, false).await;
+        assert!(matches!(busy, Err(NodeError::Denied { .. })), "{busy:?}");
+        let ended = if kill {
+            node.kill(first.id, 9).await?
+        } else {
+            node.stop(first.id, None).await?
+        };
+        assert_eq!(ended.state, JobState::Exited, "{ended:?}");
+        match writing.await? {
+            // It was ready just before.
+            Ok(snapshot) => node.remove_snapshot(snapshot.id).await?,
+            Err(error) => assert_eq!(error.class(), ErrorClass::Conflict, "{error:?}"),
+        }
+        counts(&node, &first).await?;
+        assert_eq!(node.snapshots(&Scope::All), []);
+        assert_eq!(folders(root.path())?, Vec::<String>::new());
+        close(&root, node).await?;
+    }
+    Ok(())
 }

@@ -54,6 +54,8 @@ pub(in crate::node) struct Making {
     /// Whether it is to end here: it does not go on then.
     pub(super) stop: bool,
     pub(super) given_up: CancellationToken,
+    /// Whether it was asked to stand still.
+    pub(super) stands_still: bool,
 }
 
 /// What became of it.
@@ -67,7 +69,6 @@ pub(in crate::node) struct Written {
 impl Making {
     pub(in crate::node) async fn make(mut self) -> Written {
         let given_up = self.given_up.clone();
-        self.own = itself(&self.agent, self.own.clone()).await;
         let written = tokio::select! {
             biased;
             () = given_up.cancelled() => Err(SnapshotError::GivenUp),
@@ -87,6 +88,7 @@ impl Making {
             stop,
             ..
         } = self;
+        let own = Some(&own);
         let made = match written {
             Ok(main) => {
                 record.stands_at(main);
@@ -102,7 +104,7 @@ impl Making {
             }
         };
         if made.is_err() && stop && is_lost.is_none() {
-            is_lost = go_on(&vm, &agent, &own, paused).await;
+            is_lost = go_on(&vm, &agent, own, paused).await;
         }
         Written { made, is_lost }
     }
@@ -111,6 +113,9 @@ impl Making {
         if self.paused {
             self.vm.resume().await?;
         }
+        let own = itself(&self.agent, self.own.clone());
+        self.own = in_time("say who it is", async { Ok(own.await) }).await?;
+        self.stands_still = true;
         in_time("stand still", self.agent.freeze()).await?;
         crate::failpoint::pass("snapshot.frozen", "after");
         // What was written until now has been sent before the answer to this.
@@ -137,12 +142,14 @@ impl Making {
     }
 
     async fn go_on(&self) -> Option<String> {
-        go_on(&self.vm, &self.agent, &self.own, self.paused).await
+        let own = Some(&self.own).filter(|_| self.stands_still);
+        go_on(&self.vm, &self.agent, own, self.paused).await
     }
 }
 
-/// Has a guest go on, wherever writing it down has stopped; says why it does not, where it should.
-async fn go_on(vm: &Vm, agent: &Agent, own: &CloneRequest, paused: bool) -> Option<String> {
+/// Has a guest go on, wherever writing it down has stopped; its processes as `own`, where they may
+/// stand still. Says why it does not, where it should.
+async fn go_on(vm: &Vm, agent: &Agent, own: Option<&CloneRequest>, paused: bool) -> Option<String> {
     let went = async {
         vm.settled().await;
         if vm.status().state == State::Paused {
@@ -150,11 +157,13 @@ async fn go_on(vm: &Vm, agent: &Agent, own: &CloneRequest, paused: bool) -> Opti
             let _ = vm.cancel_save().await;
             vm.resume().await?;
         }
-        let resumed = async { agent.resume(own)?.done().await };
-        match in_time("go on", resumed).await {
-            // It never came to stand still.
-            Err(SnapshotError::Guest(AgentError::Failed { errno: EPROTO, .. })) => {}
-            resumed => resumed?,
+        if let Some(own) = own {
+            let resumed = async { agent.resume(own)?.done().await };
+            match in_time("go on", resumed).await {
+                // It never came to stand still.
+                Err(SnapshotError::Guest(AgentError::Failed { errno: EPROTO, .. })) => {}
+                resumed => resumed?,
+            }
         }
         if paused {
             vm.pause().await?;
@@ -170,10 +179,10 @@ async fn go_on(vm: &Vm, agent: &Agent, own: &CloneRequest, paused: bool) -> Opti
     }
 }
 
-async fn in_time(
+async fn in_time<T>(
     what: &'static str,
-    work: impl Future<Output = Result<(), AgentError>>,
-) -> Result<(), SnapshotError> {
+    work: impl Future<Output = Result<T, AgentError>>,
+) -> Result<T, SnapshotError> {
     match tokio::time::timeout(ANSWER, work).await {
         Ok(done) => Ok(done?),
         Err(_) => Err(SnapshotError::Silent {

@@ -144,6 +144,7 @@ impl Inner {
             paused: job.state == aleph_types::JobState::Paused,
             stop,
             given_up,
+            stands_still: false,
         })
     }
 
