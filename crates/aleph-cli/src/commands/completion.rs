@@ -72,6 +72,19 @@ pub(super) fn images(beginning: &OsStr) -> Vec<CompletionCandidate> {
     candidates(beginning, names)
 }
 
+/// Ids of snapshots, with the jobs that they are of.
+pub(super) fn snapshots(beginning: &OsStr) -> Vec<CompletionCandidate> {
+    let ids = ask(async |client| {
+        let snapshots = client.snapshots().await.ok()?.into_iter();
+        Some(
+            snapshots
+                .map(|one| (one.id.short(), one.job_name))
+                .collect(),
+        )
+    });
+    candidates(beginning, ids)
+}
+
 /// Names of jobs, by what can be done with them.
 pub(super) mod jobs {
     use super::{CompletionCandidate, OsStr, ask, candidates};

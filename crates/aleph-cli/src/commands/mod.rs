@@ -22,6 +22,7 @@ mod ps;
 mod restart;
 mod rm;
 mod run;
+mod snapshot;
 mod start;
 mod stats;
 mod stop;
@@ -64,6 +65,12 @@ pub(crate) enum Command {
     /// Let frozen guests go on
     #[command(visible_alias = "unpause")]
     Resume(pause::Resume),
+    /// Write a job's guest down, to go on from later; list and remove what was written
+    Snapshot(snapshot::Snapshot),
+    /// Start a job that goes on from a snapshot
+    Restore(snapshot::Restore),
+    /// Start copies of a job that go on from where it is
+    Fork(snapshot::Fork),
     /// Remove jobs with their logs
     Rm(rm::Rm),
     /// Show all that a node knows of jobs, as JSON
@@ -149,6 +156,9 @@ impl Command {
             Self::Kill(kill) => kill.run(context).await,
             Self::Pause(pause) => pause.run(context).await,
             Self::Resume(resume) => resume.run(context).await,
+            Self::Snapshot(snapshot) => snapshot.run(context).await,
+            Self::Restore(restore) => restore.run(context).await,
+            Self::Fork(fork) => fork.run(context).await,
             Self::Rm(rm) => rm.run(context).await,
             Self::Inspect(inspect) => inspect.run(context).await,
             Self::Port(port) => port.run(context).await,

@@ -21,6 +21,7 @@ mod logs;
 mod node;
 mod prune;
 mod session;
+mod snapshots;
 mod stats;
 mod tokens;
 
@@ -37,6 +38,7 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
     OpenApiRouter::new()
         .merge(jobs::routes())
         .merge(actions::routes())
+        .merge(snapshots::routes())
         .merge(stats::routes())
         .merge(logs::routes())
         .merge(exec::routes())

@@ -109,7 +109,8 @@ async fn remove(
     Ok(report)
 }
 
-/// Images that jobs were started from: they may be started again.
+/// Images that jobs were started from, and that snapshots need: jobs may be started again, and
+/// snapshots be gone on from.
 fn images_of_jobs(service: &Service) -> BTreeSet<Digest> {
     let mut digests = BTreeSet::new();
     let mut filter = JobFilter {
@@ -125,7 +126,10 @@ fn images_of_jobs(service: &Service) -> BTreeSet<Digest> {
         digests.extend(used.filter_map(|digest| digest.parse::<Digest>().ok()));
         match part.cursor {
             Some(cursor) => filter.cursor = Some(cursor),
-            None => return digests,
+            None => break,
         }
     }
+    let snapshots = service.node.snapshots(&Scope::All).into_iter();
+    digests.extend(snapshots.filter_map(|snapshot| snapshot.image_digest.parse::<Digest>().ok()));
+    digests
 }

@@ -30,8 +30,8 @@ pub enum SnapshotError {
     /// The guest's agent was built before there were snapshots.
     #[error("the job's guest was started by an older version, which has no snapshots")]
     OldGuest,
-    /// Its command has ended meanwhile.
-    #[error("the job's command has ended")]
+    /// It, or its command, has ended meanwhile.
+    #[error("the job has ended meanwhile")]
     Ended,
     /// What its command wrote cannot be stored.
     #[error("what the job's command wrote could not be stored within {} s", .0.as_secs())]

@@ -100,7 +100,12 @@ impl Making {
                     Ok(())
                 })
                 .await;
-                Err(error)
+                // Whatever broke then, that is why.
+                let lives = matches!(
+                    vm.status().state,
+                    State::Running | State::Pausing | State::Paused | State::Resuming
+                );
+                Err(if lives { error } else { SnapshotError::Ended })
             }
         };
         if made.is_err() && stop && is_lost.is_none() {
