@@ -50,7 +50,9 @@ impl Run<'_> {
             }
             Fate::NotGiven(why) => (problem("Sandbox.Failure", why), Some("error"), false),
         };
-        let memory_peak = self.clone.memory_peak();
+        // Its VMM has some of its own besides, which is no business of the function's.
+        let most = self.deployment.memory.bytes();
+        let memory_peak = self.clone.memory_peak().map(|peak| peak.min(most));
         let log_tail = report(&Report {
             request_id: id,
             version: &self.deployment.version,
