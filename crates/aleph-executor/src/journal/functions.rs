@@ -159,18 +159,18 @@ impl Journal {
         self.writer.run("function.event.add", work).await
     }
 
-    /// The ids of all events that wait, with when they are due; the one that is due first is first.
+    /// When all events that wait are due, their ids and accounts; the one that is due first is first.
     ///
     /// # Errors
     /// Where they cannot be read.
-    pub async fn function_events_due(&self) -> Result<Vec<(i64, String)>, JournalError> {
+    pub async fn function_events_due(&self) -> Result<Vec<(i64, String, String)>, JournalError> {
         let work = |t: &Transaction<'_>| {
             let sql = || JournalError::sql("read events for functions");
             let mut statement = t
-                .prepare("SELECT due, request FROM function_events ORDER BY due, rowid")
+                .prepare("SELECT due, request, account FROM function_events ORDER BY due, rowid")
                 .map_err(sql())?;
             let rows = statement
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                 .map_err(sql())?;
             rows.collect::<Result<_, _>>().map_err(sql())
         };
@@ -286,7 +286,8 @@ mod tests {
         let records: Vec<_> = rows.iter().map(|row| row.record.as_str()).collect();
         assert_eq!(records, ["3", "4", "other"]);
         let due = journal.function_events_due().await.unwrap();
-        assert_eq!(due, [(10, "r1".to_owned()), (20, "r2".to_owned())]);
+        let of = |due, id: &str| (due, id.to_owned(), "a".to_owned());
+        assert_eq!(due, [of(10, "r1"), of(20, "r2")]);
         journal.remove_function("a", "f").await.unwrap();
         assert_eq!(journal.functions().await.unwrap().len(), 1);
         assert_eq!(journal.function_events_due().await.unwrap(), []);
@@ -309,6 +310,6 @@ mod tests {
         journal.finish_function_event("r1", next).await.unwrap();
         assert_eq!(journal.function_event("r1").await.unwrap(), None);
         let due = journal.function_events_due().await.unwrap();
-        assert_eq!(due, [(40, "r2".to_owned())]);
+        assert_eq!(due, [(40, "r2".to_owned(), "a".to_owned())]);
     }
 }

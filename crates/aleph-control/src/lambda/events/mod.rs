@@ -13,6 +13,7 @@
 //! written to `STATE/functions/dead-letters/ACCOUNT.jsonl`; of this file one earlier is kept.
 
 mod letters;
+mod queue;
 
 use super::admission::{Admission, Limits};
 use super::error::LambdaError;
@@ -24,26 +25,23 @@ use aleph_executor::journal::{EventRow, Journal, JournalError, Waiting};
 use aleph_types::Timestamp;
 use bytes::Bytes;
 use letters::Letters;
+use queue::{Due, LONGEST_PAUSE, Queue};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// How many events are under way at once.
 const AT_ONCE: usize = 64;
-/// The longest pause before an event that was throttled is tried again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How many of them are of one account.
 const OF_ACCOUNT: u64 = 32;
 /// The pause before an event is looked at again whose account has as many under way.
 const TURN_PAUSE: i64 = 200;
-/// How many events may wait.
-const MOST_WAITING: usize = 100_000;
+/// How many times the events of one account may wait in all.
+const ACCOUNTS_WAITING: usize = 10;
 /// How often an event that leads to another may go on: a destination may lead back.
 const MOST_HOPS: u32 = 16;
 
@@ -58,6 +56,8 @@ pub struct EventPolicy {
     pub throttled: Duration,
     /// How old an event may become.
     pub age: Duration,
+    /// How many events of an account may wait.
+    pub waiting: usize,
 }
 
 impl Default for EventPolicy {
@@ -67,6 +67,7 @@ impl Default for EventPolicy {
             pauses: vec![Duration::from_secs(60), Duration::from_secs(120)],
             throttled: Duration::from_secs(1),
             age: Duration::from_secs(6 * 3600),
+            waiting: 100_000,
         }
     }
 }
@@ -88,15 +89,11 @@ struct Record {
     hops: u32,
 }
 
-/// When which event is due; the earliest on top.
-type Heap = BinaryHeap<Reverse<(i64, String)>>;
-
 /// The queue.
 pub(crate) struct Events {
     journal: Journal,
     policy: EventPolicy,
-    due: Mutex<Heap>,
-    changed: Notify,
+    queue: Queue,
     /// What is under way of each account, so that none keeps the others waiting.
     under_way: Admission,
     letters: Letters,
@@ -108,42 +105,17 @@ impl Events {
         letters: PathBuf,
         policy: EventPolicy,
     ) -> Result<Self, JournalError> {
-        let due = journal.function_events_due().await?;
+        let queue = Queue::default();
+        for (due, request, account) in journal.function_events_due().await? {
+            queue.push(due, request, &account);
+        }
         Ok(Self {
             journal,
             policy,
-            due: Mutex::new(due.into_iter().map(Reverse).collect()),
-            changed: Notify::new(),
+            queue,
             under_way: Admission::default(),
             letters: Letters::new(letters),
         })
-    }
-
-    fn push(&self, due: i64, request: String) {
-        let mut heap = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        heap.push(Reverse((due, request)));
-        drop(heap);
-        self.changed.notify_one();
-    }
-
-    fn waiting(&self) -> usize {
-        let heap = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        heap.len()
-    }
-
-    /// The event that is due, or how long until one is.
-    fn pop(&self, now: i64) -> Result<String, Duration> {
-        let mut heap = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        match heap.peek() {
-            Some(Reverse((due, _))) if *due <= now => heap
-                .pop()
-                .map(|Reverse((_, request))| request)
-                .ok_or(LONGEST_PAUSE),
-            Some(Reverse((due, _))) => {
-                Err(Duration::from_millis(u64::try_from(due - now).unwrap_or(0)))
-            }
-            None => Err(LONGEST_PAUSE),
-        }
     }
 }
 
@@ -158,11 +130,11 @@ pub(super) fn start(functions: &Functions) {
                 () = functions.stopping.cancelled() => return,
             };
             let Ok(turn) = turn else { return };
-            let request = loop {
-                match functions.events.pop(now()) {
-                    Ok(request) => break request,
+            let next = loop {
+                match functions.events.queue.pop(now()) {
+                    Ok(next) => break next,
                     Err(pause) => tokio::select! {
-                        _ = timeout(pause, functions.events.changed.notified()) => {}
+                        _ = timeout(pause, functions.events.queue.changed()) => {}
                         () = functions.stopping.cancelled() => return,
                     },
                 }
@@ -170,7 +142,7 @@ pub(super) fn start(functions: &Functions) {
             let worker = functions.clone();
             functions.work.spawn(async move {
                 let _turn = turn;
-                worker.attempt(&request).await;
+                worker.attempt(&next).await;
             });
         }
     });
@@ -184,7 +156,10 @@ impl Functions {
         qualifier: Option<String>,
         invocation: Invocation,
     ) -> Result<(), LambdaError> {
-        if self.events.waiting() >= MOST_WAITING {
+        let (account, name) = (&function.account, &function.name);
+        let most = self.events.policy.waiting;
+        let in_all = most.saturating_mul(ACCOUNTS_WAITING);
+        if !self.events.queue.has_room(account, most, in_all) {
             return Err(LambdaError::throttled(
                 Duration::from_secs(5),
                 "CallerRateLimitExceeded",
@@ -203,22 +178,22 @@ impl Functions {
             hops: 0,
         };
         let request = invocation.request_id;
-        let (account, name) = (&function.account, &function.name);
         let row = row(request.clone(), account, name, now, &record)?;
         let payload = invocation.payload.to_vec();
         let journal = &self.events.journal;
         journal.add_function_event(Waiting { row, payload }).await?;
-        self.events.push(now, request);
+        self.events.queue.push(now, request, account);
         Ok(())
     }
 
     /// Tries an event once, and keeps what came of it.
-    async fn attempt(&self, request: &str) {
+    async fn attempt(&self, next: &Due) {
+        let request = next.request.as_str();
         let waiting = match self.events.journal.function_event(request).await {
             Ok(Some(waiting)) => waiting,
             // Its function was deleted.
             Ok(None) => return,
-            Err(error) => return self.later(request, &error).await,
+            Err(error) => return self.later(request, &next.account, &error),
         };
         let Waiting { row, payload } = waiting;
         let Ok(record) = serde_json::from_str::<Record>(&row.record) else {
@@ -238,7 +213,8 @@ impl Functions {
             .under_way
             .enter(&row.account, &row.function, limits);
         let Ok(_turn) = turn else {
-            return self.events.push(now() + TURN_PAUSE, row.request);
+            let due = now() + TURN_PAUSE;
+            return self.events.queue.push(due, row.request, &row.account);
         };
         let payload = Bytes::from(payload);
         let (failure, answer) = match self.too_old(&function, &record) {
@@ -324,16 +300,16 @@ impl Functions {
         let journal = &self.events.journal;
         let delayed = journal.delay_function_event(&row.request, due, text).await;
         match delayed {
-            Ok(()) => self.events.push(due, row.request),
-            Err(error) => self.later(&row.request, &error).await,
+            Ok(()) => self.events.queue.push(due, row.request, &row.account),
+            Err(error) => self.later(&row.request, &row.account, &error),
         }
     }
 
     /// The journal does not answer: the event is looked at again after a while.
-    async fn later(&self, request: &str, error: &JournalError) {
+    fn later(&self, request: &str, account: &str, error: &JournalError) {
         tracing::error!(%error, request, "an event cannot be kept up with");
         let due = now() + milliseconds(LONGEST_PAUSE);
-        self.events.push(due, request.to_owned());
+        self.events.queue.push(due, request.to_owned(), account);
     }
 
     /// An event is done with: whoever is to know of it is told, and it leaves the journal.
@@ -360,10 +336,10 @@ impl Functions {
         match journal.finish_function_event(&end.row.request, next).await {
             Ok(()) => {
                 if let Some((due, request)) = pushed {
-                    self.events.push(due, request);
+                    self.events.queue.push(due, request, &end.row.account);
                 }
             }
-            Err(error) => self.later(&end.row.request, &error).await,
+            Err(error) => self.later(&end.row.request, &end.row.account, &error),
         }
     }
 

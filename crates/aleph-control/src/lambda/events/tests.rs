@@ -166,3 +166,37 @@ async fn a_function_that_goes_takes_its_events_along() {
     assert_eq!(letters(&root), Vec::<Value>::new());
     functions.stopping.cancel();
 }
+
+#[tokio::test]
+async fn one_account_has_so_many_events_wait_and_no_more() {
+    let root = TestRoot::empty().unwrap();
+    let policy = EventPolicy {
+        throttled: LIMIT,
+        waiting: 1,
+        ..EventPolicy::default()
+    };
+    let (functions, _runner, journal) = open(&root, policy).await;
+    let full = function(&functions, "throttle").await;
+    functions.enqueue(&full, None, event("a")).await.unwrap();
+    // It waits once it was throttled and is to be tried again.
+    let soon = now() + milliseconds(LIMIT) / 2;
+    let waits = async {
+        loop {
+            let waiting = journal.function_event("a").await.unwrap().unwrap();
+            if waiting.row.due > soon && !functions.events.queue.has_room("default", 1, 9) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, waits).await.unwrap();
+    let refused = functions.enqueue(&full, None, event("b")).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("Too many events wait"), "{refused}");
+    let other = Function {
+        account: "other".into(),
+        ..Function::clone(&full)
+    };
+    functions.enqueue(&other, None, event("c")).await.unwrap();
+    functions.stopping.cancel();
+}
