@@ -129,6 +129,39 @@ impl CodeStore {
         self.archives.join(format!("{sha256}.zip"))
     }
 
+    /// Makes filesystems of `used` again that are missing, from what was uploaded. It blocks.
+    pub(crate) fn restore<'a>(&self, used: impl Iterator<Item = &'a CodeRef>) {
+        for code in used {
+            let CodeRef::Zip { sha256, image, .. } = code else {
+                continue;
+            };
+            if image.exists() {
+                continue;
+            }
+            let path = image.display();
+            match self.rebuild(sha256, image) {
+                Ok(()) => {
+                    tracing::warn!(%path, "the code of a function was missing and is made again")
+                }
+                Err(why) => tracing::error!(%path, why, "the code of a function is missing"),
+            }
+        }
+    }
+
+    fn rebuild(&self, sha256: &str, image: &Path) -> Result<(), String> {
+        let zip = fs::read(self.archive(sha256)).map_err(|error| error.to_string())?;
+        if hex(&Sha256::digest(&zip)) != sha256 {
+            return Err("its archive is damaged".into());
+        }
+        let task = self.builder.build(&zip, &self.tasks);
+        let task = task.map_err(|problem| problem.to_string())?;
+        // Tools of another version may make another filesystem of it, which no version refers to.
+        match task.image == image {
+            true => Ok(()),
+            false => Err("it does not come out as it was; upload it again".into()),
+        }
+    }
+
     /// Removes all files but those of `used`. Nobody may be uploading.
     pub(crate) fn retain<'a>(&self, used: impl Iterator<Item = &'a CodeRef>) {
         let mut kept: HashSet<PathBuf> = HashSet::new();
@@ -192,4 +225,42 @@ pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
         }
     };
     digits.chunks(2).map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names an image by the archive's length.
+    struct ByLength;
+
+    impl TaskBuilder for ByLength {
+        fn build(&self, zip: &[u8], into: &Path) -> Result<Task, Problem> {
+            let image = into.join(zip.len().to_string());
+            fs::write(&image, zip).unwrap();
+            let digest = String::new();
+            Ok(Task { image, digest })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(CodeStore::open(dir.path(), Arc::new(ByLength)).unwrap());
+        let code = store.add(b"PK one".to_vec(), false).await.unwrap();
+        let CodeRef::Zip { sha256, image, .. } = &code else {
+            panic!("no archive")
+        };
+        fs::remove_file(image).unwrap();
+        store.restore([&code].into_iter());
+        assert_eq!(fs::read(image).unwrap(), b"PK one");
+        // What is there is left as it is, and what is damaged is made of nothing.
+        fs::write(image, "there").unwrap();
+        store.restore([&code].into_iter());
+        assert_eq!(fs::read(image).unwrap(), b"there");
+        fs::remove_file(image).unwrap();
+        fs::write(store.archive(sha256), b"PK two").unwrap();
+        store.restore([&code].into_iter());
+        assert!(!image.exists());
+    }
 }

@@ -31,6 +31,7 @@
 //! | --- | --- |
 //! | a version cannot be prepared | its state, or that of its update, is `Failed`, with the runner's words; what served goes on |
 //! | the daemon dies while one is prepared | it is prepared again by the next one |
+//! | a filesystem of code is gone at the start | it is made again of what was uploaded |
 //! | a client goes away | what it asked for ends as if it had stayed |
 //! | the daemon dies with events under way | they are tried again, with the same request id |
 //! | an event cannot be carried out in time, or fails too often | it goes to the failure destination and to the dead letters |
@@ -225,7 +226,15 @@ impl Functions {
             source,
         })?;
         let registry = Registry::open(journal.clone()).await?;
-        code.retain(registry.codes().iter());
+        let code = Arc::new(code);
+        let (used, store) = (registry.codes(), Arc::clone(&code));
+        let swept = tokio::task::spawn_blocking(move || {
+            store.restore(used.iter());
+            store.retain(used.iter());
+        });
+        if swept.await.is_err() {
+            tracing::error!("the code of functions could not be looked through");
+        }
         let letters = folder.join("dead-letters");
         let events = Events::open(journal, letters, config.events).await?;
         let functions = Self(Arc::new(Shared {
@@ -233,7 +242,7 @@ impl Functions {
             account_concurrency: config.account_concurrency,
             runtimes: config.runtimes,
             registry,
-            code: Arc::new(code),
+            code,
             runner,
             admission: Admission::default(),
             events,
