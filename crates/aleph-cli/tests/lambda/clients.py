@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError
 
 ENDPOINT, DAEMON, FOLDER = sys.argv[1:]
 ROLE = "arn:aws:iam::000000000000:role/any"
+CROWD = 12
 ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
 
 aws = boto3.client(
@@ -28,7 +29,7 @@ aws = boto3.client(
     region_name="us-east-1",
     aws_access_key_id="any",
     aws_secret_access_key="any",
-    config=Config(retries={"total_max_attempts": 1}, read_timeout=120),
+    config=Config(retries={"total_max_attempts": 1}, read_timeout=120, max_pool_connections=CROWD),
 )
 
 
@@ -99,6 +100,8 @@ def answers():
         assert lines.startswith(f"START RequestId: {request} Version: $LATEST\n"), lines
         assert f"\nEND RequestId: {request}\n" in lines, lines
         report = lines.splitlines()[-1]
+        size, used = re.search(r"Memory Size: (\d+) MB\tMax Memory Used: (\d+) MB", report).groups()
+        assert 0 < int(used) <= int(size), report
         form = (rf"REPORT RequestId: {request}\tDuration: [\d.]+ ms\tBilled Duration: \d+ ms\t"
                 r"Memory Size: \d+ MB\tMax Memory Used: \d+ MB\tRestore Duration: [\d.]+ ms")
         assert re.fullmatch(form, report), report
@@ -193,6 +196,32 @@ def hostile():
     assert len(ask("py", "big", bytes=(6 << 20) - 2)) == (6 << 20) - 2
 
 
+def crowd():
+    """Many at once, some of whom break what they are given: each has an answer of its own."""
+    answers = {}
+
+    def one(number):
+        do = ["echo", "echo", "crash", "error"][number % 4]
+        answers[number] = invoke("py", {"do": do, "number": number})
+
+    for _ in range(3):
+        answers.clear()
+        threads = [threading.Thread(target=one, args=[number]) for number in range(CROWD)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) == CROWD, answers
+        ids = {done["ResponseMetadata"]["RequestId"] for done in answers.values()}
+        assert len(ids) == CROWD, ids
+        for number, done in answers.items():
+            if number % 4 < 2:
+                assert done["Payload"] == {"do": "echo", "number": number}, done
+            else:
+                kind = "Runtime.ExitError" if number % 4 == 2 else "ValueError"
+                assert done["Payload"]["errorType"] == kind, done
+
+
 def changes():
     first = aws.publish_version(FunctionName="py")["Version"]
     aws.get_waiter("published_version_active").wait(
@@ -266,7 +295,7 @@ def main():
     names = ["py", "short", "native", "node"]
     for name in names:
         active(name)
-    for part in (answers, contract, errors, hostile, changes, throttled, streamed):
+    for part in (answers, contract, errors, hostile, crowd, changes, throttled, streamed):
         began = time.time()
         part()
         print(f"{part.__name__}: {time.time() - began:.1f} s", flush=True)
