@@ -81,7 +81,8 @@ pub struct Deployment {
     pub memory: MiB,
     /// How long an invocation may take.
     pub timeout: Duration,
-    /// How much `/tmp` may hold. It is in the guest's memory, and never more than half of it.
+    /// How much `/tmp` may hold. It is in the guest's memory, and is never more than about half of
+    /// what a runtime leaves of that.
     pub temporary: MiB,
     /// How far invocations are kept apart.
     pub isolation: Isolation,

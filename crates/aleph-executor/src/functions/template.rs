@@ -503,10 +503,15 @@ async fn main_position(main: &mut ExecHandle, output: &Output) -> u64 {
     main.position()
 }
 
-/// How much `/tmp` holds. It is in the guest's memory: with more than half of that, whoever fills
-/// it would have the kernel kill the runtime instead of an error that says so.
+/// What a kernel and a runtime take of a guest's memory, more or less.
+const TAKEN: u32 = 64;
+
+/// How much `/tmp` holds. It is in the guest's memory: with more than half of what there is beside
+/// kernel and runtime, whoever fills it would have the kernel kill the runtime, instead of an error
+/// that says so.
 fn temporary(deployment: &Deployment) -> MiB {
-    deployment.temporary.min(MiB(deployment.memory.0 / 2))
+    let most = deployment.memory.0.saturating_sub(TAKEN) / 2;
+    deployment.temporary.min(MiB(most.max(1)))
 }
 
 fn mounts(deployment: &Deployment) -> Vec<MountRequest> {

@@ -34,7 +34,7 @@ struct Settings {
     /// How long an invocation may take [default: 3s]
     #[arg(short, long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
-    /// How much /tmp may hold [default: 512m]
+    /// How much /tmp may hold, as far as there is memory for it [default: 512m]
     #[arg(long, value_name = "SIZE")]
     tmp: Option<MiB>,
     /// Set an environment variable; without a value it is taken from here
