@@ -90,7 +90,8 @@ def do_logs(event, context):
     line = b"y" * 1023 + b"\n"
     left = event["bytes"]
     while left > 0:
-        left -= os.write(1, line * 64)
+        left -= os.write(1, (line * 64)[:left])
+    os.write(1, b"\n")
     print("the last line")
     return "written"
 

@@ -16,7 +16,7 @@ use world::{World, app_zip, ran};
 const RUNTIMES: [Recipe; 3] = [Recipe::ProvidedAl2023, Recipe::Python311, Recipe::Nodejs18];
 
 #[test]
-fn clients_of_aws_run_functions_in_vms() -> Result<()> {
+fn alone_clients_of_aws_run_functions_in_vms() -> Result<()> {
     let world = World::up(&RUNTIMES)?;
     world.archive("app", &app_zip("one")?)?;
     world.archive("app2", &app_zip("two")?)?;
@@ -33,6 +33,6 @@ fn clients_of_aws_run_functions_in_vms() -> Result<()> {
 }
 
 #[test]
-fn events_outlive_a_daemon_that_is_killed() -> Result<()> {
+fn alone_events_outlive_a_daemon_that_is_killed() -> Result<()> {
     events::outlive_the_daemon()
 }
