@@ -258,3 +258,53 @@ fn a_node_without_networks_says_so() -> Result<()> {
     assert_eq!(daemon.ok(&["wait", &id])?, "0");
     daemon.end()
 }
+
+/// A server that is written down goes on in copies that have networks of their own.
+#[test]
+fn copies_of_a_job_are_connected_on_their_own() -> Result<()> {
+    let world = World::new()?;
+    let daemon = Daemon::configured("", &["--netns", &world.node])?;
+    serve(&daemon, "web", &["-p", "8080:80"])?;
+    let page = "page of web";
+    assert_eq!(get(&world, &world.outside, &format!("{NODE}:8080")), page);
+    let words = [
+        "fork", "web", "-n", "2", "--name", "copy", "--keep", "--json",
+    ];
+    let forked = daemon.json(&words)?;
+    let snapshot = forked["snapshot"].as_str().context("it stays")?;
+    daemon.ok(&["restore", "--name", "again", "-p", "8090:80", snapshot])?;
+    assert_eq!(get(&world, &world.outside, &format!("{NODE}:8080")), page);
+    assert_eq!(get(&world, &world.outside, &format!("{NODE}:8090")), page);
+    let mut seen = std::collections::BTreeSet::new();
+    for name in ["web", "copy-1", "copy-2", "again"] {
+        daemon.ok(&["wait", "--state", "running", name])?;
+        let job = daemon.json(&["inspect", name])?;
+        let address = job[0]["network"]["vm_ip"].as_str().context("no address")?;
+        assert_eq!(
+            get(&world, &world.node, &format!("{address}:80")),
+            page,
+            "{name}"
+        );
+        let line = "ip -4 -o address show scope global";
+        let inside = daemon.ok(&["exec", name, "sh", "-c", line])?;
+        assert_eq!(inside.lines().count(), 1, "{name}: {inside}");
+        assert!(
+            inside.contains(&format!("{address}/30")),
+            "{name}: {inside}"
+        );
+        let mac = daemon.ok(&["exec", name, "sh", "-c", "cat /sys/class/net/e*/address"])?;
+        assert!(
+            seen.insert(address.to_owned()) && seen.insert(mac),
+            "{name}: {seen:?}"
+        );
+        let out = format!("ping -c 1 -W 5 {OUTSIDE}");
+        assert_eq!(
+            daemon.aleph(&["exec", name, "sh", "-c", &out])?.code,
+            0,
+            "{name}"
+        );
+    }
+    assert_eq!(daemon.ok(&["port", "copy-1"])?, "");
+    daemon.ok(&["snapshot", "rm", snapshot])?;
+    daemon.end()
+}

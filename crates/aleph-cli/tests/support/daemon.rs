@@ -28,7 +28,7 @@ impl Daemon {
         let file = node.root.path().join("aleph.toml");
         std::fs::write(&file, config)?;
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let child = spawn(&node, &words)?;
+        let child = spawn(&node, &words, None)?;
         let mut daemon = Self {
             node,
             child,
@@ -43,8 +43,21 @@ impl Daemon {
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        self.child = spawn(&self.node, &self.words)?;
+        self.child = spawn(&self.node, &self.words, None)?;
         self.wait_until_up()
+    }
+
+    /// The same, with a daemon that kills itself when it passes this place.
+    pub(crate) fn kill_and_restart_to_die_at(&mut self, failpoint: &str) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.child = spawn(&self.node, &self.words, Some(failpoint))?;
+        self.wait_until_up()
+    }
+
+    /// Whether the daemon has ended.
+    pub(crate) fn is_gone(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     /// Kills the daemon; another one with this configuration and these words does not come up.
@@ -147,7 +160,7 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(node: &Node, words: &[String]) -> Result<Child> {
+fn spawn(node: &Node, words: &[String], failpoint: Option<&str>) -> Result<Child> {
     let log = File::options()
         .create(true)
         .append(true)
@@ -155,6 +168,9 @@ fn spawn(node: &Node, words: &[String]) -> Result<Child> {
     let file = node.root.path().join("aleph.toml");
     let mut command = node.command(&["up", "--config"]);
     command.arg(&file).args(words).stdout(Stdio::null());
+    if let Some(place) = failpoint {
+        command.env("ALEPH_FAILPOINT", place);
+    }
     // VMs are connected in a namespace of the test's own, and nowhere else.
     if words.iter().any(|word| word == "--netns") {
         command.env_remove("ALEPH_NO_NETWORK");
