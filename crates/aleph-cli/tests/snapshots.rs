@@ -188,6 +188,8 @@ fn a_daemon_that_dies_while_a_job_ends_or_begins_with_a_snapshot_finishes_that()
         let job = daemon.json(&["inspect", name])?;
         let short = job[0]["id"].as_str().context("an id")?[..10].to_owned();
         assert_eq!(host, format!("job-{short}"), "{place}");
+        // The next daemon is to die for its own job.
+        daemon.ok(&["rm", "-f", name])?;
     }
     daemon.ok(&["snapshot", "rm", &id])?;
     daemon.end()
