@@ -16,7 +16,7 @@ use aleph_executor::hypervisor::{Memory, Nic};
 use aleph_executor::lifecycle::Timeouts;
 use aleph_executor::place::Place;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
-use aleph_executor::vm::{Ending, Vm, VmSpec};
+use aleph_executor::vm::{Begin, Ending, Vm, VmSpec};
 use aleph_types::{MiB, Resources};
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::nft::Rules;
@@ -122,9 +122,28 @@ async fn boot(bench: &Bench, attached: Attachment) -> Result<Vm> {
             memory: MiB(128),
             ..Resources::default()
         },
-        kernel: boot.kernel,
-        initrd: boot.initrd,
-        command_line: COMMAND_LINE.to_owned(),
+        begin: Begin::Boot {
+            kernel: boot.kernel,
+            initrd: boot.initrd,
+            command_line: COMMAND_LINE.to_owned(),
+            setup: Box::new(SetupRequest {
+                hostname: "bench".into(),
+                filesystem: boot.filesystem,
+                upper: UpperKind::Memory,
+                poweroff_on_hangup: true,
+                network: Some(GuestNetwork {
+                    mac: attached.mac.0,
+                    address: attached.network.vm_ip,
+                    prefix_length: 30,
+                    gateway: attached.network.host_ip,
+                    gateway_mac: Mac::HOST.0,
+                    mtu: attached.mtu,
+                    resolver: None,
+                    search: String::new(),
+                    v6: None,
+                }),
+            }),
+        },
         image: boot.image,
         disks: Vec::new(),
         memory: Memory::Own,
@@ -132,23 +151,6 @@ async fn boot(bench: &Bench, attached: Attachment) -> Result<Vm> {
             mac: attached.mac.0,
             queues: queues.collect(),
         }],
-        setup: SetupRequest {
-            hostname: "bench".into(),
-            filesystem: boot.filesystem,
-            upper: UpperKind::Memory,
-            poweroff_on_hangup: true,
-            network: Some(GuestNetwork {
-                mac: attached.mac.0,
-                address: attached.network.vm_ip,
-                prefix_length: 30,
-                gateway: attached.network.host_ip,
-                gateway_mac: Mac::HOST.0,
-                mtu: attached.mtu,
-                resolver: None,
-                search: String::new(),
-                v6: None,
-            }),
-        },
         timeouts: Timeouts::default(),
         ending: Ending {
             kept: false,
