@@ -140,10 +140,8 @@ impl CodeStore {
             }
             let path = image.display();
             match self.rebuild(sha256, image) {
-                Ok(()) => {
-                    tracing::warn!(%path, "the code of a function was missing and is made again")
-                }
-                Err(why) => tracing::error!(%path, why, "the code of a function is missing"),
+                Ok(()) => tracing::warn!(%path, "code was missing and is made again"),
+                Err(why) => tracing::error!(%path, why, "code of a function is missing"),
             }
         }
     }
