@@ -69,6 +69,8 @@ impl Pool {
         let node = Node::open(NodeConfig::new(root.paths()?), images).await?;
         let config = FunctionsConfig {
             pool,
+            // What clones see; what they take of the host is one of the figures.
+            memory: Some(MiB(96 * 1024)),
             ..FunctionsConfig::default()
         };
         let deployment = Arc::new(Deployment {

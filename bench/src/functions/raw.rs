@@ -64,7 +64,7 @@ pub(super) async fn restore_and_answer(pool: &Pool) -> Result<f64> {
         })
         .await?;
     let socket = tokio::net::UnixStream::connect(dir.path().join("agent.sock")).await?;
-    let (agent, _main) = Agent::reattach(socket, Reattach::default()).await?;
+    let (agent, _main) = Agent::reattach_listening(socket, Reattach::default()).await?;
     agent.ping().await?;
     let took = began.elapsed().as_secs_f64() * MILLI;
     vmm.kill()?;

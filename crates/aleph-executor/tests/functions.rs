@@ -299,7 +299,7 @@ async fn idle_clones_are_paused_and_go_on_and_go_in_the_end() -> Result<()> {
         pool: PoolConfig {
             linger: Duration::ZERO,
             idle_timeout: Duration::from_secs(3600),
-            spares: 1,
+            spares: 0,
             ..PoolConfig::default()
         },
         // Room for two clones.

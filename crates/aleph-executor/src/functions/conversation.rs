@@ -32,6 +32,12 @@ use tokio::task::JoinSet;
 /// The longest answer, in bytes: 6 MiB and what JSON needs around it.
 pub(super) const MAX_ANSWER: usize = 6 * 1024 * 1024 + 1024;
 
+/// The most connections at once.
+const MAX_CONNECTIONS: usize = 256;
+
+/// The longest report of a runtime that cannot begin, in bytes.
+const MAX_REPORT: usize = 64 * 1024;
+
 const PREFIX: &str = "/2018-06-01/runtime/";
 const ERROR_TYPE: &str = "lambda-runtime-function-error-type";
 
@@ -80,6 +86,8 @@ pub(super) struct Conversation {
     changed: Notify,
     /// Whether a runtime that asks to be told of its restoration is told at once: in a clone.
     is_restored: bool,
+    /// Held by who reads a body: a guest holds no more than one of them here.
+    reading: tokio::sync::Mutex<()>,
 }
 
 impl Conversation {
@@ -88,6 +96,7 @@ impl Conversation {
             state: Mutex::new(State::Starting),
             changed: Notify::new(),
             is_restored,
+            reading: tokio::sync::Mutex::default(),
         })
     }
 
@@ -95,9 +104,13 @@ impl Conversation {
     pub(super) async fn serve(self: Arc<Self>, agent: Agent) {
         let mut connections = JoinSet::new();
         while let Ok((_, connection)) = agent.accept().await {
-            connections.spawn(Arc::clone(&self).serve_one(connection));
             // Those that have ended make room.
             while connections.try_join_next().is_some() {}
+            if connections.len() >= MAX_CONNECTIONS {
+                // The guest has no more streams: some of these are over, and do not know it.
+                connections.abort_all();
+            }
+            connections.spawn(Arc::clone(&self).serve_one(connection));
         }
     }
 
@@ -140,9 +153,8 @@ impl Conversation {
     pub(super) async fn give(
         &self,
         invocation: &Invocation,
-        deadline: SystemTime,
+        limit: Duration,
     ) -> oneshot::Receiver<Answer> {
-        let event = event(invocation, deadline);
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -155,14 +167,14 @@ impl Conversation {
                         request_id: invocation.request_id.clone(),
                         answer,
                     };
+                    let event = event(invocation, SystemTime::now() + limit);
                     if let State::Waiting(next) = std::mem::replace(&mut *state, busy)
                         && next.send(event).is_ok()
                     {
                         return answered;
                     }
-                    // Its connection broke at this very moment.
+                    // Its connection broke at this very moment: it did not get the event.
                     *state = State::Starting;
-                    return answered;
                 }
             }
             changed.await;
@@ -193,7 +205,8 @@ impl Conversation {
                 status(StatusCode::OK)
             }
             (&Method::POST, "init/error" | "restore/error") => {
-                let why = match body(request).await {
+                let _turn = self.reading.lock().await;
+                let why = match body(request, MAX_REPORT).await {
                     Some(why) => why,
                     None => return too_large(),
                 };
@@ -227,6 +240,7 @@ impl Conversation {
         request: Request<Incoming>,
         answer: impl FnOnce(Bytes) -> Answer,
     ) -> Response<Full<Bytes>> {
+        let _turn = self.reading.lock().await;
         let has_it = matches!(&*self.lock(), State::Busy { request_id, .. } if request_id == id);
         if !has_it {
             return status_with(
@@ -234,7 +248,7 @@ impl Conversation {
                 r#"{"errorMessage":"Invalid request ID","errorType":"InvalidRequestID"}"#,
             );
         }
-        let body = body(request).await;
+        let body = body(request, MAX_ANSWER).await;
         let is_taken = body.is_some();
         let answer_is = body.map_or(Answer::TooLarge, answer);
         let mut state = self.lock();
@@ -263,8 +277,8 @@ fn described(body: Bytes, kind: Option<&HeaderValue>) -> Bytes {
         .into()
 }
 
-async fn body(request: Request<Incoming>) -> Option<Bytes> {
-    let body = Limited::new(request.into_body(), MAX_ANSWER);
+async fn body(request: Request<Incoming>, most: usize) -> Option<Bytes> {
+    let body = Limited::new(request.into_body(), most);
     Some(body.collect().await.ok()?.to_bytes())
 }
 

@@ -92,9 +92,36 @@ impl Deployment {
     /// Names it.
     #[must_use]
     pub fn id(&self) -> DeploymentId {
-        // Maps are sorted and fields are in order, so equal deployments have equal texts.
-        let text = serde_json::to_vec(self).unwrap_or_default();
-        let hash = Sha256::digest(text);
+        // Where its code lies is not what it is: a node's folder may move.
+        let code = match &self.code {
+            Code::Task {
+                digest, runtime, ..
+            } => ["task", digest, runtime],
+            Code::Image { reference, digest } => ["image", digest, reference],
+        };
+        let numbers = [
+            u64::from(self.memory.0),
+            u64::from(self.temporary.0),
+            u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX),
+            u64::from(self.isolation == Isolation::Invocation),
+        ];
+        let names = [&self.account, &self.function, &self.version, &self.handler];
+        let mut hash = Sha256::new();
+        let mut add = |bytes: &[u8]| {
+            // With its length before it, no text runs into the next.
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        names.iter().for_each(|name| add(name.as_bytes()));
+        code.iter().for_each(|part| add(part.as_bytes()));
+        numbers.iter().for_each(|number| add(&number.to_le_bytes()));
+        add(&(self.env.len() as u64).to_le_bytes());
+        for (name, value) in &self.env {
+            add(name.as_bytes());
+            add(value.as_bytes());
+        }
+        self.command.iter().for_each(|word| add(word.as_bytes()));
+        let hash = hash.finalize();
         DeploymentId(hash.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }

@@ -27,7 +27,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
@@ -82,6 +82,16 @@ pub(super) enum CloneError {
     Network(#[from] NetworkError),
     #[error("cannot reach the clone's VMM")]
     Io(#[from] io::Error),
+}
+
+impl CloneError {
+    /// Whether the template may be why.
+    pub(super) fn blames_template(&self) -> bool {
+        matches!(
+            self,
+            Self::Vmm(LaunchError::Restore { .. }) | Self::Agent(_) | Self::Died(_) | Self::Silent
+        )
+    }
 }
 
 impl Classify for CloneError {
@@ -284,7 +294,7 @@ impl Spare {
                 state.shutdown().await?;
                 Ok::<_, CloneError>(())
             };
-            let reached = async { Ok(Agent::reattach(socket, reattach).await?) };
+            let reached = async { Ok(Agent::reattach_listening(socket, reattach).await?) };
             let ((), (agent, main)) = tokio::try_join!(fed, reached)?;
             let main = main.ok_or_else(|| CloneError::Died("its runtime is gone".into()))?;
             Ok::<_, CloneError>((agent, main))
@@ -394,11 +404,16 @@ impl Instance {
     /// Has the guest go once through what each event goes through: its agent, and a connection over
     /// its loopback. On a host that emulates its guests, that is translated then.
     pub(super) async fn prime(&self) -> Result<(), CloneError> {
-        let mut connection = self.agent.connect(API_PORT).await?;
-        connection.write_all(PRIMER).await?;
-        let mut answer = Vec::new();
-        connection.take(4096).read_to_end(&mut answer).await?;
-        Ok(())
+        let primed = async {
+            let mut connection = self.agent.connect(API_PORT).await?;
+            connection.write_all(PRIMER).await?;
+            let mut answer = Vec::new();
+            connection.take(4096).read_to_end(&mut answer).await?;
+            Ok(())
+        };
+        timeout(WAKE, primed)
+            .await
+            .unwrap_or(Err(CloneError::Silent))
     }
 
     /// Freezes it: it costs no CPU then.
@@ -439,9 +454,8 @@ impl Instance {
 
     /// Gives the function an event and waits for what becomes of it.
     pub(super) async fn run(&self, invocation: &Invocation, limit: Duration) -> Fate {
-        let deadline = SystemTime::now() + limit;
         let given = tokio::select! {
-            given = self.conversation.give(invocation, deadline) => given,
+            given = self.conversation.give(invocation, limit) => given,
             ended = self.output.ended() => {
                 return Fate::NotGiven(super::template::said(&ended));
             }

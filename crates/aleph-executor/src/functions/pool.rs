@@ -5,7 +5,10 @@ use super::deployment::Deployment;
 use super::instance::Instance;
 use super::policy::{Arrivals, Idle, Moment, PoolConfig, plan};
 use super::template::Template;
+use aleph_types::Problem;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// A clone, with the memory that is counted for it.
 #[derive(Debug)]
@@ -19,6 +22,10 @@ pub(super) struct Member {
 pub(super) struct Deployed {
     pub(super) deployment: Arc<Deployment>,
     pub(super) template: tokio::sync::Mutex<Option<Arc<Template>>>,
+    /// When it could not be made last, and why.
+    pub(super) failed: tokio::sync::Mutex<Option<(Instant, Problem)>>,
+    /// How many of its clones in a row did not go on.
+    pub(super) broken: AtomicU32,
     pool: Mutex<Pool>,
 }
 
@@ -56,6 +63,8 @@ impl Deployed {
         Arc::new(Self {
             deployment,
             template: tokio::sync::Mutex::default(),
+            failed: tokio::sync::Mutex::default(),
+            broken: AtomicU32::new(0),
             pool: Mutex::default(),
         })
     }

@@ -23,6 +23,7 @@ use crate::hypervisor::BoxFuture;
 use crate::node::Node;
 use aleph_types::{MiB, Problem};
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -32,8 +33,14 @@ const TRIES: usize = 3;
 /// How often pools are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
-/// How many times the host's memory clones see by default.
-const OVERCOMMIT: u64 = 4;
+/// How many templates are made at once.
+const TEMPLATES: usize = 2;
+
+/// How long a template that could not be made is not tried again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// From how many clones in a row on that do not go on a template is made anew.
+const BROKEN: u32 = 3;
 
 /// How long clones may take to go when the node ends.
 const BURIALS: Duration = Duration::from_secs(5);
@@ -44,8 +51,8 @@ pub struct FunctionsConfig {
     /// How clones are kept.
     pub pool: PoolConfig,
     /// How much memory the guests of all clones may have together, as they see it. They share most
-    /// of their template's, so it may be several times what the host has: four times where nobody
-    /// says.
+    /// of their template's, so it may be several times what the host has, for whoever trusts his
+    /// functions; what it has where nobody says.
     pub memory: Option<MiB>,
     /// How many invocations an account may have at once.
     pub account_concurrency: usize,
@@ -80,6 +87,8 @@ struct Shared {
     began: Instant,
     admission: Arc<Admission>,
     deployed: Mutex<HashMap<DeploymentId, Arc<Deployed>>>,
+    /// Turns of those that make templates.
+    templates: tokio::sync::Semaphore,
 }
 
 impl FunctionRuntime {
@@ -88,15 +97,15 @@ impl FunctionRuntime {
     pub fn open(node: &Node, config: FunctionsConfig) -> Self {
         let host = node.function_host(config.region.clone());
         template::remove_unfinished(&host);
-        let memory = config.memory.map_or_else(
-            || host.memory().saturating_mul(OVERCOMMIT),
-            |memory| u64::from(memory.0),
-        );
+        let memory = config
+            .memory
+            .map_or_else(|| host.memory(), |memory| u64::from(memory.0));
         let shared = Arc::new(Shared {
             host,
             began: Instant::now(),
             admission: Admission::new(config.account_concurrency, memory),
             deployed: Mutex::default(),
+            templates: tokio::sync::Semaphore::new(TEMPLATES),
             config,
         });
         tokio::spawn(tend(Arc::downgrade(&shared)));
@@ -124,6 +133,8 @@ impl Runner for FunctionRuntime {
     fn prepare(&self, deployment: Arc<Deployment>) -> BoxFuture<'_, Result<(), Problem>> {
         Box::pin(async move {
             let deployed = self.0.find(deployment);
+            // Whoever asks for it has it tried again.
+            *deployed.failed.lock().await = None;
             let template = self.0.template(&deployed).await;
             template.map(drop).map_err(|error| Problem::of(&error))
         })
@@ -182,9 +193,44 @@ impl Shared {
         if let Some(template) = &*slot {
             return Ok(Arc::clone(template));
         }
-        let template = Arc::new(Template::ensure(&self.host, &deployed.deployment).await?);
-        *slot = Some(Arc::clone(&template));
-        Ok(template)
+        let mut failed = deployed.failed.lock().await;
+        if let Some((when, why)) = &*failed
+            && when.elapsed() < PAUSE
+        {
+            return Err(TemplateError::Before(why.clone()));
+        }
+        // Its permits are never taken away.
+        let _turn = self.templates.acquire().await;
+        let made = match self.charge(deployed) {
+            Some(_charge) => Template::ensure(&self.host, &deployed.deployment).await,
+            None => Err(TemplateError::Memory),
+        };
+        match made {
+            Ok(template) => {
+                let template = Arc::new(template);
+                *slot = Some(Arc::clone(&template));
+                Ok(template)
+            }
+            Err(error) => {
+                *failed = Some((Instant::now(), Problem::of(&error)));
+                Err(error)
+            }
+        }
+    }
+
+    /// A clone of it did not go on: one that is damaged is made anew by the next who needs it.
+    async fn distrust(&self, deployed: &Deployed) {
+        if deployed.broken.fetch_add(1, Ordering::Relaxed) + 1 < BROKEN {
+            return;
+        }
+        deployed.broken.store(0, Ordering::Relaxed);
+        let mut slot = deployed.template.lock().await;
+        let id = deployed.deployment.id();
+        tracing::warn!(deployment = %id, "no clone of a template goes on: it is made anew");
+        *slot = None;
+        if let Err(error) = Template::remove(&self.host, &id) {
+            tracing::warn!(deployment = %id, %error, "a template stays");
+        }
     }
 
     /// Takes memory for another clone, from idle ones of others where there is none.
@@ -221,9 +267,11 @@ impl Shared {
         let _busy = deployed.arrived(self.now());
         let deployment = &deployed.deployment;
         let mut last = String::new();
-        for _ in 0..TRIES {
+        for tries in 0..TRIES {
             let queue = arrived.elapsed();
-            let (member, temperature) = self.member(deployed).await?;
+            // One that was of no use tells little of a new one, and much of the other idle ones.
+            let may_be_idle = tries == 0;
+            let (member, temperature) = self.member(deployed, may_be_idle).await?;
             let given = Instant::now();
             let clone = &member.clone;
             let fate = clone.run(invocation, deployment.timeout).await;
@@ -255,10 +303,18 @@ impl Shared {
     }
 
     /// A clone that lives: the idle one that was used last, or a new one.
-    async fn member(&self, deployed: &Deployed) -> Result<(Member, Temperature), InvokeError> {
+    async fn member(
+        &self,
+        deployed: &Deployed,
+        may_be_idle: bool,
+    ) -> Result<(Member, Temperature), InvokeError> {
         loop {
             // The pool is not held while a clone goes on.
-            let idle = deployed.pool().take();
+            let idle = if may_be_idle {
+                deployed.pool().take()
+            } else {
+                None
+            };
             let Some(mut member) = idle else { break };
             if !member.clone.is_alive() {
                 continue;
@@ -291,8 +347,14 @@ impl Shared {
 
     async fn make(&self, deployed: &Deployed) -> Result<Instance, CloneError> {
         let template = self.template(deployed).await?;
-        let spare = Spare::launch(&self.host, template).await?;
-        spare.wake().await
+        let made = async { Spare::launch(&self.host, template).await?.wake().await };
+        let made = made.await;
+        match &made {
+            Ok(_) => deployed.broken.store(0, Ordering::Relaxed),
+            Err(error) if error.blames_template() => self.distrust(deployed).await,
+            Err(_) => {}
+        }
+        made
     }
 
     /// Looks after one pool.
@@ -315,13 +377,8 @@ impl Shared {
             clone.prime().await?;
             Ok::<_, CloneError>(clone)
         };
-        // What is provisioned was promised; a spare takes nobody's place.
-        let is_promised = deployed.pool().provisioned > 0;
-        let charge = match self.admission.charge(deployed.deployment.memory.0) {
-            None if is_promised => self.charge(deployed),
-            charge => charge,
-        };
-        let member = match charge {
+        // What is made ahead takes nobody's place.
+        let member = match self.admission.charge(deployed.deployment.memory.0) {
             Some(charge) => match made.await {
                 Ok(clone) => Some(Member {
                     clone,

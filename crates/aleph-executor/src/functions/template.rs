@@ -50,12 +50,21 @@ const FORM: u32 = 1;
 /// interpreter with its imports takes many seconds.
 const INITIALISE: Duration = Duration::from_secs(120);
 
+/// How long its guest may take to stand still.
+const FREEZE: Duration = Duration::from_secs(30);
+
 /// A template that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TemplateError {
     /// Its image or code is not there.
     #[error("{}", .0.message)]
     Image(Problem),
+    /// It could not be made a moment ago.
+    #[error("{}", .0.message)]
+    Before(Problem),
+    /// Functions have all the memory that they may have.
+    #[error("functions have all the memory that they may have: there is no room for a template")]
+    Memory,
     /// The runtime or the function did not initialise.
     #[error("the function does not initialise: {0}")]
     Initialise(String),
@@ -83,7 +92,8 @@ pub(super) enum TemplateError {
 impl Classify for TemplateError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::Image(problem) => problem.class,
+            Self::Image(problem) | Self::Before(problem) => problem.class,
+            Self::Memory => ErrorClass::Capacity,
             Self::Initialise(_) => ErrorClass::Invalid,
             Self::Network(error) => error.class(),
             Self::Vm(_) | Self::Agent(_) | Self::Place(_) | Self::File { .. } => {
@@ -95,6 +105,8 @@ impl Classify for TemplateError {
     fn code(&self) -> &'static str {
         match self {
             Self::Image(_) => "function_image",
+            Self::Before(_) => "function_template",
+            Self::Memory => "function_memory",
             Self::Initialise(_) => "function_init",
             Self::Network(error) => error.code(),
             Self::Vm(_) | Self::Agent(_) => "template_vm",
@@ -104,7 +116,7 @@ impl Classify for TemplateError {
 
     fn advice(&self) -> Option<String> {
         match self {
-            Self::Image(problem) => problem.advice.clone(),
+            Self::Image(problem) | Self::Before(problem) => problem.advice.clone(),
             Self::Initialise(_) => {
                 Some("See that the handler's module loads, and deploy it again.".into())
             }
@@ -141,7 +153,7 @@ pub(super) struct Template {
     pub(super) resources: Resources,
     pub(super) main: MainPosition,
     pub(super) state: Bytes,
-    memory: PathBuf,
+    memory: File,
     image: File,
     task: Option<File>,
     generation: AtomicU64,
@@ -169,7 +181,7 @@ impl Template {
         prepared: Prepared,
         record: &Record,
     ) -> Result<Self, TemplateError> {
-        let state = dir.join("state");
+        let (state, memory) = (dir.join("state"), dir.join("memory"));
         let since_1970 = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
@@ -182,7 +194,11 @@ impl Template {
                 received: record.main_received,
             },
             state: fs::read(&state).map_err(at("read", &state))?.into(),
-            memory: dir.join("memory"),
+            memory: File::options()
+                .read(true)
+                .write(true)
+                .open(&memory)
+                .map_err(at("open", &memory))?,
             image: prepared.boot.image,
             task: task(deployment)?,
             // Above those of every clone that an earlier daemon made.
@@ -199,18 +215,19 @@ impl Template {
 
     /// The memory, to be mapped by a clone.
     pub(super) fn memory(&self) -> Result<File, TemplateError> {
-        File::options()
-            .read(true)
-            .write(true)
-            .open(&self.memory)
-            .map_err(at("open", &self.memory))
+        self.again(&self.memory)
+    }
+
+    /// An open file once more. They stay open, so that clones can begin while the template goes.
+    fn again(&self, file: &File) -> Result<File, TemplateError> {
+        let what = Path::new("a file of the template");
+        file.try_clone().map_err(at("open again", what))
     }
 
     /// The disks of a clone.
     pub(super) fn disks(&self) -> Result<Vec<Disk>, TemplateError> {
-        let again = |file: &File| file.try_clone().map_err(at("open again", &self.memory));
-        let task = self.task.as_ref().map(again).transpose()?;
-        Ok(disks(again(&self.image)?, task))
+        let task = self.task.as_ref().map(|file| self.again(file));
+        Ok(disks(self.again(&self.image)?, task.transpose()?))
     }
 
     /// Removes the template of a deployment. Clones that run keep what they have of it.
@@ -292,6 +309,7 @@ fn compatible_with(host: &Host, prepared: &Prepared) -> Result<String, TemplateE
         }
         .to_owned(),
     );
+    parts.push(host.region.clone());
     for file in [&prepared.boot.kernel, &prepared.boot.initrd] {
         // Kernel bundles never change, so what tells files apart tells bundles apart.
         let meta = file
@@ -446,9 +464,14 @@ async fn initialise(
                 }
             }
             // What it wrote until it stood still is not written again by its clones.
-            agent.freeze().await?;
-            agent.ping().await?;
-            main_position(&mut main, &output).await
+            let frozen = async {
+                agent.freeze().await?;
+                agent.ping().await?;
+                Ok::<_, AgentError>(main_position(&mut main, &output).await)
+            };
+            tokio::time::timeout(FREEZE, frozen)
+                .await
+                .unwrap_or(Err(AgentError::Stalled))?
         };
         vm.pause().await?;
         let state = work.0.join("state");

@@ -98,8 +98,29 @@ impl Agent {
         )
     }
 
-    fn start(socket: UnixStream, guest: Guest) -> Result<Self, AgentError> {
+    /// The same with a clone whose template listened on ports: [`Agent::accept`] gives the
+    /// connections that it had.
+    ///
+    /// # Errors
+    /// As [`Agent::reattach`].
+    pub async fn reattach_listening(
+        socket: UnixStream,
+        reattach: Reattach,
+    ) -> Result<(Self, Option<ExecHandle>), AgentError> {
         let shared = Arc::new(Shared::new());
+        shared.listens();
+        Self::reattach_over(socket, reattach, shared).await
+    }
+
+    fn start(socket: UnixStream, guest: Guest) -> Result<Self, AgentError> {
+        Self::start_over(socket, guest, Arc::new(Shared::new()))
+    }
+
+    fn start_over(
+        socket: UnixStream,
+        guest: Guest,
+        shared: Arc<Shared>,
+    ) -> Result<Self, AgentError> {
         let tasks = tasks::start(socket, Arc::clone(&shared), guest)?;
         Ok(Self {
             shared,
@@ -125,8 +146,16 @@ impl Agent {
         socket: UnixStream,
         reattach: Reattach,
     ) -> Result<(Self, Option<ExecHandle>), AgentError> {
+        Self::reattach_over(socket, reattach, Arc::new(Shared::new())).await
+    }
+
+    async fn reattach_over(
+        socket: UnixStream,
+        reattach: Reattach,
+        shared: Arc<Shared>,
+    ) -> Result<(Self, Option<ExecHandle>), AgentError> {
         let Reattach { main, setup } = reattach;
-        let agent = Self::start(socket, Guest::Old { setup })?;
+        let agent = Self::start_over(socket, Guest::Old { setup }, shared)?;
         let mut phase = agent.shared.phase.subscribe();
         let phase = phase
             .wait_for(|phase| !matches!(phase, Phase::Waiting))
@@ -323,6 +352,7 @@ impl Agent {
     /// [`AgentError::Failed`] with the guest's error number, 98 where somebody listens there.
     pub async fn listen(&self, port: u16) -> Result<(), AgentError> {
         let message = ToGuest::Listen { port };
+        self.shared.listens();
         order::order(&self.shared, &message)?.done().await
     }
 

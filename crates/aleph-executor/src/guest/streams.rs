@@ -28,7 +28,10 @@ pub(super) struct Table {
     boot_id: Option<[u8; 16]>,
     kept: BTreeMap<u32, Kept>,
     version: u16,
-    accepted: Option<mpsc::UnboundedSender<Incoming>>,
+    /// Where connections of the guest's go; none where nobody listens for any.
+    accepted: Option<mpsc::Sender<Incoming>>,
+    /// Whether the guest was told to listen, or may have been by an earlier host.
+    listens: bool,
     pings: HashMap<u64, oneshot::Sender<()>>,
     pub(super) closed: Option<AgentError>,
 }
@@ -50,7 +53,7 @@ pub(super) struct Shared {
     pub(super) has_output: Notify,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) main_exit: watch::Sender<Option<ExitStatus>>,
-    incoming: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
+    incoming: tokio::sync::Mutex<mpsc::Receiver<Incoming>>,
 }
 
 /// A connection that a program in the guest began, and nobody has taken yet.
@@ -63,7 +66,7 @@ struct Incoming {
 
 impl Shared {
     pub(super) fn new() -> Self {
-        let (accepted, incoming) = mpsc::unbounded_channel();
+        let (accepted, incoming) = mpsc::channel(MAX_ACCEPTED);
         Self {
             table: Mutex::new(Table {
                 streams: HashMap::new(),
@@ -75,6 +78,7 @@ impl Shared {
                 kept: BTreeMap::new(),
                 version: 0,
                 accepted: Some(accepted),
+                listens: false,
                 pings: HashMap::new(),
                 closed: None,
             }),
@@ -132,6 +136,11 @@ impl Shared {
         }
     }
 
+    /// From now on the guest may tell of connections.
+    pub(super) fn listens(&self) {
+        self.lock().listens = true;
+    }
+
     pub(super) fn set_version(&self, version: u16) {
         self.lock().version = version;
     }
@@ -144,6 +153,9 @@ impl Shared {
     /// Takes in a connection that a program in the guest began.
     fn accepted(table: &mut Table, id: u32, port: u16) -> Result<(), AgentError> {
         let wrong = |what: &str| Err(AgentError::Protocol(what.to_owned()));
+        if !table.listens {
+            return wrong("a connection to a port that nobody listens on");
+        }
         if id < GUEST_STREAMS || table.streams.contains_key(&id) {
             return wrong("a connection on a stream that is not free");
         }
@@ -156,11 +168,13 @@ impl Shared {
         if let Some(stream) = table.streams.get_mut(&id) {
             stream.begun = true;
         }
-        // Whoever would take it is gone with the channel.
-        if let Some(accepted) = &table.accepted {
-            let _ = accepted.send(Incoming { id, port, events });
+        // What nobody has taken is bounded, too, whether it still stands or not.
+        match &table.accepted {
+            Some(accepted) => accepted
+                .try_send(Incoming { id, port, events })
+                .or_else(|_| wrong("connections faster than they are taken")),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The next connection that a program in the guest began, with its port.
