@@ -52,7 +52,15 @@ pub(super) async fn thaw(agent: &Agent, thaw: Thaw) -> Result<(), AgentError> {
         Thaw::Itself(own) => itself(agent, own).await,
         Thaw::Another(own) => own,
     };
-    match agent.resume(&own)?.done().await {
+    go_on_as(agent, &own).await
+}
+
+/// Gives a guest what is its own, and lets its processes go on, if they stand still.
+///
+/// # Errors
+/// Where the guest could not do it.
+pub(crate) async fn go_on_as(agent: &Agent, own: &CloneRequest) -> Result<(), AgentError> {
+    match agent.resume(own)?.done().await {
         // It was never asked to stand still.
         Err(AgentError::Failed { errno: EPROTO, .. }) => Ok(()),
         done => done,

@@ -15,7 +15,7 @@ mod actor;
 mod awakening;
 mod launch;
 
-pub(crate) use awakening::itself;
+pub(crate) use awakening::{go_on_as, itself};
 pub(crate) use launch::chain;
 
 use crate::console::Console;

@@ -18,7 +18,7 @@ use super::SnapshotError;
 use super::folder::{self, Record, Work};
 use crate::guest::{Agent, AgentError, CloneRequest, MainPosition};
 use crate::lifecycle::State;
-use crate::vm::{Vm, VmError, chain, itself};
+use crate::vm::{Vm, VmError, chain, go_on_as, itself};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -29,9 +29,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// How long what a command wrote may take to be stored.
 const STORE: Duration = Duration::from_secs(30);
-
-/// What a guest says to an order that it has no reason for.
-const EPROTO: u32 = 71;
 
 /// A guest that is to be written down.
 #[derive(Debug)]
@@ -74,10 +71,11 @@ impl Making {
             () = given_up.cancelled() => Err(SnapshotError::GivenUp),
             written = self.write() => written,
         };
-        let mut is_lost = None;
-        if !self.stop || written.is_err() {
-            is_lost = self.go_on().await;
-        }
+        let stays = self.stop && written.is_ok();
+        let mut is_lost = match stays {
+            true => None,
+            false => self.go_on().await,
+        };
         let Self {
             vm,
             agent,
@@ -85,7 +83,6 @@ impl Making {
             work,
             own,
             paused,
-            stop,
             ..
         } = self;
         let own = Some(&own);
@@ -108,7 +105,7 @@ impl Making {
                 Err(if lives { error } else { SnapshotError::Ended })
             }
         };
-        if made.is_err() && stop && is_lost.is_none() {
+        if made.is_err() && stays {
             is_lost = go_on(&vm, &agent, own, paused).await;
         }
         Written { made, is_lost }
@@ -163,12 +160,7 @@ async fn go_on(vm: &Vm, agent: &Agent, own: Option<&CloneRequest>, paused: bool)
             vm.resume().await?;
         }
         if let Some(own) = own {
-            let resumed = async { agent.resume(own)?.done().await };
-            match in_time("go on", resumed).await {
-                // It never came to stand still.
-                Err(SnapshotError::Guest(AgentError::Failed { errno: EPROTO, .. })) => {}
-                resumed => resumed?,
-            }
+            in_time("go on", go_on_as(agent, own)).await?;
         }
         if paused {
             vm.pause().await?;
