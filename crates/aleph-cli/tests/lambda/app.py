@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 
 VERSION = "one"
@@ -94,6 +95,15 @@ def do_logs(event, context):
     os.write(1, b"\n")
     print("the last line")
     return "written"
+
+
+def do_chatter(event, context):
+    def write():
+        while True:
+            os.write(1, b"z" * 4096)
+
+    threading.Thread(target=write, daemon=True).start()
+    return "answered"
 
 
 def do_env(event, context):

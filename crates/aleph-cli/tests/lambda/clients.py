@@ -16,7 +16,7 @@ import time
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import WaiterError
 
 ENDPOINT, DAEMON, FOLDER = sys.argv[1:]
 ROLE = "arn:aws:iam::000000000000:role/any"
@@ -197,8 +197,14 @@ def hostile():
         assert "the last line\nEND RequestId" in log(done), (size, log(done)[-600:])
     error, _ = fails("py", "Function.ResponseSizeTooLarge", "big", bytes=7 << 20)
     assert "exceeded maximum allowed payload size" in error["errorMessage"], error
-    # The longest that is allowed comes through.
+    # The longest that is allowed comes through, both ways.
     assert len(ask("py", "big", bytes=(6 << 20) - 2)) == (6 << 20) - 2
+    event = {"long": "x" * ((6 << 20) - 12)}
+    done = invoke("native", event)
+    assert len(json.dumps(event)) == 6 << 20 and done["Payload"] == event, str(done)[:500]
+    # Nobody waits for one that writes on and on.
+    assert ask("py", "chatter") == "answered"
+    fails("py", "Runtime.ExitError", "crash")
 
 
 def crowd():
@@ -233,10 +239,13 @@ def changes():
         FunctionName="py", Qualifier=first, WaiterConfig={"Delay": 0.2})
     aws.create_alias(FunctionName="py", Name="live", FunctionVersion=first)
     aws.update_function_code(FunctionName="py", ZipFile=archive("app2"))
-    # What served before serves until what is new is ready.
-    assert ask("py", "version") in ("one", "two")
+    # What served before serves until what is new is ready, and nobody is turned away meanwhile.
+    seen = []
+    while not seen or seen[-1] == "one":
+        seen.append(ask("py", "version"))
+    assert set(seen) <= {"one", "two"}, seen
     updated("py")
-    assert ask("py", "version") == "two"
+    assert {ask("py", "version") for _ in range(4)} == {"two"}
     done = invoke("py", {"do": "context"}, Qualifier="live")
     assert done["ExecutedVersion"] == "1", done
     assert (done["Payload"]["version"], done["Payload"]["arn"]) == ("1", ARN + "py:live"), done
@@ -244,26 +253,33 @@ def changes():
     assert ask(ARN + "py:1", "version") == "one"
 
 
-def throttled():
-    aws.put_function_concurrency(FunctionName="py", ReservedConcurrentExecutions=1)
-    held = []
+def hold(name, seconds):
+    """Begins an event of a function that runs one at a time, and waits until another is refused.
 
-    def hold():
+    Gives the thread that waits for its answer, the answer once it is there, and the refusal."""
+    held, refused = [], None
+
+    def begin():
         while not held:
             try:
-                held.append(ask("py", "sleep", **{"for": 3}))
-            except ClientError as error:
+                held.append(ask(name, "sleep", **{"for": seconds}))
+            except aws.exceptions.TooManyRequestsException:
                 # It came while the other one ran.
-                assert error.response["Error"]["Code"] == "TooManyRequestsException", error
+                pass
 
-    holder = threading.Thread(target=hold)
+    aws.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=1)
+    holder = threading.Thread(target=begin)
     holder.start()
-    refused = None
     while refused is None and not held:
         try:
-            ask("py", "version")
+            ask(name, "version")
         except aws.exceptions.TooManyRequestsException as error:
             refused = error.response
+    return holder, held, refused
+
+
+def throttled():
+    holder, held, refused = hold("py", 3)
     holder.join()
     assert held == ["slept"] and refused is not None, (held, refused)
     assert refused["ResponseMetadata"]["HTTPStatusCode"] == 429, refused
@@ -271,6 +287,34 @@ def throttled():
     assert int(refused["ResponseMetadata"]["HTTPHeaders"]["retry-after"]) >= 1, refused
     aws.delete_function_concurrency(FunctionName="py")
     assert ask("py", "version") == "two"
+
+
+def broken():
+    """What cannot be initialised says why, and what is left of it goes with it."""
+    create("broken", "python3.11", "absent.handler", "app")
+    try:
+        active("broken")
+    except WaiterError as error:
+        shown = error.last_response["Configuration"]
+        assert shown["State"] == "Failed", shown
+        assert "No module named 'absent'" in shown["StateReason"], shown
+    else:
+        raise AssertionError("a function without a handler is active")
+    aws.delete_function(FunctionName="broken")
+
+
+def deleted():
+    """An event that is under way when its function is deleted is carried out."""
+    holder, held, _ = hold("short", 1)
+    aws.delete_function(FunctionName="short")
+    holder.join()
+    assert held == ["slept"], held
+    try:
+        aws.invoke(FunctionName="short")
+    except aws.exceptions.ResourceNotFoundException:
+        pass
+    else:
+        raise AssertionError("a function that was deleted answers")
 
 
 def streamed():
@@ -300,11 +344,12 @@ def main():
     names = ["py", "short", "native", "node"]
     for name in names:
         active(name)
-    for part in (answers, contract, errors, hostile, crowd, changes, throttled, streamed):
+    for part in (answers, contract, errors, hostile, crowd, changes, throttled, streamed, broken,
+                 deleted):
         began = time.time()
         part()
         print(f"{part.__name__}: {time.time() - began:.1f} s", flush=True)
-    for name in names:
+    for name in ("py", "native", "node"):
         aws.delete_function(FunctionName=name)
     assert aws.list_functions()["Functions"] == []
 
