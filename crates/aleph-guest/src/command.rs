@@ -260,8 +260,15 @@ impl Command {
                     outlet.push(stream, &ToHost::Credit(credit));
                 }
             }
-            Slot::Output => drop(self.read(0, stream, outlet)),
-            Slot::Errors => drop(self.read(1, stream, outlet)),
+            // What is said over a connection afterwards comes behind it.
+            Slot::Output => {
+                self.read(0, stream, outlet);
+                self.send(stream, outlet);
+            }
+            Slot::Errors => {
+                self.read(1, stream, outlet);
+                self.send(stream, outlet);
+            }
         }
     }
 
