@@ -486,9 +486,10 @@ impl Instance {
             if written < MUCH {
                 return;
             }
-            // The guest hears of the room that there is now with the first, and what it then sends
-            // is ahead of its answer to the second.
-            for _ in 0..2 {
+            // With the first the guest hears of the room that there is now; what it then sends may
+            // wait for what is queued before the answer to the second, and is ahead of that to the
+            // third.
+            for _ in 0..3 {
                 if self.agent.ping().await.is_err() {
                     return;
                 }
