@@ -11,7 +11,10 @@
 //! that is not this host's, is refused.
 //!
 //! The body of a request is read here, since a signature signs it. All bodies together hold a
-//! bounded amount of memory, and a request of a stranger is refused before its body.
+//! bounded amount of memory: those with code apart from all others, so that uploads keep no small
+//! request waiting, and those of one account, as a request claims it, a share of each. A request of
+//! a stranger is refused before its body. While a body comes it holds what it may become, and
+//! afterwards what it is.
 
 use super::error::{Kind, LambdaError};
 use super::invocation::MOST_EVENT;
@@ -21,7 +24,7 @@ use crate::server::Caller;
 use crate::server::connection::Slot;
 use aleph_types::Timestamp;
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Request, State};
 use axum::http::header::{CONTENT_LENGTH, HOST, ORIGIN};
 use axum::http::request::Parts;
@@ -29,8 +32,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -41,8 +45,13 @@ pub const MOST_BODY: usize = 70 * 1024 * 1024;
 const MOST_SETTINGS: usize = 1024 * 1024;
 /// The most bytes that are taken of a body that is not wanted.
 const MOST_DISCARDED: usize = 2 * MOST_EVENT;
-/// KiB that all bodies hold together.
-const MEMORY: u32 = 512 * 1024;
+/// KiB that all bodies with code hold together, and those of one account: the largest has room
+/// in its account's half.
+const CODE_MEMORY: u32 = 448 * 1024;
+const CODE_SHARE: u32 = CODE_MEMORY / 2;
+/// KiB that all other bodies hold together, and those of one account.
+const OTHER_MEMORY: u32 = 192 * 1024;
+const OTHER_SHARE: u32 = OTHER_MEMORY / 4 * 3;
 /// How long a body waits for memory.
 const MEMORY_TIME: Duration = Duration::from_secs(10);
 /// How long a client may take to send a body, and for each MiB of it besides.
@@ -53,14 +62,35 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
 /// The memory of all bodies.
 #[derive(Debug)]
-pub(crate) struct Memory(Arc<Semaphore>);
+pub(crate) struct Memory {
+    /// Of those with code.
+    code: Pool,
+    /// Of all others.
+    other: Pool,
+}
 
 impl Default for Memory {
     fn default() -> Self {
-        let permits = usize::try_from(MEMORY).unwrap_or(Semaphore::MAX_PERMITS);
-        Self(Arc::new(Semaphore::new(permits)))
+        Self {
+            code: Pool::new(CODE_MEMORY, CODE_SHARE),
+            other: Pool::new(OTHER_MEMORY, OTHER_SHARE),
+        }
     }
 }
+
+/// Memory in KiB.
+#[derive(Debug)]
+struct Pool {
+    all: Arc<Semaphore>,
+    /// What one account may hold of it.
+    share: u32,
+    /// What is left of each account's share. Only accounts that exist get here.
+    shares: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+/// What a body holds of its account's share and of all memory.
+#[derive(Debug, Default)]
+struct Held(Vec<OwnedSemaphorePermit>);
 
 /// Who asks, and with which request.
 #[derive(Debug, Clone)]
@@ -69,7 +99,7 @@ pub(crate) struct Ask {
     /// Names the request: a UUID.
     pub(crate) request: String,
     /// What its body holds, until the last clone is gone.
-    _memory: Arc<OwnedSemaphorePermit>,
+    _memory: Arc<Held>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Ask {
@@ -147,8 +177,18 @@ async fn enter(
             Some(functions.keys.claim(&parts.headers, region, now)?)
         }
     };
+    // Whose memory the body takes; a claim is verified once the body is here.
+    let claimed = match (&claim, way) {
+        (Some(claim), _) => claim.account().to_owned(),
+        (None, Way::Listener) => DEFAULT_ACCOUNT.to_owned(),
+        (None, Way::Node) => match parts.extensions.get::<Caller>() {
+            Some(caller) => caller.account.clone(),
+            None => return Err(LambdaError::internal("nobody knows who asks")),
+        },
+    };
     let most = most_bytes(&parts.method, parts.uri.path());
-    let memory = match functions.memory.take(&parts.headers, most).await {
+    let length = length(&parts.headers, &body);
+    let mut memory = match functions.memory.take(&claimed, length, most).await {
         Ok(memory) => memory,
         Err(error) => {
             discard(body).await;
@@ -156,13 +196,10 @@ async fn enter(
         }
     };
     let bytes = read(body, most).await?;
-    let account = match (claim, way) {
-        (Some(claim), _) => claim.verify(&parts.method, &parts.uri, &parts.headers, &bytes)?,
-        (None, Way::Listener) => DEFAULT_ACCOUNT.to_owned(),
-        (None, Way::Node) => match parts.extensions.get::<Caller>() {
-            Some(caller) => caller.account.clone(),
-            None => return Err(LambdaError::internal("nobody knows who asks")),
-        },
+    memory.shrink(kib(bytes.len(), most));
+    let account = match claim {
+        Some(claim) => claim.verify(&parts.method, &parts.uri, &parts.headers, &bytes)?,
+        None => claimed,
     };
     if let Some(slot) = parts.extensions.get::<Slot>() {
         slot.know();
@@ -218,30 +255,87 @@ fn too_large(most: usize) -> LambdaError {
     LambdaError::new(Kind::RequestTooLarge, message)
 }
 
+/// How long a body is, where that is known.
+fn length(headers: &HeaderMap, body: &Body) -> Option<usize> {
+    if body.is_end_stream() {
+        return Some(0);
+    }
+    let exact = body.size_hint().exact();
+    let exact = exact.and_then(|length| usize::try_from(length).ok());
+    exact.or_else(|| headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok())
+}
+
+/// KiB that a body holds, with what is decoded and parsed of it.
+fn kib(length: usize, most: usize) -> u32 {
+    let factor = if most == MOST_BODY { 3 } else { 1 };
+    u32::try_from((length * factor).div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
 impl Memory {
-    /// Memory for a body. What is decoded and parsed is held as well.
+    /// Memory for a body of an account; for the longest there may be where its length is not known.
     async fn take(
         &self,
-        headers: &HeaderMap,
+        account: &str,
+        length: Option<usize>,
         most: usize,
-    ) -> Result<OwnedSemaphorePermit, LambdaError> {
-        let length = headers
-            .get(CONTENT_LENGTH)
-            .and_then(|l| l.to_str().ok()?.parse().ok());
-        let length: usize = length.unwrap_or(most);
+    ) -> Result<Held, LambdaError> {
+        let length = length.unwrap_or(most);
         if length > most {
             return Err(too_large(most));
         }
-        let factor = if most == MOST_BODY { 3 } else { 1 };
-        let kib = u32::try_from(length * factor / 1024 + 1).unwrap_or(MEMORY);
-        let wait = Arc::clone(&self.0).acquire_many_owned(kib.min(MEMORY));
-        match timeout(MEMORY_TIME, wait).await {
-            Ok(Ok(memory)) => Ok(memory),
+        let pool = match most {
+            MOST_BODY => &self.code,
+            _ => &self.other,
+        };
+        match timeout(MEMORY_TIME, pool.take(account, kib(length, most))).await {
+            Ok(Some(held)) => Ok(held),
             _ => Err(LambdaError::throttled(
                 Duration::from_secs(5),
                 "CallerRateLimitExceeded",
                 "Rate Exceeded. Requests hold as much memory as they may.",
             )),
+        }
+    }
+}
+
+impl Pool {
+    fn new(all: u32, share: u32) -> Self {
+        Self {
+            all: semaphore(all),
+            share,
+            shares: Mutex::default(),
+        }
+    }
+
+    async fn take(&self, account: &str, kib: u32) -> Option<Held> {
+        if kib == 0 {
+            return Some(Held::default());
+        }
+        let own = {
+            let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = shares.entry(account.to_owned());
+            Arc::clone(own.or_insert_with(|| semaphore(self.share)))
+        };
+        let kib = kib.min(self.share);
+        // The share comes first: who waits for that keeps nobody else waiting.
+        let own = own.acquire_many_owned(kib).await.ok()?;
+        let all = Arc::clone(&self.all).acquire_many_owned(kib).await.ok()?;
+        Some(Held(vec![own, all]))
+    }
+}
+
+fn semaphore(permits: u32) -> Arc<Semaphore> {
+    let permits = usize::try_from(permits).unwrap_or(Semaphore::MAX_PERMITS);
+    Arc::new(Semaphore::new(permits))
+}
+
+impl Held {
+    /// Gives back what is held beyond so many KiB.
+    fn shrink(&mut self, kib: u32) {
+        let kib = usize::try_from(kib).unwrap_or(usize::MAX);
+        for permit in &mut self.0 {
+            let beyond = permit.num_permits().saturating_sub(kib);
+            drop(permit.split(beyond));
         }
     }
 }
@@ -283,6 +377,7 @@ async fn read(body: Body, most: usize) -> Result<Bytes, LambdaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::future::poll_immediate;
 
     #[test]
     fn pages_of_others_may_not_ask() {
@@ -341,15 +436,55 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_is_too_long_is_refused_by_its_length_and_by_what_comes() {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_LENGTH, (MOST_EVENT + 1).into());
         let error = Memory::default()
-            .take(&headers, MOST_EVENT)
+            .take("a", Some(MOST_EVENT + 1), MOST_EVENT)
             .await
             .unwrap_err();
         assert_eq!(error.name(), "RequestTooLargeException");
         let error = read(Body::from("12345"), 4).await.unwrap_err();
         assert_eq!(error.status(), 413);
         assert_eq!(read(Body::from("1234"), 4).await.unwrap(), "1234");
+    }
+
+    #[test]
+    fn the_length_of_a_body_is_what_it_says_or_its_header() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(length(&headers, &Body::empty()), Some(0));
+        assert_eq!(length(&headers, &Body::from("123")), Some(3));
+        let chunked = || {
+            let stream = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+            Body::from_stream(stream)
+        };
+        assert_eq!(length(&headers, &chunked()), None);
+        headers.insert(CONTENT_LENGTH, 7.into());
+        assert_eq!(length(&headers, &chunked()), Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_body_holds_what_it_is_once_it_is_here() {
+        let memory = Memory::default();
+        let free = || memory.other.all.available_permits();
+        let before = free();
+        let mut chunked = memory.take("a", None, MOST_EVENT).await.unwrap();
+        assert_eq!(before - free(), MOST_EVENT / 1024);
+        chunked.shrink(kib(1025, MOST_EVENT));
+        assert_eq!(before - free(), 2);
+        drop(chunked);
+        assert_eq!(before, free());
+        let nothing = memory.take("a", Some(0), MOST_SETTINGS).await.unwrap();
+        assert_eq!(before, free());
+        drop(nothing);
+    }
+
+    #[tokio::test]
+    async fn uploads_of_one_account_keep_neither_others_nor_events_waiting() {
+        let memory = Memory::default();
+        let _large = memory.take("a", None, MOST_BODY).await.unwrap();
+        let mut waits = Box::pin(memory.take("a", None, MOST_BODY));
+        assert!(poll_immediate(&mut waits).await.is_none());
+        let small = Box::pin(memory.take("a", Some(1024), MOST_EVENT));
+        assert!(poll_immediate(small).await.is_some());
+        let other = Box::pin(memory.take("b", None, MOST_BODY));
+        assert!(poll_immediate(other).await.is_some());
     }
 }

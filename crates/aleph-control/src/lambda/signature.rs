@@ -193,6 +193,11 @@ pub(crate) struct Claim<'k> {
 }
 
 impl Claim<'_> {
+    /// Whose request it says that it is.
+    pub(crate) fn account(&self) -> &str {
+        &self.credential.account
+    }
+
     /// Whose request it is, where its signature is right.
     pub(crate) fn verify(
         &self,
