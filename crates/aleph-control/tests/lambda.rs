@@ -736,8 +736,10 @@ async fn an_event_that_fails_is_told_to_its_destination_and_kept() -> Result<()>
         Ok((lambda.runner.seen().len() == 2).then_some(()))
     })
     .await?;
-    let letters =
-        std::fs::read_to_string(root.path().join("functions/dead-letters/default.jsonl"))?;
+    let letters = std::fs::read_to_string(
+        root.path()
+            .join("functions/dead-letters/default/letters.jsonl"),
+    )?;
     let letter: Value = serde_json::from_str(&letters)?;
     assert_eq!(letter["requestContext"]["requestId"], id);
     assert_eq!(letter["requestContext"]["condition"], "RetriesExhausted");

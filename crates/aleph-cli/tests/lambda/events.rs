@@ -111,7 +111,9 @@ struct Letters(BTreeSet<(String, String)>);
 
 impl Letters {
     fn read(world: &World) -> Result<Self> {
-        let file = world.folder().join("functions/dead-letters/default.jsonl");
+        let file = world
+            .folder()
+            .join("functions/dead-letters/default/letters.jsonl");
         let text = fs::read_to_string(file)?;
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let mut told = BTreeSet::new();

@@ -10,7 +10,8 @@
 //! request id on each try. In memory are ids and times alone.
 //!
 //! What cannot be carried out is told to the failure destination, where there is one, and is
-//! written to `STATE/functions/dead-letters/ACCOUNT.jsonl`; of this file one earlier is kept.
+//! written to `STATE/functions/dead-letters/ACCOUNT/letters.jsonl`; of this file one earlier is
+//! kept. Where it cannot be written the event stays, and is tried again later.
 
 mod letters;
 mod queue;
@@ -305,8 +306,8 @@ impl Functions {
         }
     }
 
-    /// The journal does not answer: the event is looked at again after a while.
-    fn later(&self, request: &str, account: &str, error: &JournalError) {
+    /// The disk or the journal fails: the event is looked at again after a while.
+    fn later(&self, request: &str, account: &str, error: &dyn std::error::Error) {
         tracing::error!(%error, request, "an event cannot be kept up with");
         let due = now() + milliseconds(LONGEST_PAUSE);
         self.events.queue.push(due, request.to_owned(), account);
@@ -318,7 +319,7 @@ impl Functions {
         if end.failure.is_some() {
             let written = self.events.letters.write(&end.row.account, &letter).await;
             if let Err(error) = written {
-                tracing::error!(%error, request = end.row.request, "a dead letter is lost");
+                return self.later(&end.row.request, &end.row.account, &error);
             }
         }
         let config = function.event_config(end.record.qualifier.as_deref());

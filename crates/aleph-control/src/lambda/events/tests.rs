@@ -91,7 +91,9 @@ async fn until_empty(journal: &Journal) {
 }
 
 fn letters(root: &TestRoot) -> Vec<Value> {
-    let path = root.path().join("functions/dead-letters/default.jsonl");
+    let path = root
+        .path()
+        .join("functions/dead-letters/default/letters.jsonl");
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -123,6 +125,28 @@ async fn what_fails_is_tried_again_under_the_same_id() {
     };
     assert_eq!(letter["requestContext"]["condition"], "RetriesExhausted");
     assert_eq!(letter["requestContext"]["approximateInvokeCount"], 3);
+    functions.stopping.cancel();
+}
+
+#[tokio::test]
+async fn an_event_stays_until_its_letter_is_written() {
+    let root = TestRoot::empty().unwrap();
+    let policy = EventPolicy {
+        retries: 0,
+        ..EventPolicy::default()
+    };
+    let (functions, runner, journal) = open(&root, policy).await;
+    // No folder can be made in a file.
+    fs::write(root.path().join("functions/dead-letters"), "").unwrap();
+    let fail = function(&functions, "fail").await;
+    functions.enqueue(&fail, None, event("a")).await.unwrap();
+    let waits = async {
+        while runner.seen().is_empty() || functions.events.queue.has_room("default", 1, 9) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, waits).await.unwrap();
+    assert!(journal.function_event("a").await.unwrap().is_some());
     functions.stopping.cancel();
 }
 
