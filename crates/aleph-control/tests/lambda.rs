@@ -588,6 +588,29 @@ async fn concurrency_is_reserved_provisioned_and_given_back() -> Result<()> {
     let shown: Value = client.get(path).await?.json()?;
     assert_eq!(shown["Status"], "READY");
     assert_eq!(lambda.runner.kept().get("f:1"), Some(&3));
+    // All qualifiers of a function together are kept ready within what it may run.
+    let alias = json!({"Name": "live", "FunctionVersion": "1"});
+    let made = client
+        .post(&format!("{FUNCTIONS}/f/aliases"), alias)
+        .await?;
+    assert_eq!(made.status, StatusCode::CREATED);
+    let live = "/2019-09-30/functions/f/provisioned-concurrency?Qualifier=live";
+    let provision = async |clones: u32| {
+        let wanted = json!({"ProvisionedConcurrentExecutions": clones});
+        client.call(Method::PUT, live, Some(wanted)).await
+    };
+    let reserve = async |most: u32| {
+        let path = "/2017-10-31/functions/f/concurrency";
+        let wanted = json!({"ReservedConcurrentExecutions": most});
+        client.call(Method::PUT, path, Some(wanted)).await
+    };
+    let invalid = "InvalidParameterValueException";
+    refused(&provision(998).await?, 400, invalid)?;
+    refused(&reserve(2).await?, 400, invalid)?;
+    assert_eq!(reserve(5).await?.status, StatusCode::OK);
+    refused(&provision(3).await?, 400, invalid)?;
+    assert_eq!(provision(2).await?.status, StatusCode::ACCEPTED);
+    assert_eq!(client.delete(live).await?.status, StatusCode::NO_CONTENT);
     assert_eq!(client.delete(path).await?.status, StatusCode::NO_CONTENT);
     assert!(lambda.runner.kept().is_empty());
     refused(

@@ -144,6 +144,15 @@ pub(crate) struct UrlConfig {
     pub(crate) id: String,
 }
 
+impl Head {
+    /// How many clones are kept ready of all versions and aliases together, but for one of them.
+    pub(crate) fn all_provisioned(&self, except: Option<&str>) -> u64 {
+        let all = self.provisioned.iter();
+        let counted = all.filter(|(qualifier, _)| Some(qualifier.as_str()) != except);
+        counted.map(|(_, one)| u64::from(one.clones)).sum()
+    }
+}
+
 impl Version {
     /// What would run it as it is now.
     pub(crate) fn deployment(&self, account: &str, function: &str) -> Deployment {

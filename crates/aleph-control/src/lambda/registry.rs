@@ -118,6 +118,14 @@ impl Registry {
             .map_or(0, |holding| holding.reserved)
     }
 
+    /// What is kept ready of an account's functions without a reservation, but for one of them.
+    pub(crate) fn provisioned_of_others(&self, account: &str, name: &str) -> u64 {
+        let held = self.read();
+        let functions = held.get(account).into_iter().flat_map(|h| &h.functions);
+        let others = functions.filter(|(other, f)| *other != name && f.head.reserved.is_none());
+        others.map(|(_, f)| f.head.all_provisioned(None)).sum()
+    }
+
     /// Keeps a new function.
     pub(crate) async fn create(&self, function: Function) -> Result<Arc<Function>, LambdaError> {
         let (account, name) = (function.account.clone(), function.name.clone());

@@ -52,12 +52,22 @@ async fn reserve(on: On, body: Bytes) -> Reply {
             .reserved(&function.account)
             .saturating_sub(own);
         let all = u64::from(functions.account_concurrency);
-        // A tenth stays for functions without a reservation.
-        let least = all / 10;
+        // A tenth stays for functions without a reservation, and what is kept ready of them.
+        let ready = functions
+            .registry
+            .provisioned_of_others(&function.account, &function.name);
+        let least = (all / 10).max(ready);
         if others + u64::from(wanted) > all - least {
             return Err(LambdaError::invalid(format!(
                 "Specified ReservedConcurrentExecutions for function decreases account's \
                  UnreservedConcurrentExecution below its minimum value of [{least}]."
+            )));
+        }
+        let own_ready = function.head.all_provisioned(None);
+        if u64::from(wanted) < own_ready {
+            return Err(LambdaError::invalid(format!(
+                "ReservedConcurrentExecutions {wanted} should not be lower than function's total \
+                 provisioned concurrency [{own_ready}]."
             )));
         }
         function.head.reserved = Some(wanted);
@@ -99,6 +109,22 @@ fn qualifier(on: &On, function: &Function) -> Result<String, LambdaError> {
 }
 
 impl Functions {
+    /// How many clones may be kept ready for a qualifier: what its function has reserved, or
+    /// else what the account has left, without what is kept ready already.
+    fn may_provision(&self, function: &Function, qualifier: &str) -> u64 {
+        let own = function.head.all_provisioned(Some(qualifier));
+        let all = function.head.reserved.map_or_else(
+            || {
+                let (account, name) = (&function.account, &function.name);
+                u64::from(self.account_concurrency)
+                    .saturating_sub(self.registry.reserved(account))
+                    .saturating_sub(self.registry.provisioned_of_others(account, name))
+            },
+            u64::from,
+        );
+        all.saturating_sub(own)
+    }
+
     fn provisioned(
         &self,
         function: &Function,
@@ -142,18 +168,16 @@ async fn provision(on: On, body: Bytes) -> Reply {
     } = model::parse(&body)?;
     let before = on.function()?;
     let qualifier = qualifier(&on, &before)?;
-    let most = before
-        .head
-        .reserved
-        .unwrap_or(on.functions.account_concurrency);
-    if !(1..=most).contains(&clones) {
-        return Err(LambdaError::invalid(format!(
-            "Specified ConcurrentExecutions of {clones} must be between 1 and the {most} that the \
-             function may run at once."
-        )));
-    }
     let key = qualifier.clone();
+    let functions = on.functions.clone();
     let changed = on.change(move |function| {
+        let most = functions.may_provision(function, &key);
+        if clones < 1 || u64::from(clones) > most {
+            return Err(LambdaError::invalid(format!(
+                "Specified ConcurrentExecutions of {clones} must be between 1 and the {most} that \
+                 the function may run at once beside what is provisioned already."
+            )));
+        }
         let provisioned = Provisioned {
             clones,
             modified: Timestamp::now(),
