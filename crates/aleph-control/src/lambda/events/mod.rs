@@ -16,7 +16,6 @@
 mod letters;
 mod queue;
 
-use super::admission::{Admission, Limits};
 use super::error::LambdaError;
 use super::function::Function;
 use super::invocation::{Answer, NotRun};
@@ -32,15 +31,11 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 /// How many events are under way at once.
 const AT_ONCE: usize = 64;
-/// How many of them are of one account.
-const OF_ACCOUNT: u64 = 32;
-/// The pause before an event is looked at again whose account has as many under way.
-const TURN_PAUSE: i64 = 200;
 /// How many times the events of one account may wait in all.
 const ACCOUNTS_WAITING: usize = 10;
 /// How often an event that leads to another may go on: a destination may lead back.
@@ -95,8 +90,6 @@ pub(crate) struct Events {
     journal: Journal,
     policy: EventPolicy,
     queue: Queue,
-    /// What is under way of each account, so that none keeps the others waiting.
-    under_way: Admission,
     letters: Letters,
 }
 
@@ -114,9 +107,21 @@ impl Events {
             journal,
             policy,
             queue,
-            under_way: Admission::default(),
             letters: Letters::new(letters),
         })
+    }
+}
+
+/// An event that is under way, until it is dropped.
+struct Attempt {
+    functions: Functions,
+    next: Due,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.functions.events.queue.done(&self.next.account);
     }
 }
 
@@ -140,10 +145,13 @@ pub(super) fn start(functions: &Functions) {
                     },
                 }
             };
-            let worker = functions.clone();
+            let attempt = Attempt {
+                functions: functions.clone(),
+                next,
+                _turn: turn,
+            };
             functions.work.spawn(async move {
-                let _turn = turn;
-                worker.attempt(&next).await;
+                attempt.functions.attempt(&attempt.next).await;
             });
         }
     });
@@ -203,19 +211,6 @@ impl Functions {
         };
         let Some(function) = self.registry.get(&row.account, &row.function) else {
             return;
-        };
-        let limits = Limits {
-            account: OF_ACCOUNT,
-            reserved: 0,
-            own: None,
-        };
-        let turn = self
-            .events
-            .under_way
-            .enter(&row.account, &row.function, limits);
-        let Ok(_turn) = turn else {
-            let due = now() + TURN_PAUSE;
-            return self.events.queue.push(due, row.request, &row.account);
         };
         let payload = Bytes::from(payload);
         let (failure, answer) = match self.too_old(&function, &record) {
