@@ -54,21 +54,25 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
     })
 }
 
-fn insert(t: &Transaction<'_>, waiting: &Waiting) -> Result<(), JournalError> {
+/// Adds an event, unless its function is gone: then it would stay for ever.
+fn insert(t: &Transaction<'_>, waiting: &Waiting) -> Result<bool, JournalError> {
     let Waiting { row, payload } = waiting;
-    t.prepare_cached("INSERT INTO function_events VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
-        .and_then(|mut s| {
-            s.execute((
-                &row.request,
-                &row.account,
-                &row.function,
-                row.due,
-                &row.record,
-                payload,
-            ))
-        })
-        .map_err(JournalError::sql("keep an event for a function"))
-        .map(drop)
+    t.prepare_cached(
+        "INSERT INTO function_events SELECT ?1, ?2, ?3, ?4, ?5, ?6
+         WHERE EXISTS (SELECT 1 FROM functions WHERE account = ?2 AND function = ?3)",
+    )
+    .and_then(|mut s| {
+        s.execute((
+            &row.request,
+            &row.account,
+            &row.function,
+            row.due,
+            &row.record,
+            payload,
+        ))
+    })
+    .map_err(JournalError::sql("keep an event for a function"))
+    .map(|added| added > 0)
 }
 
 impl Journal {
@@ -150,13 +154,30 @@ impl Journal {
         self.writer.run("function.remove", work).await
     }
 
-    /// Keeps an event until it is done with.
+    /// Keeps an event until it is done with; `false` where its function is gone.
     ///
     /// # Errors
     /// Where it cannot be kept.
-    pub async fn add_function_event(&self, waiting: Waiting) -> Result<(), JournalError> {
+    pub async fn add_function_event(&self, waiting: Waiting) -> Result<bool, JournalError> {
         let work = move |t: &Transaction<'_>| insert(t, &waiting);
         self.writer.run("function.event.add", work).await
+    }
+
+    /// Removes events whose function is gone, and says how many there were.
+    ///
+    /// # Errors
+    /// Where they cannot be removed.
+    pub async fn remove_lost_function_events(&self) -> Result<usize, JournalError> {
+        let work = |t: &Transaction<'_>| {
+            t.execute(
+                "DELETE FROM function_events AS e WHERE NOT EXISTS (
+                   SELECT 1 FROM functions AS f
+                   WHERE f.account = e.account AND f.function = e.function)",
+                [],
+            )
+            .map_err(JournalError::sql("remove events without a function"))
+        };
+        self.writer.run("function.event.lost", work).await
     }
 
     /// When all events that wait are due, their ids and accounts; the one that is due first is first.
@@ -224,7 +245,8 @@ impl Journal {
         self.writer.run("function.event.delay", work).await
     }
 
-    /// Is done with an event; another may follow from it, which is kept in the same moment.
+    /// Is done with an event; another may follow from it, which is kept in the same moment. Gives
+    /// whether one does: none does where its function is gone.
     ///
     /// # Errors
     /// Where that cannot be kept. Then the event still waits.
@@ -232,12 +254,12 @@ impl Journal {
         &self,
         request: &str,
         next: Option<Waiting>,
-    ) -> Result<(), JournalError> {
+    ) -> Result<bool, JournalError> {
         let request = request.to_owned();
         let work = move |t: &Transaction<'_>| {
             t.execute("DELETE FROM function_events WHERE request = ?1", [request])
                 .map_err(JournalError::sql("be done with an event for a function"))?;
-            next.map_or(Ok(()), |next| insert(t, &next))
+            next.map_or(Ok(false), |next| insert(t, &next))
         };
         self.writer.run("function.event.finish", work).await
     }
@@ -297,6 +319,11 @@ mod tests {
     async fn an_event_waits_until_it_is_done_with() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(&dir.path().join("state.db")).unwrap();
+        let head = vec![(String::new(), "1".into())];
+        journal
+            .keep_function("a", "f", head, Vec::new())
+            .await
+            .unwrap();
         journal.add_function_event(event("r1", 10)).await.unwrap();
         assert!(journal.add_function_event(event("r1", 11)).await.is_err());
         journal
@@ -311,5 +338,30 @@ mod tests {
         assert_eq!(journal.function_event("r1").await.unwrap(), None);
         let due = journal.function_events_due().await.unwrap();
         assert_eq!(due, [(40, "r2".to_owned(), "a".to_owned())]);
+    }
+
+    #[tokio::test]
+    async fn no_event_waits_for_a_function_that_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&dir.path().join("state.db")).unwrap();
+        assert!(!journal.add_function_event(event("r1", 10)).await.unwrap());
+        let head = vec![(String::new(), "1".into())];
+        journal
+            .keep_function("a", "f", head.clone(), Vec::new())
+            .await
+            .unwrap();
+        assert!(journal.add_function_event(event("r1", 10)).await.unwrap());
+        assert_eq!(journal.remove_lost_function_events().await.unwrap(), 0);
+        // Its parts alone go, as an earlier program may have left it.
+        let gone = vec![String::new()];
+        journal
+            .keep_function("a", "f", Vec::new(), gone)
+            .await
+            .unwrap();
+        let next = Some(event("r3", 40));
+        let follows = journal.finish_function_event("r2", next).await.unwrap();
+        assert!(!follows);
+        assert_eq!(journal.remove_lost_function_events().await.unwrap(), 1);
+        assert_eq!(journal.function_events_due().await.unwrap(), []);
     }
 }

@@ -100,6 +100,10 @@ impl Events {
         policy: EventPolicy,
     ) -> Result<Self, JournalError> {
         let queue = Queue::default();
+        let lost = journal.remove_lost_function_events().await?;
+        if lost > 0 {
+            tracing::warn!(lost, "events without a function are left out");
+        }
         for (due, request, account) in journal.function_events_due().await? {
             queue.push(due, request, &account);
         }
@@ -190,7 +194,12 @@ impl Functions {
         let row = row(request.clone(), account, name, now, &record)?;
         let payload = invocation.payload.to_vec();
         let journal = &self.events.journal;
-        journal.add_function_event(Waiting { row, payload }).await?;
+        let added = journal.add_function_event(Waiting { row, payload }).await?;
+        if !added {
+            // It was deleted in the meantime.
+            let arn = self.identity.arn(account, name, None);
+            return Err(LambdaError::no_function(&arn));
+        }
         self.events.queue.push(now, request, account);
         Ok(())
     }
@@ -210,6 +219,11 @@ impl Functions {
             return;
         };
         let Some(function) = self.registry.get(&row.account, &row.function) else {
+            // It was deleted just now, or only its events were left.
+            let journal = &self.events.journal;
+            if let Err(error) = journal.finish_function_event(request, None).await {
+                self.later(request, &row.account, &error);
+            }
             return;
         };
         let payload = Bytes::from(payload);
@@ -330,8 +344,8 @@ impl Functions {
             .map(|next| (next.row.due, next.row.request.clone()));
         let journal = &self.events.journal;
         match journal.finish_function_event(&end.row.request, next).await {
-            Ok(()) => {
-                if let Some((due, request)) = pushed {
+            Ok(follows) => {
+                if let Some((due, request)) = pushed.filter(|_| follows) {
                     self.events.queue.push(due, request, &end.row.account);
                 }
             }

@@ -221,6 +221,9 @@ async fn one_account_has_so_many_events_wait_and_no_more() {
         account: "other".into(),
         ..Function::clone(&full)
     };
+    let gone = functions.enqueue(&other, None, event("c")).await;
+    assert_eq!(gone.unwrap_err().status(), 404);
+    let other = functions.registry.create(other).await.unwrap();
     functions.enqueue(&other, None, event("c")).await.unwrap();
     functions.stopping.cancel();
 }
