@@ -172,7 +172,7 @@ pub(crate) struct Restore {
     #[arg(long)]
     name: Option<String>,
 
-    /// Lead a port of this host to the guest: [[IP:]PORT:]PORT[/udp]
+    /// Lead a port of this host to the guest, such as 8080:80 or 127.0.0.1:5353:53/udp
     #[arg(short, long, value_name = "PORTS")]
     publish: Vec<PortForward>,
 
