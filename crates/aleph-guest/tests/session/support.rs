@@ -10,7 +10,7 @@ use aleph_guest_proto::{
     CONTROL, Decoder, Exec, Exit, FileInfo, FileKind, Item, Kept, ListBuf, MARK, Mount, Resume,
     Root, SendWindow, Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
 };
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -336,7 +336,11 @@ impl Host {
                 }
                 return (stream, heard);
             }
-            let n = self.stream.read(self.decoder.space()).unwrap();
+            let n = match self.stream.read(self.decoder.space()) {
+                // A socket with a time limit is not read on after a signal, whoever it was for.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                read => read.unwrap(),
+            };
             assert!(n > 0, "the agent hung up");
             self.decoder.filled(n);
         }
