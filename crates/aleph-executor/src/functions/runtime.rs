@@ -330,11 +330,14 @@ impl Shared {
                 }
             }
         }
+        // A template that is to be made takes its own memory first, and gives it back.
+        let template = self.template(deployed).await;
+        let template = template.map_err(|error| InvokeError::Place(Problem::of(&error)))?;
         let charge = self.charge(deployed).ok_or(InvokeError::Throttled {
             by: Throttle::Node,
             retry_after: RETRY_AFTER,
         })?;
-        let clone = self.make(deployed).await;
+        let clone = self.make(deployed, template).await;
         let clone = clone.map_err(|error| InvokeError::Place(Problem::of(&error)))?;
         Ok((
             Member {
@@ -345,8 +348,11 @@ impl Shared {
         ))
     }
 
-    async fn make(&self, deployed: &Deployed) -> Result<Instance, CloneError> {
-        let template = self.template(deployed).await?;
+    async fn make(
+        &self,
+        deployed: &Deployed,
+        template: Arc<Template>,
+    ) -> Result<Instance, CloneError> {
         let made = async { Spare::launch(&self.host, template).await?.wake().await };
         let made = made.await;
         match &made {
@@ -373,25 +379,23 @@ impl Shared {
     /// Makes a clone ahead of need.
     async fn provide(&self, deployed: &Deployed) {
         let made = async {
-            let clone = self.make(deployed).await?;
+            let template = self.template(deployed).await?;
+            // What is made ahead takes nobody's place.
+            let Some(charge) = self.admission.charge(deployed.deployment.memory.0) else {
+                return Ok(None);
+            };
+            let clone = self.make(deployed, template).await?;
             clone.prime().await?;
-            Ok::<_, CloneError>(clone)
+            Ok::<_, CloneError>(Some(Member {
+                clone,
+                _charge: charge,
+            }))
         };
-        // What is made ahead takes nobody's place.
-        let member = match self.admission.charge(deployed.deployment.memory.0) {
-            Some(charge) => match made.await {
-                Ok(clone) => Some(Member {
-                    clone,
-                    _charge: charge,
-                }),
-                Err(error) => {
-                    let function = &deployed.deployment.function;
-                    tracing::warn!(function, %error, "a clone cannot be provided");
-                    None
-                }
-            },
-            None => None,
-        };
+        let member = made.await.unwrap_or_else(|error| {
+            let function = &deployed.deployment.function;
+            tracing::warn!(function, %error, "a clone cannot be provided");
+            None
+        });
         let now = self.now();
         deployed.pool().came(member, now);
     }
