@@ -1,19 +1,18 @@
 //! A function through the HTTP API of a daemon, as clients of AWS Lambda reach it.
 
-use super::MILLI;
-use super::pool::{EVENT, Language};
+use super::client::{Client, LIMIT};
+use super::pool::Language;
 use crate::Bench;
 use aleph_testkit::TestRoot;
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What only a hang exceeds.
-const LIMIT: Duration = Duration::from_secs(180);
+/// Where events go.
+const INVOKE: &str = "/2015-03-31/functions/echo/invocations";
 
 /// A daemon with a function that is ready.
 pub(super) struct Daemon {
@@ -21,9 +20,6 @@ pub(super) struct Daemon {
     child: Child,
     address: SocketAddr,
 }
-
-/// A connection to it.
-pub(super) struct Client(BufReader<TcpStream>);
 
 /// Where the CPU went, in clock ticks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -82,18 +78,7 @@ impl Daemon {
 
     /// A connection, as soon as it takes one.
     pub(super) fn client(&self) -> Result<Client> {
-        let began = Instant::now();
-        loop {
-            match TcpStream::connect(self.address) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    stream.set_read_timeout(Some(LIMIT))?;
-                    return Ok(Client(BufReader::new(stream)));
-                }
-                Err(error) if began.elapsed() > LIMIT => return Err(error.into()),
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
+        Client::connect(self.address, INVOKE)
     }
 
     /// So many clients at once for so long: how many events per second, and where the CPU went.
@@ -171,45 +156,6 @@ impl Drop for Daemon {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-    }
-}
-
-impl Client {
-    /// Sends a request and waits for its answer.
-    fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.0.get_mut().write_all(request.as_bytes())?;
-        let mut line = String::new();
-        self.0.read_line(&mut line)?;
-        let status = line.split(' ').nth(1).context("no status")?.parse()?;
-        let mut length = 0;
-        loop {
-            line.clear();
-            ensure!(self.0.read_line(&mut line)? > 0, "the connection closed");
-            let header = line.trim_end().to_ascii_lowercase();
-            if header.is_empty() {
-                break;
-            }
-            if let Some(value) = header.strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        Ok((status, String::from_utf8(body)?))
-    }
-
-    /// Runs an event through the function; in milliseconds.
-    pub(super) fn invoke(&mut self) -> Result<f64> {
-        let path = "/2015-03-31/functions/echo/invocations";
-        let began = Instant::now();
-        let (status, answer) = self.ask("POST", path, EVENT)?;
-        let took = began.elapsed().as_secs_f64() * MILLI;
-        ensure!(status == 200, "invoke: {status} {answer}");
-        Ok(took)
     }
 }
 

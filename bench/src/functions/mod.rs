@@ -4,13 +4,17 @@
 //! | --- | --- |
 //! | `pool` | a runtime of functions in this process, with a real node under it |
 //! | `http` | a function through the HTTP API of the release build |
+//! | `client` | who asks for it there |
+//! | `peer` | what functions are compared with |
 //! | `raw` | what a clone costs without anything around it |
 //!
 //! # Failure cases
 //! A function that fails, or is served by a clone of another temperature than the figure is of, is
 //! an error of the run, and no figure.
 
+mod client;
 mod http;
+mod peer;
 mod pool;
 mod raw;
 
@@ -19,6 +23,7 @@ use crate::row::Row;
 use aleph_executor::functions::{Isolation, PoolConfig, Temperature};
 use aleph_types::{JobId, JobSpec};
 use anyhow::Result;
+use peer::Peer;
 use pool::{Language, Pool};
 use std::time::{Duration, Instant};
 
@@ -84,14 +89,21 @@ async fn echoes(bench: &Bench) -> Result<Vec<f64>> {
 
 fn through_http(bench: &Bench, echo: &[f64]) -> Result<Vec<Row>> {
     let daemon = http::Daemon::start(bench, Language::Native)?;
-    let mut client = daemon.client()?;
-    for _ in 0..50 {
-        client.invoke()?;
+    let (watch, isolate) = (Peer::cargo_lambda()?, Peer::workerd()?);
+    let mut clients = [daemon.client()?, watch.client()?, isolate.client()?];
+    for client in &mut clients {
+        for _ in 0..50 {
+            client.invoke()?;
+        }
     }
-    let mut hot = Vec::new();
+    let [mut hot, mut watched, mut isolated] = [const { Vec::new() }; 3];
     for _ in 0..ROUNDS {
-        hot.push(client.invoke()?);
+        let [ours, watch, isolate] = &mut clients;
+        hot.push(ours.invoke()?);
+        watched.push(watch.invoke()?);
+        isolated.push(isolate.invoke()?);
     }
+    drop((watch, isolate));
     let (rate, ticks) = daemon.load(8, Duration::from_secs(10))?;
     daemon.end()?;
     #[expect(clippy::cast_precision_loss, reason = "some thousand ticks")]
@@ -103,6 +115,14 @@ fn through_http(bench: &Bench, echo: &[f64]) -> Result<Vec<Row>> {
         Row::new(format!("{name}: the same"), "ms", &hot)
             .against("echo over the same channel", echo)
             .at_most_times(6.0),
+        Row::new(format!("{name}: the same"), "ms", &hot)
+            .against(
+                "the same handler under `cargo lambda watch`: no VM",
+                &watched,
+            )
+            .at_most_times(1.0),
+        Row::new(format!("{name}: the same"), "ms", &hot)
+            .against("an isolate of `workerd serve`: no VM", &isolated),
         Row::new(format!("{name}, 8 connections: events"), "1/s", &[rate]),
         Row::new("the same: the daemon's part of the CPU", "%", &[share]).at_most(25.0),
     ])

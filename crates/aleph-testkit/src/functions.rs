@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::io::{Cursor, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
@@ -29,25 +29,29 @@ pub fn zip(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
     Ok(zip.finish()?.into_inner())
 }
 
-/// A native function that answers with its event, for `provided.al2023`: the crate
-/// `lambda_runtime`. An event with `error` (text) fails, one with `exit` (a number) ends the
-/// process.
+/// The manifest of [`echo_program`].
+#[must_use]
+pub fn echo_manifest() -> PathBuf {
+    Path::new(SOURCES).join("echo/Cargo.toml")
+}
+
+/// A native function that answers with its event: the crate `lambda_runtime`. An event with
+/// `error` (text) fails, one with `exit` (a number) ends the process.
 ///
 /// # Errors
 /// Where it cannot be built.
-pub fn echo_zip() -> Result<Vec<u8>> {
+pub fn echo_program() -> Result<PathBuf> {
     let target = crate::root::target();
     fs::create_dir_all(&target)?;
     let target = target.canonicalize()?.join("functions");
     fs::create_dir_all(&target)?;
     let lock = File::create(target.join("lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
-    let manifest = Path::new(SOURCES).join("echo/Cargo.toml");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args(["build", "--release", "--locked", "--quiet"])
         .arg("--manifest-path")
-        .arg(&manifest)
+        .arg(echo_manifest())
         .arg("--target-dir")
         .arg(&target);
     // What a test runner sets is about the crate of the test.
@@ -64,7 +68,15 @@ pub fn echo_zip() -> Result<Vec<u8>> {
         built.status.success(),
         "the function echo does not build: {said}"
     );
-    let program = target.join("release/echo");
+    Ok(target.join("release/echo"))
+}
+
+/// [`echo_program`] for `provided.al2023`.
+///
+/// # Errors
+/// Where it cannot be built.
+pub fn echo_zip() -> Result<Vec<u8>> {
+    let program = echo_program()?;
     let program = fs::read(&program).with_context(|| program.display().to_string())?;
     zip(&[("bootstrap", 0o755, &program)])
 }

@@ -10,6 +10,7 @@
 //! | [`recipe_image`] | the image of a recipe, built once for all tests |
 //! | [`functions`] | functions for tests, packed as users pack them |
 //! | [`python_with_boto3`] | a client of functions, from PyPI |
+//! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
@@ -23,7 +24,7 @@ mod scripted_runner;
 mod test_host;
 mod wait;
 
-pub use clients::python_with_boto3;
+pub use clients::{cargo_lambda, python_with_boto3, workerd};
 pub use images::{NoImages, TestImages};
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};
