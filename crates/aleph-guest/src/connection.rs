@@ -70,6 +70,8 @@ impl Connection {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket =
                 rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+            // What goes through it are short questions and answers.
+            sockopt::set_tcp_nodelay(&socket, true)?;
             let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
             match rustix::net::connect(&socket, &address) {
                 Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
@@ -140,11 +142,9 @@ impl Connection {
             unanswered.clear();
         }
         let credit = self.input.accept(bytes);
-        if self.unanswered.is_some() {
-            // A program that says something in two pieces has the second one wait for our word on
-            // the first (RFC 896), which the kernel keeps back for 40 ms from who has just spoken.
-            let _ = sockopt::set_tcp_quickack(&*self.socket, true);
-        }
+        // A program that says something in two pieces has the second one wait for our word on
+        // the first (RFC 896), which the kernel keeps back for 40 ms from who has just spoken.
+        let _ = sockopt::set_tcp_quickack(&*self.socket, true);
         credit
     }
 
