@@ -107,7 +107,9 @@ fn answer(payload: impl Into<Bytes>, error: Option<FunctionError>, request: &str
     let log = format!("START RequestId: {request} Version: $LATEST\nhello from the log\n");
     Completed {
         payload: payload.into(),
+        content_type: "application/json".into(),
         error,
+        error_type: None,
         log_tail: log.into_bytes(),
         timings: Timings {
             queue: Duration::from_micros(100),

@@ -4,7 +4,9 @@ use super::admission::Limits;
 use super::error::LambdaError;
 use super::function::Function;
 use super::{Functions, dice};
-use aleph_executor::functions::{Completed, Concurrency, FunctionError, Invocation, InvokeError};
+use aleph_executor::functions::{
+    Completed, Concurrency, FunctionError, Invocation, InvokeError, ResponseSink,
+};
 use bytes::Bytes;
 use serde_json::json;
 use std::sync::Arc;
@@ -15,6 +17,13 @@ pub(crate) const MOST_EVENT: usize = 6 * 1024 * 1024;
 const MOST_ANSWER: usize = 6_291_556;
 /// The most bytes of an event for which nobody waits.
 pub(crate) const MOST_ASYNCHRONOUS: usize = 256 * 1024;
+
+/// Which function is meant.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct To<'a> {
+    pub(super) function: &'a Arc<Function>,
+    pub(super) qualifier: Option<&'a str>,
+}
 
 /// An invocation that was carried out.
 #[derive(Debug)]
@@ -50,6 +59,26 @@ impl Functions {
         qualifier: Option<&str>,
         invocation: Invocation,
     ) -> Result<Answer, NotRun> {
+        let to = To {
+            function,
+            qualifier,
+        };
+        let mut answer = self.carry_out_into(to, invocation, None).await?;
+        answer.completed = bounded(answer.completed);
+        Ok(answer)
+    }
+
+    /// Runs an event through a function; with a sink, the answer is written into that as it comes.
+    pub(super) async fn carry_out_into(
+        &self,
+        to: To<'_>,
+        invocation: Invocation,
+        mut sink: Option<&mut ResponseSink>,
+    ) -> Result<Answer, NotRun> {
+        let To {
+            function,
+            qualifier,
+        } = to;
         let version = function
             .resolve(qualifier, dice)
             .ok_or_else(|| NotRun::Refused(LambdaError::no_function(&invocation.arn)))?;
@@ -68,9 +97,13 @@ impl Functions {
             reserved: function.head.reserved,
             provisioned: function.provisioned(&version.version),
         };
-        let invoke = |invocation| {
-            let deployment = Arc::clone(deployment);
-            self.runner.invoke(deployment, concurrency, invocation)
+        let mut invoke = async |invocation| {
+            let (deployment, runner) = (Arc::clone(deployment), &self.runner);
+            let invoked = match sink.as_deref_mut() {
+                Some(sink) => runner.invoke_streaming(deployment, concurrency, invocation, sink),
+                None => runner.invoke(deployment, concurrency, invocation),
+            };
+            invoked.await
         };
         let completed = match invoke(invocation.clone()).await {
             // A runner may have lost what it had, with its host's boot for example.
@@ -83,7 +116,7 @@ impl Functions {
         };
         Ok(Answer {
             version: version.version.clone(),
-            completed: bounded(completed.map_err(NotRun::Invoke)?),
+            completed: completed.map_err(NotRun::Invoke)?,
         })
     }
 }

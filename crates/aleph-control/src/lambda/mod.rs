@@ -15,6 +15,7 @@
 //! | `preparation` | from a change to a template that serves |
 //! | `admission` | how much of an account and of a function runs at once |
 //! | `invocation` | one event through one version |
+//! | `streaming` | responses that are passed on as functions write them |
 //! | `events` | the durable queue of asynchronous invocations |
 //! | `gate` | whose a request is, and how large it may be |
 //! | `signature` | SigV4 |
@@ -52,6 +53,7 @@ mod preparation;
 mod registry;
 mod routes;
 mod signature;
+mod streaming;
 
 pub use arn::Identity;
 pub use code::{Task, TaskBuilder};

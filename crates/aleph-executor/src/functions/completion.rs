@@ -1,11 +1,12 @@
 //! What a caller gets of what became of an event.
 
-use super::conversation::Answer;
+use super::answer::{Delivered, MAX_ANSWER};
 use super::deployment::Deployment;
 use super::instance::{Fate, Instance};
 use super::invocation::{Completed, FunctionError, Temperature, Timings};
 use super::output::Ended;
 use super::report::{Report, report};
+use super::response::JSON;
 use bytes::Bytes;
 
 /// An event that a clone had.
@@ -27,14 +28,40 @@ impl Run<'_> {
             Bytes::from(json.to_string())
         };
         let limit = self.deployment.timeout.as_secs_f64();
+        let (mut content_type, mut error_type) = (JSON.to_owned(), None);
         let (payload, status, can_serve) = match fate {
-            Fate::Answered(Answer::Response(payload)) => (payload, None, true),
-            Fate::Answered(Answer::Error(payload)) => (payload, Some("error"), true),
-            Fate::Answered(Answer::TooLarge) => {
-                let text = "Response payload size exceeded maximum allowed payload size \
-                            (6291556 bytes).";
-                let payload = problem("Function.ResponseSizeTooLarge", text.into());
+            Fate::Answered(Delivered::Whole {
+                content_type: kind,
+                body,
+            }) => {
+                content_type = kind;
+                (body, None, true)
+            }
+            Fate::Answered(Delivered::Error(payload)) => (payload, Some("error"), true),
+            Fate::Answered(Delivered::Trailed { kind, body }) => {
+                let payload = match body.is_empty() {
+                    true => problem(&kind, "the response is not whole".into()),
+                    false => body,
+                };
+                error_type = Some(kind);
                 (payload, Some("error"), true)
+            }
+            Fate::Answered(Delivered::TooLarge(most)) => {
+                // Whole ones have always been said to be this long.
+                let most = if most == MAX_ANSWER { 6_291_556 } else { most };
+                let text = format!(
+                    "Response payload size exceeded maximum allowed payload size ({most} bytes)."
+                );
+                let payload = problem("Function.ResponseSizeTooLarge", text);
+                (payload, Some("error"), true)
+            }
+            Fate::Answered(Delivered::Broken(why)) => {
+                let text = format!("The response broke off: {why}");
+                (
+                    problem("Runtime.TruncatedResponse", text),
+                    Some("error"),
+                    false,
+                )
             }
             Fate::TimedOut => {
                 let text = format!("Task timed out after {limit:.2} seconds");
@@ -65,7 +92,9 @@ impl Run<'_> {
         });
         let completed = Completed {
             payload,
+            content_type,
             error: status.map(|_| FunctionError::Unhandled),
+            error_type,
             log_tail,
             timings: self.timings,
             temperature: self.temperature,

@@ -9,13 +9,17 @@
 //!    ▼
 //!  Waiting ── an event ─▶ Busy ── POST response, error ─▶ Answered ── GET invocation/next ─▶ Waiting
 //! ```
+//! A response of the mode `streaming` is handed on with its connection: whoever takes it reads it
+//! from there, and as slowly as it is read it comes.
 //!
 //! # Failure cases
 //! The guest is hostile: bodies are bounded, an answer to an event that it was not given is refused
 //! with 400, a second `next` while one waits takes the first one's place. Whatever it does costs
 //! its own VM.
 
+use super::answer::{Answer, MAX_ANSWER, Streamed};
 use super::invocation::Invocation;
+use super::response::JSON;
 use crate::guest::{Agent, Connection};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -29,9 +33,6 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 
-/// The longest answer, in bytes: 6 MiB and what JSON needs around it.
-pub(super) const MAX_ANSWER: usize = 6 * 1024 * 1024 + 1024;
-
 /// The most connections at once.
 const MAX_CONNECTIONS: usize = 256;
 
@@ -39,18 +40,8 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_REPORT: usize = 64 * 1024;
 
 const PREFIX: &str = "/2018-06-01/runtime/";
-const ERROR_TYPE: &str = "lambda-runtime-function-error-type";
-
-/// How a runtime answered an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// The function's answer.
-    Response(Bytes),
-    /// The function's error, as JSON.
-    Error(Bytes),
-    /// An answer that was too long to take.
-    TooLarge,
-}
+pub(super) const ERROR_TYPE: &str = "lambda-runtime-function-error-type";
+const RESPONSE_MODE: &str = "lambda-runtime-function-response-mode";
 
 /// What a runtime is doing.
 #[derive(Debug)]
@@ -217,9 +208,15 @@ impl Conversation {
                 .strip_prefix("invocation/")
                 .and_then(|rest| rest.split_once('/'))
             {
+                Some((id, "response")) if is_streamed(&request) => {
+                    let id = id.to_owned();
+                    self.hand_on(&id, request).await
+                }
                 Some((id, "response")) => {
                     let id = id.to_owned();
-                    self.take(&id, request, Answer::Response).await
+                    let content_type = content_type(&request);
+                    let response = |body| Answer::Response { content_type, body };
+                    self.take(&id, request, response).await
                 }
                 Some((id, "error")) => {
                     let id = id.to_owned();
@@ -241,27 +238,68 @@ impl Conversation {
         answer: impl FnOnce(Bytes) -> Answer,
     ) -> Response<Full<Bytes>> {
         let _turn = self.reading.lock().await;
-        let has_it = matches!(&*self.lock(), State::Busy { request_id, .. } if request_id == id);
-        if !has_it {
-            return status_with(
-                StatusCode::BAD_REQUEST,
-                r#"{"errorMessage":"Invalid request ID","errorType":"InvalidRequestID"}"#,
-            );
+        if !self.has(id) {
+            return not_its_own();
         }
         let body = body(request, MAX_ANSWER).await;
         let is_taken = body.is_some();
         let answer_is = body.map_or(Answer::TooLarge, answer);
-        let mut state = self.lock();
-        if !matches!(&*state, State::Busy { request_id, .. } if request_id == id) {
-            return status(StatusCode::BAD_REQUEST);
-        }
-        if let State::Busy { answer, .. } = std::mem::replace(&mut *state, State::Starting) {
+        match self.answered(id) {
             // Whoever waited may have given up.
-            let _ = answer.send(answer_is);
+            Some(answer) => drop(answer.send(answer_is)),
+            None => return not_its_own(),
         }
-        drop(state);
         if is_taken { accepted() } else { too_large() }
     }
+
+    /// Hands on a response that comes piece by piece, where it is to the event that the runtime has.
+    async fn hand_on(&self, id: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let _turn = self.reading.lock().await;
+        let Some(answer) = self.answered(id) else {
+            return not_its_own();
+        };
+        let content_type = content_type(&request);
+        let (taken, is_taken) = oneshot::channel();
+        let streamed = Streamed::of_runtime(content_type, request.into_body(), taken);
+        if answer.send(Answer::Streamed(streamed)).is_err() {
+            return status(StatusCode::GONE);
+        }
+        match is_taken.await {
+            Ok(true) => accepted(),
+            Ok(false) => too_large(),
+            // Its time is over, and with it the clone.
+            Err(_) => status(StatusCode::GONE),
+        }
+    }
+
+    /// Whether the runtime has this event.
+    fn has(&self, id: &str) -> bool {
+        matches!(&*self.lock(), State::Busy { request_id, .. } if request_id == id)
+    }
+
+    /// Who waits for the answer to this event, which has one from now on.
+    fn answered(&self, id: &str) -> Option<oneshot::Sender<Answer>> {
+        let mut state = self.lock();
+        match std::mem::replace(&mut *state, State::Starting) {
+            State::Busy { request_id, answer } if request_id == id => Some(answer),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+}
+
+/// Whether a response comes piece by piece.
+fn is_streamed(request: &Request<Incoming>) -> bool {
+    let mode = request.headers().get(RESPONSE_MODE);
+    mode.is_some_and(|mode| mode.as_bytes().eq_ignore_ascii_case(b"streaming"))
+}
+
+fn content_type(request: &Request<Incoming>) -> String {
+    let value = request.headers().get(CONTENT_TYPE);
+    let text = value.and_then(|value| value.to_str().ok());
+    text.unwrap_or(JSON).to_owned()
 }
 
 /// An error as clients get it: what the runtime said, or what its header did.
@@ -313,6 +351,13 @@ fn event(invocation: &Invocation, deadline: SystemTime) -> Response<Full<Bytes>>
         }
     }
     response
+}
+
+fn not_its_own() -> Response<Full<Bytes>> {
+    status_with(
+        StatusCode::BAD_REQUEST,
+        r#"{"errorMessage":"Invalid request ID","errorType":"InvalidRequestID"}"#,
+    )
 }
 
 fn accepted() -> Response<Full<Bytes>> {

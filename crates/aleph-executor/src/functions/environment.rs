@@ -3,6 +3,7 @@
 //! <https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html>
 
 use super::deployment::{Code, Deployment};
+use super::server::PORT;
 use std::collections::BTreeMap;
 
 /// The port of the runtime API, on the guest's loopback address.
@@ -56,6 +57,8 @@ pub(super) fn environment(
             "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin".into(),
         ),
         ("LANG", "C.UTF-8".into()),
+        // Where a function that is an HTTP server listens.
+        ("PORT", PORT.to_string()),
         ("TZ", ":UTC".into()),
     ];
     let contract = contract.map(|(name, value)| (name.to_owned(), value));
@@ -129,6 +132,7 @@ mod tests {
             ("A", "own"),
             ("PATH", "/own"),
             ("AWS_REGION", "us-east-1"),
+            ("PORT", "8080"),
             ("TZ", ":UTC"),
             ("LANG", "image"),
             ("AWS_LAMBDA_FUNCTION_NAME", "hello"),

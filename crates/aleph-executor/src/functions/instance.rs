@@ -10,8 +10,10 @@
 //! Whatever is dropped is killed and removed in the background; what cannot
 //! be removed is left to the node's sweep, as is what a daemon that was killed leaves.
 
+use super::answer::{Delivered, Delivery};
 use super::cable::Cable;
-use super::conversation::{Answer, Conversation};
+use super::contract::Contract;
+use super::conversation::Conversation;
 use super::environment::API_PORT;
 use super::host::Host;
 use super::invocation::Invocation;
@@ -340,6 +342,7 @@ impl Spare {
         Ok(Instance {
             tasks: [serve.abort_handle(), watch.abort_handle()],
             agent,
+            contract: template.contract.clone(),
             conversation,
             output,
             body,
@@ -360,8 +363,8 @@ fn machine_id() -> io::Result<[u8; 16]> {
 pub(super) enum Fate {
     /// The function never saw it: another clone can have it.
     NotGiven(String),
-    /// The runtime answered.
-    Answered(Answer),
+    /// The function answered, as far as it did.
+    Answered(Delivered),
     /// The runtime ended.
     Ended(Ended),
     /// Its time was over.
@@ -373,6 +376,7 @@ pub(super) enum Fate {
 pub(super) struct Instance {
     body: Body,
     agent: Agent,
+    contract: Contract,
     conversation: Arc<Conversation>,
     pub(super) output: Arc<Output>,
     tasks: [AbortHandle; 2],
@@ -452,10 +456,21 @@ impl Instance {
         Some(kib * 1024)
     }
 
-    /// Gives the function an event and waits for what becomes of it.
-    pub(super) async fn run(&self, invocation: &Invocation, limit: Duration) -> Fate {
+    /// Gives the function an event, brings its answer to who asked, and says what became of it. All
+    /// of it takes no longer than the function's time.
+    pub(super) async fn run(
+        &self,
+        invocation: &Invocation,
+        limit: Duration,
+        delivery: &mut Delivery<'_>,
+    ) -> Fate {
+        let contract = &self.contract;
+        let function = (&self.agent, &*self.conversation);
         let given = tokio::select! {
-            given = self.conversation.give(invocation, limit) => given,
+            given = contract.give(function, invocation, limit) => match given {
+                Ok(given) => given,
+                Err(error) => return Fate::NotGiven(error.to_string()),
+            },
             ended = self.output.ended() => {
                 return Fate::NotGiven(super::template::said(&ended));
             }
@@ -463,17 +478,28 @@ impl Instance {
                 return Fate::NotGiven("its runtime asks for no event".into());
             }
         };
-        tokio::select! {
+        let delivered = async {
+            let is_streamed = delivery.is_streamed();
+            let answer = contract.answer(given, invocation, limit, is_streamed);
+            Some(delivery.deliver(answer.await?).await)
+        };
+        let delivered = tokio::select! {
             biased;
-            answer = given => match answer {
-                Ok(answer) => {
-                    let _ = timeout(SETTLE, self.settle_output()).await;
-                    Fate::Answered(answer)
-                }
-                Err(_) => Fate::Ended(Ended::Gone("its runtime broke the conversation off".into())),
+            delivered = delivered => delivered,
+            ended = self.output.ended() => return Fate::Ended(ended),
+            () = tokio::time::sleep(limit) => return Fate::TimedOut,
+        };
+        match delivered {
+            // It may have broken off because of an end that is about to be told.
+            Some(Delivered::Broken(why)) => match timeout(SETTLE, self.output.ended()).await {
+                Ok(ended) => Fate::Ended(ended),
+                Err(_) => Fate::Answered(Delivered::Broken(why)),
             },
-            ended = self.output.ended() => Fate::Ended(ended),
-            () = tokio::time::sleep(limit) => Fate::TimedOut,
+            Some(delivered) => {
+                let _ = timeout(SETTLE, self.settle_output()).await;
+                Fate::Answered(delivered)
+            }
+            None => Fate::Ended(Ended::Gone("its runtime broke the conversation off".into())),
         }
     }
 

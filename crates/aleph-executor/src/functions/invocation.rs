@@ -46,10 +46,15 @@ pub struct Timings {
 /// An invocation that was carried out, whatever the function made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completed {
-    /// The function's answer, or its error: JSON with `errorType` and `errorMessage`.
+    /// The function's answer, or its error: JSON with `errorType` and `errorMessage`. Of an answer
+    /// that was written into a [`ResponseSink`](super::ResponseSink) nothing is here.
     pub payload: Bytes,
+    /// The type of the answer, as the runtime gave it.
+    pub content_type: String,
     /// Whether it is an error.
     pub error: Option<FunctionError>,
+    /// What the runtime called an error that came within a response.
+    pub error_type: Option<String>,
     /// The end of what it wrote, with its START, END and REPORT lines: at most 4 KiB.
     pub log_tail: Vec<u8>,
     /// Where the time went.

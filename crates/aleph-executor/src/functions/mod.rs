@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `deployment` | what runs: code, runtime, limits |
 //! | `invocation` | an event on its way in, and what came of it |
+//! | `response`, `prelude` | an answer that is passed on as it comes, and the HTTP head that it may begin with |
 //! | `runner` | the seam between the control plane and what runs functions |
 //! | `runtime` | [`FunctionRuntime`]: the way of an event |
 //! | `admission` | what may run at once |
@@ -19,7 +20,10 @@
 //! | `policy` | how many clones are kept, and in which state: pure |
 //! | `template` | guests that were written down |
 //! | `instance` | their clones |
+//! | `contract` | how a function is spoken with: over the runtime API, or as an HTTP server |
 //! | `conversation` | the runtime API, as runtimes in guests speak it |
+//! | `server`, `http_event` | functions that are HTTP servers, and events as requests to them |
+//! | `answer` | what a function answered, on its way to who asked |
 //! | `environment`, `output`, `report` | what a runtime finds, writes, and what is said of it |
 //! | `host` | what functions need of the node |
 //!
@@ -29,24 +33,31 @@
 //! | the runtime fails to initialise | the deployment is refused with what it said; no template stays |
 //! | a clone dies before the function was given the event | the event goes to another clone |
 //! | it dies after that, or the function's time is over | the function's error; the clone is destroyed |
+//! | a response breaks off | the error is told behind what came of it; the clone is destroyed |
 //! | more invocations than may run at once | [`InvokeError::Throttled`], with when to try again |
 //! | the daemon dies | clones are removed by the next one; templates stay; callers see a closed connection |
 
 mod admission;
+mod answer;
 mod cable;
 mod completion;
+mod contract;
 mod conversation;
 mod deployment;
 mod environment;
 mod host;
+mod http_event;
 mod instance;
 mod invocation;
 mod output;
 mod policy;
 mod pool;
+mod prelude;
 mod report;
+mod response;
 mod runner;
 mod runtime;
+mod server;
 mod template;
 
 pub use deployment::{Code, Deployment, DeploymentId, Isolation};
@@ -56,5 +67,9 @@ pub use invocation::{
     Completed, FunctionError, Invocation, InvokeError, Temperature, Throttle, Timings,
 };
 pub use policy::PoolConfig;
+pub use prelude::{HttpPrelude, MAX_PRELUDE, PreludeError};
+pub use response::{
+    HTTP_INTEGRATION, ResponseHead, ResponseSink, ResponseStream, channel as response_channel,
+};
 pub use runner::{Concurrency, Runner};
 pub use runtime::{FunctionRuntime, FunctionsConfig};

@@ -2,6 +2,7 @@
 
 use super::deployment::{Deployment, DeploymentId};
 use super::invocation::{Completed, Invocation, InvokeError};
+use super::response::{ResponseHead, ResponseSink};
 use crate::hypervisor::BoxFuture;
 use aleph_types::Problem;
 use std::sync::Arc;
@@ -31,6 +32,34 @@ pub trait Runner: Send + Sync {
         concurrency: Concurrency,
         invocation: Invocation,
     ) -> BoxFuture<'_, Result<Completed, InvokeError>>;
+
+    /// The same, with the answer written into `sink` as it comes. Where the function fails before
+    /// its answer has begun, nothing is written; one that fails later has had some of it written.
+    /// What is returned has the error, and of an answer no payload.
+    ///
+    /// Here the answer is written once it is whole.
+    fn invoke_streaming<'a>(
+        &'a self,
+        deployment: Arc<Deployment>,
+        concurrency: Concurrency,
+        invocation: Invocation,
+        sink: &'a mut ResponseSink,
+    ) -> BoxFuture<'a, Result<Completed, InvokeError>> {
+        Box::pin(async move {
+            let version = deployment.version.clone();
+            let mut completed = self.invoke(deployment, concurrency, invocation).await?;
+            if completed.error.is_none() {
+                sink.begin(ResponseHead {
+                    version,
+                    content_type: completed.content_type.clone(),
+                    temperature: completed.temperature,
+                    timings: completed.timings,
+                });
+                sink.write(std::mem::take(&mut completed.payload)).await;
+            }
+            Ok(completed)
+        })
+    }
 
     /// How many clones a deployment keeps ready from now on.
     fn provision(&self, deployment: Arc<Deployment>, clones: u32);

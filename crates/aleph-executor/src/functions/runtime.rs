@@ -7,9 +7,12 @@
 //! | it dies, or does not ask, before it was given the event | another clone, [`TRIES`] in all |
 //! | it dies with the event, or its time is over | the function's error; the clone is destroyed |
 //! | the caller goes away | the clone that was busy for it is destroyed |
+//! | who reads a streamed response goes away | the function runs to its end; nobody gets the rest |
+//! | who reads one is slow | the function waits with it, until its time is over |
 //! | a clone cannot be made | the caller hears why; nothing of it stays |
 
 use super::admission::{Admission, Charge, RETRY_AFTER};
+use super::answer::Delivery;
 use super::completion::Run;
 use super::deployment::{Deployment, DeploymentId, Isolation};
 use super::host::Host;
@@ -17,6 +20,7 @@ use super::instance::{CloneError, Fate, Instance, Spare};
 use super::invocation::{Completed, Invocation, InvokeError, Temperature, Throttle, Timings};
 use super::policy::{Moment, PoolConfig};
 use super::pool::{Deployed, Member};
+use super::response::{ResponseHead, ResponseSink};
 use super::runner::{Concurrency, Runner};
 use super::template::{self, Template, TemplateError};
 use crate::hypervisor::BoxFuture;
@@ -149,7 +153,21 @@ impl Runner for FunctionRuntime {
         Box::pin(async move {
             let _turn = self.0.admission.admit(&deployment, concurrency)?;
             let deployed = self.0.find(deployment);
-            self.0.invoke(&deployed, &invocation).await
+            self.0.invoke(&deployed, &invocation, None).await
+        })
+    }
+
+    fn invoke_streaming<'a>(
+        &'a self,
+        deployment: Arc<Deployment>,
+        concurrency: Concurrency,
+        invocation: Invocation,
+        sink: &'a mut ResponseSink,
+    ) -> BoxFuture<'a, Result<Completed, InvokeError>> {
+        Box::pin(async move {
+            let _turn = self.0.admission.admit(&deployment, concurrency)?;
+            let deployed = self.0.find(deployment);
+            self.0.invoke(&deployed, &invocation, Some(sink)).await
         })
     }
 
@@ -262,6 +280,7 @@ impl Shared {
         &self,
         deployed: &Arc<Deployed>,
         invocation: &Invocation,
+        mut sink: Option<&mut ResponseSink>,
     ) -> Result<Completed, InvokeError> {
         let arrived = Instant::now();
         let _busy = deployed.arrived(self.now());
@@ -274,22 +293,34 @@ impl Shared {
             let (member, temperature) = self.member(deployed, may_be_idle).await?;
             let given = Instant::now();
             let clone = &member.clone;
-            let fate = clone.run(invocation, deployment.timeout).await;
+            let mut timings = Timings {
+                queue,
+                resume: (given - arrived).saturating_sub(queue),
+                function: Duration::ZERO,
+            };
+            let mut delivery = Delivery {
+                sink: sink.as_deref_mut(),
+                head: ResponseHead {
+                    version: deployment.version.clone(),
+                    content_type: String::new(),
+                    temperature,
+                    timings,
+                },
+            };
+            let fate = clone
+                .run(invocation, deployment.timeout, &mut delivery)
+                .await;
             if let Fate::NotGiven(why) = fate {
                 tracing::info!(vm = %clone.vm(), why, "a clone was of no use; another one is asked");
                 last = why;
                 continue;
             }
-            let function = given.elapsed();
+            timings.function = given.elapsed();
             let run = Run {
                 deployment,
                 clone,
                 request_id: &invocation.request_id,
-                timings: Timings {
-                    queue,
-                    resume: (given - arrived).saturating_sub(queue),
-                    function,
-                },
+                timings,
                 temperature,
             };
             let (completed, can_serve) = run.complete(fate);

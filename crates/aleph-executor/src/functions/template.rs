@@ -1,5 +1,5 @@
 //! Templates: guests that were booted once, initialised until their runtime asked for its first
-//! event, and written down.
+//! event or their server listened, and written down.
 //!
 //! ```text
 //! STATE/templates/<DeploymentId>/memory         the guest's memory, sparse
@@ -11,11 +11,13 @@
 //! kernel or processor is made anew, never begun from.
 
 use super::cable::Cable;
+use super::contract::Contract;
 use super::conversation::{Conversation, Initialised};
 use super::deployment::{Code, Deployment, DeploymentId};
 use super::environment::{API_PORT, TASK_ROOT, environment};
 use super::host::Host;
 use super::output::{Ended, Output};
+use super::server::Server;
 use crate::executor::COMMAND_LINE;
 use crate::guest::{
     AgentError, ExecEvent, ExecHandle, ExecRequest, MainPosition, MountRequest, SetupRequest,
@@ -44,7 +46,7 @@ const TASK_SERIAL: &str = "task";
 const TASK_FILESYSTEM: &str = "erofs";
 
 /// The form of what is written: another one is made anew.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 /// How long a runtime may take to initialise. On a host without hardware virtualisation an
 /// interpreter with its imports takes many seconds.
@@ -141,6 +143,7 @@ struct Record {
     /// What it depends on: it goes on nowhere else.
     compatible_with: String,
     image_digest: String,
+    contract: Contract,
     main_stream: u32,
     main_received: u64,
 }
@@ -151,6 +154,7 @@ pub(super) struct Template {
     pub(super) account: String,
     pub(super) function: String,
     pub(super) resources: Resources,
+    pub(super) contract: Contract,
     pub(super) main: MainPosition,
     pub(super) state: Bytes,
     memory: File,
@@ -189,6 +193,7 @@ impl Template {
             account: deployment.account.clone(),
             function: deployment.function.clone(),
             resources: resources(deployment),
+            contract: record.contract.clone(),
             main: MainPosition {
                 stream: record.main_stream,
                 received: record.main_received,
@@ -402,11 +407,12 @@ async fn make(
     let _ = vm.kill().await;
     let _ = vm.destroy().await;
     cable.undo().await;
-    let main = made?;
+    let (main, contract) = made?;
     let record = Record {
         form: FORM,
         compatible_with,
         image_digest: prepared.digest.clone(),
+        contract,
         main_stream: main.stream,
         main_received: main.received,
     };
@@ -414,15 +420,15 @@ async fn make(
     Ok(record)
 }
 
-/// Boots the guest, starts the runtime, waits until it asks for its first event, and writes the
-/// guest down.
+/// Boots the guest, starts the runtime, waits until it asks for its first event or listens, and
+/// writes the guest down.
 async fn initialise(
     host: &Host,
     deployment: &Deployment,
     prepared: &Prepared,
     vm: &Vm,
     work: &Work,
-) -> Result<MainPosition, TemplateError> {
+) -> Result<(MainPosition, Contract), TemplateError> {
     vm.start(None).await?;
     vm.running().await?;
     let agent = vm.agent()?;
@@ -432,17 +438,19 @@ async fn initialise(
     agent.listen(API_PORT).await?;
     let conversation = Conversation::new(false);
     let output = Arc::new(Output::new());
-    let mut main = agent.exec(&runtime(host, deployment, prepared))?;
+    let runtime = runtime(host, deployment, prepared);
+    let server = Server::of(&runtime.env.iter().cloned().collect());
+    let mut main = agent.exec(&runtime)?;
     let stream = main.stream();
     let serve = Arc::clone(&conversation).serve(agent.clone());
     let ready = async {
-        let received = {
+        let (received, contract) = {
             let pump = pump(&mut main, &output);
             let waited = async {
                 tokio::select! {
-                    initialised = conversation.initialised() => match initialised {
-                        Initialised::Ready => Ok(()),
-                        Initialised::Failed(why) => {
+                    found = Contract::find(&agent, &conversation, server) => match found? {
+                        (contract, Initialised::Ready) => Ok(contract),
+                        (_, Initialised::Failed(why)) => {
                             let why = String::from_utf8_lossy(&why).into_owned();
                             Err(TemplateError::Initialise(explain(&why, &output)))
                         }
@@ -451,33 +459,33 @@ async fn initialise(
                         Err(TemplateError::Initialise(explain(&said(&ended), &output)))
                     }
                     () = tokio::time::sleep(INITIALISE) => {
-                        let why = format!("no first request within {} s", INITIALISE.as_secs());
+                        let limit = INITIALISE.as_secs();
+                        let why = format!("no first request, and no server, within {limit} s");
                         Err(TemplateError::Initialise(explain(&why, &output)))
                     }
                 }
             };
-            tokio::select! {
+            let contract = tokio::select! {
                 waited = waited => waited?,
                 () = pump => {
                     let why = said(&output.ended().await);
                     return Err(TemplateError::Initialise(explain(&why, &output)));
                 }
-            }
+            };
             // What it wrote until it stood still is not written again by its clones.
             let frozen = async {
                 agent.freeze().await?;
                 agent.ping().await?;
                 Ok::<_, AgentError>(main_position(&mut main, &output).await)
             };
-            tokio::time::timeout(FREEZE, frozen)
-                .await
-                .unwrap_or(Err(AgentError::Stalled))?
+            let frozen = tokio::time::timeout(FREEZE, frozen).await;
+            (frozen.unwrap_or(Err(AgentError::Stalled))?, contract)
         };
         vm.pause().await?;
         let state = work.0.join("state");
         let file = File::create(&state).map_err(at("make", &state))?;
         vm.save(file).await?;
-        Ok(MainPosition { stream, received })
+        Ok((MainPosition { stream, received }, contract))
     };
     tokio::select! {
         ready = ready => ready,

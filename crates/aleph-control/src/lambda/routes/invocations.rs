@@ -6,7 +6,9 @@ use crate::lambda::error::{Kind, LambdaError};
 use crate::lambda::event_stream::{CONTENT_TYPE as EVENT_STREAM, PIECE, frame};
 use crate::lambda::function::Function;
 use crate::lambda::invocation::{Answer, MOST_ASYNCHRONOUS};
-use aleph_executor::functions::{Completed, Invocation, Temperature, Timings};
+use crate::lambda::streaming::Streamed;
+use aleph_executor::functions::{Completed, Invocation, ResponseStream, Temperature, Timings};
+use aleph_executor::hypervisor::BoxFuture;
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -14,9 +16,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use bytes::BytesMut;
 use serde::de::IgnoredAny;
 use serde_json::json;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,7 +172,7 @@ async fn invoke(on: On, headers: HeaderMap, body: Bytes) -> Reply {
     let mut response = Response::new(Body::from(completed.payload.clone()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    describe(headers, &version, &completed);
+    describe(headers, &version, completed.temperature, completed.timings);
     if let Some(error) = completed.error {
         let error = HeaderValue::from_static(error.as_str());
         headers.insert("x-amz-function-error", error);
@@ -183,8 +187,8 @@ async fn invoke(on: On, headers: HeaderMap, body: Bytes) -> Reply {
 }
 
 /// Says what ran, in which state its place was, and where its time went.
-fn describe(headers: &mut HeaderMap, version: &str, completed: &Completed) {
-    let temperature = match completed.temperature {
+fn describe(headers: &mut HeaderMap, version: &str, temperature: Temperature, timings: Timings) {
+    let temperature = match temperature {
         Temperature::Hot => "hot",
         Temperature::Warm => "warm",
         Temperature::Cold => "cold",
@@ -193,7 +197,7 @@ fn describe(headers: &mut HeaderMap, version: &str, completed: &Completed) {
         queue,
         resume,
         function,
-    } = completed.timings;
+    } = timings;
     let ms = |span: Duration| span.as_secs_f64() * 1000.0;
     let timings = format!(
         "queue={:.3},resume={:.3},function={:.3}",
@@ -243,37 +247,101 @@ async fn stream(on: On, headers: HeaderMap, body: Bytes) -> Reply {
     if header(&headers, "x-amz-invocation-type") == Some("DryRun") {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let tail = wanted.tail;
-    let Answer { version, completed } = on.functions.run(&on, wanted).await?;
-    let mut complete = json!({});
-    if tail {
-        complete["LogResult"] = BASE64_STANDARD.encode(&completed.log_tail).into();
-    }
-    let mut pieces = Vec::new();
-    match completed.error {
-        Some(error) => {
-            complete["ErrorCode"] = error.as_str().into();
-            complete["ErrorDetails"] = String::from_utf8_lossy(&completed.payload).into();
-        }
-        None => pieces.extend(
-            completed
-                .payload
-                .chunks(PIECE)
-                .map(|piece| frame("PayloadChunk", "application/octet-stream", piece)),
-        ),
-    }
-    let complete = complete.to_string();
-    pieces.push(frame(
-        "InvokeComplete",
-        "application/json",
-        complete.as_bytes(),
-    ));
-    let pieces = pieces.into_iter().map(Ok::<_, std::convert::Infallible>);
-    let mut response = Response::new(Body::from_stream(futures_util::stream::iter(pieces)));
+    let Wanted {
+        function,
+        qualifier,
+        invocation,
+        tail,
+    } = wanted;
+    // The payload's memory is held as long as the payload is.
+    let streamed = on
+        .functions
+        .stream_out(function, qualifier, invocation, on.ask.clone());
+    let Streamed { head, body, end } = streamed.await?;
+    let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
-    describe(headers, &version, &completed);
+    let frames = match head {
+        Some(head) => {
+            describe(headers, &head.version, head.temperature, head.timings);
+            Frames::Pieces { body, end, tail }
+        }
+        None => {
+            let Answer { version, completed } = end.await?;
+            describe(headers, &version, completed.temperature, completed.timings);
+            Frames::Last(complete(Ok(&completed), tail))
+        }
+    };
+    *response.body_mut() = Body::from_stream(futures_util::stream::unfold(frames, Frames::next));
     Ok(response)
+}
+
+/// What is still to come of a streamed response.
+enum Frames {
+    Pieces {
+        body: ResponseStream,
+        end: BoxFuture<'static, Result<Answer, LambdaError>>,
+        tail: bool,
+    },
+    Last(Bytes),
+    Nothing,
+}
+
+impl Frames {
+    async fn next(self) -> Option<(Result<Bytes, Infallible>, Self)> {
+        let (frame, rest) = match self {
+            Self::Pieces {
+                mut body,
+                end,
+                tail,
+            } => match body.next().await {
+                Some(piece) => (chunks(&piece), Self::Pieces { body, end, tail }),
+                None => {
+                    let answer = end.await;
+                    let completed = answer.as_ref().map(|answer| &answer.completed);
+                    (complete(completed, tail), Self::Nothing)
+                }
+            },
+            Self::Last(frame) => (frame, Self::Nothing),
+            Self::Nothing => return None,
+        };
+        Some((Ok(frame), rest))
+    }
+}
+
+/// A piece of a response as frames.
+fn chunks(piece: &Bytes) -> Bytes {
+    let mut frames = BytesMut::new();
+    for chunk in piece.chunks(PIECE) {
+        frames.extend_from_slice(&frame("PayloadChunk", "application/octet-stream", chunk));
+    }
+    frames.freeze()
+}
+
+/// The last frame: how it ended.
+fn complete(answer: Result<&Completed, &LambdaError>, tail: bool) -> Bytes {
+    let mut complete = json!({});
+    match answer {
+        Ok(completed) => {
+            if tail {
+                complete["LogResult"] = BASE64_STANDARD.encode(&completed.log_tail).into();
+            }
+            if let Some(error) = completed.error {
+                let code = completed.error_type.as_deref().unwrap_or(error.as_str());
+                complete["ErrorCode"] = code.into();
+                complete["ErrorDetails"] = String::from_utf8_lossy(&completed.payload).into();
+            }
+        }
+        Err(error) => {
+            complete["ErrorCode"] = error.name().into();
+            complete["ErrorDetails"] = error.to_string().into();
+        }
+    }
+    frame(
+        "InvokeComplete",
+        "application/json",
+        complete.to_string().as_bytes(),
+    )
 }
 
 #[cfg(test)]
