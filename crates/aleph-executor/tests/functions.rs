@@ -5,20 +5,18 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod function_world;
+
 use aleph_executor::functions::{
-    Code, Completed, Concurrency, Deployment, FunctionError, FunctionRuntime, FunctionsConfig,
-    Invocation, InvokeError, Isolation, PoolConfig, Runner, Temperature, Throttle,
+    Concurrency, Deployment, FunctionError, FunctionsConfig, InvokeError, Isolation, PoolConfig,
+    Runner, Temperature, Throttle,
 };
-use aleph_executor::{Node, NodeConfig};
-use aleph_testkit::{TestImages, TestRoot, wait_until};
 use aleph_types::MiB;
 use anyhow::{Context, Result, ensure};
+use function_world::{Program, World, log, open, pool, text};
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
-
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// A runtime in shell: `handle` gets the event as $1 and prints the answer.
 const RUNTIME: &str = r#"
@@ -44,121 +42,16 @@ while :; do
 done
 "#;
 
-struct World {
-    root: TestRoot,
-    node: Node,
-    runtime: FunctionRuntime,
-    deployment: Deployment,
+async fn world(config: FunctionsConfig) -> Result<World> {
+    with_init(config, "").await
 }
 
-async fn open(root: &TestRoot, config: FunctionsConfig) -> Result<(Node, FunctionRuntime)> {
-    let images = Arc::new(TestImages::new(root)?);
-    let node = Node::open(NodeConfig::new(root.paths()?), images).await?;
-    let runtime = FunctionRuntime::open(&node, config);
-    Ok((node, runtime))
-}
-
-fn pool() -> PoolConfig {
-    PoolConfig {
-        linger: Duration::from_secs(3600),
-        spares: 0,
-        ..PoolConfig::default()
-    }
-}
-
-impl World {
-    async fn new(config: FunctionsConfig) -> Result<Self> {
-        Self::with_init(config, "").await
-    }
-
-    async fn with_init(config: FunctionsConfig, init: &str) -> Result<Self> {
-        let root = TestRoot::new()?;
-        let task = root.path().join("task");
-        std::fs::create_dir(&task)?;
-        std::fs::write(task.join("init.sh"), init)?;
-        let image = root.path().join("task.erofs");
-        let made = Command::new("mkfs.erofs")
-            .args([
-                "--quiet".as_ref(),
-                "-T0".as_ref(),
-                image.as_os_str(),
-                task.as_os_str(),
-            ])
-            .output()?;
-        ensure!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-        let (node, runtime) = open(&root, config).await?;
-        let deployment = Deployment {
-            account: "default".into(),
-            function: "shell".into(),
-            version: "$LATEST".into(),
-            code: Code::Task {
-                image,
-                digest: "sha256:1".into(),
-                runtime: "busybox".into(),
-            },
-            handler: "handle".into(),
-            env: [("GREETING".to_owned(), "hello".to_owned())].into(),
-            command: ["sh", "-c", RUNTIME].map(String::from).to_vec(),
-            memory: MiB(128),
-            timeout: Duration::from_secs(30),
-            temporary: MiB(16),
-            isolation: Isolation::Deployment,
-        };
-        Ok(Self {
-            root,
-            node,
-            runtime,
-            deployment,
-        })
-    }
-
-    async fn invoke(&self, event: &str) -> Result<Completed, InvokeError> {
-        self.invoke_as(&self.deployment, Concurrency::default(), event)
-            .await
-    }
-
-    async fn invoke_as(
-        &self,
-        deployment: &Deployment,
-        concurrency: Concurrency,
-        event: &str,
-    ) -> Result<Completed, InvokeError> {
-        let invocation = Invocation {
-            request_id: format!("id-{event}").replace('"', ""),
-            payload: event.to_owned().into(),
-            arn: "arn:aws:lambda:us-east-1:000000000000:function:shell".into(),
-            client_context: None,
-            trace: None,
-        };
-        let deployment = Arc::new(deployment.clone());
-        let invoked = self.runtime.invoke(deployment, concurrency, invocation);
-        tokio::time::timeout(LIMIT, invoked)
-            .await
-            .map_err(|_| InvokeError::NotReady("no answer in time".into()))?
-    }
-
-    async fn end(self) -> Result<()> {
-        self.runtime.shutdown().await;
-        wait_until("nothing is left", LIMIT, || {
-            let vms = std::fs::read_dir(self.root.paths().ok()?.vms()).ok()?;
-            let left = vms.flatten().filter(|entry| entry.path().is_dir()).count();
-            (left == 0).then_some(())
-        });
-        self.node.shutdown().await;
-        Ok(())
-    }
-}
-
-fn text(completed: &Completed) -> String {
-    String::from_utf8_lossy(&completed.payload).into_owned()
-}
-
-fn log(completed: &Completed) -> String {
-    String::from_utf8_lossy(&completed.log_tail).into_owned()
+async fn with_init(config: FunctionsConfig, init: &str) -> Result<World> {
+    let program = Program {
+        files: &[("init.sh", init.as_bytes())],
+        command: &["sh", "-c", RUNTIME],
+    };
+    World::new(config, &program).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +60,7 @@ async fn an_event_goes_to_a_clone_and_its_answer_comes_back() -> Result<()> {
         pool: pool(),
         ..FunctionsConfig::default()
     };
-    let world = World::new(config).await?;
+    let world = world(config).await?;
     world
         .runtime
         .prepare(Arc::new(world.deployment.clone()))
@@ -221,7 +114,7 @@ async fn no_two_clones_share_what_is_ones_own() -> Result<()> {
         pool: pool(),
         ..FunctionsConfig::default()
     };
-    let world = World::new(config).await?;
+    let world = world(config).await?;
     let deployment = Deployment {
         isolation: Isolation::Invocation,
         ..world.deployment.clone()
@@ -254,7 +147,7 @@ async fn one_that_takes_too_long_is_destroyed_and_costs_no_other() -> Result<()>
         pool: pool(),
         ..FunctionsConfig::default()
     };
-    let world = World::new(config).await?;
+    let world = world(config).await?;
     let deployment = Deployment {
         timeout: Duration::from_secs(2),
         ..world.deployment.clone()
@@ -306,7 +199,7 @@ async fn idle_clones_are_paused_and_go_on_and_go_in_the_end() -> Result<()> {
         memory: Some(MiB(256)),
         ..FunctionsConfig::default()
     };
-    let world = World::new(config).await?;
+    let world = world(config).await?;
     world.invoke("1").await?;
     let warm = wait_for(|| async {
         let again = world.invoke("\"clock\"").await?;
@@ -355,7 +248,7 @@ where
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runtime_that_does_not_initialise_says_why() -> Result<()> {
     let init = "echo no such module >&2; exit 7";
-    let world = World::with_init(FunctionsConfig::default(), init).await?;
+    let world = with_init(FunctionsConfig::default(), init).await?;
     let deployment = Arc::new(world.deployment.clone());
     let problem = world.runtime.prepare(deployment).await.unwrap_err();
     assert_eq!(problem.code, "function_init");
@@ -374,7 +267,7 @@ async fn a_template_outlives_the_daemon_and_what_it_left_is_removed() -> Result<
         pool: pool(),
         ..FunctionsConfig::default()
     };
-    let world = World::new(config.clone()).await?;
+    let world = world(config.clone()).await?;
     let first = text(&world.invoke("\"who\"").await?);
     let started = |answer: &str| answer.split_whitespace().last().map(str::to_owned);
     let memory = world

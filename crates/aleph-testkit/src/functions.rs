@@ -32,15 +32,50 @@ pub fn zip(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
 /// The manifest of [`echo_program`].
 #[must_use]
 pub fn echo_manifest() -> PathBuf {
-    Path::new(SOURCES).join("echo/Cargo.toml")
+    manifest("echo")
+}
+
+fn manifest(name: &str) -> PathBuf {
+    Path::new(SOURCES).join(name).join("Cargo.toml")
 }
 
 /// A native function that answers with its event: the crate `lambda_runtime`. An event with
-/// `error` (text) fails, one with `exit` (a number) ends the process.
+/// `error` (text) fails, one with `exit` (a number) ends the process, and one with `stream` is
+/// answered piece by piece (`functions/echo` says how).
 ///
 /// # Errors
 /// Where it cannot be built.
 pub fn echo_program() -> Result<PathBuf> {
+    native("echo", &[])
+}
+
+/// [`echo_program`] for `provided.al2023`.
+///
+/// # Errors
+/// Where it cannot be built.
+pub fn echo_zip() -> Result<Vec<u8>> {
+    zip(&[("bootstrap", 0o755, &read(&echo_program()?)?)])
+}
+
+/// A native program that needs no library and is an HTTP server on `$PORT`, which does what it is
+/// asked (`functions/server` says how).
+///
+/// # Errors
+/// Where it cannot be built.
+pub fn server_program() -> Result<Vec<u8>> {
+    read(&native("server", &["-C", "target-feature=+crt-static"])?)
+}
+
+/// The same for `provided.al2023`.
+///
+/// # Errors
+/// Where it cannot be built.
+pub fn server_zip() -> Result<Vec<u8>> {
+    zip(&[("bootstrap", 0o755, &server_program()?)])
+}
+
+/// A native program, built with these flags.
+fn native(name: &str, flags: &[&str]) -> Result<PathBuf> {
     let target = crate::root::target();
     fs::create_dir_all(&target)?;
     let target = target.canonicalize()?.join("functions");
@@ -49,11 +84,13 @@ pub fn echo_program() -> Result<PathBuf> {
     flock(&lock, FlockOperation::LockExclusive)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
-        .args(["build", "--release", "--locked", "--quiet"])
+        .args(["rustc", "--release", "--locked", "--quiet"])
         .arg("--manifest-path")
-        .arg(echo_manifest())
+        .arg(manifest(name))
         .arg("--target-dir")
-        .arg(&target);
+        .arg(&target)
+        .arg("--")
+        .args(flags);
     // What a test runner sets is about the crate of the test.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
@@ -66,19 +103,9 @@ pub fn echo_program() -> Result<PathBuf> {
     let said = String::from_utf8_lossy(&built.stderr);
     ensure!(
         built.status.success(),
-        "the function echo does not build: {said}"
+        "the function {name} does not build: {said}"
     );
-    Ok(target.join("release/echo"))
-}
-
-/// [`echo_program`] for `provided.al2023`.
-///
-/// # Errors
-/// Where it cannot be built.
-pub fn echo_zip() -> Result<Vec<u8>> {
-    let program = echo_program()?;
-    let program = fs::read(&program).with_context(|| program.display().to_string())?;
-    zip(&[("bootstrap", 0o755, &program)])
+    Ok(target.join("release").join(name))
 }
 
 /// Functions in Python, in the module `app`: `echo`, `error`, `crash`, `hang`, `env`, `noise`.
@@ -89,8 +116,16 @@ pub fn python_zip() -> Result<Vec<u8>> {
     zip(&[("app.py", 0o644, &source("python/app.py")?)])
 }
 
+/// A function in Python that is an HTTP server, in the program `server.py`.
+///
+/// # Errors
+/// Where the source cannot be read.
+pub fn python_server_zip() -> Result<Vec<u8>> {
+    zip(&[("server.py", 0o755, &source("python/server.py")?)])
+}
+
 /// Functions in JavaScript, in the module `index`: `echo`, `callback`, `error`, `uncaught`,
-/// `crash`, `hang`, `env`, `noise`.
+/// `crash`, `hang`, `env`, `noise`, and `stream`, which answers piece by piece.
 ///
 /// # Errors
 /// Where the source cannot be read.
@@ -99,6 +134,9 @@ pub fn node_zip() -> Result<Vec<u8>> {
 }
 
 fn source(name: &str) -> Result<Vec<u8>> {
-    let path = Path::new(SOURCES).join(name);
-    fs::read(&path).with_context(|| path.display().to_string())
+    read(&Path::new(SOURCES).join(name))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| path.display().to_string())
 }

@@ -338,9 +338,9 @@ mod tests {
             assert_eq!(request.headers()[CONTENT_TYPE], JSON);
             assert_eq!(body(request).await, event.to_string().as_bytes());
         }
-        let own = super::request(&"{}".into(), "h", "/own?x=1").1;
+        let own = request(&"{}".into(), "h", "/own?x=1").1;
         assert_eq!(own.uri().to_string(), "/own?x=1");
-        let none = super::request(&"{}".into(), "h", "no path").1;
+        let none = request(&"{}".into(), "h", "no path").1;
         assert_eq!(none.uri().to_string(), EVENTS);
     }
 

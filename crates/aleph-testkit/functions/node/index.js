@@ -27,6 +27,24 @@ exports.hang = () => new Promise(() => setInterval(() => {}, 1000));
 
 exports.env = async () => ({ env: process.env, cwd: process.cwd(), version: process.version });
 
+// Answers piece by piece, each of which is a line of its number: `pieces` of `size` bytes. With
+// `fail` it fails behind them, with `status` it says which status an HTTP response has.
+exports.stream = awslambda.streamifyResponse(async (event, out) => {
+    let to = out;
+    if (event.status) {
+        const prelude = { statusCode: event.status, headers: { "x-own": "1" }, cookies: ["a=1"] };
+        to = awslambda.HttpResponseStream.from(out, prelude);
+    } else {
+        out.setContentType("text/plain");
+    }
+    for (let piece = 0; piece < event.pieces; piece++) {
+        const line = String(piece).padStart(event.size - 1) + "\n";
+        if (!to.write(line)) await new Promise((resolve) => to.once("drain", resolve));
+    }
+    if (event.fail) throw new RangeError(event.fail);
+    to.end();
+});
+
 // Everything that is drawn here is drawn before a snapshot.
 Math.random();
 crypto.randomUUID();
