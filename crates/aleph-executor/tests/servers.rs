@@ -222,7 +222,7 @@ async fn a_server_that_fails_costs_its_own_event_alone() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_server_goes_on_and_its_template_outlives_nothing_it_should_not() -> Result<()> {
+async fn a_paused_server_goes_on_and_one_without_a_port_does_not_initialise() -> Result<()> {
     let world = world(PoolConfig {
         linger: Duration::ZERO,
         spares: 0,
