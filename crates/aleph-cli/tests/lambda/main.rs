@@ -33,6 +33,20 @@ fn alone_clients_of_aws_run_functions_in_vms() -> Result<()> {
 }
 
 #[test]
+fn alone_responses_come_as_functions_write_them() -> Result<()> {
+    let world = World::up(&RUNTIMES)?;
+    world.archive("echo", &functions::echo_zip()?)?;
+    world.archive("node", &functions::node_zip()?)?;
+    world.archive("server", &functions::server_zip()?)?;
+    world.archive("python_server", &functions::python_server_zip()?)?;
+    let daemon = world.daemon.pid().to_string();
+    let mut clients = world.script("streams.py")?;
+    let said = ran(clients.arg(daemon).arg(world.folder()))?;
+    eprintln!("{said}");
+    world.end()
+}
+
+#[test]
 fn alone_events_outlive_a_daemon_that_is_killed() -> Result<()> {
     events::outlive_the_daemon()
 }

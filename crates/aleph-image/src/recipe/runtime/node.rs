@@ -26,7 +26,7 @@ const VERSION: &str = "3.3.0";
 const SHA256: &str = "fb6cd346ec91301e6a02921e60bea1cc8d73cc7ec301191416b95f7d1295e09a";
 const FETCH_LIMIT: Duration = Duration::from_secs(600);
 
-const BOOTSTRAP: &str = include_str!("node/bootstrap.js");
+const BOOTSTRAP: &str = include_str!("node/bootstrap.sh");
 const FILES: [(&str, &[u8]); 3] = [
     ("aleph_start.js", include_bytes!("node/aleph_start.js")),
     ("rapid_client.js", include_bytes!("node/rapid_client.js")),

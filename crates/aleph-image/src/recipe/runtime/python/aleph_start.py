@@ -36,6 +36,13 @@ def reseed():
 
 def main():
     task_root = os.environ.setdefault("LAMBDA_TASK_ROOT", "/var/task")
+    handler = os.environ.get("_HANDLER")
+    if not handler:
+        sys.exit("the environment has no _HANDLER: which function should run?")
+    program = os.path.join(task_root, handler)
+    if os.path.isfile(program) and os.access(program, os.X_OK):
+        # A server, or a script that starts one: it needs no client.
+        os.execv(program, [program])
     runtime = sys.path[0]
     layers = ["/opt/python/lib/python3.11/site-packages", "/opt/python"]
     # A function's modules come first, as in Lambda, and the client's last.
@@ -45,9 +52,6 @@ def main():
         from snapshot_restore_py import register_after_restore
 
         register_after_restore(reseed)
-    handler = os.environ.get("_HANDLER")
-    if not handler:
-        sys.exit("the environment has no _HANDLER: which function should run?")
     from awslambdaric.__main__ import main as run
 
     run([sys.argv[0], handler])

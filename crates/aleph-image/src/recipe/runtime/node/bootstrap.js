@@ -1,2 +1,0 @@
-#!/usr/bin/node
-require("/var/runtime/aleph_start.js");
