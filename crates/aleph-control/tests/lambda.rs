@@ -9,12 +9,12 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use support::functions::{Lambda, config};
-use support::{Answer, Client, until};
+use support::{Answer, Client, LIMIT, until};
 
 const FUNCTIONS: &str = "/2015-03-31/functions";
 
@@ -841,4 +841,36 @@ async fn with_credentials_only_who_signs_is_heard() -> Result<()> {
     let answer = lambda.client.send(request).await?;
     refused(&answer, 403, "UnrecognizedClientException")?;
     lambda.server.close(&root).await
+}
+
+/// What has been written is with the client before the function goes on, which it does once the
+/// client has it.
+#[tokio::test]
+async fn a_streamed_response_comes_as_it_is_written() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let lambda = start(&root).await?;
+    let client = &lambda.client;
+    create(client, "pieces", "pieces").await?;
+    let path = "/2021-11-15/functions/pieces/response-streaming-invocations";
+    let request = client.request(Method::POST, path).body(Full::from("{}"))?;
+    let begun = tokio::time::timeout(LIMIT, client.begin(request)).await??;
+    assert_eq!(begun.headers()["x-amz-executed-version"], "$LATEST");
+    let mut body = begun.into_body();
+    let mut came = Vec::new();
+    while !contains(&came, b"first") {
+        let frame = tokio::time::timeout(LIMIT, body.frame()).await?;
+        let frame = frame.context("it ended early")??;
+        came.extend(frame.into_data().unwrap_or_default());
+    }
+    assert!(!contains(&came, b"InvokeComplete"));
+    lambda.runner.let_go();
+    while let Some(frame) = tokio::time::timeout(LIMIT, body.frame()).await? {
+        came.extend(frame?.into_data().unwrap_or_default());
+    }
+    assert!(contains(&came, b"last") && contains(&came, b"InvokeComplete"));
+    lambda.server.close(&root).await
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|at| at == part)
 }

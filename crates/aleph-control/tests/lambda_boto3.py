@@ -170,8 +170,16 @@ def streaming(aws):
     done = aws.invoke_with_response_stream(FunctionName="crash")
     frames = list(done["EventStream"])
     assert frames[-1]["InvokeComplete"]["ErrorCode"] == "Unhandled", frames
-    aws.delete_function(FunctionName="echo")
-    aws.delete_function(FunctionName="crash")
+    create(aws, "break", "break")
+    done = aws.invoke_with_response_stream(FunctionName="break")
+    first, last = done["EventStream"]
+    assert first["PayloadChunk"]["Payload"] == b"first", first
+    assert last["InvokeComplete"]["ErrorCode"] == "Own.Kind", last
+    assert json.loads(last["InvokeComplete"]["ErrorDetails"])["errorMessage"] == "it broke", last
+    create(aws, "full", "throttle")
+    refused("TooManyRequestsException", aws.invoke_with_response_stream, 429, FunctionName="full")
+    for name in ("echo", "crash", "break", "full"):
+        aws.delete_function(FunctionName=name)
 
 
 def versions(aws):

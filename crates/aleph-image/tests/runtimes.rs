@@ -44,6 +44,11 @@ fn main() {
         trial("alone_python_is_compiled", &python, python_compiled),
         trial("alone_node_answers_events", &node, node_events),
         trial("alone_node_asks_to_be_restored_first", &node, node_restore),
+        trial(
+            "alone_a_handler_that_is_a_program_is_begun",
+            &[&python[..], &node].concat(),
+            programs,
+        ),
     ]);
 }
 
@@ -225,6 +230,26 @@ curl -sS "$api/$id/response" -d "$event"
     assert_eq!(function.invoke("1", &json!([1]), "response"), json!([1]));
     let (status, written) = function.ended();
     assert_eq!(status.code(), Some(0), "{written}");
+}
+
+/// A server needs no client: what the handler names is begun where it is a program.
+fn programs() {
+    let script = b"#!/bin/sh\necho begun as $0 in $PWD >&2\nexit 6\n";
+    for recipe in [Recipe::Python311, Recipe::Nodejs18] {
+        let zip = functions::zip(&[("run.sh", 0o755, script)]).unwrap();
+        let function = Function::start(recipe, &zip, "run.sh", &[]);
+        let (status, written) = function.ended();
+        assert_eq!(status.code(), Some(6), "{recipe:?}: {written}");
+        assert_eq!(
+            written, "begun as /var/task/run.sh in /var/task\n",
+            "{recipe:?}"
+        );
+        // What nobody may run is a module's name, as ever.
+        let zip = functions::zip(&[("run.sh", 0o644, script)]).unwrap();
+        let function = Function::start(recipe, &zip, "run.sh", &[]);
+        function.api.wait("POST init/error");
+        assert!(!function.ended().1.contains("begun"), "{recipe:?}");
+    }
 }
 
 fn python(handler: &str, env: &[(&str, &str)]) -> Function {

@@ -1,8 +1,8 @@
 //! A runner of functions without VMs.
 
 use aleph_executor::functions::{
-    Completed, Concurrency, Deployment, DeploymentId, FunctionError, Invocation, InvokeError,
-    Runner, Temperature, Throttle, Timings,
+    Completed, Concurrency, Deployment, DeploymentId, FunctionError, HTTP_INTEGRATION, HttpPrelude,
+    Invocation, InvokeError, ResponseHead, ResponseSink, Runner, Temperature, Throttle, Timings,
 };
 use aleph_executor::hypervisor::BoxFuture;
 use aleph_types::{ErrorClass, Problem};
@@ -25,6 +25,9 @@ use tokio::sync::watch;
 /// | `throttle` | is never run: the node is full |
 /// | `big` | answers with 7 MB |
 /// | `about` | tells what it was given, beside its event |
+/// | `pieces` | streamed, writes `first`, and `last` once [`ScriptedRunner::let_go`] is called |
+/// | `http` | streamed, the same, with a prelude of status 418 before it |
+/// | `break` | streamed, writes `first` and fails |
 /// | another | answers with its event |
 #[derive(Debug)]
 pub struct ScriptedRunner {
@@ -191,6 +194,62 @@ impl Runner for ScriptedRunner {
                 }
                 _ => Ok(answer(invocation.payload.clone(), None, id)),
             }
+        })
+    }
+
+    fn invoke_streaming<'a>(
+        &'a self,
+        deployment: Arc<Deployment>,
+        concurrency: Concurrency,
+        invocation: Invocation,
+        sink: &'a mut ResponseSink,
+    ) -> BoxFuture<'a, Result<Completed, InvokeError>> {
+        Box::pin(async move {
+            let handler = deployment.handler.clone();
+            let head = ResponseHead {
+                version: deployment.version.clone(),
+                content_type: match &*handler {
+                    "http" => HTTP_INTEGRATION.into(),
+                    _ => "text/plain".into(),
+                },
+                temperature: Temperature::Warm,
+                timings: Timings::default(),
+            };
+            let mut done = self.invoke(deployment, concurrency, invocation).await?;
+            if done.error.is_some() {
+                return Ok(done);
+            }
+            let streams = matches!(&*handler, "pieces" | "http" | "break");
+            let content_type = match streams {
+                true => head.content_type.clone(),
+                false => done.content_type.clone(),
+            };
+            sink.begin(ResponseHead {
+                content_type,
+                ..head
+            });
+            let payload = std::mem::take(&mut done.payload);
+            if !streams {
+                sink.write(payload).await;
+                return Ok(done);
+            }
+            if handler == "http" {
+                let prelude = HttpPrelude {
+                    status_code: 418,
+                    ..HttpPrelude::default()
+                };
+                sink.write(prelude.to_bytes()).await;
+            }
+            sink.write("first".into()).await;
+            if handler == "break" {
+                done.payload = r#"{"errorType":"Own.Kind","errorMessage":"it broke"}"#.into();
+                done.error = Some(FunctionError::Unhandled);
+                done.error_type = Some("Own.Kind".into());
+                return Ok(done);
+            }
+            self.gate().await;
+            sink.write("last".into()).await;
+            Ok(done)
         })
     }
 

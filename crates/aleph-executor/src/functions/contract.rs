@@ -56,6 +56,14 @@ impl Contract {
         }
     }
 
+    /// Goes the way of an event to a server, without one.
+    pub(super) async fn look(&self, agent: &Agent) -> Result<(), AgentError> {
+        match self {
+            Self::RuntimeApi => Ok(()),
+            Self::Server(server) => server.listens(agent).await,
+        }
+    }
+
     /// Gives a function an event, or is about to: it is there for it.
     pub(super) async fn give(
         &self,

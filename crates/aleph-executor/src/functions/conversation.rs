@@ -36,6 +36,9 @@ use tokio::task::JoinSet;
 /// The most connections at once.
 const MAX_CONNECTIONS: usize = 256;
 
+/// The most bytes of a request's head, and of what is read of a body at once.
+pub(super) const BUFFER: usize = 64 * 1024;
+
 /// The longest report of a runtime that cannot begin, in bytes.
 const MAX_REPORT: usize = 64 * 1024;
 
@@ -112,6 +115,7 @@ impl Conversation {
         });
         // A connection that breaks is the guest's own affair.
         let _ = hyper::server::conn::http1::Builder::new()
+            .max_buf_size(BUFFER)
             .serve_connection(TokioIo::new(connection), service)
             .await;
     }

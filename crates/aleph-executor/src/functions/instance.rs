@@ -413,7 +413,7 @@ impl Instance {
             connection.write_all(PRIMER).await?;
             let mut answer = Vec::new();
             connection.take(4096).read_to_end(&mut answer).await?;
-            Ok(())
+            Ok(self.contract.look(&self.agent).await?)
         };
         timeout(WAKE, primed)
             .await

@@ -15,6 +15,7 @@
 //! | a status from 500 on to what is no HTTP request | the function's error, with the body as its message |
 
 use super::answer::{Answer, Connected, MAX_ANSWER, Streamed};
+use super::conversation::BUFFER;
 use super::environment::API_PORT;
 use super::http_event::{self, EVENTS, Form};
 use super::invocation::Invocation;
@@ -45,9 +46,6 @@ const LEAVE: Duration = Duration::from_secs(2);
 
 /// The longest message of a server's error, in bytes.
 const MAX_ERROR: usize = 64 * 1024;
-
-/// The most bytes of a response's head, and of what is read of a body at once.
-const BUFFER: usize = 64 * 1024;
 
 /// How a server is spoken with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
