@@ -123,9 +123,16 @@ async fn a_response_comes_as_it_is_written() -> Result<()> {
     assert_eq!(running.await??.error, None);
 
     let (mut stream, running) = world.stream(&world.deployment, "\"none\"");
-    assert!(stream.head().await.is_some());
+    let head = stream.head().await;
     assert_eq!(rest(&mut stream).await?, b"");
-    assert_eq!(running.await??.error, None);
+    let done = running.await??;
+    assert_eq!(
+        (done.error, head.is_some()),
+        (None, true),
+        "{} {}",
+        text(&done),
+        log(&done)
+    );
 
     let (mut stream, running) = world.stream(&world.deployment, "\"http\"");
     let head = stream.head().await.context("no head")?;
@@ -184,7 +191,7 @@ async fn who_waits_for_all_of_it_gets_all_of_it() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_wrong_within_a_response_is_told_behind_it() -> Result<()> {
     let world = world().await?;
-    let few = for_seconds(&world, 3);
+    let few = for_seconds(&world, 8);
     for (event, kind, serves_on) in [
         ("\"fail\"", "Own.Kind", true),
         ("\"crash\"", "Runtime.ExitError", false),
@@ -268,7 +275,7 @@ async fn callers_that_read_slowly_or_go_away_hold_no_clone() -> Result<()> {
     );
     running.await??;
     // Who does not read has the function wait, until its time is over.
-    let short = for_seconds(&world, 2);
+    let short = for_seconds(&world, 4);
     let (mut stream, running) = world.stream(&short, "\"much\"");
     assert!(stream.head().await.is_some());
     let done = running.await??;

@@ -19,8 +19,9 @@
 
 use super::answer::{Answer, MAX_ANSWER, Streamed};
 use super::invocation::Invocation;
+use super::late_end::LateEnd;
 use super::response::JSON;
-use crate::guest::{Agent, Connection};
+use crate::guest::Agent;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -30,6 +31,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 
@@ -108,7 +110,10 @@ impl Conversation {
         }
     }
 
-    async fn serve_one(self: Arc<Self>, connection: Connection) {
+    async fn serve_one(
+        self: Arc<Self>,
+        connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) {
         let service = service_fn(|request| {
             let conversation = Arc::clone(&self);
             async move { Ok::<_, std::convert::Infallible>(conversation.answer(request).await) }
@@ -116,7 +121,7 @@ impl Conversation {
         // A connection that breaks is the guest's own affair.
         let _ = hyper::server::conn::http1::Builder::new()
             .max_buf_size(BUFFER)
-            .serve_connection(TokioIo::new(connection), service)
+            .serve_connection(TokioIo::new(LateEnd::new(connection)), service)
             .await;
     }
 
@@ -387,4 +392,83 @@ fn status_with(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> 
         response.headers_mut().insert(CONTENT_TYPE, json);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    /// What only a hang exceeds.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    async fn ask(conversation: &Arc<Conversation>) -> DuplexStream {
+        let (mut next, theirs) = duplex(BUFFER);
+        tokio::spawn(Arc::clone(conversation).serve_one(theirs));
+        let request = b"GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nhost: a\r\n\r\n";
+        next.write_all(request).await.unwrap();
+        assert_eq!(conversation.initialised().await, Initialised::Ready);
+        next
+    }
+
+    fn invocation() -> Invocation {
+        Invocation {
+            request_id: "id".into(),
+            payload: "{}".into(),
+            arn: "arn".into(),
+            client_context: None,
+            trace: None,
+        }
+    }
+
+    /// A client that ends its direction with its request has said all of it.
+    #[tokio::test]
+    async fn an_answer_counts_however_its_client_ends_it() {
+        let post = "POST /2018-06-01/runtime/invocation/id/response HTTP/1.1\r\nhost: a\r\n\
+                    connection: close\r\n";
+        let streamed = "lambda-runtime-function-response-mode: streaming\r\n\
+                        transfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+        for rest in ["content-length: 1\r\n\r\n1", streamed] {
+            let conversation = Conversation::new(true);
+            let _next = ask(&conversation).await;
+            let given = conversation.give(&invocation(), LIMIT).await;
+            // All of it is there, with its end, before anybody looks at it.
+            let (mut ours, theirs) = duplex(BUFFER);
+            ours.write_all(format!("{post}{rest}").as_bytes())
+                .await
+                .unwrap();
+            ours.shutdown().await.unwrap();
+            tokio::spawn(Arc::clone(&conversation).serve_one(theirs));
+            let answer = tokio::time::timeout(LIMIT, given).await.unwrap();
+            match answer.unwrap() {
+                Answer::Response { body, .. } => assert_eq!(body, "1"),
+                Answer::Streamed(_) => assert_eq!(rest, streamed),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// A runtime whose connection is gone is not given an event before it asks again.
+    #[tokio::test]
+    async fn nobody_who_is_gone_gets_an_event() {
+        let conversation = Conversation::new(true);
+        drop(ask(&conversation).await);
+        let event = invocation();
+        let giving = conversation.give(&event, LIMIT);
+        tokio::pin!(giving);
+        loop {
+            let is_gone = matches!(&*conversation.lock(), State::Waiting(next) if next.is_closed());
+            if is_gone {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(giving.as_mut().poll(&mut context).is_pending());
+        let mut next = ask(&conversation).await;
+        let _given = giving.await;
+        let mut told = [0; 12];
+        next.read_exact(&mut told).await.unwrap();
+        assert_eq!(&told, b"HTTP/1.1 200");
+    }
 }

@@ -17,8 +17,8 @@ use super::conversation::Conversation;
 use super::environment::API_PORT;
 use super::host::Host;
 use super::invocation::Invocation;
-use super::output::{Ended, Output};
-use super::template::{Template, TemplateError, pump};
+use super::output::{Ended, Output, pump};
+use super::template::{Template, TemplateError};
 use crate::cgroup::Limits;
 use crate::guest::{Agent, AgentError, CloneRequest, Reattach};
 use crate::hypervisor::{Launch, LaunchError, Memory, Nic, Start, Vmm, VmmError, socket_name};
@@ -472,7 +472,7 @@ impl Instance {
                 Err(error) => return Fate::NotGiven(error.to_string()),
             },
             ended = self.output.ended() => {
-                return Fate::NotGiven(super::template::said(&ended));
+                return Fate::NotGiven(ended.to_string());
             }
             () = tokio::time::sleep(ASK) => {
                 return Fate::NotGiven("its runtime asks for no event".into());

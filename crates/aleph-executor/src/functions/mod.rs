@@ -21,7 +21,7 @@
 //! | `template` | guests that were written down |
 //! | `instance` | their clones |
 //! | `contract` | how a function is spoken with: over the runtime API, or as an HTTP server |
-//! | `conversation` | the runtime API, as runtimes in guests speak it |
+//! | `conversation`, `late_end` | the runtime API, as runtimes in guests speak it |
 //! | `server`, `http_event` | functions that are HTTP servers, and events as requests to them |
 //! | `answer` | what a function answered, on its way to who asked |
 //! | `environment`, `output`, `report` | what a runtime finds, writes, and what is said of it |
@@ -49,6 +49,7 @@ mod host;
 mod http_event;
 mod instance;
 mod invocation;
+mod late_end;
 mod output;
 mod policy;
 mod pool;

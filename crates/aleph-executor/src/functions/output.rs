@@ -1,7 +1,9 @@
 //! What a function writes: the end of it, by invocation.
 
+use crate::guest::{AgentError, ExecEvent, ExecHandle};
 use aleph_types::ExitStatus;
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -32,6 +34,15 @@ pub(super) enum Ended {
     Exited(ExitStatus),
     /// With its guest, of which this is known.
     Gone(String),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "the runtime ended with {status}"),
+            Self::Gone(why) => f.write_str(why),
+        }
+    }
 }
 
 impl Output {
@@ -120,6 +131,40 @@ impl Output {
             .ok()
             .and_then(|found| found.clone())
             .unwrap_or_else(|| Ended::Gone("the clone is gone".into()))
+    }
+}
+
+/// Takes in what the runtime writes, until it ends.
+pub(super) async fn pump(main: &mut ExecHandle, output: &Output) {
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = main.next() => event,
+            // Nothing waits.
+            asked = output.asked() => {
+                output.settled(asked);
+                continue;
+            }
+        };
+        match event {
+            Ok(ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes)) => {
+                output.push(&bytes);
+                let _ = main.stored(main.position());
+            }
+            Ok(ExecEvent::Started(_)) => {}
+            Ok(ExecEvent::Exited(status)) => {
+                output.end(Ended::Exited(status));
+                return;
+            }
+            Err(AgentError::Failed { message, .. }) => {
+                output.end(Ended::Gone(message));
+                return;
+            }
+            Err(error) => {
+                output.end(Ended::Gone(error.to_string()));
+                return;
+            }
+        }
     }
 }
 

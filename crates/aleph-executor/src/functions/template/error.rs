@@ -1,0 +1,91 @@
+//! Why a template could not be made.
+
+use crate::guest::AgentError;
+use crate::place::PlaceError;
+use crate::vm::VmError;
+use aleph_types::{Classify, ErrorClass, Problem};
+use aleph_vm_networking::NetworkError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A template that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::functions) enum TemplateError {
+    /// Its image or code is not there.
+    #[error("{}", .0.message)]
+    Image(Problem),
+    /// It could not be made a moment ago.
+    #[error("{}", .0.message)]
+    Before(Problem),
+    /// Functions have all the memory that they may have.
+    #[error("functions have all the memory that they may have: there is no room for a template")]
+    Memory,
+    /// The runtime or the function did not initialise.
+    #[error("the function does not initialise: {0}")]
+    Initialise(String),
+    /// The VM did not do what it should.
+    #[error("the template's VM failed")]
+    Vm(#[from] VmError),
+    /// The guest did not do what it should.
+    #[error("the template's guest failed")]
+    Agent(#[from] AgentError),
+    /// It could not be connected.
+    #[error("the template cannot be connected")]
+    Network(#[from] NetworkError),
+    /// A place for it could not be made.
+    #[error("cannot make room for the template")]
+    Place(#[from] PlaceError),
+    /// A file could not be used.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+impl Classify for TemplateError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Image(problem) | Self::Before(problem) => problem.class,
+            Self::Memory => ErrorClass::Capacity,
+            Self::Initialise(_) => ErrorClass::Invalid,
+            Self::Network(error) => error.class(),
+            Self::Vm(_) | Self::Agent(_) | Self::Place(_) | Self::File { .. } => {
+                ErrorClass::Unavailable
+            }
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "function_image",
+            Self::Before(_) => "function_template",
+            Self::Memory => "function_memory",
+            Self::Initialise(_) => "function_init",
+            Self::Network(error) => error.code(),
+            Self::Vm(_) | Self::Agent(_) => "template_vm",
+            Self::Place(_) | Self::File { .. } => "template_files",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Image(problem) | Self::Before(problem) => problem.advice.clone(),
+            Self::Initialise(_) => {
+                Some("See that the handler's module loads, and deploy it again.".into())
+            }
+            Self::Network(error) => error.advice(),
+            _ => None,
+        }
+    }
+}
+
+/// An error with a file.
+pub(super) fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TemplateError {
+    move |source| TemplateError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}

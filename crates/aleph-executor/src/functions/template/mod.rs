@@ -1,0 +1,178 @@
+//! Templates: guests that were booted once, initialised until their runtime asked for its first
+//! event or their server listened, and written down.
+//!
+//! ```text
+//! STATE/templates/<DeploymentId>/memory         the guest's memory, sparse
+//!                                state          the state of its devices
+//!                                template.json  what it was made of, and with
+//! STATE/templates/.tmp-<pid>-<n>/               one that is being made
+//! ```
+//! | file | what it is |
+//! | --- | --- |
+//! | this one | [`Template`]: what clones begin from |
+//! | `initialisation` | the making of one |
+//! | `guest` | what its guest has |
+//! | `folder` | where it is written |
+//! | `error` | why it could not be made |
+//!
+//! A template appears whole, by a rename, or not at all. One that was made with another VMM,
+//! kernel or processor is made anew, never begun from.
+
+mod error;
+mod folder;
+mod guest;
+mod initialisation;
+
+pub(super) use error::TemplateError;
+pub(super) use folder::remove_unfinished;
+
+use super::contract::Contract;
+use super::deployment::{Code, Deployment, DeploymentId};
+use super::host::Host;
+use crate::guest::MainPosition;
+use crate::hypervisor::Disk;
+use crate::node::Prepared;
+use aleph_types::{JobSpec, Resources};
+use bytes::Bytes;
+use error::at;
+use folder::{Record, read};
+use guest::{disks, resources, task};
+use initialisation::make;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+/// A template that clones can begin from.
+#[derive(Debug)]
+pub(super) struct Template {
+    pub(super) account: String,
+    pub(super) function: String,
+    pub(super) resources: Resources,
+    pub(super) contract: Contract,
+    pub(super) main: MainPosition,
+    pub(super) state: Bytes,
+    memory: File,
+    image: File,
+    task: Option<File>,
+    generation: AtomicU64,
+}
+
+impl Template {
+    /// The template of a deployment: the one that is there, or a new one.
+    pub(super) async fn ensure(
+        host: &Host,
+        deployment: &Deployment,
+    ) -> Result<Self, TemplateError> {
+        let prepared = prepare(host, deployment).await?;
+        let dir = host.templates().join(deployment.id().as_str());
+        let compatible_with = compatible_with(host, &prepared)?;
+        if let Some(record) = read(&dir, &compatible_with, &prepared.digest) {
+            return Self::open(&dir, deployment, prepared, &record);
+        }
+        let record = make(host, deployment, &prepared, &dir, compatible_with).await?;
+        Self::open(&dir, deployment, prepared, &record)
+    }
+
+    fn open(
+        dir: &Path,
+        deployment: &Deployment,
+        prepared: Prepared,
+        record: &Record,
+    ) -> Result<Self, TemplateError> {
+        let (state, memory) = (dir.join("state"), dir.join("memory"));
+        let since_1970 = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(Self {
+            account: deployment.account.clone(),
+            function: deployment.function.clone(),
+            resources: resources(deployment),
+            contract: record.contract.clone(),
+            main: MainPosition {
+                stream: record.main_stream,
+                received: record.main_received,
+            },
+            state: fs::read(&state).map_err(at("read", &state))?.into(),
+            memory: File::options()
+                .read(true)
+                .write(true)
+                .open(&memory)
+                .map_err(at("open", &memory))?,
+            image: prepared.boot.image,
+            task: task(deployment)?,
+            // Above those of every clone that an earlier daemon made.
+            generation: AtomicU64::new(
+                u64::try_from(since_1970.as_micros()).unwrap_or(u64::MAX / 2),
+            ),
+        })
+    }
+
+    /// A number that no other clone has.
+    pub(super) fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The memory, to be mapped by a clone.
+    pub(super) fn memory(&self) -> Result<File, TemplateError> {
+        self.again(&self.memory)
+    }
+
+    /// An open file once more. They stay open, so that clones can begin while the template goes.
+    fn again(&self, file: &File) -> Result<File, TemplateError> {
+        let what = Path::new("a file of the template");
+        file.try_clone().map_err(at("open again", what))
+    }
+
+    /// The disks of a clone.
+    pub(super) fn disks(&self) -> Result<Vec<Disk>, TemplateError> {
+        let task = self.task.as_ref().map(|file| self.again(file));
+        Ok(disks(self.again(&self.image)?, task.transpose()?))
+    }
+
+    /// Removes the template of a deployment. Clones that run keep what they have of it.
+    pub(super) fn remove(host: &Host, id: &DeploymentId) -> io::Result<()> {
+        match fs::remove_dir_all(host.templates().join(id.as_str())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+}
+
+async fn prepare(host: &Host, deployment: &Deployment) -> Result<Prepared, TemplateError> {
+    let image = match &deployment.code {
+        Code::Task { runtime, .. } => runtime.as_str(),
+        Code::Image { reference, .. } => reference.as_str(),
+    };
+    let spec = JobSpec::new(image, Vec::new());
+    let uncompressed = host.driver.wants_uncompressed_kernel();
+    let prepared = host
+        .images
+        .prepare(&deployment.account, &spec, uncompressed);
+    prepared.await.map_err(TemplateError::Image)
+}
+
+/// What a template depends on, beside its deployment: whatever of it changes, it is made anew.
+fn compatible_with(host: &Host, prepared: &Prepared) -> Result<String, TemplateError> {
+    let mut parts = vec![host.driver.compatibility()];
+    // A clone has the devices of its template.
+    parts.push(
+        if host.network.is_some() {
+            "network"
+        } else {
+            "alone"
+        }
+        .to_owned(),
+    );
+    parts.push(host.region.clone());
+    for file in [&prepared.boot.kernel, &prepared.boot.initrd] {
+        // Kernel bundles never change, so what tells files apart tells bundles apart.
+        let meta = file
+            .metadata()
+            .map_err(at("look at", Path::new("the kernel")))?;
+        parts.push(format!("{}:{}:{}", meta.dev(), meta.ino(), meta.size()));
+    }
+    Ok(parts.join(" "))
+}
