@@ -42,10 +42,8 @@ fn stream(wanted: &Value) -> Response<Body> {
         }
         if let Some(code) = code {
             // What was sent goes out first.
-            while sender.send_data(Default::default()).await.is_ok() {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                exit(code);
-            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            exit(code);
         }
     });
     Response::from(body)
