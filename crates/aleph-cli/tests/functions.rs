@@ -50,6 +50,7 @@ impl Served {
         config.node.root = Some(node.root.path().to_owned());
         config.network.enabled = Some(false);
         config.limits.reserved_memory = MiB(0);
+        config.functions.listen = Some(([127, 0, 0, 1], 0).into());
         let runner = Arc::new(ScriptedRunner::default());
         let parts = FunctionParts {
             runner: Arc::clone(&runner) as _,
@@ -170,6 +171,40 @@ fn a_function_lives_by_the_commands() -> Result<()> {
         "hello:1\nhello"
     );
     assert!(served.runner.ready().is_empty());
+    served.end()
+}
+
+#[test]
+fn a_function_gets_a_url() -> Result<()> {
+    let served = Served::up()?;
+    served.create("hello", "app.handler", &["--wait"])?;
+    let inspect = || -> Result<Value> {
+        let shown: Value = serde_json::from_str(&served.ok(&["fn", "inspect", "hello"])?)?;
+        Ok(shown[0]["FunctionUrlConfigs"].clone())
+    };
+    assert_eq!(inspect()?, serde_json::json!([]));
+    let url = served.ok(&["fn", "url", "hello"])?;
+    assert!(url.contains(".lambda-url.us-east-1.localhost:"), "{url}");
+    let changed = ["fn", "url", "hello", "--auth", "iam", "--stream"];
+    let page = ["--cors-origin", "https://app.example.com"];
+    assert_eq!(served.ok(&[&changed[..], &page].concat())?, url, "it stays");
+    let shown = inspect()?;
+    assert_eq!(shown[0]["FunctionUrl"], url.as_str());
+    assert_eq!(shown[0]["AuthType"], "AWS_IAM");
+    assert_eq!(shown[0]["InvokeMode"], "RESPONSE_STREAM");
+    assert_eq!(shown[0]["Cors"]["AllowOrigins"][0], page[1]);
+    assert_eq!(
+        served.ok(&["fn", "url", "hello"])?,
+        url,
+        "to look changes nothing"
+    );
+    assert_eq!(inspect()?, shown);
+    assert_eq!(served.ok(&["fn", "url", "hello", "--delete"])?, "hello");
+    assert_eq!(inspect()?, serde_json::json!([]));
+    let ran = served.node.aleph(&["fn", "url", "absent"])?;
+    assert!(ran.stderr.contains("Function not found"), "{ran:?}");
+    let ran = served.node.aleph(&["fn", "url", "hello", "--delete"])?;
+    assert_eq!(ran.code, 125, "{ran:?}");
     served.end()
 }
 

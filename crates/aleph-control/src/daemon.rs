@@ -329,10 +329,14 @@ async fn functions_of(
     service
         .open_functions(state, parts, section.functions_config())
         .await?;
-    Ok(match section.listen {
-        Some(address) => Some(bind_tcp(address).await?),
-        None => None,
-    })
+    let Some(address) = section.listen else {
+        return Ok(None);
+    };
+    let listener = bind_tcp(address).await?;
+    if let (Some(functions), Ok(address)) = (service.functions(), listener.local_addr()) {
+        functions.listen_on(address);
+    }
+    Ok(Some(listener))
 }
 
 /// Members of the group have to get through the run folder to its socket, and nowhere else: the

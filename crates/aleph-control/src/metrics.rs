@@ -79,15 +79,23 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All figures as text.
+    /// All figures as text, with those of functions where there are any.
     ///
     /// # Errors
     /// None: a text can always be written to.
-    pub fn text(&self, node: &NodeInfo, jobs: &[JobStats]) -> Result<String, fmt::Error> {
+    pub fn text(
+        &self,
+        node: &NodeInfo,
+        jobs: &[JobStats],
+        functions: Option<&Registry>,
+    ) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &of_node(node))?;
         encode_registry(&mut text, &of_jobs(jobs))?;
+        if let Some(functions) = functions {
+            encode_registry(&mut text, functions)?;
+        }
         encode_eof(&mut text)?;
         Ok(text)
     }
@@ -279,7 +287,7 @@ mod tests {
         let metrics = Metrics::default();
         let labels = vec![("method", "GET".to_owned()), ("route", "/x".to_owned())];
         metrics.latencies.get_or_create(&labels).observe(0.002);
-        let text = metrics.text(&node, &[job]).unwrap();
+        let text = metrics.text(&node, &[job], None).unwrap();
         for line in [
             "aleph_jobs{state=\"running\"} 3.0",
             "aleph_node_resources{part=\"total\",resource=\"memory_bytes\"} 1048576.0",
@@ -289,6 +297,6 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
-        assert!(!metrics.text(&node, &[]).unwrap().contains("web"));
+        assert!(!metrics.text(&node, &[], None).unwrap().contains("web"));
     }
 }

@@ -10,6 +10,7 @@ use std::process::Command;
 
 /// What is installed; what it needs follows from it.
 const BOTO3: &str = "boto3==1.44.8";
+const CLOUDEVENTS: &str = "cloudevents==2.2.0";
 const CARGO_LAMBDA: &str = "cargo-lambda==1.9.2";
 const WORKERD: &str = "workerd@1.20261117.1";
 
@@ -19,6 +20,14 @@ const WORKERD: &str = "workerd@1.20261117.1";
 /// Where it cannot be made.
 pub fn python_with_boto3() -> Result<PathBuf> {
     Ok(from_pypi("boto3", BOTO3)?.join("bin/python"))
+}
+
+/// A Python with the SDK of CloudEvents, made at the first call.
+///
+/// # Errors
+/// Where it cannot be made.
+pub fn python_with_cloudevents() -> Result<PathBuf> {
+    Ok(from_pypi("cloudevents", CLOUDEVENTS)?.join("bin/python"))
 }
 
 /// The program `cargo-lambda`, from PyPI: what functions in Rust are tried with on no host at all.

@@ -9,7 +9,7 @@
 //! | [`TestRoot::residue`] | what a node left on the host: processes, mounts, cgroups, sockets, files |
 //! | [`recipe_image`] | the image of a recipe, built once for all tests |
 //! | [`functions`] | functions for tests, packed as users pack them |
-//! | [`python_with_boto3`] | a client of functions, from PyPI |
+//! | [`python_with_boto3`], [`python_with_cloudevents`] | clients of functions, from PyPI |
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
@@ -24,7 +24,7 @@ mod scripted_runner;
 mod test_host;
 mod wait;
 
-pub use clients::{cargo_lambda, python_with_boto3, workerd};
+pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use images::{NoImages, TestImages};
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 /// | `pieces` | streamed, writes `first`, and `last` once [`ScriptedRunner::let_go`] is called |
 /// | `http` | streamed, the same, with a prelude of status 418 before it |
 /// | `break` | streamed, writes `first` and fails |
+/// | `body` | answers with the body of its event, which came to a URL |
 /// | another | answers with its event |
 #[derive(Debug)]
 pub struct ScriptedRunner {
@@ -124,6 +125,13 @@ fn answer(payload: impl Into<Bytes>, error: Option<FunctionError>, request: &str
     }
 }
 
+/// The body of a request to a URL.
+fn body(event: &[u8]) -> String {
+    let event: serde_json::Value = serde_json::from_slice(event).unwrap_or_default();
+    let body = event["body"].as_str();
+    body.unwrap_or_default().to_owned()
+}
+
 impl Runner for ScriptedRunner {
     fn prepare(&self, deployment: Arc<Deployment>) -> BoxFuture<'_, Result<(), Problem>> {
         Box::pin(async move {
@@ -183,15 +191,17 @@ impl Runner for ScriptedRunner {
                 "big" => Ok(answer(format!("\"{}\"", "x".repeat(7_000_000)), None, id)),
                 "about" => {
                     let about = format!(
-                        r#"{{"function":{:?},"version":{:?},"arn":{:?},"request":{id:?},"context":{},"provisioned":{}}}"#,
+                        r#"{{"function":{:?},"version":{:?},"arn":{:?},"request":{id:?},"context":{},"provisioned":{},"trace":{:?}}}"#,
                         deployment.function,
                         deployment.version,
                         invocation.arn,
                         invocation.client_context.as_deref().unwrap_or("null"),
                         concurrency.provisioned,
+                        invocation.trace.as_deref().unwrap_or_default(),
                     );
                     Ok(answer(about, None, id))
                 }
+                "body" => Ok(answer(body(&invocation.payload), None, id)),
                 _ => Ok(answer(invocation.payload.clone(), None, id)),
             }
         })

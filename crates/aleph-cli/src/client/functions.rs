@@ -11,6 +11,7 @@ use hyper::header::HeaderName;
 use serde_json::Value;
 
 const FUNCTIONS: &str = "/lambda/2015-03-31/functions";
+const URLS: &str = "/lambda/2021-10-31/functions";
 /// No list is longer than this many pages.
 const MOST_PAGES: usize = 10_000;
 
@@ -39,6 +40,10 @@ pub(crate) struct Invoked {
 
 fn path(name: &str) -> String {
     format!("{FUNCTIONS}/{}", part(name))
+}
+
+fn url_path(name: &str) -> String {
+    format!("{URLS}/{}/url", part(name))
 }
 
 impl Client {
@@ -141,6 +146,46 @@ impl Client {
     ) -> Result<(), ClientError> {
         let path = format!("{}/aliases/{}", path(name), part(alias));
         self.ask(Asking::new(Method::DELETE, path)).await.map(drop)
+    }
+
+    /// The URLs of a function, whatever version or alias its name ends in.
+    pub(crate) async fn function_urls(&self, name: &str) -> Result<Vec<Value>, ClientError> {
+        let name = name.split(':').next().unwrap_or(name);
+        let path = format!("{URLS}/{}/urls", part(name));
+        self.pages(&path, "FunctionUrlConfigs").await
+    }
+
+    /// The URL of a function or alias, if it has one.
+    pub(crate) async fn function_url(&self, name: &str) -> Result<Option<Value>, ClientError> {
+        match self.ask_json(Asking::get(url_path(name))).await {
+            Err(ClientError::Refused(problem)) if problem.message.starts_with("The resource") => {
+                Ok(None)
+            }
+            found => found.map(Some),
+        }
+    }
+
+    pub(crate) async fn create_function_url(
+        &self,
+        name: &str,
+        wanted: &Value,
+    ) -> Result<Value, ClientError> {
+        self.ask_json(Asking::post(url_path(name)).json(wanted)?)
+            .await
+    }
+
+    pub(crate) async fn change_function_url(
+        &self,
+        name: &str,
+        wanted: &Value,
+    ) -> Result<Value, ClientError> {
+        let asking = Asking::new(Method::PUT, url_path(name));
+        self.ask_json(asking.json(wanted)?).await
+    }
+
+    pub(crate) async fn remove_function_url(&self, name: &str) -> Result<(), ClientError> {
+        let asking = Asking::new(Method::DELETE, url_path(name));
+        self.ask(asking).await.map(drop)
     }
 
     /// Removes a function, or the version that its name ends in.

@@ -21,6 +21,7 @@ pub(crate) enum Kind {
     ResourceNotFound,
     PreconditionFailed,
     RequestTooLarge,
+    UnsupportedMediaType,
     TooManyRequests,
     ResourceNotReady,
     Service,
@@ -45,6 +46,7 @@ impl Kind {
             Self::ResourceNotFound => "ResourceNotFoundException",
             Self::PreconditionFailed => "PreconditionFailedException",
             Self::RequestTooLarge => "RequestTooLargeException",
+            Self::UnsupportedMediaType => "UnsupportedMediaTypeException",
             Self::TooManyRequests => "TooManyRequestsException",
             Self::ResourceNotReady => "ResourceNotReadyException",
             Self::Service => "ServiceException",
@@ -78,6 +80,7 @@ impl Kind {
             Self::ResourceConflict => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::ResourceNotReady => StatusCode::BAD_GATEWAY,
             Self::Service => StatusCode::INTERNAL_SERVER_ERROR,
@@ -138,6 +141,18 @@ impl LambdaError {
         Self {
             throttle: Some((after, reason)),
             ..Self::new(Kind::TooManyRequests, message)
+        }
+    }
+
+    /// The same for whoever calls a function from outside: what is not ready may be later, and
+    /// what happens within the node is none of their business.
+    pub(crate) fn for_strangers(self) -> Self {
+        match self.kind {
+            Kind::ResourceConflict | Kind::ResourceNotReady => {
+                Self::new(Kind::ServiceUnavailable, "Service Unavailable")
+            }
+            Kind::Service => Self::new(Kind::Service, "Internal Server Error"),
+            _ => self,
         }
     }
 

@@ -203,6 +203,11 @@ impl Version {
         }
     }
 
+    /// Whether traces that begin with it are recorded.
+    pub(crate) fn is_traced(&self) -> bool {
+        self.settings.tracing.as_deref() == Some("Active")
+    }
+
     /// Whether two versions are the same but for their number.
     pub(crate) fn is_same_as(&self, other: &Self) -> bool {
         self.settings == other.settings && self.code == other.code

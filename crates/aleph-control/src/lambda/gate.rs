@@ -18,7 +18,8 @@
 
 use super::error::{Kind, LambdaError};
 use super::invocation::MOST_EVENT;
-use super::{Functions, random_id, routes};
+use super::trace::{Trace, XRAY};
+use super::{Functions, random_id, routes, url};
 use crate::accounts::DEFAULT_ACCOUNT;
 use crate::server::Caller;
 use crate::server::connection::Slot;
@@ -90,7 +91,7 @@ struct Pool {
 
 /// What a body holds of its account's share and of all memory.
 #[derive(Debug, Default)]
-struct Held(Vec<OwnedSemaphorePermit>);
+pub(super) struct Held(Vec<OwnedSemaphorePermit>);
 
 /// Who asks, and with which request.
 #[derive(Debug, Clone)]
@@ -98,6 +99,8 @@ pub(crate) struct Ask {
     pub(crate) account: String,
     /// Names the request: a UUID.
     pub(crate) request: String,
+    /// The trace that it belongs to.
+    pub(crate) trace: Trace,
     /// What its body holds, until the last clone is gone.
     _memory: Arc<Held>,
 }
@@ -113,13 +116,14 @@ impl<S: Sync> FromRequestParts<S> for Ask {
 
 /// The API on a listener of its own.
 pub(crate) fn guarded(functions: &Functions) -> Router {
-    routes::all()
+    let api = routes::all()
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(
             (functions.clone(), Way::Listener),
             admit,
         ))
-        .with_state(functions.clone())
+        .with_state(functions.clone());
+    url::before(functions, api)
 }
 
 /// The same for callers that the node's API has identified.
@@ -148,20 +152,32 @@ async fn admit(
     next: Next,
 ) -> Response {
     let id = random_id();
-    let mut response = match enter(&functions, way, &id, request).await {
+    let trace = Trace::of(request.headers());
+    let mut response = match enter(&functions, way, (&id, trace), request).await {
         Ok(request) => next.run(request).await,
         Err(error) => error.into_response(),
     };
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    sign(&mut response, &id, &trace.answer());
     response
+}
+
+/// Says in an answer which request it was, where it does not say so, and to which trace it belongs.
+pub(super) fn sign(response: &mut Response, request: &str, trace: &str) {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (REQUEST_ID, request),
+        (HeaderName::from_static(XRAY), trace),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.entry(name).or_insert(value);
+        }
+    }
 }
 
 async fn enter(
     functions: &Functions,
     way: Way,
-    id: &str,
+    (id, trace): (&str, Trace),
     request: Request,
 ) -> Result<Request, LambdaError> {
     let (mut parts, body) = request.into_parts();
@@ -187,15 +203,8 @@ async fn enter(
         },
     };
     let most = most_bytes(&parts.method, parts.uri.path());
-    let length = length(&parts.headers, &body);
-    let mut memory = match functions.memory.take(&claimed, length, most).await {
-        Ok(memory) => memory,
-        Err(error) => {
-            discard(body).await;
-            return Err(error);
-        }
-    };
-    let bytes = read(body, most).await?;
+    let taken = take(functions, &claimed, &parts.headers, body, (most, 1));
+    let (bytes, mut memory) = taken.await?;
     memory.shrink(kib(bytes.len(), most));
     let account = match claim {
         Some(claim) => claim.verify(&parts.method, &parts.uri, &parts.headers, &bytes)?,
@@ -207,24 +216,52 @@ async fn enter(
     parts.extensions.insert(Ask {
         account,
         request: id.to_owned(),
+        trace,
         _memory: Arc::new(memory),
     });
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-/// Refuses what a browser sends for a page of somebody else's.
-fn only_of_this_host(headers: &HeaderMap) -> Result<(), LambdaError> {
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    let name = host.map(|host| {
-        let end = host.rfind(':').filter(|_| !host.ends_with(']'));
-        host[..end.unwrap_or(host.len())].trim_matches(['[', ']'])
-    });
-    let here = name.is_none_or(|name| {
+/// Takes the body of a request that is an account's, of so many bytes at most, with memory for so
+/// many copies of it.
+pub(super) async fn take(
+    functions: &Functions,
+    account: &str,
+    headers: &HeaderMap,
+    body: Body,
+    (most, copies): (usize, u32),
+) -> Result<(Bytes, Held), LambdaError> {
+    let length = length(headers, &body);
+    let memory = functions.memory.take(account, length, most, copies);
+    let memory = match memory.await {
+        Ok(memory) => memory,
+        Err(error) => {
+            discard(body).await;
+            return Err(error);
+        }
+    };
+    Ok((read(body, most).await?, memory))
+}
+
+/// The name of the host that a request is for, without its port.
+pub(super) fn host_name(headers: &HeaderMap) -> Option<&str> {
+    let host = headers.get(HOST)?.to_str().ok()?;
+    let end = host.rfind(':').filter(|_| !host.ends_with(']'));
+    Some(host[..end.unwrap_or(host.len())].trim_matches(['[', ']']))
+}
+
+/// Whether a request was sent to a name that is this host's.
+pub(super) fn is_for_this_host(headers: &HeaderMap) -> bool {
+    host_name(headers).is_none_or(|name| {
         let ip = name.parse::<IpAddr>();
         let local = name.eq_ignore_ascii_case("localhost") || name.ends_with(".localhost");
         ip.map_or(local, |ip| ip.to_canonical().is_loopback())
-    });
-    if here && !headers.contains_key(ORIGIN) {
+    })
+}
+
+/// Refuses what a browser sends for a page of somebody else's.
+pub(super) fn only_of_this_host(headers: &HeaderMap) -> Result<(), LambdaError> {
+    if is_for_this_host(headers) && !headers.contains_key(ORIGIN) {
         return Ok(());
     }
     let message = "Without credentials in [functions], only programs of this host may ask";
@@ -234,6 +271,9 @@ fn only_of_this_host(headers: &HeaderMap) -> Result<(), LambdaError> {
 /// How long the body of a request may be.
 fn most_bytes(method: &Method, path: &str) -> usize {
     let path = path.trim_end_matches('/');
+    if path.starts_with("/cloudevents/") {
+        return MOST_EVENT;
+    }
     if path.ends_with("/invocations") || path.ends_with("/invoke-async") {
         return MOST_EVENT;
     }
@@ -245,7 +285,7 @@ fn most_bytes(method: &Method, path: &str) -> usize {
     if code { MOST_BODY } else { MOST_SETTINGS }
 }
 
-fn too_large(most: usize) -> LambdaError {
+pub(super) fn too_large(most: usize) -> LambdaError {
     let operation = if most == MOST_EVENT {
         " for the InvokeFunction operation"
     } else {
@@ -266,18 +306,20 @@ fn length(headers: &HeaderMap, body: &Body) -> Option<usize> {
 }
 
 /// KiB that a body holds, with what is decoded and parsed of it.
-fn kib(length: usize, most: usize) -> u32 {
+pub(super) fn kib(length: usize, most: usize) -> u32 {
     let factor = if most == MOST_BODY { 3 } else { 1 };
     u32::try_from((length * factor).div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
 impl Memory {
-    /// Memory for a body of an account; for the longest there may be where its length is not known.
+    /// Memory for copies of a body of an account; of the longest there may be where its length is
+    /// not known.
     async fn take(
         &self,
         account: &str,
         length: Option<usize>,
         most: usize,
+        copies: u32,
     ) -> Result<Held, LambdaError> {
         let length = length.unwrap_or(most);
         if length > most {
@@ -287,7 +329,8 @@ impl Memory {
             MOST_BODY => &self.code,
             _ => &self.other,
         };
-        match timeout(MEMORY_TIME, pool.take(account, kib(length, most))).await {
+        let kib = kib(length, most).saturating_mul(copies);
+        match timeout(MEMORY_TIME, pool.take(account, kib)).await {
             Ok(Some(held)) => Ok(held),
             _ => Err(LambdaError::throttled(
                 Duration::from_secs(5),
@@ -331,7 +374,7 @@ fn semaphore(permits: u32) -> Arc<Semaphore> {
 
 impl Held {
     /// Gives back what is held beyond so many KiB.
-    fn shrink(&mut self, kib: u32) {
+    pub(super) fn shrink(&mut self, kib: u32) {
         let kib = usize::try_from(kib).unwrap_or(usize::MAX);
         for permit in &mut self.0 {
             let beyond = permit.num_permits().saturating_sub(kib);
@@ -437,7 +480,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_is_too_long_is_refused_by_its_length_and_by_what_comes() {
         let error = Memory::default()
-            .take("a", Some(MOST_EVENT + 1), MOST_EVENT)
+            .take("a", Some(MOST_EVENT + 1), MOST_EVENT, 1)
             .await
             .unwrap_err();
         assert_eq!(error.name(), "RequestTooLargeException");
@@ -465,13 +508,13 @@ mod tests {
         let memory = Memory::default();
         let free = || memory.other.all.available_permits();
         let before = free();
-        let mut chunked = memory.take("a", None, MOST_EVENT).await.unwrap();
+        let mut chunked = memory.take("a", None, MOST_EVENT, 1).await.unwrap();
         assert_eq!(before - free(), MOST_EVENT / 1024);
         chunked.shrink(kib(1025, MOST_EVENT));
         assert_eq!(before - free(), 2);
         drop(chunked);
         assert_eq!(before, free());
-        let nothing = memory.take("a", Some(0), MOST_SETTINGS).await.unwrap();
+        let nothing = memory.take("a", Some(0), MOST_SETTINGS, 1).await.unwrap();
         assert_eq!(before, free());
         drop(nothing);
     }
@@ -479,12 +522,12 @@ mod tests {
     #[tokio::test]
     async fn uploads_of_one_account_keep_neither_others_nor_events_waiting() {
         let memory = Memory::default();
-        let _large = memory.take("a", None, MOST_BODY).await.unwrap();
-        let mut waits = Box::pin(memory.take("a", None, MOST_BODY));
+        let _large = memory.take("a", None, MOST_BODY, 1).await.unwrap();
+        let mut waits = Box::pin(memory.take("a", None, MOST_BODY, 1));
         assert!(poll_immediate(&mut waits).await.is_none());
-        let small = Box::pin(memory.take("a", Some(1024), MOST_EVENT));
+        let small = Box::pin(memory.take("a", Some(1024), MOST_EVENT, 1));
         assert!(poll_immediate(small).await.is_some());
-        let other = Box::pin(memory.take("b", None, MOST_BODY));
+        let other = Box::pin(memory.take("b", None, MOST_BODY, 1));
         assert!(poll_immediate(other).await.is_some());
     }
 }

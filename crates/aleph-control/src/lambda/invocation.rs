@@ -3,6 +3,7 @@
 use super::admission::Limits;
 use super::error::LambdaError;
 use super::function::Function;
+use super::trace::Trace;
 use super::{Functions, dice};
 use aleph_executor::functions::{
     Completed, Concurrency, FunctionError, Invocation, InvokeError, ResponseSink,
@@ -10,6 +11,7 @@ use aleph_executor::functions::{
 use bytes::Bytes;
 use serde_json::json;
 use std::sync::Arc;
+use tracing::Instrument;
 
 /// The most bytes of an event, and of an answer, that somebody waits for.
 pub(crate) const MOST_EVENT: usize = 6 * 1024 * 1024;
@@ -63,13 +65,42 @@ impl Functions {
             function,
             qualifier,
         };
-        let mut answer = self.carry_out_into(to, invocation, None).await?;
-        answer.completed = bounded(answer.completed);
-        Ok(answer)
+        self.carry_out_into(to, invocation, None).await
     }
 
-    /// Runs an event through a function; with a sink, the answer is written into that as it comes.
+    /// Runs an event through a function, and counts it; with a sink, the answer is written into
+    /// that as it comes. What is logged on the way says to which trace it belongs.
     pub(super) async fn carry_out_into(
+        &self,
+        to: To<'_>,
+        invocation: Invocation,
+        sink: Option<&mut ResponseSink>,
+    ) -> Result<Answer, NotRun> {
+        let function = to.function;
+        let trace = invocation.trace.as_deref().and_then(Trace::of_xray);
+        let span = tracing::info_span!(
+            "invocation",
+            function = function.name,
+            request_id = invocation.request_id,
+            trace_id = trace.map(|trace| trace.id()),
+        );
+        let series = self.metrics.of(&function.account, &function.name);
+        let running = series.run();
+        let whole = sink.is_none();
+        let work = self.run_version(to, invocation, sink);
+        let mut done = work.instrument(span).await;
+        if whole {
+            done = done.map(|answer| Answer {
+                completed: bounded(answer.completed),
+                ..answer
+            });
+        }
+        drop(running);
+        series.ended(&done);
+        done
+    }
+
+    async fn run_version(
         &self,
         to: To<'_>,
         invocation: Invocation,

@@ -20,6 +20,9 @@
 //! | `gate` | whose a request is, and how large it may be |
 //! | `signature` | SigV4 |
 //! | `arn`, `model`, `error` | names, JSON and errors as clients have them |
+//! | `cloudevents` | events as other systems send them |
+//! | `url` | functions behind URLs of their own |
+//! | `trace`, `metrics` | to which trace an invocation belongs, and what is counted of it |
 //! | `event_stream` | frames of streamed responses |
 //! | `node` | what runs them |
 //! | `routes` | a file for each group of operations |
@@ -40,6 +43,7 @@
 
 mod admission;
 mod arn;
+mod cloudevents;
 mod code;
 mod error;
 mod event_stream;
@@ -47,6 +51,7 @@ mod events;
 mod function;
 mod gate;
 mod invocation;
+mod metrics;
 mod model;
 pub(crate) mod node;
 mod preparation;
@@ -54,6 +59,8 @@ mod registry;
 mod routes;
 mod signature;
 mod streaming;
+mod trace;
+mod url;
 
 pub use arn::Identity;
 pub use code::{Task, TaskBuilder};
@@ -69,13 +76,15 @@ use aleph_types::{Classify, ErrorClass};
 use code::CodeStore;
 use events::Events;
 use gate::Memory;
+use metrics::Metrics;
 use registry::Registry;
 use rustix::rand::{GetRandomFlags, getrandom};
 use signature::Keys;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -187,6 +196,9 @@ pub struct Shared {
     events: Events,
     keys: Keys,
     memory: Memory,
+    metrics: Metrics,
+    /// Where clients come in, once that is known.
+    address: OnceLock<SocketAddr>,
     /// Cancelled once the node is about to stop.
     stopping: CancellationToken,
     /// What is under way.
@@ -238,7 +250,8 @@ impl Functions {
             tracing::error!("the code of functions could not be looked through");
         }
         let letters = folder.join("dead-letters");
-        let events = Events::open(journal, letters, config.events).await?;
+        let metrics = Metrics::default();
+        let events = Events::open(journal, letters, config.events, &metrics).await?;
         let functions = Self(Arc::new(Shared {
             identity: config.identity,
             account_concurrency: config.account_concurrency,
@@ -250,12 +263,19 @@ impl Functions {
             events,
             keys: Keys::new(config.credentials),
             memory: Memory::default(),
+            metrics,
+            address: OnceLock::new(),
             stopping,
             work,
         }));
         functions.resume();
         events::start(&functions);
         Ok(functions)
+    }
+
+    /// Says where clients of the listener come in, so that URLs can be told.
+    pub(crate) fn listen_on(&self, address: SocketAddr) {
+        let _ = self.address.set(address);
     }
 
     /// Carries out what changes something. It goes on when the client goes away.
@@ -275,8 +295,12 @@ impl Functions {
 
 /// A random UUID (RFC 9562, version 4).
 pub(crate) fn random_id() -> String {
-    let mut bytes = random::<16>();
-    bytes[6] = bytes[6] & 0x0f | 0x40;
+    uuid(random::<16>(), 4)
+}
+
+/// A UUID of this version, of these bytes.
+fn uuid(mut bytes: [u8; 16], version: u8) -> String {
+    bytes[6] = bytes[6] & 0x0f | version << 4;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex = code::hex(&bytes);
     let parts = [

@@ -24,10 +24,16 @@ struct Holding {
     reserved: u64,
 }
 
+/// An account, a function of it, and an alias or `$LATEST`.
+type Place = (String, String, String);
+
 /// The functions of all accounts.
 pub(crate) struct Registry {
     journal: Journal,
     held: RwLock<HashMap<String, Holding>>,
+    /// Whose URL an id is: account, function, and alias or `$LATEST`. It may be behind: what a
+    /// function says of its URLs counts.
+    urls: RwLock<HashMap<String, Place>>,
     lanes: Vec<Mutex<()>>,
     hasher: RandomState,
 }
@@ -51,9 +57,13 @@ impl Registry {
             holding.functions.insert(name, Arc::new(function));
         }
         held.values_mut().for_each(Holding::count);
+        let mut urls = HashMap::new();
+        let functions = held.values().flat_map(|holding| holding.functions.values());
+        functions.for_each(|function| index(&mut urls, None, Some(function)));
         Ok(Self {
             journal,
             held: RwLock::new(held),
+            urls: RwLock::new(urls),
             lanes: (0..LANES).map(|_| Mutex::new(())).collect(),
             hasher: RandomState::new(),
         })
@@ -73,6 +83,25 @@ impl Registry {
     pub(crate) fn get(&self, account: &str, name: &str) -> Option<Arc<Function>> {
         let held = self.read();
         held.get(account)?.functions.get(name).cloned()
+    }
+
+    /// The function behind a URL, and the alias or `$LATEST` that the URL belongs to.
+    pub(crate) fn by_url(&self, id: &str) -> Option<(Arc<Function>, String)> {
+        let urls = self.urls.read().unwrap_or_else(PoisonError::into_inner);
+        let (account, name, key) = urls.get(id).cloned()?;
+        drop(urls);
+        let function = self.get(&account, &name)?;
+        let there = function.head.urls.get(&key).is_some_and(|url| url.id == id);
+        there.then_some((function, key))
+    }
+
+    fn reindex(&self, before: Option<&Function>, after: Option<&Function>) {
+        let some = |function: Option<&Function>| function.is_some_and(|f| !f.head.urls.is_empty());
+        if !some(before) && !some(after) {
+            return;
+        }
+        let mut urls = self.urls.write().unwrap_or_else(PoisonError::into_inner);
+        index(&mut urls, before, after);
     }
 
     /// The functions of an account whose names come after `after`, at most so many; and whether
@@ -175,6 +204,8 @@ impl Registry {
                 held.remove(account);
             }
         }
+        drop(held);
+        self.reindex(Some(&function), None);
         Ok(function)
     }
 
@@ -212,9 +243,12 @@ impl Registry {
         let before = holding
             .functions
             .insert(function.name.clone(), Arc::clone(&function));
-        if before.and_then(|before| before.head.reserved) != function.head.reserved {
+        let reserved = before.as_ref().and_then(|before| before.head.reserved);
+        if reserved != function.head.reserved {
             holding.count();
         }
+        drop(held);
+        self.reindex(before.as_deref(), Some(&function));
         function
     }
 
@@ -246,6 +280,18 @@ impl Holding {
     fn count(&mut self) {
         let reserved = self.functions.values().filter_map(|f| f.head.reserved);
         self.reserved = reserved.map(u64::from).sum();
+    }
+}
+
+/// Finds the URLs of a function as it is now, and no longer those that it was.
+fn index(urls: &mut HashMap<String, Place>, before: Option<&Function>, after: Option<&Function>) {
+    for url in before.into_iter().flat_map(|f| f.head.urls.values()) {
+        urls.remove(&url.id);
+    }
+    let Some(function) = after else { return };
+    for (key, url) in &function.head.urls {
+        let place = (function.account.clone(), function.name.clone(), key.clone());
+        urls.insert(url.id.clone(), place);
     }
 }
 

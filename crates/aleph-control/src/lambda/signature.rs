@@ -193,6 +193,11 @@ pub(crate) struct Claim<'k> {
 }
 
 impl Claim<'_> {
+    /// The key that it says it is signed with.
+    pub(crate) fn key(&self) -> &str {
+        &self.credential.access_key_id
+    }
+
     /// Whose request it says that it is.
     pub(crate) fn account(&self) -> &str {
         &self.credential.account
@@ -206,17 +211,23 @@ impl Claim<'_> {
         headers: &HeaderMap,
         body: &[u8],
     ) -> Result<String, LambdaError> {
-        let canonical = self.canonical(method, uri, headers, body);
-        let hash = hex(&Sha256::digest(canonical.as_bytes()));
         let Self { scope, time, .. } = self;
-        let text = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{hash}");
         let secret = format!("AWS4{}", self.credential.secret_access_key.0);
         let mut key = secret.into_bytes();
         for part in scope.split('/') {
             key = mac(&key, part.as_bytes());
         }
-        let right = mac(&key, text.as_bytes());
-        if bool::from(right.ct_eq(self.signature.as_slice())) {
+        let body = hex(&Sha256::digest(body));
+        let is_right = |path: &str| {
+            let canonical = self.canonical((method, path, uri.query()), headers, &body);
+            let hash = hex(&Sha256::digest(canonical.as_bytes()));
+            let text = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{hash}");
+            let right = mac(&key, text.as_bytes());
+            bool::from(right.ct_eq(self.signature.as_slice()))
+        };
+        // Some clients sign the path as it is, and others without its dots and empty segments.
+        let (path, normal) = (uri.path(), normal(uri.path()));
+        if is_right(&normal) || normal != path && is_right(path) {
             return Ok(self.credential.account.clone());
         }
         let message = "The request signature we calculated does not match the signature you \
@@ -224,9 +235,14 @@ impl Claim<'_> {
         Err(LambdaError::new(Kind::InvalidSignature, message))
     }
 
-    fn canonical(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> String {
-        let path = utf8_percent_encode(uri.path(), PATH);
-        let query = canonical_query(uri.query().unwrap_or_default());
+    fn canonical(
+        &self,
+        (method, path, query): (&Method, &str, Option<&str>),
+        headers: &HeaderMap,
+        body: &str,
+    ) -> String {
+        let path = utf8_percent_encode(path, PATH);
+        let query = canonical_query(query.unwrap_or_default());
         let mut text = format!("{method}\n{path}\n{query}\n");
         for name in &self.signed {
             let values = headers.get_all(name.as_str()).iter();
@@ -240,10 +256,29 @@ impl Claim<'_> {
             ));
         }
         let names = self.signed.join(";");
-        let hash = hex(&Sha256::digest(body));
-        text.push_str(&format!("\n{names}\n{hash}"));
+        text.push_str(&format!("\n{names}\n{body}"));
         text
     }
+}
+
+/// A path without dots and empty segments.
+fn normal(path: &str) -> String {
+    let mut segments = Vec::new();
+    for segment in path.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            segment => segments.push(segment),
+        }
+    }
+    let end = if path.ends_with('/') && !segments.is_empty() {
+        "/"
+    } else {
+        ""
+    };
+    format!("/{}{end}", segments.join("/"))
 }
 
 /// A query, sorted, with each part encoded in one way.
@@ -372,6 +407,20 @@ mod tests {
             refused(&none, &uri, body, NOW),
             "MissingAuthenticationTokenException"
         );
+    }
+
+    #[test]
+    fn paths_are_normal_without_dots_and_empty_segments() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("//", "/"),
+            ("/a/b", "/a/b"),
+            ("/a//b/", "/a/b/"),
+            ("/a/./b/../c", "/a/c"),
+            ("/../..", "/"),
+        ] {
+            assert_eq!(normal(path), expected, "{path}");
+        }
     }
 
     #[test]

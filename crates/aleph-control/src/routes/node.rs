@@ -27,7 +27,7 @@ async fn info(State(service): State<Service>) -> Result<Json<NodeInfo>, Refusal>
 
 /// Figures for Prometheus
 ///
-/// An account gets those of its own jobs only.
+/// An account gets those of its own jobs and functions only.
 #[utoipa::path(
     get, path = "/metrics", tag = "node",
     responses((status = 200, description = "Text in the form of OpenMetrics.",
@@ -36,9 +36,11 @@ async fn info(State(service): State<Service>) -> Result<Json<NodeInfo>, Refusal>
 async fn scrape(State(service): State<Service>, caller: Caller) -> Result<Response, Refusal> {
     let info = service.node.info()?;
     let stats = service.node.all_stats(&caller.scope).await?;
+    let functions = service.functions();
+    let functions = functions.map(|functions| functions.figures(&caller.scope));
     let text = service
         .metrics
-        .text(&info, &stats)
+        .text(&info, &stats, functions.as_ref())
         .map_err(|_| Refusal::internal("the metrics cannot be written"))?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

@@ -44,6 +44,19 @@ pub struct Waiting {
     pub payload: Vec<u8>,
 }
 
+/// Events that wait for a function and have a number in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingFor {
+    /// Whose function it is.
+    pub account: String,
+    /// The function.
+    pub function: String,
+    /// How many events.
+    pub events: u64,
+    /// The number.
+    pub number: i64,
+}
+
 fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
     Ok(EventRow {
         request: row.get(0)?,
@@ -161,6 +174,67 @@ impl Journal {
     pub async fn add_function_event(&self, waiting: Waiting) -> Result<bool, JournalError> {
         let work = move |t: &Transaction<'_>| insert(t, &waiting);
         self.writer.run("function.event.add", work).await
+    }
+
+    /// Keeps events for one function, all of them or none. One whose id waits already is the same
+    /// event, sent again: it is left as it is. Gives which of them are new; `None` where their
+    /// function is gone.
+    ///
+    /// # Errors
+    /// Where they cannot be kept. Then none is.
+    pub async fn add_function_events(
+        &self,
+        all: Vec<Waiting>,
+    ) -> Result<Option<Vec<bool>>, JournalError> {
+        let work = move |t: &Transaction<'_>| {
+            let mut added = Vec::with_capacity(all.len());
+            for waiting in &all {
+                let known = t
+                    .prepare_cached("SELECT 1 FROM function_events WHERE request = ?1")
+                    .and_then(|mut s| s.exists([&waiting.row.request]))
+                    .map_err(JournalError::sql("look for an event for a function"))?;
+                if !known && !insert(t, waiting)? {
+                    return Ok(None);
+                }
+                added.push(!known);
+            }
+            Ok(Some(added))
+        };
+        self.writer.run("function.event.add", work).await
+    }
+
+    /// How many events wait for each function, by a number that their records have at `path`, a
+    /// JSON path; by when they are due where they have none.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub async fn function_events_by(
+        &self,
+        path: &'static str,
+    ) -> Result<Vec<WaitingFor>, JournalError> {
+        let work = move |t: &Transaction<'_>| {
+            let sql = || JournalError::sql("count events for functions");
+            let mut statement = t
+                .prepare(
+                    "SELECT account, function, count(*), CASE
+                       WHEN json_valid(record) AND json_type(record, ?1) = 'integer'
+                       THEN json_extract(record, ?1) ELSE due END AS number
+                     FROM function_events GROUP BY account, function, number",
+                )
+                .map_err(sql())?;
+            let rows = statement
+                .query_map([path], |row| {
+                    Ok(WaitingFor {
+                        account: row.get(0)?,
+                        function: row.get(1)?,
+                        events: u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
+                        number: row.get(3)?,
+                    })
+                })
+                .map_err(sql())?;
+            rows.collect::<Result<_, _>>().map_err(sql())
+        };
+        self.writer.run("function.event.count", work).await
     }
 
     /// Removes events whose function is gone, and says how many there were.
@@ -363,5 +437,28 @@ mod tests {
         assert!(!follows);
         assert_eq!(journal.remove_lost_function_events().await.unwrap(), 1);
         assert_eq!(journal.function_events_due().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_kept_whole_and_what_waits_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&dir.path().join("state.db")).unwrap();
+        let batch = || vec![event("r1", 10), event("r2", 20)];
+        assert_eq!(journal.add_function_events(batch()).await.unwrap(), None);
+        let kept = vec![(String::new(), "head".into())];
+        let kept = journal.keep_function("a", "f", kept, Vec::new());
+        kept.await.unwrap();
+        let added = journal.add_function_events(batch()).await.unwrap();
+        assert_eq!(added, Some(vec![true, true]));
+        let mut again = vec![event("r2", 99), event("r3", 30)];
+        again[1].row.record = r#"{"accepted":7}"#.into();
+        let added = journal.add_function_events(again).await.unwrap();
+        assert_eq!(added, Some(vec![false, true]));
+        let due = journal.function_events_due().await.unwrap();
+        let due: Vec<_> = due.iter().map(|(due, id, _)| (*due, &**id)).collect();
+        assert_eq!(due, [(10, "r1"), (20, "r2"), (30, "r3")]);
+        let counted = journal.function_events_by("$.accepted").await.unwrap();
+        let counted: Vec<_> = counted.iter().map(|one| (one.number, one.events)).collect();
+        assert_eq!(counted, [(7, 1), (10, 1), (20, 1)]);
     }
 }

@@ -32,7 +32,7 @@ mod tokens;
 mod writer;
 
 pub use error::JournalError;
-pub use functions::{EventRow, FunctionRow, Waiting};
+pub use functions::{EventRow, FunctionRow, Waiting, WaitingFor};
 pub(crate) use jobs::Inserted;
 pub use jobs::{Desired, JobRecord, RunRecord, VmRow};
 pub(crate) use snapshots::SnapshotRow;

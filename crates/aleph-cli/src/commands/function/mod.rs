@@ -5,6 +5,7 @@
 //! | this one | the commands that fit in few lines |
 //! | `settings` | what is set, from flags; create and update |
 //! | `alias` | names of versions |
+//! | `url` | a function's URL |
 //! | `invocation` | a function's run |
 //! | `tables` | lists as people read them |
 
@@ -12,6 +13,7 @@ mod alias;
 mod invocation;
 mod settings;
 mod tables;
+mod url;
 
 use super::each::each;
 use crate::client::Client;
@@ -26,6 +28,7 @@ use settings::{Create, Update};
 use std::time::Duration;
 use tables::{listing, version_listing};
 use tokio::time::{Instant, sleep};
+use url::Url;
 
 /// How long a function may take until it is ready.
 const READY_TIME: Duration = Duration::from_secs(600);
@@ -79,6 +82,8 @@ pub(crate) enum Function {
     },
     /// Name a version, or list the names; names move from version to version
     Alias(Alias),
+    /// Give a function a URL, or show or change the one it has
+    Url(Url),
     /// Run a function, and print its answer
     Invoke(Invocation),
     /// Remove functions with all their versions, or single versions, such as hello:3
@@ -108,7 +113,9 @@ impl Function {
             Self::Inspect { names, .. } => {
                 let mut all = Vec::new();
                 for name in &names {
-                    all.push(client.function(name).await?);
+                    let mut function = client.function(name).await?;
+                    function["FunctionUrlConfigs"] = client.function_urls(name).await?.into();
+                    all.push(function);
                 }
                 print_json(&all)?;
             }
@@ -139,6 +146,7 @@ impl Function {
                 }
             }
             Self::Alias(alias) => alias.run(&client).await?,
+            Self::Url(url) => url.run(&client).await?,
             Self::Invoke(run) => return run.run(&client).await,
             Self::Rm { names, json } => {
                 let remove = async |name: &str| {

@@ -19,6 +19,7 @@ mod queue;
 use super::error::LambdaError;
 use super::function::Function;
 use super::invocation::{Answer, NotRun};
+use super::metrics::Metrics;
 use super::{Functions, random, random_id};
 use aleph_executor::functions::{Invocation, InvokeError};
 use aleph_executor::journal::{EventRow, Journal, JournalError, Waiting};
@@ -98,6 +99,7 @@ impl Events {
         journal: Journal,
         letters: PathBuf,
         policy: EventPolicy,
+        metrics: &Metrics,
     ) -> Result<Self, JournalError> {
         let queue = Queue::default();
         let lost = journal.remove_lost_function_events().await?;
@@ -106,6 +108,10 @@ impl Events {
         }
         for (due, request, account) in journal.function_events_due().await? {
             queue.push(due, request, &account);
+        }
+        for waiting in journal.function_events_by("$.accepted").await? {
+            let series = metrics.of(&waiting.account, &waiting.function);
+            series.wait(waiting.number, waiting.events);
         }
         Ok(Self {
             journal,
@@ -169,10 +175,23 @@ impl Functions {
         qualifier: Option<String>,
         invocation: Invocation,
     ) -> Result<(), LambdaError> {
+        let all = vec![invocation];
+        self.enqueue_all(function, qualifier, all).await
+    }
+
+    /// Takes events for which nobody waits, all of them or none. They are durable once this
+    /// returns. One whose request waits already is the same event, sent again.
+    pub(super) async fn enqueue_all(
+        &self,
+        function: &Function,
+        qualifier: Option<String>,
+        invocations: Vec<Invocation>,
+    ) -> Result<(), LambdaError> {
         let (account, name) = (&function.account, &function.name);
+        let events = invocations.len();
         let most = self.events.policy.waiting;
         let in_all = most.saturating_mul(ACCOUNTS_WAITING);
-        if !self.events.queue.has_room(account, most, in_all) {
+        if !self.events.queue.has_room(account, events, most, in_all) {
             return Err(LambdaError::throttled(
                 Duration::from_secs(5),
                 "CallerRateLimitExceeded",
@@ -180,27 +199,36 @@ impl Functions {
             ));
         }
         let now = now();
-        let record = Record {
-            qualifier,
-            arn: invocation.arn,
-            client_context: invocation.client_context,
-            trace: invocation.trace,
-            accepted: now,
-            failures: 0,
-            refusals: 0,
-            hops: 0,
-        };
-        let request = invocation.request_id;
-        let row = row(request.clone(), account, name, now, &record)?;
-        let payload = invocation.payload.to_vec();
-        let journal = &self.events.journal;
-        let added = journal.add_function_event(Waiting { row, payload }).await?;
-        if !added {
+        let mut all = Vec::with_capacity(events);
+        for invocation in invocations {
+            let record = Record {
+                qualifier: qualifier.clone(),
+                arn: invocation.arn,
+                client_context: invocation.client_context,
+                trace: invocation.trace,
+                accepted: now,
+                failures: 0,
+                refusals: 0,
+                hops: 0,
+            };
+            all.push(Waiting {
+                row: row(invocation.request_id, account, name, now, &record)?,
+                payload: invocation.payload.to_vec(),
+            });
+        }
+        let requests: Vec<_> = all.iter().map(|one| one.row.request.clone()).collect();
+        let added = self.events.journal.add_function_events(all).await?;
+        let Some(added) = added else {
             // It was deleted in the meantime.
             let arn = self.identity.arn(account, name, None);
             return Err(LambdaError::no_function(&arn));
+        };
+        let series = self.metrics.of(account, name);
+        let new = requests.into_iter().zip(added).filter(|(_, new)| *new);
+        for (request, _) in new {
+            series.wait(now, 1);
+            self.events.queue.push(now, request, account);
         }
-        self.events.queue.push(now, request, account);
         Ok(())
     }
 
@@ -331,6 +359,7 @@ impl Functions {
                 return self.later(&end.row.request, &end.row.account, &error);
             }
         }
+        let series = self.metrics.of(&end.row.account, &end.row.function);
         let config = function.event_config(end.record.qualifier.as_deref());
         let told = match end.failure {
             Some(_) => config
@@ -339,14 +368,20 @@ impl Functions {
             None => config.and_then(|config| config.on_success.clone()),
         };
         let next = told.and_then(|arn| self.follow(&arn, end, &letter));
-        let pushed = next
-            .as_ref()
-            .map(|next| (next.row.due, next.row.request.clone()));
+        let pushed = next.as_ref().map(|next| next.row.clone());
         let journal = &self.events.journal;
         match journal.finish_function_event(&end.row.request, next).await {
             Ok(follows) => {
-                if let Some((due, request)) = pushed.filter(|_| follows) {
-                    self.events.queue.push(due, request, &end.row.account);
+                series.settle(end.record.accepted);
+                if end.failure.is_some() {
+                    series.bury();
+                }
+                if let Some(next) = pushed.filter(|_| follows) {
+                    // It was accepted when it is due.
+                    let series = self.metrics.of(&next.account, &next.function);
+                    series.wait(next.due, 1);
+                    let queue = &self.events.queue;
+                    queue.push(next.due, next.request, &next.account);
                 }
             }
             Err(error) => self.later(&end.row.request, &end.row.account, &error),
@@ -448,7 +483,7 @@ fn row(
     })
 }
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     Timestamp::now().as_millisecond()
 }
 

@@ -141,7 +141,7 @@ async fn an_event_stays_until_its_letter_is_written() {
     let fail = function(&functions, "fail").await;
     functions.enqueue(&fail, None, event("a")).await.unwrap();
     let waits = async {
-        while runner.seen().is_empty() || functions.events.queue.has_room("default", 1, 9) {
+        while runner.seen().is_empty() || functions.events.queue.has_room("default", 1, 1, 9) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -207,7 +207,7 @@ async fn one_account_has_so_many_events_wait_and_no_more() {
     let waits = async {
         loop {
             let waiting = journal.function_event("a").await.unwrap().unwrap();
-            if waiting.row.due > soon && !functions.events.queue.has_room("default", 1, 9) {
+            if waiting.row.due > soon && !functions.events.queue.has_room("default", 1, 1, 9) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

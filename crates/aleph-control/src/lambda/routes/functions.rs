@@ -326,6 +326,7 @@ async fn delete_all(on: On) -> Reply {
     let (account, name) = (on.ask.account.clone(), on.target.name.clone());
     let work = async move {
         let function = functions.registry.remove(&account, &name).await?;
+        functions.metrics.forget(&account, &name);
         let served = function.all_versions().filter_map(|v| v.serving.clone());
         functions.retire(served.collect()).await;
         functions.remove_unused_code().await;

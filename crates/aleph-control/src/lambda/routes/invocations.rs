@@ -63,9 +63,11 @@ fn wanted(on: &On, headers: &HeaderMap, body: Bytes) -> Result<Wanted, LambdaErr
         }
         found => found?,
     };
-    if function.resolve(on.qualifier(), || 0.0).is_none() {
-        return Err(LambdaError::no_function(&on.arn()));
-    }
+    let version = function.resolve(on.qualifier(), || 0.0);
+    let traced = match version {
+        Some(version) => version.is_traced(),
+        None => return Err(LambdaError::no_function(&on.arn())),
+    };
     let payload = match body.is_empty() {
         true => Bytes::from_static(b"{}"),
         false => body,
@@ -84,7 +86,7 @@ fn wanted(on: &On, headers: &HeaderMap, body: Bytes) -> Result<Wanted, LambdaErr
             payload,
             arn: identity.arn(&on.ask.account, &function.name, on.qualifier()),
             client_context,
-            trace: header(headers, "x-amzn-trace-id").map(str::to_owned),
+            trace: Some(on.ask.trace.decided(traced).to_string()),
         },
         qualifier: on.qualifier().map(str::to_owned),
         tail: header(headers, "x-amz-log-type").is_some_and(|kind| kind == "Tail"),

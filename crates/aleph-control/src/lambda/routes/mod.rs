@@ -3,6 +3,7 @@
 
 mod account;
 mod aliases;
+mod cloudevents;
 mod concurrency;
 mod destinations;
 mod functions;
@@ -43,6 +44,7 @@ pub(super) fn all() -> Router<Functions> {
         concurrency::routes(),
         destinations::routes(),
         invocations::routes(),
+        cloudevents::routes(),
         urls::routes(),
         tags::routes(),
         account::routes(),

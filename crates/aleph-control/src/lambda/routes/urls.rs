@@ -1,10 +1,11 @@
-//! URLs of functions, as they are set up. What serves them is another part of the node.
+//! URLs of functions, as they are set up. What serves them is [`url`](crate::lambda::url).
 
 use super::{On, Reply, Route, json, listed, nothing, ok};
 use crate::lambda::error::LambdaError;
 use crate::lambda::function::{Function, LATEST, UrlConfig};
 use crate::lambda::model::{self, UrlInput};
 use crate::lambda::random_id;
+use crate::lambda::url::Cors;
 use aleph_types::Timestamp;
 use axum::body::Bytes;
 use axum::http::StatusCode;
@@ -53,8 +54,8 @@ fn read(body: &[u8]) -> Result<UrlInput, LambdaError> {
     input.auth_type = choice(input.auth_type, ["NONE", "AWS_IAM"], "authType")?;
     let modes = ["BUFFERED", "RESPONSE_STREAM"];
     input.invoke_mode = choice(input.invoke_mode, modes, "invokeMode")?;
-    if input.cors.as_ref().is_some_and(|cors| !cors.is_object()) {
-        return Err(LambdaError::invalid("Cors must be a structure"));
+    if let Some(cors) = &input.cors {
+        Cors::read(cors)?;
     }
     Ok(input)
 }
@@ -63,10 +64,7 @@ fn shown(on: &On, key: &str, config: &UrlConfig) -> Value {
     let identity = &on.functions.identity;
     let qualifier = (key != LATEST).then_some(key);
     let arn = identity.arn(&on.ask.account, &on.target.name, qualifier);
-    let url = format!(
-        "https://{}.lambda-url.{}.on.aws/",
-        config.id, identity.region
-    );
+    let url = on.functions.url_of(&config.id);
     model::url_config(&arn, &url, config)
 }
 

@@ -1,0 +1,98 @@
+//! `aleph fn url`.
+
+use super::{text, told};
+use crate::client::Client;
+use crate::output::say;
+use anyhow::Result;
+use serde_json::{Value, json};
+
+/// A URL of a function.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Url {
+    /// Name of the function, such as hello or hello:live
+    name: String,
+    /// Who may call it: whoever reaches the node's functions, or who signs with a key of the
+    /// function's account [default: none]
+    #[arg(long, value_name = "KIND", value_parser = ["none", "iam"])]
+    auth: Option<String>,
+    /// Give answers as they are written, and not once they are whole
+    #[arg(long, conflicts_with = "no_stream")]
+    stream: bool,
+    /// Give answers once they are whole
+    #[arg(long)]
+    no_stream: bool,
+    /// Let pages of this origin call it, such as https://app.example.com or *
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+    /// Let them use this method as well, such as POST or * [default: *]
+    #[arg(long, value_name = "METHOD", requires = "cors_origin")]
+    cors_method: Vec<String>,
+    /// Let them send this header as well
+    #[arg(long, value_name = "HEADER", requires = "cors_origin")]
+    cors_header: Vec<String>,
+    /// Remove the URL
+    #[arg(long, conflicts_with_all = ["auth", "stream", "no_stream", "cors_origin"])]
+    delete: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Url {
+    /// What is said, in the node's words.
+    fn said(&self) -> Value {
+        let mut said = json!({});
+        if let Some(auth) = &self.auth {
+            said["AuthType"] = match auth.as_str() {
+                "iam" => "AWS_IAM",
+                _ => "NONE",
+            }
+            .into();
+        }
+        if self.stream {
+            said["InvokeMode"] = "RESPONSE_STREAM".into();
+        }
+        if self.no_stream {
+            said["InvokeMode"] = "BUFFERED".into();
+        }
+        if !self.cors_origin.is_empty() {
+            let any = vec!["*".to_owned()];
+            let methods = match self.cors_method.is_empty() {
+                true => &any,
+                false => &self.cors_method,
+            };
+            said["Cors"] = json!({
+                "AllowOrigins": self.cors_origin, "AllowMethods": methods,
+                "AllowHeaders": self.cors_header,
+            });
+        }
+        said
+    }
+
+    pub(super) async fn run(self, client: &Client) -> Result<()> {
+        let name = self.name.as_str();
+        if self.delete {
+            client.remove_function_url(name).await?;
+            return told(&json!({ "name": name, "removed": true }), self.json, name);
+        }
+        let mut said = self.said();
+        let some = said.as_object().is_some_and(|all| !all.is_empty());
+        let there = client.function_url(name).await?;
+        let url = match there {
+            Some(url) if !some => url,
+            Some(_) => client.change_function_url(name, &said).await?,
+            None => {
+                if said["AuthType"].is_null() {
+                    said["AuthType"] = "NONE".into();
+                }
+                client.create_function_url(name, &said).await?
+            }
+        };
+        let address = text(&url, "FunctionUrl");
+        // A URL of a node that has a listener has its port.
+        if !address.trim_start_matches("http://").contains(':') {
+            say("nobody can call it yet: set listen in [functions] of the node");
+        }
+        told(&url, self.json, address)
+    }
+}
