@@ -316,6 +316,36 @@ async fn what_is_gone_stops_at_once_and_aliases_have_urls_of_their_own() -> Resu
 }
 
 #[tokio::test]
+async fn a_url_that_streams_passes_on_what_comes() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let lambda = Lambda::start(&config(&root), Arc::default()).await?;
+    let client = &lambda.client;
+    let streams = || json!({"AuthType": "NONE", "InvokeMode": "RESPONSE_STREAM"});
+    create(client, "says", "body").await?;
+    let (says, _) = url(client, "says", streams()).await?;
+    // It is not looked into, and longer than one that is buffered may be.
+    let said = r#"{"statusCode": 418}"#;
+    let answer = by_host(client, &says)
+        .send("POST", "/", &[JSON], said)
+        .await?;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.body[..]),
+        (200, said.as_bytes())
+    );
+    assert_eq!(text(&answer, "content-type"), "application/json");
+    for (handler, status, length) in [("big", 200, 7_000_002), ("crash", 502, 21)] {
+        create(client, handler, handler).await?;
+        let (to, _) = url(client, handler, streams()).await?;
+        let answer = by_host(client, &to).send("GET", "/", &[], "").await?;
+        assert_eq!(
+            (answer.status.as_u16(), answer.body.len()),
+            (status, length)
+        );
+    }
+    lambda.server.close(&root).await
+}
+
+#[tokio::test]
 async fn pages_call_as_cors_says() -> Result<()> {
     let root = TestRoot::empty()?;
     let lambda = Lambda::start(&config(&root), Arc::default()).await?;

@@ -139,3 +139,34 @@ def work(event, context):
 def witness(event, context):
     """Has what it is told of written down: an event that fails ends as a dead letter."""
     raise RuntimeError(event["requestContext"]["requestId"])
+
+
+def web(event, context):
+    """Answers a request to its URL."""
+    http = event["requestContext"]["http"]
+    if event["rawPath"] == "/error":
+        raise ValueError("as asked")
+    told = {
+        "method": http["method"],
+        "path": event["rawPath"],
+        "query": event.get("queryStringParameters"),
+        "body": event.get("body"),
+        "encoded": event["isBase64Encoded"],
+        "trace": os.environ.get("_X_AMZN_TRACE_ID"),
+        "request": context.aws_request_id == event["requestContext"]["requestId"],
+    }
+    return {
+        "statusCode": 201,
+        "headers": {"Content-Type": "application/json", "X-Own": "yes"},
+        "cookies": ["a=1", "b=2; Secure"],
+        "body": json.dumps(told),
+    }
+
+
+def told(event, context):
+    """Has an event that was sent to it written down: one that fails ends as a dead letter."""
+    raise RuntimeError(json.dumps({
+        "event": event,
+        "trace": os.environ.get("_X_AMZN_TRACE_ID"),
+        "request": context.aws_request_id,
+    }))

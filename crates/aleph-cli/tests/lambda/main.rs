@@ -6,6 +6,7 @@ mod support;
 mod command_line;
 mod events;
 mod unique;
+mod urls;
 mod world;
 
 use aleph_image::Recipe;
@@ -49,4 +50,9 @@ fn alone_responses_come_as_functions_write_them() -> Result<()> {
 #[test]
 fn alone_events_outlive_a_daemon_that_is_killed() -> Result<()> {
     events::outlive_the_daemon()
+}
+
+#[test]
+fn alone_urls_and_events_of_others_lead_to_guests() -> Result<()> {
+    urls::lead_to_guests()
 }

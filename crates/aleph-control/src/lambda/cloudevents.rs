@@ -22,8 +22,8 @@
 use super::invocation::MOST_ASYNCHRONOUS;
 use super::trace::TRACEPARENT;
 use super::url::is_text;
-use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -79,7 +79,7 @@ fn wrong<T>(what: impl Into<String>) -> Result<T, Wrong> {
 
 /// Reads a request.
 pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Result<Sent, Wrong> {
-    let full = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
+    let full = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     let full = String::from_utf8_lossy(full.unwrap_or_default()).into_owned();
     let kind = full.split(';').next().unwrap_or_default().trim();
     match kind.to_ascii_lowercase().as_str() {

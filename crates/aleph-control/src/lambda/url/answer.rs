@@ -1,10 +1,10 @@
 //! What a function gives for a request to its URL, as an answer in HTTP
 //! (<https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html#urls-response-payload>).
 //!
-//! An object with `statusCode` says what the answer is. Anything else is the body of one, as JSON.
-//! What says `statusCode` and makes no sense is a fault of the function, as its errors are: 502.
+//! An object with `statusCode` says what the answer is, and so does a prelude. Anything else is the
+//! body of one, as JSON. What says `statusCode` and makes no sense is a fault of the function, as its errors are: 502.
 
-use aleph_executor::functions::Completed;
+use aleph_executor::functions::{Completed, HTTP_INTEGRATION, HttpPrelude};
 use axum::body::Body;
 use axum::http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -47,6 +47,14 @@ pub(super) fn answer(completed: &Completed) -> Response {
         return failed();
     }
     let payload = &completed.payload;
+    if completed.content_type == HTTP_INTEGRATION {
+        let prelude = HttpPrelude::parse(payload).ok();
+        let whole = prelude.and_then(|(prelude, body)| {
+            let head = Head::of(&prelude)?;
+            Some(head.with(Body::from(body)))
+        });
+        return whole.unwrap_or_else(failed);
+    }
     if !says(payload) {
         let mut response = Response::new(Body::from(payload.clone()));
         response.headers_mut().insert(CONTENT_TYPE, JSON);
@@ -86,6 +94,38 @@ pub(super) struct Head {
 }
 
 impl Head {
+    /// What a prelude says.
+    pub(super) fn of(prelude: &HttpPrelude) -> Option<Self> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &prelude.headers {
+            add(&mut headers, name, value)?;
+        }
+        for (name, values) in &prelude.multi_value_headers {
+            for value in values {
+                add(&mut headers, name, value)?;
+            }
+        }
+        for cookie in &prelude.cookies {
+            add(&mut headers, "set-cookie", cookie)?;
+        }
+        let bytes = HeaderValue::from_static("application/octet-stream");
+        headers.entry(CONTENT_TYPE).or_insert(bytes);
+        Some(Self {
+            status: status(&prelude.status_code.into())?,
+            headers,
+        })
+    }
+
+    /// One that says no more than a type.
+    pub(super) fn of_type(kind: &str) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, kind.parse().unwrap_or(JSON));
+        Self {
+            status: StatusCode::OK,
+            headers,
+        }
+    }
+
     /// The answer with this body, where its status may have one.
     pub(super) fn with(self, body: Body) -> Response {
         let none = matches!(
@@ -113,11 +153,8 @@ fn status(value: &Value) -> Option<StatusCode> {
     (200..=599).contains(&number).then_some(status)
 }
 
-/// Headers but for those of the connection, which are the server's.
-fn headers(
-    said: Option<BTreeMap<String, Value>>,
-    cookies: Option<Vec<String>>,
-) -> Option<HeaderMap> {
+/// Adds a header, unless it is one of the connection: those are the server's.
+fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Option<()> {
     let ours = [
         CONNECTION,
         CONTENT_LENGTH,
@@ -126,9 +163,19 @@ fn headers(
         TRANSFER_ENCODING,
         UPGRADE,
     ];
+    let name: HeaderName = name.parse().ok()?;
+    if !ours.contains(&name) && name.as_str() != "keep-alive" {
+        headers.append(name, value.parse().ok()?);
+    }
+    Some(())
+}
+
+fn headers(
+    said: Option<BTreeMap<String, Value>>,
+    cookies: Option<Vec<String>>,
+) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for (name, value) in said.into_iter().flatten() {
-        let name: HeaderName = name.parse().ok()?;
         let text = match value {
             Value::String(text) => text,
             Value::Number(number) => number.to_string(),
@@ -136,9 +183,7 @@ fn headers(
             Value::Null => continue,
             Value::Array(_) | Value::Object(_) => return None,
         };
-        if !ours.contains(&name) && name.as_str() != "keep-alive" {
-            headers.append(name, text.parse().ok()?);
-        }
+        add(&mut headers, &name, &text)?;
     }
     for cookie in cookies.into_iter().flatten() {
         headers.append(SET_COOKIE, cookie.parse().ok()?);
@@ -266,5 +311,27 @@ mod tests {
         }
         let failed = answer(&completed("{}", Some(FunctionError::Unhandled)));
         assert_eq!(failed.status(), 502);
+    }
+
+    #[tokio::test]
+    async fn a_prelude_says_what_the_answer_is() {
+        let whole = |payload: &str| {
+            let mut completed = completed(payload, None);
+            completed.content_type = HTTP_INTEGRATION.into();
+            answer(&completed)
+        };
+        let said = r#"{"statusCode": 201, "headers": {"X-One": "1", "Connection": "close"},
+            "multiValueHeaders": {"X-Two": ["2", "3"]}, "cookies": ["a=1"]}"#;
+        let (parts, body) = whole(&format!("{said}\0\0\0\0\0\0\0\0body")).into_parts();
+        assert_eq!(parts.status, 201);
+        assert_eq!(parts.headers.get_all("x-two").iter().count(), 2);
+        assert_eq!(
+            (&parts.headers["x-one"], &parts.headers["set-cookie"]),
+            (&"1".parse().unwrap(), &"a=1".parse().unwrap())
+        );
+        assert!(!parts.headers.contains_key("connection"));
+        assert_eq!(to_bytes(body, 9).await.unwrap(), "body");
+        assert_eq!(whole("no prelude").status(), 502);
+        assert_eq!(whole("{\"statusCode\": 7}\0\0\0\0\0\0\0\0").status(), 502);
     }
 }

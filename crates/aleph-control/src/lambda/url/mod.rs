@@ -7,8 +7,8 @@
 //! | `http://HOST:PORT/lambda-url/NAME[:ALIAS]/…` | people, and tools that know the function's name |
 //!
 //! What comes in is told to the function in payload format 2.0 (`event`), and what the function
-//! gives is the answer (`answer`). It is one that a whole node may be told of, so that the rules of
-//! [`gate`](super::gate) apply in their own way:
+//! gives is the answer: once it is whole (`answer`), or as it is written (`streamed`). Bodies are
+//! bounded as [`gate`](super::gate) bounds those of the API. Who may call is for the URL to say:
 //!
 //! | URL | who may call |
 //! | --- | --- |
@@ -28,11 +28,13 @@
 //! | too much runs | 429 with `Retry-After` |
 //! | the function is not ready | 503 |
 //! | the function fails, or what it says makes no sense | 502, `Internal Server Error` |
+//! | it fails when its answer has begun | the connection is broken |
 //! | the client goes away | the function runs to its end |
 
 mod answer;
 mod cors;
 mod event;
+mod streamed;
 
 pub(super) use cors::Cors;
 pub(super) use event::is_text;
@@ -310,6 +312,11 @@ impl Functions {
             client_context: None,
             trace: Some(call.trace.to_string()),
         };
+        if found.config.mode == "RESPONSE_STREAM" {
+            let streamed = self.stream_out(Arc::clone(function), qualifier, invocation, memory);
+            let streamed = streamed.await.map_err(LambdaError::for_strangers)?;
+            return streamed::respond(streamed).await;
+        }
         let (functions, function) = (self.clone(), Arc::clone(function));
         let done = self.settle(async move {
             let done = functions.carry_out(&function, qualifier.as_deref(), invocation);
