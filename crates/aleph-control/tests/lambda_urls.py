@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 
 import boto3
-from botocore.auth import SigV4Auth
+from botocore.auth import SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
@@ -71,6 +71,15 @@ for refused in (
 ):
     assert refused == (403, forbidden), refused
 
+# Whoever has a URL that was signed needs no key.
+presigned = AWSRequest(method="GET", url=url + "a?x=1")
+keys = Credentials("AKIDTEAM", KEYS["AKIDTEAM"])
+SigV4QueryAuth(keys, "lambda", "us-east-1", expires=60).add_auth(presigned)
+status, event = call(presigned.url)
+assert status == 200 and event["rawPath"] == "/a", event
+assert event["requestContext"]["authorizer"]["iam"]["accessKey"] == "AKIDTEAM", event
+assert call(presigned.url.replace("x=1", "x=2")) == (403, forbidden)
+
 # A browser asks before it signs.
 preflight = urllib.request.Request(
     f"http://127.0.0.1:{PORT}/", method="OPTIONS",
@@ -90,5 +99,11 @@ assert call(named)[0] == 403
 aws.update_function_url_config(FunctionName="mine", AuthType="NONE")
 status, event = call(url)
 assert status == 200 and event["requestContext"]["accountId"] == "anonymous", event
+# By its name it is that of who signs, and nobody else finds it.
+assert call(named, "AKIDTEAM")[0] == 200
+forged = AWSRequest(method="GET", url=named)
+SigV4Auth(Credentials("AKIDTEAM", "guessed"), "lambda", "us-east-1").add_auth(forged)
+assert call(named, **dict(forged.prepare().headers)) == (403, forbidden)
+assert call(named) == (403, forbidden)
 aws.delete_function(FunctionName="mine")
 assert call(url)[0] == 403

@@ -42,6 +42,7 @@ struct State {
     prepared: usize,
     provisioned: BTreeMap<DeploymentId, u32>,
     seen: Vec<String>,
+    traces: Vec<Option<String>>,
 }
 
 impl Default for ScriptedRunner {
@@ -94,6 +95,12 @@ impl ScriptedRunner {
     #[must_use]
     pub fn seen(&self) -> Vec<String> {
         self.lock().seen.clone()
+    }
+
+    /// The traces that these requests belonged to.
+    #[must_use]
+    pub fn traces(&self) -> Vec<Option<String>> {
+        self.lock().traces.clone()
     }
 
     /// Forgets what is ready, as a host does that boots.
@@ -174,6 +181,7 @@ impl Runner for ScriptedRunner {
                 let mut state = self.lock();
                 let before = state.seen.iter().filter(|seen| *seen == id).count();
                 state.seen.push(id.clone());
+                state.traces.push(invocation.trace.clone());
                 before
             };
             let error = |message: &str, error| {

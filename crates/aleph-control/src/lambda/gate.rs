@@ -190,7 +190,11 @@ async fn enter(
         Way::Listener => {
             let region = &functions.identity.region;
             let now = Timestamp::now();
-            Some(functions.keys.claim(&parts.headers, region, now)?)
+            Some(
+                functions
+                    .keys
+                    .claim(&parts.uri, &parts.headers, region, now)?,
+            )
         }
     };
     // Whose memory the body takes; a claim is verified once the body is here.

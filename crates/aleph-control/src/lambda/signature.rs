@@ -3,7 +3,8 @@
 //!
 //! The hash of the body is always computed: clients of this API sign it and do not send it. The
 //! path is encoded once more than it is on the wire. A session token is taken for what it is
-//! worth: a header that may be signed like any other.
+//! worth: a header that may be signed like any other. A URL may be signed, too, for a time: then all
+//! that a header would say is in its query.
 
 use super::code::{hex, unhex};
 use super::error::{Kind, LambdaError};
@@ -18,6 +19,8 @@ use std::fmt;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 
+/// The most seconds that a URL can be signed for.
+const MOST_EXPIRES: u64 = 7 * 24 * 3600;
 /// How far a client's clock may be from ours.
 const SKEW: Duration = Duration::from_secs(15 * 60);
 /// What is not encoded in a query.
@@ -75,40 +78,36 @@ impl Keys {
     /// What a request's head claims. Only who has a key gets as far as sending a body.
     pub(crate) fn claim(
         &self,
+        uri: &Uri,
         headers: &HeaderMap,
         region: &str,
         now: Timestamp,
     ) -> Result<Claim<'_>, LambdaError> {
-        let Some(header) = headers.get(AUTHORIZATION) else {
-            let message = "Missing Authentication Token";
-            return Err(LambdaError::new(Kind::MissingAuthenticationToken, message));
-        };
-        let text = header.to_str().unwrap_or_default();
-        let parsed = Parsed::of(text).ok_or_else(|| {
-            let message = "Authorization header is not of the form AWS4-HMAC-SHA256 \
-                           Credential=…, SignedHeaders=…, Signature=…";
-            LambdaError::new(Kind::IncompleteSignature, message)
-        })?;
-        let credential = self.0.get(parsed.key).ok_or_else(|| {
+        let parsed = match headers.get(AUTHORIZATION) {
+            Some(header) => Parsed::of_header(header.to_str().unwrap_or_default(), headers),
+            None => Parsed::of_query(uri.query().unwrap_or_default()),
+        }?;
+        let credential = self.0.get(&parsed.key).ok_or_else(|| {
             let message = "The security token included in the request is invalid.";
             LambdaError::new(Kind::UnrecognizedClient, message)
         })?;
         let wrong = |message: String| LambdaError::new(Kind::InvalidSignature, message);
-        let time = headers
-            .get("x-amz-date")
-            .and_then(|time| time.to_str().ok());
-        let time = time.ok_or_else(|| {
+        let time = parsed.time.as_str();
+        if time.is_empty() {
             let message = "Authorization header requires existence of an 'X-Amz-Date' header.";
-            LambdaError::new(Kind::IncompleteSignature, message)
-        })?;
-        let then = read_time(time).ok_or_else(|| {
-            let message = "Date must be in ISO-8601 'basic format'";
-            LambdaError::new(Kind::IncompleteSignature, message)
-        })?;
-        if now.duration_since(then).unsigned_abs() > SKEW {
-            let (date, now) = (time, now.strftime("%Y%m%dT%H%M%SZ"));
+            return Err(incomplete(message));
+        }
+        let then =
+            read_time(time).ok_or_else(|| incomplete("Date must be in ISO-8601 'basic format'"))?;
+        let after = now.duration_since(then);
+        let late = match parsed.expires {
+            Some(expires) => after.is_positive() && after.unsigned_abs() > expires,
+            None => after.unsigned_abs() > SKEW,
+        };
+        if late || after.is_negative() && after.unsigned_abs() > SKEW {
+            let now = now.strftime("%Y%m%dT%H%M%SZ");
             return Err(wrong(format!(
-                "Signature not yet current or expired: {date} is more than 15 min from {now}"
+                "Signature not yet current or expired: it is of {time}, and now is {now}"
             )));
         }
         let scope = parsed.scope.as_str();
@@ -118,7 +117,12 @@ impl Keys {
                 "Credential should be scoped to {expected}, not to {scope}"
             )));
         }
-        if !["host", "x-amz-date"]
+        // The date of a signed URL is in its query, all of which is signed.
+        let needed = match parsed.expires {
+            Some(_) => &["host"][..],
+            None => &["host", "x-amz-date"],
+        };
+        if !needed
             .iter()
             .all(|name| parsed.signed.iter().any(|s| s == name))
         {
@@ -129,38 +133,96 @@ impl Keys {
             signed: parsed.signed,
             signature: parsed.signature,
             scope: expected,
-            time: time.to_owned(),
+            time: parsed.time,
+            in_query: parsed.expires.is_some(),
         })
     }
 }
 
-struct Parsed<'h> {
-    key: &'h str,
+fn incomplete(message: &str) -> LambdaError {
+    LambdaError::new(Kind::IncompleteSignature, message)
+}
+
+/// What says who signed.
+struct Parsed {
+    key: String,
     scope: String,
     signed: Vec<String>,
     signature: Vec<u8>,
+    time: String,
+    /// How long it is good for, where it is in a URL.
+    expires: Option<Duration>,
 }
 
-impl<'h> Parsed<'h> {
-    fn of(header: &'h str) -> Option<Self> {
-        let rest = header.strip_prefix("AWS4-HMAC-SHA256")?.trim_start();
+impl Parsed {
+    fn of_header(header: &str, headers: &HeaderMap) -> Result<Self, LambdaError> {
+        let form = || {
+            incomplete(
+                "Authorization header is not of the form AWS4-HMAC-SHA256 Credential=…, \
+                 SignedHeaders=…, Signature=…",
+            )
+        };
+        let rest = header.strip_prefix("AWS4-HMAC-SHA256").ok_or_else(form)?;
         let (mut credential, mut signed, mut signature) = (None, None, None);
-        for part in rest.split(',') {
-            let (name, value) = part.trim().split_once('=')?;
-            match name {
-                "Credential" => credential = Some(value),
-                "SignedHeaders" => signed = Some(value),
-                "Signature" => signature = Some(value),
-                _ => return None,
+        for part in rest.trim_start().split(',') {
+            match part.trim().split_once('=').ok_or_else(form)? {
+                ("Credential", value) => credential = Some(value),
+                ("SignedHeaders", value) => signed = Some(value),
+                ("Signature", value) => signature = Some(value),
+                _ => return Err(form()),
             }
         }
-        let (key, scope) = credential?.split_once('/')?;
-        let names = signed?.split(';').map(str::to_ascii_lowercase).collect();
+        let parts = [credential, signed, signature];
+        let [Some(credential), Some(signed), Some(signature)] = parts else {
+            return Err(form());
+        };
+        let parsed = Self::new(credential, signed, signature).ok_or_else(form)?;
+        let time = headers.get("x-amz-date");
+        let time = time.and_then(|time| time.to_str().ok());
+        Ok(Self {
+            time: time.unwrap_or_default().to_owned(),
+            ..parsed
+        })
+    }
+
+    fn of_query(query: &str) -> Result<Self, LambdaError> {
+        let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
+        let said = |name: &str| {
+            let mut found = pairs.iter().filter(|(other, _)| other == name);
+            found.next().map(|(_, value)| value.as_str())
+        };
+        if said("X-Amz-Algorithm") != Some("AWS4-HMAC-SHA256") {
+            let message = "Missing Authentication Token";
+            return Err(LambdaError::new(Kind::MissingAuthenticationToken, message));
+        }
+        let all = || {
+            let expires = said("X-Amz-Expires")?.parse::<u64>().ok()?;
+            let expires = (1..=MOST_EXPIRES).contains(&expires).then_some(expires)?;
+            let signed = said("X-Amz-SignedHeaders")?;
+            let parsed = Self::new(said("X-Amz-Credential")?, signed, said("X-Amz-Signature")?)?;
+            Some(Self {
+                time: said("X-Amz-Date")?.to_owned(),
+                expires: Some(Duration::from_secs(expires)),
+                ..parsed
+            })
+        };
+        all().ok_or_else(|| {
+            incomplete(
+                "A URL that is signed has X-Amz-Credential, X-Amz-Date, X-Amz-Expires (up to a \
+                 week), X-Amz-SignedHeaders and X-Amz-Signature",
+            )
+        })
+    }
+
+    fn new(credential: &str, signed: &str, signature: &str) -> Option<Self> {
+        let (key, scope) = credential.split_once('/')?;
         Some(Self {
-            key,
+            key: key.to_owned(),
             scope: scope.to_owned(),
-            signed: names,
-            signature: unhex(signature?).filter(|bytes| bytes.len() == 32)?,
+            signed: signed.split(';').map(str::to_ascii_lowercase).collect(),
+            signature: unhex(signature).filter(|bytes| bytes.len() == 32)?,
+            time: String::new(),
+            expires: None,
         })
     }
 }
@@ -190,6 +252,8 @@ pub(crate) struct Claim<'k> {
     signature: Vec<u8>,
     scope: String,
     time: String,
+    /// Whether the signature is in the query, which is signed without it.
+    in_query: bool,
 }
 
 impl Claim<'_> {
@@ -242,7 +306,7 @@ impl Claim<'_> {
         body: &str,
     ) -> String {
         let path = utf8_percent_encode(path, PATH);
-        let query = canonical_query(query.unwrap_or_default());
+        let query = canonical_query(query.unwrap_or_default(), self.in_query);
         let mut text = format!("{method}\n{path}\n{query}\n");
         for name in &self.signed {
             let values = headers.get_all(name.as_str()).iter();
@@ -282,13 +346,16 @@ fn normal(path: &str) -> String {
 }
 
 /// A query, sorted, with each part encoded in one way.
-fn canonical_query(query: &str) -> String {
+fn canonical_query(query: &str, signed: bool) -> String {
     let again = |text: &str| {
         let text = text.replace('+', " ");
         let bytes: Vec<u8> = percent_decode_str(&text).collect();
         percent_encoding::percent_encode(&bytes, UNRESERVED).to_string()
     };
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let pairs = query.split('&').filter(|pair| {
+        let signature = signed && pair.starts_with("X-Amz-Signature=");
+        !pair.is_empty() && !signature
+    });
     let mut pairs: Vec<_> = pairs
         .map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -310,129 +377,4 @@ fn mac(key: &[u8], text: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As botocore 1.44 signed it; see `tests/lambda_boto3.rs` for a client that signs now.
-    fn signed() -> (Uri, HeaderMap) {
-        let uri = "/2015-03-31/functions/arn%3Aaws%3Alambda%3Aus-east-1%3A000000000000%3Afunction\
-                   %3Ahello/invocations?Qualifier=%24LATEST"
-            .parse()
-            .unwrap();
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("host", "127.0.0.1:9000"),
-            ("x-amz-date", "20261128T170000Z"),
-            ("x-amz-log-type", "Tail"),
-            ("authorization", SIGNATURE),
-        ] {
-            headers.insert(name, value.parse().unwrap());
-        }
-        (uri, headers)
-    }
-
-    const SIGNATURE: &str = "AWS4-HMAC-SHA256 \
-        Credential=AKIDEXAMPLE/20261128/us-east-1/lambda/aws4_request, \
-        SignedHeaders=host;x-amz-date;x-amz-log-type, \
-        Signature=abca90abe6d21d4bde5472ce3e6e2ffca6a5019ef16a5f8f8e947216a5367845";
-
-    fn keys() -> Keys {
-        Keys::new(vec![Credential {
-            access_key_id: "AKIDEXAMPLE".into(),
-            secret_access_key: Secret::new("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"),
-            account: "team".into(),
-        }])
-    }
-
-    fn check(
-        headers: &HeaderMap,
-        uri: &Uri,
-        body: &[u8],
-        now: &str,
-    ) -> Result<String, LambdaError> {
-        let keys = keys();
-        let claim = keys.claim(headers, "us-east-1", now.parse().unwrap())?;
-        claim.verify(&Method::POST, uri, headers, body)
-    }
-
-    const NOW: &str = "2026-11-28T17:05:00Z";
-
-    #[test]
-    fn what_botocore_signs_is_right() {
-        let (uri, headers) = signed();
-        assert_eq!(check(&headers, &uri, b"{\"a\": 1}", NOW).unwrap(), "team");
-    }
-
-    #[test]
-    fn any_change_makes_it_wrong() {
-        let (uri, headers) = signed();
-        let refused = |headers: &HeaderMap, uri: &Uri, body: &[u8], now: &str| {
-            check(headers, uri, body, now).unwrap_err().name()
-        };
-        assert_eq!(
-            refused(&headers, &uri, b"{}", NOW),
-            "InvalidSignatureException"
-        );
-        let other = "/2015-03-31/functions/hello/invocations".parse().unwrap();
-        let body = b"{\"a\": 1}";
-        assert_eq!(
-            refused(&headers, &other, body, NOW),
-            "InvalidSignatureException"
-        );
-        let late = "2026-11-28T17:15:01Z";
-        assert_eq!(
-            refused(&headers, &uri, body, late),
-            "InvalidSignatureException"
-        );
-        let mut changed = headers.clone();
-        changed.insert("x-amz-log-type", "None".parse().unwrap());
-        assert_eq!(
-            refused(&changed, &uri, body, NOW),
-            "InvalidSignatureException"
-        );
-        for (from, to, name) in [
-            ("AKIDEXAMPLE", "AKIDOTHER", "UnrecognizedClientException"),
-            ("us-east-1", "eu-west-1", "InvalidSignatureException"),
-            ("host;x-amz-date", "x-amz-date", "InvalidSignatureException"),
-            ("AWS4-HMAC", "AWS3-HMAC", "IncompleteSignatureException"),
-        ] {
-            let mut changed = headers.clone();
-            let value = SIGNATURE.replace(from, to).parse().unwrap();
-            changed.insert(AUTHORIZATION, value);
-            assert_eq!(refused(&changed, &uri, body, NOW), name, "{to}");
-        }
-        let mut none = headers;
-        none.remove(AUTHORIZATION);
-        assert_eq!(
-            refused(&none, &uri, body, NOW),
-            "MissingAuthenticationTokenException"
-        );
-    }
-
-    #[test]
-    fn paths_are_normal_without_dots_and_empty_segments() {
-        for (path, expected) in [
-            ("/", "/"),
-            ("//", "/"),
-            ("/a/b", "/a/b"),
-            ("/a//b/", "/a/b/"),
-            ("/a/./b/../c", "/a/c"),
-            ("/../..", "/"),
-        ] {
-            assert_eq!(normal(path), expected, "{path}");
-        }
-    }
-
-    #[test]
-    fn queries_are_sorted_and_encoded_in_one_way() {
-        assert_eq!(canonical_query("b=2&a=%7e+x&a=$"), "a=%24&a=~%20x&b=2");
-        assert_eq!(canonical_query("List=ALL&flag"), "List=ALL&flag=");
-        assert_eq!(canonical_query(""), "");
-    }
-
-    #[test]
-    fn a_secret_is_not_shown() {
-        let shown = format!("{:?}", keys());
-        assert!(!shown.contains("wJalr"), "{shown}");
-    }
-}
+mod tests;

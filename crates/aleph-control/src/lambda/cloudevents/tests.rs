@@ -12,7 +12,7 @@ const FOUR: [(&str, &str); 4] = [
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
-        let value = axum::http::HeaderValue::from_bytes(value.as_bytes()).unwrap();
+        let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
         headers.append(name.parse::<HeaderName>().unwrap(), value);
     }
     headers

@@ -188,10 +188,12 @@ impl Functions {
         invocations: Vec<Invocation>,
     ) -> Result<(), LambdaError> {
         let (account, name) = (&function.account, &function.name);
-        let events = invocations.len();
+        // The last of them needs room behind the others.
+        let others = invocations.len().saturating_sub(1);
         let most = self.events.policy.waiting;
         let in_all = most.saturating_mul(ACCOUNTS_WAITING);
-        if !self.events.queue.has_room(account, events, most, in_all) {
+        let (most, in_all) = (most.saturating_sub(others), in_all.saturating_sub(others));
+        if !self.events.queue.has_room(account, most, in_all) {
             return Err(LambdaError::throttled(
                 Duration::from_secs(5),
                 "CallerRateLimitExceeded",
@@ -199,7 +201,7 @@ impl Functions {
             ));
         }
         let now = now();
-        let mut all = Vec::with_capacity(events);
+        let mut all = Vec::with_capacity(others + 1);
         for invocation in invocations {
             let record = Record {
                 qualifier: qualifier.clone(),

@@ -66,19 +66,11 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Whether so many more events of an account may wait, where so many of one may, and so many
-    /// in all.
-    pub(super) fn has_room(
-        &self,
-        account: &str,
-        more: usize,
-        of_account: usize,
-        in_all: usize,
-    ) -> bool {
+    /// Whether another event of an account may wait, where so many of one may, and so many in all.
+    pub(super) fn has_room(&self, account: &str, of_account: usize, in_all: usize) -> bool {
         let waiting = self.lock();
         let own = waiting.lines.get(account).map_or(0, |line| line.heap.len());
-        let fits = |there: usize, most: usize| more <= most.saturating_sub(there);
-        fits(own, of_account) && fits(waiting.count, in_all)
+        own < of_account && waiting.count < in_all
     }
 
     /// An event that is due, or how long until one is. It is under way until [`Self::done`].
@@ -146,13 +138,13 @@ mod tests {
         for (due, request, account) in [(20, "b", "one"), (10, "a", "one"), (30, "c", "two")] {
             queue.push(due, request.into(), account);
         }
-        assert!(!queue.has_room("one", 1, 2, 9));
-        assert!(queue.has_room("two", 1, 2, 9));
-        assert!(!queue.has_room("two", 1, 2, 3), "all together are too many");
+        assert!(!queue.has_room("one", 2, 9));
+        assert!(queue.has_room("two", 2, 9));
+        assert!(!queue.has_room("two", 2, 3), "all together are too many");
         assert_eq!(queue.pop(9), Err(Duration::from_millis(1)));
         let next = queue.pop(10).unwrap();
         assert_eq!((&*next.request, &*next.account), ("a", "one"));
-        assert!(queue.has_room("one", 1, 2, 3));
+        assert!(queue.has_room("one", 2, 3));
         assert_eq!(queue.pop(25).unwrap().request, "b");
         assert_eq!(queue.pop(40).unwrap().request, "c");
         assert_eq!(queue.pop(40), Err(LONGEST_PAUSE));

@@ -111,9 +111,15 @@ async fn what_fails_is_tried_again_under_the_same_id() {
     };
     let (functions, runner, journal) = open(&root, policy).await;
     let flaky = function(&functions, "flaky").await;
-    functions.enqueue(&flaky, None, event("a")).await.unwrap();
+    let trace = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1";
+    let traced = Invocation {
+        trace: Some(trace.into()),
+        ..event("a")
+    };
+    functions.enqueue(&flaky, None, traced).await.unwrap();
     until_empty(&journal).await;
     assert_eq!(runner.seen(), ["a", "a", "a"]);
+    assert_eq!(runner.traces(), vec![Some(trace.to_owned()); 3]);
     assert_eq!(letters(&root), Vec::<Value>::new());
     // One that never works is given up after two more times.
     let fail = function(&functions, "fail").await;
@@ -141,7 +147,7 @@ async fn an_event_stays_until_its_letter_is_written() {
     let fail = function(&functions, "fail").await;
     functions.enqueue(&fail, None, event("a")).await.unwrap();
     let waits = async {
-        while runner.seen().is_empty() || functions.events.queue.has_room("default", 1, 1, 9) {
+        while runner.seen().is_empty() || functions.events.queue.has_room("default", 1, 9) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -207,7 +213,7 @@ async fn one_account_has_so_many_events_wait_and_no_more() {
     let waits = async {
         loop {
             let waiting = journal.function_event("a").await.unwrap().unwrap();
-            if waiting.row.due > soon && !functions.events.queue.has_room("default", 1, 1, 9) {
+            if waiting.row.due > soon && !functions.events.queue.has_room("default", 1, 9) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -225,5 +231,28 @@ async fn one_account_has_so_many_events_wait_and_no_more() {
     assert_eq!(gone.unwrap_err().status(), 404);
     let other = functions.registry.create(other).await.unwrap();
     functions.enqueue(&other, None, event("c")).await.unwrap();
+    functions.stopping.cancel();
+}
+
+#[tokio::test]
+async fn a_batch_needs_room_for_all_of_it() {
+    let root = TestRoot::empty().unwrap();
+    let policy = EventPolicy {
+        waiting: 2,
+        ..EventPolicy::default()
+    };
+    let (functions, runner, journal) = open(&root, policy).await;
+    let echo = function(&functions, "echo").await;
+    let batch = |ids: &[&str]| ids.iter().map(|id| event(id)).collect();
+    let refused = functions.enqueue_all(&echo, None, batch(&["a", "b", "c"]));
+    let refused = refused.await.unwrap_err();
+    assert_eq!(refused.name(), "TooManyRequestsException");
+    assert_eq!(journal.function_events_due().await.unwrap(), []);
+    let taken = functions.enqueue_all(&echo, None, batch(&["a", "b"]));
+    taken.await.unwrap();
+    until_empty(&journal).await;
+    let mut seen = runner.seen();
+    seen.sort();
+    assert_eq!(seen, ["a", "b"]);
     functions.stopping.cancel();
 }

@@ -6,6 +6,10 @@
 //! The id of the request follows from function, `source` and `id`. So an event that is sent again
 //! while the first one waits or is under way is taken once; one that is sent again afterwards runs
 //! again, with the same request id: at least once.
+//!
+//! Senders that ask first whether they may send (the handshake of
+//! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md#4-abuse-protection>)
+//! hear that they may, as often as they like, where they may.
 
 use super::{On, Reply, Route};
 use crate::lambda::cloudevents::{CloudEvent, Sent, Wrong, read};
@@ -15,14 +19,15 @@ use crate::lambda::uuid;
 use aleph_executor::functions::Invocation;
 use axum::Json;
 use axum::body::Bytes;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::ALLOW;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::post;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 pub(super) fn routes() -> Vec<Route> {
-    vec![("/cloudevents/{name}", post(take))]
+    vec![("/cloudevents/{name}", post(take).options(handshake))]
 }
 
 impl From<Wrong> for LambdaError {
@@ -90,6 +95,18 @@ async fn take(on: On, headers: HeaderMap, body: Bytes) -> Reply {
         }
         ids => (StatusCode::ACCEPTED, Json(json!({ "RequestIds": ids }))).into_response(),
     })
+}
+
+async fn handshake(on: On, headers: HeaderMap) -> Reply {
+    on.function()?;
+    let mut answer = StatusCode::OK.into_response();
+    if let Some(origin) = headers.get("webhook-request-origin") {
+        let allowed = answer.headers_mut();
+        allowed.insert("webhook-allowed-origin", origin.clone());
+        allowed.insert("webhook-allowed-rate", HeaderValue::from_static("*"));
+        allowed.insert(ALLOW, HeaderValue::from_static("OPTIONS, POST"));
+    }
+    Ok(answer)
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@
 //! | the client goes away | the function runs to its end |
 
 mod answer;
+mod called;
 mod cors;
 mod event;
 mod streamed;
@@ -59,14 +60,12 @@ use axum::http::header::ORIGIN;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use called::{Called, Name, PATH};
 use event::{Received, Signer};
-use percent_encoding::percent_decode_str;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tower::ServiceExt;
 
-/// What begins the path of a request to a function.
-const PATH: &str = "/lambda-url/";
 /// How many copies of a body there are at once: itself, its text, and the event.
 const COPIES: u32 = 3;
 
@@ -82,52 +81,6 @@ pub(super) fn before(functions: &Functions, api: Router) -> Router {
             }
         }
     })
-}
-
-/// What a request calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Called {
-    /// How it names the URL.
-    name: Name,
-    /// What is left of its path.
-    path: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Name {
-    /// A region and an id.
-    Host { region: String, id: String },
-    /// An id, or a function's name.
-    Path(String),
-}
-
-impl Called {
-    /// What a request calls; `None` where it is for the API.
-    fn of(request: &Request) -> Option<Self> {
-        let path = request.uri().path();
-        if let Some((id, region)) = host_name(request.headers()).and_then(labels) {
-            return Some(Self {
-                name: Name::Host { region, id },
-                path: path.to_owned(),
-            });
-        }
-        let rest = path.strip_prefix(PATH)?;
-        let end = rest.find('/').unwrap_or(rest.len());
-        let (name, path) = rest.split_at(end);
-        Some(Self {
-            name: Name::Path(percent_decode_str(name).decode_utf8_lossy().into_owned()),
-            path: if path.is_empty() { "/" } else { path }.to_owned(),
-        })
-    }
-}
-
-/// Id and region of `ID.lambda-url.REGION.…`.
-fn labels(host: &str) -> Option<(String, String)> {
-    let mut labels = host.split('.');
-    let (id, word, region) = (labels.next()?, labels.next()?, labels.next()?);
-    let more = labels.next().is_some();
-    let here = more && word.eq_ignore_ascii_case("lambda-url");
-    here.then(|| (id.to_ascii_lowercase(), region.to_ascii_lowercase()))
 }
 
 /// A URL that was found.
@@ -209,9 +162,8 @@ impl Functions {
             Name::Path(name) => (name.as_str(), Some(name)),
         };
         // Whoever signs nothing is nobody; what is signed wrongly is refused where it counts.
-        let claim = self
-            .keys
-            .claim(&parts.headers, &self.identity.region, Timestamp::now());
+        let (region, now) = (&self.identity.region, Timestamp::now());
+        let claim = self.keys.claim(&parts.uri, &parts.headers, region, now);
         let claim = claim.ok();
         let by_id = self.registry.by_url(id);
         let by_name = by_id.is_none();
@@ -229,7 +181,9 @@ impl Functions {
             (None, None) => return Err(forbidden()),
         };
         let config = function.head.urls.get(&key).ok_or_else(forbidden)?.clone();
-        let cors = config.cors.as_ref().map(Cors::read).transpose()?;
+        // What an earlier node took without a look means nothing.
+        let cors = config.cors.as_ref();
+        let cors = cors.and_then(|cors| Cors::read(cors).ok());
         let found = Found {
             function,
             key,
@@ -268,6 +222,8 @@ impl Functions {
                     false => Err(forbidden()),
                 }
             }
+            // The account whose function has that name has to be theirs.
+            (false, false) if found.by_name => Ok(claim),
             (_, false) => Ok(None),
         }
     }
@@ -384,57 +340,4 @@ impl Found {
 /// Whether names below `localhost` lead to a listener on this address.
 fn is_localhost(ip: IpAddr) -> bool {
     ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST || ip.is_unspecified()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use axum::http::header::HOST;
-
-    #[test]
-    fn a_url_is_known_by_its_host_or_its_path() {
-        let called = |host: &str, path: &str| {
-            let request = Request::get(path).header(HOST, host).body(Body::empty());
-            Called::of(&request.unwrap())
-        };
-        let by_host = |region: &str, path: &str| {
-            Some(Called {
-                name: Name::Host {
-                    region: region.into(),
-                    id: "abc".into(),
-                },
-                path: path.into(),
-            })
-        };
-        let by_path = |name: &str, path: &str| {
-            Some(Called {
-                name: Name::Path(name.into()),
-                path: path.into(),
-            })
-        };
-        for (host, path, expected) in [
-            (
-                "abc.lambda-url.us-east-1.localhost:9000",
-                "/a%20b",
-                by_host("us-east-1", "/a%20b"),
-            ),
-            (
-                "ABC.Lambda-URL.eu-west-3.on.aws",
-                "/lambda-url/x",
-                by_host("eu-west-3", "/lambda-url/x"),
-            ),
-            ("abc.lambda-url.us-east-1", "/", None),
-            ("localhost:9000", "/2015-03-31/functions", None),
-            ("localhost", "/lambda-url", None),
-            ("localhost", "/lambda-url/hello", by_path("hello", "/")),
-            ("[::1]:9000", "/lambda-url/hello/", by_path("hello", "/")),
-            (
-                "127.0.0.1:9000",
-                "/lambda-url/hello%3Alive/a//b",
-                by_path("hello:live", "/a//b"),
-            ),
-        ] {
-            assert_eq!(called(host, path), expected, "{host} {path}");
-        }
-    }
 }

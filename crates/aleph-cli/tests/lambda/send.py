@@ -1,6 +1,6 @@
 """Sends two events as the SDK of CloudEvents makes them, and prints each in its JSON.
 
-    cloudevents.py URL TRACEPARENT
+    send.py URL TRACEPARENT
 """
 
 import json
