@@ -389,8 +389,10 @@ async fn pages_call_as_cors_says() -> Result<()> {
     };
     let answer = here.send("GET", "/lambda-url/f/", &[origin], "").await?;
     assert_eq!(answer.status, StatusCode::OK);
-    let answer = here.send("GET", "/lambda-url/f/", &[other], "").await?;
-    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    for foreign in [other, ("sec-fetch-site", "cross-site")] {
+        let answer = here.send("GET", "/lambda-url/f/", &[foreign], "").await?;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    }
     lambda.server.close(&root).await
 }
 

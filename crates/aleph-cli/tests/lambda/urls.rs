@@ -26,6 +26,7 @@ pub(crate) fn lead_to_guests() -> Result<()> {
     }
     answers(&world)?;
     streams(&world)?;
+    servers(&world)?;
     events(&world)?;
     figures(&world)?;
     let url = world.daemon.ok(&["fn", "url", "web"])?;
@@ -99,6 +100,42 @@ fn streams(world: &World) -> Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lambda/stream.py");
     ran(world.client("python3").arg(script).args([port, host]))?;
     daemon.ok(&["fn", "rm", "stream"])?;
+    Ok(())
+}
+
+/// A function that is an HTTP server has requests as they came, and its answers are those of the
+/// URL, whether they wait until they are whole or not.
+fn servers(world: &World) -> Result<()> {
+    let zip = world.archive("server", &functions::python_server_zip()?)?;
+    let create = ["fn", "create", "server", "--runtime", "python3.11"];
+    let how = ["--zip", &zip, "--handler", "server.py", "-t", "60s"];
+    let daemon = &world.daemon;
+    daemon.ok(&[&create[..], &how, &["--wait"]].concat())?;
+    for mode in ["--no-stream", "--stream"] {
+        let url = daemon.ok(&["fn", "url", "server", mode])?;
+        let to = format!("{url}a%20b?x=1&x=2");
+        let cookie = ["-b", "c=3", "-H", "content-type: application/octet-stream"];
+        let answer = curl(world, &[&cookie[..], &["-d", "raw", &to]].concat())?;
+        ensure!(answer.starts_with("HTTP/1.1 201"), "{mode}: {answer}");
+        ensure!(
+            answer.contains("\r\nset-cookie: a=1\r\n"),
+            "{mode}: {answer}"
+        );
+        let told = body(&answer)?;
+        assert_eq!(
+            (&told["method"], &told["path"]),
+            (&json!("POST"), &json!("/a%20b?x=1&x=2"))
+        );
+        assert_eq!(
+            (&told["body"], &told["headers"]["cookie"]),
+            (&json!("raw"), &json!("c=3"))
+        );
+        let lines = curl(world, &[&format!("{url}stream?3")])?;
+        let (_, lines) = lines.split_once("\r\n\r\n").context("no body")?;
+        let lines: Vec<_> = lines.lines().map(str::trim).collect();
+        assert_eq!(lines, ["0", "1", "2"], "{mode}");
+    }
+    daemon.ok(&["fn", "rm", "server"])?;
     Ok(())
 }
 

@@ -88,7 +88,7 @@ impl Functions {
         let running = series.run();
         let whole = sink.is_none();
         let work = self.run_version(to, invocation, sink);
-        let mut done = work.instrument(span).await;
+        let mut done = work.instrument(span.clone()).await;
         if whole {
             done = done.map(|answer| Answer {
                 completed: bounded(answer.completed),
@@ -96,7 +96,8 @@ impl Functions {
             });
         }
         drop(running);
-        series.ended(&done);
+        let outcome = series.ended(&done);
+        span.in_scope(|| tracing::debug!(outcome, "an invocation has ended"));
         done
     }
 

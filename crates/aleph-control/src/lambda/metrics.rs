@@ -83,8 +83,8 @@ impl Series {
         Running(Arc::clone(self))
     }
 
-    /// An invocation has ended.
-    pub(crate) fn ended(&self, done: &Result<Answer, NotRun>) {
+    /// An invocation has ended: how, as it is counted.
+    pub(crate) fn ended(&self, done: &Result<Answer, NotRun>) -> &'static str {
         let outcome = match done {
             Ok(answer) => {
                 self.timed(&answer.completed);
@@ -98,6 +98,7 @@ impl Series {
             Err(_) => 4,
         };
         self.outcomes[outcome].inc();
+        OUTCOMES[outcome]
     }
 
     fn timed(&self, completed: &Completed) {

@@ -277,7 +277,8 @@ impl Functions {
                     // It waits in the journal for the next daemon.
                     Err(NotRun::Invoke(InvokeError::ShuttingDown)) => return,
                     Err(not) => {
-                        tracing::debug!(request, error = %LambdaError::from(not), "an event waits");
+                        let (trace, error) = (record.trace.as_deref(), LambdaError::from(not));
+                        tracing::debug!(request, trace, %error, "an event waits");
                         let (due, record) = self.pause(record);
                         return self.delay(row, due, &record).await;
                     }

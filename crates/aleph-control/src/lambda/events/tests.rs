@@ -256,3 +256,51 @@ async fn a_batch_needs_room_for_all_of_it() {
     assert_eq!(seen, ["a", "b"]);
     functions.stopping.cancel();
 }
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_is_logged_of_an_invocation_says_to_which_trace_it_belongs() {
+    let root = TestRoot::empty().unwrap();
+    let (functions, _runner, _journal) = open(&root, EventPolicy::default()).await;
+    let fail = function(&functions, "fail").await;
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let logged = tracing::subscriber::set_default(subscriber);
+    let trace = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1";
+    let traced = Invocation {
+        trace: Some(trace.into()),
+        ..event("a")
+    };
+    functions.carry_out(&fail, None, traced).await.unwrap();
+    drop(logged);
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let line = text.lines().find(|line| line.contains("has ended"));
+    let line = line.unwrap_or_else(|| panic!("{text}"));
+    for part in [
+        "outcome=\"handled\"",
+        "request_id=\"a\"",
+        "trace_id=\"5759e988bd862e3fe1be46a994272793\"",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    functions.stopping.cancel();
+}

@@ -212,11 +212,14 @@ impl Functions {
             }
             (true, true) => only_of_this_host(&parts.headers).map(|()| None),
             (true, false) if found.by_name => {
-                let origin = parts.headers.get(ORIGIN);
-                let page = origin.is_none_or(|origin| {
-                    let cors = found.cors.as_ref();
-                    cors.is_some_and(|cors| cors.allows(origin))
-                });
+                let page = match parts.headers.get(ORIGIN) {
+                    Some(origin) => found.cors.as_ref().is_some_and(|cors| cors.allows(origin)),
+                    // A picture on a page of others is asked for without its origin.
+                    None => !parts
+                        .headers
+                        .get("sec-fetch-site")
+                        .is_some_and(|s| s == "cross-site"),
+                };
                 match page && is_for_this_host(&parts.headers) {
                     true => Ok(None),
                     false => Err(forbidden()),
