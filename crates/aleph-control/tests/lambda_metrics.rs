@@ -186,6 +186,33 @@ async fn what_waits_is_counted_and_so_is_what_was_in_vain() -> Result<()> {
 }
 
 #[tokio::test]
+async fn clones_are_counted_by_state_for_all_versions_together() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let lambda = Lambda::start(&config(&root), Arc::default()).await?;
+    let (client, server) = (&lambda.client, &lambda.server);
+    create(client, "f", "echo").await?;
+    for version in ["1", "2"] {
+        let memory = json!({"MemorySize": if version == "1" { 256 } else { 512 }});
+        let path = format!("{FUNCTIONS}/f/configuration");
+        client.call(Method::PUT, &path, Some(memory)).await?;
+        let published = until("the change to be there", async || {
+            let made = client
+                .post(&format!("{FUNCTIONS}/f/versions"), json!({}))
+                .await?;
+            Ok((made.status == StatusCode::CREATED).then_some(made))
+        });
+        assert_eq!(published.await?.json::<Value>()?["Version"], version);
+        let path = format!("/2019-09-30/functions/f/provisioned-concurrency?Qualifier={version}");
+        let two = json!({"ProvisionedConcurrentExecutions": 2});
+        let kept = client.call(Method::PUT, &path, Some(two)).await?;
+        ensure!(kept.status == StatusCode::ACCEPTED, "{kept:?}");
+    }
+    until_figure(server, "clones", "function=\"f\",state=\"hot\"", 4.0).await?;
+    until_figure(server, "clones", "function=\"f\",state=\"warm\"", 0.0).await?;
+    lambda.server.close(&root).await
+}
+
+#[tokio::test]
 async fn an_account_sees_the_figures_of_its_own_functions() -> Result<()> {
     let root = TestRoot::empty()?;
     let mut config = config(&root);

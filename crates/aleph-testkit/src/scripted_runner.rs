@@ -1,8 +1,9 @@
 //! A runner of functions without VMs.
 
 use aleph_executor::functions::{
-    Completed, Concurrency, Deployment, DeploymentId, FunctionError, HTTP_INTEGRATION, HttpPrelude,
-    Invocation, InvokeError, ResponseHead, ResponseSink, Runner, Temperature, Throttle, Timings,
+    Clones, Completed, Concurrency, Deployment, DeploymentId, FunctionError, HTTP_INTEGRATION,
+    HttpPrelude, Invocation, InvokeError, ResponseHead, ResponseSink, Runner, Temperature,
+    Throttle, Timings,
 };
 use aleph_executor::hypervisor::BoxFuture;
 use aleph_types::{ErrorClass, Problem};
@@ -273,6 +274,16 @@ impl Runner for ScriptedRunner {
 
     fn provision(&self, deployment: Arc<Deployment>, clones: u32) {
         self.lock().provisioned.insert(deployment.id(), clones);
+    }
+
+    /// What is kept ready is hot.
+    fn clones(&self, deployment: &DeploymentId) -> Option<Clones> {
+        let state = self.lock();
+        let hot = *state.provisioned.get(deployment)?;
+        Some(Clones {
+            hot: usize::try_from(hot).unwrap_or(usize::MAX),
+            ..Clones::default()
+        })
     }
 
     fn retire(&self, deployment: &DeploymentId) -> BoxFuture<'_, ()> {

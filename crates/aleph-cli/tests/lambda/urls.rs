@@ -186,6 +186,7 @@ fn figures(world: &World) -> Result<()> {
         "aleph_function_invocations_total{account=\"default\",function=\"web\",outcome=\"success\"} 2",
         "aleph_function_invocations_total{account=\"default\",function=\"web\",outcome=\"unhandled\"} 1",
         "aleph_function_duration_seconds_count{account=\"default\",function=\"web\",part=\"function\"} 3",
+        "aleph_function_clones{account=\"default\",function=\"web\",state=\"busy\"} 0",
         "aleph_function_dead_letters_total{account=\"default\",function=\"told\"} 2",
         "aleph_function_events_waiting{account=\"default\",function=\"told\"} 0",
     ];

@@ -8,6 +8,7 @@
 //! | `aleph_function_concurrent_executions` | what runs now |
 //! | `aleph_function_events_waiting` | events in the queue, those under way included |
 //! | `aleph_function_events_oldest_seconds` | since when the oldest of them is there |
+//! | `aleph_function_clones{state}` | its clones: `busy`, `hot`, `warm`, `coming` |
 //! | `aleph_function_dead_letters_total` | events that could not be carried out |
 //!
 //! Each has the labels `account` and `function` and no more: versions and aliases count together,
@@ -17,7 +18,9 @@
 
 use super::Functions;
 use super::invocation::{Answer, NotRun};
-use aleph_executor::functions::{Completed, FunctionError, InvokeError, Temperature, Timings};
+use aleph_executor::functions::{
+    Clones, Completed, FunctionError, InvokeError, Temperature, Timings,
+};
 use aleph_executor::node::Scope;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
@@ -33,6 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// How an invocation ends.
 const OUTCOMES: [&str; 5] = ["success", "handled", "unhandled", "throttled", "refused"];
 const TEMPERATURES: [&str; 3] = ["hot", "warm", "cold"];
+const STATES: [&str; 4] = ["busy", "hot", "warm", "coming"];
 const PARTS: [&str; 3] = ["queue", "resume", "function"];
 
 /// What is counted of one function.
@@ -196,39 +200,77 @@ impl Functions {
             own.retain(|name, _| self.registry.get(account, name).is_some());
             if scope.covers(account) {
                 let own = own.iter();
-                series.extend(own.map(|(name, one)| Labelled {
-                    account: account.clone(),
-                    function: name.clone(),
-                    series: Arc::clone(one),
+                series.extend(own.map(|(name, one)| {
+                    let names = Names {
+                        account: account.clone(),
+                        function: name.clone(),
+                    };
+                    (names, Arc::clone(one))
                 }));
             }
             !own.is_empty()
         });
         drop(all);
-        series.sort_by(|a, b| (&a.account, &a.function).cmp(&(&b.account, &b.function)));
-        let now = super::events::now();
+        series.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let figures = Figures {
+            series,
+            clones: self.clones(scope),
+            now: super::events::now(),
+        };
         let mut registry = Registry::with_prefix("aleph");
-        registry.register_collector(Box::new(Figures { series, now }));
+        registry.register_collector(Box::new(figures));
         registry
+    }
+
+    /// The clones of functions that have any, all versions together.
+    fn clones(&self, scope: &Scope) -> Vec<(Names, [u64; STATES.len()])> {
+        let all = self.registry.all().into_iter();
+        let mut functions: Vec<_> = all.filter(|f| scope.covers(&f.account)).collect();
+        functions.sort_by(|a, b| (&a.account, &a.name).cmp(&(&b.account, &b.name)));
+        let counted = functions.into_iter().map(|function| {
+            let serving = function.all_versions().filter_map(|v| v.serving.as_ref());
+            let clones = serving.filter_map(|deployment| self.runner.clones(&deployment.id()));
+            let sum = clones.fold([0; STATES.len()], |mut sum, clones| {
+                let Clones {
+                    busy,
+                    hot,
+                    warm,
+                    coming,
+                } = clones;
+                for (sum, count) in sum.iter_mut().zip([busy, hot, warm, coming]) {
+                    *sum += u64::try_from(count).unwrap_or(u64::MAX);
+                }
+                sum
+            });
+            let names = Names {
+                account: function.account.clone(),
+                function: function.name.clone(),
+            };
+            (names, sum)
+        });
+        counted
+            .filter(|(_, sum)| *sum != [0; STATES.len()])
+            .collect()
     }
 }
 
-#[derive(Debug)]
-struct Labelled {
+/// What all series of a function have as labels.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Names {
     account: String,
     function: String,
-    series: Arc<Series>,
 }
 
 /// Figures as they are encoded.
 #[derive(Debug)]
 struct Figures {
-    series: Vec<Labelled>,
+    series: Vec<(Names, Arc<Series>)>,
+    clones: Vec<(Names, [u64; STATES.len()])>,
     /// Milliseconds since 1970.
     now: i64,
 }
 
-impl Labelled {
+impl Names {
     /// Encodes a figure with its labels, and one more where it has one.
     fn encode(
         &self,
@@ -252,9 +294,9 @@ impl Figures {
         figures: impl Fn(&Series) -> &[M],
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-        for one in &self.series {
-            for (value, figure) in values.iter().zip(figures(&one.series)) {
-                one.encode(&mut family, Some((label, value)), figure)?;
+        for (names, series) in &self.series {
+            for (value, figure) in values.iter().zip(figures(series)) {
+                names.encode(&mut family, Some((label, value)), figure)?;
             }
         }
         Ok(())
@@ -268,8 +310,8 @@ impl Figures {
         figure: impl Fn(&Series) -> M,
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-        for one in &self.series {
-            one.encode(&mut family, None, &figure(&one.series))?;
+        for (names, series) in &self.series {
+            names.encode(&mut family, None, &figure(series))?;
         }
         Ok(())
     }
@@ -301,6 +343,14 @@ impl Collector for Figures {
         self.each(encoder, family, |s| {
             ConstGauge::new(age(s.queue().1, self.now))
         })?;
+        let help = "Clones of a function, by state";
+        let mut family = encoder.encode_descriptor("function_clones", help, None, Gauge)?;
+        for (names, counts) in &self.clones {
+            for (state, count) in STATES.iter().zip(counts) {
+                let figure = ConstGauge::new(*count);
+                names.encode(&mut family, Some(("state", state)), &figure)?;
+            }
+        }
         let help = "Events of a function that could not be carried out";
         let family = ("function_dead_letters", help, Counter);
         self.each(encoder, family, |s| s.letters.clone())
@@ -329,14 +379,14 @@ mod tests {
         series.settle(9_000);
         series.bury();
         let running = series.run();
-        let labelled = Labelled {
+        let names = || Names {
             account: "a\"b\\c\n".into(),
             function: "f".into(),
-            series: Arc::clone(&series),
         };
         let mut registry = Registry::with_prefix("aleph");
         registry.register_collector(Box::new(Figures {
-            series: vec![labelled],
+            series: vec![(names(), Arc::clone(&series))],
+            clones: vec![(names(), [1, 2, 3, 4])],
             now: 3_500,
         }));
         let encoded = || {
@@ -349,6 +399,7 @@ mod tests {
             format!("aleph_function_events_waiting{{{of}}} 2"),
             format!("aleph_function_events_oldest_seconds{{{of}}} 2.5"),
             format!("aleph_function_dead_letters_total{{{of}}} 1"),
+            format!("aleph_function_clones{{{of},state=\"warm\"}} 3"),
             format!("aleph_function_concurrent_executions{{{of}}} 1"),
             format!("aleph_function_invocations_total{{{of},outcome=\"success\"}} 0"),
             format!("aleph_function_duration_seconds_count{{{of},part=\"queue\"}} 0"),

@@ -72,5 +72,5 @@ pub use prelude::{HttpPrelude, MAX_PRELUDE, PreludeError};
 pub use response::{
     HTTP_INTEGRATION, ResponseHead, ResponseSink, ResponseStream, channel as response_channel,
 };
-pub use runner::{Concurrency, Runner};
+pub use runner::{Clones, Concurrency, Runner};
 pub use runtime::{FunctionRuntime, FunctionsConfig};

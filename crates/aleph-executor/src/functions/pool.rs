@@ -4,6 +4,7 @@ use super::admission::Charge;
 use super::deployment::Deployment;
 use super::instance::Instance;
 use super::policy::{Arrivals, Idle, Moment, PoolConfig, plan};
+use super::runner::Clones;
 use super::template::Template;
 use aleph_types::Problem;
 use std::sync::atomic::AtomicU32;
@@ -97,6 +98,21 @@ impl Pool {
     /// The idle clone that was used last.
     pub(super) fn take(&mut self) -> Option<Member> {
         self.idle.pop().map(|(member, _)| member)
+    }
+
+    /// How many there are, by state.
+    pub(super) fn count(&self) -> Clones {
+        let paused = self
+            .idle
+            .iter()
+            .filter(|(member, _)| member.clone.is_paused());
+        let warm = paused.count();
+        Clones {
+            busy: self.busy,
+            hot: self.idle.len() - warm,
+            warm,
+            coming: self.coming,
+        }
     }
 
     /// Takes a clone back that was used last at this time. One that the pool does not take goes.

@@ -17,6 +17,19 @@ pub struct Concurrency {
     pub provisioned: u32,
 }
 
+/// The clones of a deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Clones {
+    /// Those that an invocation has, or is about to get.
+    pub busy: usize,
+    /// Those that run and wait for one.
+    pub hot: usize,
+    /// Those that are paused.
+    pub warm: usize,
+    /// Those that are being made or paused.
+    pub coming: usize,
+}
+
 /// Runs deployments.
 pub trait Runner: Send + Sync {
     /// Makes a deployment ready: its template is there afterwards. One that is ready is left as
@@ -67,6 +80,12 @@ pub trait Runner: Send + Sync {
     /// How many of the clones that a deployment keeps ready are ready; `None` where that is not
     /// known.
     fn provisioned(&self, deployment: &DeploymentId) -> Option<u32> {
+        let _ = deployment;
+        None
+    }
+
+    /// The clones that a deployment has; `None` where that is not known.
+    fn clones(&self, deployment: &DeploymentId) -> Option<Clones> {
         let _ = deployment;
         None
     }

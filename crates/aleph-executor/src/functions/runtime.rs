@@ -21,7 +21,7 @@ use super::invocation::{Completed, Invocation, InvokeError, Temperature, Throttl
 use super::policy::{Moment, PoolConfig};
 use super::pool::{Deployed, Member};
 use super::response::{ResponseHead, ResponseSink};
-use super::runner::{Concurrency, Runner};
+use super::runner::{Clones, Concurrency, Runner};
 use super::template::{self, Template, TemplateError};
 use crate::hypervisor::BoxFuture;
 use crate::node::Node;
@@ -174,6 +174,11 @@ impl Runner for FunctionRuntime {
     fn provision(&self, deployment: Arc<Deployment>, clones: u32) {
         let deployed = self.0.find(deployment);
         deployed.pool().provisioned = usize::try_from(clones).unwrap_or(usize::MAX);
+    }
+
+    fn clones(&self, deployment: &DeploymentId) -> Option<Clones> {
+        let deployed = self.0.deployed();
+        deployed.get(deployment).map(|one| one.pool().count())
     }
 
     fn retire(&self, deployment: &DeploymentId) -> BoxFuture<'_, ()> {
