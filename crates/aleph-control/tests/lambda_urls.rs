@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::header::HOST;
 use hyper::{Method, Request, StatusCode};
 use serde_json::{Value, json};
@@ -341,6 +341,40 @@ async fn a_url_that_streams_passes_on_what_comes() -> Result<()> {
             (answer.status.as_u16(), answer.body.len()),
             (status, length)
         );
+    }
+    lambda.server.close(&root).await
+}
+
+#[tokio::test]
+async fn pieces_come_as_they_are_written_and_a_broken_answer_is_not_whole() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let lambda = Lambda::start(&config(&root), Arc::default()).await?;
+    let client = &lambda.client;
+    let mut begun = Vec::new();
+    for (handler, status) in [("pieces", 200), ("http", 418), ("break", 200)] {
+        create(client, handler, handler).await?;
+        let streams = json!({"AuthType": "NONE", "InvokeMode": "RESPONSE_STREAM"});
+        let (to, _) = url(client, handler, streams).await?;
+        let to = by_host(client, &to);
+        let request = Request::get("/").header(HOST, &to.host);
+        let answer = client.begin(request.body(Full::default())?).await?;
+        assert_eq!(answer.status(), status, "{handler}");
+        let mut body = answer.into_body();
+        let first = body.frame().await.context("no piece")??;
+        assert_eq!(first.into_data().ok().as_deref(), Some(&b"first"[..]));
+        begun.push((handler, body));
+    }
+    // Those that wait go on only now.
+    lambda.runner.let_go();
+    for (handler, body) in begun {
+        let rest = body
+            .collect()
+            .await
+            .map(http_body_util::Collected::to_bytes);
+        match handler {
+            "break" => ensure!(rest.is_err(), "a whole answer: {rest:?}"),
+            _ => assert_eq!(rest?, "last", "{handler}"),
+        }
     }
     lambda.server.close(&root).await
 }

@@ -14,6 +14,7 @@ use aleph_executor::hypervisor::BoxFuture;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use std::io;
+use tokio::task::yield_now;
 
 /// The answer whose body comes as it is written.
 pub(super) async fn respond(streamed: Streamed) -> Result<Response, LambdaError> {
@@ -64,9 +65,12 @@ impl Rest {
         }
         let ended = self.end.take()?.await;
         let whole = ended.is_ok_and(|answer| answer.completed.error.is_none());
-        (!whole).then(|| {
-            let broken = io::Error::other("the function failed within its response");
-            (Err(broken), self)
-        })
+        if whole {
+            return None;
+        }
+        // The server sends what came before while it waits for more, and nothing after an error.
+        yield_now().await;
+        let broken = io::Error::other("the function failed within its response");
+        Some((Err(broken), self))
     }
 }
