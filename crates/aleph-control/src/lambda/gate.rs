@@ -193,7 +193,7 @@ async fn enter(
             Some(
                 functions
                     .keys
-                    .claim(&parts.uri, &parts.headers, region, now)?,
+                    .claim(&parts.uri, &parts.headers, (region, "lambda"), now)?,
             )
         }
     };

@@ -80,7 +80,7 @@ impl Keys {
         &self,
         uri: &Uri,
         headers: &HeaderMap,
-        region: &str,
+        (region, service): (&str, &str),
         now: Timestamp,
     ) -> Result<Claim<'_>, LambdaError> {
         let parsed = match headers.get(AUTHORIZATION) {
@@ -111,7 +111,7 @@ impl Keys {
             )));
         }
         let scope = parsed.scope.as_str();
-        let expected = format!("{}/{region}/lambda/aws4_request", &time[..8]);
+        let expected = format!("{}/{region}/{service}/aws4_request", &time[..8]);
         if scope != expected {
             return Err(wrong(format!(
                 "Credential should be scoped to {expected}, not to {scope}"

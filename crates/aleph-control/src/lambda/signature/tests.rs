@@ -33,7 +33,7 @@ fn keys() -> Keys {
 
 fn check(headers: &HeaderMap, uri: &Uri, body: &[u8], now: &str) -> Result<String, LambdaError> {
     let keys = keys();
-    let claim = keys.claim(uri, headers, "us-east-1", now.parse().unwrap())?;
+    let claim = keys.claim(uri, headers, ("us-east-1", "lambda"), now.parse().unwrap())?;
     claim.verify(&Method::POST, uri, headers, body)
 }
 
@@ -137,7 +137,7 @@ fn a_url_that_was_signed_is_good_for_its_time() {
     );
     let check = |uri: &Uri, now: &str| {
         let keys = keys();
-        let claim = keys.claim(uri, &headers, "us-east-1", now.parse().unwrap())?;
+        let claim = keys.claim(uri, &headers, ("us-east-1", "lambda"), now.parse().unwrap())?;
         claim.verify(&Method::GET, uri, &headers, b"")
     };
     for now in ["2026-11-28T16:50:00Z", NOW, "2026-11-28T18:00:00Z"] {
