@@ -12,7 +12,8 @@
 //!
 //! The body of a request is read here, since a signature signs it. All bodies together hold a
 //! bounded amount of memory: those with code apart from all others, so that uploads keep no small
-//! request waiting, and those of one account, as a request claims it, a share of each. A request of
+//! request waiting, those sent to URLs of functions apart, too, so that strangers keep nobody else
+//! waiting, and those of one account, as a request claims it, a share of each. A request of
 //! a stranger is refused before its body. While a body comes it holds what it may become, and
 //! afterwards what it is.
 
@@ -53,6 +54,9 @@ const CODE_SHARE: u32 = CODE_MEMORY / 2;
 /// KiB that all other bodies hold together, and those of one account.
 const OTHER_MEMORY: u32 = 192 * 1024;
 const OTHER_SHARE: u32 = OTHER_MEMORY / 4 * 3;
+/// KiB that bodies sent to URLs of functions hold together, and those of one account.
+const URL_MEMORY: u32 = 128 * 1024;
+const URL_SHARE: u32 = URL_MEMORY / 4 * 3;
 /// How long a body waits for memory.
 const MEMORY_TIME: Duration = Duration::from_secs(10);
 /// How long a client may take to send a body, and for each MiB of it besides.
@@ -66,14 +70,46 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 pub(crate) struct Memory {
     /// Of those with code.
     code: Pool,
+    /// Of those sent to URLs.
+    url: Pool,
     /// Of all others.
     other: Pool,
+}
+
+/// How much a body may hold, and of what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bound {
+    /// Its bytes.
+    most: usize,
+    /// How many copies there are of it at once.
+    copies: u32,
+    /// Whether it is sent to a URL.
+    url: bool,
+}
+
+impl Bound {
+    /// Of a body sent to a URL: itself, its text, and the event.
+    pub(super) const URL: Self = Self {
+        most: MOST_EVENT,
+        copies: 3,
+        url: true,
+    };
+
+    /// Of one sent to the API, of so many bytes at most.
+    fn api(most: usize) -> Self {
+        Self {
+            most,
+            copies: 1,
+            url: false,
+        }
+    }
 }
 
 impl Default for Memory {
     fn default() -> Self {
         Self {
             code: Pool::new(CODE_MEMORY, CODE_SHARE),
+            url: Pool::new(URL_MEMORY, URL_SHARE),
             other: Pool::new(OTHER_MEMORY, OTHER_SHARE),
         }
     }
@@ -207,7 +243,7 @@ async fn enter(
         },
     };
     let most = most_bytes(&parts.method, parts.uri.path());
-    let taken = take(functions, &claimed, &parts.headers, body, (most, 1));
+    let taken = take(functions, &claimed, &parts.headers, body, Bound::api(most));
     let (bytes, mut memory) = taken.await?;
     memory.shrink(kib(bytes.len(), most));
     let account = match claim {
@@ -226,17 +262,16 @@ async fn enter(
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-/// Takes the body of a request that is an account's, of so many bytes at most, with memory for so
-/// many copies of it.
+/// Takes the body of a request that is an account's, with the memory that it holds.
 pub(super) async fn take(
     functions: &Functions,
     account: &str,
     headers: &HeaderMap,
     body: Body,
-    (most, copies): (usize, u32),
+    bound: Bound,
 ) -> Result<(Bytes, Held), LambdaError> {
     let length = length(headers, &body);
-    let memory = functions.memory.take(account, length, most, copies);
+    let memory = functions.memory.take(account, length, bound);
     let memory = match memory.await {
         Ok(memory) => memory,
         Err(error) => {
@@ -244,7 +279,7 @@ pub(super) async fn take(
             return Err(error);
         }
     };
-    Ok((read(body, most).await?, memory))
+    Ok((read(body, bound.most).await?, memory))
 }
 
 /// The name of the host that a request is for, without its port.
@@ -322,14 +357,15 @@ impl Memory {
         &self,
         account: &str,
         length: Option<usize>,
-        most: usize,
-        copies: u32,
+        bound: Bound,
     ) -> Result<Held, LambdaError> {
+        let Bound { most, copies, url } = bound;
         let length = length.unwrap_or(most);
         if length > most {
             return Err(too_large(most));
         }
         let pool = match most {
+            _ if url => &self.url,
             MOST_BODY => &self.code,
             _ => &self.other,
         };
@@ -484,7 +520,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_is_too_long_is_refused_by_its_length_and_by_what_comes() {
         let error = Memory::default()
-            .take("a", Some(MOST_EVENT + 1), MOST_EVENT, 1)
+            .take("a", Some(MOST_EVENT + 1), Bound::api(MOST_EVENT))
             .await
             .unwrap_err();
         assert_eq!(error.name(), "RequestTooLargeException");
@@ -512,13 +548,19 @@ mod tests {
         let memory = Memory::default();
         let free = || memory.other.all.available_permits();
         let before = free();
-        let mut chunked = memory.take("a", None, MOST_EVENT, 1).await.unwrap();
+        let mut chunked = memory
+            .take("a", None, Bound::api(MOST_EVENT))
+            .await
+            .unwrap();
         assert_eq!(before - free(), MOST_EVENT / 1024);
         chunked.shrink(kib(1025, MOST_EVENT));
         assert_eq!(before - free(), 2);
         drop(chunked);
         assert_eq!(before, free());
-        let nothing = memory.take("a", Some(0), MOST_SETTINGS, 1).await.unwrap();
+        let nothing = memory
+            .take("a", Some(0), Bound::api(MOST_SETTINGS))
+            .await
+            .unwrap();
         assert_eq!(before, free());
         drop(nothing);
     }
@@ -526,12 +568,30 @@ mod tests {
     #[tokio::test]
     async fn uploads_of_one_account_keep_neither_others_nor_events_waiting() {
         let memory = Memory::default();
-        let _large = memory.take("a", None, MOST_BODY, 1).await.unwrap();
-        let mut waits = Box::pin(memory.take("a", None, MOST_BODY, 1));
+        let _large = memory.take("a", None, Bound::api(MOST_BODY)).await.unwrap();
+        let mut waits = Box::pin(memory.take("a", None, Bound::api(MOST_BODY)));
         assert!(poll_immediate(&mut waits).await.is_none());
-        let small = Box::pin(memory.take("a", Some(1024), MOST_EVENT, 1));
+        let small = Box::pin(memory.take("a", Some(1024), Bound::api(MOST_EVENT)));
         assert!(poll_immediate(small).await.is_some());
-        let other = Box::pin(memory.take("b", None, MOST_BODY, 1));
+        let other = Box::pin(memory.take("b", None, Bound::api(MOST_BODY)));
+        assert!(poll_immediate(other).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn strangers_at_urls_keep_nobody_else_waiting() {
+        let memory = Memory::default();
+        let mut held = Vec::new();
+        loop {
+            // Of bodies whose length is not known, each may become the longest.
+            match poll_immediate(Box::pin(memory.take("a", None, Bound::URL))).await {
+                Some(taken) => held.push(taken.unwrap()),
+                None => break,
+            }
+        }
+        assert_eq!(held.len(), 5, "three copies of 6 MiB each, of 96 MiB");
+        let own = Box::pin(memory.take("a", None, Bound::api(MOST_EVENT)));
+        assert!(poll_immediate(own).await.is_some());
+        let other = Box::pin(memory.take("b", Some(1024), Bound::URL));
         assert!(poll_immediate(other).await.is_some());
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! What comes in is told to the function in payload format 2.0 (`event`), and what the function
 //! gives is the answer: once it is whole (`answer`), or as it is written (`streamed`). Bodies are
-//! bounded as [`gate`](super::gate) bounds those of the API. Who may call is for the URL to say:
+//! bounded as [`gate`] bounds those of the API. Who may call is for the URL to say:
 //!
 //! | URL | who may call |
 //! | --- | --- |
@@ -43,7 +43,7 @@ pub(super) use event::is_text;
 use super::arn::Target;
 use super::error::{Kind, LambdaError};
 use super::function::{Function, LATEST, UrlConfig};
-use super::gate::{self, host_name, is_for_this_host, kib, only_of_this_host};
+use super::gate::{self, Bound, host_name, is_for_this_host, kib, only_of_this_host};
 use super::invocation::{Answer, MOST_EVENT};
 use super::signature::Claim;
 use super::trace::Trace;
@@ -65,9 +65,6 @@ use event::{Received, Signer};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tower::ServiceExt;
-
-/// How many copies of a body there are at once: itself, its text, and the event.
-const COPIES: u32 = 3;
 
 /// Serves requests to URLs, and has `api` answer all others.
 pub(super) fn before(functions: &Functions, api: Router) -> Router {
@@ -240,8 +237,8 @@ impl Functions {
         let (found, parts) = (call.found, call.parts);
         let function = &found.function;
         let claim = self.admit(found, claim, parts)?;
-        let bound = (MOST_EVENT, COPIES);
-        let taken = gate::take(self, &function.account, &parts.headers, body, bound);
+        let account = &function.account;
+        let taken = gate::take(self, account, &parts.headers, body, Bound::URL);
         let (body, mut memory) = taken.await?;
         let signer = match claim {
             Some(claim) => {
