@@ -11,12 +11,14 @@
 //! | [`functions`] | functions for tests, packed as users pack them |
 //! | [`python_with_boto3`], [`python_with_cloudevents`] | clients of functions, from PyPI |
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
+//! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
 mod clients;
 pub mod functions;
 mod images;
+mod nats;
 mod root;
 mod scripted;
 mod scripted_guest;
@@ -26,6 +28,7 @@ mod wait;
 
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use images::{NoImages, TestImages};
+pub use nats::NatsServer;
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};
 pub use scripted_guest::Guest;

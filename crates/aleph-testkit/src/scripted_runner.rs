@@ -30,6 +30,7 @@ use tokio::sync::watch;
 /// | `http` | streamed, the same, with a prelude of status 418 before it |
 /// | `break` | streamed, writes `first` and fails |
 /// | `body` | answers with the body of its event, which came to a URL |
+/// | `say:…` | answers with what follows |
 /// | another | answers with its event |
 #[derive(Debug)]
 pub struct ScriptedRunner {
@@ -44,6 +45,7 @@ struct State {
     provisioned: BTreeMap<DeploymentId, u32>,
     seen: Vec<String>,
     traces: Vec<Option<String>>,
+    events: Vec<(String, Bytes)>,
 }
 
 impl Default for ScriptedRunner {
@@ -102,6 +104,12 @@ impl ScriptedRunner {
     #[must_use]
     pub fn traces(&self) -> Vec<Option<String>> {
         self.lock().traces.clone()
+    }
+
+    /// What functions were given, with the ids of the requests, in order.
+    #[must_use]
+    pub fn events(&self) -> Vec<(String, Bytes)> {
+        self.lock().events.clone()
     }
 
     /// Forgets what is ready, as a host does that boots.
@@ -183,6 +191,8 @@ impl Runner for ScriptedRunner {
                 let before = state.seen.iter().filter(|seen| *seen == id).count();
                 state.seen.push(id.clone());
                 state.traces.push(invocation.trace.clone());
+                let event = (id.clone(), invocation.payload.clone());
+                state.events.push(event);
                 before
             };
             let error = |message: &str, error| {
@@ -211,6 +221,9 @@ impl Runner for ScriptedRunner {
                     Ok(answer(about, None, id))
                 }
                 "body" => Ok(answer(body(&invocation.payload), None, id)),
+                handler if handler.starts_with("say:") => {
+                    Ok(answer(handler["say:".len()..].to_owned(), None, id))
+                }
                 _ => Ok(answer(invocation.payload.clone(), None, id)),
             }
         })

@@ -13,7 +13,7 @@ use serde_json::Value;
 const FUNCTIONS: &str = "/lambda/2015-03-31/functions";
 const URLS: &str = "/lambda/2021-10-31/functions";
 /// No list is longer than this many pages.
-const MOST_PAGES: usize = 10_000;
+pub(super) const MOST_PAGES: usize = 10_000;
 
 /// How to invoke a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +58,19 @@ impl Client {
 
     /// All pages of a list.
     async fn pages(&self, path: &str, key: &str) -> Result<Vec<Value>, ClientError> {
+        self.pages_of(path, Query::default(), key).await
+    }
+
+    /// The same of a list that is asked for with more words.
+    pub(super) async fn pages_of(
+        &self,
+        path: &str,
+        query: Query,
+        key: &str,
+    ) -> Result<Vec<Value>, ClientError> {
         let (mut all, mut marker) = (Vec::new(), None);
         for _ in 0..MOST_PAGES {
-            let query = Query::default().with_some("Marker", marker.as_deref());
+            let query = query.clone().with_some("Marker", marker.as_deref());
             let mut page: Value = self.ask_json(Asking::get(format!("{path}{query}"))).await?;
             if let Some(items) = page[key].as_array_mut() {
                 all.append(items);

@@ -27,6 +27,7 @@ mod node;
 mod path;
 mod request;
 mod snapshots;
+mod sources;
 
 pub(crate) use channel::{Channel, ChannelEvent, ChannelInput, ExecStart};
 pub(crate) use endpoint::{Access, Endpoint};

@@ -29,7 +29,7 @@ pub(super) fn parts(text: &str) -> String {
 }
 
 /// A query, from its first pair on.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Query(String);
 
 impl Query {

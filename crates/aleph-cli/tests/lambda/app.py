@@ -170,3 +170,13 @@ def told(event, context):
         "trace": os.environ.get("_X_AMZN_TRACE_ID"),
         "request": context.aws_request_id,
     }))
+def tell(event, context):
+    """Has its event written down: one that fails ends as a dead letter."""
+    # Long enough that what kills the daemon comes while there is an event.
+    time.sleep(0.2)
+    raise RuntimeError("told")
+
+
+def reply(event, context):
+    [record] = event["Records"]
+    return {"subject": record["subject"], "data": record["data"]}

@@ -67,7 +67,7 @@ pub(crate) fn outlive_the_daemon() -> Result<()> {
     world.end()
 }
 
-fn create(daemon: &Daemon, name: &str, more: &[&str]) -> Result<()> {
+pub(crate) fn create(daemon: &Daemon, name: &str, more: &[&str]) -> Result<()> {
     let zip = daemon.node.root.path().join("app.zip");
     let zip = zip.to_str().context("a path that is no text")?;
     let handler = match name {
@@ -81,7 +81,7 @@ fn create(daemon: &Daemon, name: &str, more: &[&str]) -> Result<()> {
 }
 
 /// An event that fails is not tried again, and these are told.
-fn settle_events(world: &World, name: &str, told: &str) -> Result<()> {
+pub(crate) fn settle_events(world: &World, name: &str, told: &str) -> Result<()> {
     let witness = "arn:aws:lambda:us-east-1:000000000000:function:witness";
     let mut command = world.client("/usr/bin/aws");
     command.args(["--endpoint-url", &world.endpoint, "lambda"]);

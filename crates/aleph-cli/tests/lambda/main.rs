@@ -5,6 +5,7 @@ mod support;
 
 mod command_line;
 mod events;
+mod nats;
 mod unique;
 mod urls;
 mod world;
@@ -55,4 +56,9 @@ fn alone_events_outlive_a_daemon_that_is_killed() -> Result<()> {
 #[test]
 fn alone_urls_and_events_of_others_lead_to_guests() -> Result<()> {
     urls::lead_to_guests()
+}
+
+#[test]
+fn alone_messages_outlive_a_daemon_and_a_server_that_are_killed() -> Result<()> {
+    nats::outlive_the_daemon_and_the_server()
 }

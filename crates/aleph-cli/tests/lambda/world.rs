@@ -23,11 +23,16 @@ pub(crate) struct World {
 impl World {
     /// A daemon with images of these runtimes.
     pub(crate) fn up(runtimes: &[Recipe]) -> Result<Self> {
+        Self::configured(runtimes, "")
+    }
+
+    /// The same with more of `[functions]`.
+    pub(crate) fn configured(runtimes: &[Recipe], more: &str) -> Result<Self> {
         for recipe in runtimes {
             recipe_image(*recipe)?;
         }
         let address = free_address()?;
-        let config = format!("[functions]\nlisten = '{address}'\n");
+        let config = format!("[functions]\nlisten = '{address}'\n{more}\n");
         let daemon = Daemon::configured(&config, &[])?;
         Ok(Self {
             daemon,

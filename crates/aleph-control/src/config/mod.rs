@@ -7,6 +7,7 @@
 //!
 //! Every key has a default, and an empty file is a valid one.
 
+mod nats;
 mod problem;
 mod reader;
 mod table;
@@ -14,7 +15,7 @@ mod value;
 
 pub use problem::ConfigProblem;
 
-use crate::lambda::{Credential, FunctionsConfig, Identity};
+use crate::lambda::{Credential, FunctionsConfig, Identity, NatsServer};
 use aleph_executor::accel::Accelerator;
 use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
@@ -267,6 +268,9 @@ pub struct FunctionsSection {
     pub credentials: Vec<Credential>,
     /// `account_concurrency`: how many invocations of an account may run at once.
     pub account_concurrency: u32,
+    /// `nats`: the servers whose messages functions may get, each with how it is spoken with. None
+    /// by default.
+    pub nats: Vec<NatsServer>,
 }
 
 impl Default for FunctionsSection {
@@ -278,6 +282,7 @@ impl Default for FunctionsSection {
             account_id: functions.identity.account_id,
             credentials: functions.credentials,
             account_concurrency: functions.account_concurrency,
+            nats: functions.nats,
         }
     }
 }
@@ -303,6 +308,7 @@ impl FunctionsSection {
             },
             credentials: self.credentials.clone(),
             account_concurrency: self.account_concurrency,
+            nats: self.nats.clone(),
             ..FunctionsConfig::default()
         }
     }
@@ -555,6 +561,7 @@ fn read(document: &mut Document<'_>) -> Config {
             &mut functions.account_concurrency,
             concurrency,
         );
+        s.read("nats", &mut functions.nats, nats::servers);
         let keys = s.has("credentials");
         if let Some(listen) = functions.listen.filter(|a| !a.ip().is_loopback() && !keys) {
             let why = format!("{listen} can be reached from other hosts, which needs credentials");
@@ -621,6 +628,7 @@ mod tests {
                 { access_key_id = "AKIDEXAMPLE", secret_access_key = "s/e+c", account = "team" },
             ]
             account_concurrency = 50
+            nats = [{ server = "127.0.0.1:4222" }]
             [retention]
             events = 500
         "#;
@@ -688,6 +696,10 @@ mod tests {
                     account: "team".into(),
                 }],
                 account_concurrency: 50,
+                nats: vec![NatsServer {
+                    server: "127.0.0.1:4222".into(),
+                    ..NatsServer::default()
+                }],
             },
             retention: RetentionSection { events: 500 },
         };

@@ -76,6 +76,7 @@ fn table(config: &Config) -> Table {
                 account_id,
                 credentials,
                 account_concurrency,
+                nats,
             },
         retention: RetentionSection { events },
     } = config;
@@ -173,6 +174,7 @@ fn table(config: &Config) -> Table {
                 ("account_id", Some(text(account_id))),
                 ("credentials", keys),
                 ("account_concurrency", Some(number(*account_concurrency))),
+                ("nats", (!nats.is_empty()).then(|| super::nats::shown(nats))),
             ],
         ),
         ("retention", vec![("events", Some(number(*events)))]),

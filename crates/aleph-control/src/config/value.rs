@@ -21,10 +21,10 @@ pub(super) struct Fault {
     pub(super) message: String,
 }
 
-type Parsed<T> = Result<T, Vec<Fault>>;
+pub(super) type Parsed<T> = Result<T, Vec<Fault>>;
 
 impl Fault {
-    fn new(message: impl Into<String>) -> Self {
+    pub(super) fn new(message: impl Into<String>) -> Self {
         Self {
             place: String::new(),
             message: message.into(),
@@ -44,7 +44,7 @@ impl Fault {
         Self::new(format!("is {kind}, and has to be {wanted}"))
     }
 
-    fn at(mut self, place: &str) -> Self {
+    pub(super) fn at(mut self, place: &str) -> Self {
         self.place.insert_str(0, place);
         self
     }

@@ -34,6 +34,12 @@ pub(crate) enum Kind {
     UnknownOperation,
     RequestTimeout,
     ProvisionedConcurrencyConfigNotFound,
+    /// What EventBridge Scheduler's clients know instead of some of the above.
+    Validation,
+    Conflict,
+    Throttling,
+    InternalServer,
+    ServiceQuotaExceeded,
 }
 
 impl Kind {
@@ -61,6 +67,11 @@ impl Kind {
             Self::ProvisionedConcurrencyConfigNotFound => {
                 "ProvisionedConcurrencyConfigNotFoundException"
             }
+            Self::Validation => "ValidationException",
+            Self::Conflict => "ConflictException",
+            Self::Throttling => "ThrottlingException",
+            Self::InternalServer => "InternalServerException",
+            Self::ServiceQuotaExceeded => "ServiceQuotaExceededException",
         }
     }
 
@@ -69,6 +80,7 @@ impl Kind {
             Self::InvalidParameterValue
             | Self::InvalidRequestContent
             | Self::CodeStorageExceeded
+            | Self::Validation
             | Self::IncompleteSignature => StatusCode::BAD_REQUEST,
             Self::AccessDenied
             | Self::MissingAuthenticationToken
@@ -77,13 +89,14 @@ impl Kind {
             Self::ResourceNotFound
             | Self::UnknownOperation
             | Self::ProvisionedConcurrencyConfigNotFound => StatusCode::NOT_FOUND,
-            Self::ResourceConflict => StatusCode::CONFLICT,
+            Self::ServiceQuotaExceeded => StatusCode::PAYMENT_REQUIRED,
+            Self::ResourceConflict | Self::Conflict => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooManyRequests | Self::Throttling => StatusCode::TOO_MANY_REQUESTS,
             Self::ResourceNotReady => StatusCode::BAD_GATEWAY,
-            Self::Service => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Service | Self::InternalServer => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         }
@@ -165,6 +178,19 @@ impl LambdaError {
     /// The node is about to end.
     pub(crate) fn stopping() -> Self {
         Self::new(Kind::ServiceUnavailable, "the node is shutting down")
+    }
+
+    /// The same as clients of EventBridge Scheduler know it.
+    pub(crate) fn of_scheduler(mut self) -> Self {
+        self.kind = match self.kind {
+            Kind::InvalidParameterValue | Kind::InvalidRequestContent => Kind::Validation,
+            Kind::ResourceConflict => Kind::Conflict,
+            Kind::TooManyRequests => Kind::Throttling,
+            Kind::Service => Kind::InternalServer,
+            Kind::CodeStorageExceeded => Kind::ServiceQuotaExceeded,
+            other => other,
+        };
+        self
     }
 
     /// The HTTP status.

@@ -226,11 +226,9 @@ async fn enter(
         Way::Listener => {
             let region = &functions.identity.region;
             let now = Timestamp::now();
-            Some(
-                functions
-                    .keys
-                    .claim(&parts.uri, &parts.headers, (region, "lambda"), now)?,
-            )
+            let scope = (region.as_str(), routes::service(parts.uri.path()));
+            let keys = &functions.keys;
+            Some(keys.claim(&parts.uri, &parts.headers, scope, now)?)
         }
     };
     // Whose memory the body takes; a claim is verified once the body is here.

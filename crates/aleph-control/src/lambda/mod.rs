@@ -5,6 +5,7 @@
 //!                                            ├─▶ gate ─▶ routes ─▶ Functions ─▶ Runner
 //! aleph.sock /lambda ── the API's callers ───┘                       │  registry ─▶ journal
 //!                                                                    │  events   ─▶ journal
+//!                                        NATS ─▶ sources, schedules ─┘
 //! ```
 //! | file | what it is |
 //! | --- | --- |
@@ -17,6 +18,8 @@
 //! | `invocation` | one event through one version |
 //! | `streaming` | responses that are passed on as functions write them |
 //! | `events` | the durable queue of asynchronous invocations |
+//! | `schedules` | events that are made as time passes |
+//! | `sources` | messages of NATS, as events |
 //! | `gate` | whose a request is, and how large it may be |
 //! | `signature` | SigV4 |
 //! | `arn`, `model`, `error` | names, JSON and errors as clients have them |
@@ -57,7 +60,9 @@ pub(crate) mod node;
 mod preparation;
 mod registry;
 mod routes;
+mod schedules;
 mod signature;
+mod sources;
 mod streaming;
 mod trace;
 mod url;
@@ -68,6 +73,8 @@ pub use error::LambdaError;
 pub use events::EventPolicy;
 pub use gate::MOST_BODY;
 pub use signature::{Credential, Secret};
+pub use sources::NatsServer;
+pub(crate) use sources::normal as normal_nats_server;
 
 use admission::Admission;
 use aleph_executor::functions::Runner;
@@ -79,7 +86,10 @@ use gate::Memory;
 use metrics::Metrics;
 use registry::Registry;
 use rustix::rand::{GetRandomFlags, getrandom};
+use schedules::Schedules;
+use sha2::{Digest, Sha256};
 use signature::Keys;
+use sources::Sources;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -106,6 +116,8 @@ pub struct FunctionsConfig {
     pub runtimes: Vec<String>,
     /// How events are tried again.
     pub events: EventPolicy,
+    /// The servers of NATS whose messages functions may get.
+    pub nats: Vec<NatsServer>,
 }
 
 impl Default for FunctionsConfig {
@@ -119,6 +131,7 @@ impl Default for FunctionsConfig {
             account_concurrency: 1000,
             runtimes: RUNTIMES.iter().map(ToString::to_string).collect(),
             events: EventPolicy::default(),
+            nats: Vec::new(),
         }
     }
 }
@@ -194,6 +207,8 @@ pub struct Shared {
     runner: Arc<dyn Runner>,
     admission: Admission,
     events: Events,
+    schedules: Schedules,
+    sources: Sources,
     keys: Keys,
     memory: Memory,
     metrics: Metrics,
@@ -249,6 +264,8 @@ impl Functions {
         if swept.await.is_err() {
             tracing::error!("the code of functions could not be looked through");
         }
+        let schedules = Schedules::open(&journal, &config.identity).await?;
+        let sources = Sources::open(journal.clone(), config.nats, stopping.clone()).await?;
         let letters = folder.join("dead-letters");
         let metrics = Metrics::default();
         let events = Events::open(journal, letters, config.events, &metrics).await?;
@@ -261,6 +278,8 @@ impl Functions {
             runner,
             admission: Admission::default(),
             events,
+            schedules,
+            sources,
             keys: Keys::new(config.credentials),
             memory: Memory::default(),
             metrics,
@@ -270,6 +289,8 @@ impl Functions {
         }));
         functions.resume();
         events::start(&functions);
+        schedules::start(&functions);
+        sources::start(&functions);
         Ok(functions)
     }
 
@@ -313,6 +334,19 @@ fn uuid(mut bytes: [u8; 16], version: u8) -> String {
     parts.join("-")
 }
 
+/// A UUID that follows from these words (RFC 9562, version 8).
+pub(crate) fn uuid_of(words: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for word in words {
+        // Where a word ends is part of what is said.
+        hash.update(word.len().to_le_bytes());
+        hash.update(word);
+    }
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash.finalize()[..16]);
+    uuid(bytes, 8)
+}
+
 /// Random bytes of the kernel.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
@@ -340,6 +374,10 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(a.len(), 36);
         assert_eq!(a.as_bytes()[14], b'4');
+        let named = |words: &[&str]| uuid_of(words);
+        assert_eq!(named(&["a", "bc"]), named(&["a", "bc"]));
+        assert_ne!(named(&["a", "bc"]), named(&["ab", "c"]));
+        assert_eq!(named(&["a"]).as_bytes()[14], b'8');
         assert!((0.0..1.0).contains(&dice()));
     }
 }

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "no test program uses all of it")]
 
 pub mod functions;
+pub mod nats;
 
 use aleph_control::config::{Config, TlsFiles};
 use aleph_control::{Daemon, DaemonError};

@@ -69,23 +69,46 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<EventRow> {
 
 /// Adds an event, unless its function is gone: then it would stay for ever.
 fn insert(t: &Transaction<'_>, waiting: &Waiting) -> Result<bool, JournalError> {
-    let Waiting { row, payload } = waiting;
-    t.prepare_cached(
+    add(
+        t,
+        waiting,
         "INSERT INTO function_events SELECT ?1, ?2, ?3, ?4, ?5, ?6
          WHERE EXISTS (SELECT 1 FROM functions WHERE account = ?2 AND function = ?3)",
     )
-    .and_then(|mut s| {
-        s.execute((
-            &row.request,
-            &row.account,
-            &row.function,
-            row.due,
-            &row.record,
-            payload,
-        ))
-    })
-    .map_err(JournalError::sql("keep an event for a function"))
-    .map(|added| added > 0)
+}
+
+/// Adds an event, unless one with its request id waits already.
+pub(super) fn insert_once(t: &Transaction<'_>, waiting: &Waiting) -> Result<(), JournalError> {
+    let sql = "INSERT OR IGNORE INTO function_events VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    add(t, waiting, sql).map(drop)
+}
+
+fn add(t: &Transaction<'_>, waiting: &Waiting, sql: &str) -> Result<bool, JournalError> {
+    let Waiting { row, payload } = waiting;
+    t.prepare_cached(sql)
+        .and_then(|mut s| {
+            s.execute((
+                &row.request,
+                &row.account,
+                &row.function,
+                row.due,
+                &row.record,
+                payload,
+            ))
+        })
+        .map_err(JournalError::sql("keep an event for a function"))
+        .map(|added| added > 0)
+}
+
+/// Whether there is such a function.
+pub(super) fn function_is_there(
+    t: &Transaction<'_>,
+    account: &str,
+    function: &str,
+) -> Result<bool, JournalError> {
+    t.prepare_cached("SELECT 1 FROM functions WHERE account = ?1 AND function = ?2")
+        .and_then(|mut s| s.exists((account, function)))
+        .map_err(JournalError::sql("look for a function"))
 }
 
 impl Journal {

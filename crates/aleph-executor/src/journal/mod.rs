@@ -12,6 +12,8 @@
 //! | `events` | what happened | with what happened |
 //! | `functions` | each function, in parts | before its user hears of it |
 //! | `function_events` | events that wait for functions | before their sender hears of it; removed once done with |
+//! | `schedules` | each schedule, and up to when it has fired | before its user hears of it; the mark with the event |
+//! | `event_sources` | each mapping of an event source | before its user hears of it |
 //! | `snapshots` | each snapshot of a job, and whether it is whole | before its folder is made; removed after it is gone |
 //! | `tokens` | hashes of tokens | before the token is shown |
 //! | `meta` | the node's id | once |
@@ -28,6 +30,7 @@ mod functions;
 mod jobs;
 mod schema;
 mod snapshots;
+mod sources;
 mod tokens;
 mod writer;
 
@@ -36,6 +39,7 @@ pub use functions::{EventRow, FunctionRow, Waiting, WaitingFor};
 pub(crate) use jobs::Inserted;
 pub use jobs::{Desired, JobRecord, RunRecord, VmRow};
 pub(crate) use snapshots::SnapshotRow;
+pub use sources::{Fired, Firing, ScheduleRow, SourceRow};
 pub use tokens::TokenRecord;
 
 use aleph_types::NodeId;

@@ -44,6 +44,15 @@ const STEPS: &[&str] = &[
         id TEXT PRIMARY KEY, job TEXT NOT NULL, whole INTEGER NOT NULL, temporary INTEGER NOT NULL
     );
 ",
+    "
+    CREATE TABLE schedules (
+        account TEXT NOT NULL, name TEXT NOT NULL, settled INTEGER NOT NULL, record TEXT NOT NULL,
+        PRIMARY KEY (account, name)
+    );
+    CREATE TABLE event_sources (
+        id TEXT PRIMARY KEY, account TEXT NOT NULL, record TEXT NOT NULL
+    );
+",
 ];
 
 /// Sets the connection up and brings the journal to the newest form.

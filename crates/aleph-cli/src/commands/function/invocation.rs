@@ -90,7 +90,7 @@ fn advised(error: ClientError, name: &str) -> anyhow::Error {
     }
 }
 
-fn payload(word: Option<&str>) -> Result<Vec<u8>> {
+pub(super) fn payload(word: Option<&str>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     match word {
         None => bytes.extend_from_slice(b"{}"),

@@ -7,11 +7,15 @@
 //! | `alias` | names of versions |
 //! | `url` | a function's URL |
 //! | `invocation` | a function's run |
+//! | `schedule` | events that come as time passes |
+//! | `source` | events that come of NATS |
 //! | `tables` | lists as people read them |
 
 mod alias;
 mod invocation;
+mod schedule;
 mod settings;
+mod source;
 mod tables;
 mod url;
 
@@ -23,8 +27,10 @@ use aleph_types::Timestamp;
 use alias::Alias;
 use anyhow::Result;
 use invocation::Invocation;
+use schedule::Schedule;
 use serde_json::{Value, json};
 use settings::{Create, Update};
+use source::Source;
 use std::time::Duration;
 use tables::{listing, version_listing};
 use tokio::time::{Instant, sleep};
@@ -86,6 +92,24 @@ pub(crate) enum Function {
     Url(Url),
     /// Run a function, and print its answer
     Invoke(Invocation),
+    /// Have a function run by the clock, or show or remove a schedule of it
+    Schedule(Schedule),
+    /// List schedules
+    Schedules {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a function get the messages of a subject of NATS or of a stream
+    Source(Source),
+    /// List sources of events
+    Sources {
+        /// Name of the function [default: all]
+        name: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove functions with all their versions, or single versions, such as hello:3
     Rm {
         /// Names of functions
@@ -148,6 +172,10 @@ impl Function {
             Self::Alias(alias) => alias.run(&client).await?,
             Self::Url(url) => url.run(&client).await?,
             Self::Invoke(run) => return run.run(&client).await,
+            Self::Schedule(schedule) => schedule.run(&client).await?,
+            Self::Schedules { json } => schedule::list(&client, json).await?,
+            Self::Source(source) => source.run(&client).await?,
+            Self::Sources { name, json } => source::list(&client, name.as_deref(), json).await?,
             Self::Rm { names, json } => {
                 let remove = async |name: &str| {
                     client.remove_function(name).await?;

@@ -14,7 +14,11 @@
 //! kept. Where it cannot be written the event stays, and is tried again later.
 
 mod letters;
+mod made;
 mod queue;
+
+pub(super) use made::{Made, NO_FUNCTION};
+pub(super) use queue::LONGEST_PAUSE;
 
 use super::error::LambdaError;
 use super::function::Function;
@@ -26,7 +30,7 @@ use aleph_executor::journal::{EventRow, Journal, JournalError, Waiting};
 use aleph_types::Timestamp;
 use bytes::Bytes;
 use letters::Letters;
-use queue::{Due, LONGEST_PAUSE, Queue};
+use queue::{Due, Queue};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -84,6 +88,14 @@ struct Record {
     refusals: u32,
     /// How many events led to this one.
     hops: u32,
+    /// What whoever made it said of it, instead of what its function says: how often it is tried
+    /// again, how old it may become in seconds, and whom to tell where it fails.
+    #[serde(default)]
+    retries: Option<u32>,
+    #[serde(default)]
+    age: Option<u32>,
+    #[serde(default)]
+    on_failure: Option<String>,
 }
 
 /// The queue.
@@ -212,6 +224,9 @@ impl Functions {
                 failures: 0,
                 refusals: 0,
                 hops: 0,
+                retries: None,
+                age: None,
+                on_failure: None,
             };
             all.push(Waiting {
                 row: row(invocation.request_id, account, name, now, &record)?,
@@ -297,7 +312,7 @@ impl Functions {
 
     fn too_old(&self, function: &Function, record: &Record) -> bool {
         let config = function.event_config(record.qualifier.as_deref());
-        let age = config.and_then(|config| config.age);
+        let age = record.age.or(config.and_then(|config| config.age));
         let age = age.map_or(self.events.policy.age, |age| {
             Duration::from_secs(age.into())
         });
@@ -309,6 +324,7 @@ impl Functions {
         let policy = &self.events.policy;
         let config = function.event_config(record.qualifier.as_deref());
         let retries = config.and_then(|config| config.retries);
+        let retries = record.retries.or(retries);
         if record.failures >= retries.unwrap_or(policy.retries) {
             return None;
         }
@@ -365,8 +381,11 @@ impl Functions {
         let series = self.metrics.of(&end.row.account, &end.row.function);
         let config = function.event_config(end.record.qualifier.as_deref());
         let told = match end.failure {
-            Some(_) => config
-                .and_then(|config| config.on_failure.clone())
+            Some(_) => end
+                .record
+                .on_failure
+                .clone()
+                .or_else(|| config.and_then(|config| config.on_failure.clone()))
                 .or_else(|| function.latest.settings.dead_letter.clone()),
             None => config.and_then(|config| config.on_success.clone()),
         };
@@ -410,6 +429,9 @@ impl Functions {
             failures: 0,
             refusals: 0,
             hops: end.record.hops + 1,
+            retries: None,
+            age: None,
+            on_failure: None,
         };
         let row = row(random_id(), account, &target.name, now, &record).ok()?;
         let payload = letter.to_string().into_bytes();
@@ -490,9 +512,9 @@ pub(super) fn now() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
-fn milliseconds(span: Duration) -> i64 {
+pub(super) fn milliseconds(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::lambda) mod tests;

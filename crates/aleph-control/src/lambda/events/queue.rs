@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// How long to wait where nothing is due.
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+pub(in crate::lambda) const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// How many events of one account are under way at once.
 const OF_ACCOUNT: usize = 32;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// What only a hang exceeds.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(in crate::lambda) const LIMIT: Duration = Duration::from_secs(60);
 
 struct NoTasks;
 
@@ -26,7 +26,10 @@ impl TaskBuilder for NoTasks {
     }
 }
 
-async fn open(root: &TestRoot, policy: EventPolicy) -> (Functions, Arc<ScriptedRunner>, Journal) {
+pub(in crate::lambda) async fn open(
+    root: &TestRoot,
+    policy: EventPolicy,
+) -> (Functions, Arc<ScriptedRunner>, Journal) {
     let journal = Journal::open(&root.path().join("state.db")).unwrap();
     let runner = Arc::new(ScriptedRunner::default());
     let parts = FunctionParts {
@@ -46,7 +49,7 @@ async fn open(root: &TestRoot, policy: EventPolicy) -> (Functions, Arc<ScriptedR
 }
 
 /// A function that serves, and does what its handler is called.
-async fn function(functions: &Functions, handler: &str) -> Arc<Function> {
+pub(in crate::lambda) async fn function(functions: &Functions, handler: &str) -> Arc<Function> {
     let mut settings = model::default_settings();
     settings.handler = Some(handler.into());
     let mut version = Version {
@@ -81,7 +84,7 @@ fn event(request: &str) -> Invocation {
     }
 }
 
-async fn until_empty(journal: &Journal) {
+pub(in crate::lambda) async fn until_empty(journal: &Journal) {
     let empty = async {
         while !journal.function_events_due().await.unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -90,7 +93,7 @@ async fn until_empty(journal: &Journal) {
     timeout(LIMIT, empty).await.unwrap();
 }
 
-fn letters(root: &TestRoot) -> Vec<Value> {
+pub(in crate::lambda) fn letters(root: &TestRoot) -> Vec<Value> {
     let path = root
         .path()
         .join("functions/dead-letters/default/letters.jsonl");

@@ -210,14 +210,18 @@ fn unsupported(what: &str) -> LambdaError {
     ))
 }
 
-fn constraint(value: impl std::fmt::Display, at: &str, what: &str) -> LambdaError {
+pub(crate) fn constraint(value: impl std::fmt::Display, at: &str, what: &str) -> LambdaError {
     LambdaError::invalid(format!(
         "1 validation error detected: Value '{value}' at '{at}' failed to satisfy constraint: \
          Member must {what}"
     ))
 }
 
-fn within(value: u32, range: &RangeInclusive<u32>, at: &str) -> Result<u32, LambdaError> {
+pub(crate) fn within(
+    value: u32,
+    range: &RangeInclusive<u32>,
+    at: &str,
+) -> Result<u32, LambdaError> {
     if range.contains(&value) {
         return Ok(value);
     }
@@ -229,7 +233,7 @@ fn within(value: u32, range: &RangeInclusive<u32>, at: &str) -> Result<u32, Lamb
     ))
 }
 
-fn check_text(text: &str, most: usize, at: &str) -> Result<(), LambdaError> {
+pub(crate) fn check_text(text: &str, most: usize, at: &str) -> Result<(), LambdaError> {
     if text.chars().count() <= most {
         return Ok(());
     }
@@ -238,7 +242,7 @@ fn check_text(text: &str, most: usize, at: &str) -> Result<(), LambdaError> {
 }
 
 /// Whom to tell of an event: a function of this node.
-fn destination(arn: Option<String>) -> Result<Option<String>, LambdaError> {
+pub(crate) fn destination(arn: Option<String>) -> Result<Option<String>, LambdaError> {
     let Some(arn) = arn.filter(|arn| !arn.is_empty()) else {
         return Ok(None);
     };

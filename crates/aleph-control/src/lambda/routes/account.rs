@@ -1,23 +1,16 @@
-//! What an account may have, and event sources, of which there are none.
+//! What an account may have.
 
 use super::functions::MOST_CODE;
 use super::{Reply, Route, ok};
 use crate::lambda::Functions;
 use crate::lambda::code::{MOST_UNPACKED, MOST_ZIPPED};
-use crate::lambda::error::LambdaError;
 use crate::lambda::gate::Ask;
 use axum::extract::State;
 use axum::routing::get;
 use serde_json::json;
 
 pub(super) fn routes() -> Vec<Route> {
-    vec![
-        ("/2016-08-19/account-settings", get(settings)),
-        (
-            "/2015-03-31/event-source-mappings",
-            get(no_sources).post(no_source),
-        ),
-    ]
+    vec![("/2016-08-19/account-settings", get(settings))]
 }
 
 async fn settings(State(functions): State<Functions>, ask: Ask) -> Reply {
@@ -34,12 +27,4 @@ async fn settings(State(functions): State<Functions>, ask: Ask) -> Reply {
         },
         "AccountUsage": { "TotalCodeSize": size, "FunctionCount": count },
     }))
-}
-
-async fn no_sources() -> Reply {
-    ok(json!({ "EventSourceMappings": [] }))
-}
-
-async fn no_source() -> LambdaError {
-    LambdaError::invalid("Event source mappings cannot be had: this node has no such sources")
 }

@@ -8,6 +8,8 @@ mod concurrency;
 mod destinations;
 mod functions;
 mod invocations;
+mod schedules;
+mod sources;
 mod tags;
 mod urls;
 mod versions;
@@ -47,6 +49,8 @@ pub(super) fn all() -> Router<Functions> {
         cloudevents::routes(),
         urls::routes(),
         tags::routes(),
+        schedules::routes(),
+        sources::routes(),
         account::routes(),
     ];
     for (path, route) in groups.into_iter().flatten() {
@@ -57,6 +61,14 @@ pub(super) fn all() -> Router<Functions> {
     router
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
+}
+
+/// Which of the services of AWS has this path: requests are signed for one.
+pub(super) fn service(path: &str) -> &'static str {
+    match schedules::has(path) {
+        true => "scheduler",
+        false => "lambda",
+    }
 }
 
 /// A path with what is done there.
