@@ -51,7 +51,7 @@ mod instance;
 mod invocation;
 mod late_end;
 mod output;
-mod policy;
+pub mod policy;
 mod pool;
 mod prelude;
 mod report;

@@ -3,8 +3,8 @@
 use super::admission::Charge;
 use super::deployment::Deployment;
 use super::instance::Instance;
-use super::policy::{Arrivals, Idle, Moment, PoolConfig, plan};
-use super::runner::Clones;
+use super::policy::{Arrivals, Clones, Idle, Moment, Policy, RETRY};
+use super::runner;
 use super::template::Template;
 use aleph_types::Problem;
 use std::sync::atomic::AtomicU32;
@@ -37,8 +37,10 @@ pub(super) struct Pool {
     idle: Vec<(Member, Moment)>,
     busy: usize,
     coming: usize,
-    pub(super) provisioned: usize,
+    provisioned: usize,
     arrivals: Arrivals,
+    /// Until when the policy has nothing to do; nothing once something has happened.
+    until: Option<Moment>,
     is_retired: bool,
 }
 
@@ -47,15 +49,26 @@ pub(super) struct Pool {
 pub(super) struct Work {
     pub(super) pause: Vec<(Member, Moment)>,
     pub(super) make: usize,
+    /// Clones of others with a smaller rate may go for those that are made.
+    pub(super) outbids: f64,
 }
 
 /// Counts an invocation as busy for as long as it lives, whatever becomes of the future that
 /// holds it.
-pub(super) struct Busy<'a>(&'a Deployed);
+pub(super) struct Busy<'a> {
+    deployed: &'a Deployed,
+    /// The beginning of time.
+    began: Instant,
+}
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.pool().busy -= 1;
+        let now = self.began.elapsed();
+        let mut pool = self.deployed.pool();
+        let busy = pool.busy;
+        pool.arrivals.left(now, busy);
+        pool.busy -= 1;
+        pool.until = None;
     }
 }
 
@@ -70,17 +83,27 @@ impl Deployed {
         })
     }
 
+    /// What a clone takes, in MiB.
+    pub(super) fn memory(&self) -> f64 {
+        f64::from(self.deployment.memory.0.max(1))
+    }
+
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes an event in.
-    pub(super) fn arrived(&self, now: Moment) -> Busy<'_> {
+    pub(super) fn arrived(&self, began: Instant) -> Busy<'_> {
+        let now = began.elapsed();
         let mut pool = self.pool();
         pool.busy += 1;
         let busy = pool.busy;
         pool.arrivals.arrived(now, busy);
-        Busy(self)
+        pool.until = None;
+        Busy {
+            deployed: self,
+            began,
+        }
     }
 
     /// Lets go of all clones, and takes none any more.
@@ -101,18 +124,24 @@ impl Pool {
     }
 
     /// How many there are, by state.
-    pub(super) fn count(&self) -> Clones {
+    pub(super) fn count(&self) -> runner::Clones {
         let paused = self
             .idle
             .iter()
             .filter(|(member, _)| member.clone.is_paused());
         let warm = paused.count();
-        Clones {
+        runner::Clones {
             busy: self.busy,
             hot: self.idle.len() - warm,
             warm,
             coming: self.coming,
         }
+    }
+
+    /// Has so many clones at least.
+    pub(super) fn provision(&mut self, clones: usize) {
+        self.provisioned = clones;
+        self.until = None;
     }
 
     /// Takes a clone back that was used last at this time. One that the pool does not take goes.
@@ -121,31 +150,21 @@ impl Pool {
             // Behind those that were used before it, in front of those used since.
             let at = self.idle.partition_point(|(_, other)| *other <= since);
             self.idle.insert(at, (member, since));
+            self.until = None;
         }
     }
 
-    /// A clone that was being made or paused is there, or is not to be.
-    pub(super) fn came(&mut self, member: Option<Member>, since: Moment) {
+    /// A clone that was being made or paused is there, or is not to be; then it is a while until
+    /// the next is made.
+    pub(super) fn came(&mut self, member: Option<Member>, now: Moment, since: Moment) {
         self.coming -= 1;
-        if let Some(member) = member {
-            self.give(member, since);
+        match member {
+            Some(member) => self.give(member, since),
+            None => self.until = Some(now + RETRY),
         }
     }
 
-    /// Since when the one is idle that is so for longest, where one may go.
-    pub(super) fn oldest(&self) -> Option<Moment> {
-        let (_, since) = self.idle.first()?;
-        (self.idle.len() + self.busy > self.provisioned).then_some(*since)
-    }
-
-    /// Lets go of the one that is idle for longest.
-    pub(super) fn evict(&mut self) -> Option<Member> {
-        (!self.idle.is_empty()).then(|| self.idle.remove(0).0)
-    }
-
-    /// Looks after it.
-    pub(super) fn tend(&mut self, now: Moment, config: &PoolConfig) -> Work {
-        self.idle.retain(|(member, _)| member.clone.is_alive());
+    fn see<T>(&mut self, see: impl FnOnce(&Clones<'_>, &mut Arrivals) -> T) -> T {
         let idle: Vec<Idle> = self
             .idle
             .iter()
@@ -154,23 +173,48 @@ impl Pool {
                 paused: member.clone.is_paused(),
             })
             .collect();
-        let clones = (&idle[..], self.busy, self.coming);
-        let provisioned = self.provisioned;
-        let plan = plan(now, clones, &mut self.arrivals, provisioned, config);
+        let clones = Clones {
+            idle: &idle,
+            busy: self.busy,
+            coming: self.coming,
+            provisioned: self.provisioned,
+        };
+        see(&clones, &mut self.arrivals)
+    }
+
+    /// How many cold starts a second the clone saves that would go first, where one may go.
+    pub(super) fn rate(&mut self, now: Moment, policy: &Policy, price: f64) -> Option<f64> {
+        if self.idle.is_empty() {
+            return None;
+        }
+        self.see(|clones, arrivals| policy.rate(now, clones, arrivals, price))
+    }
+
+    /// Lets go of the one that is idle for longest.
+    pub(super) fn evict(&mut self) -> Option<Member> {
+        self.until = None;
+        (!self.idle.is_empty()).then(|| self.idle.remove(0).0)
+    }
+
+    /// Looks after it; memory for its clones has this price.
+    pub(super) fn tend(&mut self, now: Moment, policy: &Policy, price: f64) -> Option<Work> {
+        let had = self.idle.len();
+        self.idle.retain(|(member, _)| member.clone.is_alive());
+        if self.idle.len() == had && self.until.is_some_and(|until| now < until) {
+            return None;
+        }
+        let plan = self.see(|clones, arrivals| policy.plan(now, clones, arrivals, price));
+        self.until = plan.until;
+        self.idle.drain(..plan.drop);
         let mut pause = Vec::new();
-        let (mut at, all) = (0, std::mem::take(&mut self.idle));
-        for member in all {
-            if plan.pause.contains(&at) {
-                pause.push(member);
-            } else if !plan.drop.contains(&at) {
-                self.idle.push(member);
-            }
-            at += 1;
+        for at in plan.pause.iter().rev() {
+            pause.push(self.idle.remove(at - plan.drop));
         }
         self.coming += plan.make + pause.len();
-        Work {
+        Some(Work {
             pause,
             make: plan.make,
-        }
+            outbids: plan.outbids,
+        })
     }
 }

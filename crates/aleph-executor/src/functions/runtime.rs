@@ -18,7 +18,7 @@ use super::deployment::{Deployment, DeploymentId, Isolation};
 use super::host::Host;
 use super::instance::{CloneError, Fate, Instance, Spare};
 use super::invocation::{Completed, Invocation, InvokeError, Temperature, Throttle, Timings};
-use super::policy::{Moment, PoolConfig};
+use super::policy::{Market, Moment, Policy, PoolConfig};
 use super::pool::{Deployed, Member};
 use super::response::{ResponseHead, ResponseSink};
 use super::runner::{Clones, Concurrency, Runner};
@@ -87,9 +87,11 @@ impl std::fmt::Debug for FunctionRuntime {
 
 struct Shared {
     host: Host,
-    config: FunctionsConfig,
     began: Instant,
     admission: Arc<Admission>,
+    policy: Policy,
+    /// For each MiB.
+    market: Mutex<Market>,
     deployed: Mutex<HashMap<DeploymentId, Arc<Deployed>>>,
     /// Turns of those that make templates.
     templates: tokio::sync::Semaphore,
@@ -108,9 +110,10 @@ impl FunctionRuntime {
             host,
             began: Instant::now(),
             admission: Admission::new(config.account_concurrency, memory),
+            policy: Policy::new(config.pool),
+            market: Mutex::default(),
             deployed: Mutex::default(),
             templates: tokio::sync::Semaphore::new(TEMPLATES),
-            config,
         });
         tokio::spawn(tend(Arc::downgrade(&shared)));
         Self(shared)
@@ -173,7 +176,8 @@ impl Runner for FunctionRuntime {
 
     fn provision(&self, deployment: Arc<Deployment>, clones: u32) {
         let deployed = self.0.find(deployment);
-        deployed.pool().provisioned = usize::try_from(clones).unwrap_or(usize::MAX);
+        let clones = usize::try_from(clones).unwrap_or(usize::MAX);
+        deployed.pool().provision(clones);
     }
 
     fn clones(&self, deployment: &DeploymentId) -> Option<Clones> {
@@ -224,7 +228,7 @@ impl Shared {
         }
         // Its permits are never taken away.
         let _turn = self.templates.acquire().await;
-        let made = match self.charge(deployed) {
+        let made = match self.charge(deployed, f64::INFINITY) {
             Some(_charge) => Template::ensure(&self.host, &deployed.deployment).await,
             None => Err(TemplateError::Memory),
         };
@@ -256,29 +260,43 @@ impl Shared {
         }
     }
 
-    /// Takes memory for another clone, from idle ones of others where there is none.
-    fn charge(&self, deployed: &Deployed) -> Option<Charge> {
+    fn market(&self) -> MutexGuard<'_, Market> {
+        self.market.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes memory for another clone; where there is none, from idle ones of others that save
+    /// fewer cold starts a second for each MiB than this.
+    fn charge(&self, deployed: &Deployed, below: f64) -> Option<Charge> {
         loop {
             let charge = self.admission.charge(deployed.deployment.memory.0);
-            if charge.is_some() || !self.evict() {
+            if charge.is_some() || !self.evict(below) {
                 return charge;
             }
         }
     }
 
-    /// Lets go of the clone that was idle for longest; whether there was one.
-    fn evict(&self) -> bool {
+    /// Lets go of the clone that saves least for its memory; whether there was one.
+    fn evict(&self, below: f64) -> bool {
+        let now = self.now();
+        let price = self.market().price(now);
         let all: Vec<Arc<Deployed>> = self.deployed().values().cloned().collect();
-        let oldest = all
+        let least = all
             .iter()
-            .filter_map(|deployed| Some((deployed.pool().oldest()?, deployed)))
-            .min_by_key(|(since, _)| *since);
-        // Another one may have taken it meanwhile; then there may be a second oldest.
-        oldest.is_some_and(|(_, deployed)| {
-            let gone = deployed.pool().evict();
-            drop(gone);
-            true
-        })
+            .filter_map(|deployed| {
+                let memory = deployed.memory();
+                let rate = deployed.pool().rate(now, &self.policy, price * memory)?;
+                Some((rate / memory, deployed))
+            })
+            .min_by(|(one, _), (other, _)| one.total_cmp(other));
+        let Some((rate, deployed)) = least.filter(|(rate, _)| *rate < below) else {
+            return false;
+        };
+        // Another one may have taken it meanwhile; then there may be a second one.
+        let gone = deployed.pool().evict();
+        if gone.is_some() {
+            self.market().sold(now, rate);
+        }
+        true
     }
 
     async fn invoke(
@@ -288,7 +306,7 @@ impl Shared {
         mut sink: Option<&mut ResponseSink>,
     ) -> Result<Completed, InvokeError> {
         let arrived = Instant::now();
-        let _busy = deployed.arrived(self.now());
+        let _busy = deployed.arrived(self.began);
         let deployment = &deployed.deployment;
         let mut last = String::new();
         for tries in 0..TRIES {
@@ -369,10 +387,12 @@ impl Shared {
         // A template that is to be made takes its own memory first, and gives it back.
         let template = self.template(deployed).await;
         let template = template.map_err(|error| InvokeError::Place(Problem::of(&error)))?;
-        let charge = self.charge(deployed).ok_or(InvokeError::Throttled {
-            by: Throttle::Node,
-            retry_after: RETRY_AFTER,
-        })?;
+        let charge = self
+            .charge(deployed, f64::INFINITY)
+            .ok_or(InvokeError::Throttled {
+                by: Throttle::Node,
+                retry_after: RETRY_AFTER,
+            })?;
         let clone = self.make(deployed, template).await;
         let clone = clone.map_err(|error| InvokeError::Place(Problem::of(&error)))?;
         Ok((
@@ -401,23 +421,27 @@ impl Shared {
 
     /// Looks after one pool.
     fn tend(self: &Arc<Self>, deployed: &Arc<Deployed>) {
-        let work = deployed.pool().tend(self.now(), &self.config.pool);
+        let now = self.now();
+        let price = self.market().price(now) * deployed.memory();
+        let work = deployed.pool().tend(now, &self.policy, price);
+        let Some(work) = work else { return };
         for (member, since) in work.pause {
             let deployed = Arc::clone(deployed);
-            tokio::spawn(async move { pause(&deployed, member, since).await });
+            let shared = Arc::clone(self);
+            tokio::spawn(async move { shared.pause(&deployed, member, since).await });
         }
         for _ in 0..work.make {
             let (shared, deployed) = (Arc::clone(self), Arc::clone(deployed));
-            tokio::spawn(async move { shared.provide(&deployed).await });
+            tokio::spawn(async move { shared.provide(&deployed, work.outbids).await });
         }
     }
 
-    /// Makes a clone ahead of need.
-    async fn provide(&self, deployed: &Deployed) {
+    /// Makes a clone ahead of need, where there is memory or idle clones have some that save less.
+    /// What is provisioned is promised, so any that is not may go for it.
+    async fn provide(&self, deployed: &Deployed, outbids: f64) {
         let made = async {
             let template = self.template(deployed).await?;
-            // What is made ahead takes nobody's place.
-            let Some(charge) = self.admission.charge(deployed.deployment.memory.0) else {
+            let Some(charge) = self.charge(deployed, outbids / deployed.memory()) else {
                 return Ok(None);
             };
             let clone = self.make(deployed, template).await?;
@@ -433,17 +457,18 @@ impl Shared {
             None
         });
         let now = self.now();
-        deployed.pool().came(member, now);
+        deployed.pool().came(member, now, now);
     }
-}
 
-async fn pause(deployed: &Deployed, mut member: Member, since: Moment) {
-    let paused = member.clone.pause().await;
-    let is_kept = paused.is_ok();
-    if let Err(error) = paused {
-        tracing::warn!(vm = %member.clone.vm(), %error, "a clone cannot be paused");
+    async fn pause(&self, deployed: &Deployed, mut member: Member, since: Moment) {
+        let paused = member.clone.pause().await;
+        let is_kept = paused.is_ok();
+        if let Err(error) = paused {
+            tracing::warn!(vm = %member.clone.vm(), %error, "a clone cannot be paused");
+        }
+        let now = self.now();
+        deployed.pool().came(is_kept.then_some(member), now, since);
     }
-    deployed.pool().came(is_kept.then_some(member), since);
 }
 
 /// Looks after all pools, for as long as somebody runs functions.
