@@ -232,6 +232,32 @@ async fn idle_clones_are_paused_and_go_on_and_go_in_the_end() -> Result<()> {
     world.end().await
 }
 
+/// An invocation that wants a clone of its own meets one that was made since the last.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_events_come_a_clone_is_made_ahead() -> Result<()> {
+    let config = FunctionsConfig {
+        pool: PoolConfig {
+            spares: 1,
+            ..PoolConfig::default()
+        },
+        ..FunctionsConfig::default()
+    };
+    let world = World::new(config).await?;
+    let deployment = Deployment {
+        isolation: Isolation::Invocation,
+        ..world.deployment.clone()
+    };
+    let concurrency = Concurrency::default();
+    let first = world.invoke_as(&deployment, concurrency, "1").await?;
+    assert_eq!(first.temperature, Temperature::Cold);
+    let ahead = wait_for(|| async {
+        let next = world.invoke_as(&deployment, concurrency, "2").await?;
+        Ok((next.temperature != Temperature::Cold).then_some(next))
+    });
+    assert_eq!(text(&ahead.await?), "2");
+    world.end().await
+}
+
 async fn wait_for<T, F>(mut probe: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<Option<T>>>,

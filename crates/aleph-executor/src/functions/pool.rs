@@ -49,8 +49,6 @@ pub(super) struct Pool {
 pub(super) struct Work {
     pub(super) pause: Vec<(Member, Moment)>,
     pub(super) make: usize,
-    /// Clones of others with a smaller rate may go for those that are made.
-    pub(super) outbids: f64,
 }
 
 /// Counts an invocation as busy for as long as it lives, whatever becomes of the future that
@@ -214,7 +212,6 @@ impl Pool {
         Some(Work {
             pause,
             make: plan.make,
-            outbids: plan.outbids,
         })
     }
 }

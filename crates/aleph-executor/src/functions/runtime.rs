@@ -228,7 +228,7 @@ impl Shared {
         }
         // Its permits are never taken away.
         let _turn = self.templates.acquire().await;
-        let made = match self.charge(deployed, f64::INFINITY) {
+        let made = match self.charge(deployed) {
             Some(_charge) => Template::ensure(&self.host, &deployed.deployment).await,
             None => Err(TemplateError::Memory),
         };
@@ -264,19 +264,18 @@ impl Shared {
         self.market.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes memory for another clone; where there is none, from idle ones of others that save
-    /// fewer cold starts a second for each MiB than this.
-    fn charge(&self, deployed: &Deployed, below: f64) -> Option<Charge> {
+    /// Takes memory for another clone, from idle ones of others where there is none.
+    fn charge(&self, deployed: &Deployed) -> Option<Charge> {
         loop {
             let charge = self.admission.charge(deployed.deployment.memory.0);
-            if charge.is_some() || !self.evict(below) {
+            if charge.is_some() || !self.evict() {
                 return charge;
             }
         }
     }
 
     /// Lets go of the clone that saves least for its memory; whether there was one.
-    fn evict(&self, below: f64) -> bool {
+    fn evict(&self) -> bool {
         let now = self.now();
         let price = self.market().price(now);
         let all: Vec<Arc<Deployed>> = self.deployed().values().cloned().collect();
@@ -288,7 +287,7 @@ impl Shared {
                 Some((rate / memory, deployed))
             })
             .min_by(|(one, _), (other, _)| one.total_cmp(other));
-        let Some((rate, deployed)) = least.filter(|(rate, _)| *rate < below) else {
+        let Some((rate, deployed)) = least else {
             return false;
         };
         // Another one may have taken it meanwhile; then there may be a second one.
@@ -387,12 +386,10 @@ impl Shared {
         // A template that is to be made takes its own memory first, and gives it back.
         let template = self.template(deployed).await;
         let template = template.map_err(|error| InvokeError::Place(Problem::of(&error)))?;
-        let charge = self
-            .charge(deployed, f64::INFINITY)
-            .ok_or(InvokeError::Throttled {
-                by: Throttle::Node,
-                retry_after: RETRY_AFTER,
-            })?;
+        let charge = self.charge(deployed).ok_or(InvokeError::Throttled {
+            by: Throttle::Node,
+            retry_after: RETRY_AFTER,
+        })?;
         let clone = self.make(deployed, template).await;
         let clone = clone.map_err(|error| InvokeError::Place(Problem::of(&error)))?;
         Ok((
@@ -432,16 +429,16 @@ impl Shared {
         }
         for _ in 0..work.make {
             let (shared, deployed) = (Arc::clone(self), Arc::clone(deployed));
-            tokio::spawn(async move { shared.provide(&deployed, work.outbids).await });
+            tokio::spawn(async move { shared.provide(&deployed).await });
         }
     }
 
-    /// Makes a clone ahead of need, where there is memory or idle clones have some that save less.
-    /// What is provisioned is promised, so any that is not may go for it.
-    async fn provide(&self, deployed: &Deployed, outbids: f64) {
+    /// Makes a clone ahead of need.
+    async fn provide(&self, deployed: &Deployed) {
         let made = async {
             let template = self.template(deployed).await?;
-            let Some(charge) = self.charge(deployed, outbids / deployed.memory()) else {
+            // What is made ahead takes nobody's place.
+            let Some(charge) = self.admission.charge(deployed.deployment.memory.0) else {
                 return Ok(None);
             };
             let clone = self.make(deployed, template).await?;

@@ -131,11 +131,6 @@ impl Level {
         rate.copied().unwrap_or(0.0)
     }
 
-    /// The same when a clone would be there that is made now.
-    pub(super) fn rate_ahead(&mut self, now: Moment, price: f64, belief: &Belief) -> f64 {
-        self.rate(now + AHEAD, price, belief)
-    }
-
     /// Until when a clone's worth stays on its side of this one, at least, if nothing happens.
     pub(super) fn steady(&self, now: Moment, side: f64) -> Option<Moment> {
         let since = self.since?;

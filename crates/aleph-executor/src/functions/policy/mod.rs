@@ -24,6 +24,20 @@
 //! [`PoolConfig::break_even`] while there is enough, and what the clones were worth that went for
 //! others ([`Market`]) where there is not.
 //!
+//! What each part won, in a replay of a day of 1,000 functions (`make bench`, group `functions`): cold
+//! starts, of all events, with memory for 64 clones, for 256, and for any number.
+//!
+//! | what | 64 | 256 | any | clones held there | clones made there |
+//! | --- | --- | --- | --- | --- | --- |
+//! | each kept 10 minutes; the one idle for longest goes | 14.7% | 5.3% | 3.8% | 376 | 30,600 |
+//! | kept for 19 of 20 gaps, a spare for whoever is busy | 14.7% | 7.1% | 4.5% | 607 | 76,100 |
+//! | levels, worth, made ahead | 14.6% | 3.9% | 2.9% | 309 | 30,400 |
+//! | and the one with the least rate goes | 10.9% | 3.6% | 2.9% | 309 | 30,400 |
+//! | and memory has a price | 10.4% | 3.6% | 2.9% | 309 | 30,400 |
+//!
+//! What is made ahead takes nobody's place: where it did, cold starts fell by a twentieth at most and
+//! up to three times as many clones were made.
+//!
 //! Where it comes from: pre-warming by histograms from Shahrad et al., "Serverless in the Wild",
 //! USENIX ATC 2020, section 4; eviction by benefit, and not by age, from Fuerst and Sharma,
 //! "FaasCache", ASPLOS 2021; the rate is the index of Gittins, 1979.
@@ -40,11 +54,8 @@ use std::time::Duration;
 /// A time, counted from whenever the owner began.
 pub type Moment = Duration;
 
-/// How long after memory for a clone made ahead was not there it is asked for again.
+/// How long after a clone could not be made ahead, for want of memory or whatever else, the next is.
 pub const RETRY: Duration = Duration::from_secs(5);
-
-/// How much more a clone that is made ahead saves than one that goes for it.
-const MARGIN: f64 = 2.0;
 
 /// How a deployment's clones are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +145,7 @@ impl Clones<'_> {
 }
 
 /// What is to be done about a deployment's clones.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Which idle clones are to be paused, by place.
     pub pause: Vec<usize>,
@@ -142,8 +153,6 @@ pub struct Plan {
     pub drop: usize,
     /// How many are to be made ready.
     pub make: usize,
-    /// Idle clones of others with a smaller rate may go for those.
-    pub outbids: f64,
     /// Until when nothing else is to be done, if nothing happens and the price stays.
     pub until: Option<Moment>,
 }
@@ -190,17 +199,12 @@ impl Policy {
         let ready = all - clones.busy;
         let top = all.max(arrivals.levels.len());
         let least = |place| if place > all { MAKING } else { 0.0 };
-        let (mut wanted, mut outbids) = (0_usize, f64::INFINITY);
+        let mut wanted = 0_usize;
         for place in clones.busy + 1..=top {
-            let Some(level) = arrivals.level(place) else {
-                break;
-            };
-            if level.worth(now, price, &self.belief) > least(place) {
+            let level = arrivals.level(place);
+            let worth = level.map(|level| level.worth(now, price, &self.belief));
+            if worth.is_some_and(|worth| worth > least(place)) {
                 wanted += 1;
-                if place > all {
-                    let rate = level.rate_ahead(now, price, &self.belief);
-                    outbids = outbids.min(rate / MARGIN);
-                }
             }
         }
         let provisioned = clones.provisioned.saturating_sub(clones.busy);
@@ -224,7 +228,6 @@ impl Policy {
                 .collect(),
             drop,
             make: ahead.max(provisioned.saturating_sub(ready)),
-            outbids,
             until: Some(now),
         };
         if !plan.acts() {
