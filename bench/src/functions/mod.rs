@@ -7,6 +7,7 @@
 //! | `client` | who asks for it there |
 //! | `peer` | what functions are compared with |
 //! | `raw` | what a clone costs without anything around it |
+//! | `replay` | a day of many functions against the policy alone, in virtual time |
 //!
 //! # Failure cases
 //! A function that fails, or is served by a clone of another temperature than the figure is of, is
@@ -17,6 +18,7 @@ mod http;
 mod peer;
 mod pool;
 mod raw;
+mod replay;
 
 use crate::Bench;
 use crate::row::Row;
@@ -53,6 +55,7 @@ pub(crate) fn functions(bench: &Bench) -> Result<Vec<Row>> {
     rows.extend(runtime.block_on(python())?);
     rows.extend(runtime.block_on(at_once())?);
     rows.extend(runtime.block_on(alive())?);
+    rows.extend(replay::replay()?);
     Ok(rows)
 }
 
