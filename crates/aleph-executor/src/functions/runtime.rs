@@ -101,7 +101,7 @@ impl FunctionRuntime {
     /// Runs functions on a node, until [`FunctionRuntime::shutdown`].
     #[must_use]
     pub fn open(node: &Node, config: FunctionsConfig) -> Self {
-        let host = node.function_host(config.region.clone());
+        let host = node.function_host(config.region);
         template::remove_unfinished(&host);
         let memory = config
             .memory
