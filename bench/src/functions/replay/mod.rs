@@ -12,8 +12,8 @@
 //! | `simulation` | the pools of a host |
 //!
 //! An event that meets a clone which was made ahead is not cold, but waits longer than for a paused
-//! one; that is in the times. The policy's constants were chosen on this very day; on days of other
-//! seeds it saves as much.
+//! one; that is in the times. The policy's constants were chosen on this very day; on days of two
+//! other seeds it saves about as much.
 //!
 //! With `ALEPH_BENCH_AZURE_TRACE=DIR` the day is the first one of the dataset's files in that folder.
 //!

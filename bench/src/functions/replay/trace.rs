@@ -11,14 +11,14 @@
 //! | what | as | from |
 //! | --- | --- | --- |
 //! | popularity | Zipf with exponent 1.5, so that 45% of functions run once an hour or less | the bar asks for Zipf; the paper has the 45%, of applications |
-//! | triggers | 55% HTTP, 15% queue, 2% event, 16% timer, 7% orchestration, 5% others; events and queues more often among the tenth that is called most | the paper, figure 2: event and queue have 58% of all invocations |
-//! | timers | a period from a minute to a day, of the function's popularity; half of them begin at the full hour | ours; the paper has inter-arrival times of many timers without any variation (figure 6) |
-//! | HTTP, others | half Poisson, half in sessions of 8 calls on average, 20 s apart on average | ours; the paper has a coefficient of variation above 1 for 40% of applications |
+//! | triggers | 55% HTTP, 15% queue, 2% event, 16% timer, 7% orchestration, 5% others; events and queues more often among the tenth that is called most, and in turn among the nine first but for one of HTTP | the paper, figure 2: event and queue have 58% of all invocations |
+//! | timers | a period from a minute to a day, of the function's popularity; half of them begin at the full hour | ours |
+//! | HTTP, others | half Poisson, half in sessions of 8 calls on average, 20 s apart on average | ours: people call in sessions |
 //! | day and night | a sine; the quietest time has about half of the busiest | the paper, figure 4 |
 //! | queues, storage, orchestration | in bursts of 10 on average within 5 s | ours |
-//! | events | evenly: devices that report | the paper, section 3.3 |
-//! | durations | a function's median is log-normal (µ −0.38, σ 2.36, in seconds), at most a minute; its runs are log-normal around it (σ 0.5) | the paper, figure 7; the bound and the spread are ours |
-//! | load | one that would keep more than one clone busy on average runs shorter | ours: a host is given what it can run |
+//! | events | evenly | ours: devices that report |
+//! | durations | a function's median is log-normal (µ −0.38, σ 2.36, in seconds), at most a minute; its runs are log-normal around it (σ 0.5) | fits the paper: 20% of functions take less than 0.1 s on average, half less than 1 s, 4% more than 60 s; the bound and the spread are ours |
+//! | load | one that would keep more than a quarter of a clone busy on average runs shorter | ours: a host is given what it can run |
 //! | within a minute | timers at their second, bursts close together, events evenly, the rest anywhere | ours: the dataset counts by the minute |
 
 use anyhow::{Context, Result};
