@@ -579,12 +579,10 @@ mod tests {
     async fn strangers_at_urls_keep_nobody_else_waiting() {
         let memory = Memory::default();
         let mut held = Vec::new();
-        loop {
-            // Of bodies whose length is not known, each may become the longest.
-            match poll_immediate(Box::pin(memory.take("a", None, Bound::URL))).await {
-                Some(taken) => held.push(taken.unwrap()),
-                None => break,
-            }
+        // Of bodies whose length is not known, each may become the longest.
+        let take = || Box::pin(memory.take("a", None, Bound::URL));
+        while let Some(taken) = poll_immediate(take()).await {
+            held.push(taken.unwrap());
         }
         assert_eq!(held.len(), 5, "three copies of 6 MiB each, of 96 MiB");
         let own = Box::pin(memory.take("a", None, Bound::api(MOST_EVENT)));
