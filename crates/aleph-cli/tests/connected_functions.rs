@@ -99,9 +99,31 @@ fn clones_have_addresses_of_their_own_and_reach_the_world_alone() -> Result<()> 
     }
     assert_eq!(invoke(&format!("{NODE}:{host}"))?[4], "nothing");
     daemon.ok(&["fn", "rm", "net"])?;
-    wait_until("no TAP is left", LIMIT, || {
-        let links = world.text(&world.node, "ip -o link").ok()?;
-        (!links.contains("tap-")).then_some(())
-    });
+    let taps = |present: bool| {
+        wait_until("TAPs are there, or none", LIMIT, || {
+            let links = world.text(&world.node, "ip -o link").ok()?;
+            (links.contains("tap-") == present).then_some(())
+        });
+    };
+    taps(false);
+    // One that is deleted while its template is made leaves nothing either.
+    std::fs::write(
+        archive.path(),
+        zip(&[("bootstrap", 0o755, b"#!/bin/bash\nsleep 1000\n")])?,
+    )?;
+    daemon.ok(&[
+        "fn",
+        "create",
+        "hangs",
+        "--runtime",
+        "provided.al2023",
+        "--handler",
+        "none",
+        "--zip",
+        file,
+    ])?;
+    taps(true);
+    daemon.ok(&["fn", "rm", "hangs"])?;
+    taps(false);
     daemon.end()
 }

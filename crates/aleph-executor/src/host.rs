@@ -70,9 +70,7 @@ pub fn capacity(state: &Path) -> io::Result<Capacity> {
             .map(|kib| MiB::from_bytes(kib * 1024))
             .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {key}")))
     };
-    let disk = rustix::fs::statvfs(existing(state)).map_or(MiB(u32::MAX), |stat| {
-        MiB::from_bytes(stat.f_bavail.saturating_mul(stat.f_frsize))
-    });
+    let disk = free_disk(state).map_or(MiB(u32::MAX), MiB::from_bytes);
     let cpus = std::thread::available_parallelism()?.get();
     Ok(Capacity {
         cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
@@ -80,6 +78,12 @@ pub fn capacity(state: &Path) -> io::Result<Capacity> {
         available: mib("MemAvailable")?,
         disk,
     })
+}
+
+/// Bytes free for us on the filesystem of a folder, or of where it would be.
+pub(crate) fn free_disk(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(existing(path)).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// The path itself, or the nearest folder above it that is there.

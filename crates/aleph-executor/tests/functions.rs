@@ -8,10 +8,10 @@
 mod function_world;
 
 use aleph_executor::functions::{
-    Concurrency, Deployment, FunctionError, FunctionsConfig, InvokeError, Isolation, PoolConfig,
-    Runner, Temperature, Throttle,
+    Code, Concurrency, Deployment, FunctionError, FunctionsConfig, InvokeError, Isolation,
+    PoolConfig, Runner, Temperature, Throttle,
 };
-use aleph_types::MiB;
+use aleph_types::{ErrorClass, MiB};
 use anyhow::{Context, Result, ensure};
 use function_world::{Program, World, log, open, pool, text};
 use std::collections::BTreeSet;
@@ -39,6 +39,16 @@ while :; do
     *) answer=$event ;;
   esac
   wget -q -O - --post-data "$answer" $api/invocation/$id/response >/dev/null
+done
+"#;
+
+/// One that needs no code beside its image.
+const IMAGE_RUNTIME: &str = r#"
+api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime
+while :; do
+  event=$(wget -q -S -O - $api/invocation/next 2>/tmp/headers) || exit 9
+  id=$(sed -n 's/^ *[Ll]ambda-[Rr]untime-[Aa]ws-[Rr]equest-[Ii]d: *//p' /tmp/headers | tr -d '\r')
+  wget -q -O - --post-data "$event" $api/invocation/$id/response >/dev/null
 done
 "#;
 
@@ -329,5 +339,133 @@ async fn a_template_outlives_the_daemon_and_what_it_left_is_removed() -> Result<
     );
     world.runtime.retire(&world.deployment.id()).await;
     assert!(!memory.exists());
+    world.end().await
+}
+
+/// What is in the folder of templates, but for hidden names.
+fn templates(world: &World) -> Vec<String> {
+    let entries = std::fs::read_dir(world.root.path().join("templates"));
+    let names = entries.into_iter().flatten().flatten();
+    let mut names: Vec<String> = names
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The bytes on disk of a template's memory that is being made.
+fn written(world: &World) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let made = templates(world)
+        .into_iter()
+        .find(|name| name.starts_with(".tmp-"));
+    let memory = made.map(|name| {
+        world
+            .root
+            .path()
+            .join("templates")
+            .join(name)
+            .join("memory")
+    });
+    let memory = memory.and_then(|path| std::fs::metadata(path).ok());
+    memory.map_or(0, |memory| memory.blocks() * 512)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preparation_that_nobody_waits_for_leaves_nothing() -> Result<()> {
+    let world = with_init(FunctionsConfig::default(), "sleep 1000").await?;
+    let (runtime, deployment) = (world.runtime.clone(), Arc::new(world.deployment.clone()));
+    let preparing = tokio::spawn(async move { runtime.prepare(deployment).await.map(drop) });
+    // A guest that runs its kernel and init has touched that much.
+    wait_for(|| async { Ok((written(&world) > 24 << 20).then_some(())) }).await?;
+    preparing.abort();
+    assert!(preparing.await.unwrap_err().is_cancelled());
+    wait_for(|| async {
+        let vms = std::fs::read_dir(world.root.paths()?.vms())?;
+        let vms = vms.flatten().filter(|entry| entry.path().is_dir()).count();
+        Ok((vms == 0 && templates(&world).is_empty()).then_some(()))
+    })
+    .await?;
+    assert_eq!(world.runtime.clones(&world.deployment.id()), None);
+    world.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_would_nearly_fill_the_disk_is_not_begun() -> Result<()> {
+    let config = FunctionsConfig {
+        memory: Some(MiB(u32::MAX)),
+        ..FunctionsConfig::default()
+    };
+    let world = world(config).await?;
+    let disk = aleph_executor::host::capacity(world.root.path())?.disk;
+    let deployment = Deployment {
+        memory: MiB(disk.0.saturating_sub(64)),
+        ..world.deployment.clone()
+    };
+    let prepared = world.runtime.prepare(Arc::new(deployment)).await;
+    let problem = prepared.unwrap_err();
+    assert_eq!(problem.code, "function_disk", "{problem:?}");
+    assert_eq!(problem.class, ErrorClass::Capacity);
+    assert!(problem.advice.is_some());
+    assert_eq!(templates(&world), Vec::<String>::new());
+    world.runtime.shutdown().await;
+    world.node.shutdown().await;
+    assert!(!world.root.paths()?.vms().exists(), "no VM was ever begun");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn templates_of_no_version_go_at_the_start() -> Result<()> {
+    let world = world(FunctionsConfig::default()).await?;
+    world.invoke("\"one\"").await?;
+    let kept = Deployment {
+        version: "1".into(),
+        ..world.deployment.clone()
+    };
+    let folder = world.root.path().join("templates");
+    for name in [kept.id().as_str(), "of-nobody", ".tmp-1-0"] {
+        std::fs::create_dir(folder.join(name))?;
+        std::fs::write(folder.join(name).join("memory"), "")?;
+    }
+    world.runtime.keep(&[kept.id()]).await;
+    // What is asked for already is not swept, nor what another process makes.
+    let mut left = vec![
+        ".tmp-1-0".to_owned(),
+        kept.id().to_string(),
+        world.deployment.id().to_string(),
+    ];
+    left.sort();
+    assert_eq!(templates(&world), left);
+    std::fs::remove_dir_all(folder.join(".tmp-1-0"))?;
+    world.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_a_digest_is_pinned_to_what_it_is_when_prepared() -> Result<()> {
+    let world = world(FunctionsConfig::default()).await?;
+    let image = |digest: &str| Deployment {
+        code: Code::Image {
+            reference: "busybox".into(),
+            digest: digest.into(),
+        },
+        command: ["sh", "-c", IMAGE_RUNTIME].map(Into::into).into(),
+        ..world.deployment.clone()
+    };
+    let prepared = world.runtime.prepare(Arc::new(image(""))).await;
+    let prepared = prepared.map_err(|problem| anyhow::anyhow!("{problem:?}"))?;
+    let Code::Image { digest, .. } = &prepared.code else {
+        anyhow::bail!("no image")
+    };
+    let busybox = world.root.busybox()?.digest().to_string();
+    assert_eq!(*digest, busybox);
+    assert_eq!(templates(&world), [prepared.id().to_string()]);
+    let answer = world.invoke_as(&prepared, Concurrency::default(), "1");
+    assert_eq!(text(&answer.await?), "1");
+    // What it was pinned to is taken by digest alone, whatever its reference leads to.
+    let other = image(&busybox.replace(['0', '1', '2', '3'], "4"));
+    let problem = world.runtime.prepare(Arc::new(other)).await.unwrap_err();
+    assert_eq!(problem.code, "function_image_gone", "{problem:?}");
+    assert!(problem.message.contains("busybox"), "{problem:?}");
+    assert!(problem.advice.is_some());
     world.end().await
 }

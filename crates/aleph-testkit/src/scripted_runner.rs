@@ -1,9 +1,9 @@
 //! A runner of functions without VMs.
 
 use aleph_executor::functions::{
-    Clones, Completed, Concurrency, Deployment, DeploymentId, FunctionError, HTTP_INTEGRATION,
-    HttpPrelude, Invocation, InvokeError, ResponseHead, ResponseSink, Runner, Temperature,
-    Throttle, Timings,
+    Clones, Code, Completed, Concurrency, Deployment, DeploymentId, FunctionError,
+    HTTP_INTEGRATION, HttpPrelude, Invocation, InvokeError, ResponseHead, ResponseSink, Runner,
+    Temperature, Throttle, Timings,
 };
 use aleph_executor::hypervisor::BoxFuture;
 use aleph_types::{ErrorClass, Problem};
@@ -42,6 +42,10 @@ pub struct ScriptedRunner {
 struct State {
     ready: BTreeMap<DeploymentId, Arc<Deployment>>,
     prepared: usize,
+    /// Preparations that are under way.
+    preparing: usize,
+    /// The digests that references of images lead to.
+    images: BTreeMap<String, String>,
     provisioned: BTreeMap<DeploymentId, u32>,
     seen: Vec<String>,
     traces: Vec<Option<String>>,
@@ -76,10 +80,35 @@ impl ScriptedRunner {
         names
     }
 
+    /// The digests of the images that are ready, by `function:version`.
+    #[must_use]
+    pub fn pinned(&self) -> BTreeMap<String, String> {
+        let state = self.lock();
+        let images = state.ready.values().filter_map(|d| match &d.code {
+            Code::Image { digest, .. } => {
+                Some((format!("{}:{}", d.function, d.version), digest.clone()))
+            }
+            Code::Task { .. } => None,
+        });
+        images.collect()
+    }
+
     /// How often something was prepared.
     #[must_use]
     pub fn prepared(&self) -> usize {
         self.lock().prepared
+    }
+
+    /// How many preparations are under way.
+    #[must_use]
+    pub fn preparing(&self) -> usize {
+        self.lock().preparing
+    }
+
+    /// Has the reference of an image lead to a digest from now on.
+    pub fn tag(&self, reference: &str, digest: &str) {
+        let mut state = self.lock();
+        state.images.insert(reference.into(), digest.into());
     }
 
     /// The clones that are kept ready, as `function:version`.
@@ -117,6 +146,25 @@ impl ScriptedRunner {
         self.lock().ready.clear();
     }
 
+    /// The deployment with the digest of its image.
+    fn pin(&self, deployment: Arc<Deployment>) -> Arc<Deployment> {
+        let Code::Image { reference, digest } = &deployment.code else {
+            return deployment;
+        };
+        if !digest.is_empty() {
+            return deployment;
+        }
+        let known = self.lock().images.get(reference).cloned();
+        let code = Code::Image {
+            reference: reference.clone(),
+            digest: known.unwrap_or_else(|| format!("sha256:{}", "0".repeat(64))),
+        };
+        Arc::new(Deployment {
+            code,
+            ..Deployment::clone(&deployment)
+        })
+    }
+
     async fn gate(&self) {
         // The sender lives as long as this does.
         let _ = self.open.subscribe().wait_for(|open| *open).await;
@@ -148,9 +196,24 @@ fn body(event: &[u8]) -> String {
     body.unwrap_or_default().to_owned()
 }
 
+/// Counts a preparation for as long as its future lives.
+struct Preparing<'a>(&'a ScriptedRunner);
+
+impl Drop for Preparing<'_> {
+    fn drop(&mut self) {
+        self.0.lock().preparing -= 1;
+    }
+}
+
 impl Runner for ScriptedRunner {
-    fn prepare(&self, deployment: Arc<Deployment>) -> BoxFuture<'_, Result<(), Problem>> {
+    fn prepare(
+        &self,
+        deployment: Arc<Deployment>,
+    ) -> BoxFuture<'_, Result<Arc<Deployment>, Problem>> {
         Box::pin(async move {
+            self.lock().preparing += 1;
+            let _preparing = Preparing(self);
+            let deployment = self.pin(deployment);
             if deployment.handler.starts_with("broken") {
                 return Err(Problem {
                     class: ErrorClass::Invalid,
@@ -164,9 +227,14 @@ impl Runner for ScriptedRunner {
             }
             let mut state = self.lock();
             state.prepared += 1;
-            state.ready.insert(deployment.id(), deployment);
-            Ok(())
+            state.ready.insert(deployment.id(), Arc::clone(&deployment));
+            Ok(deployment)
         })
+    }
+
+    fn keep<'a>(&'a self, deployments: &'a [DeploymentId]) -> BoxFuture<'a, ()> {
+        self.lock().ready.retain(|id, _| deployments.contains(id));
+        Box::pin(std::future::ready(()))
     }
 
     fn invoke(

@@ -16,7 +16,7 @@ pub(crate) struct Prune {
     #[arg(long)]
     images: bool,
 
-    /// Remove images with names too, unless a job was started from them
+    /// Remove images with names too, unless a job or function needs them
     #[arg(long)]
     all_images: bool,
 

@@ -17,6 +17,7 @@ pub use problem::ConfigProblem;
 
 use crate::lambda::{Credential, FunctionsConfig, Identity, NatsServer};
 use aleph_executor::accel::Accelerator;
+use aleph_executor::functions::PoolConfig;
 use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
 use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
@@ -271,6 +272,12 @@ pub struct FunctionsSection {
     /// `nats`: the servers whose messages functions may get, each with how it is spoken with. None
     /// by default.
     pub nats: Vec<NatsServer>,
+    /// `memory`: how much the guests of all clones may have together, as they see it; what the
+    /// host has by default.
+    pub memory: Option<MiB>,
+    /// How clones are kept: `linger_seconds`, `idle_timeout_seconds`, `min_idle_seconds`,
+    /// `break_even_seconds`, `spares`.
+    pub pool: PoolConfig,
 }
 
 impl Default for FunctionsSection {
@@ -283,6 +290,8 @@ impl Default for FunctionsSection {
             credentials: functions.credentials,
             account_concurrency: functions.account_concurrency,
             nats: functions.nats,
+            memory: None,
+            pool: PoolConfig::default(),
         }
     }
 }
@@ -294,7 +303,8 @@ impl FunctionsSection {
         aleph_executor::functions::FunctionsConfig {
             account_concurrency: usize::try_from(self.account_concurrency).unwrap_or(usize::MAX),
             region: self.region.clone(),
-            ..aleph_executor::functions::FunctionsConfig::default()
+            memory: self.memory,
+            pool: self.pool,
         }
     }
 
@@ -562,6 +572,14 @@ fn read(document: &mut Document<'_>) -> Config {
             concurrency,
         );
         s.read("nats", &mut functions.nats, nats::servers);
+        s.optional("memory", &mut functions.memory, value::guest_memory);
+        let pool = &mut functions.pool;
+        let day = || value::seconds(0..=86_400);
+        s.read("linger_seconds", &mut pool.linger, day());
+        s.read("idle_timeout_seconds", &mut pool.idle_timeout, day());
+        s.read("min_idle_seconds", &mut pool.shortest, day());
+        s.read("break_even_seconds", &mut pool.break_even, day());
+        s.read("spares", &mut pool.spares, value::whole(0..=100));
         let keys = s.has("credentials");
         if let Some(listen) = functions.listen.filter(|a| !a.ip().is_loopback() && !keys) {
             let why = format!("{listen} can be reached from other hosts, which needs credentials");
@@ -629,6 +647,12 @@ mod tests {
             ]
             account_concurrency = 50
             nats = [{ server = "127.0.0.1:4222" }]
+            memory = "6g"
+            linger_seconds = 3
+            idle_timeout_seconds = 120
+            min_idle_seconds = 30
+            break_even_seconds = 900
+            spares = 4
             [retention]
             events = 500
         "#;
@@ -700,10 +724,23 @@ mod tests {
                     server: "127.0.0.1:4222".into(),
                     ..NatsServer::default()
                 }],
+                memory: Some(MiB(6 * 1024)),
+                pool: PoolConfig {
+                    linger: Duration::from_secs(3),
+                    idle_timeout: Duration::from_secs(120),
+                    shortest: Duration::from_secs(30),
+                    break_even: Duration::from_secs(900),
+                    spares: 4,
+                },
             },
             retention: RetentionSection { events: 500 },
         };
         assert_eq!(config, want);
+        let runtime = config.functions.runtime_config();
+        assert_eq!(
+            (runtime.memory, runtime.pool),
+            (Some(MiB(6 * 1024)), want.functions.pool)
+        );
     }
 
     #[test]
@@ -859,6 +896,26 @@ mod tests {
                 "[functions]\naccount_id = '12'",
                 "functions.account_id",
                 "12 digits",
+            ),
+            (
+                "[functions]\nmemory = '100m'",
+                "functions.memory",
+                "at least 128m",
+            ),
+            (
+                "[functions]\nbreak_even_seconds = 86401",
+                "functions.break_even_seconds",
+                "between 0 and 86400",
+            ),
+            (
+                "[functions]\nspares = -1",
+                "functions.spares",
+                "between 0 and 100",
+            ),
+            (
+                "[functions]\nlinger_seconds = 86401",
+                "functions.linger_seconds",
+                "between 0 and 86400",
             ),
             (
                 "[functions]\nregion = 'here'",

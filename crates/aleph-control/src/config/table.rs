@@ -4,6 +4,7 @@ use super::{
     ApiSection, Config, ExecutorSection, FunctionsSection, ImagesSection, LimitsSection,
     LogsSection, NetworkSection, NodeSection, RetentionSection,
 };
+use aleph_executor::functions::PoolConfig;
 use std::path::PathBuf;
 use toml::{Table, Value};
 
@@ -77,6 +78,15 @@ fn table(config: &Config) -> Table {
                 credentials,
                 account_concurrency,
                 nats,
+                memory,
+                pool:
+                    PoolConfig {
+                        linger,
+                        idle_timeout,
+                        shortest,
+                        break_even,
+                        spares,
+                    },
             },
         retention: RetentionSection { events },
     } = config;
@@ -175,6 +185,15 @@ fn table(config: &Config) -> Table {
                 ("credentials", keys),
                 ("account_concurrency", Some(number(*account_concurrency))),
                 ("nats", (!nats.is_empty()).then(|| super::nats::shown(nats))),
+                (
+                    "memory",
+                    memory.map(|memory| text(&format!("{}m", memory.0))),
+                ),
+                ("linger_seconds", Some(number(linger.as_secs()))),
+                ("idle_timeout_seconds", Some(number(idle_timeout.as_secs()))),
+                ("min_idle_seconds", Some(number(shortest.as_secs()))),
+                ("break_even_seconds", Some(number(break_even.as_secs()))),
+                ("spares", Some(number(*spares))),
             ],
         ),
         ("retention", vec![("events", Some(number(*events)))]),
@@ -233,6 +252,12 @@ mod tests {
             region = "eu-west-3"
             account_id = "123456789012"
             account_concurrency = 10
+            memory = "8g"
+            linger_seconds = 0
+            idle_timeout_seconds = 60
+            min_idle_seconds = 10
+            break_even_seconds = 10
+            spares = 0
         "#;
         for config in ["", all].map(|text| Config::check(text).unwrap()) {
             let shown = toml::to_string(&config.table()).unwrap();

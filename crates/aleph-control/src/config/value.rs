@@ -301,6 +301,14 @@ pub(super) fn size(value: &DeValue<'_>) -> Parsed<MiB> {
         .map_err(|why: aleph_types::ParseSizeError| vec![Fault::new(why.to_string())])
 }
 
+/// Memory for guests of functions: enough for the smallest.
+pub(super) fn guest_memory(value: &DeValue<'_>) -> Parsed<MiB> {
+    match size(value)? {
+        MiB(0..128) => wrong("has to be at least 128m"),
+        size => Ok(size),
+    }
+}
+
 pub(super) fn log_bytes(value: &DeValue<'_>) -> Parsed<u64> {
     match size(value)? {
         MiB(0) => wrong("has to be at least 1m"),

@@ -80,7 +80,12 @@ pub(crate) enum CodeRef {
         digest: String,
     },
     /// An OCI image.
-    Image { uri: String },
+    Image {
+        uri: String,
+        /// What it was when a version with it was first prepared, and stays; nothing until then.
+        #[serde(default)]
+        digest: Option<String>,
+    },
 }
 
 /// What is set for a version.
@@ -174,9 +179,9 @@ impl Version {
                 digest: digest.clone(),
                 runtime: runtime.clone().unwrap_or_default(),
             },
-            CodeRef::Image { uri } => Code::Image {
+            CodeRef::Image { uri, digest } => Code::Image {
                 reference: uri.clone(),
-                digest: String::new(),
+                digest: digest.clone().unwrap_or_default(),
             },
         };
         Deployment {
@@ -192,6 +197,33 @@ impl Version {
             temporary: MiB(*temporary),
             isolation: *isolation,
         }
+    }
+
+    /// What serves it now: a change of it was prepared.
+    pub(crate) fn serve(&mut self, deployment: Arc<Deployment>) {
+        if let (CodeRef::Image { digest, .. }, Code::Image { digest: found, .. }) =
+            (&mut self.code, &deployment.code)
+        {
+            *digest = Some(found.clone());
+        }
+        self.serving = Some(deployment);
+        self.progress = Progress::Ready;
+    }
+
+    /// Whether a deployment is what is prepared for it.
+    pub(crate) fn will_be(&self, deployment: &Deployment) -> bool {
+        if self.progress != Progress::Preparing {
+            return false;
+        }
+        let mut wanted = self.deployment(&deployment.account, &deployment.function);
+        // Until it is found out, its image may be any.
+        if let (Code::Image { digest, .. }, Code::Image { digest: found, .. }) =
+            (&mut wanted.code, &deployment.code)
+            && digest.is_empty()
+        {
+            digest.clone_from(found);
+        }
+        wanted.id() == deployment.id()
     }
 
     /// `Pending`, `Active` or `Failed`.

@@ -39,6 +39,8 @@
 //! | a version cannot be prepared | its state, or that of its update, is `Failed`, with the runner's words; what served goes on |
 //! | the daemon dies while one is prepared | it is prepared again by the next one |
 //! | a filesystem of code is gone at the start | it is made again of what was uploaded |
+//! | a version is deleted while it is prepared | the preparation is given up |
+//! | the tag of an image moves | versions keep what it was when they were prepared; new code of `$LATEST` takes what it is then |
 //! | a client goes away | what it asked for ends as if it had stayed |
 //! | the daemon dies with events under way | they are tried again, with the same request id |
 //! | an event cannot be carried out in time, or fails too often | it goes to the failure destination and to the dead letters |
@@ -77,19 +79,22 @@ pub use sources::NatsServer;
 pub(crate) use sources::normal as normal_nats_server;
 
 use admission::Admission;
-use aleph_executor::functions::Runner;
+use aleph_executor::functions::{Code, Runner};
 use aleph_executor::journal::{Journal, JournalError};
 use aleph_types::{Classify, ErrorClass};
 use code::CodeStore;
 use events::Events;
+use function::CodeRef;
 use gate::Memory;
 use metrics::Metrics;
+use preparation::Preparations;
 use registry::Registry;
 use rustix::rand::{GetRandomFlags, getrandom};
 use schedules::Schedules;
 use sha2::{Digest, Sha256};
 use signature::Keys;
 use sources::Sources;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -205,6 +210,7 @@ pub struct Shared {
     registry: Registry,
     code: Arc<CodeStore>,
     runner: Arc<dyn Runner>,
+    preparations: Preparations,
     admission: Admission,
     events: Events,
     schedules: Schedules,
@@ -276,6 +282,7 @@ impl Functions {
             registry,
             code,
             runner,
+            preparations: Preparations::default(),
             admission: Admission::default(),
             events,
             schedules,
@@ -287,11 +294,30 @@ impl Functions {
             stopping,
             work,
         }));
+        functions.sweep().await;
         functions.resume();
         events::start(&functions);
         schedules::start(&functions);
         sources::start(&functions);
         Ok(functions)
+    }
+
+    /// The digests of the images that functions are pinned to, and the runtimes that they need.
+    pub(crate) fn images(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        let (mut digests, mut runtimes) = (BTreeSet::new(), BTreeSet::new());
+        for function in self.registry.all() {
+            for version in function.all_versions() {
+                if let CodeRef::Image { digest, .. } = &version.code {
+                    digests.extend(digest.clone());
+                }
+                match version.serving.as_ref().map(|serving| &serving.code) {
+                    Some(Code::Image { digest, .. }) => drop(digests.insert(digest.clone())),
+                    Some(Code::Task { runtime, .. }) => drop(runtimes.insert(runtime.clone())),
+                    None => runtimes.extend(version.settings.runtime.clone()),
+                }
+            }
+        }
+        (digests, runtimes)
     }
 
     /// Says where clients of the listener come in, so that URLs can be told.

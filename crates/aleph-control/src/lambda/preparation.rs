@@ -2,20 +2,64 @@
 //!
 //! A version that changes is `Preparing` until its runner has its deployment ready; what served
 //! before serves meanwhile. A preparation counts only while its version has the revision that it
-//! began with: a function that was deleted, or made anew, is none of its business.
+//! began with: a function that was deleted, or made anew, is none of its business. One whose version
+//! is deleted is given up at once.
 
 use super::Functions;
 use super::error::{Kind, LambdaError, said};
 use super::function::{Function, Progress, Version};
 use aleph_executor::functions::{Deployment, DeploymentId};
 use aleph_types::{ErrorClass, Problem};
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio_util::sync::CancellationToken;
 
 /// Characters of what a runtime says that fails: some print all they know.
 const MOST_REASON: usize = 2000;
 
+/// Preparations that are under way, by the revision of their version.
+#[derive(Debug, Default)]
+pub(super) struct Preparations(Mutex<HashMap<String, CancellationToken>>);
+
+impl Preparations {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, revision: &str) -> CancellationToken {
+        let given_up = CancellationToken::new();
+        self.lock().insert(revision.to_owned(), given_up.clone());
+        given_up
+    }
+
+    fn end(&self, revision: &str) {
+        self.lock().remove(revision);
+    }
+
+    /// Gives up what is prepared for a version, which is gone.
+    pub(super) fn give_up(&self, version: &Version) {
+        if let Some(given_up) = self.lock().get(&version.revision) {
+            given_up.cancel();
+        }
+    }
+}
+
 impl Functions {
+    /// At the start: has the runner remove what no version names.
+    pub(super) async fn sweep(&self) {
+        let mut named = Vec::new();
+        for function in self.registry.all() {
+            for version in function.all_versions() {
+                named.extend(version.serving.as_ref().map(|serving| serving.id()));
+                if version.progress == Progress::Preparing {
+                    let wanted = version.deployment(&function.account, &function.name);
+                    named.push(wanted.id());
+                }
+            }
+        }
+        self.runner.keep(&named).await;
+    }
+
     /// At the start: prepares what was being prepared, and asks for the clones that are to be
     /// ready.
     pub(super) fn resume(&self) {
@@ -37,12 +81,19 @@ impl Functions {
         let functions = self.clone();
         let revision = version.revision.clone();
         let deployment = Arc::new(version.deployment(&function.account, &function.name));
+        let given_up = self.preparations.begin(&revision);
         // No part of what a stop waits for: the next daemon begins anew.
         tokio::spawn(async move {
             let prepared = tokio::select! {
                 prepared = functions.runner.prepare(Arc::clone(&deployment)) => prepared,
+                () = given_up.cancelled() => {
+                    tracing::info!(name = deployment.function, "a preparation is given up");
+                    functions.preparations.end(&revision);
+                    return functions.retire(vec![deployment]).await;
+                }
                 () = functions.stopping.cancelled() => return,
             };
+            functions.preparations.end(&revision);
             if functions.stopping.is_cancelled() && prepared.is_err() {
                 return;
             }
@@ -59,7 +110,7 @@ impl Functions {
         &self,
         revision: &str,
         deployment: Arc<Deployment>,
-        prepared: Result<(), Problem>,
+        prepared: Result<Arc<Deployment>, Problem>,
     ) {
         let (account, name) = (&deployment.account, &deployment.function);
         let version = deployment.version.as_str();
@@ -72,10 +123,7 @@ impl Functions {
             let place = place.ok_or_else(|| LambdaError::no_function(name))?;
             let before = place.serving.clone();
             match &prepared {
-                Ok(()) => {
-                    place.serving = Some(Arc::clone(&deployment));
-                    place.progress = Progress::Ready;
-                }
+                Ok(deployment) => place.serve(Arc::clone(deployment)),
                 Err(problem) => {
                     place.progress = Progress::Failed {
                         code: reason_code(problem).into(),
@@ -88,11 +136,13 @@ impl Functions {
         match concluded.await {
             Ok((function, before)) => {
                 let clones = function.provisioned(version);
-                if prepared.is_ok() && clones > 0 {
-                    self.runner.provision(Arc::clone(&deployment), clones);
+                if let Ok(deployment) = &prepared
+                    && clones > 0
+                {
+                    self.runner.provision(Arc::clone(deployment), clones);
                 }
                 let gone = match prepared {
-                    Ok(()) => before,
+                    Ok(_) => before,
                     Err(_) => Some(Arc::clone(&deployment)),
                 };
                 if let Some(gone) = gone {
@@ -100,7 +150,10 @@ impl Functions {
                     self.remove_unused_code().await;
                 }
             }
-            Err(_) => self.retire(vec![Arc::clone(&deployment)]).await,
+            Err(_) => {
+                let gone = prepared.unwrap_or_else(|_| Arc::clone(&deployment));
+                self.retire(vec![gone]).await;
+            }
         }
     }
 
@@ -116,12 +169,7 @@ impl Functions {
                 .and_then(|function| function.version(&deployment.version))
                 .is_some_and(|version| {
                     let serves = version.serving.as_ref().is_some_and(|s| s.id() == id);
-                    let will = version.progress == Progress::Preparing
-                        && version
-                            .deployment(&deployment.account, &deployment.function)
-                            .id()
-                            == id;
-                    serves || will
+                    serves || version.will_be(&deployment)
                 });
             if !serving {
                 gone.insert(id);
@@ -163,6 +211,7 @@ impl Functions {
 
 fn reason_code(problem: &Problem) -> &'static str {
     match problem.class {
+        ErrorClass::NotFound if problem.code == "function_image_gone" => "ImageDeleted",
         ErrorClass::Invalid => "FunctionError.RuntimeInitError",
         ErrorClass::NotFound => "InvalidRuntime",
         ErrorClass::Capacity => "InsufficientCapacity",

@@ -1,5 +1,6 @@
 //! Removing what nobody needs.
 
+use crate::lambda::Functions;
 use crate::server::extract::Body;
 use crate::server::{Caller, Refusal, Service};
 use aleph_executor::node::{JobFilter, Scope};
@@ -24,7 +25,8 @@ pub struct PruneRequest {
     /// Images without names, layers that a pull would fetch again, and partial downloads. Only
     /// for operators.
     pub images: bool,
-    /// The same, and images with names, unless a job was started from them. Only for operators.
+    /// The same, and images with names, unless a job was started from them or a function
+    /// needs them. Only for operators.
     pub all_images: bool,
     /// Jobs that ended for good, with their logs.
     pub jobs: bool,
@@ -97,7 +99,7 @@ async fn remove(
             dry_run: dry,
             all: request.all_images,
             layers: true,
-            keep: images_of_jobs(service),
+            keep: images_in_use(service).await,
         };
         let pruned = service.images.prune(options).await?;
         let digest = |image: &aleph_image::Image| image.digest().to_string();
@@ -109,9 +111,9 @@ async fn remove(
     Ok(report)
 }
 
-/// Images that jobs were started from, and that snapshots need: jobs may be started again, and
-/// snapshots be gone on from.
-fn images_of_jobs(service: &Service) -> BTreeSet<Digest> {
+/// Images that jobs were started from, and that snapshots and functions need: jobs may be started
+/// again, snapshots be gone on from, and templates of functions be made anew.
+async fn images_in_use(service: &Service) -> BTreeSet<Digest> {
     let mut digests = BTreeSet::new();
     let mut filter = JobFilter {
         limit: 1000,
@@ -131,5 +133,20 @@ fn images_of_jobs(service: &Service) -> BTreeSet<Digest> {
     }
     let snapshots = service.node.snapshots(&Scope::All).into_iter();
     digests.extend(snapshots.filter_map(|snapshot| snapshot.image_digest.parse::<Digest>().ok()));
+    let (pinned, runtimes) = service
+        .functions()
+        .map(Functions::images)
+        .unwrap_or_default();
+    digests.extend(
+        pinned
+            .iter()
+            .filter_map(|digest| digest.parse::<Digest>().ok()),
+    );
+    for runtime in runtimes {
+        // One that is not there would be built.
+        if let Ok(image) = service.images.resolve(&runtime).await {
+            digests.insert(image.digest());
+        }
+    }
     digests
 }

@@ -1,5 +1,6 @@
 //! What functions need of the node that they run on.
 
+use super::room::Rooms;
 use crate::cgroup::CgroupTree;
 use crate::hypervisor::Driver;
 use crate::lifecycle::Timeouts;
@@ -8,6 +9,7 @@ use crate::paths::Paths;
 use aleph_vm_networking::Network;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// What functions need of the node that they run on.
@@ -21,8 +23,12 @@ pub(crate) struct Host {
     pub(crate) network: Option<Arc<Network>>,
     /// The region that functions are told.
     pub(crate) region: String,
-    /// Removals of clones, as far as they are under way.
+    /// What is made of templates, and removed of clones, as far as it is under way.
     pub(crate) burials: TaskTracker,
+    /// Cancelled once no template is to be made any more.
+    pub(crate) closing: CancellationToken,
+    /// The disk that templates in the making take.
+    pub(crate) rooms: Arc<Rooms>,
 }
 
 impl Host {

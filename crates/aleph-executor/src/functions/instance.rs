@@ -18,6 +18,7 @@ use super::environment::API_PORT;
 use super::host::Host;
 use super::invocation::Invocation;
 use super::output::{Ended, Output, pump};
+use super::peak::Peak;
 use super::template::{Template, TemplateError};
 use crate::cgroup::Limits;
 use crate::guest::{Agent, AgentError, CloneRequest, Reattach};
@@ -132,6 +133,8 @@ struct Body {
     vmm: Arc<dyn Vmm>,
     cable: Arc<Cable>,
     burials: TaskTracker,
+    /// Nothing where its VMM had ended at once.
+    peak: Option<Peak>,
 }
 
 impl Drop for Body {
@@ -263,6 +266,7 @@ impl Spare {
             .await?;
         let body = Body {
             place,
+            peak: Peak::of(&vmm.identity()).ok(),
             vmm: vmm.into(),
             cable,
             burials: host.burials.clone(),
@@ -447,13 +451,7 @@ impl Instance {
 
     /// The most memory that its VMM had, in bytes: what the guest used, and some MiB of the VMM's.
     pub(super) fn memory_peak(&self) -> Option<u64> {
-        let pid = self.body.vmm.identity().pid;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kib * 1024)
+        self.body.peak.as_ref()?.bytes()
     }
 
     /// Gives the function an event, brings its answer to who asked, and says what became of it. All

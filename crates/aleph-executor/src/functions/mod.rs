@@ -19,6 +19,8 @@
 //! | `completion` | what a caller gets |
 //! | `policy` | how many clones are kept, and in which state: pure |
 //! | `template` | guests that were written down |
+//! | `peak` | the most memory that a VMM had |
+//! | `room` | the disk that templates may take |
 //! | `instance` | their clones |
 //! | `contract` | how a function is spoken with: over the runtime API, or as an HTTP server |
 //! | `conversation`, `late_end` | the runtime API, as runtimes in guests speak it |
@@ -31,6 +33,8 @@
 //! | what | then |
 //! | --- | --- |
 //! | the runtime fails to initialise | the deployment is refused with what it said; no template stays |
+//! | the disk would be nearly full with a template | it is not begun: a problem of the class `Capacity` |
+//! | nobody waits any more for a template that is made | it is given up; nothing of it stays |
 //! | a clone dies before the function was given the event | the event goes to another clone |
 //! | it dies after that, or the function's time is over | the function's error; the clone is destroyed |
 //! | a response breaks off | the error is told behind what came of it; the clone is destroyed |
@@ -51,11 +55,13 @@ mod instance;
 mod invocation;
 mod late_end;
 mod output;
+mod peak;
 pub mod policy;
 mod pool;
 mod prelude;
 mod report;
 mod response;
+mod room;
 mod runner;
 mod runtime;
 mod server;

@@ -31,10 +31,10 @@ pub(super) struct Deployed {
 }
 
 /// Its clones, but for those that are busy, which are with whom they are busy for.
-#[derive(Debug, Default)]
-pub(super) struct Pool {
+#[derive(Debug)]
+pub(super) struct Pool<M = Member> {
     /// The one used last at the end.
-    idle: Vec<(Member, Moment)>,
+    idle: Vec<(M, Moment)>,
     busy: usize,
     coming: usize,
     provisioned: usize,
@@ -42,6 +42,20 @@ pub(super) struct Pool {
     /// Until when the policy has nothing to do; nothing once something has happened.
     until: Option<Moment>,
     is_retired: bool,
+}
+
+impl<M> Default for Pool<M> {
+    fn default() -> Self {
+        Self {
+            idle: Vec::new(),
+            busy: 0,
+            coming: 0,
+            provisioned: 0,
+            arrivals: Arrivals::default(),
+            until: None,
+            is_retired: false,
+        }
+    }
 }
 
 /// What is to be done after a look at a pool. What is dropped is gone already.
@@ -112,6 +126,16 @@ impl Deployed {
             std::mem::take(&mut pool.idle)
         };
         drop(gone);
+    }
+}
+
+impl<M> Pool<M> {
+    /// Lets go of the one that is idle for longest, where one still may go: since somebody looked,
+    /// one that was busy may have ended.
+    pub(super) fn evict(&mut self) -> Option<M> {
+        self.until = None;
+        let may_go = !self.idle.is_empty() && self.idle.len() + self.busy > self.provisioned;
+        may_go.then(|| self.idle.remove(0).0)
     }
 }
 
@@ -188,12 +212,6 @@ impl Pool {
         self.see(|clones, arrivals| policy.rate(now, clones, arrivals, price))
     }
 
-    /// Lets go of the one that is idle for longest.
-    pub(super) fn evict(&mut self) -> Option<Member> {
-        self.until = None;
-        (!self.idle.is_empty()).then(|| self.idle.remove(0).0)
-    }
-
     /// Looks after it; memory for its clones has this price.
     pub(super) fn tend(&mut self, now: Moment, policy: &Policy, price: f64) -> Option<Work> {
         let had = self.idle.len();
@@ -213,5 +231,28 @@ impl Pool {
             pause,
             make: plan.make,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_provisioned_is_not_evicted_whoever_looked_before() {
+        let at = Duration::from_secs;
+        let mut pool = Pool {
+            idle: vec![("a", at(1)), ("b", at(2))],
+            busy: 1,
+            provisioned: 2,
+            ..Pool::default()
+        };
+        // It dies with its event.
+        pool.busy = 0;
+        assert_eq!(pool.evict(), None);
+        pool.provisioned = 1;
+        assert_eq!(pool.evict(), Some("a"));
+        assert_eq!(pool.evict(), None);
     }
 }

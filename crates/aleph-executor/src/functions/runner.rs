@@ -35,8 +35,15 @@ pub trait Runner: Send + Sync {
     /// Makes a deployment ready: its template is there afterwards. One that is ready is left as
     /// it is.
     ///
-    /// The problem says what the runtime said where it failed to initialise.
-    fn prepare(&self, deployment: Arc<Deployment>) -> BoxFuture<'_, Result<(), Problem>>;
+    /// What is given back is the deployment that is ready: the same, but that an image without a
+    /// digest has the one that its reference leads to now.
+    ///
+    /// The problem says what the runtime said where it failed to initialise. Where the future is
+    /// dropped, what it began is given up and removed.
+    fn prepare(
+        &self,
+        deployment: Arc<Deployment>,
+    ) -> BoxFuture<'_, Result<Arc<Deployment>, Problem>>;
 
     /// Runs an event through it.
     fn invoke(
@@ -88,6 +95,13 @@ pub trait Runner: Send + Sync {
     fn clones(&self, deployment: &DeploymentId) -> Option<Clones> {
         let _ = deployment;
         None
+    }
+
+    /// Removes templates of an earlier process but those of these deployments. It is called once,
+    /// before anything is prepared.
+    fn keep<'a>(&'a self, deployments: &'a [DeploymentId]) -> BoxFuture<'a, ()> {
+        let _ = deployments;
+        Box::pin(std::future::ready(()))
     }
 
     /// Forgets a deployment: its clones end once they are idle, and its template goes.

@@ -26,7 +26,7 @@ use super::template::{self, Template, TemplateError};
 use crate::hypervisor::BoxFuture;
 use crate::node::Node;
 use aleph_types::{MiB, Problem};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -86,7 +86,7 @@ impl std::fmt::Debug for FunctionRuntime {
 }
 
 struct Shared {
-    host: Host,
+    host: Arc<Host>,
     began: Instant,
     admission: Arc<Admission>,
     policy: Policy,
@@ -101,7 +101,7 @@ impl FunctionRuntime {
     /// Runs functions on a node, until [`FunctionRuntime::shutdown`].
     #[must_use]
     pub fn open(node: &Node, config: FunctionsConfig) -> Self {
-        let host = node.function_host(config.region);
+        let host = Arc::new(node.function_host(config.region));
         template::remove_unfinished(&host);
         let memory = config
             .memory
@@ -128,6 +128,7 @@ impl FunctionRuntime {
         for deployed in deployed.into_values() {
             deployed.retire();
         }
+        self.0.host.closing.cancel();
         let burials = &self.0.host.burials;
         burials.close();
         if tokio::time::timeout(BURIALS, burials.wait()).await.is_err() {
@@ -137,13 +138,38 @@ impl FunctionRuntime {
 }
 
 impl Runner for FunctionRuntime {
-    fn prepare(&self, deployment: Arc<Deployment>) -> BoxFuture<'_, Result<(), Problem>> {
+    fn prepare(
+        &self,
+        deployment: Arc<Deployment>,
+    ) -> BoxFuture<'_, Result<Arc<Deployment>, Problem>> {
         Box::pin(async move {
-            let deployed = self.0.find(deployment);
+            let pinned = template::pin(&self.0.host, deployment).await;
+            let deployment = pinned.map_err(|error| Problem::of(&error))?;
+            let id = deployment.id();
+            let mut trial = Trial {
+                shared: &self.0,
+                is_new: !self.0.deployed().contains_key(&id),
+                id,
+            };
+            let deployed = self.0.find(Arc::clone(&deployment));
             // Whoever asks for it has it tried again.
             *deployed.failed.lock().await = None;
             let template = self.0.template(&deployed).await;
-            template.map(drop).map_err(|error| Problem::of(&error))
+            template.map_err(|error| Problem::of(&error))?;
+            trial.is_new = false;
+            Ok(deployment)
+        })
+    }
+
+    fn keep<'a>(&'a self, deployments: &'a [DeploymentId]) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let host = Arc::clone(&self.0.host);
+            let mut kept: HashSet<DeploymentId> = deployments.iter().cloned().collect();
+            kept.extend(self.0.deployed().keys().cloned());
+            let swept = tokio::task::spawn_blocking(move || template::retain(&host, &kept));
+            if swept.await.is_err() {
+                tracing::error!("templates could not be looked through");
+            }
         })
     }
 
@@ -196,6 +222,22 @@ impl Runner for FunctionRuntime {
                 tracing::warn!(deployment = %id, %error, "a template stays");
             }
         })
+    }
+}
+
+/// A deployment that is prepared. One that was new and does not become ready is forgotten.
+struct Trial<'a> {
+    shared: &'a Shared,
+    id: DeploymentId,
+    is_new: bool,
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        if self.is_new {
+            let gone = self.shared.deployed().remove(&self.id);
+            drop(gone);
+        }
     }
 }
 

@@ -198,6 +198,8 @@ impl Node {
             region,
             network: self.inner.network.clone(),
             burials: tokio_util::task::TaskTracker::new(),
+            closing: tokio_util::sync::CancellationToken::new(),
+            rooms: Arc::default(),
         }
     }
 

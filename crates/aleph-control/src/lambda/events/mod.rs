@@ -7,12 +7,14 @@
 //! ```
 //! An event is in the journal before its sender hears of it, and leaves it once it is known what
 //! came of it. What was under way when the daemon died runs again: at least once, with the same
-//! request id on each try. In memory are ids and times alone.
+//! request id on each try. In memory are ids and times alone. Times are those of `clock`: a step of the
+//! host's clock makes no event too old, and none due.
 //!
 //! What cannot be carried out is told to the failure destination, where there is one, and is
 //! written to `STATE/functions/dead-letters/ACCOUNT/letters.jsonl`; of this file one earlier is
 //! kept. Where it cannot be written the event stays, and is tried again later.
 
+mod clock;
 mod letters;
 mod made;
 mod queue;
@@ -29,6 +31,7 @@ use aleph_executor::functions::{Invocation, InvokeError};
 use aleph_executor::journal::{EventRow, Journal, JournalError, Waiting};
 use aleph_types::Timestamp;
 use bytes::Bytes;
+pub(super) use clock::now;
 use letters::Letters;
 use queue::{Due, Queue};
 use serde::{Deserialize, Serialize};
@@ -506,10 +509,6 @@ fn row(
         due,
         record,
     })
-}
-
-pub(super) fn now() -> i64 {
-    Timestamp::now().as_millisecond()
 }
 
 pub(super) fn milliseconds(span: Duration) -> i64 {

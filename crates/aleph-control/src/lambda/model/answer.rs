@@ -17,6 +17,22 @@ pub(crate) fn time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S%.3f+0000").to_string()
 }
 
+/// The digits of a digest: `CodeSha256` of an image.
+pub(crate) fn hex_of(digest: &str) -> &str {
+    digest.strip_prefix("sha256:").unwrap_or(digest)
+}
+
+/// The reference of an image without its tag or digest.
+pub(crate) fn repository(uri: &str) -> &str {
+    let uri = uri
+        .split_once('@')
+        .map_or(uri, |(repository, _)| repository);
+    // A colon before the last slash is that of a port.
+    let name = uri.rfind('/').map_or(0, |at| at + 1);
+    let tag = uri[name..].find(':').map(|at| name + at);
+    &uri[..tag.unwrap_or(uri.len())]
+}
+
 /// `FunctionConfiguration`.
 pub(crate) fn configuration(
     identity: &Identity,
@@ -64,7 +80,10 @@ pub(crate) fn configuration(
             set("CodeSize", (*size).into());
             set("PackageType", "Zip".into());
         }
-        CodeRef::Image { .. } => {
+        CodeRef::Image { digest, .. } => {
+            if let Some(digest) = digest {
+                set("CodeSha256", hex_of(digest).into());
+            }
             set("CodeSize", 0.into());
             set("PackageType", "Image".into());
         }

@@ -12,7 +12,7 @@
 mod answer;
 mod settings;
 
-pub(crate) use answer::{alias, configuration, event_config, time, url_config};
+pub(crate) use answer::{alias, configuration, event_config, hex_of, repository, time, url_config};
 pub(crate) use settings::{SettingsInput, check_complete, default_settings};
 
 use super::error::{Kind, LambdaError};

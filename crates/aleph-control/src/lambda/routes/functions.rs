@@ -40,7 +40,7 @@ impl Functions {
         dry: bool,
     ) -> Result<CodeRef, LambdaError> {
         match sent {
-            Sent::Image(uri) => Ok(CodeRef::Image { uri }),
+            Sent::Image(uri) => Ok(CodeRef::Image { uri, digest: None }),
             Sent::Zip(zip) => {
                 let (_, used) = self.registry.usage(account);
                 if used.saturating_add(u64::try_from(zip.len()).unwrap_or(u64::MAX)) > MOST_CODE {
@@ -197,7 +197,14 @@ async fn show(on: On) -> Reply {
     let (function, configuration) = described(&on)?;
     let version = function.resolve(on.qualifier(), || 1.0);
     let code = match version.map(|version| &version.code) {
-        Some(CodeRef::Image { uri }) => value!({ "RepositoryType": "OCI", "ImageUri": uri }),
+        Some(CodeRef::Image { uri, digest }) => {
+            let mut code = value!({ "RepositoryType": "OCI", "ImageUri": uri });
+            if let Some(digest) = digest {
+                let resolved = format!("{}@{digest}", model::repository(uri));
+                code["ResolvedImageUri"] = resolved.into();
+            }
+            code
+        }
         // The archive stays on the node: there is nowhere to fetch it from.
         _ => value!({ "RepositoryType": "NODE" }),
     };
@@ -327,6 +334,8 @@ async fn delete_all(on: On) -> Reply {
     let work = async move {
         let function = functions.registry.remove(&account, &name).await?;
         functions.metrics.forget(&account, &name);
+        let versions = function.all_versions();
+        versions.for_each(|version| functions.preparations.give_up(version));
         let served = function.all_versions().filter_map(|v| v.serving.clone());
         functions.retire(served.collect()).await;
         functions.remove_unused_code().await;
@@ -368,6 +377,7 @@ async fn delete_version(on: On) -> Reply {
         };
         let changed = functions.registry.change(&account, &name, change).await;
         let (_, version) = changed?;
+        functions.preparations.give_up(&version);
         functions
             .retire(version.serving.iter().cloned().collect())
             .await;

@@ -51,7 +51,9 @@ fn check_code(wanted: Option<&str>, function: &Function) -> Result<(), LambdaErr
     };
     let there = match &function.latest.code {
         CodeRef::Zip { sha256, .. } => BASE64_STANDARD.encode(unhex(sha256).unwrap_or_default()),
-        CodeRef::Image { .. } => String::new(),
+        CodeRef::Image { digest, .. } => {
+            model::hex_of(digest.as_deref().unwrap_or_default()).to_owned()
+        }
     };
     if wanted == there {
         return Ok(());

@@ -3,7 +3,7 @@
 use crate::guest::AgentError;
 use crate::place::PlaceError;
 use crate::vm::VmError;
-use aleph_types::{Classify, ErrorClass, Problem};
+use aleph_types::{Classify, ErrorClass, MiB, Problem};
 use aleph_vm_networking::NetworkError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,15 @@ pub(in crate::functions) enum TemplateError {
     /// A place for it could not be made.
     #[error("cannot make room for the template")]
     Place(#[from] PlaceError),
+    /// The image that it was pinned to is not there any more.
+    #[error("the image {digest} is gone, which {reference} was when the version was prepared")]
+    ImageGone { reference: String, digest: String },
+    /// The disk would be nearly full with it.
+    #[error("a template takes {needed} of disk, and {free} may be taken yet")]
+    Disk { needed: MiB, free: MiB },
+    /// Nobody waits for it any more, or the node ends.
+    #[error("making the template was given up")]
+    GivenUp,
     /// A file could not be used.
     #[error("cannot {what} {}", path.display())]
     File {
@@ -48,10 +57,11 @@ impl Classify for TemplateError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Image(problem) | Self::Before(problem) => problem.class,
-            Self::Memory => ErrorClass::Capacity,
+            Self::Memory | Self::Disk { .. } => ErrorClass::Capacity,
+            Self::ImageGone { .. } => ErrorClass::NotFound,
             Self::Initialise(_) => ErrorClass::Invalid,
             Self::Network(error) => error.class(),
-            Self::Vm(_) | Self::Agent(_) | Self::Place(_) | Self::File { .. } => {
+            Self::Vm(_) | Self::Agent(_) | Self::Place(_) | Self::GivenUp | Self::File { .. } => {
                 ErrorClass::Unavailable
             }
         }
@@ -62,6 +72,9 @@ impl Classify for TemplateError {
             Self::Image(_) => "function_image",
             Self::Before(_) => "function_template",
             Self::Memory => "function_memory",
+            Self::ImageGone { .. } => "function_image_gone",
+            Self::Disk { .. } => "function_disk",
+            Self::GivenUp => "template_given_up",
             Self::Initialise(_) => "function_init",
             Self::Network(error) => error.code(),
             Self::Vm(_) | Self::Agent(_) => "template_vm",
@@ -76,6 +89,15 @@ impl Classify for TemplateError {
                 Some("See that the handler's module loads, and deploy it again.".into())
             }
             Self::Network(error) => error.advice(),
+            Self::ImageGone { reference, .. } => Some(format!(
+                "Fetch that image again, or update the function's code, which then has what \
+                 {reference} is now."
+            )),
+            Self::Disk { .. } => Some(
+                "Remove functions, jobs or images that nobody needs (aleph prune), or keep the \
+                 node's state on a larger disk."
+                    .into(),
+            ),
             _ => None,
         }
     }

@@ -2,8 +2,10 @@
 
 use super::error::{TemplateError, at};
 use crate::functions::contract::Contract;
+use crate::functions::deployment::DeploymentId;
 use crate::functions::host::Host;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -45,6 +47,28 @@ pub(in crate::functions) fn remove_unfinished(host: &Host) {
             && let Err(error) = fs::remove_dir_all(entry.path())
         {
             tracing::warn!(path = %entry.path().display(), %error, "a half-made template stays");
+        }
+    }
+}
+
+/// Removes the templates of all deployments but these. What is being made stays.
+pub(in crate::functions) fn retain(host: &Host, kept: &HashSet<DeploymentId>) {
+    let kept: HashSet<&str> = kept.iter().map(DeploymentId::as_str).collect();
+    let entries = fs::read_dir(host.templates())
+        .into_iter()
+        .flatten()
+        .flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(".tmp-") || kept.contains(&*name) {
+            continue;
+        }
+        match fs::remove_dir_all(entry.path()) {
+            Ok(()) => tracing::info!(deployment = %name, "a template of no version is removed"),
+            Err(error) => {
+                tracing::warn!(path = %entry.path().display(), %error, "a template of no version stays");
+            }
         }
     }
 }

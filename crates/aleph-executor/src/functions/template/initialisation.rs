@@ -19,9 +19,10 @@ use crate::place::Place;
 use crate::vm::{Begin, Ending, Vm, VmSpec};
 use aleph_types::signal;
 use std::fs::File;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// How long a runtime may take to initialise. On a host without hardware virtualisation an
 /// interpreter with its imports takes many seconds.
@@ -30,14 +31,36 @@ const INITIALISE: Duration = Duration::from_secs(120);
 /// How long its guest may take to stand still.
 const FREEZE: Duration = Duration::from_secs(30);
 
-/// Makes a template, and puts it in the place of one that was there.
-pub(super) async fn make(
-    host: &Host,
-    deployment: &Deployment,
-    prepared: &Prepared,
-    dir: &Path,
-    compatible_with: String,
-) -> Result<Record, TemplateError> {
+/// A template that is being made.
+pub(super) struct Making {
+    pub(super) host: Arc<Host>,
+    pub(super) deployment: Arc<Deployment>,
+    pub(super) prepared: Prepared,
+    pub(super) dir: PathBuf,
+    /// Cancelled once nobody waits for it.
+    pub(super) given_up: CancellationToken,
+}
+
+impl Making {
+    /// Makes it, and puts it in the place of one that was there.
+    pub(super) async fn run(
+        self,
+        compatible_with: String,
+    ) -> Result<(Record, Prepared), TemplateError> {
+        let record = make(&self, compatible_with).await?;
+        Ok((record, self.prepared))
+    }
+}
+
+async fn make(making: &Making, compatible_with: String) -> Result<Record, TemplateError> {
+    let Making {
+        host,
+        deployment,
+        prepared,
+        dir,
+        given_up,
+    } = making;
+    let _room = host.rooms.take(host.paths.state(), deployment.memory)?;
     let work = Work::begin(host)?;
     let memory_path = work.0.join("memory");
     let memory = File::options()
@@ -99,12 +122,20 @@ pub(super) async fn make(
         },
     };
     let vm = Vm::create(place, Arc::clone(&host.driver), spec);
-    let made = initialise(host, deployment, prepared, &vm, &work).await;
+    let made = tokio::select! {
+        biased;
+        () = given_up.cancelled() => Err(TemplateError::GivenUp),
+        made = initialise(host, deployment, prepared, &vm, &work) => made,
+    };
     // Whatever became of it, nothing of the VM stays. Where this fails, a sweep removes it.
     let _ = vm.kill().await;
     let _ = vm.destroy().await;
     cable.undo().await;
     let (main, contract) = made?;
+    if given_up.is_cancelled() {
+        // Whoever gave it up may have removed what there was of it, and does not come again.
+        return Err(TemplateError::GivenUp);
+    }
     let record = Record {
         form: FORM,
         compatible_with,

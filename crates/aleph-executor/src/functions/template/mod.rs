@@ -24,7 +24,7 @@ mod guest;
 mod initialisation;
 
 pub(super) use error::TemplateError;
-pub(super) use folder::remove_unfinished;
+pub(super) use folder::{remove_unfinished, retain};
 
 use super::contract::Contract;
 use super::deployment::{Code, Deployment, DeploymentId};
@@ -32,16 +32,17 @@ use super::host::Host;
 use crate::guest::MainPosition;
 use crate::hypervisor::Disk;
 use crate::node::Prepared;
-use aleph_types::{JobSpec, Resources};
+use aleph_types::{ErrorClass, JobSpec, PullPolicy, Resources};
 use bytes::Bytes;
 use error::at;
 use folder::{Record, read};
 use guest::{disks, resources, task};
-use initialisation::make;
+use initialisation::Making;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -62,9 +63,11 @@ pub(super) struct Template {
 
 impl Template {
     /// The template of a deployment: the one that is there, or a new one.
+    ///
+    /// Where the future is dropped, a template that is being made is given up.
     pub(super) async fn ensure(
-        host: &Host,
-        deployment: &Deployment,
+        host: &Arc<Host>,
+        deployment: &Arc<Deployment>,
     ) -> Result<Self, TemplateError> {
         let prepared = prepare(host, deployment).await?;
         let dir = host.templates().join(deployment.id().as_str());
@@ -72,7 +75,18 @@ impl Template {
         if let Some(record) = read(&dir, &compatible_with, &prepared.digest) {
             return Self::open(&dir, deployment, prepared, &record);
         }
-        let record = make(host, deployment, &prepared, &dir, compatible_with).await?;
+        let given_up = host.closing.child_token();
+        let _waiting = given_up.clone().drop_guard();
+        let making = Making {
+            host: Arc::clone(host),
+            deployment: Arc::clone(deployment),
+            prepared,
+            dir: dir.clone(),
+            given_up,
+        };
+        // A task of its own, so that what was begun is undone when nobody waits any more.
+        let made = host.burials.spawn(making.run(compatible_with)).await;
+        let (record, prepared) = made.unwrap_or(Err(TemplateError::GivenUp))?;
         Self::open(&dir, deployment, prepared, &record)
     }
 
@@ -143,15 +157,53 @@ impl Template {
 
 async fn prepare(host: &Host, deployment: &Deployment) -> Result<Prepared, TemplateError> {
     let image = match &deployment.code {
-        Code::Task { runtime, .. } => runtime.as_str(),
-        Code::Image { reference, .. } => reference.as_str(),
+        Code::Task { runtime, .. } => runtime,
+        Code::Image { reference, digest } if digest.is_empty() => reference,
+        Code::Image { digest, .. } => digest,
     };
-    let spec = JobSpec::new(image, Vec::new());
+    let mut spec = JobSpec::new(image, Vec::new());
+    if let Code::Image { digest, .. } = &deployment.code
+        && !digest.is_empty()
+    {
+        // That very image: whatever its reference leads to now is another version's.
+        spec.pull = PullPolicy::Never;
+    }
     let uncompressed = host.driver.wants_uncompressed_kernel();
     let prepared = host
         .images
         .prepare(&deployment.account, &spec, uncompressed);
-    prepared.await.map_err(TemplateError::Image)
+    prepared.await.map_err(|problem| match &deployment.code {
+        Code::Image { reference, digest }
+            if !digest.is_empty() && problem.class == ErrorClass::NotFound =>
+        {
+            TemplateError::ImageGone {
+                reference: reference.clone(),
+                digest: digest.clone(),
+            }
+        }
+        _ => TemplateError::Image(problem),
+    })
+}
+
+/// The deployment with the image that its reference leads to now, where it has none yet.
+pub(super) async fn pin(
+    host: &Host,
+    deployment: Arc<Deployment>,
+) -> Result<Arc<Deployment>, TemplateError> {
+    let Code::Image { reference, digest } = &deployment.code else {
+        return Ok(deployment);
+    };
+    if !digest.is_empty() {
+        return Ok(deployment);
+    }
+    let code = Code::Image {
+        reference: reference.clone(),
+        digest: prepare(host, &deployment).await?.digest,
+    };
+    Ok(Arc::new(Deployment {
+        code,
+        ..Deployment::clone(&deployment)
+    }))
 }
 
 /// What a template depends on, beside its deployment: whatever of it changes, it is made anew.
