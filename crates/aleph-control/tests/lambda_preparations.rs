@@ -222,7 +222,7 @@ async fn images_of_functions_are_not_pruned() -> Result<()> {
         let pruned: Value = pruned.json()?;
         Ok(serde_json::from_value(pruned["images"].clone())?)
     };
-    assert_eq!(prune().await?, [moved.clone()]);
+    assert_eq!(prune().await?, [&*moved]);
     for name in ["f", "g"] {
         let gone = lambda.client.delete(&format!("{FUNCTIONS}/{name}")).await?;
         ensure!(gone.status == StatusCode::NO_CONTENT, "{gone:?}");
