@@ -64,6 +64,7 @@ impl ByHand {
             ram: Ram::Own,
             disks: &[("rootfs", true)],
             nics: &[],
+            links: &[],
         });
         let mut script = String::from("#!/bin/bash\ncd \"$(dirname \"$0\")\"\n");
         script.push_str(

@@ -6,12 +6,12 @@ use super::pool::Pool;
 use aleph_executor::accel::Accelerator;
 use aleph_executor::guest::{Agent, Reattach};
 use aleph_executor::host;
-use aleph_executor::hypervisor::{Disk, Driver, Launch, Memory, Sockets, Start};
+use aleph_executor::hypervisor::{Disk, Driver, Launch, Link, Memory, Sockets, Start};
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
 use aleph_types::{MiB, Resources, VmId};
 use anyhow::Result;
 use std::fs::File;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::Instant;
 
 /// Restores a clone of a pool's template and waits for its guest's first answer, in milliseconds.
@@ -34,6 +34,7 @@ pub(super) async fn restore_and_answer(pool: &Pool) -> Result<f64> {
             read_only: true,
         })
     };
+    let (_ours, theirs) = UnixDatagram::pair()?;
     let began = Instant::now();
     let vmm = driver
         .launch(Launch {
@@ -53,6 +54,11 @@ pub(super) async fn restore_and_answer(pool: &Pool) -> Result<f64> {
             ),
             disks: vec![disk("rootfs", image)?, disk("task", task)?],
             nics: Vec::new(),
+            // The devices are those of the template.
+            links: vec![Link {
+                mac: [0x52, 0x54, 0, 0xa1, 0, 2],
+                socket: theirs.into(),
+            }],
             sockets: Sockets {
                 control: listen("vmm.sock")?,
                 agent: listen("agent.sock")?,

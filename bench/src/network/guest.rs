@@ -151,6 +151,7 @@ async fn boot(bench: &Bench, attached: Attachment) -> Result<Vm> {
             mac: attached.mac.0,
             queues: queues.collect(),
         }],
+        links: Vec::new(),
         timeouts: Timeouts::default(),
         ending: Ending {
             kept: false,

@@ -321,6 +321,7 @@ impl Executor {
             disks: Vec::new(),
             memory: Memory::Own,
             nics,
+            links: Vec::new(),
             timeouts: self.timeouts,
             ending,
         };

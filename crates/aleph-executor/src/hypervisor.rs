@@ -123,6 +123,8 @@ pub struct Launch {
     pub disks: Vec<Disk>,
     /// Network devices in order.
     pub nics: Vec<Nic>,
+    /// Further ones, whose other end is a socket.
+    pub links: Vec<Link>,
     /// The listening sockets that the VMM serves.
     pub sockets: Sockets,
     /// The folder with those sockets, for the VMM's own records.
@@ -190,6 +192,16 @@ pub struct Nic {
     pub mac: [u8; 6],
     /// The queues of the TAP interface, one or more. One for each CPU is what a guest can use.
     pub queues: Vec<OwnedFd>,
+}
+
+/// A network device: the guest's end of a connected pair of datagram sockets. Each datagram is an
+/// Ethernet frame.
+#[derive(Debug)]
+pub struct Link {
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
+    /// The end that is the VMM's.
+    pub socket: OwnedFd,
 }
 
 /// The sockets over which a VMM and its node speak. The node listens on them before the VMM

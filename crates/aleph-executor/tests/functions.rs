@@ -252,7 +252,7 @@ async fn where_events_come_a_clone_is_made_ahead() -> Result<()> {
         },
         ..FunctionsConfig::default()
     };
-    let world = World::new(config).await?;
+    let world = world(config).await?;
     let deployment = Deployment {
         isolation: Isolation::Invocation,
         ..world.deployment.clone()

@@ -63,6 +63,7 @@ impl Machine {
                     read_only: true,
                 }],
                 nics: Vec::new(),
+                links: Vec::new(),
                 sockets: Sockets {
                     control: listen("control")?,
                     agent: listen("agent")?,

@@ -71,6 +71,7 @@
 //! | 2 | marks, kept commands |
 //! | 3 | a [`Network`] at the end of `Setup`; without one `Setup` is that of version 2 |
 //! | 4 | what clones need: `Listen`, `Mount`, `Freeze`, `Resume`, `Clock` and `Accepted` |
+//! | 5 | `Link`: a link to the host that no agent is in the way of |
 //!
 //! So a guest of version 2 is adopted as it is, and one that was not set up yet can be, as long
 //! as it is to have no network.
@@ -110,7 +111,7 @@ pub use frame::{Decoder, Frame, HEADER, Item, MAX_PAYLOAD, OVERHEAD, ProtocolErr
 pub use list::{List, ListBuf};
 pub use mark::{MARK, MARK_SIZE};
 pub use network::{Network, NetworkV6};
-pub use to_guest::{Exec, Mount, Put, Resume, Root, Setup, Terminal, ToGuest, Upper};
+pub use to_guest::{Exec, Link, Mount, Put, Resume, Root, Setup, Terminal, ToGuest, Upper};
 pub use to_host::{Exit, FileInfo, FileKind, FileStat, Kept, ToHost, Usage};
 pub use version::{VersionMismatch, Versions, negotiate};
 pub use window::{ReceiveWindow, SendWindow, WINDOW, WindowError};

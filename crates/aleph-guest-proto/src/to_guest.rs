@@ -105,6 +105,9 @@ pub enum ToGuest<'a> {
     },
     /// Mounts a filesystem, on a new stream: [`crate::ToHost::Done`] answers.
     Mount(Mount<'a>),
+    /// Sets up the interface of a link to the host, on a new stream: [`crate::ToHost::Done`]
+    /// answers. A guest that has one when it is set up has its driver.
+    Link(Link),
     /// Stops every process but the agent, so that none runs before [`ToGuest::Resume`], on a new
     /// stream: [`crate::ToHost::Done`] answers once all stand still and nothing waits to be
     /// written.
@@ -153,6 +156,24 @@ pub struct Mount<'a> {
     pub read_only: bool,
     /// The filesystem's own options, with commas between them.
     pub options: &'a [u8],
+}
+
+/// A point-to-point link to the host: an interface that has no route to anywhere else, and keeps
+/// what it is in clones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// The interface's hardware address, which it is found by.
+    pub mac: [u8; 6],
+    /// Its address.
+    pub address: [u8; 4],
+    /// How many bits of that name the subnet, the host in it.
+    pub prefix_length: u8,
+    /// The host's address.
+    pub host: [u8; 4],
+    /// The host's hardware address: nothing asks for it.
+    pub host_mac: [u8; 6],
+    /// The largest packet in bytes.
+    pub mtu: u16,
 }
 
 /// What a restored guest has of its own, so that no two clones share it.
@@ -263,6 +284,7 @@ mod kind {
     pub(super) const MOUNT: u8 = 0x21;
     pub(super) const FREEZE: u8 = 0x22;
     pub(super) const RESUME: u8 = 0x23;
+    pub(super) const LINK: u8 = 0x24;
 }
 
 impl<'a> ToGuest<'a> {
@@ -359,6 +381,14 @@ impl<'a> ToGuest<'a> {
                 target: r.text()?,
                 read_only: r.bool()?,
                 options: r.text()?,
+            }),
+            kind::LINK => Self::Link(Link {
+                mac: r.array()?,
+                address: r.array()?,
+                prefix_length: r.u8()?,
+                host: r.array()?,
+                host_mac: r.array()?,
+                mtu: r.u16()?,
             }),
             kind::FREEZE => Self::Freeze,
             kind::RESUME => Self::Resume(Resume {
@@ -544,6 +574,15 @@ impl<'a> ToGuest<'a> {
                 w.bytes(mount.options);
                 kind::MOUNT
             }
+            Self::Link(link) => {
+                w.raw(&link.mac);
+                w.raw(&link.address);
+                w.u8(link.prefix_length);
+                w.raw(&link.host);
+                w.raw(&link.host_mac);
+                w.u16(link.mtu);
+                kind::LINK
+            }
             Self::Freeze => kind::FREEZE,
             Self::Resume(resume) => {
                 w.bytes(resume.hostname);
@@ -687,6 +726,14 @@ mod tests {
                 target: b"/var/task",
                 read_only: true,
                 options: b"",
+            }),
+            ToGuest::Link(Link {
+                mac: [2, 0, 0, 0, 0, 2],
+                address: [169, 254, 100, 2],
+                prefix_length: 30,
+                host: [169, 254, 100, 1],
+                host_mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
             }),
             ToGuest::Freeze,
             ToGuest::Resume(Resume {

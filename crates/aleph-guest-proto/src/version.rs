@@ -15,13 +15,16 @@ pub struct Versions {
 
 impl Versions {
     /// What this build speaks.
-    pub const OURS: Self = Self { min: 2, max: 4 };
+    pub const OURS: Self = Self { min: 2, max: 5 };
 
     /// The first version in which a guest is told of its network.
     pub const NETWORK: u16 = 3;
 
     /// The first version in which a guest can be written down and cloned.
     pub const SNAPSHOTS: u16 = 4;
+
+    /// The first version in which a guest is told of a link to its host.
+    pub const LINKS: u16 = 5;
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, ProtocolError> {
         let (min, max) = (r.u16()?, r.u16()?);

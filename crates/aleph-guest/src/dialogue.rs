@@ -11,7 +11,7 @@ use crate::outlet::Outlet;
 use crate::stream::{Operation, Stream};
 use crate::sys;
 use aleph_guest_proto::{
-    CONTROL, Exit, GUEST_STREAMS, Mount, Resume, Setup, ToGuest, ToHost, Versions, negotiate,
+    CONTROL, Exit, GUEST_STREAMS, Link, Mount, Resume, Setup, ToGuest, ToHost, Versions, negotiate,
 };
 use alloc::format;
 use alloc::vec::Vec;
@@ -35,6 +35,12 @@ pub trait Machine {
     /// # Errors
     /// What failed; the guest goes on without it.
     fn mount(&mut self, mount: &Mount<'_>) -> Result<(), Failure>;
+
+    /// Sets up the interface of a link to the host.
+    ///
+    /// # Errors
+    /// What failed; the guest goes on without it.
+    fn link(&mut self, link: &Link) -> Result<(), Failure>;
 
     /// Stops every process but the agent, and writes out what waits to be.
     ///
@@ -147,6 +153,7 @@ impl<M: Machine> Dialogue<M> {
             | ToGuest::Usage
             | ToGuest::Listen { .. }
             | ToGuest::Mount(_)
+            | ToGuest::Link(_)
             | ToGuest::Freeze
             | ToGuest::Resume(_) => return self.begin(id, message),
             ToGuest::Clock { unix_ns } => self.machine.set_clock(*unix_ns),

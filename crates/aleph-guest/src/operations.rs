@@ -97,6 +97,11 @@ impl<M: Machine> Dialogue<M> {
                 outlet.push(id, &ToHost::Done);
                 return Ok(None);
             }
+            ToGuest::Link(link) => {
+                self.machine.link(link)?;
+                outlet.push(id, &ToHost::Done);
+                return Ok(None);
+            }
             ToGuest::Freeze => {
                 self.machine.freeze()?;
                 outlet.push(id, &ToHost::Done);

@@ -21,7 +21,7 @@ use super::answer::{Answer, MAX_ANSWER, Streamed};
 use super::invocation::Invocation;
 use super::late_end::LateEnd;
 use super::response::JSON;
-use crate::guest::Agent;
+use super::stack::Stack;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -96,10 +96,11 @@ impl Conversation {
         })
     }
 
-    /// Serves what programs in the guest open, until the channel closes.
-    pub(super) async fn serve(self: Arc<Self>, agent: Agent) {
+    /// Serves what programs in the guest open, for as long as there is the link.
+    pub(super) async fn serve(self: Arc<Self>, stack: Stack) {
         let mut connections = JoinSet::new();
-        while let Ok((_, connection)) = agent.accept().await {
+        loop {
+            let connection = stack.accept().await;
             // Those that have ended make room.
             while connections.try_join_next().is_some() {}
             if connections.len() >= MAX_CONNECTIONS {

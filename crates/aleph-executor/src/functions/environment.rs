@@ -6,7 +6,7 @@ use super::deployment::{Code, Deployment};
 use super::server::PORT;
 use std::collections::BTreeMap;
 
-/// The port of the runtime API, on the guest's loopback address.
+/// The port of the runtime API, on the host's end of the link to a guest.
 pub(super) const API_PORT: u16 = 9001;
 
 /// Where a function's code is.
@@ -25,7 +25,10 @@ pub(super) fn environment(
     };
     let id = deployment.id();
     let contract = [
-        ("AWS_LAMBDA_RUNTIME_API", format!("127.0.0.1:{API_PORT}")),
+        (
+            "AWS_LAMBDA_RUNTIME_API",
+            format!("{}:{API_PORT}", super::stack::HOST_ADDRESS),
+        ),
         ("AWS_LAMBDA_FUNCTION_NAME", name.clone()),
         ("AWS_LAMBDA_FUNCTION_VERSION", deployment.version.clone()),
         (

@@ -19,10 +19,13 @@ use super::host::Host;
 use super::invocation::Invocation;
 use super::output::{Ended, Output, pump};
 use super::peak::Peak;
+use super::stack::{self, Stack};
 use super::template::{Template, TemplateError};
 use crate::cgroup::Limits;
 use crate::guest::{Agent, AgentError, CloneRequest, Reattach};
-use crate::hypervisor::{Launch, LaunchError, Memory, Nic, Start, Vmm, VmmError, socket_name};
+use crate::hypervisor::{
+    Launch, LaunchError, Link, Memory, Nic, Start, Vmm, VmmError, socket_name,
+};
 use crate::place::{Place, PlaceError};
 use aleph_types::{Classify, ErrorClass, VmId};
 use aleph_vm_networking::NetworkError;
@@ -31,7 +34,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -60,9 +63,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// Processes and threads that a VMM may have.
 const PIDS: u32 = 512;
-
-/// A request to the runtime API that nobody makes.
-const PRIMER: &[u8] = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
 
 /// A clone that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -193,6 +193,7 @@ async fn bury(place: Arc<Place>, vmm: Arc<dyn Vmm>, cable: Arc<Cable>) {
 pub(super) struct Spare {
     body: Body,
     state: UnixStream,
+    stack: Stack,
     template: Arc<Template>,
 }
 
@@ -242,6 +243,7 @@ impl Spare {
             pids: PIDS,
             io_bytes_per_second: None,
         })?;
+        let (stack, end) = Stack::open(API_PORT, &template.connections)?;
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let ours = UnixStream::from_std(ours)?;
@@ -256,6 +258,10 @@ impl Spare {
                 memory: Memory::Clone(template.memory()?),
                 disks: template.disks()?,
                 nics,
+                links: vec![Link {
+                    mac: stack::GUEST_MAC,
+                    socket: end,
+                }],
                 sockets,
                 run_dir: place.run_dir().to_owned(),
                 cgroup,
@@ -274,6 +280,7 @@ impl Spare {
         Ok(Self {
             body,
             state: ours,
+            stack,
             template,
         })
     }
@@ -283,6 +290,7 @@ impl Spare {
         let Self {
             body,
             mut state,
+            stack,
             template,
         } = self;
         let died = async {
@@ -321,7 +329,7 @@ impl Spare {
         })?;
         let conversation = Conversation::new(true);
         let output = Arc::new(Output::new());
-        let serve = tokio::spawn(Arc::clone(&conversation).serve(agent.clone()));
+        let serve = tokio::spawn(Arc::clone(&conversation).serve(stack.clone()));
         let watch = {
             let (output, vmm) = (Arc::clone(&output), Arc::clone(&body.vmm));
             tokio::spawn(async move {
@@ -350,6 +358,7 @@ impl Spare {
             conversation,
             output,
             body,
+            stack,
             is_paused: false,
         })
     }
@@ -383,6 +392,7 @@ pub(super) struct Instance {
     contract: Contract,
     conversation: Arc<Conversation>,
     pub(super) output: Arc<Output>,
+    stack: Stack,
     tasks: [AbortHandle; 2],
     is_paused: bool,
 }
@@ -409,14 +419,11 @@ impl Instance {
         !self.output.has_ended()
     }
 
-    /// Has the guest go once through what each event goes through: its agent, and a connection over
-    /// its loopback. On a host that emulates its guests, that is translated then.
+    /// Has the guest's kernel go once through what each event goes through. On a host that emulates
+    /// its guests, that is translated then.
     pub(super) async fn prime(&self) -> Result<(), CloneError> {
         let primed = async {
-            let mut connection = self.agent.connect(API_PORT).await?;
-            connection.write_all(PRIMER).await?;
-            let mut answer = Vec::new();
-            connection.take(4096).read_to_end(&mut answer).await?;
+            self.stack.probe().await;
             Ok(self.contract.look(&self.agent).await?)
         };
         timeout(WAKE, primed)

@@ -24,6 +24,7 @@
 //! | `instance` | their clones |
 //! | `contract` | how a function is spoken with: over the runtime API, or as an HTTP server |
 //! | `conversation`, `late_end` | the runtime API, as runtimes in guests speak it |
+//! | `stack` | TCP connections of a guest that end in this process |
 //! | `server`, `http_event` | functions that are HTTP servers, and events as requests to them |
 //! | `answer` | what a function answered, on its way to who asked |
 //! | `environment`, `output`, `report` | what a runtime finds, writes, and what is said of it |
@@ -65,6 +66,8 @@ mod room;
 mod runner;
 mod runtime;
 mod server;
+#[allow(dead_code)] // until the instances hold its other end
+mod stack;
 mod template;
 
 pub use deployment::{Code, Deployment, DeploymentId, Isolation};

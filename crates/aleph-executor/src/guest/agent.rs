@@ -11,7 +11,7 @@ use super::setup::SetupRequest;
 use super::streams::{Phase, Shared};
 use super::tasks::{self, Guest};
 use super::usage::{self, GuestUsage};
-use aleph_guest_proto::{CONTROL, Kept, ToGuest, Versions};
+use aleph_guest_proto::{CONTROL, Kept, Link, ToGuest, Versions};
 use aleph_types::ExitStatus;
 use serde::Serialize;
 use std::sync::Arc;
@@ -372,6 +372,21 @@ impl Agent {
     /// [`AgentError::Failed`] with what the guest could not do.
     pub async fn mount(&self, mount: &MountRequest) -> Result<(), AgentError> {
         order::mount(&self.shared, mount)?.done().await
+    }
+
+    /// Sets up the guest's interface of a link to this host ([`crate::hypervisor::Link`]).
+    ///
+    /// # Errors
+    /// [`AgentError::TooOld`] for a guest that knows no links, or [`AgentError::Failed`] with what
+    /// it could not do.
+    pub async fn link(&self, link: Link) -> Result<(), AgentError> {
+        let version = self.shared.version();
+        if version < Versions::LINKS {
+            return Err(AgentError::TooOld { version });
+        }
+        order::order(&self.shared, &ToGuest::Link(link))?
+            .done()
+            .await
     }
 
     /// Stops every process in the guest but the agent, until [`Agent::resume`]: the guest can be

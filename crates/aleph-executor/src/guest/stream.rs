@@ -34,9 +34,11 @@ impl Kind {
             ToGuest::Get { .. } => Self::File,
             ToGuest::Pack { .. } => Self::Archive,
             ToGuest::Connect { .. } => Self::Connection,
-            ToGuest::Listen { .. } | ToGuest::Mount(_) | ToGuest::Freeze | ToGuest::Resume(_) => {
-                Self::Order
-            }
+            ToGuest::Listen { .. }
+            | ToGuest::Mount(_)
+            | ToGuest::Link(_)
+            | ToGuest::Freeze
+            | ToGuest::Resume(_) => Self::Order,
             _ => Self::Question,
         }
     }

@@ -11,7 +11,8 @@ use aleph_guest_proto::PORT_NAME;
 use aleph_types::{Resources, VmId};
 
 /// The order in which descriptors are handed over: these, what the guest begins with (kernel and
-/// initramfs, or a state), disks, the queues of network devices, and the file of its memory.
+/// initramfs, or a state), disks, the queues of network devices, the sockets of links, and the file
+/// of its memory.
 #[derive(Debug, Clone, Copy)]
 enum File {
     Control,
@@ -69,6 +70,8 @@ pub struct Machine<'a> {
     pub disks: &'a [(&'static str, bool)],
     /// Hardware address of each network device, and how many queues it has.
     pub nics: &'a [([u8; 6], usize)],
+    /// Hardware address of each network device whose other end is a datagram socket.
+    pub links: &'a [[u8; 6]],
 }
 
 /// The emulated processor under TCG: x86-64-v2, and as quick as the plainest. `max` has AVX2 too
@@ -90,6 +93,7 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         ram,
         disks,
         nics,
+        links,
     } = machine;
     let mut argv: Vec<String> = Vec::with_capacity(48);
     let mut add = |words: &[&str]| argv.extend(words.iter().map(|w| (*w).to_owned()));
@@ -204,6 +208,16 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             ),
         ]);
     }
+    for (n, mac) in links.iter().enumerate() {
+        add(&["-netdev", &format!("socket,id=link{n},fd={}", next())]);
+        add(&[
+            "-device",
+            &format!(
+                "virtio-net-device,netdev=link{n},mac={},status=off",
+                mac_text(*mac)
+            ),
+        ]);
+    }
     let share = match ram {
         Ram::Own => return argv,
         Ram::Shared => "on",
@@ -242,6 +256,7 @@ mod tests {
             ram: Ram::Own,
             disks: &[("rootfs", true)],
             nics: &[],
+            links: &[],
         }
     }
 
@@ -276,6 +291,15 @@ mod tests {
             begin: Begin::Restore,
             ram: Ram::Private,
             ..template
+        }));
+    }
+
+    #[test]
+    fn a_microvm_with_a_link() {
+        insta::assert_snapshot!(lines(&Machine {
+            ram: Ram::Shared,
+            links: &[[0x52, 0x54, 0, 0xab, 0xcd, 1]],
+            ..machine()
         }));
     }
 

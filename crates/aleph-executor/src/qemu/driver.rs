@@ -77,6 +77,7 @@ impl QemuDriver {
             .iter()
             .map(|nic| (nic.mac, nic.queues.len()))
             .collect();
+        let links: Vec<_> = launch.links.iter().map(|link| link.mac).collect();
         if nics.iter().any(|(_, queues)| *queues == 0) {
             return Err(LaunchError::Io {
                 what: "give the VM a network device without a queue".into(),
@@ -119,6 +120,7 @@ impl QemuDriver {
             ram,
             disks: &disks,
             nics: &nics,
+            links: &links,
         }));
         command.env_clear().current_dir("/");
         files.extend(
@@ -128,6 +130,7 @@ impl QemuDriver {
                 .map(|disk| OwnedFd::from(disk.file)),
         );
         files.extend(launch.nics.into_iter().flat_map(|nic| nic.queues));
+        files.extend(launch.links.into_iter().map(|link| link.socket));
         files.extend(memory.map(OwnedFd::from));
         let (tail, stderr) = Tail::new().map_err(io("make a pipe"))?;
         let device_group = match self.config.accelerator {

@@ -71,6 +71,7 @@ pub(super) async fn launch(
         disks: others,
         memory,
         nics,
+        links,
         ..
     } = spec;
     let limits = Limits {
@@ -143,6 +144,7 @@ pub(super) async fn launch(
             memory,
             disks,
             nics,
+            links,
             sockets,
             run_dir: place.run_dir().to_owned(),
             cgroup,

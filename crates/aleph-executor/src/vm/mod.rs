@@ -23,7 +23,7 @@ use crate::guest::{
     Agent, AgentError, BootReport, CloneRequest, ExecHandle, ExecRequest, MainPosition, Reattach,
     SetupRequest,
 };
-use crate::hypervisor::{Disk, Driver, Memory, Nic, Vmm, VmmError};
+use crate::hypervisor::{Disk, Driver, Link, Memory, Nic, Vmm, VmmError};
 use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
 use crate::place::{Place, PlaceError};
 use crate::process::Identity;
@@ -50,6 +50,8 @@ pub struct VmSpec {
     pub memory: Memory,
     /// Its network devices. The first is what the guest is told of.
     pub nics: Vec<Nic>,
+    /// Its links to this process.
+    pub links: Vec<Link>,
     /// How long each stage of its life may take.
     pub timeouts: Timeouts,
     /// How it ends.

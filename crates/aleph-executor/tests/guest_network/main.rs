@@ -154,6 +154,7 @@ async fn create(
         disks: Vec::new(),
         memory: Memory::Own,
         nics,
+        links: Vec::new(),
         timeouts: Timeouts::default(),
         ending: Ending {
             kept: false,

@@ -23,7 +23,7 @@ use crate::dialogue::Machine;
 use crate::failure::Failure;
 use crate::session::{End, Session};
 use crate::sys;
-use aleph_guest_proto::{Mount, Network, Resume, Setup};
+use aleph_guest_proto::{Link, Mount, Network, Resume, Setup};
 use modules::Modules;
 use rustix::fd::OwnedFd;
 
@@ -80,7 +80,8 @@ struct Guest {
 impl Machine for Guest {
     fn set_up(&mut self, setup: &Setup<'_>) -> Result<(), Failure> {
         setup::apply_facts(setup);
-        self.modules.load_rest(setup.network.is_some());
+        let has_network = setup.network.is_some() || network::has_device();
+        self.modules.load_rest(has_network);
         if let Some(network) = &setup.network {
             network::configure(network).map_err(|failure| self.modules.blame(failure))?;
             self.network = Some(Interface::of(network));
@@ -93,6 +94,10 @@ impl Machine for Guest {
 
     fn mount(&mut self, mount: &Mount<'_>) -> Result<(), Failure> {
         mounts::mount(mount)
+    }
+
+    fn link(&mut self, link: &Link) -> Result<(), Failure> {
+        network::link(link).map_err(|failure| self.modules.blame(failure))
     }
 
     fn freeze(&mut self) -> Result<(), Failure> {

@@ -67,6 +67,40 @@ pub(super) fn configure(network: &Network<'_>) -> Result<(), Failure> {
     set_up(&mut netlink, &link, network)
 }
 
+/// Whether there is a network device, with a driver or without one.
+pub(super) fn has_device() -> bool {
+    /// <https://docs.oasis-open.org/virtio/virtio/v1.2/virtio-v1.2.html>, section 5.
+    const NETWORK: &[u8] = b"0x0001";
+    scan(c"/sys/bus/virtio/devices", |name| {
+        let path = [b"/sys/bus/virtio/devices/", name, b"/device"].concat();
+        let kind = read_bounded(path).ok()?;
+        (kind.trim_ascii() == NETWORK).then_some(())
+    })
+    .is_some()
+}
+
+/// Sets up a link to the host, which no other packets take.
+pub(super) fn link(told: &aleph_guest_proto::Link) -> Result<(), Failure> {
+    let mac = mac_text(told.mac);
+    let link = wait_for(PATIENCE_US, || find(&mac))
+        .ok_or(Errno::NODEV)
+        .context(|| format!("finding the network interface {mac}"))?;
+    let mut netlink = Netlink::open().context(|| "opening a netlink socket".into())?;
+    // Refused by a kernel without IPv6, which has no such address.
+    let _ = netlink.ask(link.without_link_local());
+    let v4 = Family::V4;
+    for message in [
+        link.up(told.mtu),
+        link.address(v4, &told.address, told.prefix_length),
+        link.neighbour(v4, &told.host, told.host_mac),
+    ] {
+        netlink
+            .ask(message)
+            .context(|| format!("setting up the link {}", link.name))?;
+    }
+    Ok(())
+}
+
 fn set_up(netlink: &mut Netlink, link: &Link, network: &Network<'_>) -> Result<(), Failure> {
     // Refused by a kernel without IPv6, which has no such address.
     let _ = netlink.ask(link.without_link_local());

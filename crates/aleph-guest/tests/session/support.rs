@@ -7,8 +7,8 @@
 
 use aleph_guest::{Channel, End, Failure, Machine, Session};
 use aleph_guest_proto::{
-    CONTROL, Decoder, Exec, Exit, FileInfo, FileKind, Item, Kept, ListBuf, MARK, Mount, Resume,
-    Root, SendWindow, Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
+    CONTROL, Decoder, Exec, Exit, FileInfo, FileKind, Item, Kept, Link, ListBuf, MARK, Mount,
+    Resume, Root, SendWindow, Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
@@ -126,6 +126,10 @@ impl Machine for StandIn {
     }
 
     fn resume(&mut self, _: &Resume<'_>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn link(&mut self, _: &Link) -> Result<(), Failure> {
         Ok(())
     }
 

@@ -44,6 +44,9 @@ pub(in crate::functions) enum TemplateError {
     /// Nobody waits for it any more, or the node ends.
     #[error("making the template was given up")]
     GivenUp,
+    /// The link to it could not be made.
+    #[error("cannot make the link to a template's guest")]
+    Link(#[source] io::Error),
     /// A file could not be used.
     #[error("cannot {what} {}", path.display())]
     File {
@@ -61,9 +64,12 @@ impl Classify for TemplateError {
             Self::ImageGone { .. } => ErrorClass::NotFound,
             Self::Initialise(_) => ErrorClass::Invalid,
             Self::Network(error) => error.class(),
-            Self::Vm(_) | Self::Agent(_) | Self::Place(_) | Self::GivenUp | Self::File { .. } => {
-                ErrorClass::Unavailable
-            }
+            Self::Vm(_)
+            | Self::Agent(_)
+            | Self::Place(_)
+            | Self::GivenUp
+            | Self::Link(_)
+            | Self::File { .. } => ErrorClass::Unavailable,
         }
     }
 
@@ -78,7 +84,7 @@ impl Classify for TemplateError {
             Self::Initialise(_) => "function_init",
             Self::Network(error) => error.code(),
             Self::Vm(_) | Self::Agent(_) => "template_vm",
-            Self::Place(_) | Self::File { .. } => "template_files",
+            Self::Place(_) | Self::Link(_) | Self::File { .. } => "template_files",
         }
     }
 

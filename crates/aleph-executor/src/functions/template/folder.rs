@@ -4,6 +4,7 @@ use super::error::{TemplateError, at};
 use crate::functions::contract::Contract;
 use crate::functions::deployment::DeploymentId;
 use crate::functions::host::Host;
+use crate::functions::stack::Kept;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The form of what is written: another one is made anew.
-pub(super) const FORM: u32 = 2;
+pub(super) const FORM: u32 = 3;
 
 /// What is written beside a template.
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,6 +26,8 @@ pub(super) struct Record {
     pub(super) contract: Contract,
     pub(super) main_stream: u32,
     pub(super) main_received: u64,
+    /// What its runtime is connected with.
+    pub(super) connections: Vec<Kept>,
 }
 
 /// What is written beside a template that is there and can be begun from.

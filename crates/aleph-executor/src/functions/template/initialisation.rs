@@ -12,8 +12,9 @@ use crate::functions::environment::API_PORT;
 use crate::functions::host::Host;
 use crate::functions::output::{Output, pump};
 use crate::functions::server::Server;
+use crate::functions::stack::{self, Kept, Stack};
 use crate::guest::{AgentError, ExecHandle, MainPosition, SetupRequest, UpperKind};
-use crate::hypervisor::Memory;
+use crate::hypervisor::{Link, Memory};
 use crate::node::Prepared;
 use crate::place::Place;
 use crate::vm::{Begin, Ending, Vm, VmSpec};
@@ -85,6 +86,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
     let image = again(&boot.image)?;
     let others = disks(again(&boot.image)?, task(deployment)?).split_off(1);
     let template_memory = Memory::Template(again(&memory)?);
+    let (stack, end) = Stack::open(API_PORT, &[]).map_err(TemplateError::Link)?;
     let place = Place::create(&host.paths, host.cgroups.as_ref())?;
     let whose = (deployment.account.as_str(), deployment.function.as_str());
     // The device that clones have, and a network for what initialises over it.
@@ -115,6 +117,10 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
         disks: others,
         memory: template_memory,
         nics,
+        links: vec![Link {
+            mac: stack::GUEST_MAC,
+            socket: end,
+        }],
         timeouts: host.timeouts,
         ending: Ending {
             kept: false,
@@ -125,13 +131,13 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
     let made = tokio::select! {
         biased;
         () = given_up.cancelled() => Err(TemplateError::GivenUp),
-        made = initialise(host, deployment, prepared, &vm, &work) => made,
+        made = initialise(host, deployment, prepared, (&vm, stack), &work) => made,
     };
     // Whatever became of it, nothing of the VM stays. Where this fails, a sweep removes it.
     let _ = vm.kill().await;
     let _ = vm.destroy().await;
     cable.undo().await;
-    let (main, contract) = made?;
+    let (main, contract, connections) = made?;
     if given_up.is_cancelled() {
         // Whoever gave it up may have removed what there was of it, and does not come again.
         return Err(TemplateError::GivenUp);
@@ -143,6 +149,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
         contract,
         main_stream: main.stream,
         main_received: main.received,
+        connections,
     };
     work.finish(&record, dir)?;
     Ok(record)
@@ -154,23 +161,23 @@ async fn initialise(
     host: &Host,
     deployment: &Deployment,
     prepared: &Prepared,
-    vm: &Vm,
+    (vm, stack): (&Vm, Stack),
     work: &Work,
-) -> Result<(MainPosition, Contract), TemplateError> {
+) -> Result<(MainPosition, Contract, Vec<Kept>), TemplateError> {
     vm.start(None).await?;
     vm.running().await?;
     let agent = vm.agent()?;
     for mount in mounts(deployment) {
         agent.mount(&mount).await?;
     }
-    agent.listen(API_PORT).await?;
+    agent.link(stack::told()).await?;
     let conversation = Conversation::new(false);
     let output = Arc::new(Output::new());
     let runtime = runtime(host, deployment, prepared);
     let server = Server::of(&runtime.env.iter().cloned().collect());
     let mut main = agent.exec(&runtime)?;
     let stream = main.stream();
-    let serve = Arc::clone(&conversation).serve(agent.clone());
+    let serve = Arc::clone(&conversation).serve(stack.clone());
     let ready = async {
         let (received, contract) = {
             let pump = pump(&mut main, &output);
@@ -209,11 +216,14 @@ async fn initialise(
             let frozen = tokio::time::timeout(FREEZE, frozen).await;
             (frozen.unwrap_or(Err(AgentError::Stalled))?, contract)
         };
+        // A connection stays what it is while nobody speaks.
+        let connections = stack.kept().await;
         vm.pause().await?;
         let state = work.0.join("state");
         let file = File::create(&state).map_err(at("make", &state))?;
         vm.save(file).await?;
-        Ok((MainPosition { stream, received }, contract))
+        let main = MainPosition { stream, received };
+        Ok((main, contract, connections))
     };
     tokio::select! {
         ready = ready => ready,

@@ -29,6 +29,7 @@ pub(super) use folder::{remove_unfinished, retain};
 use super::contract::Contract;
 use super::deployment::{Code, Deployment, DeploymentId};
 use super::host::Host;
+use super::stack::Kept;
 use crate::guest::MainPosition;
 use crate::hypervisor::Disk;
 use crate::node::Prepared;
@@ -55,6 +56,8 @@ pub(super) struct Template {
     pub(super) contract: Contract,
     pub(super) main: MainPosition,
     pub(super) state: Bytes,
+    /// What its runtime was connected with.
+    pub(super) connections: Vec<Kept>,
     memory: File,
     image: File,
     task: Option<File>,
@@ -115,6 +118,7 @@ impl Template {
                 .write(true)
                 .open(&memory)
                 .map_err(at("open", &memory))?,
+            connections: record.connections.clone(),
             image: prepared.boot.image,
             task: task(deployment)?,
             // Above those of every clone that an earlier daemon made.

@@ -1,0 +1,170 @@
+//! A kernel as the guest: a network namespace with a TAP in it, whose frames a loop carries to the
+//! stack's link and back.
+
+#![allow(unsafe_code)] // unshare(2)
+
+use super::super::{GUEST_ADDRESS, GUEST_MAC, HOST_ADDRESS, MTU, PREFIX};
+use aleph_vm_networking::tap::Tap;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A limit that only a hang exceeds.
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
+
+/// The port of the host that programs in the guest connect to.
+pub(super) const PORT: u16 = 9001;
+
+/// What a TAP puts before each frame: `virtio_net_hdr`.
+const HEADER: usize = 10;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A kernel with nothing but a TAP. It ends when this is dropped.
+pub(super) struct Kernel {
+    work: Sender<Work>,
+    tap: File,
+    cable: Option<Cable>,
+}
+
+/// What carries frames between the TAP and a stack.
+struct Cable {
+    carrying: JoinHandle<()>,
+    end: OwnedFd,
+}
+
+impl Kernel {
+    /// `None`, with the reason on standard error, where this process cannot make one.
+    pub(super) fn boot() -> Option<Self> {
+        let (work, to_do) = channel::<Work>();
+        let (tell, told) = channel();
+        std::thread::spawn(move || {
+            // SAFETY: only the network namespace of this one thread changes.
+            let _ = tell.send(unsafe { unshare_unsafe(UnshareFlags::NEWNET) });
+            to_do.into_iter().for_each(|work| work());
+        });
+        if let Err(error) = told.recv().unwrap() {
+            eprintln!("left out: it needs the right to make network namespaces: {error}");
+            return None;
+        }
+        if let Err(error) = File::open("/dev/net/tun") {
+            eprintln!("left out: it needs /dev/net/tun: {error}");
+            return None;
+        }
+        let tap = run(&work, || {
+            let mut tap = Tap::make("api0", 1, None).unwrap();
+            let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+            ip(&format!("link set api0 address {mac} mtu {MTU} up"));
+            ip(&format!("address add {GUEST_ADDRESS}/{PREFIX} dev api0"));
+            tap.queues.remove(0)
+        });
+        Some(Self {
+            work,
+            tap,
+            cable: None,
+        })
+    }
+
+    /// Runs a closure in the namespace.
+    pub(super) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        run(&self.work, work)
+    }
+
+    /// Connects the TAP to a stack, and loses one frame of so many.
+    pub(super) fn plug(&mut self, link: OwnedFd, lossy: Option<u32>) {
+        self.unplug();
+        let tap = self.tap.try_clone().unwrap();
+        let (end, ended) = std::io::pipe().unwrap();
+        let link = UnixDatagram::from(link);
+        let carrying = std::thread::spawn(move || carry(tap, &link, &end.into(), lossy));
+        self.cable = Some(Cable {
+            carrying,
+            end: ended.into(),
+        });
+    }
+
+    /// Takes the stack's end away. What the kernel sends waits.
+    pub(super) fn unplug(&mut self) {
+        if let Some(cable) = self.cable.take() {
+            drop(cable.end);
+            cable.carrying.join().unwrap();
+        }
+    }
+
+    pub(super) fn connect(&self) -> std::io::Result<TcpStream> {
+        self.connect_to(PORT)
+    }
+
+    pub(super) fn connect_to(&self, port: u16) -> std::io::Result<TcpStream> {
+        let stream = self.run(move || TcpStream::connect((HOST_ADDRESS, port)))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.unplug();
+    }
+}
+
+fn run<T: Send + 'static>(thread: &Sender<Work>, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tell, told) = channel();
+    let work = Box::new(move || drop(tell.send(work())));
+    thread.send(work).unwrap();
+    told.recv().expect("it panicked")
+}
+
+fn ip(words: &str) {
+    let output = Command::new("ip").args(words.split(' ')).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {words}: {said}");
+}
+
+fn carry(mut tap: File, link: &UnixDatagram, end: &OwnedFd, lossy: Option<u32>) {
+    let mut frame = vec![0; 64 * 1024];
+    // Not each so-manieth one: what is sent again could always be the one that is lost.
+    let mut state = 1_u32;
+    let mut is_lost = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        lossy.is_some_and(|one_in| (state >> 16).is_multiple_of(one_in))
+    };
+    loop {
+        let mut ready = [
+            PollFd::new(&tap, PollFlags::IN),
+            PollFd::new(link, PollFlags::IN),
+            PollFd::new(end, PollFlags::IN),
+        ];
+        poll(&mut ready, None).unwrap();
+        let [of_tap, of_link, of_end] = ready.map(|ready| !ready.revents().is_empty());
+        if of_end {
+            return;
+        }
+        if of_tap {
+            let length = tap.read(&mut frame).unwrap();
+            if !is_lost() {
+                // The stack may be gone already.
+                let _ = link.send(&frame[HEADER..length]);
+            }
+        }
+        if of_link {
+            let Ok(length) = link.recv(&mut frame[HEADER..]) else {
+                return;
+            };
+            frame[..HEADER].fill(0);
+            if !is_lost() {
+                tap.write_all(&frame[..HEADER + length]).unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Against a real kernel's TCP, and against guests that mean harm.
+
+mod hostile;
+mod kernel;
+mod real;
+mod taken_over;
