@@ -7,7 +7,8 @@ use aleph_testkit::NatsServer;
 use anyhow::{Context as _, Result, ensure};
 use async_nats::ConnectOptions;
 use bytes::Bytes;
-use hyper::StatusCode;
+use futures_util::StreamExt;
+use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,13 +16,18 @@ use std::time::Duration;
 use support::nats::{SOURCES, World};
 use support::until;
 
+/// What makes messages of a subject requests.
+fn reply() -> Value {
+    json!({ "FunctionResponseTypes": ["Reply"] })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_answered_by_a_function() -> Result<()> {
     let world = World::up().await?;
     world.function("echo", "app.echo").await?;
     world.function("fail", "fail").await?;
-    world.map("echo", "ask.*", json!({})).await?;
-    world.map("fail", "fail", json!({})).await?;
+    world.map("echo", "ask.*", reply()).await?;
+    world.map("fail", "fail", reply()).await?;
     let answer = world.client.request("ask.x", "hello".into()).await?;
     let answer: Value = serde_json::from_slice(&answer.payload)?;
     let [record] = &answer["Records"].as_array().context("no records")?[..] else {
@@ -98,6 +104,97 @@ async fn messages_of_a_subject_are_events_that_are_tried_again() -> Result<()> {
     let letter = &world.letters()?[0];
     assert_eq!(letter["requestContext"]["condition"], "FunctionNotFound");
     assert_eq!(letter["requestPayload"]["Records"][0]["data"], "Nw==");
+    world.close().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_answered_where_its_mapping_says_so_alone() -> Result<()> {
+    let world = World::up().await?;
+    world.function("echo", "app.echo").await?;
+    // A stream answers whoever publishes to it, and so must nobody else.
+    world.stream("ORDERS", "orders").await?;
+    let id = world.map("echo", "orders", json!({})).await?;
+    world.put("orders", 0..20).await?;
+    let got = until("all messages", async || {
+        let numbers = world.numbers()?;
+        Ok((numbers.len() >= 20).then_some(numbers))
+    });
+    let got: BTreeSet<u32> = got.await?.into_iter().collect();
+    assert_eq!(got, (0..20).collect());
+    let inbox = world.client.new_inbox();
+    let mut answers = world.client.subscribe(inbox.clone()).await?;
+    let client = &world.client;
+    client
+        .publish_with_reply("orders", inbox.clone(), "20".into())
+        .await?;
+    let answer = answers.next().await.context("no answer")?;
+    ensure!(answer.payload.starts_with(b"{\"stream\""), "{answer:?}");
+    until("the message", async || {
+        Ok(world.numbers()?.contains(&20).then_some(()))
+    })
+    .await?;
+    // What is published after it comes after whatever it was answered with.
+    world.result(&id, "OK").await?;
+    client.publish(inbox, "the end".into()).await?;
+    let next = answers.next().await.context("no message")?;
+    assert_eq!(next.payload, "the end");
+    let twice = json!({ "FunctionResponseTypes": ["Reply"], "BatchSize": 2 });
+    let path = format!("{SOURCES}/{id}");
+    let refused = world.lambda.client.call(Method::PUT, &path, Some(twice));
+    assert_eq!(refused.await?.status, StatusCode::BAD_REQUEST);
+    world.close().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_come_is_an_event_also_where_its_mapping_ends() -> Result<()> {
+    let world = World::up().await?;
+    world.function("echo", "app.echo").await?;
+    let more = json!({ "BatchSize": 100, "MaximumBatchingWindowInSeconds": 300 });
+    let id = world.map("echo", "orders", more).await?;
+    for number in 0..3 {
+        let payload = number.to_string().into();
+        world.client.publish("orders", payload).await?;
+    }
+    // The server has them before anybody asks it to take away the subscription.
+    world.client.flush().await?;
+    world.update(&id, json!({ "Enabled": false })).await?;
+    let got = until("what had come", async || {
+        let numbers = world.numbers()?;
+        Ok((!numbers.is_empty()).then_some(numbers))
+    });
+    assert_eq!(got.await?, [0, 1, 2]);
+    world.close().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subject_that_begins_with_a_wildcard_has_nothing_of_the_servers() -> Result<()> {
+    let world = World::up().await?;
+    world.function("echo", "app.echo").await?;
+    world.map("echo", ">", json!({})).await?;
+    for (subject, number) in [("$JS.x", "1"), ("_INBOX.x", "2"), ("orders.new", "3")] {
+        world.client.publish(subject, number.into()).await?;
+    }
+    let got = until("a message", async || {
+        let numbers = world.numbers()?;
+        Ok(numbers.contains(&3).then_some(numbers))
+    });
+    assert_eq!(got.await?, [3]);
+    world.close().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_larger_than_an_event_is_a_dead_letter() -> Result<()> {
+    let world = World::up().await?;
+    world.function("echo", "app.echo").await?;
+    world.map("echo", "large", json!({})).await?;
+    let large = Bytes::from(vec![b'1'; 256 << 10]);
+    world.client.publish("large", large).await?;
+    until("a dead letter", async || {
+        Ok((!world.letters()?.is_empty()).then_some(()))
+    })
+    .await?;
+    let letter = &world.letters()?[0];
+    assert_eq!(letter["requestContext"]["condition"], "EventTooLarge");
     world.close().await.map(drop)
 }
 
@@ -197,6 +294,32 @@ async fn an_event_has_as_many_messages_as_are_wanted_and_no_more() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_one_function_is_in_the_way_of_no_other() -> Result<()> {
+    let world = World::up().await?;
+    world.function("throttle", "throttle").await?;
+    world.function("echo", "app.echo").await?;
+    world.stream("FULL", "full.*").await?;
+    // More events than may run at once.
+    for n in 0..4 {
+        let subject = format!("full.{n}");
+        world.put(&subject, 0..10).await?;
+        let more = json!({ "BatchSize": 1, "ParallelizationFactor": 10 });
+        let topic = format!("jetstream:FULL/{subject}");
+        let id = world.map("throttle", &topic, more).await?;
+        until("ten events that wait", async || {
+            Ok((world.left("FULL", &id).await? == (0, 10)).then_some(()))
+        })
+        .await?;
+    }
+    world.stream("ORDERS", "orders").await?;
+    world.put("orders", 0..3).await?;
+    let id = world.map("echo", "jetstream:ORDERS", json!({})).await?;
+    world.until_done("ORDERS", &id).await?;
+    assert_eq!(world.numbers()?, [0, 1, 2]);
+    world.close().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_fails_comes_again_under_the_same_id_until_it_is_given_up() -> Result<()> {
     let world = World::up().await?;
     world.function("flaky", "flaky").await?;
@@ -270,7 +393,7 @@ async fn a_server_that_is_killed_is_found_again() -> Result<()> {
     let stream = world
         .map("echo", "jetstream:ORDERS", json!({ "BatchSize": 1 }))
         .await?;
-    let subject = world.map("echo", "ask", json!({})).await?;
+    let subject = world.map("echo", "ask", reply()).await?;
     world.put("orders", 0..5).await?;
     world.until_done("ORDERS", &stream).await?;
     tokio::task::block_in_place(|| world.nats.kill())?;
@@ -279,7 +402,8 @@ async fn a_server_that_is_killed_is_found_again() -> Result<()> {
         assert_eq!(world.shown(id).await?["State"], "Enabled");
     }
     // A mapping that is made while it is away is told so, and waits.
-    let wanted = world.wanted("echo", "late");
+    let mut wanted = world.wanted("echo", "late");
+    wanted["FunctionResponseTypes"] = json!(["Reply"]);
     let late: Value = world.lambda.client.post(SOURCES, wanted).await?.json()?;
     let late = late["UUID"].as_str().context("no id")?;
     world.result(late, "PROBLEM: Cannot connect").await?;
@@ -340,7 +464,7 @@ async fn a_server_is_spoken_with_as_its_operator_says() -> Result<()> {
     };
     let world = World::with(nats, client, right).await?;
     world.function("echo", "app.echo").await?;
-    world.map("echo", "ask", json!({})).await?;
+    world.map("echo", "ask", reply()).await?;
     let answer = world.client.request("ask", "hello".into()).await?;
     ensure!(answer.payload.starts_with(b"{\"Records\""), "{answer:?}");
     world.close().await.map(drop)
@@ -365,6 +489,11 @@ async fn only_servers_that_are_listed_may_be_named() -> Result<()> {
         ("Topics", json!(["a..b"]), "no subject"),
         ("Topics", json!(["$SYS.>"]), "NATS's own"),
         ("BatchSize", json!(0), "batchSize"),
+        (
+            "FunctionResponseTypes",
+            json!(["ReportBatchItemFailures"]),
+            "[Reply]",
+        ),
         ("MaximumRetryAttempts", json!(3), "EventInvokeConfig"),
         ("FilterCriteria", json!({}), "FilterCriteria"),
         (
@@ -388,7 +517,10 @@ async fn only_servers_that_are_listed_may_be_named() -> Result<()> {
     let missing = client.post(SOURCES, world.wanted("none", "a")).await?;
     assert_eq!(missing.status, StatusCode::NOT_FOUND);
     let id = world.map("echo", "a", json!({})).await?;
-    let twin = client.post(SOURCES, world.wanted("echo", "a")).await?;
+    let mut twin = world.wanted("echo", "a");
+    let other = format!("nats://{}", world.nats.address());
+    twin["SelfManagedEventSource"]["Endpoints"]["NATS_SERVERS"] = json!([other]);
+    let twin = client.post(SOURCES, twin).await?;
     assert_eq!(twin.status, StatusCode::CONFLICT);
     // A stream that there is not is a problem until there is one.
     let stream = client

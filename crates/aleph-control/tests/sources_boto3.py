@@ -153,10 +153,14 @@ def sources(aws):
         SelfManagedEventSource={"Endpoints": {"NATS_SERVERS": [NATS]}})
     assert stream["State"] == "Disabled" and stream["StartingPosition"] == "LATEST", stream
     assert stream["MaximumRetryAttempts"] == 2, stream
+    answers = aws.create_event_source_mapping(
+        FunctionName="listen", Topics=["ask"], FunctionResponseTypes=["Reply"],
+        SelfManagedEventSource={"Endpoints": {"NATS_SERVERS": [NATS]}})
+    assert answers["FunctionResponseTypes"] == ["Reply"], answers
     pages = aws.get_paginator("list_event_source_mappings").paginate(
         FunctionName="listen", PaginationConfig={"PageSize": 1})
     found = {one["UUID"] for page in pages for one in page["EventSourceMappings"]}
-    assert found == {uuid, stream["UUID"]}, found
+    assert found == {uuid, stream["UUID"], answers["UUID"]}, found
     refused("InvalidParameterValueException", aws.create_event_source_mapping, 400, "[functions] nats",
             **dict(source, SelfManagedEventSource={"Endpoints": {"NATS_SERVERS": ["10.0.0.1:4222"]}}))
     aws.update_event_source_mapping(UUID=uuid, Enabled=False)

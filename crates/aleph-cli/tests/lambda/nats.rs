@@ -135,7 +135,7 @@ pub(crate) fn outlive_the_daemon_and_the_server() -> Result<()> {
     let how = ["--batch", "1", "--retries", "0"];
     let id = world.daemon.ok(&[&source[..], &stream, &how].concat())?;
     let source = [
-        "fn", "source", "reply", "--server", &server, "--nats", "ask.>",
+        "fn", "source", "reply", "--server", &server, "--nats", "ask.>", "--reply",
     ];
     world.daemon.ok(&source)?;
     let listed = world.daemon.ok(&["fn", "sources"])?;

@@ -36,6 +36,9 @@ pub(crate) struct Source {
     /// How often a message of a stream is tried again [default: without end]
     #[arg(long, value_name = "COUNT", conflicts_with = "nats")]
     retries: Option<u32>,
+    /// Answer messages that want an answer with what the function says
+    #[arg(long, conflicts_with_all = ["jetstream", "batch"])]
+    reply: bool,
     /// Remove the source
     #[arg(long)]
     rm: bool,
@@ -78,6 +81,9 @@ impl Source {
         }
         if let Some(retries) = self.retries {
             wanted["MaximumRetryAttempts"] = retries.into();
+        }
+        if self.reply {
+            wanted["FunctionResponseTypes"] = json!(["Reply"]);
         }
         let made = client.create_source(&wanted).await?;
         told(&made, self.json, text(&made, "UUID"))

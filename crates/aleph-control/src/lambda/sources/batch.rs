@@ -3,6 +3,7 @@
 use super::PAUSE;
 use super::event::{Position, event, of_stream, size_of};
 use super::mapping::{Mapping, Status};
+use super::room::Room;
 use super::stream::PROGRESS;
 use crate::lambda::Functions;
 use crate::lambda::events::now;
@@ -27,6 +28,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// What messages are carried out with.
 pub(super) struct Batch {
     pub(super) functions: Functions,
+    pub(super) room: Arc<Room>,
     pub(super) account: String,
     pub(super) id: String,
     pub(super) arn: String,
@@ -81,16 +83,7 @@ impl Batch {
         }
         let outcome = {
             let messages: Vec<_> = placed.iter().map(|(message, _)| message.clone()).collect();
-            let run = self.run(&placed);
-            let mut progress = interval(PROGRESS);
-            progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            tokio::pin!(run);
-            loop {
-                tokio::select! {
-                    outcome = &mut run => break outcome,
-                    _ = progress.tick() => say(&messages, AckKind::Progress).await,
-                }
-            }
+            in_progress(&messages, self.run(&placed)).await
         };
         match outcome {
             Outcome::Left => {
@@ -139,6 +132,11 @@ impl Batch {
             let why = match function {
                 None => format!("the function {} does not exist", self.mapping.function),
                 Some(function) => {
+                    // While it waits to be tried again others have its place.
+                    let _place = tokio::select! {
+                        place = self.room.events.acquire() => place,
+                        () = self.stop.cancelled() => return Outcome::Left,
+                    };
                     let qualifier = self.mapping.qualifier.as_deref();
                     let done = self
                         .functions
@@ -217,6 +215,19 @@ impl Batch {
                 }
             };
             say(std::slice::from_ref(&one.0), kind).await;
+        }
+    }
+}
+
+/// Tells the server that messages are worked on until something is done.
+pub(super) async fn in_progress<T>(messages: &[Message], work: impl Future<Output = T>) -> T {
+    let mut progress = interval(PROGRESS);
+    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = progress.tick() => say(messages, AckKind::Progress).await,
         }
     }
 }

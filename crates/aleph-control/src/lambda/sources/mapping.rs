@@ -28,6 +28,9 @@ pub(crate) struct Mapping {
     pub(crate) age: Option<u32>,
     /// Whether the function says which messages of an event failed.
     pub(crate) partial: bool,
+    /// Whether what the function says is the answer to a message that wants one.
+    #[serde(default)]
+    pub(crate) reply: bool,
 }
 
 /// Which message of a stream is the first.

@@ -3,12 +3,19 @@
 use super::mapping::{Mapping, Phase, Status};
 use super::model::{Shown, SourceInput};
 use super::topic::Topic;
-use super::{Live, MOST_MAPPINGS, stream, work};
+use super::{END, Live, MOST_MAPPINGS, normal, stream, work};
 use crate::lambda::error::LambdaError;
 use crate::lambda::{Functions, random_id};
 use aleph_executor::journal::SourceRow;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use tokio::time::timeout;
+
+/// The servers of a mapping, however they were written.
+fn called(mapping: &Mapping) -> BTreeSet<Option<String>> {
+    mapping.servers.iter().map(|name| normal(name)).collect()
+}
 
 impl Functions {
     pub(in crate::lambda) fn source(&self, account: &str, id: &str) -> Result<Value, LambdaError> {
@@ -69,7 +76,7 @@ impl Functions {
         }
         let same = |one: &Live| {
             let (a, b) = (&one.mapping, &mapping);
-            let same = a.topic == b.topic && a.servers == b.servers;
+            let same = a.topic == b.topic && called(a) == called(b);
             one.account == account && same && a.function == b.function
         };
         let twin = self
@@ -140,7 +147,9 @@ impl Functions {
             (Phase::Creating, false) => Phase::Disabled,
             (phase, _) => phase,
         };
+        let before = self.sources.lock().get(id).map(|live| live.tasks.clone());
         let live = Live {
+            tasks: before.unwrap_or_default(),
             account: account.to_owned(),
             mapping: Arc::new(mapping),
             status: Status::new(phase),
@@ -172,9 +181,13 @@ impl Functions {
         if let Topic::Stream { stream, .. } = &live.mapping.topic {
             let servers = self.sources.named(account, &live.mapping.servers);
             let servers = servers.unwrap_or_default();
-            let (id, stream) = (id.to_owned(), stream.clone());
-            self.work
-                .spawn(async move { stream::forget(&servers, &id, &stream).await });
+            let (id, stream, tasks) = (id.to_owned(), stream.clone(), live.tasks.clone());
+            tasks.close();
+            self.work.spawn(async move {
+                // A task that has just begun makes the consumer.
+                let _ = timeout(END, tasks.wait()).await;
+                stream::forget(&servers, &id, &stream).await;
+            });
         }
         Ok(self.shown_source(id, &live, Some("Deleting")))
     }

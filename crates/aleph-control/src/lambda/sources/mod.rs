@@ -12,6 +12,7 @@
 //! | `mappings` | what is done with mappings |
 //! | `model` | JSON as clients of AWS Lambda have it |
 //! | `topic` | what a mapping listens to |
+//! | `room` | how much of streams an account has under way |
 //! | `server` | the servers that the operator lists, and connections |
 //! | `subject` | core NATS |
 //! | `stream` | JetStream |
@@ -19,17 +20,20 @@
 //! | `event` | what a function gets |
 //!
 //! # Delivery
-//! **Core NATS** gives a message once or not at all: to nobody while nobody listens. Once the node
-//! has it, it is an event of the durable queue, with its retries, its maximum age and its dead
-//! letters. A message with a reply subject is a request instead, where events have one message
-//! (`BatchSize` 1): the function is waited for and its answer is the reply. Who asks waits, and may
-//! ask again, so requests are not durable; one that fails is answered with the headers
-//! `Nats-Service-Error` and `Nats-Service-Error-Code`.
+//! **Core NATS** gives a message once or not at all: to nobody while nobody listens. Once it is
+//! in the journal it is an event of the durable queue, with its retries, its maximum age and its
+//! dead letters. Where the mapping says so (`FunctionResponseTypes` `Reply`), a message with a reply
+//! subject is a request instead: the function is waited for and its answer is the reply. Nobody else
+//! is answered, since not every reply subject is a question: who publishes to a stream has one for
+//! what the stream says. Who asks waits, and may ask again, so requests are not durable; one that
+//! fails is answered with the headers `Nats-Service-Error` and `Nats-Service-Error-Code`. What comes
+//! on subjects that begin with `$` or `_`, which are the server's or answers to others, is left out.
 //!
 //! **JetStream**: at least once. A message is acknowledged once a function has succeeded with it.
 //! While one works, the server is told so. A message whose event failed comes again, after 1 s and
 //! twice as long each time, at most a minute, and as often as `MaximumRetryAttempts` says; without
-//! end where that is -1, as it is where nobody says. Then it goes to the dead letters. The id of a
+//! end where that is -1, as it is where nobody says. Then it goes to the dead letters. How often it
+//! was given counts for that, so a time that it was given back, as the node stopped, does too. The id of a
 //! request follows from the mapping and its messages: the same event again has the same id. After
 //! a failure messages need not come in the events that they came in before; with `BatchSize` 1
 //! they do. The consumer is called `aleph-` and the mapping's UUID, and goes with the mapping.
@@ -38,20 +42,24 @@
 //! | what | then |
 //! | --- | --- |
 //! | a server is away, or there is no such stream | `LastProcessingResult` begins with `PROBLEM`; tried again after 1 s, and twice as long each time, at most 30 s |
-//! | the function is throttled or the queue full | its messages wait, and no more are taken |
+//! | the function is throttled or the queue full | messages of streams wait, and no more are taken; those of subjects wait, and once a subscription holds 512 the server's next are lost, which is in the log |
 //! | the daemon dies with messages under way | those of streams come again after [`stream::ACK_WAIT`]; those of subjects are in the queue, but for what was not written yet |
-//! | the function is deleted | of streams nothing is taken, of subjects each is a dead letter; the mapping stays |
-//! | a message makes too large an event | a dead letter, without its data |
+//! | the node stops, or a mapping is changed or removed | what has come of a subject is carried out; of a stream, what runs is, and the rest comes again |
+//! | the node stops while the queue is full | what waits of a subject is a dead letter, `NodeStopped` |
+//! | the function is deleted | what has come of subjects is dead letters; then nothing is taken until there is one of this name, and the mapping stays |
+//! | a message makes too large an event (256 KiB of a subject, 6 MiB of a request or of a stream) | a dead letter, without its data; a request is refused |
 //!
 //! # Memory
-//! A subscription holds at most 512 messages, and a batch of a stream a few MiB; at most
-//! [`EVENTS_AT_ONCE`] events are put together or under way at once.
+//! A subscription holds at most 512 messages, whatever their size (the server's `max_payload`), and
+//! at most 16 MiB of it are written down or answered at once. Of streams, an account has 64 MiB that
+//! run or wait, and each mapping one event of at most 6 MiB that is put together.
 
 mod batch;
 mod event;
 mod mapping;
 mod mappings;
 mod model;
+mod room;
 mod server;
 mod stream;
 mod subject;
@@ -65,19 +73,20 @@ use super::Functions;
 use super::error::LambdaError;
 use aleph_executor::journal::{Journal, JournalError, SourceRow};
 use mapping::{Mapping, Phase, Status};
-use server::{Connection, connect};
+use room::Room;
+use server::{Connection, are_alike, connect};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use topic::Topic;
 
 /// The most mappings of an account.
 const MOST_MAPPINGS: usize = 100;
-/// Events of all streams that are put together or under way at once.
-const EVENTS_AT_ONCE: usize = 32;
+/// How long a task that was told to end may take to.
+const END: Duration = Duration::from_secs(30);
 /// The pause before something is tried again, at first and at most.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -95,6 +104,8 @@ struct Live {
     status: Status,
     /// Ends its task.
     stop: CancellationToken,
+    /// Its task, and those of what it was before.
+    tasks: TaskTracker,
 }
 
 /// The mappings of all accounts.
@@ -104,7 +115,7 @@ pub(crate) struct Sources {
     live: Mutex<BTreeMap<String, Live>>,
     /// Changes come one after another.
     turn: tokio::sync::Mutex<()>,
-    events: Arc<Semaphore>,
+    rooms: Mutex<BTreeMap<String, Arc<Room>>>,
     /// Cancelled once the node is about to stop.
     stopping: CancellationToken,
 }
@@ -144,6 +155,7 @@ impl Sources {
                         mapping: Arc::new(mapping),
                         status: Status::new(phase),
                         stop: stopping.child_token(),
+                        tasks: TaskTracker::new(),
                     };
                     live.insert(id, one);
                 }
@@ -155,13 +167,18 @@ impl Sources {
             servers,
             live: Mutex::new(live),
             turn: tokio::sync::Mutex::default(),
-            events: Arc::new(Semaphore::new(EVENTS_AT_ONCE)),
+            rooms: Mutex::default(),
             stopping,
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn room(&self, account: &str) -> Arc<Room> {
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(rooms.entry(account.to_owned()).or_default())
     }
 
     fn get(&self, account: &str, id: &str) -> Result<Live, LambdaError> {
@@ -184,6 +201,16 @@ impl Sources {
             });
             let refused = || LambdaError::invalid(format!("The NATS server {name:?} {NOT_LISTED}"));
             found.push(listed.cloned().ok_or_else(refused)?);
+        }
+        // A client of NATS speaks with all of its servers in one way.
+        if let [first, others @ ..] = &found[..]
+            && let Some(other) = others.iter().find(|other| !are_alike(first, other))
+        {
+            let (first, other) = (&first.server, &other.server);
+            return Err(LambdaError::invalid(format!(
+                "The NATS servers {first:?} and {other:?} cannot be named together: this node \
+                 speaks with them in different ways"
+            )));
         }
         Ok(found)
     }
@@ -210,7 +237,8 @@ fn work(functions: &Functions, id: &str, live: &Live) {
         status: live.status.clone(),
         stop: live.stop.clone(),
     };
-    functions.work.spawn(task.run());
+    let task = live.tasks.track_future(task.run());
+    functions.work.spawn(task);
 }
 
 impl Work {

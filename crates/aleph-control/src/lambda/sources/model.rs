@@ -11,7 +11,7 @@
 //! | `BatchSize`, `MaximumBatchingWindowInSeconds` | 1 and 0 for subjects where nobody says, 100 and 0 for streams |
 //! | `ParallelizationFactor` | events of a stream that are under way at once: 1 to 10 |
 //! | `MaximumRetryAttempts`, `MaximumRecordAgeInSeconds` | of streams; -1 is without end |
-//! | `FunctionResponseTypes` | of streams: `ReportBatchItemFailures` |
+//! | `FunctionResponseTypes` | of streams: `ReportBatchItemFailures`; of subjects: `Reply`, for requests, with a `BatchSize` of 1 |
 //!
 //! What would change which messages come, or what becomes of them, and cannot be had here, is
 //! refused.
@@ -35,6 +35,8 @@ const MOST_SERVERS: usize = 10;
 /// How many messages of a stream an event has where nobody says.
 const BATCH: u32 = 100;
 const PARTIAL: &str = "ReportBatchItemFailures";
+/// What AWS Lambda has no word for. Its clients do not look at it.
+const REPLY: &str = "Reply";
 
 /// `CreateEventSourceMapping` and `UpdateEventSourceMapping`.
 #[derive(Debug, Deserialize)]
@@ -200,6 +202,7 @@ impl SourceInput {
             retries: None,
             age: None,
             partial: false,
+            reply: false,
             topic,
         };
         self.apply(mapping)
@@ -238,12 +241,6 @@ impl SourceInput {
                     "MaximumRecordAgeInSeconds",
                     self.maximum_record_age_in_seconds.is_some_and(|n| n != -1),
                 ),
-                (
-                    "FunctionResponseTypes",
-                    self.function_response_types
-                        .as_ref()
-                        .is_some_and(|t| !t.is_empty()),
-                ),
             ];
             if let Some((name, _)) = of_streams.iter().find(|(_, is)| *is) {
                 return Err(LambdaError::invalid(format!(
@@ -271,15 +268,28 @@ impl SourceInput {
         if let Some(age) = self.maximum_record_age_in_seconds {
             mapping.age = endless(age, 60, 604_800, "maximumRecordAgeInSeconds")?;
         }
-        match self.function_response_types.as_deref() {
-            None => {}
-            Some([]) => mapping.partial = false,
-            Some([one]) if one == PARTIAL => mapping.partial = true,
+        let of_subject = matches!(mapping.topic, Topic::Subject(_));
+        let word = if of_subject { REPLY } else { PARTIAL };
+        let said = match self.function_response_types.as_deref() {
+            None => None,
+            Some([]) => Some(false),
+            Some([one]) if one == word => Some(true),
             Some(_) => {
                 return Err(LambdaError::invalid(format!(
-                    "FunctionResponseTypes has to be empty or [{PARTIAL}]"
+                    "FunctionResponseTypes has to be empty or [{word}] here"
                 )));
             }
+        };
+        match said {
+            Some(reply) if of_subject => mapping.reply = reply,
+            Some(partial) => mapping.partial = partial,
+            None => {}
+        }
+        if mapping.reply && mapping.batch != 1 {
+            return Err(LambdaError::invalid(format!(
+                "FunctionResponseTypes [{REPLY}] goes with a BatchSize of 1 only: each request has \
+                 an answer of its own"
+            )));
         }
         Ok(mapping)
     }
@@ -322,6 +332,8 @@ impl Shown<'_> {
             "SelfManagedEventSource": { "Endpoints": { SERVERS: mapping.servers } },
         });
         if matches!(mapping.topic, Topic::Subject(_)) {
+            let types: &[&str] = if mapping.reply { &[REPLY] } else { &[] };
+            shown["FunctionResponseTypes"] = types.into();
             return shown;
         }
         let endless = |value: Option<u32>| value.map_or(-1, i64::from);

@@ -6,8 +6,10 @@
 use super::mapping::Status;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 /// A server that accounts may name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,6 +30,13 @@ pub struct NatsServer {
 
 /// Messages that wait in memory for a subscription. More of them are dropped, which is told.
 const CAPACITY: usize = 512;
+/// How often a connection that is lost is tried again at each server: a client that nobody has any
+/// more ends with that. Whoever still wants one makes another.
+const TRIES: usize = 12;
+/// How long the server may take to answer that it has all.
+pub(super) const FLUSH: Duration = Duration::from_secs(5);
+/// How often it is told that messages are lost.
+const TELL: Duration = Duration::from_secs(60);
 /// The longest pause before a connection is tried again.
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
@@ -49,7 +58,33 @@ pub(crate) fn normal(text: &str) -> Option<String> {
     (!host.is_empty()).then(|| format!("{host}:{}", parsed.port()))
 }
 
-/// A connection that comes back by itself.
+/// Whether the node speaks with both servers in one way.
+pub(super) fn are_alike(one: &NatsServer, other: &NatsServer) -> bool {
+    let tls = |server: &NatsServer| server.tls || server.server.starts_with("tls://");
+    let how = |server: &NatsServer| {
+        let NatsServer {
+            credentials,
+            tls_ca,
+            tls_cert,
+            ..
+        } = server.clone();
+        (credentials, tls(server), tls_ca, tls_cert)
+    };
+    how(one) == how(other)
+}
+
+/// Waits until the server has all that it was told.
+///
+/// # Errors
+/// Says why nobody knows.
+pub(super) async fn flushed(client: &Client) -> Result<(), String> {
+    match timeout(FLUSH, client.flush()).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err("the server does not answer".into()),
+    }
+}
+
+/// A connection that comes back by itself, for a while.
 pub(super) struct Connection {
     pub(super) client: Client,
     /// Counts how often it has come back.
@@ -70,10 +105,14 @@ pub(super) async fn connect(
     };
     let (back, returns) = watch::channel(0);
     let (told, shown) = (status.clone(), first.server.clone());
+    let client_name = name.to_owned();
+    // How often something was lost that nobody was told of, and when somebody was.
+    let lost = Mutex::new((0_u64, None::<Instant>));
     let mut options = ConnectOptions::new()
         .name(name)
         .subscription_capacity(CAPACITY)
         .ignore_discovered_servers()
+        .max_reconnects(TRIES * servers.len())
         .reconnect_delay_callback(|tries| {
             let delay = Duration::from_millis(100).saturating_mul(1 << tries.min(10));
             delay.min(LONGEST_DELAY)
@@ -90,6 +129,18 @@ pub(super) async fn connect(
                 }
                 Event::SlowConsumer(_) => {
                     told.problem("messages come faster than they are taken; some are lost");
+                    let mut lost = lost.lock().unwrap_or_else(PoisonError::into_inner);
+                    lost.0 += 1;
+                    if lost.1.is_none_or(|before| before.elapsed() > TELL) {
+                        let count = lost.0;
+                        tracing::warn!(
+                            client = client_name,
+                            server = shown,
+                            count,
+                            "messages of NATS come faster than they are taken, and are lost"
+                        );
+                        *lost = (0, Some(Instant::now()));
+                    }
                 }
                 Event::ServerError(error) => told.problem(&format!("NATS says: {error}")),
                 Event::ClientError(error) => tracing::debug!(%error, "a connection to NATS"),
@@ -124,6 +175,33 @@ pub(super) async fn connect(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_servers_that_are_spoken_with_in_one_way_go_together() {
+        let plain = NatsServer {
+            server: "a:1".into(),
+            ..NatsServer::default()
+        };
+        let other = NatsServer {
+            server: "b:1".into(),
+            accounts: vec!["team".into()],
+            ..NatsServer::default()
+        };
+        assert!(are_alike(&plain, &other));
+        let path = || Some(PathBuf::from("/x"));
+        let change: [fn(&mut NatsServer, Option<PathBuf>); 5] = [
+            |s, path| s.credentials = path,
+            |s, _| s.tls = true,
+            |s, path| s.tls_ca = path,
+            |s, path| s.tls_cert = path.clone().zip(path),
+            |s, _| s.server = "tls://b:1".into(),
+        ];
+        for change in change {
+            let mut changed = other.clone();
+            change(&mut changed, path());
+            assert!(!are_alike(&plain, &changed), "{changed:?}");
+        }
+    }
 
     #[test]
     fn servers_are_called_in_one_way() {

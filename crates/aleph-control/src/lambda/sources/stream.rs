@@ -1,9 +1,9 @@
 //! Messages of a stream of JetStream.
 
-use super::batch::{Batch, say};
+use super::batch::{Batch, in_progress, say};
 use super::event::size_of;
 use super::mapping::{Mapping, Start, Status};
-use super::server::{NatsServer, connect};
+use super::server::{NatsServer, connect, flushed};
 use super::{Connection, Work, name_of};
 use crate::lambda::invocation::MOST_EVENT;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
@@ -51,6 +51,7 @@ pub(super) async fn serve(
     work.status.begun();
     let parallel = usize::try_from(work.mapping.parallel).unwrap_or(1);
     let turns = Arc::new(Semaphore::new(parallel));
+    let room = work.functions.sources.room(&work.account);
     loop {
         let turn = tokio::select! {
             turn = Arc::clone(&turns).acquire_owned() => turn.ok(),
@@ -77,13 +78,18 @@ pub(super) async fn serve(
             }
             continue;
         };
-        let events = Arc::clone(&work.functions.sources.events)
-            .acquire_owned()
-            .await;
         let mut messages = vec![first];
         rest(&consumer, &work.mapping, &mut messages, &work.stop).await;
+        let size: usize = messages.iter().map(|message| size_of(message)).sum();
+        let waiting = room.hold(size, &work.stop);
+        let Some(held) = in_progress(&messages, waiting).await else {
+            say(&messages, AckKind::Nak(None)).await;
+            let _ = flushed(&client).await;
+            break;
+        };
         let batch = Batch {
             functions: work.functions.clone(),
+            room: Arc::clone(&room),
             account: work.account.clone(),
             id: work.id.clone(),
             arn: work.arn(),
@@ -94,9 +100,9 @@ pub(super) async fn serve(
         let client = client.clone();
         work.functions.work.spawn(async move {
             batch.carry(messages).await;
+            drop((turn, held));
             // What was said to the server is on its way.
-            let _ = client.flush().await;
-            drop((turn, events));
+            let _ = flushed(&client).await;
         });
     }
     // The last events are told of by their own tasks.
@@ -145,7 +151,9 @@ async fn rest(
 ) {
     let most = usize::try_from(mapping.batch).unwrap_or(1);
     let window = Duration::from_secs(mapping.window.into());
-    let end = Instant::now() + window.max(MORE);
+    // The server says when the window is over; it may be away.
+    let over = Instant::now() + window;
+    let end = over + MORE;
     loop {
         let size: usize = messages.iter().map(|message| size_of(message)).sum();
         let asked = Asked {
@@ -154,11 +162,11 @@ async fn rest(
             bytes: MOST_EVENT.saturating_sub(size) / 2,
             window: match mapping.window {
                 0 => None,
-                _ => Some(end.saturating_duration_since(Instant::now())),
+                _ => Some(over.saturating_duration_since(Instant::now())),
             },
         };
-        let over = asked.window.is_some_and(|left| left.is_zero());
-        if asked.count == 0 || asked.bytes == 0 || over {
+        let past = asked.window.is_some_and(|left| left.is_zero());
+        if asked.count == 0 || asked.bytes == 0 || past {
             return;
         }
         let before = messages.len();

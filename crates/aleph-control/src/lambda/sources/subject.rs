@@ -1,24 +1,34 @@
 //! Messages of core NATS.
+//!
+//! Nobody keeps a message that was given: what has come is carried out, also where its mapping
+//! ends while more are waited for.
 
 use super::event::{event, of_subject, size_of};
+use super::server::{FLUSH, flushed};
 use super::{Connection, PAUSE, Work};
 use crate::lambda::error::LambdaError;
 use crate::lambda::events::{NO_FUNCTION, now};
 use crate::lambda::invocation::{MOST_ASYNCHRONOUS, MOST_EVENT};
 use crate::lambda::random_id;
 use aleph_executor::functions::Invocation;
+use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use axum::http::StatusCode;
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Events of a subject that are written down, and requests that are answered, at once.
 const AT_ONCE: usize = 64;
+/// How many KiB they may have together.
+const KIB_AT_ONCE: u32 = 16 * 1024;
+/// The most events that are taken at the end: of what a subscription holds, and of what is on
+/// its way.
+const MOST_LEFT: usize = 4096;
 /// How long messages that have come are waited for at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -34,71 +44,138 @@ pub(super) async fn serve(
         .await;
     let subscribed = subscribed.map_err(|error| format!("cannot subscribe: {error}"))?;
     // Once this is answered the server has the subscription.
-    client
-        .flush()
-        .await
-        .map_err(|error| format!("cannot subscribe: {error}"))?;
+    tokio::select! {
+        flushed = flushed(&client) => {
+            flushed.map_err(|error| format!("cannot subscribe: {error}"))?;
+        }
+        () = work.stop.cancelled() => return Ok(()),
+    }
     work.status.begun();
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut taking = Taking {
-        work,
+        most: usize::try_from(work.mapping.batch).unwrap_or(1),
+        window: Duration::from_secs(work.mapping.window.into()),
         messages: subscribed,
         next: None,
     };
+    let ended = take(work, &client, &mut taking).await;
+    let end = Instant::now() + DRAIN;
+    if client.connection_state() == State::Connected {
+        let _ = timeout(FLUSH, taking.messages.drain()).await;
+        for _ in 0..MOST_LEFT {
+            let Some(batch) = taking.batch(sleep_until(end)).await else {
+                break;
+            };
+            spawn(work, &client, batch, None);
+        }
+    } else {
+        // Nothing comes any more but what has come.
+        while let Some(batch) = taking.batch(std::future::ready(())).await {
+            spawn(work, &client, batch, None);
+        }
+    }
+    let _ = flushed(&client).await;
+    ended
+}
+
+/// Takes messages until nobody wants more.
+async fn take(work: &Work, client: &Client, taking: &mut Taking) -> Result<(), String> {
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let room = Arc::new(Semaphore::new(usize::try_from(KIB_AT_ONCE).unwrap_or(1)));
     loop {
         let turn = tokio::select! {
+            biased;
+            () = work.stop.cancelled() => return Ok(()),
             turn = Arc::clone(&turns).acquire_owned() => turn.ok(),
-            () = work.stop.cancelled() => break,
         };
-        let batch = tokio::select! {
-            batch = taking.batch() => batch,
-            () = work.stop.cancelled() => break,
+        let Some(batch) = taking.batch(work.stop.cancelled()).await else {
+            return match work.stop.is_cancelled() {
+                true => Ok(()),
+                false => Err("the subscription has ended".into()),
+            };
         };
-        let Some(batch) = batch else {
-            return Err("the subscription has ended".into());
+        let size: usize = batch.iter().map(size_of).sum();
+        let kib = u32::try_from(size / 1024).map_or(KIB_AT_ONCE, |kib| kib.min(KIB_AT_ONCE));
+        let room = tokio::select! {
+            room = Arc::clone(&room).acquire_many_owned(kib) => room.ok(),
+            // What has come is carried out all the same.
+            () = work.stop.cancelled() => None,
         };
-        let taken = Taken::of(work, &client);
-        work.functions.work.spawn(async move {
-            taken.carry(batch).await;
-            drop(turn);
-        });
-    }
-    let taken = Taken::of(work, &client);
-    let rest = async {
-        let _ = taking.messages.drain().await;
-        while let Some(batch) = taking.batch().await {
-            taken.carry(batch).await;
+        spawn(work, client, batch, turn.zip(room));
+        // Of a function that is gone no more is taken than what has come.
+        let function = &work.mapping.function;
+        if work
+            .functions
+            .registry
+            .get(&work.account, function)
+            .is_none()
+        {
+            return Err(format!("the function {function} does not exist"));
         }
+    }
+}
+
+/// Has messages carried out, which the node's stop waits for.
+fn spawn(
+    work: &Work,
+    client: &Client,
+    batch: Vec<Message>,
+    turn: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+) {
+    let taken = Taken {
+        functions: work.functions.clone(),
+        client: client.clone(),
+        work: Arc::clone(&work.mapping),
+        account: work.account.clone(),
+        arn: work.arn(),
+        status: work.status.clone(),
     };
-    let _ = timeout(DRAIN, rest).await;
-    let _ = client.flush().await;
-    Ok(())
+    work.functions.work.spawn(async move {
+        taken.carry(batch).await;
+        drop(turn);
+    });
 }
 
 /// Messages as they come.
-struct Taking<'w> {
-    work: &'w Work,
-    messages: Subscriber,
+struct Taking<M = Subscriber> {
+    most: usize,
+    window: Duration,
+    messages: M,
     /// One that had no room in the last event.
     next: Option<Message>,
 }
 
-impl Taking<'_> {
-    /// The messages of the next event; `None` where there will be none.
-    async fn batch(&mut self) -> Option<Vec<Message>> {
+impl<M: Stream<Item = Message> + Unpin> Taking<M> {
+    /// The messages of the next event; `None` where there will be none. What has come is given
+    /// once nobody wants to wait for more.
+    async fn batch(&mut self, enough: impl Future<Output = ()>) -> Option<Vec<Message>> {
+        tokio::pin!(enough);
         let first = match self.next.take() {
             Some(first) => first,
-            None => self.messages.next().await?,
+            None => loop {
+                let message = tokio::select! {
+                    biased;
+                    message = self.messages.next() => message?,
+                    () = &mut enough => return None,
+                };
+                if !is_of_nats(&message) {
+                    break message;
+                }
+            },
         };
         let mut size = size_of(&first);
         let mut batch = vec![first];
-        let most = usize::try_from(self.work.mapping.batch).unwrap_or(1);
-        let window = Duration::from_secs(self.work.mapping.window.into());
-        let end = Instant::now() + window;
-        while batch.len() < most {
-            let Ok(Some(message)) = timeout_at(end, self.messages.next()).await else {
-                break;
+        let end = Instant::now() + self.window;
+        while batch.len() < self.most {
+            let message = tokio::select! {
+                biased;
+                message = self.messages.next() => message,
+                () = sleep_until(end) => None,
+                () = &mut enough => None,
             };
+            let Some(message) = message else { break };
+            if is_of_nats(&message) {
+                continue;
+            }
             size += size_of(&message);
             if size > MOST_ASYNCHRONOUS {
                 self.next = Some(message);
@@ -110,6 +187,12 @@ impl Taking<'_> {
     }
 }
 
+/// Whether a message is the server's, or an answer to somebody else. A subject that begins with a
+/// wildcard has those, too, where the server lets the node see them.
+fn is_of_nats(message: &Message) -> bool {
+    message.subject.starts_with(['$', '_'])
+}
+
 /// What messages are carried out with.
 struct Taken {
     functions: crate::lambda::Functions,
@@ -118,26 +201,22 @@ struct Taken {
     account: String,
     arn: String,
     status: super::mapping::Status,
-    stop: tokio_util::sync::CancellationToken,
 }
 
 impl Taken {
-    fn of(work: &Work, client: &Client) -> Self {
-        Self {
-            functions: work.functions.clone(),
-            client: client.clone(),
-            work: Arc::clone(&work.mapping),
-            account: work.account.clone(),
-            arn: work.arn(),
-            status: work.status.clone(),
-            stop: work.stop.clone(),
-        }
-    }
-
     async fn carry(&self, batch: Vec<Message>) {
         let now = now();
         let mut records: Vec<_> = batch.iter().map(|m| of_subject(m, now)).collect();
-        let large = batch.len() == 1 && size_of(&batch[0]) > MOST_EVENT;
+        let reply = match &batch[..] {
+            // What begins so is the server's: it waits for no answer of a function.
+            [one] if self.work.reply => one.reply.clone().filter(|to| !to.starts_with('$')),
+            _ => None,
+        };
+        let most = match reply {
+            Some(_) => MOST_EVENT,
+            None => MOST_ASYNCHRONOUS,
+        };
+        let large = batch.len() == 1 && size_of(&batch[0]) > most;
         if large {
             records[0]["data"] = Value::Null;
         }
@@ -147,10 +226,6 @@ impl Taken {
             arn: self.arn.clone(),
             client_context: None,
             trace: None,
-        };
-        let reply = match &batch[..] {
-            [one] if self.work.batch == 1 => one.reply.clone(),
-            _ => None,
         };
         match reply {
             Some(reply) if large => {
@@ -184,7 +259,8 @@ impl Taken {
             self.status.problem(&error.to_string());
             tokio::select! {
                 () = sleep(PAUSE) => {}
-                () = self.stop.cancelled() => {
+                // Where only its mapping ends it waits on.
+                () = self.functions.stopping.cancelled() => {
                     return self.letter(&invocation, "NodeStopped").await;
                 }
             }
@@ -262,5 +338,57 @@ impl Taken {
         if let Err(error) = sent.await {
             tracing::warn!(%error, "a request of NATS cannot be answered");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use std::future::{pending, ready};
+
+    fn message(subject: &str, size: usize) -> Message {
+        Message {
+            subject: subject.into(),
+            reply: None,
+            payload: vec![0; size].into(),
+            headers: None,
+            status: None,
+            description: None,
+            length: 0,
+        }
+    }
+
+    fn taking<M>(messages: M) -> Taking<M> {
+        Taking {
+            most: 3,
+            window: Duration::from_secs(3600),
+            messages,
+            next: None,
+        }
+    }
+
+    fn subjects(batch: Option<Vec<Message>>) -> Vec<String> {
+        let batch = batch.unwrap_or_default().into_iter();
+        batch.map(|message| message.subject.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_has_come_is_given_once_nobody_waits_for_more() {
+        let come = ["a", "b"].map(|subject| message(subject, 1));
+        let mut taking = taking(stream::iter(come).chain(stream::pending()));
+        assert_eq!(subjects(taking.batch(ready(())).await), ["a", "b"]);
+        assert!(taking.batch(ready(())).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_of_nats_is_left_out_and_what_has_no_room_comes_next() {
+        let large = MOST_ASYNCHRONOUS / 2;
+        let come = [("$SYS.x", 1), ("a", large), ("_INBOX.x", 1), ("b", large)];
+        let come = come.map(|(subject, size)| message(subject, size));
+        let mut taking = taking(stream::iter(come));
+        assert_eq!(subjects(taking.batch(pending()).await), ["a"]);
+        assert_eq!(subjects(taking.batch(pending()).await), ["b"]);
+        assert!(taking.batch(pending()).await.is_none());
     }
 }
