@@ -63,6 +63,11 @@ impl Events {
         self.policy.age
     }
 
+    /// How far behind what has fired the clock may be.
+    pub(crate) fn put_back(&self) -> Duration {
+        self.policy.put_back
+    }
+
     /// Whether another event of an account may wait.
     pub(crate) fn has_room(&self, account: &str) -> bool {
         let most = self.policy.waiting;

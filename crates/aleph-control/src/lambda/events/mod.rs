@@ -62,6 +62,8 @@ pub struct EventPolicy {
     pub age: Duration,
     /// How many events of an account may wait.
     pub waiting: usize,
+    /// How far behind what they have fired the clock may be before schedules go by it again.
+    pub put_back: Duration,
 }
 
 impl Default for EventPolicy {
@@ -72,6 +74,8 @@ impl Default for EventPolicy {
             throttled: Duration::from_secs(1),
             age: Duration::from_secs(6 * 3600),
             waiting: 100_000,
+            // As cron has it: more than clocks are put back for the summer's end.
+            put_back: Duration::from_secs(3 * 3600),
         }
     }
 }

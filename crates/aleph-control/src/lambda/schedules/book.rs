@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
+/// How long nothing is said again, in milliseconds.
+const TELL: i64 = 60_000;
+
 /// An account and the name of a schedule.
 type Key = (String, String);
 
@@ -21,6 +24,8 @@ pub(super) struct Entry {
     timing: Arc<Timing>,
     /// In seconds.
     pub(super) offset: i64,
+    /// How many bytes of input it holds.
+    bytes: usize,
     /// Up to when all is accounted for, in milliseconds since 1970.
     settled: i64,
     /// When it is looked at again, in milliseconds since 1970.
@@ -34,6 +39,7 @@ impl Entry {
         let mut entry = Self {
             timing: Arc::new(schedule.timing()?),
             offset: schedule.offset(arn),
+            bytes: schedule.target.input.as_ref().map_or(0, String::len),
             schedule: Arc::new(schedule),
             settled,
             due: None,
@@ -71,6 +77,8 @@ struct Kept {
 pub(crate) struct Schedules {
     kept: Mutex<Kept>,
     changed: Notify,
+    /// When it was last said of an account that too many of its events wait.
+    told: Mutex<BTreeMap<String, i64>>,
     /// Changes and what fires come one after another.
     pub(super) turn: tokio::sync::Mutex<()>,
 }
@@ -137,6 +145,44 @@ impl Schedules {
 
     pub(super) fn count(&self, account: &str) -> usize {
         Self::of(&self.lock(), account).count()
+    }
+
+    /// How many bytes of input an account's schedules hold, but for one.
+    pub(super) fn bytes(&self, account: &str, but: &str) -> usize {
+        let kept = self.lock();
+        let others = Self::of(&kept, account).filter(|(name, _)| *name != but);
+        others.map(|(_, entry)| entry.bytes).sum()
+    }
+
+    /// Whether it is to be said now that too many events of an account wait: once a minute.
+    pub(super) fn tells(&self, account: &str, now: i64) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = told.get(account).copied();
+        let tells = before.is_none_or(|before| (now - before).abs() >= TELL);
+        if tells {
+            told.insert(account.to_owned(), now);
+        }
+        tells
+    }
+
+    /// Those of which more is accounted for than until then.
+    pub(super) fn ahead(&self, until: i64) -> Vec<(String, String, Entry)> {
+        let kept = self.lock();
+        let ahead = kept
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.settled > until);
+        ahead
+            .map(|(key, entry)| (key.0.clone(), key.1.clone(), entry.clone()))
+            .collect()
+    }
+
+    /// What comes after this time is to come, whatever was accounted for.
+    pub(super) fn put_back(&self, account: &str, name: &str, settled: i64) {
+        self.lock().change(&key(account, name), |entry| {
+            entry.settled = settled;
+            entry.find_due();
+        });
     }
 
     /// The schedules of an account in the order of their names.

@@ -20,7 +20,8 @@
 //! | what | then |
 //! | --- | --- |
 //! | the daemon was down, or the clock was put forward | of all that was due the last fires, once, if it is not older than an event may be (`MaximumEventAgeInSeconds`, or [`super::EventPolicy::age`]); what is left out is in the log |
-//! | the clock is put back | what has fired does not again; what is new waits until the clock shows it |
+//! | the clock is put back by at most three hours | what has fired does not again; what is new waits until the clock shows it |
+//! | it is put back by more, as one that was wrong | schedules go by the clock as it is, as `cron` has it, which is in the log; what had fired for later times fires then once more, with the same request id |
 //! | too many events of the account wait | it fires as soon as there is room, at most once |
 //! | there is no such function | a dead letter, `FunctionNotFound`, for each event |
 //! | the schedule is disabled | nothing; once enabled, it goes on from then |
@@ -58,8 +59,11 @@ use tokio::time::timeout;
 
 /// The most schedules of an account.
 const MOST_SCHEDULES: usize = 10_000;
-/// How many fire in one write.
+/// How many bytes of input the schedules of an account hold in memory.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
+/// How many fire in one write, and how many bytes of events after which no more do.
 const AT_ONCE: usize = 128;
+const BYTES_AT_ONCE: usize = 4 * 1024 * 1024;
 /// How long nobody looks at the clock: it may be put forward meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long what cannot fire waits.
@@ -161,6 +165,14 @@ impl Functions {
         let record = serde_json::to_string(&schedule)
             .map_err(|_| LambdaError::internal("a schedule cannot be written down"))?;
         let arn = self.identity.schedule_arn(account, name);
+        let input = schedule.target.input.as_ref().map_or(0, String::len);
+        if self.schedules.bytes(account, name) + input > MOST_BYTES {
+            let most = MOST_BYTES / (1024 * 1024);
+            return Err(LambdaError::new(
+                Kind::ServiceQuotaExceeded,
+                format!("The schedules of an account have at most {most} MiB of Input in all"),
+            ));
+        }
         let entry = Entry::new(schedule, settled, &arn).map_err(LambdaError::invalid)?;
         let row = ScheduleRow {
             account: account.to_owned(),
@@ -189,14 +201,21 @@ impl Functions {
     /// Fires what is due, and gives how long nothing is.
     async fn fire_due(&self, now: i64) -> Duration {
         let _turn = self.schedules.turn.lock().await;
+        self.go_by_the_clock(now).await;
         let due = self.schedules.due(now, AT_ONCE);
         if due.is_empty() {
             return self.schedules.pause(now);
         }
-        let mut firings = Vec::new();
+        let (mut firings, mut bytes) = (Vec::new(), 0);
         for (account, name, entry) in due {
+            if bytes > BYTES_AT_ONCE {
+                break;
+            }
             match self.firing(&account, &name, &entry, now).await {
-                Ok(firing) => firings.push(firing),
+                Ok(firing) => {
+                    bytes += firing.event.as_ref().map_or(0, |event| event.payload.len());
+                    firings.push(firing);
+                }
                 Err(Later) => self
                     .schedules
                     .postpone(&account, &name, now + milliseconds(PAUSE)),
@@ -220,6 +239,20 @@ impl Functions {
                         .postpone(&firing.account, &firing.name, again);
                 }
                 PAUSE
+            }
+        }
+    }
+
+    /// Where the clock was far ahead, nothing would come due until it is there again.
+    async fn go_by_the_clock(&self, now: i64) {
+        let until = now.saturating_add(milliseconds(self.events.put_back()));
+        for (account, name, entry) in self.schedules.ahead(until) {
+            let arn = self.identity.schedule_arn(&account, &name);
+            tracing::warn!(arn, "a schedule goes by the clock, which was far ahead");
+            let schedule = Schedule::clone(&entry.schedule);
+            if let Err(error) = self.keep_schedule(&account, &name, schedule, now).await {
+                tracing::error!(arn, %error, "a schedule cannot be kept");
+                self.schedules.put_back(&account, &name, now);
             }
         }
     }
@@ -253,7 +286,9 @@ impl Functions {
             return Ok(firing);
         }
         if !self.events.has_room(account) {
-            tracing::warn!(arn, "an event of a schedule waits: too many events do");
+            if self.schedules.tells(account, now) {
+                tracing::warn!(account, "events of schedules wait: too many events do");
+            }
             return Err(Later);
         }
         let request = schedule.request_id(&arn, time);

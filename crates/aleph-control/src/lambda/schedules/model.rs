@@ -3,17 +3,20 @@
 //! What cannot be had here (other targets than functions, queues, keys) is refused, and so is what
 //! would never be due.
 
-use super::schedule::{GROUP, Schedule, ScheduleTarget};
+use super::schedule::{GROUP, Place, Schedule, ScheduleTarget};
 use super::timing::Expression;
 use crate::lambda::arn::Identity;
 use crate::lambda::error::LambdaError;
 use crate::lambda::invocation::MOST_ASYNCHRONOUS;
 use crate::lambda::model::{check_text, constraint, destination, parse, within};
+use crate::lambda::uuid_of;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+/// The longest name of a schedule.
+const MOST_NAME: usize = 64;
 /// How long ago a time may be that something is to be done once: clocks differ.
 const JUST_NOW: SignedDuration = SignedDuration::from_mins(1);
 
@@ -104,7 +107,7 @@ pub(crate) fn check_group(name: Option<&str>) -> Result<(), LambdaError> {
 
 pub(crate) fn check_name(name: &str) -> Result<(), LambdaError> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if (1..=64).contains(&name.len()) && name.bytes().all(good) {
+    if (1..=MOST_NAME).contains(&name.len()) && name.bytes().all(good) {
         return Ok(());
     }
     let what = "satisfy regular expression pattern: [0-9a-zA-Z-_.]{1,64}";
@@ -199,6 +202,7 @@ impl ScheduleInput {
         };
         let unchanged = before.is_some_and(|before| before.is_due_as(&schedule));
         schedule.check(now, unchanged)?;
+        schedule.check_input(identity, account)?;
         Ok(schedule)
     }
 }
@@ -291,7 +295,7 @@ impl TargetInput {
 }
 
 impl Schedule {
-    /// Refuses what would never be due, and input that is no JSON.
+    /// Refuses what would never be due.
     fn check(&self, now: Timestamp, unchanged: bool) -> Result<(), LambdaError> {
         let invalid =
             |why: String| LambdaError::invalid(format!("Invalid Schedule Expression: {why}"));
@@ -308,11 +312,33 @@ impl Schedule {
                 return Err(invalid(format!("{time} in {} has passed", self.timezone)));
             }
         }
+        if !unchanged && timing.next(now.as_second()).is_none() && !timing.is_once() {
+            return Err(invalid(format!(
+                "{} never comes, or not before its EndDate",
+                self.expression
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses input that is no JSON, and what makes too large an event.
+    fn check_input(&self, identity: &Identity, account: &str) -> Result<(), LambdaError> {
         let Some(input) = &self.target.input else {
             return Ok(());
         };
-        if input.len() > MOST_ASYNCHRONOUS {
-            let what = format!("have length less than or equal to {MOST_ASYNCHRONOUS}");
+        let arn = identity.schedule_arn(account, &"x".repeat(MOST_NAME));
+        let place = Place {
+            arn: &arn,
+            identity,
+            account,
+        };
+        let id = uuid_of(&[]);
+        if input.len() > MOST_ASYNCHRONOUS || self.payload(&place, 0, &id).len() > MOST_ASYNCHRONOUS
+        {
+            let what = format!(
+                "have length less than or equal to {MOST_ASYNCHRONOUS}, with what stands in it for \
+                 other things put in"
+            );
             return Err(constraint("…", "target.input", &what));
         }
         // What stands for a context attribute may be of any form.

@@ -40,7 +40,11 @@ fn hourly() -> ScheduleInput {
 }
 
 async fn world(root: &TestRoot) -> (Functions, Arc<ScriptedRunner>, Journal) {
-    let world = open(root, EventPolicy::default()).await;
+    let policy = EventPolicy {
+        put_back: Duration::MAX,
+        ..EventPolicy::default()
+    };
+    let world = open(root, policy).await;
     if world.0.registry.get("default", "about").is_none() {
         function(&world.0, "about").await;
     }
@@ -88,6 +92,66 @@ async fn what_is_due_fires_once_whatever_clocks_do() {
     assert_eq!(runner.seen(), Vec::<String>::new());
     fire(&functions, &journal, "08:45:00").await;
     assert_eq!(runner.seen(), [id("08:00:00")]);
+    functions.stopping.cancel();
+}
+
+#[tokio::test]
+async fn a_clock_that_was_far_ahead_silences_nothing() {
+    let root = TestRoot::empty().unwrap();
+    let (functions, _, journal) = world(&root).await;
+    let cron = input("cron(0 * * * ? *)", &json!({}));
+    functions
+        .create_schedule("default", "s", cron)
+        .await
+        .unwrap();
+    fire(&functions, &journal, "05:10:00").await;
+    let settled = || functions.schedules.get_settled("default", "s").unwrap().1;
+    assert_eq!(settled(), at("05:00:00"));
+    functions.stopping.cancel();
+    drop(functions);
+    let (functions, _, journal) = open(&root, EventPolicy::default()).await;
+    let settled = || functions.schedules.get_settled("default", "s").unwrap().1;
+    // Its own clock is that of this host.
+    let put_back = async {
+        while settled() > now() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, put_back).await.unwrap();
+    assert!(journal.schedules().await.unwrap()[0].settled <= now());
+    let due = functions.schedules.pause(now());
+    assert!(due <= Duration::from_secs(3600), "{due:?}");
+    functions.stopping.cancel();
+}
+
+#[tokio::test]
+async fn an_account_has_so_much_input_and_no_more() {
+    let root = TestRoot::empty().unwrap();
+    let (functions, runner, journal) = world(&root).await;
+    // Each fires once, and stays.
+    let text = format!("\"{}\"", "x".repeat(MOST_BYTES / 128 - 2));
+    let large = || {
+        let more = json!({ "Target": { "Input": text } });
+        input("at(2100-01-01T00:00:00)", &more)
+    };
+    let create = async |name: &str, input| functions.create_schedule("default", name, input).await;
+    for n in 0..128 {
+        create(&format!("s{n}"), large()).await.unwrap();
+    }
+    let small = || input("rate(1 days)", &json!({ "Target": { "Input": "1" } }));
+    let error = create("more", small()).await.unwrap_err();
+    assert!(error.to_string().contains("32 MiB"), "{error}");
+    // One that is there may be set anew.
+    functions
+        .update_schedule("default", "s0", large())
+        .await
+        .unwrap();
+    // As many as an event holds fire in one write, and the rest in those that follow.
+    functions.fire_due(at("00:00:00")).await;
+    let fired = 128 - functions.schedules.due(at("00:00:00"), 128).len();
+    assert!((1..32).contains(&fired), "{fired}");
+    fire(&functions, &journal, "00:00:00").await;
+    assert_eq!(runner.seen().len(), 128);
     functions.stopping.cancel();
 }
 
@@ -149,6 +213,7 @@ async fn while_too_much_waits_what_is_due_waits_too() {
     let root = TestRoot::empty().unwrap();
     let policy = EventPolicy {
         waiting: 0,
+        put_back: Duration::MAX,
         ..EventPolicy::default()
     };
     let (functions, _, journal) = open(&root, policy).await;
@@ -249,11 +314,15 @@ fn what_stands_for_a_time_or_a_name_is_put_in() {
 fn what_cannot_be_had_is_refused() {
     let identity = crate::lambda::FunctionsConfig::default().identity;
     let long = format!("cron({} 0 * * ? *)", vec!["0"; 200].join(","));
+    let arns = format!("\"{}\"", "<aws.scheduler.schedule-arn>".repeat(5000));
     let sqs = "arn:aws:sqs:us-east-1:000000000000:q";
     for (expression, more, says) in [
         ("rate(0 minutes)", json!({}), "no rate"),
         (long.as_str(), json!({}), "less than or equal to 256"),
         ("at(2020-01-01T00:00:00)", json!({}), "has passed"),
+        ("cron(0 0 30 2 ? *)", json!({}), "never comes"),
+        ("cron(0 0 1 1 ? 2020)", json!({}), "never comes"),
+        ("rate(1 minute)", json!({ "EndDate": 10 }), "never comes"),
         (
             "at(2027-03-28T02:30:00)",
             json!({ "ScheduleExpressionTimezone": "Europe/Berlin" }),
@@ -299,6 +368,11 @@ fn what_cannot_be_had_is_refused() {
             "rate(1 minute)",
             json!({ "Target": { "SqsParameters": {} } }),
             "SqsParameters",
+        ),
+        (
+            "rate(1 minute)",
+            json!({ "Target": { "Input": arns } }),
+            "less than or equal to 262144",
         ),
         ("rate(1 minute)", json!({ "KmsKeyArn": "arn" }), "KmsKeyArn"),
     ] {

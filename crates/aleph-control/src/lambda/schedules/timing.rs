@@ -104,6 +104,11 @@ impl Timing {
         (next > after && self.end.is_none_or(|end| next <= end)).then_some(next)
     }
 
+    /// Whether it names one time.
+    pub(super) fn is_once(&self) -> bool {
+        matches!(self.expression, Expression::At(_))
+    }
+
     /// The last time after the first of these and until the second.
     pub(super) fn latest(&self, after: i64, until: i64) -> Option<i64> {
         let until = self.end.map_or(until, |end| until.min(end));
