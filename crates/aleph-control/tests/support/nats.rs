@@ -32,12 +32,32 @@ impl World {
 
     /// The same with a server that is spoken with in a way of its own.
     pub async fn with(nats: NatsServer, client: async_nats::Client, how: Listed) -> Result<Self> {
-        let root = TestRoot::empty()?;
-        let mut config = config(&root);
-        config.functions.nats = vec![Listed {
+        let listed = Listed {
             server: nats.address(),
             ..how
-        }];
+        };
+        Self::listed(nats, client, vec![listed]).await
+    }
+
+    /// One whose operator lists another server, too.
+    pub async fn beside(other: Listed) -> Result<Self> {
+        let nats = tokio::task::block_in_place(NatsServer::start)?;
+        let client = async_nats::connect(nats.address()).await?;
+        let own = Listed {
+            server: nats.address(),
+            ..Listed::default()
+        };
+        Self::listed(nats, client, vec![own, other]).await
+    }
+
+    async fn listed(
+        nats: NatsServer,
+        client: async_nats::Client,
+        servers: Vec<Listed>,
+    ) -> Result<Self> {
+        let root = TestRoot::empty()?;
+        let mut config = config(&root);
+        config.functions.nats = servers;
         let lambda = Lambda::start(&config, Arc::new(ScriptedRunner::default())).await?;
         Ok(Self {
             root,

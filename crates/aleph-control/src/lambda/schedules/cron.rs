@@ -16,7 +16,7 @@ const MONTHS: [&str; 12] = [
     "JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC",
 ];
 /// The years that may be named.
-const YEARS: RangeInclusive<u32> = 1970..=2199;
+pub(super) const YEARS: RangeInclusive<u32> = 1970..=2199;
 
 /// When something happens, by the calendar.
 #[derive(Debug, Clone)]

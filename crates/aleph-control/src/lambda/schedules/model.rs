@@ -4,12 +4,13 @@
 //! would never be due.
 
 use super::schedule::{GROUP, Place, Schedule, ScheduleTarget};
-use super::timing::Expression;
+use super::timing::{Expression, is_year};
 use crate::lambda::arn::Identity;
 use crate::lambda::error::LambdaError;
 use crate::lambda::invocation::MOST_ASYNCHRONOUS;
 use crate::lambda::model::{check_text, constraint, destination, parse, within};
 use crate::lambda::uuid_of;
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -85,13 +86,14 @@ enum Moment {
 
 impl Moment {
     fn time(&self) -> Result<Timestamp, LambdaError> {
-        match self {
-            Self::Text(time) => Ok(*time),
+        let time = match self {
+            Self::Text(time) => Some(*time),
             Self::Seconds(seconds) => SignedDuration::try_from_secs_f64(*seconds)
                 .ok()
-                .and_then(|span| Timestamp::from_duration(span).ok())
-                .ok_or_else(|| LambdaError::invalid(format!("{seconds} is no time"))),
-        }
+                .and_then(|span| Timestamp::from_duration(span).ok()),
+        };
+        let named = time.filter(|time| is_year(TimeZone::UTC.to_datetime(*time).year()));
+        named.ok_or_else(|| LambdaError::invalid("A date has to be one of the years 1970 to 2199"))
     }
 }
 

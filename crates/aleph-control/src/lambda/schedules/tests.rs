@@ -323,6 +323,12 @@ fn what_cannot_be_had_is_refused() {
         ("cron(0 0 30 2 ? *)", json!({}), "never comes"),
         ("cron(0 0 1 1 ? 2020)", json!({}), "never comes"),
         ("rate(1 minute)", json!({ "EndDate": 10 }), "never comes"),
+        ("at(2200-01-01T00:00:00)", json!({}), "no time"),
+        (
+            "rate(1 minute)",
+            json!({ "StartDate": "2200-01-01T00:00:00Z" }),
+            "1970 to 2199",
+        ),
         (
             "at(2027-03-28T02:30:00)",
             json!({ "ScheduleExpressionTimezone": "Europe/Berlin" }),

@@ -12,7 +12,7 @@
 //! rests while an hour is repeated. `rate` knows no zone: a day has 24 hours, and the same time
 //! passes between any two.
 
-use super::cron::Cron;
+use super::cron::{Cron, YEARS};
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, TimeZone};
@@ -51,7 +51,10 @@ impl Expression {
         }
         if let Some(at) = inner("at") {
             let whole = at.len() == "2026-11-28T12:00:00".len();
-            let time = at.parse().ok().filter(|_| whole);
+            let time = at
+                .parse()
+                .ok()
+                .filter(|time: &DateTime| whole && is_year(time.year()));
             let wrong = || format!("at({at}) is no time: write at(2026-11-28T12:00:00)");
             return time.map(Self::At).ok_or_else(wrong);
         }
@@ -60,6 +63,11 @@ impl Expression {
              cron(0 12 * * ? *), nor at(…), such as at(2026-11-28T12:00:00)"
         ))
     }
+}
+
+/// Whether a year is one that may be named: calendars end somewhere.
+pub(super) fn is_year(year: i16) -> bool {
+    u32::try_from(year).is_ok_and(|year| YEARS.contains(&year))
 }
 
 fn rate_of(text: &str) -> Result<i64, String> {

@@ -129,9 +129,14 @@ fn spawn(
         arn: work.arn(),
         status: work.status.clone(),
     };
+    let (client, stop) = (client.clone(), work.stop.clone());
     work.functions.work.spawn(async move {
         taken.carry(batch).await;
         drop(turn);
+        if stop.is_cancelled() {
+            // An answer is on its way before its client goes.
+            let _ = flushed(&client).await;
+        }
     });
 }
 
