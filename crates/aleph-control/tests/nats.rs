@@ -15,8 +15,6 @@ use std::path::Path;
 use std::time::Duration;
 use support::nats::{SOURCES, World};
 use support::until;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpListener;
 
 /// What makes messages of a subject requests.
 fn reply() -> Value {
@@ -157,8 +155,9 @@ async fn what_has_come_is_an_event_also_where_its_mapping_ends() -> Result<()> {
         let payload = number.to_string().into();
         world.client.publish("orders", payload).await?;
     }
-    // The server has them before anybody asks it to take away the subscription.
-    world.client.flush().await?;
+    // Once it answers the server has given them, and nobody has asked it yet not to.
+    let context = async_nats::jetstream::new(world.client.clone());
+    context.query_account().await?;
     world.update(&id, json!({ "Enabled": false })).await?;
     let got = until("what had come", async || {
         let numbers = world.numbers()?;
@@ -470,48 +469,6 @@ async fn a_server_is_spoken_with_as_its_operator_says() -> Result<()> {
     let answer = world.client.request("ask", "hello".into()).await?;
     ensure!(answer.payload.starts_with(b"{\"Records\""), "{answer:?}");
     world.close().await.map(drop)
-}
-
-/// Speaks as a server of NATS does until a client is there, and says nothing from then on.
-async fn mute(listener: TcpListener) -> Result<()> {
-    let mut clients = Vec::new();
-    loop {
-        let (stream, _) = listener.accept().await?;
-        let mut stream = BufReader::new(stream);
-        let info = json!({
-            "server_id": "mute", "server_name": "mute", "version": "2.9.0", "proto": 1,
-            "go": "go", "host": "127.0.0.1", "port": 4222, "headers": true,
-            "max_payload": 1_048_576,
-        });
-        stream
-            .write_all(format!("INFO {info}\r\n").as_bytes())
-            .await?;
-        let mut line = String::new();
-        while stream.read_line(&mut line).await? > 0 && !line.ends_with("PING\r\n") {}
-        stream.write_all(b"PONG\r\n").await?;
-        clients.push(stream);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_says_nothing_is_told_of_and_holds_nothing_up() -> Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?.to_string();
-    let server = tokio::spawn(mute(listener));
-    let listed = Listed {
-        server: address.clone(),
-        ..Listed::default()
-    };
-    let world = World::beside(listed).await?;
-    world.function("echo", "app.echo").await?;
-    let mut wanted = world.wanted("echo", "orders");
-    wanted["SelfManagedEventSource"]["Endpoints"]["NATS_SERVERS"] = json!([address]);
-    let made: Value = world.lambda.client.post(SOURCES, wanted).await?.json()?;
-    let id = made["UUID"].as_str().context("no id")?;
-    world.result(id, "does not answer").await?;
-    world.close().await?;
-    server.abort();
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

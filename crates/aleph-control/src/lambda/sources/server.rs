@@ -33,7 +33,7 @@ const CAPACITY: usize = 512;
 /// How often a connection that is lost is tried again at each server: a client that nobody has any
 /// more ends with that. Whoever still wants one makes another.
 const TRIES: usize = 12;
-/// How long the server may take to answer that it has all.
+/// How long it may take to send the server all.
 pub(super) const FLUSH: Duration = Duration::from_secs(5);
 /// How often it is told that messages are lost.
 const TELL: Duration = Duration::from_secs(60);
@@ -73,14 +73,14 @@ pub(super) fn are_alike(one: &NatsServer, other: &NatsServer) -> bool {
     how(one) == how(other)
 }
 
-/// Waits until the server has all that it was told.
+/// Waits until the server was sent all, which it is not while the connection is lost.
 ///
 /// # Errors
 /// Says why nobody knows.
 pub(super) async fn flushed(client: &Client) -> Result<(), String> {
     match timeout(FLUSH, client.flush()).await {
         Ok(done) => done.map_err(|error| error.to_string()),
-        Err(_) => Err("the server does not answer".into()),
+        Err(_) => Err("the server is away".into()),
     }
 }
 
@@ -175,6 +175,31 @@ pub(super) async fn connect(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lambda::sources::mapping::Phase;
+    use async_nats::connection::State;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_waits_for_a_server_that_is_away() {
+        let start = aleph_testkit::NatsServer::start;
+        let mut nats = tokio::task::block_in_place(start).unwrap();
+        let server = NatsServer {
+            server: nats.address(),
+            ..NatsServer::default()
+        };
+        let status = Status::new(Phase::Enabled);
+        let connection = connect(&[server], "test", &status).await.unwrap();
+        flushed(&connection.client).await.unwrap();
+        tokio::task::block_in_place(|| nats.kill()).unwrap();
+        let limit = Duration::from_secs(60);
+        let lost = async {
+            while connection.client.connection_state() == State::Connected {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(limit, lost).await.unwrap();
+        let told = timeout(limit, flushed(&connection.client)).await.unwrap();
+        assert!(told.unwrap_err().contains("away"));
+    }
 
     #[test]
     fn only_servers_that_are_spoken_with_in_one_way_go_together() {

@@ -43,7 +43,7 @@ pub(super) async fn serve(
         .queue_subscribe(subject.to_owned(), work.name())
         .await;
     let subscribed = subscribed.map_err(|error| format!("cannot subscribe: {error}"))?;
-    // Once this is answered the server has the subscription.
+    // Nothing is sent while the connection is lost.
     tokio::select! {
         flushed = flushed(&client) => {
             flushed.map_err(|error| format!("cannot subscribe: {error}"))?;
