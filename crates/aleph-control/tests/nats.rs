@@ -156,8 +156,7 @@ async fn what_has_come_is_an_event_also_where_its_mapping_ends() -> Result<()> {
         world.client.publish("orders", payload).await?;
     }
     // Once it answers the server has given them, and nobody has asked it yet not to.
-    let context = async_nats::jetstream::new(world.client.clone());
-    context.query_account().await?;
+    world.client.request("$JS.API.INFO", "".into()).await?;
     world.update(&id, json!({ "Enabled": false })).await?;
     let got = until("what had come", async || {
         let numbers = world.numbers()?;

@@ -38,6 +38,12 @@ pub(crate) fn now() -> i64 {
     CLOCK.now()
 }
 
+/// What the host's clock shows, in milliseconds since 1970: what calendars go by, and what others
+/// are told.
+pub(crate) fn wall() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -31,7 +31,7 @@ use aleph_executor::functions::{Invocation, InvokeError};
 use aleph_executor::journal::{EventRow, Journal, JournalError, Waiting};
 use aleph_types::Timestamp;
 use bytes::Bytes;
-pub(super) use clock::now;
+pub(super) use clock::{now, wall};
 use letters::Letters;
 use queue::{Due, Queue};
 use serde::{Deserialize, Serialize};

@@ -46,7 +46,7 @@ pub(crate) use schedule::{GROUP, Schedule};
 
 use super::Functions;
 use super::error::{Kind, LambdaError};
-use super::events::{LONGEST_PAUSE, Made, NO_FUNCTION, milliseconds, now};
+use super::events::{LONGEST_PAUSE, Made, NO_FUNCTION, milliseconds, now as measured, wall};
 use aleph_executor::functions::Invocation;
 use aleph_executor::journal::{Fired, Firing, ScheduleRow, Waiting};
 use book::Entry;
@@ -78,7 +78,7 @@ pub(super) fn start(functions: &Functions) {
             // A write that has begun is told of, also while the node stops.
             let fired = functions
                 .work
-                .spawn(async move { firing.fire_due(now()).await });
+                .spawn(async move { firing.fire_due(wall()).await });
             let pause = match fired.await {
                 Ok(pause) => pause,
                 Err(_) => PAUSE,
@@ -306,7 +306,8 @@ impl Functions {
             retries: target.retries,
             age: target.age,
             on_failure: target.dead_letter.clone(),
-            accepted,
+            // Its age is measured by a clock that never steps.
+            accepted: measured() - now.saturating_sub(accepted),
         };
         let invocation = Invocation {
             request_id: request,

@@ -113,13 +113,13 @@ async fn a_clock_that_was_far_ahead_silences_nothing() {
     let settled = || functions.schedules.get_settled("default", "s").unwrap().1;
     // Its own clock is that of this host.
     let put_back = async {
-        while settled() > now() {
+        while settled() > wall() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     timeout(LIMIT, put_back).await.unwrap();
-    assert!(journal.schedules().await.unwrap()[0].settled <= now());
-    let due = functions.schedules.pause(now());
+    assert!(journal.schedules().await.unwrap()[0].settled <= wall());
+    let due = functions.schedules.pause(wall());
     assert!(due <= Duration::from_secs(3600), "{due:?}");
     functions.stopping.cancel();
 }

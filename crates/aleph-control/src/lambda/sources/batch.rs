@@ -6,7 +6,7 @@ use super::mapping::{Mapping, Status};
 use super::room::Room;
 use super::stream::PROGRESS;
 use crate::lambda::Functions;
-use crate::lambda::events::now;
+use crate::lambda::events::wall;
 use crate::lambda::invocation::{MOST_EVENT, NotRun};
 use crate::lambda::{LambdaError, uuid_of};
 use aleph_executor::functions::{Invocation, InvokeError};
@@ -72,7 +72,7 @@ impl Batch {
         say(&strangers, AckKind::Term).await;
         let old = |at: &Position| {
             let age = self.mapping.age.map(|age| i64::from(age) * 1000);
-            age.is_some_and(|age| now().saturating_sub(at.time) > age)
+            age.is_some_and(|age| wall().saturating_sub(at.time) > age)
         };
         let (late, placed) = split(placed, |(_, at)| old(at));
         self.give_up(&late, "EventAgeExceeded").await;

@@ -7,7 +7,7 @@ use super::event::{event, of_subject, size_of};
 use super::server::{FLUSH, flushed};
 use super::{Connection, PAUSE, Work};
 use crate::lambda::error::LambdaError;
-use crate::lambda::events::{NO_FUNCTION, now};
+use crate::lambda::events::{NO_FUNCTION, wall};
 use crate::lambda::invocation::{MOST_ASYNCHRONOUS, MOST_EVENT};
 use crate::lambda::random_id;
 use aleph_executor::functions::Invocation;
@@ -210,7 +210,7 @@ struct Taken {
 
 impl Taken {
     async fn carry(&self, batch: Vec<Message>) {
-        let now = now();
+        let now = wall();
         let mut records: Vec<_> = batch.iter().map(|m| of_subject(m, now)).collect();
         let reply = match &batch[..] {
             // What begins so is the server's: it waits for no answer of a function.
