@@ -54,7 +54,7 @@ url = aws.create_function_url_config(
     FunctionName="mine", AuthType="AWS_IAM",
     Cors={"AllowOrigins": ["https://app.example.com"], "AllowMethods": ["*"]})["FunctionUrl"]
 
-for path, body in (("", b""), ("a/b%20c//d/../e?z=1&a=%C3%BC&flag", b'{"a": 1}')):
+for path, body in (("", b""), ("a/b%20c//d/e?z=1&a=%C3%BC&flag", b'{"a": 1}')):
     status, event = call(url + path, "AKIDTEAM", "POST" if body else "GET", body)
     assert status == 200, (path, event)
     iam = event["requestContext"]["authorizer"]["iam"]
@@ -94,6 +94,10 @@ status, event = call(named, "AKIDTEAM")
 assert (status, event["rawPath"]) == (200, "/x"), event
 assert call(named, "AKIDOTHER")[0] == 403
 assert call(named)[0] == 403
+
+# A signature for one path is good for no other, and one that is wrong is not overlooked.
+status, _ = call(f"{ENDPOINT}/lambda-url/other/../mine/x", "AKIDTEAM")
+assert status == 403
 
 # One that is open needs no key.
 aws.update_function_url_config(FunctionName="mine", AuthType="NONE")

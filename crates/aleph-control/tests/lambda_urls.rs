@@ -423,9 +423,20 @@ async fn pages_call_as_cors_says() -> Result<()> {
     };
     let answer = here.send("GET", "/lambda-url/f/", &[origin], "").await?;
     assert_eq!(answer.status, StatusCode::OK);
-    for foreign in [other, ("sec-fetch-site", "cross-site")] {
+    let site = |site| ("sec-fetch-site", site);
+    for foreign in [other, site("cross-site"), site("same-site")] {
         let answer = here.send("GET", "/lambda-url/f/", &[foreign], "").await?;
         assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    }
+    // A page of a function shows its own pictures, and does not get to the API beside it.
+    let own = [site("same-origin")];
+    let answer = here.send("GET", "/lambda-url/f/", &own, "").await?;
+    assert_eq!(answer.status, StatusCode::OK);
+    for path in [&*format!("{FUNCTIONS}/f"), FUNCTIONS] {
+        let answer = here.send("GET", path, &own, "").await?;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+        let answer = here.send("GET", path, &[site("none")], "").await?;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
     }
     lambda.server.close(&root).await
 }
@@ -476,6 +487,10 @@ async fn without_credentials_a_url_with_iam_is_for_programs_of_this_host() -> Re
         .send("GET", "/", &[("origin", "https://example.org")], "")
         .await?;
     assert_eq!(page.status, StatusCode::FORBIDDEN);
+    for site in ["cross-site", "same-site", "same-origin"] {
+        let picture = to.send("GET", "/", &[("sec-fetch-site", site)], "").await?;
+        assert_eq!(picture.status, StatusCode::FORBIDDEN, "{site}");
+    }
     let host = format!("{id}.lambda-url.us-east-1.on.aws");
     let elsewhere = To { client, host };
     let answer = elsewhere.send("GET", "/", &[], "").await?;

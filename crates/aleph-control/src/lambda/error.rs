@@ -157,15 +157,23 @@ impl LambdaError {
         }
     }
 
-    /// The same for whoever calls a function from outside: what is not ready may be later, and
-    /// what happens within the node is none of their business.
+    /// The same for whoever calls a function from outside: what is about their request is for
+    /// them, what is not ready may be later, and all else, as what a function wrote when it did not
+    /// start, is none of their business.
     pub(crate) fn for_strangers(self) -> Self {
         match self.kind {
-            Kind::ResourceConflict | Kind::ResourceNotReady => {
+            Kind::TooManyRequests
+            | Kind::RequestTooLarge
+            | Kind::RequestTimeout
+            | Kind::InvalidRequestContent => self,
+            Kind::AccessDenied => Self::new(Kind::AccessDenied, "Forbidden"),
+            Kind::ResourceConflict
+            | Kind::ResourceNotReady
+            | Kind::Service
+            | Kind::ServiceUnavailable => {
                 Self::new(Kind::ServiceUnavailable, "Service Unavailable")
             }
-            Kind::Service => Self::new(Kind::Service, "Internal Server Error"),
-            _ => self,
+            _ => Self::new(Kind::ResourceNotReady, "Internal Server Error"),
         }
     }
 
@@ -296,5 +304,45 @@ pub(crate) fn said(problem: &Problem) -> String {
     match &problem.advice {
         Some(advice) => format!("{}. {advice}", problem.message.trim_end_matches('.')),
         None => problem.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_hear_of_their_request_and_of_nothing_else() {
+        let inside = "Traceback: secret";
+        let problem = |class| {
+            let problem = Problem {
+                class,
+                code: "init".into(),
+                message: inside.into(),
+                advice: None,
+            };
+            LambdaError::from(InvokeError::Place(problem))
+        };
+        for (error, status) in [
+            (problem(ErrorClass::Invalid), 502),
+            (problem(ErrorClass::NotFound), 502),
+            (problem(ErrorClass::Forbidden), 403),
+            (problem(ErrorClass::Conflict), 503),
+            (problem(ErrorClass::Capacity), 503),
+            (problem(ErrorClass::Internal), 503),
+            (InvokeError::NotReady(inside.into()).into(), 503),
+            (InvokeError::ShuttingDown.into(), 503),
+        ] {
+            let told = error.clone().for_strangers();
+            assert_eq!(told.status(), status, "{error:?}");
+            assert!(!told.message.contains("secret"), "{told:?}");
+        }
+        let throttle = Throttle::Function;
+        let retry_after = Duration::from_secs(2);
+        let throttled = LambdaError::from(InvokeError::Throttled {
+            by: throttle,
+            retry_after,
+        });
+        assert_eq!(throttled.clone().for_strangers(), throttled);
     }
 }

@@ -7,8 +7,11 @@
 //! | `/lambda` of the node's API | that of the API's caller |
 //!
 //! Without credentials any process of this host may ask; a web page that one of its browsers
-//! shows may not. So a request that says which page it comes from, or which was sent to a name
-//! that is not this host's, is refused.
+//! shows may not. So a request that says which page it comes from, that a browser makes for a page
+//! of whatever origin (`Sec-Fetch-Site`), or that was sent to a name that is not this host's, is
+//! refused. Pages that functions answer with are of the listener's own origin, and are refused as
+//! those of others are. A browser that says neither, as those before 2023 do for a picture, is
+//! taken for a program.
 //!
 //! The body of a request is read here, since a signature signs it. All bodies together hold a
 //! bounded amount of memory: those with code apart from all others, so that uploads keep no small
@@ -296,9 +299,16 @@ pub(super) fn is_for_this_host(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Refuses what a browser sends for a page of somebody else's.
+/// Which pages a browser says that a request is for, with a word for its user; none where it is no
+/// browser.
+pub(super) fn sites(headers: &HeaderMap) -> impl Iterator<Item = &HeaderValue> {
+    headers.get_all("sec-fetch-site").iter()
+}
+
+/// Refuses what a browser sends for a page, whoever's that is.
 pub(super) fn only_of_this_host(headers: &HeaderMap) -> Result<(), LambdaError> {
-    if is_for_this_host(headers) && !headers.contains_key(ORIGIN) {
+    let page = headers.contains_key(ORIGIN) || sites(headers).any(|site| site != "none");
+    if is_for_this_host(headers) && !page {
         return Ok(());
     }
     let message = "Without credentials in [functions], only programs of this host may ask";
@@ -485,6 +495,16 @@ mod tests {
             ("127.0.0.1:9000", Some("https://example.org")),
         ] {
             assert!(only_of_this_host(&headers(host, origin)).is_err(), "{host}");
+        }
+        for (site, good) in [
+            ("none", true),
+            ("same-origin", false),
+            ("same-site", false),
+            ("cross-site", false),
+        ] {
+            let mut headers = headers("127.0.0.1:9000", None);
+            headers.insert("sec-fetch-site", site.parse().unwrap());
+            assert_eq!(only_of_this_host(&headers).is_ok(), good, "{site}");
         }
     }
 

@@ -5,6 +5,9 @@
 //! path is encoded once more than it is on the wire. A session token is taken for what it is
 //! worth: a header that may be signed like any other. A URL may be signed, too, for a time: then all
 //! that a header would say is in its query.
+//!
+//! Clients sign a path without its dots, and what routes a request takes it as it is. So one
+//! signature would be good for several paths: a path with dots is refused where it is signed.
 
 use super::code::{hex, unhex};
 use super::error::{Kind, LambdaError};
@@ -289,7 +292,11 @@ impl Claim<'_> {
             let right = mac(&key, text.as_bytes());
             bool::from(right.ct_eq(self.signature.as_slice()))
         };
-        // Some clients sign the path as it is, and others without its dots and empty segments.
+        if has_dots(uri.path()) {
+            let message = "A path that is signed has no segments '.' and '..'";
+            return Err(LambdaError::new(Kind::InvalidSignature, message));
+        }
+        // Some clients sign the path as it is, and others without its empty segments.
         let (path, normal) = (uri.path(), normal(uri.path()));
         if is_right(&normal) || normal != path && is_right(path) {
             return Ok(self.credential.account.clone());
@@ -325,15 +332,22 @@ impl Claim<'_> {
     }
 }
 
-/// A path without dots and empty segments.
+/// Whether a segment of a path, however it is encoded, leads elsewhere.
+fn has_dots(path: &str) -> bool {
+    let mut segments = path.split(['/', '\\']);
+    segments.any(|segment| {
+        let plain: Vec<u8> = percent_decode_str(segment).collect();
+        let mut parts = plain.split(|byte| matches!(byte, b'/' | b'\\'));
+        parts.any(|part| matches!(part, b"." | b".."))
+    })
+}
+
+/// A path without empty segments.
 fn normal(path: &str) -> String {
     let mut segments = Vec::new();
     for segment in path.split('/') {
         match segment {
-            "" | "." => {}
-            ".." => {
-                segments.pop();
-            }
+            "" => {}
             segment => segments.push(segment),
         }
     }

@@ -92,16 +92,62 @@ fn any_change_makes_it_wrong() {
 }
 
 #[test]
-fn paths_are_normal_without_dots_and_empty_segments() {
+fn paths_are_normal_without_empty_segments() {
     for (path, expected) in [
         ("/", "/"),
         ("//", "/"),
         ("/a/b", "/a/b"),
         ("/a//b/", "/a/b/"),
-        ("/a/./b/../c", "/a/c"),
-        ("/../..", "/"),
     ] {
         assert_eq!(normal(path), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_signature_for_one_path_opens_no_other() {
+    let (_, headers) = signed();
+    let keys = keys();
+    let uri: Uri = "/lambda-url/hello/x".parse().unwrap();
+    let place = ("us-east-1", "lambda");
+    let mut claim = keys
+        .claim(&uri, &headers, place, NOW.parse().unwrap())
+        .unwrap();
+    // What a client signs for `hello`, which a client of no account could have changed on its way.
+    let canonical = claim.canonical(
+        (&Method::GET, uri.path(), None),
+        &headers,
+        &hex(&Sha256::digest(b"")),
+    );
+    let hash = hex(&Sha256::digest(canonical.as_bytes()));
+    let text = format!("AWS4-HMAC-SHA256\n{}\n{}\n{hash}", claim.time, claim.scope);
+    let mut key = format!("AWS4{}", claim.credential.secret_access_key.0).into_bytes();
+    for part in claim.scope.split('/') {
+        key = mac(&key, part.as_bytes());
+    }
+    claim.signature = mac(&key, text.as_bytes());
+    let check = |path: &str| claim.verify(&Method::GET, &path.parse().unwrap(), &headers, b"");
+    assert_eq!(check("/lambda-url/hello/x").unwrap(), "team");
+    assert_eq!(check("/lambda-url/hello//x").unwrap(), "team");
+    for path in [
+        "/lambda-url/admin/../hello/x",
+        "/lambda-url/./hello/x",
+        "/lambda-url/hello/x/.",
+    ] {
+        assert!(check(path).is_err(), "{path}");
+    }
+    for path in [
+        "/a/../b",
+        "/a/%2e%2E/b",
+        "/a/.%2e",
+        "/./a",
+        "/%2E",
+        "/a%2f..%2fb",
+        "/a%5c..",
+    ] {
+        assert!(has_dots(path), "{path}");
+    }
+    for path in ["/", "/a/b.c/..d/...", "/a//b", "/%2e%2e%2e"] {
+        assert!(!has_dots(path), "{path}");
     }
 }
 

@@ -22,6 +22,9 @@ use std::collections::BTreeMap;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// What of an answer's headers is not the function's to say, beside those of the connection.
+const LEFT_OUT: [&str; 2] = ["keep-alive", "service-worker-allowed"];
+
 /// Whether an object says what the answer is.
 #[derive(Deserialize)]
 struct Probe {
@@ -153,7 +156,8 @@ fn status(value: &Value) -> Option<StatusCode> {
     (200..=599).contains(&number).then_some(status)
 }
 
-/// Adds a header, unless it is one of the connection: those are the server's.
+/// Adds a header, unless it is one of the connection: those are the server's. No function has a
+/// script of its pages serve paths that are not below it: others' are beside it, and the API's.
 fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Option<()> {
     let ours = [
         CONNECTION,
@@ -164,8 +168,11 @@ fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Option<()> {
         UPGRADE,
     ];
     let name: HeaderName = name.parse().ok()?;
-    if !ours.contains(&name) && name.as_str() != "keep-alive" {
-        headers.append(name, value.parse().ok()?);
+    let ours = ours.contains(&name) || LEFT_OUT.contains(&name.as_str());
+    if !ours {
+        // A function may say more than an answer can have.
+        let value = value.parse().ok()?;
+        headers.try_append(name, value).ok()?;
     }
     Some(())
 }
@@ -186,7 +193,8 @@ fn headers(
         add(&mut headers, &name, &text)?;
     }
     for cookie in cookies.into_iter().flatten() {
-        headers.append(SET_COOKIE, cookie.parse().ok()?);
+        let cookie = cookie.parse().ok()?;
+        headers.try_append(SET_COOKIE, cookie).ok()?;
     }
     Some(headers)
 }
@@ -256,7 +264,8 @@ mod tests {
     async fn what_says_a_status_is_an_answer() {
         let (status, headers, body) = answered(
             r#"{"statusCode": 201, "headers": {"Content-Type": "text/plain", "X-N": 1,
-                "Content-Length": "99", "Connection": "close", "X-None": null},
+                "Content-Length": "99", "Connection": "close", "X-None": null,
+                "Service-Worker-Allowed": "/"},
                 "cookies": ["a=1; Secure", "b=2"], "body": "hi"}"#,
         )
         .await;
@@ -308,6 +317,15 @@ mod tests {
                 (502, "Internal Server Error"),
                 "{payload}"
             );
+        }
+        // More headers than there can be.
+        let many: BTreeMap<_, _> = (0..40_000).map(|n| (format!("x-{n}"), "")).collect();
+        let cookies = vec!["a=1"; 40_000];
+        for said in [
+            serde_json::json!({"statusCode": 200, "headers": many}),
+            serde_json::json!({"statusCode": 200, "cookies": cookies}),
+        ] {
+            assert_eq!(answered(&said.to_string()).await.0, 502);
         }
         let failed = answer(&completed("{}", Some(FunctionError::Unhandled)));
         assert_eq!(failed.status(), 502);

@@ -13,8 +13,8 @@
 //! | URL | who may call |
 //! | --- | --- |
 //! | `NONE` by its id | whoever reaches the listener: the id cannot be guessed |
-//! | `NONE` by name | the same; without credentials in `[functions]` only this host, and of pages those that `Cors` names. A name is that of a function of `default`, or of who signed the request |
-//! | `AWS_IAM` | who signed with a key of the function's account; without credentials in `[functions]`, programs of this host |
+//! | `NONE` by name | the same; without credentials in `[functions]` only this host, and of pages those that `Cors` names and what functions' pages by name show. A name is that of a function of `default`, or of who signed the request; one that is signed wrongly is refused |
+//! | `AWS_IAM` | who signed with a key of the function's account; without credentials in `[functions]`, programs of this host, and no page |
 //!
 //! A preflight is answered here where `Cors` is set, and then `Cors` counts and not what the
 //! function says of it.
@@ -26,7 +26,7 @@
 //! | a wrong signature, or one of another account | 403 |
 //! | a body or an event over 6 MB | 413 |
 //! | too much runs | 429 with `Retry-After` |
-//! | the function is not ready | 503 |
+//! | the function is not ready, or the node has no place for it | 503 |
 //! | the function fails, or what it says makes no sense | 502, `Internal Server Error` |
 //! | it fails when its answer has begun | the connection is broken |
 //! | the client goes away | the function runs to its end |
@@ -56,7 +56,8 @@ use aleph_types::Timestamp;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::ORIGIN;
+use axum::http::HeaderValue;
+use axum::http::header::{AUTHORIZATION, ORIGIN};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -134,7 +135,8 @@ impl Functions {
                     trace,
                 };
                 let response = self.call(call, claim, body).await;
-                let response = response.unwrap_or_else(IntoResponse::into_response);
+                let response =
+                    response.unwrap_or_else(|error| error.for_strangers().into_response());
                 (response, found.cors, trace)
             }
         };
@@ -158,14 +160,16 @@ impl Functions {
             Name::Host { id, .. } => (id.as_str(), None),
             Name::Path(name) => (name.as_str(), Some(name)),
         };
-        // Whoever signs nothing is nobody; what is signed wrongly is refused where it counts.
         let (place, now) = ((&*self.identity.region, "lambda"), Timestamp::now());
         let claim = self.keys.claim(&parts.uri, &parts.headers, place, now);
         let claim = claim.ok();
+        // Whoever signs nothing is nobody; who signs wrongly is not.
+        let wrong = claim.is_none() && !self.keys.is_empty() && is_signed(parts);
         let by_id = self.registry.by_url(id);
         let by_name = by_id.is_none();
         let (function, key) = match (by_id, name) {
             (Some(found), _) => found,
+            (None, Some(_)) if wrong => return Err(forbidden()),
             (None, Some(name)) => {
                 let account = claim.as_ref().map_or(DEFAULT_ACCOUNT, Claim::account);
                 let Target { name, qualifier } = self
@@ -211,11 +215,10 @@ impl Functions {
             (true, false) if found.by_name => {
                 let page = match parts.headers.get(ORIGIN) {
                     Some(origin) => found.cors.as_ref().is_some_and(|cors| cors.allows(origin)),
-                    // A picture on a page of others is asked for without its origin.
-                    None => parts
-                        .headers
-                        .get("sec-fetch-site")
-                        .is_none_or(|site| site != "cross-site"),
+                    // A picture on a page of others is asked for without its origin. What is on
+                    // a function's own page has the listener's.
+                    None => gate::sites(&parts.headers)
+                        .all(|site| site == "none" || site == "same-origin"),
                 };
                 match page && is_for_this_host(&parts.headers) {
                     true => Ok(None),
@@ -270,8 +273,7 @@ impl Functions {
         };
         if found.config.mode == "RESPONSE_STREAM" {
             let streamed = self.stream_out(Arc::clone(function), qualifier, invocation, memory);
-            let streamed = streamed.await.map_err(LambdaError::for_strangers)?;
-            return streamed::respond(streamed).await;
+            return streamed::respond(streamed.await?).await;
         }
         let (functions, function) = (self.clone(), Arc::clone(function));
         let done = self.settle(async move {
@@ -280,7 +282,7 @@ impl Functions {
             drop(memory);
             done
         });
-        let Answer { completed, .. } = done.await.map_err(LambdaError::for_strangers)?;
+        let Answer { completed, .. } = done.await?;
         Ok(answer::answer(&completed))
     }
 
@@ -335,6 +337,15 @@ impl Found {
     fn is_preflight(&self, parts: &Parts) -> bool {
         self.cors.is_some() && cors::is_preflight(&parts.method, &parts.headers)
     }
+}
+
+/// Whether a request claims to be signed as those for AWS are.
+fn is_signed(parts: &Parts) -> bool {
+    let headers = parts.headers.get_all(AUTHORIZATION).iter();
+    let header = |value: &HeaderValue| value.as_bytes().starts_with(b"AWS4-");
+    let query = parts.uri.query().unwrap_or_default();
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
+    headers.into_iter().any(header) || pairs.iter().any(|(name, _)| name == "X-Amz-Algorithm")
 }
 
 /// Whether names below `localhost` lead to a listener on this address.
