@@ -21,6 +21,7 @@ use tokio::sync::watch;
 /// | `slow…` | is prepared once [`ScriptedRunner::let_go`] is called |
 /// | `fail` | fails, and says so |
 /// | `crash` | crashes |
+/// | `panic` | has the runner panic |
 /// | `flaky` | fails the first two times that it gets a request |
 /// | `hold` | answers once [`ScriptedRunner::let_go`] is called |
 /// | `throttle` | is never run: the node is full |
@@ -269,6 +270,7 @@ impl Runner for ScriptedRunner {
             };
             match deployment.handler.as_str() {
                 "fail" => error("it failed", FunctionError::Handled),
+                "panic" => panic!("as this function wants it"),
                 "crash" => error("it crashed", FunctionError::Unhandled),
                 "flaky" if before < 2 => error("not yet", FunctionError::Handled),
                 "hold" => {

@@ -7,8 +7,8 @@
 //! (<https://aws.github.io/aws-lambda-web-adapter/>).
 //!
 //! # Failure cases
-//! What no request can have is left out (names and values of headers) or encoded (characters of a
-//! path). An event that only resembles one of HTTP is any other event.
+//! What no request can have is left out (names and values of headers, and those beyond 4096) or
+//! encoded (characters of a path). What is `null` is as if it were not there. An event that only resembles one of HTTP is any other event.
 
 use super::prelude::HttpPrelude;
 use super::response::JSON;
@@ -23,12 +23,16 @@ use hyper::header::{
 };
 use hyper::{Method, Request, StatusCode, Uri};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Where events go that are no HTTP requests.
 pub(super) const EVENTS: &str = "/events";
+
+/// The most headers of an event that a request has: a map of them has its bounds, and room is left
+/// for what is told of the event.
+const MOST_HEADERS: usize = 4096;
 
 /// What is between two machines, and no part of a message that goes further.
 const BETWEEN: [HeaderName; 9] = [
@@ -60,18 +64,27 @@ const NOT_IN_PATH: &AsciiSet = &NOT_IN_QUERY
 struct HttpEvent {
     version: String,
     request_context: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     raw_path: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     raw_query_string: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     headers: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     cookies: Vec<String>,
     #[serde(default)]
     body: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     is_base64_encoded: bool,
+}
+
+/// What there is, where it is not `null`.
+fn or_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 impl HttpEvent {
@@ -166,7 +179,9 @@ fn other(event: &Bytes, events: &str) -> Request<Full<Bytes>> {
 fn add(headers: &mut HeaderMap, name: &str, value: &str) {
     let name = HeaderName::from_bytes(name.as_bytes());
     let value = HeaderValue::from_bytes(value.as_bytes());
-    if let (Ok(name), Ok(value)) = (name, value) {
+    if let (Ok(name), Ok(value)) = (name, value)
+        && headers.len() < MOST_HEADERS
+    {
         headers.append(name, value);
     }
 }
@@ -311,6 +326,24 @@ mod tests {
         );
         assert_eq!(request.headers()[HOST], "127.0.0.1:8080");
         assert!(body(request).await.is_empty());
+    }
+
+    #[test]
+    fn null_is_nothing_and_headers_have_a_bound() {
+        let nulls = json!({
+            "version": "2.0", "requestContext": { "http": { "method": "GET" } },
+            "rawPath": null, "rawQueryString": null, "headers": null, "cookies": null,
+            "body": null, "isBase64Encoded": null,
+        });
+        let (form, request) = of(&nulls);
+        assert_eq!((form, request.uri().path()), (Form::Http, "/"));
+        let many: BTreeMap<_, _> = (0..40_000).map(|n| (format!("x-{n}"), "")).collect();
+        let many = json!({
+            "version": "2.0", "requestContext": { "http": { "method": "GET" } }, "headers": many,
+        });
+        let (form, request) = of(&many);
+        assert_eq!(form, Form::Http);
+        assert!((MOST_HEADERS..MOST_HEADERS + 9).contains(&request.headers().len()));
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@
 //! | nobody listens | the function never saw the event: another clone can have it |
 //! | the connection ends before the response does | [`Answer::Broken`], or what was passed on of it |
 //! | what comes is no HTTP | the same |
-//! | a status from 500 on to what is no HTTP request | the function's error, with the body as its message |
+//! | a status from 400 on to what is no HTTP request | the function's error, with the body as its message |
 
 use super::answer::{Answer, Connected, MAX_ANSWER, Streamed};
 use super::conversation::BUFFER;
@@ -26,7 +26,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -148,7 +148,7 @@ impl Server {
                     Err(failed) => failed,
                 }
             }
-            Form::Other if head.status.is_server_error() => match collect(body, MAX_ERROR).await {
+            Form::Other if is_failure(head.status) => match collect(body, MAX_ERROR).await {
                 Ok(body) => Answer::Error(http_event::failure(head.status, &body)),
                 Err(Answer::TooLarge) => Answer::Error(http_event::failure(head.status, b"")),
                 Err(failed) => failed,
@@ -201,6 +201,12 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether a server did not do what an event asks that is no HTTP request. Nobody else reads its
+/// status, and an event that waited is tried again.
+fn is_failure(status: StatusCode) -> bool {
+    status.is_client_error() || status.is_server_error()
 }
 
 /// Whether a trace is named as the W3C has it: `00-<32 hex digits>-<16>-<2>`.
@@ -265,6 +271,13 @@ mod tests {
             assert_eq!(port(&[("PORT", none)]), None, "{none}");
         }
         assert_eq!(port(&[]), None);
+    }
+
+    #[test]
+    fn what_is_not_done_is_a_failure() {
+        let is = |status| is_failure(StatusCode::from_u16(status).unwrap());
+        assert!([400, 404, 429, 500, 503].into_iter().all(is));
+        assert!(![200, 204, 302].into_iter().any(is));
     }
 
     #[test]

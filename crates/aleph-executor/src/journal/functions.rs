@@ -320,42 +320,49 @@ impl Journal {
         self.writer.run("function.event.read", work).await
     }
 
-    /// Has an event wait until another time.
+    /// Has an event wait until another time; `false` where it is gone, though another may have its
+    /// id. `row` is what was read of it.
     ///
     /// # Errors
     /// Where that cannot be kept.
     pub async fn delay_function_event(
         &self,
-        request: &str,
+        row: &EventRow,
         due: i64,
         record: String,
-    ) -> Result<(), JournalError> {
-        let request = request.to_owned();
+    ) -> Result<bool, JournalError> {
+        let (request, before) = (row.request.clone(), row.record.clone());
         let work = move |t: &Transaction<'_>| {
             t.execute(
-                "UPDATE function_events SET due = ?2, record = ?3 WHERE request = ?1",
-                (request, due, record),
+                "UPDATE function_events SET due = ?3, record = ?4
+                 WHERE request = ?1 AND record = ?2",
+                (request, before, due, record),
             )
             .map_err(JournalError::sql("delay an event for a function"))
-            .map(drop)
+            .map(|changed| changed > 0)
         };
         self.writer.run("function.event.delay", work).await
     }
 
-    /// Is done with an event; another may follow from it, which is kept in the same moment. Gives
-    /// whether one does: none does where its function is gone.
+    /// Is done with an event, of which `row` was read; another may follow from it, which is kept in
+    /// the same moment. Gives whether one does: none does where its function is gone. An event that
+    /// was sent again with the same id once this one had gone with its function stays: its record
+    /// is another.
     ///
     /// # Errors
     /// Where that cannot be kept. Then the event still waits.
     pub async fn finish_function_event(
         &self,
-        request: &str,
+        row: &EventRow,
         next: Option<Waiting>,
     ) -> Result<bool, JournalError> {
-        let request = request.to_owned();
+        let (request, record) = (row.request.clone(), row.record.clone());
         let work = move |t: &Transaction<'_>| {
-            t.execute("DELETE FROM function_events WHERE request = ?1", [request])
-                .map_err(JournalError::sql("be done with an event for a function"))?;
+            t.execute(
+                "DELETE FROM function_events WHERE request = ?1 AND record = ?2",
+                (request, record),
+            )
+            .map_err(JournalError::sql("be done with an event for a function"))?;
             next.map_or(Ok(false), |next| insert(t, &next))
         };
         self.writer.run("function.event.finish", work).await
@@ -423,15 +430,21 @@ mod tests {
             .unwrap();
         journal.add_function_event(event("r1", 10)).await.unwrap();
         assert!(journal.add_function_event(event("r1", 11)).await.is_err());
-        journal
-            .delay_function_event("r1", 30, "later".into())
-            .await
-            .unwrap();
+        let first = event("r1", 10).row;
+        let delayed = journal.delay_function_event(&first, 30, "later".into());
+        assert!(delayed.await.unwrap());
+        // Whoever knows only what was before changes nothing.
+        let delayed = journal.delay_function_event(&first, 40, "never".into());
+        assert!(!delayed.await.unwrap());
+        journal.finish_function_event(&first, None).await.unwrap();
         let waiting = journal.function_event("r1").await.unwrap().unwrap();
         assert_eq!((waiting.row.due, &*waiting.row.record), (30, "later"));
         assert_eq!(waiting.payload, [0, 1, 255]);
         let next = Some(event("r2", 40));
-        journal.finish_function_event("r1", next).await.unwrap();
+        journal
+            .finish_function_event(&waiting.row, next)
+            .await
+            .unwrap();
         assert_eq!(journal.function_event("r1").await.unwrap(), None);
         let due = journal.function_events_due().await.unwrap();
         assert_eq!(due, [(40, "r2".to_owned(), "a".to_owned())]);
@@ -456,7 +469,8 @@ mod tests {
             .await
             .unwrap();
         let next = Some(event("r3", 40));
-        let follows = journal.finish_function_event("r2", next).await.unwrap();
+        let gone = event("r2", 10).row;
+        let follows = journal.finish_function_event(&gone, next).await.unwrap();
         assert!(!follows);
         assert_eq!(journal.remove_lost_function_events().await.unwrap(), 1);
         assert_eq!(journal.function_events_due().await.unwrap(), []);

@@ -6,9 +6,9 @@
 //!                                     └───────┴─▶ throttled: again, until it is too old
 //! ```
 //! An event is in the journal before its sender hears of it, and leaves it once it is known what
-//! came of it. What was under way when the daemon died runs again: at least once, with the same
-//! request id on each try. In memory are ids and times alone. Times are those of `clock`: a step of the
-//! host's clock makes no event too old, and none due.
+//! came of it. A try that panics has failed. What was under way when the daemon died runs again: at
+//! least once, with the same request id on each try. In memory are ids and times alone. Times are those
+//! of `clock`: a step of the host's clock makes no event too old, and none due.
 //!
 //! What cannot be carried out is told to the failure destination, where there is one, and is
 //! written to `STATE/functions/dead-letters/ACCOUNT/letters.jsonl`; of this file one earlier is
@@ -32,10 +32,12 @@ use aleph_executor::journal::{EventRow, Journal, JournalError, Waiting};
 use aleph_types::Timestamp;
 use bytes::Bytes;
 pub(super) use clock::{now, wall};
+use futures_util::FutureExt;
 use letters::Letters;
 use queue::{Due, Queue};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,11 +182,28 @@ pub(super) fn start(functions: &Functions) {
                 _turn: turn,
             };
             functions.work.spawn(async move {
-                attempt.functions.attempt(&attempt.next).await;
+                let Attempt {
+                    functions, next, ..
+                } = &attempt;
+                let tried = AssertUnwindSafe(functions.attempt(next)).catch_unwind();
+                if tried.await.is_ok() {
+                    return;
+                }
+                // What an event brings about in this program is a failure like others: it does
+                // not wait for ever.
+                let failed = AssertUnwindSafe(functions.failed(next)).catch_unwind();
+                if failed.await.is_err() {
+                    functions.later(&next.request, &next.account, &Panicked);
+                }
             });
         }
     });
 }
+
+/// Handling an event panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("its handling panicked")]
+struct Panicked;
 
 impl Functions {
     /// Takes an event for which nobody waits. It is durable once this returns.
@@ -273,7 +292,7 @@ impl Functions {
         let Some(function) = self.registry.get(&row.account, &row.function) else {
             // It was deleted just now, or only its events were left.
             let journal = &self.events.journal;
-            if let Err(error) = journal.finish_function_event(request, None).await {
+            if let Err(error) = journal.finish_function_event(&row, None).await {
                 self.later(request, &row.account, &error);
             }
             return;
@@ -313,6 +332,35 @@ impl Functions {
             payload: &payload,
             failure,
             answer,
+        };
+        self.finish(&function, &end).await;
+    }
+
+    /// Counts a try that did not come to its end as one that failed.
+    async fn failed(&self, next: &Due) {
+        let request = next.request.as_str();
+        tracing::error!(request, "a try of an event has panicked");
+        let Waiting { row, payload } = match self.events.journal.function_event(request).await {
+            Ok(Some(waiting)) => waiting,
+            Ok(None) => return,
+            Err(error) => return self.later(request, &next.account, &error),
+        };
+        let Ok(record) = serde_json::from_str::<Record>(&row.record) else {
+            return;
+        };
+        // Without its function, the next try removes it.
+        let Some(function) = self.registry.get(&row.account, &row.function) else {
+            return self.later(request, &row.account, &Panicked);
+        };
+        if let Some((due, record)) = self.again(&function, &record) {
+            return self.delay(row, due, &record).await;
+        }
+        let end = End {
+            row: &row,
+            record: &record,
+            payload: &payload.into(),
+            failure: Some("RetriesExhausted"),
+            answer: None,
         };
         self.finish(&function, &end).await;
     }
@@ -362,9 +410,10 @@ impl Functions {
             return;
         };
         let journal = &self.events.journal;
-        let delayed = journal.delay_function_event(&row.request, due, text).await;
-        match delayed {
-            Ok(()) => self.events.queue.push(due, row.request, &row.account),
+        match journal.delay_function_event(&row, due, text).await {
+            // It was deleted with its function.
+            Ok(false) => {}
+            Ok(true) => self.events.queue.push(due, row.request, &row.account),
             Err(error) => self.later(&row.request, &row.account, &error),
         }
     }
@@ -399,7 +448,7 @@ impl Functions {
         let next = told.and_then(|arn| self.follow(&arn, end, &letter));
         let pushed = next.as_ref().map(|next| next.row.clone());
         let journal = &self.events.journal;
-        match journal.finish_function_event(&end.row.request, next).await {
+        match journal.finish_function_event(end.row, next).await {
             Ok(follows) => {
                 series.settle(end.record.accepted);
                 if end.failure.is_some() {

@@ -107,6 +107,27 @@ pub(in crate::lambda) fn letters(root: &TestRoot) -> Vec<Value> {
 const SOON: Duration = Duration::from_millis(1);
 
 #[tokio::test]
+async fn a_try_that_panics_has_failed() {
+    let root = TestRoot::empty().unwrap();
+    let policy = EventPolicy {
+        pauses: vec![SOON],
+        retries: 1,
+        ..EventPolicy::default()
+    };
+    let (functions, runner, journal) = open(&root, policy).await;
+    let panics = function(&functions, "panic").await;
+    functions.enqueue(&panics, None, event("a")).await.unwrap();
+    until_empty(&journal).await;
+    assert_eq!(runner.seen(), ["a", "a"]);
+    let letters = letters(&root);
+    assert_eq!(letters.len(), 1);
+    assert_eq!(
+        letters[0]["requestContext"]["condition"],
+        "RetriesExhausted"
+    );
+}
+
+#[tokio::test]
 async fn what_fails_is_tried_again_under_the_same_id() {
     let root = TestRoot::empty().unwrap();
     let policy = EventPolicy {

@@ -25,6 +25,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// What of an answer's headers is not the function's to say, beside those of the connection.
 const LEFT_OUT: [&str; 2] = ["keep-alive", "service-worker-allowed"];
 
+/// The most headers of an answer: a map of them has its bounds, and the node adds its own.
+const MOST_HEADERS: usize = 4096;
+
 /// Whether an object says what the answer is.
 #[derive(Deserialize)]
 struct Probe {
@@ -170,10 +173,16 @@ fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Option<()> {
     let name: HeaderName = name.parse().ok()?;
     let ours = ours.contains(&name) || LEFT_OUT.contains(&name.as_str());
     if !ours {
-        // A function may say more than an answer can have.
-        let value = value.parse().ok()?;
-        headers.try_append(name, value).ok()?;
+        append(headers, name, value)?;
     }
+    Some(())
+}
+
+/// Adds what a function says; not more than an answer has.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) -> Option<()> {
+    let room = headers.len() < MOST_HEADERS;
+    let value = value.parse().ok().filter(|_| room)?;
+    headers.append(name, value);
     Some(())
 }
 
@@ -193,8 +202,7 @@ fn headers(
         add(&mut headers, &name, &text)?;
     }
     for cookie in cookies.into_iter().flatten() {
-        let cookie = cookie.parse().ok()?;
-        headers.try_append(SET_COOKIE, cookie).ok()?;
+        append(&mut headers, SET_COOKIE, &cookie)?;
     }
     Some(headers)
 }

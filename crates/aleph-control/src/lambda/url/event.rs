@@ -3,8 +3,8 @@
 //!
 //! The path and the query are as they are on the wire. A body is text where its type says that it
 //! is and it is no encoded one; otherwise it comes in base64. Headers that speak of the connection
-//! alone are left out, and so are cookies, which have a place of their own, and what a request was
-//! signed with. `x-forwarded-proto` is what a proxy in front says, and `http` without one.
+//! alone are left out, and so is what a request was signed with. Cookies are in `cookies`, one by
+//! one, and in `headers.cookie`, all in one line, as with AWS. `x-forwarded-proto` is what a proxy in front says, and `http` without one.
 
 use crate::lambda::invocation::MOST_EVENT;
 use crate::lambda::trace::{Trace, XRAY};
@@ -222,6 +222,7 @@ fn cookies(headers: &HeaderMap) -> Vec<Cow<'_, str>> {
 
 /// Whether a header speaks of one connection, or of what is not the function's business.
 fn is_left_out(name: &HeaderName, signed: bool) -> bool {
+    // Cookies are joined by what joins cookies.
     let own = [CONNECTION, COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
     own.contains(name)
         || matches!(name.as_str(), "keep-alive" | "proxy-connection" | XRAY)
@@ -251,6 +252,10 @@ fn headers<'r>(
                 headers.insert(name.as_str(), value.into_owned());
             }
         }
+    }
+    let cookies = cookies(&parts.headers);
+    if !cookies.is_empty() {
+        headers.insert(COOKIE.as_str(), cookies.join("; "));
     }
     headers.insert(XRAY, trace.to_string());
     let forwarded = headers.entry("x-forwarded-for").or_default();

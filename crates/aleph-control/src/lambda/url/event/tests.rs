@@ -44,7 +44,7 @@ fn a_request_is_told_as_documented() {
         "cookies": ["a=1", "b=2", "c=3"],
         "headers": {
             "host": "abc.lambda-url.us-east-1.localhost:9000", "x-many": "one,two",
-            "user-agent": "agent", "content-type": "application/json; charset=utf-8",
+            "cookie": "a=1; b=2; c=3", "user-agent": "agent", "content-type": "application/json; charset=utf-8",
             "x-amzn-trace-id": TRACE, "x-forwarded-for": "192.0.2.1, 127.0.0.1",
             "x-forwarded-proto": "http", "x-forwarded-port": "9000",
         },
