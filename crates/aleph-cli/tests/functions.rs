@@ -183,16 +183,31 @@ fn a_function_gets_a_url() -> Result<()> {
         Ok(shown[0]["FunctionUrlConfigs"].clone())
     };
     assert_eq!(inspect()?, serde_json::json!([]));
-    let url = served.ok(&["fn", "url", "hello"])?;
+    // Who may call it is not guessed.
+    for words in [
+        &["fn", "url", "hello"][..],
+        &["fn", "url", "hello", "--stream"],
+    ] {
+        let ran = served.node.aleph(words)?;
+        ran.assert_failed_with(&["hello has no URL", "--auth"]);
+    }
+    assert_eq!(inspect()?, serde_json::json!([]));
+    let url = served.ok(&["fn", "url", "hello", "--auth", "none"])?;
     assert!(url.contains(".lambda-url.us-east-1.localhost:"), "{url}");
     let changed = ["fn", "url", "hello", "--auth", "iam", "--stream"];
     let page = ["--cors-origin", "https://app.example.com"];
+    let how = ["--cors-method", "PUT", "--cors-header", "x-one"];
+    let other = ["--cors-origin", "https://other.example.com"];
+    served.ok(&[&changed[..], &other, &how].concat())?;
     assert_eq!(served.ok(&[&changed[..], &page].concat())?, url, "it stays");
     let shown = inspect()?;
     assert_eq!(shown[0]["FunctionUrl"], url.as_str());
     assert_eq!(shown[0]["AuthType"], "AWS_IAM");
     assert_eq!(shown[0]["InvokeMode"], "RESPONSE_STREAM");
-    assert_eq!(shown[0]["Cors"]["AllowOrigins"][0], page[1]);
+    let cors = serde_json::json!({
+        "AllowOrigins": [page[1]], "AllowMethods": ["PUT"], "AllowHeaders": ["x-one"],
+    });
+    assert_eq!(shown[0]["Cors"], cors, "what is not said stays");
     assert_eq!(
         served.ok(&["fn", "url", "hello"])?,
         url,
@@ -201,7 +216,9 @@ fn a_function_gets_a_url() -> Result<()> {
     assert_eq!(inspect()?, shown);
     assert_eq!(served.ok(&["fn", "url", "hello", "--delete"])?, "hello");
     assert_eq!(inspect()?, serde_json::json!([]));
-    let ran = served.node.aleph(&["fn", "url", "absent"])?;
+    let ran = served
+        .node
+        .aleph(&["fn", "url", "absent", "--auth", "none"])?;
     assert!(ran.stderr.contains("Function not found"), "{ran:?}");
     let ran = served.node.aleph(&["fn", "url", "hello", "--delete"])?;
     assert_eq!(ran.code, 125, "{ran:?}");

@@ -415,6 +415,12 @@ async fn pages_call_as_cors_says() -> Result<()> {
     assert_eq!(event["requestContext"]["http"]["method"], "OPTIONS");
     let answer = to.send("GET", "/", &[origin], "").await?;
     assert_eq!(text(&answer, "access-control-allow-origin"), origin.1);
+    let answer = to.send("GET", "/", &[], "").await?;
+    assert_eq!(
+        text(&answer, "vary"),
+        "Origin",
+        "a cache keeps it for nobody else"
+    );
 
     // By its name, which can be guessed, a page of others gets nowhere.
     let here = To {

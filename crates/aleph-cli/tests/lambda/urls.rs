@@ -50,7 +50,9 @@ fn body(answer: &str) -> Result<Value> {
 }
 
 fn answers(world: &World) -> Result<()> {
-    let url = world.daemon.ok(&["fn", "url", "web"])?;
+    let none = world.daemon.aleph(&["fn", "url", "web"])?;
+    ensure!(none.code == 125, "a URL was made unasked: {none:?}");
+    let url = world.daemon.ok(&["fn", "url", "web", "--auth", "none"])?;
     let host = url.trim_start_matches("http://");
     ensure!(host.contains(".lambda-url.us-east-1.localhost:"), "{url}");
     let trace = format!("traceparent: {TRACEPARENT}");
@@ -94,7 +96,7 @@ fn streams(world: &World) -> Result<()> {
     let how = ["--zip", &zip, "--handler", "web.handler", "-t", "10s"];
     let daemon = &world.daemon;
     daemon.ok(&[&create[..], &how, &["--wait"]].concat())?;
-    let url = daemon.ok(&["fn", "url", "stream", "--stream"])?;
+    let url = daemon.ok(&["fn", "url", "stream", "--stream", "--auth", "none"])?;
     let host = url.trim_start_matches("http://").trim_end_matches('/');
     let (_, port) = host.rsplit_once(':').context("no port")?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lambda/stream.py");
@@ -112,7 +114,7 @@ fn servers(world: &World) -> Result<()> {
     let daemon = &world.daemon;
     daemon.ok(&[&create[..], &how, &["--wait"]].concat())?;
     for mode in ["--no-stream", "--stream"] {
-        let url = daemon.ok(&["fn", "url", "server", mode])?;
+        let url = daemon.ok(&["fn", "url", "server", mode, "--auth", "none"])?;
         let to = format!("{url}a%20b?x=1&x=2");
         let cookie = ["-b", "c=3", "-H", "content-type: application/octet-stream"];
         let answer = curl(world, &[&cookie[..], &["-d", "raw", &to]].concat())?;

@@ -217,6 +217,7 @@ pub struct Shared {
     sources: Sources,
     keys: Keys,
     memory: Memory,
+    answers: url::Answers,
     metrics: Metrics,
     /// Where clients come in, once that is known.
     address: OnceLock<SocketAddr>,
@@ -289,6 +290,7 @@ impl Functions {
             sources,
             keys: Keys::new(config.credentials),
             memory: Memory::default(),
+            answers: url::Answers::default(),
             metrics,
             address: OnceLock::new(),
             stopping,

@@ -1,7 +1,9 @@
 //! How a function is spoken with: which of two contracts it keeps.
 //!
 //! It is found out as the function initialises, and is the same in all clones of its template:
-//! whichever comes first of a request to the runtime API and a connection that its port accepts.
+//! whichever comes first of a request to the runtime API and a connection that its port accepts. A
+//! program may open the port (for figures, say) and still be about to ask: one that asks within
+//! [`GRACE`] is a client of the runtime API. One that takes longer says so with a `PORT` of 0.
 
 use super::answer::Answer;
 use super::conversation::{Conversation, Initialised};
@@ -11,6 +13,10 @@ use crate::guest::{Agent, AgentError};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// How long a program that listens may take until it asks the runtime API. Only templates wait.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What a function is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +55,9 @@ impl Contract {
             biased;
             initialised = conversation.initialised() => return Ok((Self::RuntimeApi, initialised)),
             listens = listens => listens?,
+        }
+        if let Ok(initialised) = timeout(GRACE, conversation.initialised()).await {
+            return Ok((Self::RuntimeApi, initialised));
         }
         match server {
             Some(server) => Ok((Self::Server(server), Initialised::Ready)),

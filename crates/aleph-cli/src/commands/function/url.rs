@@ -3,7 +3,7 @@
 use super::{text, told};
 use crate::client::Client;
 use crate::output::say;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 /// A URL of a function.
@@ -12,7 +12,7 @@ pub(crate) struct Url {
     /// Name of the function, such as hello or hello:live
     name: String,
     /// Who may call it: whoever reaches the node's functions, or who signs with a key of the
-    /// function's account [default: none]
+    /// function's account; makes the URL where there is none
     #[arg(long, value_name = "KIND", value_parser = ["none", "iam"])]
     auth: Option<String>,
     /// Give answers as they are written, and not once they are whole
@@ -39,8 +39,9 @@ pub(crate) struct Url {
 }
 
 impl Url {
-    /// What is said, in the node's words.
-    fn said(&self) -> Value {
+    /// What is said, in the node's words. Of `before`, what the URL says of pages so far, stays what
+    /// is not said anew.
+    fn said(&self, before: Option<&Value>) -> Value {
         let mut said = json!({});
         if let Some(auth) = &self.auth {
             said["AuthType"] = match auth.as_str() {
@@ -56,15 +57,18 @@ impl Url {
             said["InvokeMode"] = "BUFFERED".into();
         }
         if !self.cors_origin.is_empty() {
-            let any = vec!["*".to_owned()];
-            let methods = match self.cors_method.is_empty() {
-                true => &any,
-                false => &self.cors_method,
-            };
-            said["Cors"] = json!({
-                "AllowOrigins": self.cors_origin, "AllowMethods": methods,
-                "AllowHeaders": self.cors_header,
-            });
+            let before = before.filter(|before| before.is_object()).cloned();
+            let mut cors = before.unwrap_or_else(|| json!({ "AllowMethods": ["*"] }));
+            for (name, all) in [
+                ("AllowOrigins", &self.cors_origin),
+                ("AllowMethods", &self.cors_method),
+                ("AllowHeaders", &self.cors_header),
+            ] {
+                if !all.is_empty() {
+                    cors[name] = json!(all);
+                }
+            }
+            said["Cors"] = cors;
         }
         said
     }
@@ -75,16 +79,18 @@ impl Url {
             client.remove_function_url(name).await?;
             return told(&json!({ "name": name, "removed": true }), self.json, name);
         }
-        let mut said = self.said();
-        let some = said.as_object().is_some_and(|all| !all.is_empty());
         let there = client.function_url(name).await?;
+        let said = self.said(there.as_ref().map(|url| &url["Cors"]));
+        let some = said.as_object().is_some_and(|all| !all.is_empty());
         let url = match there {
             Some(url) if !some => url,
             Some(_) => client.change_function_url(name, &said).await?,
+            // Who may call it is nothing to be guessed.
             None => {
-                if said["AuthType"].is_null() {
-                    said["AuthType"] = "NONE".into();
-                }
+                ensure!(
+                    self.auth.is_some(),
+                    "{name} has no URL; make one with: aleph fn url {name} --auth none|iam"
+                );
                 client.create_function_url(name, &said).await?
             }
         };

@@ -5,7 +5,6 @@
 //! body of one, as JSON. What says `statusCode` and makes no sense is a fault of the function, as its errors are: 502.
 
 use aleph_executor::functions::{Completed, HTTP_INTEGRATION, HttpPrelude};
-use axum::body::Body;
 use axum::http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
@@ -48,7 +47,7 @@ struct Said<'a> {
 }
 
 /// The answer to a request.
-pub(super) fn answer(completed: &Completed) -> Response {
+pub(super) fn answer(completed: &Completed) -> Response<Bytes> {
     if completed.error.is_some() {
         return failed();
     }
@@ -57,12 +56,12 @@ pub(super) fn answer(completed: &Completed) -> Response {
         let prelude = HttpPrelude::parse(payload).ok();
         let whole = prelude.and_then(|(prelude, body)| {
             let head = Head::of(&prelude)?;
-            Some(head.with(Body::from(body)))
+            Some(head.with(body))
         });
         return whole.unwrap_or_else(failed);
     }
     if !says(payload) {
-        let mut response = Response::new(Body::from(payload.clone()));
+        let mut response = Response::new(payload.clone());
         response.headers_mut().insert(CONTENT_TYPE, JSON);
         return response;
     }
@@ -73,7 +72,7 @@ pub(super) fn answer(completed: &Completed) -> Response {
             headers: headers(said.headers, said.cookies)?,
         };
         let encoded = said.is_base64_encoded.unwrap_or(false);
-        Some(head.with(Body::from(body(said.body, encoded)?)))
+        Some(head.with(body(said.body, encoded)?))
     })
     .unwrap_or_else(failed)
 }
@@ -86,8 +85,8 @@ fn says(payload: &[u8]) -> bool {
 }
 
 /// What a client hears of a function that failed: no more than that.
-pub(super) fn failed() -> Response {
-    let mut response = Response::new(Body::from("Internal Server Error"));
+pub(super) fn failed() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from_static(b"Internal Server Error"));
     *response.status_mut() = StatusCode::BAD_GATEWAY;
     response.headers_mut().insert(CONTENT_TYPE, JSON);
     response
@@ -133,12 +132,12 @@ impl Head {
     }
 
     /// The answer with this body, where its status may have one.
-    pub(super) fn with(self, body: Body) -> Response {
+    pub(super) fn with<B: Default>(self, body: B) -> Response<B> {
         let none = matches!(
             self.status,
             StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
         );
-        let mut response = Response::new(if none { Body::empty() } else { body });
+        let mut response = Response::new(if none { B::default() } else { body });
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         if !response.headers().contains_key(CONTENT_TYPE) {
@@ -226,7 +225,6 @@ fn body(said: Option<&RawValue>, encoded: bool) -> Option<Bytes> {
 mod tests {
     use super::*;
     use aleph_executor::functions::{FunctionError, Temperature, Timings};
-    use axum::body::to_bytes;
 
     fn completed(payload: &str, error: Option<FunctionError>) -> Completed {
         Completed {
@@ -241,19 +239,18 @@ mod tests {
         }
     }
 
-    async fn answered(payload: &str) -> (u16, Vec<(String, String)>, String) {
+    fn answered(payload: &str) -> (u16, Vec<(String, String)>, String) {
         let (parts, body) = answer(&completed(payload, None)).into_parts();
         let headers = parts.headers.iter().map(|(name, value)| {
             let value = value.to_str().unwrap().to_owned();
             (name.as_str().to_owned(), value)
         });
-        let body = to_bytes(body, usize::MAX).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();
         (parts.status.as_u16(), headers.collect(), body)
     }
 
-    #[tokio::test]
-    async fn what_says_no_status_is_a_body() {
+    #[test]
+    fn what_says_no_status_is_a_body() {
         for payload in [
             r#""Hello, world!""#,
             r#"{"message": "Hello, world!"}"#,
@@ -261,22 +258,21 @@ mod tests {
             "null",
             r#"{"statusCode": null, "body": "x"}"#,
         ] {
-            let (status, headers, body) = answered(payload).await;
+            let (status, headers, body) = answered(payload);
             assert_eq!((status, body.as_str()), (200, payload));
             let json = ("content-type".to_owned(), "application/json".to_owned());
             assert_eq!(headers, [json]);
         }
     }
 
-    #[tokio::test]
-    async fn what_says_a_status_is_an_answer() {
+    #[test]
+    fn what_says_a_status_is_an_answer() {
         let (status, headers, body) = answered(
             r#"{"statusCode": 201, "headers": {"Content-Type": "text/plain", "X-N": 1,
                 "Content-Length": "99", "Connection": "close", "X-None": null,
                 "Service-Worker-Allowed": "/"},
                 "cookies": ["a=1; Secure", "b=2"], "body": "hi"}"#,
-        )
-        .await;
+        );
         assert_eq!((status, body.as_str()), (201, "hi"));
         let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let all = [
@@ -301,13 +297,13 @@ mod tests {
             ),
             (r#"{"statusCode": 204, "body": "none"}"#, 204, ""),
         ] {
-            let (got, _, text) = answered(payload).await;
+            let (got, _, text) = answered(payload);
             assert_eq!((got, text.as_str()), (status, body), "{payload}");
         }
     }
 
-    #[tokio::test]
-    async fn what_makes_no_sense_is_a_fault_of_the_function() {
+    #[test]
+    fn what_makes_no_sense_is_a_fault_of_the_function() {
         for payload in [
             r#"{"statusCode": "ok"}"#,
             r#"{"statusCode": 99}"#,
@@ -319,7 +315,7 @@ mod tests {
             r#"{"statusCode": 200, "cookies": ["a\nb"]}"#,
             r#"{"statusCode": 200, "body": "%", "isBase64Encoded": true}"#,
         ] {
-            let (status, _, body) = answered(payload).await;
+            let (status, _, body) = answered(payload);
             assert_eq!(
                 (status, body.as_str()),
                 (502, "Internal Server Error"),
@@ -333,14 +329,14 @@ mod tests {
             serde_json::json!({"statusCode": 200, "headers": many}),
             serde_json::json!({"statusCode": 200, "cookies": cookies}),
         ] {
-            assert_eq!(answered(&said.to_string()).await.0, 502);
+            assert_eq!(answered(&said.to_string()).0, 502);
         }
         let failed = answer(&completed("{}", Some(FunctionError::Unhandled)));
         assert_eq!(failed.status(), 502);
     }
 
-    #[tokio::test]
-    async fn a_prelude_says_what_the_answer_is() {
+    #[test]
+    fn a_prelude_says_what_the_answer_is() {
         let whole = |payload: &str| {
             let mut completed = completed(payload, None);
             completed.content_type = HTTP_INTEGRATION.into();
@@ -356,7 +352,7 @@ mod tests {
             (&"1".parse().unwrap(), &"a=1".parse().unwrap())
         );
         assert!(!parts.headers.contains_key("connection"));
-        assert_eq!(to_bytes(body, 9).await.unwrap(), "body");
+        assert_eq!(body, "body");
         assert_eq!(whole("no prelude").status(), 502);
         assert_eq!(whole("{\"statusCode\": 7}\0\0\0\0\0\0\0\0").status(), 502);
     }

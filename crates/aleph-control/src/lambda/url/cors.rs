@@ -1,4 +1,7 @@
 //! Which pages of others may call a URL (<https://fetch.spec.whatwg.org/#http-cors-protocol>).
+//!
+//! `*` with `AllowCredentials` lets every page call with its reader's cookies: its origin is said
+//! back, as AWS does. That is for functions that take no cookie for a proof.
 
 use crate::lambda::error::LambdaError;
 use axum::http::header::{

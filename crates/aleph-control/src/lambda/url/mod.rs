@@ -8,7 +8,8 @@
 //!
 //! What comes in is told to the function in payload format 2.0 (`event`), and what the function
 //! gives is the answer: once it is whole (`answer`), or as it is written (`streamed`). Bodies are
-//! bounded as [`gate`] bounds those of the API. Who may call is for the URL to say:
+//! bounded as [`gate`] bounds those of the API, and so is what answers hold that are read
+//! (`reading`). Who may call is for the URL to say:
 //!
 //! | URL | who may call |
 //! | --- | --- |
@@ -30,15 +31,18 @@
 //! | the function fails, or what it says makes no sense | 502, `Internal Server Error` |
 //! | it fails when its answer has begun | the connection is broken |
 //! | the client goes away | the function runs to its end |
+//! | the client does not read in time | the connection is broken |
 
 mod answer;
 mod called;
 mod cors;
 mod event;
+mod reading;
 mod streamed;
 
 pub(super) use cors::Cors;
 pub(super) use event::is_text;
+pub(super) use reading::Answers;
 
 use super::arn::Target;
 use super::error::{Kind, LambdaError};
@@ -65,6 +69,7 @@ use called::{Called, Name, PATH};
 use event::{Received, Signer};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 use tower::ServiceExt;
 
 /// Serves requests to URLs, and has `api` answer all others.
@@ -140,7 +145,8 @@ impl Functions {
                 (response, found.cors, trace)
             }
         };
-        if let Some(cors) = cors.filter(|_| parts.headers.contains_key(ORIGIN)) {
+        // What is kept of an answer to nobody's page is none to a page's.
+        if let Some(cors) = cors {
             cors.apply(&parts.headers, response.headers_mut());
         }
         gate::sign(&mut response, &id, &trace.answer());
@@ -283,7 +289,13 @@ impl Functions {
             done
         });
         let Answer { completed, .. } = done.await?;
-        Ok(answer::answer(&completed))
+        let answer = answer::answer(&completed);
+        drop(completed);
+        let held = self.answers.hold(answer);
+        held.map_err(|_| {
+            let message = "Rate Exceeded. Answers that are read hold as much memory as they may.";
+            LambdaError::throttled(Duration::from_secs(5), "CallerRateLimitExceeded", message)
+        })
     }
 
     fn event(

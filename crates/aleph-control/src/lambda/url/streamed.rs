@@ -24,7 +24,7 @@ pub(super) async fn respond(streamed: Streamed) -> Result<Response, LambdaError>
         end,
     } = streamed;
     let Some(began) = head else {
-        return Ok(answer(&end.await?.completed));
+        return Ok(answer(&end.await?.completed).map(Body::from));
     };
     let (head, first) = if began.has_prelude() {
         match HttpPrelude::read(&mut body).await {
@@ -44,7 +44,7 @@ pub(super) async fn respond(streamed: Streamed) -> Result<Response, LambdaError>
     };
     let pieces = futures_util::stream::unfold(rest, Rest::next);
     let response = head.map(|head| head.with(Body::from_stream(pieces)));
-    Ok(response.unwrap_or_else(failed))
+    Ok(response.unwrap_or_else(|| failed().map(Body::from)))
 }
 
 /// What is still to come.
