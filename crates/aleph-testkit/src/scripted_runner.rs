@@ -206,6 +206,11 @@ impl Drop for Preparing<'_> {
     }
 }
 
+#[allow(clippy::panic, reason = "it is what a test of panics is about")]
+fn panics<T>() -> T {
+    panic!("as this function wants it")
+}
+
 impl Runner for ScriptedRunner {
     fn prepare(
         &self,
@@ -270,7 +275,7 @@ impl Runner for ScriptedRunner {
             };
             match deployment.handler.as_str() {
                 "fail" => error("it failed", FunctionError::Handled),
-                "panic" => panic!("as this function wants it"),
+                "panic" => panics(),
                 "crash" => error("it crashed", FunctionError::Unhandled),
                 "flaky" if before < 2 => error("not yet", FunctionError::Handled),
                 "hold" => {
