@@ -160,7 +160,7 @@ fn choices(bench: &Bench, as_it_is: &ByHand) -> Result<Vec<Row>> {
         ("lock prefixes patched out", without("noreplace-smp")),
         ("tracefs set up", without("initcall_blacklist")),
         ("-cpu max", cpu("max")),
-        ("page table isolation", without("nopti")),
+        ("mitigations", without("mitigations=off")),
     ];
     let initrd = bench.root.bundle()?.initrd().to_owned();
     for (name, program) in [

@@ -21,7 +21,7 @@ pub(crate) struct Url {
     /// Give answers once they are whole
     #[arg(long)]
     no_stream: bool,
-    /// Let pages of this origin call it, such as https://app.example.com or *
+    /// Let pages of this origin (scheme, name and port) call it; * for all
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// Let them use this method as well, such as POST or * [default: *]
