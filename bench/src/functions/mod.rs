@@ -250,7 +250,17 @@ async fn alive() -> Result<Vec<Row>> {
     let each = before.saturating_sub(available()?) as f64 / MIB / vmms.len() as f64;
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
     let count = vmms.len() as f64;
-    let run = pool.invoke_at(Temperature::Warm).await?;
+    // The one that was made last may be about to be paused.
+    let mut run = pool.invoke().await?;
+    for _ in 0..60 {
+        if run.1 == Temperature::Warm {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        run = pool.invoke().await?;
+    }
+    anyhow::ensure!(run.1 == Temperature::Warm, "it was {:?}", run.1);
+    let run = run.0.as_secs_f64() * MILLI;
     pool.close().await?;
     Ok(vec![
         Row::new("clones alive at once, paused", "", &[count]),

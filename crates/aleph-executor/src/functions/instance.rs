@@ -33,6 +33,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -60,6 +61,9 @@ const MUCH: u64 = 16 * 1024;
 /// on is not waited for.
 const ASKED: usize = 16;
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// After so many events without a word a function is taken for one that writes nothing.
+const SILENT: u32 = 3;
 
 /// Processes and threads that a VMM may have.
 const PIDS: u32 = 512;
@@ -359,6 +363,8 @@ impl Spare {
             output,
             body,
             stack,
+            had_event: AtomicBool::new(false),
+            silent: AtomicU32::new(0),
             is_paused: false,
         })
     }
@@ -393,6 +399,9 @@ pub(super) struct Instance {
     conversation: Arc<Conversation>,
     pub(super) output: Arc<Output>,
     stack: Stack,
+    had_event: AtomicBool,
+    /// After how many events in a row it had written nothing.
+    silent: AtomicU32,
     tasks: [AbortHandle; 2],
     is_paused: bool,
 }
@@ -469,6 +478,10 @@ impl Instance {
         limit: Duration,
         delivery: &mut Delivery<'_>,
     ) -> Fate {
+        if self.had_event.swap(true, Ordering::Relaxed) {
+            // What came after the last one's answer is no part of this one's log.
+            drop(self.output.take());
+        }
         let contract = &self.contract;
         let function = (&self.agent, &*self.conversation);
         let given = tokio::select! {
@@ -508,10 +521,24 @@ impl Instance {
         }
     }
 
-    /// Waits until what the function wrote before its answer is there. The answer may have come past
-    /// it, on a stream of its own.
+    /// Waits until what the function wrote before its answer is there. The answer comes past the
+    /// agent, which may not have read that yet: it has once it answers a ping. A function that never
+    /// writes anything is not asked each time.
     async fn settle_output(&self) {
         self.output.settle().await;
+        let is_silent = self.output.written() == 0;
+        if is_silent && self.silent.load(Ordering::Relaxed) >= SILENT {
+            return;
+        }
+        if self.agent.ping().await.is_err() {
+            return;
+        }
+        self.output.settle().await;
+        if self.output.written() == 0 {
+            self.silent.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.silent.store(0, Ordering::Relaxed);
+        }
         for _ in 0..ASKED {
             let written = self.output.written();
             if written < MUCH {

@@ -377,12 +377,12 @@ impl Agent {
     /// Sets up the guest's interface of a link to this host ([`crate::hypervisor::Link`]).
     ///
     /// # Errors
-    /// [`AgentError::TooOld`] for a guest that knows no links, or [`AgentError::Failed`] with what
+    /// [`AgentError::NoLinks`] for a guest that knows none, or [`AgentError::Failed`] with what
     /// it could not do.
     pub async fn link(&self, link: Link) -> Result<(), AgentError> {
         let version = self.shared.version();
         if version < Versions::LINKS {
-            return Err(AgentError::TooOld { version });
+            return Err(AgentError::NoLinks { version });
         }
         order::order(&self.shared, &ToGuest::Link(link))?
             .done()

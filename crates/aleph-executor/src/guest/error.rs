@@ -47,6 +47,16 @@ pub enum AgentError {
         /// The version that both sides speak.
         version: u16,
     },
+    /// The guest's agent is of a version that knows no links.
+    #[error(
+        "its agent speaks version {version} of the protocol, and functions take {}: make a new \
+         kernel bundle with aleph kernel build",
+        aleph_guest_proto::Versions::LINKS
+    )]
+    NoLinks {
+        /// The version that both sides speak.
+        version: u16,
+    },
     /// There is no such kept command in the guest.
     #[error("it has no kept command on stream {0}")]
     NoSuchStream(u32),

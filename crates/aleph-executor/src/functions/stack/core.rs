@@ -114,8 +114,8 @@ impl Core {
     /// Has smoltcp ask the other end of each connection whether it is there (RFC 9293, section
     /// 3.8.4), once it sends; whether there is any.
     pub(super) fn ask(&mut self) -> bool {
-        let at_once = Some(Duration::from_millis(0));
-        self.set_keep_alive(at_once)
+        // The first time is now, whatever the interval.
+        self.set_keep_alive(Some(Duration::from_secs(3600)))
     }
 
     /// Has it ask no more.

@@ -30,6 +30,13 @@ pub(in super::super) struct Kept {
     pub(super) unanswered: Vec<u8>,
 }
 
+impl Kept {
+    /// Whether the guest has said something that nobody has answered.
+    pub(in super::super) fn has_request(&self) -> bool {
+        !self.unanswered.is_empty()
+    }
+}
+
 impl Core {
     /// Whether nothing is under way that a moment's waiting would bring to its end.
     pub(super) fn is_settled(&self) -> bool {

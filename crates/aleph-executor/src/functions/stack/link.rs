@@ -28,7 +28,7 @@ pub(super) struct Link {
     frame: Vec<u8>,
     /// The IP packet in it that smoltcp has not had yet.
     packet: Option<Range<usize>>,
-    /// How many frames came.
+    /// How many segments came.
     heard: u64,
     out: Out,
 }
@@ -93,7 +93,7 @@ impl Link {
         self.out.is_broken
     }
 
-    /// How many frames came.
+    /// How many segments came.
     pub(super) fn heard(&self) -> u64 {
         self.heard
     }
@@ -130,9 +130,9 @@ impl Link {
                 }
             };
             *most -= 1;
-            self.heard += 1;
             match wire::look(&self.frame[..length]) {
                 Frame::Segment(segment, packet) => {
+                    self.heard += 1;
                     self.translate(&segment, packet.clone());
                     self.packet = Some(packet);
                     return Some(segment);

@@ -246,11 +246,15 @@ impl Shared {
         if core.is_anyone_waiting() {
             self.opened.notify_waiters();
         }
-        turned.unwrap_or_else(|_| {
+        let unread = turned.unwrap_or_else(|_| {
             tracing::warn!("a guest's TCP stack failed: its connections end");
             core.end();
             frames
-        })
+        });
+        if core.is_over {
+            self.ended.cancel();
+        }
+        unread
     }
 }
 

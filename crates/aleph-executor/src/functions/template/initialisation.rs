@@ -218,6 +218,10 @@ async fn initialise(
         };
         // A connection stays what it is while nobody speaks.
         let connections = stack.kept().await;
+        if contract == Contract::RuntimeApi && !connections.iter().any(Kept::has_request) {
+            // Whatever happened to it: no clone would ever ask for an event.
+            return Err(AgentError::Stalled.into());
+        }
         vm.pause().await?;
         let state = work.0.join("state");
         let file = File::create(&state).map_err(at("make", &state))?;
