@@ -152,6 +152,11 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
         connections,
     };
     work.finish(&record, dir)?;
+    if given_up.is_cancelled() {
+        // Given up while it was being named: whoever did that looked before it was there.
+        std::fs::remove_dir_all(dir).map_err(at("remove", dir))?;
+        return Err(TemplateError::GivenUp);
+    }
     Ok(record)
 }
 
