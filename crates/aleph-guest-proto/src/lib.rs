@@ -71,7 +71,7 @@
 //! | 2 | marks, kept commands |
 //! | 3 | a [`Network`] at the end of `Setup`; without one `Setup` is that of version 2 |
 //! | 4 | what clones need: `Listen`, `Mount`, `Freeze`, `Resume`, `Clock` and `Accepted` |
-//! | 5 | `Link`: a link to the host that no agent is in the way of |
+//! | 5 | for functions: `Link`, a link to the host that no agent is in the way of, and `Settle` |
 //!
 //! So a guest of version 2 is adopted as it is, and one that was not set up yet can be, as long
 //! as it is to have no network.

@@ -112,6 +112,9 @@ pub enum ToGuest<'a> {
     /// stream: [`crate::ToHost::Done`] answers once all stand still and nothing waits to be
     /// written.
     Freeze,
+    /// Does ahead, in a guest that stands still, what each clone of it would do first, on a new
+    /// stream: [`crate::ToHost::Done`] answers once it has nothing left to do.
+    Settle,
     /// Makes a guest that was restored from a snapshot one of its own, on a new stream, and lets
     /// its processes go on: [`crate::ToHost::Done`] answers.
     Resume(Resume<'a>),
@@ -285,6 +288,7 @@ mod kind {
     pub(super) const FREEZE: u8 = 0x22;
     pub(super) const RESUME: u8 = 0x23;
     pub(super) const LINK: u8 = 0x24;
+    pub(super) const SETTLE: u8 = 0x25;
 }
 
 impl<'a> ToGuest<'a> {
@@ -391,6 +395,7 @@ impl<'a> ToGuest<'a> {
                 mtu: r.u16()?,
             }),
             kind::FREEZE => Self::Freeze,
+            kind::SETTLE => Self::Settle,
             kind::RESUME => Self::Resume(Resume {
                 hostname: r.text()?,
                 unix_ns: r.u64()?,
@@ -584,6 +589,7 @@ impl<'a> ToGuest<'a> {
                 kind::LINK
             }
             Self::Freeze => kind::FREEZE,
+            Self::Settle => kind::SETTLE,
             Self::Resume(resume) => {
                 w.bytes(resume.hostname);
                 w.u64(resume.unix_ns);
@@ -736,6 +742,7 @@ mod tests {
                 mtu: 1500,
             }),
             ToGuest::Freeze,
+            ToGuest::Settle,
             ToGuest::Resume(Resume {
                 hostname: b"clone",
                 unix_ns: 7,

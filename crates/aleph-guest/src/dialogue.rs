@@ -48,6 +48,9 @@ pub trait Machine {
     /// Where one does not stand still: then all go on.
     fn freeze(&mut self) -> Result<(), Failure>;
 
+    /// Does ahead, once all stand still, what each clone of it would do.
+    fn settle(&mut self);
+
     /// Gives a clone what is its own, and lets its processes go on.
     ///
     /// # Errors
@@ -155,6 +158,7 @@ impl<M: Machine> Dialogue<M> {
             | ToGuest::Mount(_)
             | ToGuest::Link(_)
             | ToGuest::Freeze
+            | ToGuest::Settle
             | ToGuest::Resume(_) => return self.begin(id, message),
             ToGuest::Clock { unix_ns } => self.machine.set_clock(*unix_ns),
             _ => {

@@ -107,6 +107,11 @@ impl<M: Machine> Dialogue<M> {
                 outlet.push(id, &ToHost::Done);
                 return Ok(None);
             }
+            ToGuest::Settle => {
+                self.machine.settle();
+                outlet.push(id, &ToHost::Done);
+                return Ok(None);
+            }
             ToGuest::Resume(resume) => {
                 self.machine.resume(resume)?;
                 outlet.push(id, &ToHost::Done);

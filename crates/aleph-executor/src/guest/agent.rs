@@ -398,6 +398,14 @@ impl Agent {
         order::order(&self.shared, &ToGuest::Freeze)?.done().await
     }
 
+    /// Has a guest that stands still do ahead what each clone of it would do first. It takes a moment.
+    ///
+    /// # Errors
+    /// Where the channel is closed.
+    pub async fn settle(&self) -> Result<(), AgentError> {
+        order::order(&self.shared, &ToGuest::Settle)?.done().await
+    }
+
     /// Makes a clone one of its own and lets its processes go on. It is under way when this
     /// returns: what is sent after it reaches the guest after it.
     ///

@@ -38,6 +38,7 @@ impl Kind {
             | ToGuest::Mount(_)
             | ToGuest::Link(_)
             | ToGuest::Freeze
+            | ToGuest::Settle
             | ToGuest::Resume(_) => Self::Order,
             _ => Self::Question,
         }

@@ -5,12 +5,14 @@
 //! goes on (`restore/next` of the functions' contract), or looks at `/run/aleph/generation`.
 //!
 //! On a host that emulates its guests, each path through the kernel that a clone goes first costs it
-//! milliseconds. So the template lays out files that a clone has only to write to: they are in
-//! memory, open, and mounted where programs look for them.
+//! milliseconds. So the guest that it is a copy of holds open what a clone needs: its files are in
+//! memory, mapped, and mounted where programs look for them. What is as long as it was before is
+//! written without a call of the kernel's.
 
 use super::setup;
 use crate::failure::{Context, Failure};
 use crate::file::{self, read_bounded};
+use crate::sys::{self, Page};
 use aleph_guest_proto::Resume;
 use alloc::format;
 use alloc::string::String;
@@ -19,6 +21,7 @@ use core::ffi::CStr;
 use core::fmt::Write;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 const FOLDER: &CStr = c"/run/aleph";
 
@@ -31,61 +34,125 @@ const FILES: [(&CStr, Option<&CStr>); 4] = [
     (c"/run/aleph/generation", None),
 ];
 
-/// The files that a clone writes to, in the order of [`FILES`].
-#[derive(Debug)]
-pub(super) struct Files([Slot; 4]);
+/// The lengths of a machine's id, and of a generation: the number, and line ends up to this.
+const ID: usize = 32;
+const GENERATION: usize = 20;
 
-/// An open file, and how long its content is.
+/// What a clone writes to, ready since its guest was about to be written down.
+#[derive(Debug)]
+pub(super) struct Own {
+    /// In the order of [`FILES`].
+    files: [Slot; 4],
+    random: OwnedFd,
+}
+
+/// An open file, its first page, and how long its content is.
 #[derive(Debug)]
 struct Slot {
     file: OwnedFd,
-    length: u64,
+    page: Page,
+    length: usize,
 }
 
 impl Slot {
     fn write(&mut self, text: &[u8]) {
-        let length = text.len() as u64;
-        // Memory that a clone does not have is told by whatever needs it next.
-        let _ = rustix::io::pwrite(&self.file, text, 0);
-        if length < self.length {
-            let _ = rustix::fs::ftruncate(&self.file, length);
+        let text = &text[..text.len().min(Page::SIZE)];
+        self.page.write(text);
+        if text.len() != self.length {
+            // Memory that a clone does not have is told by whatever needs it next.
+            let _ = rustix::fs::ftruncate(&self.file, text.len() as u64);
+            self.length = text.len();
         }
-        self.length = length;
+    }
+
+    /// Has what it holds in memory, whatever became of it since it was laid out.
+    fn ready(&mut self) -> Result<(), Errno> {
+        let size = rustix::fs::fstat(&self.file)?.st_size;
+        self.length = usize::try_from(size).unwrap_or(0);
+        if self.length == 0 {
+            // There is a page of it from here on.
+            rustix::io::pwrite(&self.file, b"\n", 0)?;
+            self.length = 1;
+        }
+        let mut first = [0];
+        rustix::io::pread(&self.file, &mut first, 0)?;
+        self.page.write(&first);
+        Ok(())
     }
 }
 
-impl Files {
-    /// Lays them out in a template, with what is there.
+impl Own {
+    /// Lays it out in a guest that stands still, with what is there.
     pub(super) fn lay_out() -> Result<Self, Failure> {
         let _ = rustix::fs::mkdir(FOLDER, Mode::from_raw_mode(0o755));
+        let random = rustix::fs::open(
+            c"/dev/urandom",
+            OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context(|| "opening /dev/urandom".into())?;
         let [a, b, c, d] = FILES;
-        Ok(Self([lay(a)?, lay(b)?, lay(c)?, lay(d)?]))
+        let mut own = Self {
+            files: [lay(a)?, lay(b)?, lay(c)?, lay(d)?],
+            random,
+        };
+        let [_, _, id, number] = &mut own.files;
+        if id.length != ID + 1 {
+            // A machine without an id gets one.
+            let mut bytes = [0; ID / 2];
+            rustix::io::read(&own.random, &mut bytes).context(|| "drawing an id".into())?;
+            id.write(&machine_id(bytes));
+        }
+        number.write(&generation(0));
+        own.ready()?;
+        Ok(own)
+    }
+
+    /// Has its files in memory, whatever became of them since they were laid out.
+    pub(super) fn ready(&mut self) -> Result<(), Failure> {
+        let ready = self.files.iter_mut().try_for_each(Slot::ready);
+        ready.context(|| "looking at what a clone has of its own".into())
     }
 
     /// Gives the clone what is its own, but for its network.
     pub(super) fn apply(&mut self, resume: &Resume<'_>) {
-        setup::add_entropy(resume.entropy);
+        let _ = sys::add_entropy(&self.random, resume.entropy);
+        let _ = sys::reseed(&self.random);
         setup::set_clock(resume.unix_ns);
         // A kernel that refuses a name is seen from inside.
         let _ = rustix::system::sethostname(resume.hostname);
-        let mut machine_id = String::new();
-        for byte in resume.machine_id {
-            let _ = write!(machine_id, "{byte:02x}");
-        }
-        machine_id.push('\n');
-        let [name, hosts, id, generation] = &mut self.0;
+        let [name, hosts, id, number] = &mut self.files;
         name.write(&[resume.hostname, b"\n"].concat());
         hosts.write(&setup::hosts(resume.hostname, resume.network.as_ref()));
-        id.write(machine_id.as_bytes());
-        generation.write(format!("{}\n", resume.generation).as_bytes());
+        id.write(&machine_id(resume.machine_id));
+        number.write(&generation(resume.generation));
     }
+}
+
+fn machine_id(bytes: [u8; ID / 2]) -> Vec<u8> {
+    let mut text = String::with_capacity(ID + 1);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.push('\n');
+    text.into_bytes()
+}
+
+fn generation(number: u64) -> Vec<u8> {
+    let mut text = format!("{number}\n").into_bytes();
+    text.resize(GENERATION.max(text.len()), b'\n');
+    text
 }
 
 fn lay((path, seen_at): (&CStr, Option<&CStr>)) -> Result<Slot, Failure> {
     let laying = || format!("laying out {}", path.to_string_lossy());
-    let content: Vec<u8> = seen_at
+    let mut content: Vec<u8> = seen_at
         .and_then(|at| read_bounded(at).ok())
         .unwrap_or_default();
+    if content.is_empty() {
+        // What is empty has no page that can be written to.
+        content.push(b'\n');
+    }
     file::write(path, &[&content]).context(laying)?;
     let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let file = file.context(laying)?;
@@ -95,8 +162,10 @@ fn lay((path, seen_at): (&CStr, Option<&CStr>)) -> Result<Slot, Failure> {
         }
         rustix::mount::mount_bind(path, at).context(laying)?;
     }
+    let page = Page::map(&file).context(laying)?;
     Ok(Slot {
         file,
-        length: content.len() as u64,
+        page,
+        length: content.len(),
     })
 }

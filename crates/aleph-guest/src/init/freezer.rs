@@ -10,7 +10,8 @@ use crate::sys;
 use alloc::format;
 use alloc::string::ToString;
 use core::ffi::CStr;
-use rustix::fs::Mode;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 const GROUP: &CStr = c"/sys/fs/cgroup/aleph";
@@ -25,34 +26,49 @@ const PATIENCE_US: u64 = 5_000_000;
 /// The pause before it is looked at again, in microseconds.
 const PAUSE_US: u64 = 500;
 
+/// Lets them go on when it is told to. It is held open: to find it costs a clone more than to write
+/// to it.
+#[derive(Debug)]
+pub(super) struct Gate(OwnedFd);
+
+impl Gate {
+    /// Lets them go on.
+    pub(super) fn open(&self) -> Result<(), Failure> {
+        let written = rustix::io::pwrite(&self.0, b"0", 0).map(drop);
+        written.context(|| "letting processes go on".into())
+    }
+}
+
 /// Stops them all, and writes filesystems out.
-pub(super) fn freeze() -> Result<(), Failure> {
+pub(super) fn freeze() -> Result<Gate, Failure> {
     match rustix::fs::mkdir(GROUP, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno).context(|| "making the group to freeze".into()),
     }
     gather()?;
-    file::write(FREEZE, &[b"1"]).context(|| "freezing processes".into())?;
+    let gate = rustix::fs::open(FREEZE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|gate| rustix::io::pwrite(&gate, b"1", 0).map(|_| Gate(gate)))
+        .context(|| "freezing processes".into())?;
     let deadline = sys::monotonic_us() + PATIENCE_US;
     while !is_frozen() {
         if sys::monotonic_us() > deadline {
-            let _ = thaw();
+            let _ = gate.open();
             let why = "processes do not stand still".into();
             return Err(Failure::because(why, Errno::TIMEDOUT));
         }
         sys::sleep_us(PAUSE_US);
     }
     rustix::fs::sync();
-    Ok(())
+    Ok(gate)
 }
 
-/// Lets them go on.
-pub(super) fn thaw() -> Result<(), Failure> {
-    match file::write(FREEZE, &[b"0"]) {
-        // Nothing was ever frozen.
-        Err(Errno::NOENT) => Ok(()),
-        thawed => thawed.context(|| "letting processes go on".into()),
-    }
+/// Looks at each process that was brought into the group.
+pub(super) fn each_member(mut look: impl FnMut(&[u8])) {
+    let members = read_bounded(MEMBERS).unwrap_or_default();
+    members
+        .split(|b| *b == b'\n')
+        .filter(|pid| !pid.is_empty())
+        .for_each(&mut look);
 }
 
 fn is_frozen() -> bool {

@@ -12,6 +12,7 @@ mod network;
 mod port;
 mod power;
 mod root;
+mod settling;
 mod setup;
 
 pub use console::print;
@@ -24,6 +25,7 @@ use crate::failure::Failure;
 use crate::session::{End, Session};
 use crate::sys;
 use aleph_guest_proto::{Link, Mount, Network, Resume, Setup};
+use freezer::Gate;
 use modules::Modules;
 use rustix::fd::OwnedFd;
 
@@ -57,6 +59,7 @@ fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
             disk: None,
             network: None,
             own: None,
+            gate: None,
         },
         started_us,
     )
@@ -74,7 +77,10 @@ struct Guest {
     /// Its network's interface, address and prefix, until a clone takes it over.
     network: Option<Interface>,
     /// What clones of it write to, once it was about to be written down.
-    own: Option<clone::Files>,
+    own: Option<clone::Own>,
+    /// What holds its processes back, once they were. To close it would cost each clone a grace
+    /// period of the kernel's.
+    gate: Option<Gate>,
 }
 
 impl Machine for Guest {
@@ -101,23 +107,21 @@ impl Machine for Guest {
     }
 
     fn freeze(&mut self) -> Result<(), Failure> {
-        freezer::freeze()?;
-        if let Some(network) = &self.network
-            && let Err(failure) = network::quiet(network)
-        {
-            freezer::thaw()?;
-            return Err(failure);
-        }
-        if self.own.is_none() {
-            match clone::Files::lay_out() {
-                Ok(own) => self.own = Some(own),
-                Err(failure) => {
-                    freezer::thaw()?;
-                    return Err(failure);
-                }
+        let gate = freezer::freeze()?;
+        match self.ready() {
+            Ok(()) => {
+                self.gate = Some(gate);
+                Ok(())
+            }
+            Err(failure) => {
+                gate.open()?;
+                Err(failure)
             }
         }
-        Ok(())
+    }
+
+    fn settle(&mut self) {
+        settling::settle();
     }
 
     fn resume(&mut self, resume: &Resume<'_>) -> Result<(), Failure> {
@@ -132,7 +136,7 @@ impl Machine for Guest {
             self.network = Some(Interface::of(network));
             network::write_resolver(network)?;
         }
-        freezer::thaw()
+        self.gate.as_ref().map_or(Ok(()), Gate::open)
     }
 
     fn set_clock(&mut self, unix_ns: u64) {
@@ -154,6 +158,22 @@ impl Machine for Guest {
                 let _ = sys::kill(process.pid, signal);
             }
         });
+    }
+}
+
+impl Guest {
+    /// Readies it to be written down, once its processes stand still.
+    fn ready(&mut self) -> Result<(), Failure> {
+        if let Some(network) = &self.network {
+            network::quiet(network)?;
+        }
+        match &mut self.own {
+            Some(own) => own.ready(),
+            none => {
+                *none = Some(clone::Own::lay_out()?);
+                Ok(())
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod device;
+mod page;
 mod process;
 mod signal;
 #[cfg(target_arch = "x86_64")]
@@ -18,6 +19,7 @@ use x86_64 as arch;
 compile_error!("the guest agent has startup and system calls for x86_64 alone");
 
 pub use device::{add_entropy, bring_up, freeze, reseed};
+pub use page::Page;
 pub use process::{Outcome, Plan, Stage, Strings, spawn};
 pub use signal::{
     SIGCONT, SIGHUP, SIGKILL, SIGTERM, block_signals, drain_signals, kill, watch_children,
@@ -191,7 +193,7 @@ pub(crate) fn map(length: usize) -> *mut u8 {
 /// Gives a mapping back.
 ///
 /// # Safety
-/// It must come from [`map`] with this length, and nothing may use it any more.
+/// It must be a whole mapping of this length, and nothing may use it any more.
 pub(crate) unsafe fn unmap(start: *mut u8, length: usize) {
     // SAFETY: the caller vouches for the mapping. Unmapping a whole mapping cannot fail.
     let _ = unsafe { call(number::MUNMAP, [start.expose_provenance(), length]) };

@@ -125,6 +125,8 @@ impl Machine for StandIn {
         Ok(())
     }
 
+    fn settle(&mut self) {}
+
     fn resume(&mut self, _: &Resume<'_>) -> Result<(), Failure> {
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::error::{TemplateError, at};
 use super::folder::{FORM, Record, Work};
-use super::guest::{disks, mounts, resources, runtime, task};
+use super::guest::{KERNEL, disks, mounts, resources, runtime, task};
 use crate::executor::COMMAND_LINE;
 use crate::functions::cable::Cable;
 use crate::functions::contract::Contract;
@@ -103,9 +103,10 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
         begin: Begin::Boot {
             kernel,
             initrd,
-            command_line: COMMAND_LINE.to_owned(),
+            command_line: format!("{COMMAND_LINE}{KERNEL}"),
             setup: Box::new(SetupRequest {
-                hostname: "template".into(),
+                // As long as that of each clone.
+                hostname: format!("fn-{}", place.vm()),
                 filesystem: boot.filesystem.clone(),
                 upper: UpperKind::Memory,
                 // A clone whose daemon was killed ends by itself, unless it is paused.
@@ -216,6 +217,7 @@ async fn initialise(
             let frozen = async {
                 agent.freeze().await?;
                 agent.ping().await?;
+                agent.settle().await?;
                 Ok::<_, AgentError>(main_position(&mut main, &output).await)
             };
             let frozen = tokio::time::timeout(FREEZE, frozen).await;
