@@ -34,9 +34,8 @@ const FILES: [(&CStr, Option<&CStr>); 4] = [
     (c"/run/aleph/generation", None),
 ];
 
-/// The lengths of a machine's id, and of a generation: the number, and line ends up to this.
+/// How long a machine's id is.
 const ID: usize = 32;
-const GENERATION: usize = 20;
 
 /// What a clone writes to, ready since its guest was about to be written down.
 #[derive(Debug)]
@@ -138,10 +137,9 @@ fn machine_id(bytes: [u8; ID / 2]) -> Vec<u8> {
     text.into_bytes()
 }
 
+/// As long as a number of microseconds since 1970, which it is.
 fn generation(number: u64) -> Vec<u8> {
-    let mut text = format!("{number}\n").into_bytes();
-    text.resize(GENERATION.max(text.len()), b'\n');
-    text
+    format!("{number:016}\n").into_bytes()
 }
 
 fn lay((path, seen_at): (&CStr, Option<&CStr>)) -> Result<Slot, Failure> {
