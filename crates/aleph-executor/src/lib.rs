@@ -16,6 +16,7 @@
 //! | [`vm`] | the actor of one VM | through the others |
 //! | [`hypervisor`] | the seam: a small core, and facets | none: traits |
 //! | [`qemu`] | QEMU behind the seam | starts QEMU |
+//! | [`firecracker`] | the API of Firecracker as types, and its client | one socket |
 //! | [`functions`] | code that runs when an event comes, in clones of a template | through the others |
 //! | [`guest`] | the channel to the guest's agent | one socket |
 //! | [`place`] | what the host holds for a VM | folders, sockets, cgroup |
@@ -32,6 +33,7 @@ pub mod console;
 pub mod doctor;
 pub mod executor;
 mod failpoint;
+pub mod firecracker;
 pub mod functions;
 pub mod guest;
 pub mod host;

@@ -1,0 +1,35 @@
+//! Firecracker as the VMM: versions 1.10 to 1.17.
+//!
+//! | module | what it is | effects |
+//! | --- | --- | --- |
+//! | [`version`] | which Firecracker this is, and what it lacks | none: pure |
+//! | [`api`] | its API as types | none: pure |
+//! | [`config`] | a whole VM, as calls of the API or as a configuration file | none: pure |
+//! | [`client`] | the API over its Unix socket | one socket |
+//!
+//! # Where to begin
+//! [`Version::of_program`] reads what the program says of itself. A [`FirecrackerConfig`] describes
+//! a VM; [`FirecrackerConfig::calls`] are what a [`Client`] is to make, in order, before
+//! [`api::Action::InstanceStart`], and [`FirecrackerConfig::file`] is the same for `--config-file`.
+//! [`api::SnapshotLoad`] begins from a snapshot instead.
+//!
+//! # Why an own client
+//! Of the crates for this API none has `vsock_override`, `clock_realtime` or the removal of devices,
+//! and none knows that versions differ: they send a field that a version does not have, and the VM
+//! fails to start where it could have been refused at admission. The API is small, and HTTP itself is
+//! hyper's.
+//!
+//! # Failure cases
+//! - A version outside the range: [`VersionError`].
+//! - A setting that is wrong, or that the version lacks: [`api::Invalid`], with all of them, before
+//!   anything is sent.
+//! - A Firecracker that refuses, is silent, is gone or speaks something else: [`ClientError`].
+
+pub mod api;
+pub mod client;
+pub mod config;
+pub mod version;
+
+pub use client::{Client, ClientError};
+pub use config::{ConfigFile, FirecrackerConfig};
+pub use version::{Feature, Unsupported, Version, VersionError};
