@@ -218,7 +218,7 @@ impl Client {
         let (status, body) = self.exchange(&request, limit).await?;
         match status {
             StatusCode::OK => serde_json::from_slice(&body).map_err(|e| {
-                let why = format!("a body that is not what it should be: {e}");
+                let why = format!("its body is not what it should be: {e}");
                 malformed(&request, status, &why)
             }),
             _ => Err(refusal(&request, status, &body)),
@@ -241,9 +241,11 @@ impl Client {
                 Some(connection) => connection,
                 None => Connection::open(&self.socket, request).await?,
             };
-            let answer = connection.exchange(request).await?;
-            *kept = Some(connection);
-            Ok(answer)
+            let (status, body) = connection.exchange(request).await?;
+            if is_in_order(status, &body) {
+                *kept = Some(connection);
+            }
+            Ok((status, body))
         };
         let answer = tokio::time::timeout(limit, exchange).await;
         answer.unwrap_or_else(|_| {
@@ -298,6 +300,10 @@ impl Connection {
         self.sender.ready().await.map_err(broken)?;
         let answer = self.sender.send_request(http(request));
         let answer = answer.await.map_err(broken)?;
+        if answer.headers().contains_key("deprecation") {
+            let Request { method, path, .. } = request;
+            tracing::debug!("Firecracker calls something in {method} {path} deprecated");
+        }
         let status = answer.status();
         Ok((status, whole(request, answer).await?))
     }
@@ -311,7 +317,11 @@ async fn whole(request: &Request, answer: Response<Incoming>) -> Result<Bytes, C
         Ok(body) => Ok(body.to_bytes()),
         Err(e) => Err(match e.downcast::<hyper::Error>() {
             Ok(source) => broken(request, *source),
-            Err(_) => malformed(request, status, &format!("more than {MAX_ANSWER} bytes")),
+            Err(_) => malformed(
+                request,
+                status,
+                &format!("its body has more than {MAX_ANSWER} bytes"),
+            ),
         }),
     }
 }
@@ -354,14 +364,25 @@ fn malformed(request: &Request, status: StatusCode, why: &str) -> ClientError {
     }
 }
 
+#[derive(Deserialize)]
+struct Fault {
+    fault_message: String,
+}
+
+/// Whether the connection can go on after an answer: not where the server could not read the request,
+/// which it says in other words than a fault. What it takes for the next one then is not known.
+fn is_in_order(status: StatusCode, body: &[u8]) -> bool {
+    status.is_success() || serde_json::from_slice::<Fault>(body).is_ok()
+}
+
 /// What an answer means that is not the one of success.
 fn refusal(request: &Request, status: StatusCode, body: &[u8]) -> ClientError {
-    #[derive(Deserialize)]
-    struct Fault {
-        fault_message: String,
-    }
     if !status.is_client_error() && !status.is_server_error() {
-        return malformed(request, status, "a status that this API does not have");
+        return malformed(
+            request,
+            status,
+            "that is a status that this API does not have there",
+        );
     }
     // Errors of HTTP itself come as what looks like JSON, with line breaks in its text.
     let said = serde_json::from_slice(body).map_or_else(

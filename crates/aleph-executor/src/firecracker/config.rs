@@ -97,6 +97,10 @@ pub struct FirecrackerConfig {
     /// What it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mmds: Option<MmdsData>,
+    /// Whether its devices are on PCI rather than MMIO. From 1.13 on. It is said on the command line
+    /// ([`Self::arguments`]), and decided by the snapshot where the guest comes from one.
+    #[serde(default)]
+    pub enable_pci: bool,
     /// Where its console goes. From 1.14 on, and not in a configuration file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
@@ -143,6 +147,7 @@ impl FirecrackerConfig {
             entropy: None,
             mmds_config: None,
             mmds: None,
+            enable_pci: false,
             serial: None,
             logger: None,
             metrics: None,
@@ -205,6 +210,13 @@ impl FirecrackerConfig {
             configuration: self.configuration(),
             metadata: self.mmds.clone(),
         })
+    }
+
+    /// What of it is said on the program's command line, with calls and with a file.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<&'static str> {
+        let pci = self.enable_pci.then_some("--enable-pci");
+        pci.into_iter().collect()
     }
 
     fn configuration(&self) -> VmConfiguration {
@@ -343,6 +355,9 @@ impl Body for FirecrackerConfig {
         part(check, "entropy", self.entropy.as_ref());
         part(check, "mmds_config", self.mmds_config.as_ref());
         part(check, "mmds", self.mmds.as_ref());
+        if self.enable_pci {
+            check.uses("enable_pci", Feature::Pci);
+        }
         part(check, "serial", self.serial.as_ref());
         part(check, "logger", self.logger.as_ref());
         part(check, "metrics", self.metrics.as_ref());

@@ -76,6 +76,7 @@ fn latest() -> FirecrackerConfig {
     FirecrackerConfig {
         huge_pages: HugePages::Transparent,
         memory_hotplug: Some(MemoryHotplug::up_to(MiB(1024))),
+        enable_pci: true,
         pmem: vec![Pmem {
             id: "pmem0".into(),
             path_on_host: "/pmem.img".into(),
@@ -141,6 +142,12 @@ fn the_calls_are_in_an_order_that_firecracker_takes() {
         .map(|call| format!("{} {}", call.method(), call.path()))
         .collect();
     insta::assert_snapshot!(calls.join("\n"));
+}
+
+#[test]
+fn pci_is_said_on_the_command_line() {
+    assert_eq!(latest().arguments(), ["--enable-pci"]);
+    assert_eq!(usual().arguments(), [""; 0]);
 }
 
 #[test]

@@ -15,6 +15,9 @@ const MAX_PATH: usize = 4095;
 /// The longest name of a network interface, in bytes (`IFNAMSIZ`, less its end).
 const MAX_INTERFACE: usize = 15;
 
+/// The longest id, in bytes. Firecracker's server takes 1024 for the whole line of a request.
+const MAX_ID: usize = 512;
+
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -145,7 +148,7 @@ impl Classify for Invalid {
     }
 }
 
-/// Collects what is wrong, with where it is.
+/// Collects what is wrong, with where it is; [`super::Body::validate`] makes one.
 #[derive(Debug)]
 pub struct Check {
     version: Version,
@@ -259,7 +262,7 @@ impl Check {
     ///
     /// Firecracker takes letters of any script. ASCII is all that needs no encoding.
     pub(crate) fn id(&mut self, field: &str, id: &str) {
-        self.text(field, id, MAX_PATH);
+        self.text(field, id, MAX_ID);
         let is_other = |c: &char| !c.is_ascii_alphanumeric() && *c != '_';
         if let Some(other) = id.chars().find(is_other) {
             self.fault(field, Problem::Character(other));
