@@ -4,7 +4,8 @@ use crate::description::{Comparison, DESCRIPTION, Mismatch, versions};
 use crate::strategy;
 use aleph_executor::firecracker::api::{
     Answer, Balloon, BalloonHintingStatus, BalloonStatistics, Body, Call, FirecrackerVersion,
-    InstanceInfo, MachineConfig, MemoryHotplugStatus, MmdsData, Request, VmConfiguration,
+    InstanceInfo, MachineConfig, MemoryBackend, MemoryHotplugStatus, MmdsData, Request,
+    SnapshotLoad, VmConfiguration,
 };
 use aleph_executor::firecracker::{Feature, Version};
 use aleph_types::{Classify, ErrorClass};
@@ -12,6 +13,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
+use serde_json::{Value, json};
 
 fn version() -> impl Strategy<Value = Version> {
     select(versions())
@@ -203,6 +205,37 @@ fn features_are_as_old_as_their_fields() {
                 span.holds(version),
                 "{what} {version}"
             );
+        }
+    }
+}
+
+/// One setting has had two names: each version gets the one that it knows, and neither where it is
+/// off.
+#[test]
+fn tracking_goes_by_the_name_that_a_version_has() {
+    let memory = MemoryBackend::File("/memory".into());
+    for version in versions() {
+        for track_dirty_pages in [false, true] {
+            let load = SnapshotLoad {
+                track_dirty_pages,
+                ..SnapshotLoad::new("/state", memory.clone())
+            };
+            let request = Call::SnapshotLoad(load).request(version).unwrap();
+            assert_eq!(compare(&request, version), [], "{version}");
+            let body: Value = serde_json::from_slice(&request.body.unwrap()).unwrap();
+            let name = if version < Version::new(1, 13, 0) {
+                "enable_diff_snapshots"
+            } else {
+                "track_dirty_pages"
+            };
+            let found = body.get(name).cloned();
+            assert_eq!(
+                found,
+                track_dirty_pages.then_some(Value::Bool(true)),
+                "{version}"
+            );
+            let backend = json!({ "backend_type": "File", "backend_path": "/memory" });
+            assert_eq!(body["mem_backend"], backend);
         }
     }
 }

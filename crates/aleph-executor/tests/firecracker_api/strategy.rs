@@ -168,8 +168,12 @@ pub(crate) fn machine_config() -> impl Strategy<Value = MachineConfig> {
         Just(HugePages::Transparent),
         Just(HugePages::Size2M)
     ];
-    let count =
-        prop_oneof![20 => (1..=16_u8).prop_map(|half| half * 2), 10 => 1..=32_u8, 1 => any::<u8>()];
+    let count = prop_oneof![
+        20 => (1..=16_u8).prop_map(|half| half * 2),
+        10 => 1..=32_u8,
+        1 => 33..36_u8,
+        1 => any::<u8>(),
+    ];
     let memory = prop_oneof![
         26 => (1..2048_u32).prop_map(|half| half * 2),
         1 => 0..4_u32,
@@ -351,23 +355,45 @@ fn load() -> impl Strategy<Value = SnapshotLoad> {
         1 => Just(LoadHugePages::Transparent),
         1 => Just(LoadHugePages::Size2M),
     ];
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    let parts = (path(), backend, vec(nic, 0..3), of(vsock), flags, pages);
-    parts.prop_map(
-        |(snapshot_path, mem_backend, network_overrides, vsock_override, flags, huge_pages)| {
-            let (track_dirty_pages, resume_vm, clock_realtime) = flags;
-            SnapshotLoad {
-                snapshot_path,
-                mem_backend,
-                track_dirty_pages,
-                resume_vm,
-                network_overrides,
-                vsock_override,
-                clock_realtime,
-                huge_pages,
-            }
+    // What every version has, with one at a time of what not every one has, or with all of them.
+    let plain = (path(), backend, any::<bool>(), any::<bool>()).prop_map(
+        |(snapshot_path, mem_backend, track_dirty_pages, resume_vm)| SnapshotLoad {
+            track_dirty_pages,
+            resume_vm,
+            ..SnapshotLoad::new(snapshot_path, mem_backend)
         },
-    )
+    );
+    let more = (vec(nic, 0..3), of(vsock), any::<bool>(), pages);
+    (plain, more, 0..6_u8).prop_map(|(plain, more, which)| {
+        let (network_overrides, vsock_override, clock_realtime, huge_pages) = more;
+        let all = SnapshotLoad {
+            network_overrides,
+            vsock_override,
+            clock_realtime,
+            huge_pages,
+            ..plain.clone()
+        };
+        match which {
+            0 => plain,
+            1 => SnapshotLoad {
+                network_overrides: all.network_overrides,
+                ..plain
+            },
+            2 => SnapshotLoad {
+                vsock_override: all.vsock_override,
+                ..plain
+            },
+            3 => SnapshotLoad {
+                clock_realtime: all.clock_realtime,
+                ..plain
+            },
+            4 => SnapshotLoad {
+                huge_pages: all.huge_pages,
+                ..plain
+            },
+            _ => all,
+        }
+    })
 }
 
 fn create() -> impl Strategy<Value = SnapshotCreate> {
