@@ -47,6 +47,10 @@
 //!
 //! A new host takes numbers above those of all kept streams.
 //!
+//! Where the channel is a vsock connection, each connection of the protocol is one of its own: the
+//! agent listens ([`VSOCK_PORT`]), speaks with one host at a time, and begins with the next one
+//! when that one's connection has ended. All else is the same, marks and nonces too.
+//!
 //! # Clones
 //! A guest that is about to be written down is frozen first, and then all is said that there is to
 //! say. Each clone of it begins at that point, with another host:
@@ -124,3 +128,10 @@ pub const GUEST_STREAMS: u32 = 1 << 31;
 
 /// The name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "aleph.agent.0";
+
+/// The vsock port that the agent listens on where its channel is a vsock connection.
+pub const VSOCK_PORT: u32 = 1024;
+
+/// The word on the kernel's command line that has the agent listen on [`VSOCK_PORT`], instead of
+/// opening the port called [`PORT_NAME`].
+pub const VSOCK_ARGUMENT: &str = "aleph.channel=vsock";

@@ -83,19 +83,21 @@ impl<M: Machine> Session<M> {
 
     /// Serves the host until the guest is to power off.
     pub fn run(&mut self) -> End {
-        if self.channel.is_connected() {
+        if self.channel.connect() {
             self.link = Link::Up;
         }
-        loop {
+        let end = loop {
             match self.turn() {
                 Ok(None) => {}
-                Ok(Some(end)) => return end,
+                Ok(Some(end)) => break end,
                 Err(failure) => {
                     self.tell_failure(&failure);
-                    return End::Failed(failure);
+                    break End::Failed(failure);
                 }
             }
-        }
+        };
+        self.channel.finish();
+        end
     }
 
     /// The machine, after the session.
@@ -166,7 +168,9 @@ impl<M: Machine> Session<M> {
                 Watch::READ
             };
             let write = if transmit.is_empty() { 0 } else { Watch::WRITE };
-            add(Source::Channel, self.channel.fd(), read | write);
+            // What reports that the host is gone is watched at all times: a socket takes writes then.
+            let events = read | write | Watch::NO_MORE;
+            add(Source::Channel, self.channel.fd(), events);
         } else {
             add(Source::Changes, self.channel.changes(), Watch::READ);
         }
@@ -187,7 +191,7 @@ impl<M: Machine> Session<M> {
                 // New streams come last, so the places of the others hold.
                 Source::Listener(at) => self.dialogue.accept(at),
                 Source::Changes => {
-                    if self.channel.is_connected() {
+                    if self.channel.connect() {
                         self.link = Link::Up;
                     }
                 }
@@ -203,6 +207,7 @@ impl<M: Machine> Session<M> {
         self.link = Link::Down {
             since: Some(sys::monotonic_us()),
         };
+        self.channel.hang_up();
         self.decoder.reset();
         self.dialogue.hang_up();
     }

@@ -14,6 +14,7 @@ mod power;
 mod root;
 mod settling;
 mod setup;
+mod vsock;
 
 pub use console::print;
 pub use power::off;
@@ -48,10 +49,15 @@ pub fn run() -> ! {
 fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
     boot::mount_basics()?;
     let mut modules = Modules::read();
-    modules.load_early();
-    let port = port::open().map_err(|failure| modules.blame(failure))?;
+    let is_vsock = vsock::is_wanted();
+    modules.load_early(is_vsock);
     let failed = |errno| Failure::new("serving the port", errno);
-    let channel = Channel::new(port).map_err(failed)?;
+    let channel = if is_vsock {
+        Channel::listening(vsock::listen().map_err(|failure| modules.blame(failure))?)
+    } else {
+        let port = port::open().map_err(|failure| modules.blame(failure))?;
+        Channel::new(port).map_err(failed)?
+    };
     let mut session = Session::new(
         channel,
         Guest {

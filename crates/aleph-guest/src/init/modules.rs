@@ -4,15 +4,17 @@
 //!
 //! ```text
 //! early virtio.ko
-//! early virtio_console.ko
 //! pci virtio_pci.ko
+//! serial virtio_console.ko
+//! vsock vsock.ko
 //! root overlay.ko
 //! erofs.ko
 //! net virtio_net.ko
 //! ```
 //!
 //! `early` ones load before the channel opens, `pci` ones right after them where the machine has
-//! a PCI bus, `root` ones when the root is assembled, `net` ones after them where the guest gets a
+//! a PCI bus, then those of the channel: `serial` ones, or `vsock` ones where it is a vsock
+//! connection. `root` ones when the root is assembled, `net` ones after them where the guest gets a
 //! network; a bare name is early. Empty lines and those that begin with `#` say nothing.
 
 use crate::failure::{Failure, text, words};
@@ -36,6 +38,8 @@ pub(super) struct Modules {
 enum Stage {
     Early,
     Pci,
+    Serial,
+    Vsock,
     Root,
     Net,
 }
@@ -50,25 +54,19 @@ impl Modules {
     }
 
     /// Loads what the channel needs: each module costs some 10 ms under emulation, so the PCI
-    /// ones only where there is something for them.
-    pub(super) fn load_early(&mut self) {
+    /// ones only where there is something for them, and those of one kind of channel.
+    pub(super) fn load_early(&mut self, is_vsock: bool) {
         self.load(Stage::Early);
-        if has_entries(c"/sys/bus/pci/devices") {
-            self.load(Stage::Pci);
-        } else {
-            self.leave_out(Stage::Pci);
-        }
+        self.load_if(has_entries(c"/sys/bus/pci/devices"), Stage::Pci);
+        self.load_if(!is_vsock, Stage::Serial);
+        self.load_if(is_vsock, Stage::Vsock);
     }
 
     /// Loads the others, those of the network only where there is one to set up, and removes
     /// what is left of the list.
     pub(super) fn load_rest(&mut self, has_network: bool) {
         self.load(Stage::Root);
-        if has_network {
-            self.load(Stage::Net);
-        } else {
-            self.leave_out(Stage::Net);
-        }
+        self.load_if(has_network, Stage::Net);
         let _ = rustix::fs::unlink(c"/modules/order");
         let _ = rustix::fs::rmdir(c"/modules");
         self.order = Vec::new();
@@ -80,6 +78,14 @@ impl Modules {
             failure.message = format!("{} ({trouble})", failure.message);
         }
         failure
+    }
+
+    fn load_if(&mut self, is_wanted: bool, stage: Stage) {
+        if is_wanted {
+            self.load(stage);
+        } else {
+            self.leave_out(stage);
+        }
     }
 
     /// Removes the files of a stage, whose memory the guest can use better.
@@ -111,6 +117,8 @@ fn entries(order: &[u8]) -> impl Iterator<Item = (Stage, &[u8])> {
             let stages = [
                 (&b"early "[..], Stage::Early),
                 (b"pci ", Stage::Pci),
+                (b"serial ", Stage::Serial),
+                (b"vsock ", Stage::Vsock),
                 (b"root ", Stage::Root),
                 (b"net ", Stage::Net),
             ];
@@ -162,7 +170,7 @@ mod tests {
 
     #[test]
     fn lines_have_a_stage_or_are_early() {
-        let order = b"# comment\nvirtio.ko\n\nearly  virtio_ring.ko\r\nroot overlay.ko\nerofs.ko\nnet failover.ko";
+        let order = b"# comment\nvirtio.ko\n\nearly  virtio_ring.ko\r\nroot overlay.ko\nerofs.ko\nnet failover.ko\nvsock vsock.ko";
         let seen: Vec<_> = entries(order)
             .map(|(stage, name)| (stage, core::str::from_utf8(name).unwrap()))
             .collect();
@@ -174,6 +182,7 @@ mod tests {
                 (Stage::Root, "overlay.ko"),
                 (Stage::Early, "erofs.ko"),
                 (Stage::Net, "failover.ko"),
+                (Stage::Vsock, "vsock.ko"),
             ]
         );
     }

@@ -9,6 +9,7 @@ mod device;
 mod page;
 mod process;
 mod signal;
+mod vsock;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -24,6 +25,8 @@ pub use process::{Outcome, Plan, Stage, Strings, spawn};
 pub use signal::{
     SIGCONT, SIGHUP, SIGKILL, SIGTERM, block_signals, drain_signals, kill, watch_children,
 };
+
+pub use vsock::{bind_vsock, may_be_host};
 
 use arch::number;
 use core::ptr;
@@ -106,8 +109,12 @@ impl Watch {
     pub const READ: i16 = 0x1;
     /// There is room to write.
     pub const WRITE: i16 = 0x4;
+    /// It is broken; reported without asking.
+    pub const ERROR: i16 = 0x8;
     /// The other side hung up; reported without asking.
     pub const HANG_UP: i16 = 0x10;
+    /// The other side of a socket sends no more, whatever waits to be read.
+    pub const NO_MORE: i16 = 0x2000;
 
     /// Waits for these events on `fd`, which must stay open until then.
     #[must_use]

@@ -13,6 +13,8 @@ pub(super) mod number {
     pub(crate) const RT_SIGPROCMASK: usize = 14;
     pub(crate) const IOCTL: usize = 16;
     pub(crate) const MREMAP: usize = 25;
+    pub(crate) const BIND: usize = 49;
+    pub(crate) const GETPEERNAME: usize = 52;
     pub(crate) const CLONE: usize = 56;
     pub(crate) const EXECVE: usize = 59;
     pub(crate) const KILL: usize = 62;

@@ -12,6 +12,10 @@ pub enum Stage {
     Early,
     /// Right after the early ones, where the machine has a PCI bus.
     Pci,
+    /// After those, where the channel to the host is a virtio-serial port.
+    Serial,
+    /// In their place, where it is a vsock connection.
+    Vsock,
     /// Before the root filesystem is mounted.
     Root,
     /// After those, where the guest gets a network.
@@ -23,6 +27,8 @@ impl fmt::Display for Stage {
         f.write_str(match self {
             Self::Early => "early",
             Self::Pci => "pci",
+            Self::Serial => "serial",
+            Self::Vsock => "vsock",
             Self::Root => "root",
             Self::Net => "net",
         })
@@ -50,6 +56,20 @@ const fn pci(name: &'static str) -> Wanted {
     }
 }
 
+const fn serial(name: &'static str) -> Wanted {
+    Wanted {
+        name,
+        stage: Stage::Serial,
+    }
+}
+
+const fn vsock(name: &'static str) -> Wanted {
+    Wanted {
+        name,
+        stage: Stage::Vsock,
+    }
+}
+
 const fn root(name: &'static str) -> Wanted {
     Wanted {
         name,
@@ -65,13 +85,15 @@ const fn net(name: &'static str) -> Wanted {
 }
 
 /// In the order in which they are loaded; what they depend on goes before them by itself.
-pub(crate) const WANTED: [Wanted; 7] = [
+pub(crate) const WANTED: [Wanted; 8] = [
     // The bus of QEMU's `microvm` machine and of Firecracker.
     early("virtio_mmio"),
     // The bus of every other machine.
     pci("virtio_pci"),
-    // The channel between host and agent.
-    early("virtio_console"),
+    // The channel between host and agent: with QEMU, and with Firecracker. The second needs vsock
+    // and vmw_vsock_virtio_transport_common.
+    serial("virtio_console"),
+    vsock("vmw_vsock_virtio_transport"),
     // The disks: the image and the overlay.
     root("virtio_blk"),
     // The image is read-only; what the guest writes goes over it.
