@@ -15,10 +15,12 @@ use crate::process::{Identity, ProcessExit};
 use aleph_types::{Classify, ErrorClass, Resources, VmId};
 use std::fs::File;
 use std::future::Future;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::Pin;
+use tokio::net::UnixStream;
 
 /// A future that a trait object returns.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -55,6 +57,14 @@ pub trait Driver: Send + Sync {
 pub trait Vmm: Send + Sync {
     /// Which process it is.
     fn identity(&self) -> Identity;
+
+    /// A connection to the guest's agent. What is said may wait until the guest hears it, where
+    /// the VMM takes connections before the guest is up; else this waits for the guest. One at a
+    /// time is served.
+    ///
+    /// # Errors
+    /// Where there is no way to the guest, such as where the VMM has ended.
+    fn channel(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
 
     /// Asks the VMM, by its own interface, to end at once and in order.
     fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>>;
@@ -290,7 +300,7 @@ pub enum LaunchError {
         /// What was to be done, with what.
         what: String,
         /// Why not.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -330,7 +340,7 @@ pub enum AdoptError {
     Gone,
     /// It could not be looked at.
     #[error("cannot look at the VMM's process")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }
 
 /// A VMM that did not do what it was told.
@@ -352,5 +362,5 @@ pub enum VmmError {
     },
     /// It could not be reached.
     #[error("cannot speak to the VMM")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }

@@ -19,6 +19,7 @@
 //! | [`firecracker`] | the API of Firecracker as types, and its client | one socket |
 //! | [`functions`] | code that runs when an event comes, in clones of a template | through the others |
 //! | [`guest`] | the channel to the guest's agent | one socket |
+//! | [`vsock`] | connections to a guest's vsock ports | one socket |
 //! | [`place`] | what the host holds for a VM | folders, sockets, cgroup |
 //! | [`sweep`] | removes what dead owners left | the same |
 //! | [`process`], [`cgroup`] | host objects | yes |
@@ -46,9 +47,11 @@ pub mod paths;
 pub mod place;
 pub mod process;
 pub mod qemu;
+mod socket;
 pub mod sweep;
 mod tail;
 pub mod vm;
+pub mod vsock;
 
 pub use executor::{Boot, Executor, ExecutorConfig, ExecutorError};
 pub use node::{Node, NodeConfig, NodeError};

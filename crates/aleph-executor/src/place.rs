@@ -23,9 +23,7 @@ use aleph_types::{MiB, VmId};
 use rustix::fs::{FlockOperation, SeekFrom, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -190,13 +188,10 @@ impl Place {
     /// Where one cannot be made.
     pub fn listen(&self) -> Result<Sockets, PlaceError> {
         private_dir(&self.run)?;
-        let dir = File::open(&self.run).map_err(at("open", &self.run))?;
         let listen = |name: &str| {
-            // A socket's address holds 108 bytes, and a root folder may be deeper than that.
             let path = self.run.join(name);
             let _ = fs::remove_file(&path);
-            UnixListener::bind(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
-                .map_err(at("listen on", &path))
+            crate::socket::listen(&path).map_err(at("listen on", &path))
         };
         Ok(Sockets {
             control: listen(socket_name::CONTROL)?,
@@ -210,8 +205,7 @@ impl Place {
     /// # Errors
     /// Where nobody listens.
     pub async fn connect(&self, name: &str) -> io::Result<tokio::net::UnixStream> {
-        let dir = File::open(&self.run)?;
-        tokio::net::UnixStream::connect(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())).await
+        crate::socket::connect(&self.run.join(name)).await
     }
 
     /// Makes its cgroup, where the host has them: step 4.

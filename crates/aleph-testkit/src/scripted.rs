@@ -5,14 +5,17 @@
 
 use crate::scripted_guest::{Guest, serve};
 use aleph_executor::hypervisor::{
-    self, AdoptError, BoxFuture, Driver, Launch, LaunchError, Pause, VmmError, VmmExit,
+    self, AdoptError, BoxFuture, Driver, Launch, LaunchError, Pause, VmmError, VmmExit, socket_name,
 };
 use aleph_executor::process::{Identity, ProcessExit, boot_id};
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 /// What a VMM does.
@@ -110,12 +113,13 @@ impl Driver for ScriptedDriver {
             launch.sockets.agent.set_nonblocking(true).map_err(io)?;
             let agent = UnixListener::from_std(launch.sockets.agent).map_err(io)?;
             let (exit, ended) = watch::channel(None);
+            let run_dir = launch.run_dir;
             let vmm = ScriptedVmm {
                 vmm: script.vmm,
+                run_dir: run_dir.clone(),
                 exit: exit.clone(),
                 ended,
             };
-            let run_dir = launch.run_dir;
             lock(&self.vmms).insert(run_dir, vmm.clone());
             if script.vmm == Vmm::Dies {
                 exit.send_replace(Some(ProcessExit::Code(1)));
@@ -156,6 +160,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[derive(Debug, Clone)]
 struct ScriptedVmm {
     vmm: Vmm,
+    run_dir: PathBuf,
     exit: watch::Sender<Option<ProcessExit>>,
     ended: watch::Receiver<Option<ProcessExit>>,
 }
@@ -197,6 +202,18 @@ impl hypervisor::Vmm for ScriptedVmm {
             start_time: 0,
             boot_id: boot_id().unwrap_or_default(),
         }
+    }
+
+    fn channel(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        Box::pin(async {
+            let folder = File::open(&self.run_dir)?;
+            let path = format!(
+                "/proc/self/fd/{}/{}",
+                folder.as_raw_fd(),
+                socket_name::AGENT
+            );
+            UnixStream::connect(path).await
+        })
     }
 
     fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>> {

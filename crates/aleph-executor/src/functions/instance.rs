@@ -23,9 +23,7 @@ use super::stack::{self, Stack};
 use super::template::{Template, TemplateError};
 use crate::cgroup::Limits;
 use crate::guest::{Agent, AgentError, CloneRequest, Reattach};
-use crate::hypervisor::{
-    Launch, LaunchError, Link, Memory, Nic, Start, Vmm, VmmError, socket_name,
-};
+use crate::hypervisor::{Launch, LaunchError, Link, Memory, Nic, Start, Vmm, VmmError};
 use crate::place::{Place, PlaceError};
 use aleph_types::{Classify, ErrorClass, VmId};
 use aleph_vm_networking::NetworkError;
@@ -302,7 +300,6 @@ impl Spare {
             CloneError::Died(exit.to_string())
         };
         let restored = async {
-            let socket = body.place.connect(socket_name::AGENT).await?;
             let reattach = Reattach {
                 main: Some(template.main),
                 setup: None,
@@ -312,7 +309,10 @@ impl Spare {
                 state.shutdown().await?;
                 Ok::<_, CloneError>(())
             };
-            let reached = async { Ok(Agent::reattach_listening(socket, reattach).await?) };
+            let reached = async {
+                let socket = body.vmm.channel().await?;
+                Ok(Agent::reattach_listening(socket, reattach).await?)
+            };
             let ((), (agent, main)) = tokio::try_join!(fed, reached)?;
             let main = main.ok_or_else(|| CloneError::Died("its runtime is gone".into()))?;
             Ok::<_, CloneError>((agent, main))

@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
+use tokio::net::UnixStream;
 
 /// How long QEMU may take to answer a command.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -152,10 +153,9 @@ impl QemuDriver {
             stderr,
         })
         .map_err(io(&format!("start {}", qemu.program.display())))?;
-        let socket = launch.run_dir.join(socket_name::CONTROL);
         Ok(QemuVmm {
             process,
-            socket,
+            run_dir: launch.run_dir,
             tail: Some(tail),
             memory_in_file: ram != Ram::Own,
             qmp: tokio::sync::OnceCell::new(),
@@ -247,10 +247,9 @@ impl Driver for QemuDriver {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AdoptError::Gone),
             Err(error) => return Err(error.into()),
         };
-        let socket = run_dir.join(socket_name::CONTROL);
         Ok(Box::new(QemuVmm {
             process,
-            socket,
+            run_dir,
             tail: None,
             // Only functions' guests have their memory in a file, and those are never adopted.
             memory_in_file: false,
@@ -263,7 +262,8 @@ impl Driver for QemuDriver {
 #[derive(Debug)]
 struct QemuVmm {
     process: Process,
-    socket: PathBuf,
+    /// The folder with its sockets.
+    run_dir: PathBuf,
     /// Its standard error; an adopted one's goes nowhere.
     tail: Option<Tail>,
     memory_in_file: bool,
@@ -273,7 +273,8 @@ struct QemuVmm {
 
 impl QemuVmm {
     async fn qmp(&self) -> Result<&Qmp, QmpError> {
-        let connect = || async { Qmp::connect(&self.socket, ANSWER).await.map(|(qmp, _)| qmp) };
+        let socket = self.run_dir.join(socket_name::CONTROL);
+        let connect = || async { Qmp::connect(&socket, ANSWER).await.map(|(qmp, _)| qmp) };
         self.qmp.get_or_try_init(connect).await
     }
 
@@ -324,6 +325,11 @@ impl QemuVmm {
 impl Vmm for QemuVmm {
     fn identity(&self) -> Identity {
         self.process.identity().clone()
+    }
+
+    /// QEMU takes it before the guest runs, and what is said waits for the guest.
+    fn channel(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        Box::pin(async { crate::socket::connect(&self.run_dir.join(socket_name::AGENT)).await })
     }
 
     fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>> {

@@ -90,7 +90,7 @@ impl Qmp {
         limit: Duration,
     ) -> Result<(Self, mpsc::Receiver<QmpEvent>), QmpError> {
         let negotiate = async {
-            let (read, write) = UnixStream::connect(socket).await?.into_split();
+            let (read, write) = crate::socket::connect(socket).await?.into_split();
             let mut lines = BufReader::new(read);
             let greeting = next_line(&mut lines).await?;
             if greeting.get("QMP").is_none() {

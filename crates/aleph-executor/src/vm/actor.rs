@@ -410,12 +410,12 @@ impl Actor {
         });
         self.watch_vmm(&vmm, console_reader);
         self.running.send_replace(Some(Arc::clone(&vmm)));
-        self.vmm = Some(vmm);
+        self.vmm = Some(Arc::clone(&vmm));
         self.step(Event::Adopted { paused });
-        let (place, notes) = (Arc::clone(&self.place), self.notes.clone());
+        let notes = self.notes.clone();
         let status = self.status.subscribe();
         let reaching = tokio::spawn(async move {
-            match reach(&place, (reattach, thaw), status, timeouts.boot).await {
+            match reach(&*vmm, (reattach, thaw), status, timeouts.boot).await {
                 Ok((agent, handle)) => {
                     let _ = notes.send(Note::Reattached(agent, handle, main));
                 }
@@ -496,13 +496,13 @@ fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Connects to a guest that another process began with. Time counts only while it runs.
 async fn reach(
-    place: &Place,
+    vmm: &dyn Vmm,
     (reattach, frozen): (Reattach, Option<Thaw>),
     mut status: watch::Receiver<Status>,
     limit: Duration,
 ) -> Result<(Agent, Option<ExecHandle>), AgentError> {
-    let socket = place.connect(socket_name::AGENT).await?;
     let mut reached = std::pin::pin!(async move {
+        let socket = vmm.channel().await?;
         let (agent, main) = Agent::reattach(socket, reattach).await?;
         if let Some(frozen) = frozen {
             thaw(&agent, frozen).await?;

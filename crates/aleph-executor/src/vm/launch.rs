@@ -161,10 +161,7 @@ pub(super) async fn launch(
             .await
             .map_err(LaunchFailure::Connect)?;
         let console = tokio::spawn(read_console(console_socket, console));
-        let socket = place
-            .connect(socket_name::AGENT)
-            .await
-            .map_err(LaunchFailure::Connect)?;
+        let socket = vmm.channel().await.map_err(LaunchFailure::Connect)?;
         let conversation = match guest {
             Guest::New(setup) => {
                 let agent = Agent::open(socket, &setup, launched)?;
