@@ -76,6 +76,12 @@ pub fn server_zip() -> Result<Vec<u8>> {
 
 /// A native program, built with these flags.
 fn native(name: &str, flags: &[&str]) -> Result<PathBuf> {
+    Ok(build(&manifest(name), flags)?.join(name))
+}
+
+/// Builds a crate outside the workspace, with these flags, and gives the folder with what it
+/// makes.
+pub(crate) fn build(manifest: &Path, flags: &[&str]) -> Result<PathBuf> {
     let target = crate::root::target();
     fs::create_dir_all(&target)?;
     let target = target.canonicalize()?.join("functions");
@@ -86,7 +92,7 @@ fn native(name: &str, flags: &[&str]) -> Result<PathBuf> {
     cargo
         .args(["rustc", "--release", "--locked", "--quiet"])
         .arg("--manifest-path")
-        .arg(manifest(name))
+        .arg(manifest)
         .arg("--target-dir")
         .arg(&target)
         .arg("--")
@@ -103,9 +109,10 @@ fn native(name: &str, flags: &[&str]) -> Result<PathBuf> {
     let said = String::from_utf8_lossy(&built.stderr);
     ensure!(
         built.status.success(),
-        "the function {name} does not build: {said}"
+        "{} does not build: {said}",
+        manifest.display()
     );
-    Ok(target.join("release").join(name))
+    Ok(target.join("release"))
 }
 
 /// Functions in Python, in the module `app`: `echo`, `error`, `crash`, `hang`, `env`, `noise`.

@@ -13,7 +13,7 @@
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
-//! | [`VsockBackend`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
+//! | [`VsockDevice`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
 mod clients;
@@ -36,5 +36,5 @@ pub use scripted::{Script, ScriptedDriver, Vmm};
 pub use scripted_guest::Guest;
 pub use scripted_runner::ScriptedRunner;
 pub use test_host::{Case, TestHost};
-pub use vsock::VsockBackend;
+pub use vsock::VsockDevice;
 pub use wait::wait_until;

@@ -1,6 +1,6 @@
 //! One connection, between a host's socket and the guest.
 
-use super::packet::{BUFFER, FromGuest, NO_RECEIVE, NO_SEND, Ports, ToGuest, op};
+use crate::packet::{BUFFER, FromGuest, NO_RECEIVE, NO_SEND, Ports, ToGuest, op};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::num::Wrapping;
@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 /// A connection that a host asked for.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     ports: Ports,
     stream: UnixStream,
     state: State,
@@ -40,7 +40,7 @@ enum State {
 }
 
 impl Connection {
-    pub(super) fn new(ports: Ports, stream: UnixStream) -> Self {
+    pub(crate) fn new(ports: Ports, stream: UnixStream) -> Self {
         Self {
             ports,
             stream,
@@ -55,12 +55,12 @@ impl Connection {
         }
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.state == State::Over
     }
 
     /// Takes a packet, and says what answers it.
-    pub(super) fn accept(&mut self, packet: &FromGuest, data: &[u8]) -> Option<ToGuest> {
+    pub(crate) fn accept(&mut self, packet: &FromGuest, data: &[u8]) -> Option<ToGuest> {
         (self.allocated, self.read) = (packet.allocated, packet.forwarded);
         match (packet.op, self.state) {
             (op::RESPONSE, State::Asked) => {
@@ -97,7 +97,7 @@ impl Connection {
     }
 
     /// Writes what waits for the host, as far as it takes it.
-    pub(super) fn drain(&mut self) -> Option<ToGuest> {
+    pub(crate) fn drain(&mut self) -> Option<ToGuest> {
         while !self.waiting.is_empty() {
             let (first, _) = self.waiting.as_slices();
             match self.stream.write(first) {
@@ -114,7 +114,7 @@ impl Connection {
     }
 
     /// What the guest is to be told next, with at most so many bytes of data.
-    pub(super) fn next(&mut self, room: usize) -> Option<ToGuest> {
+    pub(crate) fn next(&mut self, room: usize) -> Option<ToGuest> {
         match self.state {
             State::New => {
                 self.state = State::Asked;

@@ -1,12 +1,11 @@
 //! All connections of one guest, and the socket that hosts connect to.
 
-use super::connection::Connection;
-use super::packet::{FromGuest, HOST, Ports, STREAM, ToGuest, op};
+use crate::connection::Connection;
+use crate::packet::{FromGuest, HOST, Ports, STREAM, ToGuest, op};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// The first of the host's ports.
@@ -18,10 +17,10 @@ const MAX_LINE: usize = 32;
 /// What hosts and the guest say to one another.
 ///
 /// Sockets report changes alone, once: on any event all of them are tried.
-pub(super) struct Muxer {
-    cid: u32,
+pub(crate) struct Muxer {
+    cid: u64,
     hosts: UnixListener,
-    events: Arc<Epoll>,
+    events: Epoll,
     /// Hosts that have not said which port they want.
     newcomers: Vec<UnixStream>,
     connections: BTreeMap<Ports, Connection>,
@@ -32,12 +31,12 @@ pub(super) struct Muxer {
 }
 
 impl Muxer {
-    pub(super) fn new(hosts: UnixListener, cid: u32) -> io::Result<Self> {
+    pub(crate) fn new(hosts: UnixListener) -> io::Result<Self> {
         hosts.set_nonblocking(true)?;
-        let events = Arc::new(Epoll::new()?);
+        let events = Epoll::new()?;
         watch(&events, hosts.as_raw_fd())?;
         Ok(Self {
-            cid,
+            cid: 0,
             hosts,
             events,
             newcomers: Vec::new(),
@@ -48,17 +47,22 @@ impl Muxer {
         })
     }
 
-    pub(super) fn cid(&self) -> u32 {
+    /// The guest's CID.
+    pub(crate) fn cid(&self) -> u64 {
         self.cid
     }
 
+    pub(crate) fn set_cid(&mut self, cid: u64) {
+        self.cid = cid;
+    }
+
     /// Readable when a host did something.
-    pub(super) fn events(&self) -> Arc<Epoll> {
-        Arc::clone(&self.events)
+    pub(crate) fn events(&self) -> RawFd {
+        self.events.as_raw_fd()
     }
 
     /// Takes up what hosts did.
-    pub(super) fn take_up(&mut self) {
+    pub(crate) fn take_up(&mut self) {
         let mut events = [EpollEvent::default(); 16];
         // What happened is looked for in all of them.
         while let Ok(1..) = self.events.wait(0, &mut events) {}
@@ -90,7 +94,7 @@ impl Muxer {
     }
 
     /// Takes a packet of the guest's.
-    pub(super) fn accept(&mut self, packet: &FromGuest, kind: u16, to: u64, data: &[u8]) {
+    pub(crate) fn accept(&mut self, packet: &FromGuest, kind: u16, to: u64, data: &[u8]) {
         let connection = self
             .connections
             .get_mut(&packet.ports)
@@ -104,7 +108,7 @@ impl Muxer {
     }
 
     /// What the guest is to be told next, with at most so many bytes of data.
-    pub(super) fn next(&mut self, room: usize) -> Option<ToGuest> {
+    pub(crate) fn next(&mut self, room: usize) -> Option<ToGuest> {
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
         }
@@ -119,12 +123,6 @@ impl Muxer {
         self.last = Some(ports);
         self.bury();
         Some(packet)
-    }
-
-    /// Drops every connection: the guest has none of them any more.
-    pub(super) fn reset(&mut self) {
-        self.connections.clear();
-        self.answers.clear();
     }
 
     fn bury(&mut self) {

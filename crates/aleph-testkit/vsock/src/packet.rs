@@ -3,21 +3,21 @@
 use std::num::Wrapping;
 
 /// The host's CID.
-pub(super) const HOST: u64 = 2;
+pub(crate) const HOST: u64 = 2;
 
 /// Bytes of a connection that wait here at most for the host to read them.
-pub(super) const BUFFER: u32 = 64 * 1024;
+pub(crate) const BUFFER: u32 = 64 * 1024;
 
 /// The type of a connection of bytes: the only one that there is.
-pub(super) const STREAM: u16 = 1;
+pub(crate) const STREAM: u16 = 1;
 
 /// Says in a [`op::SHUTDOWN`] that its sender takes no more.
-pub(super) const NO_RECEIVE: u32 = 1;
+pub(crate) const NO_RECEIVE: u32 = 1;
 /// Says in a [`op::SHUTDOWN`] that its sender sends no more.
-pub(super) const NO_SEND: u32 = 2;
+pub(crate) const NO_SEND: u32 = 2;
 
 /// What a packet is for.
-pub(super) mod op {
+pub(crate) mod op {
     pub(crate) const REQUEST: u16 = 1;
     pub(crate) const RESPONSE: u16 = 2;
     pub(crate) const RST: u16 = 3;
@@ -29,36 +29,36 @@ pub(super) mod op {
 
 /// Which connection: a port of the host's, and one of the guest's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Ports {
-    pub(super) host: u32,
-    pub(super) guest: u32,
+pub(crate) struct Ports {
+    pub(crate) host: u32,
+    pub(crate) guest: u32,
 }
 
 /// A packet from the guest, without its data.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct FromGuest {
-    pub(super) ports: Ports,
-    pub(super) op: u16,
-    pub(super) flags: u32,
+pub(crate) struct FromGuest {
+    pub(crate) ports: Ports,
+    pub(crate) op: u16,
+    pub(crate) flags: u32,
     /// How much the guest has room for.
-    pub(super) allocated: u32,
+    pub(crate) allocated: u32,
     /// How much of what it was sent its program has read.
-    pub(super) forwarded: Wrapping<u32>,
+    pub(crate) forwarded: Wrapping<u32>,
 }
 
 /// A packet to the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ToGuest {
-    pub(super) ports: Ports,
-    pub(super) op: u16,
-    pub(super) flags: u32,
-    pub(super) forwarded: u32,
-    pub(super) data: Vec<u8>,
+pub(crate) struct ToGuest {
+    pub(crate) ports: Ports,
+    pub(crate) op: u16,
+    pub(crate) flags: u32,
+    pub(crate) forwarded: u32,
+    pub(crate) data: Vec<u8>,
 }
 
 impl ToGuest {
     /// One without data.
-    pub(super) fn bare(ports: Ports, op: u16) -> Self {
+    pub(crate) fn bare(ports: Ports, op: u16) -> Self {
         Self {
             ports,
             op,
