@@ -14,15 +14,16 @@ use aleph_executor::hypervisor::Driver;
 use aleph_executor::qemu::qmp::Qmp;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
 use aleph_executor::vsock::{self, VsockError};
-use aleph_guest_proto::{VSOCK_ARGUMENT, VSOCK_PORT};
+use aleph_guest_proto::{CONTROL, MARK, ToGuest, VSOCK_ARGUMENT, VSOCK_PORT, Versions};
 use aleph_testkit::{TestRoot, VsockDevice};
 use aleph_types::ExitStatus;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
 
 /// A limit that only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -41,7 +42,7 @@ struct Machine {
 enum Begin<'a> {
     Boot,
     /// Where another was written down.
-    State(&'a PathBuf),
+    State(&'a Path),
 }
 
 impl Machine {
@@ -148,7 +149,7 @@ impl Machine {
     }
 
     /// Writes the guest down, as it stands still from then on.
-    async fn save(&self, to: &PathBuf) -> Result<()> {
+    async fn save(&self, to: &Path) -> Result<()> {
         let (qmp, _) = Qmp::connect(&self.control, LIMIT).await?;
         let tell = async |command: &str, arguments| qmp.execute(command, arguments, LIMIT).await;
         tell("stop", json!({})).await?;
@@ -249,6 +250,17 @@ async fn a_guest_on_vsock_outlives_its_hosts() -> Result<()> {
         assert_eq!(count(&mut handle, "again").await?, format!("{round} again"));
     }
 
+    vanish_unheard(&machine).await?;
+    let record = MainPosition {
+        stream,
+        received: handle.position(),
+    };
+    handle.stored(record.received)?;
+    agent.ping().await?;
+    drop((agent, handle));
+    let back = machine.reattach(Some(record)).await?;
+    (agent, handle) = (back.0, back.1.context("no main command")?);
+
     // The next host's turn comes when this one goes, and not before.
     let next = tokio::spawn({
         let socket = machine.socket.clone();
@@ -282,6 +294,26 @@ async fn a_guest_on_vsock_outlives_its_hosts() -> Result<()> {
     assert_eq!(status, ExitStatus::Code(23));
     handle.end_stored()?;
     machine.ended().await
+}
+
+/// A host that asks so much and reads so little that the agent does not listen to it any more, in
+/// the queue behind the one that speaks now; and gone.
+async fn vanish_unheard(machine: &Machine) -> Result<()> {
+    let mut wire = MARK.to_vec();
+    let hello = ToGuest::Hello {
+        versions: Versions::OURS,
+        nonce: [9; 16],
+    };
+    hello.encode(CONTROL, &mut wire)?;
+    for n in 0..400_000 {
+        ToGuest::Ping(n).encode(CONTROL, &mut wire)?;
+    }
+    let mut socket = vsock::reach(&machine.socket, VSOCK_PORT, LIMIT).await?;
+    tokio::spawn(async move {
+        // Neither it nor anybody on the way takes all of that.
+        let _ = tokio::time::timeout(Duration::from_secs(4), socket.write_all(&wire)).await;
+    });
+    Ok(())
 }
 
 async fn put(agent: Agent, bytes: Vec<u8>) -> Result<()> {

@@ -12,4 +12,5 @@ mod conversation;
 mod facts;
 mod files;
 mod kept;
+mod listener;
 mod support;

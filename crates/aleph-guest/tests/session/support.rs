@@ -11,9 +11,13 @@ use aleph_guest_proto::{
     Resume, Root, SendWindow, Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
 };
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// How long a session may take to answer.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// What a test hears from the guest: [`ToHost`] with bytes of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,9 +163,12 @@ pub(crate) fn children(of: u32) -> Vec<libc::pid_t> {
         .collect()
 }
 
-fn serve(stream: UnixStream) -> i32 {
+fn serve_stream(stream: UnixStream) -> i32 {
     stream.set_nonblocking(true).unwrap();
-    let channel = Channel::new(OwnedFd::from(stream)).unwrap();
+    serve(Channel::new(OwnedFd::from(stream)).unwrap())
+}
+
+fn serve(channel: Channel) -> i32 {
     match Session::new(channel, StandIn, 0).unwrap().run() {
         End::Finished => 10,
         End::HungUp => 11,
@@ -173,22 +180,41 @@ impl Host {
     /// A host that has not said a word yet.
     pub(crate) fn silent() -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        Self::with_agent(ours, || serve_stream(theirs))
+    }
+
+    /// A host whose guest takes connections at this path, as the first of them.
+    pub(crate) fn first_at(path: &Path) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let ours = UnixStream::connect(path).unwrap();
+        Self::with_agent(ours, || serve(Channel::listening(listener.into())))
+    }
+
+    /// The next host at this path. The one before is gone where it was dropped.
+    pub(crate) fn next_at(&mut self, path: &Path) -> UnixStream {
+        let next = UnixStream::connect(path).unwrap();
+        next.set_read_timeout(Some(LIMIT)).unwrap();
+        next.set_write_timeout(Some(LIMIT)).unwrap();
+        std::mem::replace(&mut self.stream, next)
+    }
+
+    fn with_agent(ours: UnixStream, serve: impl FnOnce() -> i32) -> Self {
         // SAFETY: the child is single-threaded, uses the allocator, which fork keeps usable,
         // and leaves without running what belongs to the test's process.
         let agent = unsafe { libc::fork() };
         assert!(agent >= 0);
         if agent == 0 {
-            drop(ours);
-            // SAFETY: both take numbers alone, and the second does not come back.
+            // SAFETY: all take numbers alone, the host's end is the child's to close, and the last
+            // one does not come back.
             unsafe {
                 libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
-                libc::_exit(serve(theirs));
+                libc::close(ours.as_raw_fd());
+                libc::_exit(serve());
             }
         }
-        ours.set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        ours.set_write_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        ours.set_read_timeout(Some(LIMIT)).unwrap();
+        ours.set_write_timeout(Some(LIMIT)).unwrap();
         Self {
             stream: ours,
             decoder: Decoder::for_host([0; 16]),
@@ -206,11 +232,16 @@ impl Host {
     /// A host whose guest is ready.
     pub(crate) fn ready_with(poweroff_on_hangup: bool) -> Self {
         let mut host = Self::silent();
-        host.greet();
-        host.set_up_with("erofs", poweroff_on_hangup);
-        host.hear_hello(false);
-        assert_eq!(host.hear(), (CONTROL, Heard::Ready));
+        host.make_ready(poweroff_on_hangup);
         host
+    }
+
+    /// Says what makes a guest ready, and hears that it is.
+    pub(crate) fn make_ready(&mut self, poweroff_on_hangup: bool) {
+        self.greet();
+        self.set_up_with("erofs", poweroff_on_hangup);
+        self.hear_hello(false);
+        assert_eq!(self.hear(), (CONTROL, Heard::Ready));
     }
 
     /// Begins a connection, whatever was before it in the stream.
@@ -242,6 +273,11 @@ impl Host {
         // Nothing there is nothing lost.
         let _ = self.stream.read(&mut waste);
         self.stream.set_nonblocking(false).unwrap();
+        self.greet_again()
+    }
+
+    /// Begins a connection to a guest that is ready, and gives the commands that it hears of.
+    pub(crate) fn greet_again(&mut self) -> Vec<(u32, Kept)> {
         self.greet();
         self.hear_hello(true);
         let mut all = Vec::new();
