@@ -233,7 +233,7 @@ const MEMORY_BEYOND: MiB = MiB(512);
 impl Limits {
     /// The files and what is written to them, as `Documentation/admin-guide/cgroup-v2.rst` of
     /// the kernel has them.
-    fn files(&self, disk: &Path) -> Vec<(&'static str, String)> {
+    pub(crate) fn files(&self, disk: &Path) -> Vec<(&'static str, String)> {
         let period = 100_000_u64;
         let memory = MiB(self.memory.0.saturating_add(MEMORY_BEYOND.0)).bytes();
         let mut files = vec![

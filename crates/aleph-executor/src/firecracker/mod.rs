@@ -6,6 +6,7 @@
 //! | [`api`] | its API as types | none: pure |
 //! | [`config`] | a whole VM, as calls of the API or as a configuration file | none: pure |
 //! | [`client`] | the API over its Unix socket | one socket |
+//! | [`jail`] | what locks a VMM up | users, folders, mounts |
 //!
 //! # Where to begin
 //! [`Version::of_program`] reads what the program says of itself. A [`FirecrackerConfig`] describes
@@ -28,6 +29,7 @@
 pub mod api;
 pub mod client;
 pub mod config;
+pub mod jail;
 pub mod version;
 
 pub use client::{Client, ClientError};

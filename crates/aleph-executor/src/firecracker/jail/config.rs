@@ -1,0 +1,128 @@
+//! How Firecracker is run, as the node's operator says it.
+
+use super::users::UidRange;
+use std::path::{Path, PathBuf};
+
+/// `[executor.firecracker]` of `aleph.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JailConfig {
+    /// `firecracker`: the program. By default the one that `aleph setup firecracker` installed and
+    /// made the default, else the one in the search path.
+    pub firecracker: Option<PathBuf>,
+    /// `jailer`: the jailer, of the same version. Found as `firecracker` is.
+    pub jailer: Option<PathBuf>,
+    /// `jailed`: whether VMMs run in jails. Only an operator who says so runs them without.
+    pub jailed: bool,
+    /// `uid_range`: the users, and groups of the same numbers, that VMMs run under.
+    pub uid_range: UidRange,
+    /// `chroot_base`: the folder with the jails. By default `jail` in the node's state folder,
+    /// which has images and disks of VMs on the same filesystem.
+    pub chroot_base: Option<PathBuf>,
+}
+
+impl Default for JailConfig {
+    fn default() -> Self {
+        Self {
+            firecracker: None,
+            jailer: None,
+            jailed: true,
+            uid_range: UidRange::default(),
+            chroot_base: None,
+        }
+    }
+}
+
+/// The two programs of a release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    /// The VMM.
+    pub firecracker: PathBuf,
+    /// What locks it up.
+    pub jailer: PathBuf,
+}
+
+impl JailConfig {
+    /// The programs: those that are named here, those that were installed below `state`, or those
+    /// of the search path. A path with links in it is given as it is behind them: the jail's
+    /// folder has the name of that file.
+    #[must_use]
+    pub fn programs(&self, state: &Path) -> Programs {
+        let installed = |name: &str| {
+            let path = state.join("firecracker").join("default").join(name);
+            path.canonicalize().ok().filter(|path| path.is_file())
+        };
+        let of = |named: &Option<PathBuf>, name: &str| {
+            named
+                .clone()
+                .or_else(|| installed(name))
+                .unwrap_or_else(|| PathBuf::from(name))
+        };
+        Programs {
+            firecracker: of(&self.firecracker, "firecracker"),
+            jailer: of(&self.jailer, "jailer"),
+        }
+    }
+
+    /// The folder with the jails of a node whose state is below `state`.
+    #[must_use]
+    pub fn base(&self, state: &Path) -> PathBuf {
+        self.chroot_base
+            .clone()
+            .unwrap_or_else(|| state.join("jail"))
+    }
+
+    /// What is to be said loudly as a node begins; `None` where VMMs are jailed.
+    #[must_use]
+    pub fn warning(&self) -> Option<&'static str> {
+        (!self.jailed).then_some(
+            "VMMs of Firecracker run WITHOUT the jailer (jailed = false in [executor.firecracker]): \
+             a guest that breaks out of its VMM sees this host's files and processes as the VM's \
+             user. Take the setting away unless this host has nothing to lose.",
+        )
+    }
+
+    /// Says it.
+    pub fn announce(&self) {
+        if let Some(warning) = self.warning() {
+            tracing::error!("{warning}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vmms_are_jailed_unless_somebody_says_otherwise() {
+        assert!(JailConfig::default().jailed);
+        assert_eq!(JailConfig::default().warning(), None);
+        let open = JailConfig {
+            jailed: false,
+            ..JailConfig::default()
+        };
+        assert!(open.warning().unwrap().contains("WITHOUT the jailer"));
+    }
+
+    #[test]
+    fn programs_are_those_named_then_those_installed_then_those_in_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().canonicalize().unwrap();
+        let mut config = JailConfig::default();
+        assert_eq!(config.programs(&state).jailer, Path::new("jailer"));
+
+        let version = state.join("firecracker/1.12.1");
+        std::fs::create_dir_all(&version).unwrap();
+        for name in ["firecracker", "jailer"] {
+            std::fs::write(version.join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("1.12.1", state.join("firecracker/default")).unwrap();
+        let installed = config.programs(&state);
+        assert_eq!(installed.firecracker, version.join("firecracker"));
+        assert_eq!(installed.jailer, version.join("jailer"));
+
+        config.jailer = Some("/opt/jailer".into());
+        assert_eq!(config.programs(&state).jailer, Path::new("/opt/jailer"));
+        assert_eq!(config.programs(&state).firecracker, installed.firecracker);
+    }
+}
