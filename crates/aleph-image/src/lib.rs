@@ -17,6 +17,7 @@
 //! | [`Store::prune`] | removes what nobody needs |
 //! | [`Image::hold`] | opens an image and keeps it from being removed |
 //! | [`KernelStore`] | builds and finds kernel bundles |
+//! | [`release::Releases`] | installs releases of Firecracker, by pinned digest |
 //! | [`task::build`] | makes an image of a function's code, a zip archive |
 //! | [`Bundle::custom`] | takes a user's own kernel and initramfs |
 //! | [`Progress`] | hears how far a long operation is |
@@ -28,8 +29,10 @@
 //! images/blobs/sha256-<64 hex>{,.part,.lock}                  layers from registries: a cache
 //! kernels/<16 hex>/{vmlinuz, vmlinux, initrd, bundle.json}    read-only, never changed
 //! kernels/default -> <16 hex>
-//! {images,kernels}/.tmp-<pid>-<n>/                            work in progress, locked
-//! {images,kernels}/.lock                                      held while names change
+//! firecracker/<version>/{firecracker, jailer, release.json}    read-only, never changed
+//! firecracker/default -> <version>
+//! {images,kernels,firecracker}/.tmp-<pid>-<n>/                work in progress, locked
+//! {images,kernels,firecracker}/.lock                          held while names change
 //! ```
 //! An object is written in a work folder, synced, and renamed into its place: after a crash or
 //! a full disk there is either the whole of it or nothing but a work folder, and the next
@@ -60,6 +63,7 @@ mod program;
 mod progress;
 mod prune;
 mod recipe;
+pub mod release;
 mod removal;
 mod staging;
 mod store;

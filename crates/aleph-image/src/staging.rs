@@ -73,9 +73,18 @@ impl Staging {
     ///
     /// `false` if an object of that name is there already; it is left as it is.
     pub(crate) fn commit(&self, object: &Path, name: &str) -> Result<bool, DiskError> {
+        self.commit_as(object, name, 0o444)
+    }
+
+    /// The same, of files that can be run.
+    pub(crate) fn commit_programs(&self, object: &Path, name: &str) -> Result<bool, DiskError> {
+        self.commit_as(object, name, 0o555)
+    }
+
+    fn commit_as(&self, object: &Path, name: &str, mode: u32) -> Result<bool, DiskError> {
         for entry in fs::read_dir(object).doing("list", object)? {
             let path = entry.doing("list", object)?.path();
-            fs::set_permissions(&path, Permissions::from_mode(0o444))
+            fs::set_permissions(&path, Permissions::from_mode(mode))
                 .doing("make read-only", &path)?;
             File::open(&path)
                 .and_then(|file| file.sync_all())

@@ -22,6 +22,7 @@ mod ps;
 mod restart;
 mod rm;
 mod run;
+mod setup;
 mod snapshot;
 mod start;
 mod stats;
@@ -100,6 +101,9 @@ pub(crate) enum Command {
     /// Build and list kernel bundles
     #[command(subcommand)]
     Kernel(kernel::Kernel),
+    /// Install what runs VMs, as a release that is checked
+    #[command(subcommand)]
+    Setup(setup::Setup),
     /// Make, list and revoke tokens for the API
     #[command(subcommand)]
     Token(token::Token),
@@ -170,6 +174,7 @@ impl Command {
             Self::Pull(pull) => pull.run(context).await,
             Self::Images(ls) => ls.run(context).await,
             Self::Function(function) => function.run(context).await,
+            Self::Setup(setup) => setup.run(context).await,
             Self::Token(token) => token.run(context).await,
             Self::Prune(prune) => prune.run(context).await,
             Self::Version(version) => version.run(context).await,

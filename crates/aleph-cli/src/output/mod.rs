@@ -10,6 +10,7 @@ use crate::client::ClientError;
 use aleph_control::{DaemonError, ImagesError};
 use aleph_executor::ExecutorError;
 use aleph_executor::capacity::Shortage;
+use aleph_image::release::ReleaseError;
 use aleph_image::{ImageError, KernelError};
 use aleph_types::{Classify, InvalidJob, Problem};
 use anyhow::Context;
@@ -50,6 +51,7 @@ fn advice(error: &anyhow::Error) -> Option<String> {
         .or_else(|| of::<ExecutorError>(error))
         .or_else(|| of::<ImageError>(error))
         .or_else(|| of::<KernelError>(error))
+        .or_else(|| of::<ReleaseError>(error))
         .or_else(|| of::<InvalidJob>(error))
         .or_else(|| of::<Shortage>(error))
         .or_else(|| {
