@@ -9,6 +9,11 @@
 //! ```
 //! From the end of that line on the bytes are the guest's, so not one more is read here.
 //!
+//! A guest that goes on from a snapshot learns only as it runs that its connections are gone. Where
+//! the VMM does not wait for that, as Firecracker before 1.16 does not, it may drop one that it has
+//! just taken: whoever reaches such a guest begins again where the connection closes before the guest
+//! has said a word.
+//!
 //! | failure | what it means | what may come of it |
 //! | --- | --- | --- |
 //! | [`VsockError::Connect`] | there is no such socket, or no VMM listens on it | nothing |
@@ -16,7 +21,7 @@
 //! | [`VsockError::Silent`] | the VMM or its guest stands still, or is not up to it yet | nothing: the time is over |
 //! | [`VsockError::Answer`] | what answers is no such VMM | nothing |
 //!
-//! The answer is the VMM's, and a VMM that its guest broke into is as hostile as that: 16 bytes are
+//! The answer is the VMM's, and a VMM that its guest broke into is as hostile as that: 14 bytes are
 //! read of it at most, and it has a time to come in.
 
 use crate::console::visible;
