@@ -1,0 +1,378 @@
+//! A guest: a QEMU with its memory in a file of ours, which ends with this process.
+//!
+//! What emulation wants on the kernel's command line, Firecracker's does not say; it is added:
+//! the frequency of the time stamp counter (the machine has no timer to measure it with, and boots
+//! hang at random without), and that nothing is to be done against speculation.
+
+use crate::bodies;
+use crate::qmp::Qmp;
+use crate::resources::Resources;
+use crate::vmm::Event;
+use aleph_testkit::VsockDevice;
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::io::{FdFlags, fcntl_setfd};
+use serde_json::json;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::mpsc::Sender;
+
+/// Names another QEMU than the one in the path.
+const PROGRAM: &str = "FIRECRACKER_DOUBLE_QEMU";
+
+/// Names the library that is a guest's vsock device.
+const VSOCK: &str = "FIRECRACKER_DOUBLE_VSOCK";
+
+/// How many virtio devices the machine has room for.
+const BUSES: usize = 24;
+
+/// What only an emulated guest's kernel is told.
+const EMULATED: &str =
+    "mitigations=off initcall_blacklist=tracer_init_tracefs,trace_eval_init,init_kprobe_trace";
+
+/// A running guest.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    child: Child,
+    qmp: Qmp,
+    memory: File,
+    /// Descriptors that QEMU opens its files by, until it has.
+    _kept: Vec<OwnedFd>,
+}
+
+/// What a guest begins with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Begin<'a> {
+    /// With a kernel, and this on its command line.
+    Boot(&'a str),
+    /// With what another guest was: its memory, and QEMU's state of its devices.
+    Restore { memory: &'a File, devices: &'a [u8] },
+}
+
+/// QEMU's command line while it is made, with the files that it is handed.
+#[derive(Debug, Default)]
+struct Line {
+    words: Vec<String>,
+    files: Vec<OwnedFd>,
+    buses: usize,
+}
+
+impl Line {
+    fn add(&mut self, words: &[&str]) {
+        self.words
+            .extend(words.iter().map(|word| (*word).to_owned()));
+    }
+
+    /// Hands a file over, and gives its number there.
+    fn hand(&mut self, file: impl AsFd) -> Result<i32> {
+        let copy = rustix::io::dup(file)?;
+        fcntl_setfd(&copy, FdFlags::empty())?;
+        let number = copy.as_raw_fd();
+        self.files.push(copy);
+        Ok(number)
+    }
+
+    /// Adds a virtio device after those that are there: guests find them in this order.
+    fn device(&mut self, device: &str) -> Result<()> {
+        ensure!(
+            self.buses < BUSES,
+            "more virtio devices than the machine takes"
+        );
+        // The guest's kernel finds the last one first.
+        let bus = BUSES - 1 - self.buses;
+        self.buses += 1;
+        self.add(&["-device", &format!("{device},bus=virtio-mmio-bus.{bus}")]);
+        Ok(())
+    }
+}
+
+impl Guest {
+    /// Starts one. It runs where it boots, and is paused where it goes on from a state.
+    pub(crate) fn start(
+        resources: &Resources,
+        begin: Begin<'_>,
+        events: Sender<Event>,
+    ) -> Result<Self> {
+        let mut line = Line::default();
+        let size = u64::try_from(resources.machine.mem_size_mib)?
+            .checked_mul(1 << 20)
+            .context("too much memory")?;
+        let memory = File::from(memfd_create("guest-memory", MemfdFlags::CLOEXEC)?);
+        memory.set_len(size)?;
+        machine(&mut line, &resources.machine, &memory)?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let control = line.hand(&theirs)?;
+        line.add(&["-chardev", &format!("socket,id=control,fd={control}")]);
+        line.add(&["-mon", "chardev=control,mode=control"]);
+        serial(&mut line, resources.serial.as_ref())?;
+        devices(&mut line, resources)?;
+        match begin {
+            Begin::Boot(arguments) => boot(&mut line, resources, arguments)?,
+            Begin::Restore {
+                memory: from,
+                devices,
+            } => {
+                copy_sparse(from, &memory)?;
+                let mut state = File::from(memfd_create("devices", MemfdFlags::CLOEXEC)?);
+                state.write_all(devices)?;
+                state.rewind()?;
+                line.hand(&state)?;
+                line.add(&["-incoming", "defer", "-S"]);
+            }
+        }
+        let child = spawn(&line, resources)?;
+        drop(theirs);
+        let mut guest = Self {
+            child,
+            qmp: Qmp::connect(ours, events)?,
+            memory,
+            _kept: Vec::new(),
+        };
+        if let Begin::Restore { .. } = begin {
+            let state = line.files.last().context("no state")?.as_raw_fd();
+            guest.ignore_memory()?;
+            let uri = json!({ "uri": format!("fd:{state}") });
+            guest.qmp.execute("migrate-incoming", &uri)?;
+            guest.qmp.migrated()?;
+        }
+        guest._kept = line.files;
+        Ok(guest)
+    }
+
+    /// Stops its processors.
+    pub(crate) fn pause(&mut self) -> Result<()> {
+        self.qmp.execute("stop", &json!({})).map(drop)
+    }
+
+    /// Lets them go on.
+    pub(crate) fn resume(&mut self) -> Result<()> {
+        self.qmp.execute("cont", &json!({})).map(drop)
+    }
+
+    /// Presses the keys.
+    pub(crate) fn ctrl_alt_del(&mut self) -> Result<()> {
+        let keys = ["ctrl", "alt", "delete"].map(|key| json!({ "type": "qcode", "data": key }));
+        self.qmp
+            .execute("send-key", &json!({ "keys": keys }))
+            .map(drop)
+    }
+
+    /// Sets how much of its memory the guest is to give up.
+    pub(crate) fn balloon(&mut self, keeps: u64) -> Result<()> {
+        self.qmp
+            .execute("balloon", &json!({ "value": keeps }))
+            .map(drop)
+    }
+
+    /// Gives a drive another file.
+    pub(crate) fn change_drive(&mut self, id: &str, file: &File, read_only: bool) -> Result<()> {
+        let passed = rustix::io::fcntl_dupfd_cloexec(file, 0)?;
+        let set = self.qmp.add_fd(&passed)?;
+        let node = format!("drive-{id}-{set}");
+        let node_of_file = json!({
+            "driver": "file",
+            "node-name": node,
+            "filename": format!("/dev/fdset/{set}"),
+            "read-only": read_only,
+        });
+        self.qmp.execute("blockdev-add", &node_of_file)?;
+        let path = format!("/machine/peripheral/blk-{id}");
+        let property = json!({ "path": path, "property": "drive", "value": node });
+        self.qmp.execute("qom-set", &property)?;
+        if !read_only {
+            // Tells the guest how large it is.
+            let size = json!({ "node-name": node, "size": file.metadata()?.len() });
+            self.qmp.execute("block_resize", &size)?;
+        }
+        Ok(())
+    }
+
+    /// QEMU's state of the devices of a paused guest.
+    pub(crate) fn devices(&mut self) -> Result<Vec<u8>> {
+        let state = File::from(memfd_create("devices", MemfdFlags::CLOEXEC)?);
+        self.qmp.hand_over("state", &state)?;
+        self.ignore_memory()?;
+        let parameters = json!({ "max-bandwidth": i64::MAX });
+        self.qmp.execute("migrate-set-parameters", &parameters)?;
+        self.qmp.execute("migrate", &json!({ "uri": "fd:state" }))?;
+        self.qmp.migrated()?;
+        let (mut state, mut bytes) = (state, Vec::new());
+        state.rewind()?;
+        state.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes a paused guest's memory to a file, which is then of its size.
+    pub(crate) fn write_memory(&self, file: &File) -> io::Result<()> {
+        file.set_len(0)?;
+        file.set_len(self.memory.metadata()?.len())?;
+        copy_sparse(&self.memory, file)?;
+        file.sync_all()
+    }
+
+    /// The state is of the devices alone: the memory is in a file.
+    fn ignore_memory(&mut self) -> Result<()> {
+        let capability = json!({ "capability": "x-ignore-shared", "state": true });
+        let capabilities = json!({ "capabilities": [capability] });
+        self.qmp
+            .execute("migrate-set-capabilities", &capabilities)
+            .map(drop)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn machine(line: &mut Line, machine: &bodies::Machine, memory: &File) -> Result<()> {
+    line.add(&["-nodefaults", "-no-user-config", "-display", "none"]);
+    // A reset ends the VMM; a guest that powers off stays, as on a machine without ACPI's button.
+    line.add(&["-action", "reboot=shutdown,shutdown=pause"]);
+    line.add(&["-machine", "microvm,acpi=on,memory-backend=ram"]);
+    line.add(&["-accel", "tcg", "-cpu", "Nehalem-v1,+arat"]);
+    line.add(&["-smp", &machine.vcpu_count.to_string()]);
+    line.add(&["-m", &format!("{}M", machine.mem_size_mib)]);
+    let number = line.hand(memory)?;
+    let ram = format!(
+        "memory-backend-file,id=ram,size={}M,mem-path=/proc/self/fd/{number},share=on",
+        machine.mem_size_mib
+    );
+    line.add(&["-object", &ram, "-device", "i8042"]);
+    Ok(())
+}
+
+fn serial(line: &mut Line, path: Option<&impl AsRef<Path>>) -> Result<()> {
+    let backend = match path {
+        None => "stdio,id=serial,signal=off".to_owned(),
+        Some(path) => {
+            let file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)?;
+            format!(
+                "file,id=serial,append=on,path=/proc/self/fd/{}",
+                line.hand(&file)?
+            )
+        }
+    };
+    line.add(&["-chardev", &backend, "-serial", "chardev:serial"]);
+    Ok(())
+}
+
+fn devices(line: &mut Line, resources: &Resources) -> Result<()> {
+    for drive in &resources.drives {
+        let (id, number) = (&drive.config.drive_id, line.hand(&drive.file)?);
+        let read_only = if drive.read_only() { "on" } else { "off" };
+        line.add(&["-add-fd", &format!("fd={number},set={number}")]);
+        let node = format!(
+            "driver=file,node-name=drive-{id},filename=/dev/fdset/{number},read-only={read_only}"
+        );
+        line.add(&["-blockdev", &node]);
+        let file = drive.file.metadata()?;
+        // The serial number is the file's, and not the drive's name.
+        let mut serial = format!("{}{}{}", file.dev(), file.rdev(), file.ino());
+        serial.truncate(20);
+        line.device(&format!(
+            "virtio-blk-device,id=blk-{id},drive=drive-{id},serial={serial}"
+        ))?;
+    }
+    for (n, nic) in resources.nics.iter().enumerate() {
+        let number = line.hand(&nic.tap)?;
+        line.add(&["-netdev", &format!("tap,id=net{n},fd={number},vhost=off")]);
+        let mac = nic.config.guest_mac.map(bodies::mac_text);
+        let mac = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
+        let mtu = nic.config.mtu.map(|mtu| format!(",host_mtu={mtu}"));
+        let mtu = mtu.unwrap_or_default();
+        line.device(&format!(
+            "virtio-net-device,netdev=net{n},status=off{mac}{mtu}"
+        ))?;
+    }
+    if resources.entropy.is_some() {
+        line.add(&["-object", "rng-random,id=rng,filename=/dev/urandom"]);
+        line.device("virtio-rng-device,rng=rng")?;
+    }
+    if let Some(balloon) = &resources.balloon {
+        let on = |on| if on { "on" } else { "off" };
+        line.device(&format!(
+            "virtio-balloon-device,id=balloon,deflate-on-oom={},free-page-reporting={}",
+            on(balloon.deflate_on_oom),
+            on(balloon.free_page_reporting),
+        ))?;
+    }
+    Ok(())
+}
+
+fn boot(line: &mut Line, resources: &Resources, arguments: &str) -> Result<()> {
+    let boot = resources.boot.as_ref().context("no kernel")?;
+    let kernel = line.hand(&boot.kernel)?;
+    line.add(&["-kernel", &format!("/proc/self/fd/{kernel}")]);
+    if let Some(initrd) = &boot.initrd {
+        let initrd = line.hand(initrd)?;
+        line.add(&["-initrd", &format!("/proc/self/fd/{initrd}")]);
+    }
+    let tsc = aleph_executor::host::tsc_khz(Path::new("/dev/null/none"))
+        .map(|khz| format!(" tsc_early_khz={khz} tsc=reliable"))
+        .unwrap_or_default();
+    line.add(&["-append", &format!("{arguments} {EMULATED}{tsc}")]);
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn spawn(line: &Line, resources: &Resources) -> Result<Child> {
+    let program = std::env::var(PROGRAM).unwrap_or_else(|_| "qemu-system-x86_64".into());
+    let mut command = Command::new(&program);
+    command.args(&line.words);
+    if let Some(vsock) = &resources.vsock {
+        let listener = vsock.listener.try_clone()?;
+        let device = VsockDevice::at(library()?);
+        device.attach(&mut command, listener, vsock.config.guest_cid)?;
+    }
+    let end_with_us = || {
+        let signal = Some(rustix::process::Signal::KILL);
+        Ok(rustix::process::set_parent_process_death_signal(signal)?)
+    };
+    // SAFETY: it makes one system call and touches nothing else.
+    unsafe { command.pre_exec(end_with_us) };
+    command
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))
+}
+
+/// The library that is a guest's vsock device: beside this program, where nothing says where.
+fn library() -> Result<PathBuf> {
+    let library = match std::env::var_os(VSOCK) {
+        Some(path) => path.into(),
+        None => std::env::current_exe()?.with_file_name("libvsock.so"),
+    };
+    ensure!(library.exists(), "there is no {}", library.display());
+    Ok(library)
+}
+
+/// Copies what is not a hole to the same places.
+fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+    let (mut from, mut to) = (from, to);
+    let mut at = 0;
+    loop {
+        at = match seek(from, SeekFrom::Data(at)) {
+            Ok(at) => at,
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(from, SeekFrom::Hole(at))?;
+        seek(from, SeekFrom::Start(at))?;
+        seek(to, SeekFrom::Start(at))?;
+        io::copy(&mut from.take(end - at), &mut to)?;
+        at = end;
+        from.flush()?;
+    }
+}
