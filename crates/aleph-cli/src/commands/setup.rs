@@ -19,13 +19,14 @@ pub(crate) enum Setup {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Firecracker {
     /// Which version [default: what the file's name says, or 1.15.1]
-    version: Option<String>,
+    #[arg(value_name = "VERSION")]
+    release: Option<String>,
     /// Take this archive, such as firecracker-v1.15.1-x86_64.tgz, instead of downloading it
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Download from this address; below it is vVERSION/firecracker-vVERSION-ARCH.tgz
     #[arg(long, value_name = "URL", default_value = BASE_URL, env = "ALEPH_FIRECRACKER_URL",
-        hide_env_values = true, conflicts_with = "file")]
+        hide_env_values = true)]
     base_url: String,
     /// The archive's SHA-256, for a version whose digest this program does not know
     #[arg(long, value_name = "HEX")]
@@ -42,7 +43,7 @@ impl Setup {
     /// Works on this host, which a node of this host shares.
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let Self::Firecracker(words) = self;
-        let version = match (&words.version, &words.file) {
+        let version = match (&words.release, &words.file) {
             (Some(version), _) => version.parse()?,
             (None, Some(file)) => Version::of_archive(file)?,
             (None, None) => Version::DEFAULT,
@@ -76,5 +77,21 @@ impl Setup {
             ))?;
         }
         Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args;
+
+    #[test]
+    fn the_help_says_which_version_it_is() {
+        let command = Firecracker::augment_args(clap::Command::new("firecracker"));
+        let help = command.clone().render_help().to_string();
+        assert!(
+            help.contains(&format!("or {}]", Version::DEFAULT)),
+            "{help}"
+        );
     }
 }

@@ -43,6 +43,7 @@ fn main() {
         trial("a_crash_at_any_point_leaves_nothing_once_swept", crashes),
         trial("a_sweep_leaves_what_has_an_owner", owned),
         trial("the_last_user_is_the_last", exhausted),
+        trial("many_jails_at_once_are_not_in_each_others_way", many),
         trial("folders_that_jails_do_not_work_in_are_refused", bases),
         trial("a_program_runs_in_a_jail", || runs(None)),
         jailer_trial(),
@@ -494,6 +495,39 @@ fn exhausted() -> Result<()> {
     for bits in [1, 3, 4] {
         jails.remove(vm(bits))?;
     }
+    world.assert_empty()
+}
+
+fn many() -> Result<()> {
+    let world = World::new()?;
+    let jails = world.jails()?;
+    let near = world::file(&world.near(), "image", 0o644, b"image")?;
+    let far = world::file(&world.far(), "image", 0o644, b"image")?;
+    // Two hundred, of whom at most eight are there at once, and as many for each user.
+    let one_after_another = |thread: u32| -> Result<()> {
+        for n in 0..25 {
+            let vm = vm(100 * (25 * thread + n) + thread % 2);
+            let jail = jails.create(vm, exec_file())?;
+            jail.bring_in("near", &near, Access::Shared)?;
+            jail.bring_in("far", &far, Access::Shared)?;
+            world::give_root_as_the_jailer_does(&jail)?;
+            let read = fs::read(jail.root().join("far"))?;
+            ensure!(read == b"image");
+            jails.remove(vm)?;
+            ensure!(!jail.root().exists());
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|thread| scope.spawn(move || one_after_another(thread)))
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            let ended = thread.join();
+            ended.map_err(|_| anyhow::anyhow!("a thread panicked"))?
+        })
+    })?;
+    assert_eq!(near.metadata()?.nlink(), 1);
     world.assert_empty()
 }
 

@@ -44,18 +44,13 @@ pub struct Programs {
 impl JailConfig {
     /// The programs: those that are named here, those that were installed below `state`, or those
     /// of the search path. A path with links in it is given as it is behind them: the jail's
-    /// folder has the name of that file.
+    /// folder has the name of that file. One that is not there is given as it was named.
     #[must_use]
     pub fn programs(&self, state: &Path) -> Programs {
-        let installed = |name: &str| {
-            let path = state.join("firecracker").join("default").join(name);
-            path.canonicalize().ok().filter(|path| path.is_file())
-        };
-        let of = |named: &Option<PathBuf>, name: &str| {
-            named
-                .clone()
-                .or_else(|| installed(name))
-                .unwrap_or_else(|| PathBuf::from(name))
+        let installed = state.join("firecracker").join("default");
+        let of = |named: &Option<PathBuf>, name: &str| match named {
+            Some(path) => found(path),
+            None => file(&installed.join(name)).unwrap_or_else(|| found(Path::new(name))),
         };
         Programs {
             firecracker: of(&self.firecracker, "firecracker"),
@@ -89,6 +84,21 @@ impl JailConfig {
     }
 }
 
+/// The program behind a path, or behind a name in the search path.
+fn found(program: &Path) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = if program.components().count() > 1 {
+        file(program)
+    } else {
+        std::env::split_paths(&path).find_map(|dir| file(&dir.join(program)))
+    };
+    there.unwrap_or_else(|| program.to_owned())
+}
+
+fn file(path: &Path) -> Option<PathBuf> {
+    path.canonicalize().ok().filter(|path| path.is_file())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,7 +119,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().canonicalize().unwrap();
         let mut config = JailConfig::default();
-        assert_eq!(config.programs(&state).jailer, Path::new("jailer"));
+        config.jailer = Some("no-such-jailer".into());
+        assert_eq!(config.programs(&state).jailer, Path::new("no-such-jailer"));
+        config.jailer = Some("sh".into());
+        assert!(config.programs(&state).jailer.is_absolute());
+        config.jailer = None;
 
         let version = state.join("firecracker/1.12.1");
         std::fs::create_dir_all(&version).unwrap();
@@ -121,8 +135,10 @@ mod tests {
         assert_eq!(installed.firecracker, version.join("firecracker"));
         assert_eq!(installed.jailer, version.join("jailer"));
 
-        config.jailer = Some("/opt/jailer".into());
-        assert_eq!(config.programs(&state).jailer, Path::new("/opt/jailer"));
+        let link = state.join("link");
+        std::os::unix::fs::symlink(version.join("jailer"), &link).unwrap();
+        config.jailer = Some(link);
+        assert_eq!(config.programs(&state).jailer, version.join("jailer"));
         assert_eq!(config.programs(&state).firecracker, installed.firecracker);
     }
 }
