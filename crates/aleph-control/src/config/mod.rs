@@ -7,6 +7,7 @@
 //!
 //! Every key has a default, and an empty file is a valid one.
 
+mod firecracker;
 mod nats;
 mod problem;
 mod reader;
@@ -17,6 +18,7 @@ pub use problem::ConfigProblem;
 
 use crate::lambda::{Credential, FunctionsConfig, Identity, NatsServer};
 use aleph_executor::accel::Accelerator;
+use aleph_executor::firecracker::jail::JailConfig;
 use aleph_executor::functions::PoolConfig;
 use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
@@ -116,6 +118,8 @@ pub struct ExecutorSection {
     pub accelerator: Option<Accelerator>,
     /// `boot_timeout_seconds`: how long a guest may take to boot.
     pub boot_timeout: Duration,
+    /// `firecracker`: a table of how Firecracker is run and locked up.
+    pub firecracker: JailConfig,
 }
 
 impl Default for ExecutorSection {
@@ -125,6 +129,7 @@ impl Default for ExecutorSection {
             qemu: executor.qemu,
             accelerator: executor.accelerator,
             boot_timeout: executor.timeouts.boot,
+            firecracker: JailConfig::default(),
         }
     }
 }
@@ -495,6 +500,11 @@ fn read(document: &mut Document<'_>) -> Config {
         s.optional("accel", &mut executor.accelerator, value::accelerator);
         let boot = value::seconds(1..=86_400);
         s.read("boot_timeout_seconds", &mut executor.boot_timeout, boot);
+        s.read(
+            "firecracker",
+            &mut executor.firecracker,
+            firecracker::settings,
+        );
     });
     document.section("network", |s| {
         let network = &mut config.network;
@@ -614,6 +624,12 @@ mod tests {
             qemu = "/opt/qemu"
             accel = "tcg"
             boot_timeout_seconds = 90
+            [executor.firecracker]
+            firecracker = "/opt/firecracker"
+            jailer = "/opt/jailer"
+            jailed = false
+            uid_range = "200000-265535"
+            chroot_base = "/srv/jail"
             [network]
             enabled = false
             pool = "10.7.0.0/16"
@@ -676,6 +692,13 @@ mod tests {
                 qemu: "/opt/qemu".into(),
                 accelerator: Some(Accelerator::Tcg),
                 boot_timeout: Duration::from_secs(90),
+                firecracker: JailConfig {
+                    firecracker: Some("/opt/firecracker".into()),
+                    jailer: Some("/opt/jailer".into()),
+                    jailed: false,
+                    uid_range: "200000-265535".parse().unwrap(),
+                    chroot_base: Some("/srv/jail".into()),
+                },
             },
             network: NetworkSection {
                 enabled: Some(false),
@@ -760,6 +783,9 @@ mod tests {
         assert_eq!(config.logs, LogsSection::default());
         assert_eq!(config.retention, RetentionSection::default());
         assert_eq!(config.executor.boot_timeout, Duration::from_secs(60));
+        let (shown, default) = (config.executor.firecracker, JailConfig::default());
+        assert_eq!(shown.jailed, default.jailed);
+        assert_eq!(shown.uid_range, default.uid_range);
     }
 
     #[test]
@@ -816,6 +842,36 @@ mod tests {
                 "[executor]\nboot_timeout_seconds = -1",
                 "executor.boot_timeout_seconds",
                 "between",
+            ),
+            (
+                "[executor.firecracker]\nuid_range = '0-10'",
+                "executor.firecracker.uid_range",
+                "below 1000",
+            ),
+            (
+                "[executor.firecracker]\nuid_range = 5",
+                "executor.firecracker.uid_range",
+                "range of user ids",
+            ),
+            (
+                "[executor.firecracker]\njailed = 'no'",
+                "executor.firecracker.jailed",
+                "true or false",
+            ),
+            (
+                "[executor.firecracker]\nchroot_base = 'jail'",
+                "executor.firecracker.chroot_base",
+                "absolute path",
+            ),
+            (
+                "[executor.firecracker]\nuids = '1000-2000'",
+                "executor.firecracker.uids",
+                "no such key",
+            ),
+            (
+                "[executor]\nfirecracker = 1",
+                "executor.firecracker",
+                "a table",
             ),
             (
                 "[limits]\novercommit_cpus = 0",

@@ -40,6 +40,7 @@ fn table(config: &Config) -> Table {
                 qemu,
                 accelerator,
                 boot_timeout,
+                firecracker,
             },
         network:
             NetworkSection {
@@ -125,6 +126,7 @@ fn table(config: &Config) -> Table {
                 ("qemu", Some(path(qemu))),
                 ("accel", accelerator.as_ref().map(text)),
                 ("boot_timeout_seconds", Some(number(boot_timeout.as_secs()))),
+                ("firecracker", Some(super::firecracker::shown(firecracker))),
             ],
         ),
         (
@@ -236,6 +238,10 @@ mod tests {
             drain_seconds = 3
             [executor]
             accel = "tcg"
+            [executor.firecracker]
+            jailed = false
+            chroot_base = "/srv/jail"
+            uid_range = "300000-400000"
             [limits]
             overcommit_cpus = 2
             reserved_memory = "1g"
