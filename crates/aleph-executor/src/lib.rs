@@ -16,7 +16,7 @@
 //! | [`vm`] | the actor of one VM | through the others |
 //! | [`hypervisor`] | the seam: a small core, and facets | none: traits |
 //! | [`qemu`] | QEMU behind the seam | starts QEMU |
-//! | [`firecracker`] | the API of Firecracker as types, and its client | one socket |
+//! | [`firecracker`] | Firecracker behind the seam | starts Firecracker |
 //! | [`functions`] | code that runs when an event comes, in clones of a template | through the others |
 //! | [`guest`] | the channel to the guest's agent | one socket |
 //! | [`vsock`] | connections to a guest's vsock ports | one socket |

@@ -101,6 +101,8 @@ pub struct Spawn {
     pub device_group: Option<u32>,
     /// The cgroup that it joins before it runs.
     pub cgroup: Option<Cgroup>,
+    /// Where its standard output goes; nowhere, where that is not said.
+    pub stdout: Option<OwnedFd>,
     /// Where its standard error goes.
     pub stderr: OwnedFd,
 }
@@ -122,11 +124,12 @@ impl Process {
             user,
             device_group,
             cgroup,
+            stdout,
             stderr,
         } = spawn;
         command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(stdout.map_or_else(Stdio::null, Stdio::from))
             .stderr(stderr);
         let mappings = files
             .into_iter()
@@ -213,6 +216,17 @@ impl Process {
     /// Where the kernel refuses.
     pub fn kill(&self) -> io::Result<()> {
         match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends SIGTERM. A process that has ended already is no error.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn terminate(&self) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, Signal::TERM) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }

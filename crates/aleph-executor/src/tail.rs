@@ -14,7 +14,7 @@ const CAPACITY: usize = 4 * 1024;
 /// fills it in between loses its words, not its time: the writing end does not block either.
 #[derive(Debug)]
 pub(crate) struct Tail {
-    reader: Mutex<(File, Vec<u8>)>,
+    readers: Mutex<(Vec<File>, Vec<u8>)>,
 }
 
 impl Tail {
@@ -26,29 +26,37 @@ impl Tail {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         Ok((
             Self {
-                reader: Mutex::new((File::from(read), Vec::new())),
+                readers: Mutex::new((vec![File::from(read)], Vec::new())),
             },
             write,
         ))
     }
 
+    /// Reads from there, too, which must not block.
+    pub(crate) fn read_too(&mut self, file: File) {
+        let readers = self.readers.get_mut();
+        readers.unwrap_or_else(PoisonError::into_inner).0.push(file);
+    }
+
     /// What was written last, escaped for a terminal.
     #[must_use]
     pub(crate) fn text(&self) -> String {
-        let mut guard = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let (file, kept) = &mut *guard;
+        let mut guard = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (files, kept) = &mut *guard;
         let mut chunk = [0; 4096];
-        // A pipe holds 64 KiB at most here; the bound is for a writer that never stops.
-        for _ in 0..32 {
-            match file.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(n) => {
-                    kept.extend_from_slice(&chunk[..n]);
-                    let excess = kept.len().saturating_sub(CAPACITY);
-                    kept.drain(..excess);
+        for file in files {
+            // A pipe holds 64 KiB at most here; the bound is for a writer that never stops.
+            for _ in 0..32 {
+                match file.read(&mut chunk) {
+                    Ok(0) => break,
+                    Ok(n) => {
+                        kept.extend_from_slice(&chunk[..n]);
+                        let excess = kept.len().saturating_sub(CAPACITY);
+                        kept.drain(..excess);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => break,
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
             }
         }
         let text = String::from_utf8_lossy(kept);

@@ -102,6 +102,7 @@ async fn an_orphans_process_is_killed_and_reaped() -> Result<()> {
         user: None,
         device_group: None,
         cgroup: place.make_cgroup(&LIMITS)?,
+        stdout: None,
         stderr: File::options().write(true).open("/dev/null")?.into(),
     })?;
     place.record(process.identity())?;

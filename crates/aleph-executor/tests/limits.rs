@@ -254,6 +254,7 @@ impl Host {
             user: None,
             device_group: None,
             cgroup: Some(group.clone()),
+            stdout: None,
             stderr: File::options()
                 .create(true)
                 .append(true)

@@ -135,3 +135,7 @@ pub const VSOCK_PORT: u32 = 1024;
 /// The word on the kernel's command line that has the agent listen on [`VSOCK_PORT`], instead of
 /// opening the port called [`PORT_NAME`].
 pub const VSOCK_ARGUMENT: &str = "aleph.channel=vsock";
+
+/// The beginning of the word on the kernel's command line that says the serial numbers of the guest's
+/// disks in their order, with commas between them, where the VMM does not give disks any.
+pub const DISKS_ARGUMENT: &str = "aleph.disks=";

@@ -56,6 +56,8 @@ fn build(target: &Path) -> Result<()> {
             "--quiet",
             "--bin",
             "firecracker-double",
+            "--bin",
+            "jailer-double",
         ])
         .args(["--manifest-path", manifest, "--target-dir"])
         .arg(target);

@@ -13,12 +13,14 @@
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
+//! | [`freestanding_kernel`] | a guest that every KVM runs |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
 //! | [`VsockDevice`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
 mod clients;
 mod firecracker;
+mod freestanding;
 pub mod functions;
 mod images;
 mod nats;
@@ -32,6 +34,7 @@ mod wait;
 
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use firecracker::{firecracker_double, jailer_double};
+pub use freestanding::freestanding_kernel;
 pub use images::{NoImages, TestImages};
 pub use nats::NatsServer;
 pub use root::{TestRoot, recipe_image};

@@ -7,6 +7,8 @@
 //! | [`config`] | a whole VM, as calls of the API or as a configuration file | none: pure |
 //! | [`client`] | the API over its Unix socket | one socket |
 //! | [`jail`] | what locks a VMM up | users, folders, mounts |
+//! | [`program`] | the program, and which version it is | runs it |
+//! | [`driver`] | Firecracker behind the hypervisor seam | starts it |
 //!
 //! # Where to begin
 //! [`Version::of_program`] reads what the program says of itself. A [`FirecrackerConfig`] describes
@@ -29,9 +31,16 @@
 pub mod api;
 pub mod client;
 pub mod config;
+pub mod driver;
 pub mod jail;
+mod packing;
+pub mod program;
+mod quarters;
+mod serial;
 pub mod version;
+mod vmm;
 
 pub use client::{Client, ClientError};
 pub use config::{ConfigFile, FirecrackerConfig};
+pub use driver::{DriverConfig, FirecrackerDriver};
 pub use version::{Feature, Unsupported, Version, VersionError};

@@ -150,6 +150,7 @@ impl QemuDriver {
             user: launch.user,
             device_group,
             cgroup: launch.cgroup,
+            stdout: None,
             stderr,
         })
         .map_err(io(&format!("start {}", qemu.program.display())))?;

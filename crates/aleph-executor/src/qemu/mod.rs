@@ -15,3 +15,4 @@ pub mod probe;
 pub mod qmp;
 
 pub use driver::{QemuConfig, QemuDriver};
+pub use probe::find;

@@ -130,3 +130,17 @@ pub(super) fn at<E: Into<io::Error>>(
         source: source.into(),
     }
 }
+
+impl From<JailError> for io::Error {
+    fn from(error: JailError) -> Self {
+        let kind = match &error {
+            JailError::Io { source, .. } => source.kind(),
+            JailError::NotRoot | JailError::Refused { .. } | JailError::Foreign { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
+            JailError::Exists { .. } => io::ErrorKind::AlreadyExists,
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

@@ -1,0 +1,429 @@
+//! Firecracker behind the hypervisor seam.
+//!
+//! ```text
+//! launch: quarters ─▶ process ─▶ API answers ─▶ calls, InstanceStart            (boot)
+//!                                            └▶ state unpacked, /snapshot/load  (restore, behind it)
+//! ```
+//! A launch returns once the guest's first instruction runs, or once the VMM waits for a state. The
+//! way to the guest's agent is its vsock.
+//!
+//! # Failure cases
+//! | what | then |
+//! | --- | --- |
+//! | the API's socket does not come | [`LaunchError::Io`], with what the program wrote |
+//! | it ends between two calls, or refuses one | the same; nothing of it runs |
+//! | a state is cut or foreign | the VMM is killed, and its end says why |
+//! | a VM has a device that Firecracker lacks | refused before anything is started |
+
+use super::api::{Action, Call, Drive, MemoryBackend, SnapshotLoad, Vsock};
+use super::jail::Jails;
+use super::program::{Program, Programs};
+use super::quarters::{Home, Housing, Quarters, Use, name};
+use super::vmm::{Begun, FirecrackerVmm};
+use super::{Client, ClientError, FirecrackerConfig, packing, serial};
+use crate::accel::Accelerator;
+use crate::hypervisor::{
+    AdoptError, BoxFuture, Disk, Driver, Launch, LaunchError, Memory, Start, Vmm,
+};
+use crate::process::{Identity, Process, Spawn};
+use aleph_guest_proto::{DISKS_ARGUMENT, VSOCK_ARGUMENT};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long Firecracker may take to answer a call.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long its API may take to be there, and the first pause before it is looked for again.
+const COME: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_micros(200);
+
+/// The guest's address. It is seen within the guest alone.
+const CID: u32 = 3;
+
+/// How Firecracker is to be used.
+#[derive(Debug, Clone)]
+pub struct DriverConfig {
+    /// The program, by name or by path.
+    pub program: PathBuf,
+    /// The jails, and the jailer; without them each VMM runs in the open.
+    pub jail: Option<(Jails, PathBuf)>,
+    /// Whether it needs KVM. What stands for Firecracker where there is none does not.
+    pub needs_kvm: bool,
+    /// What else its guests' kernels are told.
+    pub kernel_arguments: String,
+}
+
+impl Default for DriverConfig {
+    fn default() -> Self {
+        Self {
+            program: "firecracker".into(),
+            jail: None,
+            needs_kvm: true,
+            kernel_arguments: String::new(),
+        }
+    }
+}
+
+/// Starts microVMs of Firecracker.
+#[derive(Debug)]
+pub struct FirecrackerDriver {
+    config: DriverConfig,
+    programs: Arc<Programs>,
+    housing: Housing,
+}
+
+impl FirecrackerDriver {
+    /// A driver of this configuration. Firecracker is looked for when it is first needed.
+    #[must_use]
+    pub fn new(config: DriverConfig) -> Self {
+        let programs = Arc::new(Programs::new(config.program.clone()));
+        let housing = match config.jail.clone() {
+            Some((jails, jailer)) => Housing::Jailed { jails, jailer },
+            None => Housing::Open,
+        };
+        Self {
+            config,
+            programs,
+            housing,
+        }
+    }
+
+    /// Which program it is.
+    ///
+    /// # Errors
+    /// Where it is missing, is no Firecracker, or one that is not supported.
+    pub fn program(&self) -> Result<Program, LaunchError> {
+        self.programs.find()
+    }
+}
+
+impl Driver for FirecrackerDriver {
+    fn name(&self) -> String {
+        "firecracker".into()
+    }
+
+    fn compatibility(&self) -> String {
+        let version = self.program().map(|program| program.version.to_string());
+        let version = version.unwrap_or_default();
+        format!("{} {version} {}", self.name(), crate::host::cpu_flags())
+    }
+
+    fn kernel_arguments(&self) -> String {
+        // The keyboard's controller is what a guest ends its machine with.
+        let mut arguments = format!("console=ttyS0 {VSOCK_ARGUMENT} reboot=k");
+        if !self.config.kernel_arguments.is_empty() {
+            arguments.push(' ');
+            arguments.push_str(&self.config.kernel_arguments);
+        }
+        arguments
+    }
+
+    fn wants_uncompressed_kernel(&self) -> bool {
+        true
+    }
+
+    fn check(&self) -> Result<(), LaunchError> {
+        let kvm = crate::host::virtualisation().device;
+        if self.config.needs_kvm && kvm != crate::accel::Device::Opens {
+            return Err(LaunchError::Accelerator(Accelerator::Kvm));
+        }
+        self.program().map(drop)
+    }
+
+    fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>> {
+        Box::pin(async move {
+            let (programs, housing) = (Arc::clone(&self.programs), self.housing.clone());
+            // Asking Firecracker what it is and forking both block.
+            let started =
+                tokio::task::spawn_blocking(move || start(&programs, &housing, launch)).await;
+            let (vmm, begin) = started.map_err(|join| LaunchError::Io {
+                what: "start Firecracker".into(),
+                source: io::Error::other(join),
+            })??;
+            let vmm = Arc::new(vmm);
+            match bring_up(&vmm, begin).await {
+                Ok(()) => Ok(Box::new(vmm) as Box<dyn Vmm>),
+                Err(error) => {
+                    let _ = vmm.kill();
+                    let said = vmm.wait().await;
+                    Err(LaunchError::Io {
+                        what: format!("bring Firecracker up ({said})"),
+                        source: io::Error::other(error),
+                    })
+                }
+            }
+        })
+    }
+
+    fn adopt(&self, identity: Identity, run_dir: PathBuf) -> Result<Box<dyn Vmm>, AdoptError> {
+        let process = match Process::adopt(&identity) {
+            Ok(process) => process,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AdoptError::Gone),
+            Err(error) => return Err(error.into()),
+        };
+        let program = self.program().map_err(io::Error::other)?;
+        let vm = run_dir.file_name().and_then(|name| name.to_str());
+        let vm = vm.and_then(|name| name.parse().ok());
+        let vm = vm.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let home = Home::find(&self.housing, vm, &run_dir, &program.path)?;
+        let vmm = FirecrackerVmm::new(Begun {
+            process,
+            home,
+            version: program.version,
+            tail: None,
+            template: None,
+            console: serial::serve_again(&run_dir)?.abort_handle(),
+        });
+        Ok(Box::new(Arc::new(vmm)))
+    }
+}
+
+/// What is to be done once the API answers.
+enum Beginning {
+    Boot(Vec<Call>),
+    Restore(Box<Restoring>),
+}
+
+/// A guest that goes on.
+struct Restoring {
+    state: OwnedFd,
+    /// Where its state is put, and its memory, where that comes with it.
+    files: [File; 2],
+    /// Where its memory is seen; with its state where that is not said.
+    memory: Option<PathBuf>,
+}
+
+fn start(
+    programs: &Programs,
+    housing: &Housing,
+    launch: Launch,
+) -> Result<(FirecrackerVmm, Beginning), LaunchError> {
+    let program = programs.find()?;
+    let run_dir = launch.run_dir.clone();
+    if !launch.links.is_empty() || !launch.nics.is_empty() {
+        return Err(LaunchError::Io {
+            what: "give a VM of Firecracker this network device".into(),
+            source: io::ErrorKind::Unsupported.into(),
+        });
+    }
+    let quarters = Quarters::make(housing, launch.vm, &run_dir, &program.path, launch.user);
+    let quarters = quarters.map_err(io("make the VMM's folder"))?;
+    let home = match &quarters.home {
+        // Whatever fails from here on, the jail goes.
+        Home::Jailed { jails, .. } => Some((jails.clone(), launch.vm)),
+        Home::Open { .. } => None,
+    };
+    let started = start_in(quarters, housing, &program, launch);
+    if let (Err(_), Some((jails, vm))) = (&started, home)
+        && let Err(error) = jails.remove(vm)
+    {
+        tracing::warn!(%vm, %error, "a jail stays until the next sweep");
+    }
+    started
+}
+
+fn io(what: &str) -> impl FnOnce(io::Error) -> LaunchError {
+    let what = what.to_owned();
+    move |source| LaunchError::Io { what, source }
+}
+
+fn start_in(
+    mut quarters: Quarters,
+    housing: &Housing,
+    program: &Program,
+    launch: Launch,
+) -> Result<(FirecrackerVmm, Beginning), LaunchError> {
+    // First what a snapshot names: each VM that goes on from it has them at the same place.
+    let mut bring = |name: &str, file: File, how: Use| {
+        let path = quarters.bring(name, file, how);
+        path.map_err(io(&format!("hand {name} over")))
+    };
+    let mut drives = Vec::with_capacity(launch.disks.len());
+    let mut serials = Vec::with_capacity(launch.disks.len());
+    for Disk {
+        serial,
+        file,
+        read_only,
+    } in launch.disks
+    {
+        let how = if read_only { Use::Shared } else { Use::Own };
+        serials.push(serial);
+        drives.push(Drive {
+            is_read_only: Some(read_only),
+            ..Drive::file(serial, bring(serial, file, how)?)
+        });
+    }
+    let (memory, template) = match launch.memory {
+        Memory::Own => (None, None),
+        Memory::Template(file) => (None, Some(bring("template", file, Use::Own)?)),
+        Memory::Clone(file) => (Some(bring("template", file, Use::Shared)?), None),
+    };
+    let beginning = match launch.start {
+        Start::Boot(boot) => {
+            let kernel = bring("kernel", boot.kernel, Use::Shared)?;
+            let initrd = bring("initramfs", boot.initrd, Use::Shared)?;
+            let vcpus = u8::try_from(launch.resources.cpus).map_err(|_| LaunchError::Io {
+                what: format!("give a VM {} CPUs", launch.resources.cpus),
+                source: io::ErrorKind::InvalidInput.into(),
+            })?;
+            // Firecracker's disks have no serial numbers: the guest is told their order.
+            let disks = serials.join(",");
+            let config = FirecrackerConfig {
+                initrd_path: Some(initrd),
+                boot_args: Some(format!("{} {DISKS_ARGUMENT}{disks}", boot.command_line)),
+                drives,
+                vsock: Some(Vsock {
+                    guest_cid: CID,
+                    uds_path: quarters.home.seen(name::VSOCK),
+                }),
+                ..FirecrackerConfig::new(kernel, vcpus, launch.resources.memory)
+            };
+            let calls = config.calls(program.version);
+            Beginning::Boot(calls.map_err(|invalid| LaunchError::Io {
+                what: "describe the VM to Firecracker".into(),
+                source: io::Error::other(invalid),
+            })?)
+        }
+        Start::Restore { state } => {
+            let make = |name: &str| {
+                let file = quarters.make_file(name);
+                file.map_err(io("make a file for the snapshot"))
+            };
+            Beginning::Restore(Box::new(Restoring {
+                state,
+                files: [make(name::STATE)?, make(name::MEMORY)?],
+                memory,
+            }))
+        }
+    };
+    let (tail, stderr, log) = quarters.log().map_err(io("make the log"))?;
+    let stdout = serial::make(&launch.run_dir).map_err(io("make the console's pipe"))?;
+    let console = serial::serve(&launch.run_dir, launch.sockets.console);
+    let console = console.map_err(io("serve the console"))?;
+    let mut arguments: Vec<String> = Vec::new();
+    if matches!(housing, Housing::Open) {
+        // The jailer says it itself.
+        arguments.extend(["--id".into(), launch.vm.to_string()]);
+    }
+    for (argument, path) in [
+        ("--api-sock", quarters.home.seen(name::API)),
+        ("--log-path", log),
+    ] {
+        arguments.extend([argument.into(), path.display().to_string()]);
+    }
+    arguments.extend(["--level".into(), "Warn".into()]);
+    let started = quarters.command(housing, &program.path, &arguments)?;
+    let (mut command, home, files, user) = started;
+    command.env_clear().current_dir("/");
+    let device_group = std::fs::metadata("/dev/kvm")
+        .ok()
+        .filter(|meta| meta.mode() & 0o006 != 0o006 && meta.gid() != 0)
+        .map(|meta| meta.gid());
+    let process = Process::spawn(Spawn {
+        command,
+        files,
+        user,
+        device_group,
+        cgroup: launch.cgroup,
+        stdout: Some(stdout),
+        stderr,
+    })
+    .map_err(io(&format!("start {}", program.path.display())))?;
+    let vmm = FirecrackerVmm::new(Begun {
+        process,
+        home,
+        version: program.version,
+        tail: Some(tail),
+        template,
+        console: console.abort_handle(),
+    });
+    Ok((vmm, beginning))
+}
+
+async fn bring_up(vmm: &Arc<FirecrackerVmm>, beginning: Beginning) -> Result<(), ClientError> {
+    let client = come(vmm).await?;
+    match beginning {
+        Beginning::Boot(calls) => {
+            for call in &calls {
+                client.call(call, ANSWER).await?;
+            }
+            let start = Call::Action(Action::InstanceStart);
+            client.call(&start, ANSWER).await?;
+            vmm.runs();
+        }
+        Beginning::Restore(restoring) => {
+            let vmm = Arc::clone(vmm);
+            tokio::spawn(async move {
+                if let Err(error) = restore(&vmm, *restoring).await {
+                    vmm.fail(&error);
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the API answers, or the process has ended.
+async fn come(vmm: &FirecrackerVmm) -> Result<&Client, ClientError> {
+    let deadline = Instant::now() + COME;
+    let mut pause = LOOK;
+    loop {
+        let come = async {
+            let client = vmm.client()?;
+            let version = client.get::<super::api::FirecrackerVersion>(ANSWER).await;
+            version.map(|_| client)
+        };
+        match come.await {
+            Err(error @ ClientError::Connect { .. }) => {
+                let ended = tokio::time::timeout(pause, vmm.process.wait())
+                    .await
+                    .is_ok();
+                if ended || Instant::now() > deadline {
+                    return Err(error);
+                }
+                pause = (pause * 2).min(Duration::from_millis(10));
+            }
+            come => return come,
+        }
+    }
+}
+
+/// Reads the state that the guest goes on from, and has it go on.
+async fn restore(vmm: &FirecrackerVmm, restoring: Restoring) -> io::Result<()> {
+    let Restoring {
+        state,
+        files,
+        memory,
+    } = restoring;
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let [to, memory] = files;
+        packing::unpack(&mut File::from(state), &to, &memory)
+    });
+    let has_memory = unpacked.await.map_err(io::Error::other)??;
+    let memory = match memory {
+        Some(memory) => memory,
+        None if has_memory => vmm.home.seen(name::MEMORY),
+        None => {
+            let why = "it has no memory";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+    };
+    let load = SnapshotLoad {
+        resume_vm: true,
+        ..SnapshotLoad::new(vmm.home.seen(name::STATE), MemoryBackend::File(memory))
+    };
+    let client = vmm.client().map_err(io::Error::other)?;
+    let loaded = client.call(&Call::SnapshotLoad(load), ANSWER).await;
+    loaded.map_err(io::Error::other)?;
+    // It is mapped by now.
+    for file in [name::STATE, name::MEMORY] {
+        vmm.home.remove(file)?;
+    }
+    vmm.runs();
+    Ok(())
+}

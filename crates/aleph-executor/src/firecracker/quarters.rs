@@ -1,0 +1,341 @@
+//! Where a Firecracker lives: the folder with its sockets and what it writes, and the names under
+//! which it sees files that the node opened.
+//!
+//! | | in a jail | in the open |
+//! | --- | --- | --- |
+//! | what it sees as `/NAME`, `/proc/self/fd/3/NAME` | the jail's root | a folder of its user's |
+//! | a file of the node's | comes into the jail | is a descriptor, opened again as `/proc/self/fd/N` |
+//! | who starts it | the jailer, as root | the node, as its user |
+//!
+//! In both the paths that a snapshot names are the same for each VM. Sockets and files that Firecracker
+//! made are not trusted: in a jail they are looked at before they are opened, and in the open nobody
+//! else's way leads into the folder.
+//!
+//! # Failure cases
+//! A file that it may not use is refused before anything is started, with its name. What is in the way
+//! of a new VM was left by a crash: the sweep removes it.
+
+use super::jail::{Access, Inside, Jail, JailerCgroup, JailerCommand, Jails, ResourceLimits};
+use crate::hypervisor::LaunchError;
+use crate::process::{FIRST_FILE, path_of_file};
+use crate::tail::Tail;
+use aleph_types::VmId;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The folder's name in the runtime folder of a VM.
+const FOLDER: &str = "firecracker";
+
+/// Names of what is in it.
+pub(super) mod name {
+    pub(in super::super) const API: &str = "api.sock";
+    pub(in super::super) const VSOCK: &str = "vsock.sock";
+    /// What a guest goes on from.
+    pub(in super::super) const STATE: &str = "state";
+    pub(in super::super) const MEMORY: &str = "memory";
+    /// What a guest was written to.
+    pub(in super::super) const SAVED_STATE: &str = "saved-state";
+    pub(in super::super) const SAVED_MEMORY: &str = "saved-memory";
+    pub(super) const LOG: &str = "log";
+}
+
+/// Where VMMs are put.
+#[derive(Debug, Clone)]
+pub(super) enum Housing {
+    /// Each into a jail, by this jailer.
+    Jailed { jails: Jails, jailer: PathBuf },
+    /// Each into a folder of its own.
+    Open,
+}
+
+/// Who may use a file, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Read it, as others do.
+    Shared,
+    /// Read and write it, alone.
+    Own,
+}
+
+/// The place of a VMM that is about to be started.
+#[derive(Debug)]
+pub(super) struct Quarters {
+    pub(super) home: Home,
+    /// What it is handed, in the open.
+    files: Vec<OwnedFd>,
+    user: Option<u32>,
+}
+
+/// The place of a VMM that runs.
+#[derive(Debug)]
+pub(super) enum Home {
+    Jailed { jail: Box<Jail>, jails: Jails },
+    Open { path: PathBuf, folder: File },
+}
+
+/// The way to a socket, as long as this lives.
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) path: PathBuf,
+    _inside: Option<Inside>,
+}
+
+impl Home {
+    /// That of a VM that an earlier process of this node started.
+    pub(super) fn find(
+        housing: &Housing,
+        vm: VmId,
+        run_dir: &Path,
+        program: &Path,
+    ) -> io::Result<Self> {
+        match housing {
+            Housing::Jailed { jails, .. } => {
+                let jail = jails.find(vm, program).map_err(io::Error::other)?;
+                let jail = Box::new(jail.ok_or(io::ErrorKind::NotFound)?);
+                let jails = jails.clone();
+                Ok(Self::Jailed { jail, jails })
+            }
+            Housing::Open => Self::open(run_dir),
+        }
+    }
+
+    fn open(run_dir: &Path) -> io::Result<Self> {
+        let path = run_dir.join(FOLDER);
+        let folder = File::open(&path)?;
+        Ok(Self::Open { path, folder })
+    }
+
+    /// A name in it, as the VMM sees it.
+    pub(super) fn seen(&self, name: &str) -> PathBuf {
+        match self {
+            Self::Jailed { .. } => Path::new("/").join(name),
+            Self::Open { .. } => Path::new(&path_of_file(FIRST_FILE)).join(name),
+        }
+    }
+
+    /// The way to a socket that the VMM made.
+    pub(super) fn socket(&self, name: &str) -> io::Result<Way> {
+        match self {
+            Self::Jailed { jail, .. } => {
+                let inside = jail.socket(name)?;
+                Ok(Way {
+                    path: inside.path(),
+                    _inside: Some(inside),
+                })
+            }
+            Self::Open { folder, .. } => {
+                let path = Path::new("/proc/self/fd")
+                    .join(folder.as_raw_fd().to_string())
+                    .join(name);
+                fs::symlink_metadata(&path)?;
+                Ok(Way {
+                    path,
+                    _inside: None,
+                })
+            }
+        }
+    }
+
+    /// A file that the VMM wrote.
+    pub(super) fn written(&self, name: &str) -> io::Result<File> {
+        match self {
+            Self::Jailed { jail, .. } => Ok(jail.open_file(name)?),
+            Self::Open { path, .. } => File::open(path.join(name)),
+        }
+    }
+
+    /// Takes a name away. One that is not there is no error.
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+        let path = match self {
+            Self::Jailed { jail, .. } => jail.root().join(name),
+            Self::Open { path, .. } => path.join(name),
+        };
+        match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    /// Takes all of it away, once the VMM has ended. In the open it goes with the VM's folder.
+    pub(super) fn leave(&self) {
+        if let Self::Jailed { jail, jails } = self
+            && let Err(error) = jails.remove(jail.vm())
+        {
+            let vm = jail.vm();
+            tracing::warn!(%vm, %error, "a jail stays until the next sweep");
+        }
+    }
+}
+
+impl Quarters {
+    /// Makes them for a VM, whose runtime folder is there.
+    pub(super) fn make(
+        housing: &Housing,
+        vm: VmId,
+        run_dir: &Path,
+        program: &Path,
+        user: Option<u32>,
+    ) -> io::Result<Self> {
+        match housing {
+            Housing::Jailed { jails, .. } => Ok(Self {
+                home: Home::Jailed {
+                    jail: Box::new(jails.create(vm, program)?),
+                    jails: jails.clone(),
+                },
+                files: Vec::new(),
+                user: None,
+            }),
+            Housing::Open => {
+                let path = run_dir.join(FOLDER);
+                DirBuilder::new().mode(0o700).create(&path)?;
+                let mut quarters = Self {
+                    home: Home::open(run_dir)?,
+                    files: Vec::new(),
+                    user,
+                };
+                quarters.give(&path)?;
+                if let Home::Open { folder, .. } = &quarters.home {
+                    quarters.files.push(folder.try_clone()?.into());
+                }
+                Ok(quarters)
+            }
+        }
+    }
+
+    fn give(&self, path: &Path) -> io::Result<()> {
+        match self.user {
+            Some(user) => std::os::unix::fs::chown(path, Some(user), Some(user)),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the VMM use a file; gives the path by which it opens it.
+    pub(super) fn bring(&mut self, name: &str, file: File, how: Use) -> io::Result<PathBuf> {
+        if let Home::Jailed { jail, .. } = &self.home {
+            let access = match how {
+                Use::Shared => Access::Shared,
+                Use::Own => Access::Own,
+            };
+            jail.bring_in(name, &file, access)?;
+            return Ok(self.home.seen(name));
+        }
+        self.check(name, &file, how)?;
+        self.hand(file.into())
+    }
+
+    fn hand(&mut self, file: OwnedFd) -> io::Result<PathBuf> {
+        let number = i32::try_from(self.files.len())
+            .ok()
+            .and_then(|n| FIRST_FILE.checked_add(n))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        self.files.push(file);
+        Ok(path_of_file(number).into())
+    }
+
+    /// A file that is opened again needs the rights of its inode, whoever opened it first.
+    fn check(&self, name: &str, file: &File, how: Use) -> io::Result<()> {
+        let Some(user) = self.user else {
+            return Ok(());
+        };
+        let meta = file.metadata()?;
+        if meta.uid() == user {
+            return Ok(());
+        }
+        if how == Use::Own {
+            return std::os::unix::fs::fchown(file, Some(user), Some(user));
+        }
+        if meta.mode() & 0o004 == 0 {
+            let why = format!("the VMM's user may not read {name}: let others read it (0444)");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        Ok(())
+    }
+
+    /// Makes a file of the VMM's, and opens it.
+    pub(super) fn make_file(&self, name: &str) -> io::Result<File> {
+        let path = match &self.home {
+            Home::Jailed { jail, .. } => {
+                jail.make_file(name)?;
+                jail.root().join(name)
+            }
+            Home::Open { path, .. } => {
+                let path = path.join(name);
+                File::create_new(&path)?;
+                self.give(&path)?;
+                path
+            }
+        };
+        // Nobody else can have been in the folder yet.
+        File::options().read(true).write(true).open(path)
+    }
+
+    /// What the VMM says: its standard error, and its log by that path.
+    pub(super) fn log(&mut self) -> io::Result<(Tail, OwnedFd, PathBuf)> {
+        let (mut tail, stderr) = Tail::new()?;
+        let log = match &self.home {
+            Home::Jailed { jail, .. } => {
+                jail.make_fifo(name::LOG)?;
+                // Open for writing, too: so the VMM finds somebody who reads.
+                let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK;
+                let flags = flags | rustix::fs::OFlags::CLOEXEC;
+                let path = jail.root().join(name::LOG);
+                let log = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
+                tail.read_too(log.into());
+                self.home.seen(name::LOG)
+            }
+            Home::Open { .. } => {
+                if let Some(user) = self.user {
+                    // A pipe is opened again by who owns it.
+                    std::os::unix::fs::fchown(&stderr, Some(user), Some(user))?;
+                }
+                self.hand(stderr.try_clone()?)?
+            }
+        };
+        Ok((tail, stderr, log))
+    }
+
+    /// The program that starts it, with these arguments, and what it is handed; and who starts it.
+    pub(super) fn command(
+        self,
+        housing: &Housing,
+        program: &Path,
+        arguments: &[String],
+    ) -> Result<(Command, Home, Vec<OwnedFd>, Option<u32>), LaunchError> {
+        let mut command;
+        match (&self.home, housing) {
+            (Home::Jailed { jail, jails }, Housing::Jailed { jailer, .. }) => {
+                let id = jail.vm().to_string();
+                let argv = JailerCommand {
+                    id: &id,
+                    exec_file: program,
+                    uid: jail.uid(),
+                    gid: jail.uid(),
+                    chroot_base: jails.base(),
+                    netns: None,
+                    new_pid_ns: false,
+                    daemonize: false,
+                    // It is started in the VM's own group.
+                    cgroup: JailerCgroup::Inherited,
+                    limits: ResourceLimits::default(),
+                    arguments,
+                }
+                .argv();
+                let argv = argv.map_err(|invalid| LaunchError::Io {
+                    what: "start the jailer".into(),
+                    source: io::Error::new(io::ErrorKind::InvalidInput, invalid),
+                })?;
+                command = Command::new(jailer);
+                command.args(argv);
+            }
+            _ => {
+                command = Command::new(program);
+                command.args(arguments);
+            }
+        }
+        Ok((command, self.home, self.files, self.user))
+    }
+}

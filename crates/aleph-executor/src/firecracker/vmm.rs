@@ -1,0 +1,273 @@
+//! A running Firecracker.
+
+use super::api::{Call, InstanceInfo, InstanceState, SnapshotCreate, SnapshotType, VmState};
+use super::driver::ANSWER;
+use super::quarters::{Home, Way, name};
+use super::{Client, ClientError, Version, packing};
+use crate::hypervisor::{BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
+use crate::process::{Identity, Process};
+use crate::tail::Tail;
+use crate::vsock;
+use aleph_guest_proto::VSOCK_PORT;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::{OnceCell, watch};
+use tokio::task::AbortHandle;
+
+/// How long a guest may take until its agent listens: its boot.
+const BOOT: Duration = Duration::from_secs(120);
+
+/// How long writing a guest down may take: all of its memory is in it.
+const SAVE: Duration = Duration::from_secs(600);
+
+/// What a process of Firecracker was begun with.
+pub(super) struct Begun {
+    pub(super) process: Process,
+    pub(super) home: Home,
+    pub(super) version: Version,
+    /// What it logs; an adopted one's goes nowhere.
+    pub(super) tail: Option<Tail>,
+    /// Where the memory of a template is written, as it sees that.
+    pub(super) template: Option<PathBuf>,
+    /// What passes its console on.
+    pub(super) console: AbortHandle,
+}
+
+/// A running Firecracker.
+#[derive(Debug)]
+pub(super) struct FirecrackerVmm {
+    pub(super) process: Process,
+    pub(super) home: Home,
+    version: Version,
+    client: OnceLock<(Way, Client)>,
+    tail: Option<Tail>,
+    template: Option<PathBuf>,
+    /// Why it was killed, where it does not say so itself.
+    failure: Mutex<Option<String>>,
+    /// Whether its guest runs, or did.
+    begun: watch::Sender<bool>,
+    console: AbortHandle,
+    left: OnceCell<()>,
+}
+
+impl Drop for FirecrackerVmm {
+    fn drop(&mut self) {
+        self.console.abort();
+    }
+}
+
+impl FirecrackerVmm {
+    pub(super) fn new(begun: Begun) -> Self {
+        let Begun {
+            process,
+            home,
+            version,
+            tail,
+            template,
+            console,
+        } = begun;
+        let is_adopted = tail.is_none();
+        Self {
+            process,
+            home,
+            version,
+            client: OnceLock::new(),
+            tail,
+            template,
+            failure: Mutex::default(),
+            begun: watch::Sender::new(is_adopted),
+            console,
+            left: OnceCell::new(),
+        }
+    }
+
+    /// Its API, once there is one.
+    pub(super) fn client(&self) -> Result<&Client, ClientError> {
+        if let Some((_, client)) = self.client.get() {
+            return Ok(client);
+        }
+        let way = self.home.socket(name::API);
+        let way = way.map_err(|source| ClientError::Connect {
+            socket: name::API.into(),
+            source,
+        })?;
+        let client = Client::new(way.path.clone(), self.version);
+        Ok(&self.client.get_or_init(|| (way, client)).1)
+    }
+
+    /// Its guest runs.
+    pub(super) fn runs(&self) {
+        self.begun.send_replace(true);
+    }
+
+    /// Its guest does not go on: it is killed, and its end says why.
+    pub(super) fn fail(&self, why: &io::Error) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert_with(|| format!("the guest does not go on: {why}"));
+        let _ = self.process.kill();
+    }
+
+    /// Takes away what it lived in, once it has ended.
+    async fn leave(self: &Arc<Self>) {
+        let vmm = Arc::clone(self);
+        let leave = || async {
+            let _ = tokio::task::spawn_blocking(move || vmm.home.leave()).await;
+        };
+        self.left.get_or_init(leave).await;
+    }
+
+    async fn call(
+        &self,
+        command: &'static str,
+        call: Call,
+        limit: Duration,
+    ) -> Result<(), VmmError> {
+        let told = async { self.client()?.call(&call, limit).await };
+        told.await.map_err(|error| Self::failed(command, error))
+    }
+
+    fn failed(command: &'static str, error: ClientError) -> VmmError {
+        match error {
+            ClientError::Silent { .. } => VmmError::Silent { command },
+            ClientError::Connect { source, .. } => VmmError::Io(source),
+            ClientError::Broken { .. } => VmmError::Io(io::Error::other(error)),
+            refused => VmmError::Refused {
+                command,
+                why: refused.to_string(),
+            },
+        }
+    }
+}
+
+impl Vmm for Arc<FirecrackerVmm> {
+    fn identity(&self) -> Identity {
+        self.process.identity().clone()
+    }
+
+    /// Waits until the guest's agent listens.
+    fn channel(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        Box::pin(async {
+            let reached = async {
+                let mut begun = self.begun.subscribe();
+                let _ = begun.wait_for(|begun| *begun).await;
+                let way = self.home.socket(name::VSOCK)?;
+                let reached = vsock::reach(&way.path, VSOCK_PORT, BOOT).await;
+                reached.map_err(io::Error::from)
+            };
+            tokio::select! {
+                reached = reached => reached,
+                exit = self.wait() => {
+                    Err(io::Error::new(io::ErrorKind::BrokenPipe, exit.to_string()))
+                }
+            }
+        })
+    }
+
+    /// Firecracker has no such call, and nothing to do before its end: what its guest has written is
+    /// with the host's kernel.
+    fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async { Ok(self.process.terminate()?) })
+    }
+
+    fn kill(&self) -> Result<(), VmmError> {
+        Ok(self.process.kill()?)
+    }
+
+    fn wait(&self) -> BoxFuture<'_, VmmExit> {
+        Box::pin(async {
+            let exit = self.process.wait().await;
+            self.leave().await;
+            let mut stderr = self.tail.as_ref().map(Tail::text).unwrap_or_default();
+            let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(why) = &*failure {
+                stderr = format!("{why}\n{stderr}");
+            }
+            VmmExit { exit, stderr }
+        })
+    }
+
+    fn pause(&self) -> Option<&dyn Pause> {
+        Some(self)
+    }
+
+    fn snapshot(&self) -> Option<&dyn Snapshot> {
+        Some(self)
+    }
+}
+
+impl Pause for Arc<FirecrackerVmm> {
+    fn pause(&self) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(self.call("pause", Call::VmState(VmState::Paused), ANSWER))
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(self.call("resume", Call::VmState(VmState::Resumed), ANSWER))
+    }
+
+    fn is_paused(&self) -> BoxFuture<'_, Result<bool, VmmError>> {
+        Box::pin(async {
+            let info = async { self.client()?.get::<InstanceInfo>(ANSWER).await };
+            let info = info
+                .await
+                .map_err(|error| FirecrackerVmm::failed("describe itself", error))?;
+            Ok(info.state == InstanceState::Paused)
+        })
+    }
+}
+
+impl Snapshot for Arc<FirecrackerVmm> {
+    fn save(&self, state: File) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            let [state_name, memory_name] = [name::SAVED_STATE, name::SAVED_MEMORY];
+            for file in [state_name, memory_name] {
+                self.home.remove(file)?;
+            }
+            let memory = self.template.clone();
+            let is_elsewhere = memory.is_some();
+            let create = SnapshotCreate {
+                snapshot_type: SnapshotType::Full,
+                snapshot_path: self.home.seen(state_name),
+                mem_file_path: memory.unwrap_or_else(|| self.home.seen(memory_name)),
+            };
+            let made = self
+                .call("snapshot", Call::SnapshotCreate(create), SAVE)
+                .await;
+            let packed = match made {
+                Ok(()) => {
+                    let vmm = Arc::clone(self);
+                    let packed = tokio::task::spawn_blocking(move || {
+                        let mut from = vmm.home.written(state_name)?;
+                        let memory = match is_elsewhere {
+                            true => None,
+                            false => Some(vmm.home.written(memory_name)?),
+                        };
+                        packing::pack(&state, &mut from, memory.as_ref())
+                    });
+                    match packed.await {
+                        Ok(packed) => packed.map_err(VmmError::Io),
+                        Err(join) => Err(VmmError::Io(io::Error::other(join))),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            // What is packed is not needed twice, nor is what is half written.
+            for file in [state_name, memory_name] {
+                self.home.remove(file)?;
+            }
+            packed
+        })
+    }
+
+    /// A snapshot that was asked for comes to its end: Firecracker hears nothing else meanwhile.
+    fn cancel(&self) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async {
+            let info = async { self.client()?.get::<InstanceInfo>(SAVE).await };
+            let info = info.await.map(drop);
+            info.map_err(|error| FirecrackerVmm::failed("describe itself", error))
+        })
+    }
+}

@@ -1,0 +1,277 @@
+//! VMs of Firecracker: the driver with real guests over what stands for it, and over the real programs,
+//! where they are there (`FIRECRACKER_BIN`, `JAILER_BIN`), with a guest that every KVM runs.
+
+use aleph_executor::firecracker::jail::{Jails, UidRange};
+use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
+use aleph_executor::guest::ExecRequest;
+use aleph_executor::hypervisor::{Driver, Kernel, Launch, Memory, Sockets, Start, Vmm};
+use aleph_executor::lifecycle::{Outcome, State, Timeouts};
+use aleph_executor::process::ProcessExit;
+use aleph_executor::{Boot, Executor, Vm};
+use aleph_testkit::TestRoot;
+use aleph_types::{ExitStatus, JobId, JobSpec, MiB, Resources, VmId};
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Trial};
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+
+/// What only a hang exceeds.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What the doubles stand for.
+const VERSION: &str = "1.16.1";
+
+fn main() {
+    let root = rustix::process::geteuid().is_root();
+    let jailer = || aleph_testkit::jailer_double(VERSION).map(Some);
+    let trials = vec![
+        trial("a_vm_lives", || lives_with_commands(None), None),
+        trial(
+            "a_vm_lives_in_a_jail",
+            move || lives_with_commands(jailer()?),
+            (!root).then_some("needs root"),
+        ),
+        trial(
+            "a_guest_of_a_few_instructions_lives_in_the_real_one",
+            || with_real(false),
+            missing(false),
+        ),
+        trial(
+            "a_guest_of_a_few_instructions_lives_in_a_real_jail",
+            || with_real(true),
+            missing(true),
+        ),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+fn trial(
+    name: &str,
+    test: impl FnOnce() -> Result<()> + Send + 'static,
+    missing: Option<&'static str>,
+) -> Trial {
+    let trial = Trial::test(name, move || {
+        Ok(test().map_err(|error| format!("{error:?}"))?)
+    });
+    match missing {
+        None => trial,
+        Some(why) => trial.with_kind(why).with_ignored_flag(true),
+    }
+}
+
+/// What the tests with the real programs need and do not have.
+fn missing(jailed: bool) -> Option<&'static str> {
+    let opens = File::options().read(true).write(true).open("/dev/kvm");
+    match (program("FIRECRACKER_BIN"), program("JAILER_BIN"), opens) {
+        (None, ..) => Some("needs FIRECRACKER_BIN"),
+        (_, None, _) if jailed => Some("needs JAILER_BIN"),
+        (.., Err(_)) => Some("needs /dev/kvm"),
+        _ => None,
+    }
+}
+
+fn program(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from)
+}
+
+fn block_on(test: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(test)
+}
+
+async fn started(root: &TestRoot, driver: Arc<FirecrackerDriver>) -> Result<(Executor, Vm)> {
+    let executor = Executor::with_driver(root.paths()?, driver, Timeouts::default()).await?;
+    let (bundle, image) = (root.bundle()?, root.busybox()?);
+    let boot = Boot {
+        kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
+        initrd: File::open(bundle.initrd())?,
+        filesystem: image.filesystem().to_string(),
+        image: File::open(image.rootfs())?,
+    };
+    let job = JobSpec {
+        resources: Resources {
+            disk: MiB(64),
+            ..Resources::default()
+        },
+        ..JobSpec::new("busybox", vec!["true".into()])
+    };
+    let vm = executor.create(JobId::random(), &job, boot)?;
+    vm.start(None).await?;
+    if let Err(error) = vm.running().await {
+        let console = vm.console().last_lines(20).join("\n");
+        return Err(error).context(console);
+    }
+    Ok((executor, vm))
+}
+
+async fn ended(root: &TestRoot, executor: Executor, vm: Vm) -> Result<()> {
+    vm.destroy().await?;
+    drop(executor);
+    assert_eq!(root.residue()?, Vec::<String>::new());
+    Ok(())
+}
+
+/// Commands run in a guest, it writes to its disk, stands still, goes on, and is stopped in order.
+fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
+    block_on(async {
+        let root = TestRoot::new()?;
+        let jail = match jailer {
+            Some(jailer) => {
+                let base = root.path().join("jail");
+                Some((Jails::open(&base, UidRange::default())?, jailer))
+            }
+            None => None,
+        };
+        let jails = jail.as_ref().map(|(jails, _)| jails.clone());
+        let driver = Arc::new(FirecrackerDriver::new(DriverConfig {
+            program: aleph_testkit::firecracker_double(VERSION)?,
+            jail,
+            needs_kvm: false,
+            kernel_arguments: String::new(),
+        }));
+        let (executor, vm) = started(&root, driver).await?;
+        let line = "echo hello > /file && sync && cat /file; exit 3";
+        let (stdout, _, status) = vm
+            .exec(&ExecRequest::new(["sh", "-c", line]))?
+            .collect()
+            .await?;
+        assert_eq!(
+            (stdout.as_slice(), status),
+            (&b"hello\n"[..], ExitStatus::Code(3))
+        );
+        vm.pause().await?;
+        assert_eq!(vm.status().state, State::Paused);
+        vm.resume().await?;
+        vm.agent()?.ping().await?;
+        assert_eq!(vm.stop(Duration::from_secs(5)).await?, Outcome::Stopped);
+        if let Some(jails) = jails {
+            assert!(jails.vms()?.is_empty(), "a jail is left");
+        }
+        ended(&root, executor, vm).await
+    })
+}
+
+/// The real program with a guest that every KVM runs: it boots, stands still, is written down, and
+/// goes on in another VM where it stood.
+fn with_real(jailed: bool) -> Result<()> {
+    let firecracker = program("FIRECRACKER_BIN").context("no firecracker")?;
+    if !jailed {
+        return block_on(lives(firecracker, None));
+    }
+    let dir = tempfile::tempdir()?;
+    let jails = Jails::open(&dir.path().join("jail"), UidRange::default())?;
+    let jailer = program("JAILER_BIN").context("no jailer")?;
+    block_on(lives(firecracker, Some((jails.clone(), jailer))))?;
+    assert!(jails.vms()?.is_empty(), "a jail is left");
+    Ok(())
+}
+
+async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
+    let driver = FirecrackerDriver::new(DriverConfig {
+        program,
+        jail,
+        ..DriverConfig::default()
+    });
+    driver.check()?;
+    let dir = tempfile::tempdir()?;
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes)?;
+        File::open(path)
+    };
+    let boot = Start::Boot(Kernel {
+        kernel: file("kernel", &aleph_testkit::freestanding_kernel())?,
+        initrd: file("initrd", &[0; 4096])?,
+        command_line: "none".into(),
+    });
+    let first = Life::begin(&driver, dir.path(), "first", boot).await?;
+    first.writes().await?;
+    let pause = first.vmm.pause().context("no pause")?;
+    pause.pause().await?;
+    assert!(pause.is_paused().await?);
+    let state = dir.path().join("state");
+    let snapshot = first.vmm.snapshot().context("no snapshots")?;
+    snapshot.save(File::create(&state)?).await?;
+    pause.resume().await?;
+    first.writes().await?;
+
+    let restore = || {
+        let state = File::open(&state)?.into();
+        Ok::<_, std::io::Error>(Start::Restore { state })
+    };
+    let second = Life::begin(&driver, dir.path(), "second", restore()?).await?;
+    let third = Life::begin(&driver, dir.path(), "third", restore()?).await?;
+    let (second_goes_on, third_goes_on) = (second.writes().await?, third.writes().await?);
+    assert_eq!(second_goes_on, third_goes_on, "from the same moment");
+    for life in [first, second, third] {
+        life.vmm.quit().await?;
+        let exit = life.vmm.wait().await;
+        assert_eq!(exit.exit, ProcessExit::Signal(15), "{exit}");
+    }
+    // A state that is cut is told by the VMM's end.
+    File::options().write(true).open(&state)?.set_len(5000)?;
+    let cut = Life::begin(&driver, dir.path(), "cut", restore()?).await?;
+    let exit = cut.vmm.wait().await;
+    assert!(exit.stderr.contains("does not go on"), "{exit}");
+    Ok(())
+}
+
+/// A VMM, and what its guest writes.
+struct Life {
+    vmm: Box<dyn Vmm>,
+    console: tokio::sync::Mutex<tokio::net::UnixStream>,
+}
+
+impl Life {
+    async fn begin(
+        driver: &FirecrackerDriver,
+        dir: &Path,
+        name: &str,
+        start: Start,
+    ) -> Result<Self> {
+        let run_dir = dir.join(name);
+        std::fs::create_dir(&run_dir)?;
+        let listen = |name: &str| UnixListener::bind(run_dir.join(name));
+        let launch = Launch {
+            vm: VmId::random(),
+            resources: Resources {
+                memory: MiB(32),
+                ..Resources::default()
+            },
+            start,
+            memory: Memory::Own,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            links: Vec::new(),
+            sockets: Sockets {
+                control: listen("vmm.sock")?,
+                agent: listen("agent.sock")?,
+                console: listen("console.sock")?,
+            },
+            run_dir: run_dir.clone(),
+            cgroup: None,
+            // Whoever may open /dev/kvm.
+            user: None,
+        };
+        let vmm = driver.launch(launch).await?;
+        let console = tokio::net::UnixStream::connect(run_dir.join("console.sock")).await?;
+        let console = tokio::sync::Mutex::new(console);
+        Ok(Self { vmm, console })
+    }
+
+    /// The next letters that it writes.
+    async fn writes(&self) -> Result<String> {
+        let mut letters = [0; 8];
+        let mut console = self.console.lock().await;
+        let read = console.read_exact(&mut letters);
+        tokio::time::timeout(LIMIT, read).await??;
+        Ok(String::from_utf8(letters.to_vec())?)
+    }
+}
