@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use tokio::net::UnixStream;
 
 /// A future that a trait object returns.
@@ -51,6 +52,89 @@ pub trait Driver: Send + Sync {
 
     /// Takes over a VMM that an earlier process of this node started.
     fn adopt(&self, identity: Identity, run_dir: PathBuf) -> Result<Box<dyn Vmm>, AdoptError>;
+
+    /// The facet of starting a VMM's process before it is known what its guest goes on from, where
+    /// the VMM has it. Asking may block for as long as [`Driver::check`].
+    fn ahead(&self) -> Option<&dyn Ahead> {
+        None
+    }
+}
+
+/// The facet of starting a VMM's process before it is known what its guest goes on from.
+pub trait Ahead: Send + Sync {
+    /// Starts a process that can take any guest of its shape, and waits until it can. Where it
+    /// fails, nothing of it is left running.
+    fn launch(&self, launch: AheadLaunch) -> BoxFuture<'_, Result<Box<dyn Waiting>, LaunchError>>;
+}
+
+/// A process that waits to be told what its guest goes on from.
+pub trait Waiting: Send + Sync {
+    /// Its VMM, which can be told to quit, killed and waited for all the time.
+    fn vmm(&self) -> Arc<dyn Vmm>;
+
+    /// Gives it a guest of its shape. It runs as soon as all of the state of its devices has come
+    /// over [`AheadLaunch::state`].
+    ///
+    /// Where this fails the process is of no use any more: whoever has it kills it.
+    fn begin(self: Box<Self>, late: Late) -> BoxFuture<'static, Result<(), LaunchError>>;
+}
+
+impl std::fmt::Debug for dyn Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Waiting")
+            .field(&self.vmm().identity())
+            .finish()
+    }
+}
+
+/// What a process that is launched ahead has in common with the guests that it can take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// Their CPUs and memory.
+    pub resources: Resources,
+    /// Their block devices in order: the serial number of each, and whether it may only be read.
+    pub disks: Vec<(&'static str, bool)>,
+    /// How many network devices they have, each with one queue.
+    pub nics: usize,
+    /// Hardware addresses of those whose other end is a socket.
+    pub links: Vec<[u8; 6]>,
+}
+
+/// All that a process is started with ahead of need. The guest's memory is in a file, as in
+/// [`Memory::Clone`].
+#[derive(Debug)]
+pub struct AheadLaunch {
+    /// Which VM.
+    pub vm: VmId,
+    /// Which guests it can take.
+    pub shape: Shape,
+    /// Gives what [`Snapshot::save`] wrote, once it has a guest.
+    pub state: OwnedFd,
+    /// The queues of its network devices: open files of `/dev/net/tun` that belong to no interface
+    /// yet. By [`Waiting::begin`] they do.
+    pub queues: Vec<OwnedFd>,
+    /// The VMM's end of each link.
+    pub links: Vec<OwnedFd>,
+    /// An empty folder, opened with `O_PATH`, in which the VMM's user may open files by name and do
+    /// nothing else. What comes late is shown to the VMM there.
+    pub folder: OwnedFd,
+    /// As in [`Launch`].
+    pub sockets: Sockets,
+    /// As in [`Launch`].
+    pub run_dir: PathBuf,
+    /// As in [`Launch`].
+    pub cgroup: Option<Cgroup>,
+    /// As in [`Launch`].
+    pub user: Option<u32>,
+}
+
+/// What a process that was launched ahead is given, once it is known.
+#[derive(Debug)]
+pub struct Late {
+    /// The guest's memory, which stays as it is.
+    pub memory: File,
+    /// Block devices, those of the shape in order.
+    pub disks: Vec<Disk>,
 }
 
 /// A running VMM.
@@ -294,6 +378,14 @@ pub enum LaunchError {
         /// How it ended.
         said: String,
     },
+    /// A file cannot be shown to a process that was launched ahead.
+    #[error("a process that was launched ahead cannot be shown the {what}")]
+    Late {
+        /// Which file.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// A call of the operating system failed.
     #[error("cannot {what}")]
     Io {
@@ -316,6 +408,7 @@ impl Classify for LaunchError {
             Self::Accelerator(_) => "accelerator_unusable",
             Self::Probe { .. } => "vmm_unknown",
             Self::Restore { .. } => "vmm_restore",
+            Self::Late { .. } => "vmm_late_file",
             Self::Io { .. } => "vmm_launch",
         }
     }
@@ -327,7 +420,7 @@ impl Classify for LaunchError {
                     .into(),
             ),
             Self::Accelerator(_) => Some("Leave --accel away, or see aleph doctor.".into()),
-            Self::Restore { .. } | Self::Io { .. } => None,
+            Self::Restore { .. } | Self::Late { .. } | Self::Io { .. } => None,
         }
     }
 }

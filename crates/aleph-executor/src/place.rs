@@ -14,16 +14,20 @@
 //! | 4 | cgroup `aleph-NODE/ID` | killed and removed |
 //! | 5 | scratch disk in the state folder | with the folder |
 //! | 6 | `vmm.json`: which process the VMM is | with the folder |
+//!
+//! One whose process is launched ahead of need has, before step 6, the folder `late` in its state
+//! folder.
 
 use crate::cgroup::{Cgroup, CgroupTree, Limits};
 use crate::hypervisor::{Sockets, socket_name};
 use crate::paths::Paths;
 use crate::process::Identity;
 use aleph_types::{MiB, VmId};
-use rustix::fs::{FlockOperation, SeekFrom, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -32,6 +36,8 @@ const RECORD: &str = "vmm.json";
 /// Marks the place of a VM that outlives its node's process.
 const KEPT: &str = "kept";
 const SCRATCH: &str = "scratch.img";
+/// Where a VMM that was launched ahead finds its files.
+const LATE: &str = "late";
 /// Held shared while a VM's folder and its lock come to be or go, exclusively while a sweep
 /// looks: so a sweep never takes a half-made or half-removed VM for an orphan.
 const BIRTH_LOCK: &str = ".birth.lock";
@@ -262,6 +268,22 @@ impl Place {
         let path = self.state.join(SCRATCH);
         let from = File::open(original).map_err(at("open", original))?;
         copy_sparse(&from, &path).map_err(at("copy the snapshot's disk to", &path))
+    }
+
+    /// Makes the folder in which a VMM that is launched ahead of need finds its files, and opens it
+    /// (`O_PATH`): whoever has this descriptor may open files in it by name. The folders above it
+    /// keep everybody else out, and whoever has it from going up.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn make_late(&self) -> Result<OwnedFd, PlaceError> {
+        let path = self.state.join(LATE);
+        private_dir(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).map_err(at("open", &path))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(io::Error::from)
+            .map_err(at("open", &path))
     }
 
     /// Records which process the VMM is: step 6. A record that is not there means that none

@@ -12,7 +12,8 @@ use aleph_types::{Resources, VmId};
 
 /// The order in which descriptors are handed over: these, what the guest begins with (kernel and
 /// initramfs, or a state), disks, the queues of network devices, the sockets of links, and the file
-/// of its memory.
+/// of its memory. In the place of disks and memory, one that is launched ahead has the folder in
+/// which it finds them.
 #[derive(Debug, Clone, Copy)]
 enum File {
     Control,
@@ -34,6 +35,9 @@ pub enum Begin<'a> {
     Boot(&'a str),
     /// With the state of another guest's devices.
     Restore,
+    /// The same, once it is known whose: until then QEMU waits, before it makes its machine. What
+    /// comes late is in [`super::late`].
+    Ahead,
 }
 
 /// Where a guest's memory is.
@@ -51,6 +55,17 @@ pub enum Ram {
 #[must_use]
 pub fn state_uri() -> String {
     format!("fd:{}", File::Others.descriptor())
+}
+
+/// The path of a file in the folder of one that is launched ahead.
+pub(super) fn late_path(name: &str) -> String {
+    format!("{}/{name}", path_of_file(File::Others.descriptor() + 1))
+}
+
+/// The descriptor of a network device's queue of one that is launched ahead.
+pub(super) fn late_queue(nic: usize) -> i32 {
+    let nic = i32::try_from(nic).unwrap_or(i32::MAX);
+    (File::Others.descriptor() + 2).saturating_add(nic)
 }
 
 /// What decides the command line.
@@ -115,9 +130,10 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     ]);
     // ACPI stays on: Debian's kernel finds virtio-mmio devices by it, and in no other way.
+    let is_ahead = *begin == Begin::Ahead;
     let backend = match ram {
-        Ram::Own => "",
-        Ram::Shared | Ram::Private => ",memory-backend=ram",
+        Ram::Shared | Ram::Private if !is_ahead => ",memory-backend=ram",
+        _ => "",
     };
     add(&["-machine", &format!("microvm,acpi=on{backend}")]);
     let (accelerator, cpu) = match accelerator {
@@ -145,6 +161,10 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             add(&["-incoming", "defer"]);
             next();
         }
+        Begin::Ahead => {
+            add(&["-preconfig", "-incoming", "defer"]);
+            let (_state, _folder) = (next(), next());
+        }
     }
 
     let server = |id: &str, file: File| {
@@ -170,17 +190,21 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     ]);
 
     for (serial, read_only) in *disks {
-        let descriptor = next();
-        let access = if *read_only {
-            "read-only=on"
-        } else {
-            "read-only=off,discard=unmap"
-        };
-        add(&["-add-fd", &format!("fd={descriptor},set={descriptor}")]);
-        add(&[
-            "-blockdev",
-            &format!("driver=file,node-name={serial},filename=/dev/fdset/{descriptor},{access}"),
-        ]);
+        if !is_ahead {
+            let descriptor = next();
+            let access = if *read_only {
+                "read-only=on"
+            } else {
+                "read-only=off,discard=unmap"
+            };
+            add(&["-add-fd", &format!("fd={descriptor},set={descriptor}")]);
+            add(&[
+                "-blockdev",
+                &format!(
+                    "driver=file,node-name={serial},filename=/dev/fdset/{descriptor},{access}"
+                ),
+            ]);
+        }
         add(&[
             "-device",
             &format!("virtio-blk-device,drive={serial},serial={serial}"),
@@ -199,7 +223,9 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         //
         // A device that tells whether its link is up makes Linux wait a second for that, in
         // which IPv6 is not there. Ours always is.
-        add(&["-netdev", &format!("tap,id=net{n},{queues},vhost=off")]);
+        if !is_ahead {
+            add(&["-netdev", &format!("tap,id=net{n},{queues},vhost=off")]);
+        }
         add(&[
             "-device",
             &format!(
@@ -219,6 +245,7 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         ]);
     }
     let share = match ram {
+        _ if is_ahead => return argv,
         Ram::Own => return argv,
         Ram::Shared => "on",
         Ram::Private => "off",
@@ -292,6 +319,20 @@ mod tests {
             ram: Ram::Private,
             ..template
         }));
+    }
+
+    #[test]
+    fn one_that_is_launched_ahead_with_a_network_and_a_link() {
+        insta::assert_snapshot!(lines(&Machine {
+            begin: Begin::Ahead,
+            ram: Ram::Private,
+            disks: &[("rootfs", true), ("task", true)],
+            nics: &[([0x52, 0x54, 0, 0, 0, 1], 1)],
+            links: &[[0x52, 0x54, 0, 0xab, 0xcd, 1]],
+            ..machine()
+        }));
+        assert_eq!(late_path("memory"), "/proc/self/fd/7/memory");
+        assert_eq!(late_queue(0), 8);
     }
 
     #[test]

@@ -4,8 +4,9 @@ use super::argv::{Begin, Machine, Ram, argv, state_uri};
 use super::probe::{self, MICROVM, Qemu};
 use super::qmp::{Qmp, QmpError};
 use crate::accel::Accelerator;
+use crate::cgroup::Cgroup;
 use crate::hypervisor::{
-    AdoptError, BoxFuture, Driver, Launch, LaunchError, Memory, Pause, Snapshot, Start, Vmm,
+    AdoptError, Ahead, BoxFuture, Driver, Launch, LaunchError, Memory, Pause, Snapshot, Start, Vmm,
     VmmError, VmmExit, socket_name,
 };
 use crate::process::{Identity, Process, Spawn, is_world_readable};
@@ -114,8 +115,7 @@ impl QemuDriver {
             Memory::Template(file) => (Ram::Shared, Some(file)),
             Memory::Clone(file) => (Ram::Private, Some(file)),
         };
-        let mut command = Command::new(&qemu.program);
-        command.args(argv(&Machine {
+        let argv = argv(&Machine {
             vm: launch.vm,
             accelerator: self.config.accelerator,
             resources: launch.resources,
@@ -124,8 +124,7 @@ impl QemuDriver {
             disks: &disks,
             nics: &nics,
             links: &links,
-        }));
-        command.env_clear().current_dir("/");
+        });
         files.extend(
             launch
                 .disks
@@ -135,6 +134,36 @@ impl QemuDriver {
         files.extend(launch.nics.into_iter().flat_map(|nic| nic.queues));
         files.extend(launch.links.into_iter().map(|link| link.socket));
         files.extend(memory.map(OwnedFd::from));
+        self.spawn(
+            &qemu,
+            Program {
+                argv,
+                files,
+                run_dir: launch.run_dir,
+                cgroup: launch.cgroup,
+                user: launch.user,
+                memory_in_file: ram != Ram::Own,
+            },
+        )
+    }
+
+    pub(super) fn accelerator(&self) -> Accelerator {
+        self.config.accelerator
+    }
+
+    /// Another one of the same, for a thread that may block.
+    pub(super) fn again(&self) -> Self {
+        Self::new(self.config.clone())
+    }
+
+    /// Starts QEMU's process.
+    pub(super) fn spawn(&self, qemu: &Qemu, program: Program) -> Result<QemuVmm, LaunchError> {
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |source| LaunchError::Io { what, source }
+        };
+        let mut command = Command::new(&qemu.program);
+        command.args(program.argv).env_clear().current_dir("/");
         let (tail, stderr) = Tail::new().map_err(io("make a pipe"))?;
         let device_group = match self.config.accelerator {
             // Never root's group; where the device is everybody's, none is needed.
@@ -146,22 +175,33 @@ impl QemuDriver {
         };
         let process = Process::spawn(Spawn {
             command,
-            files,
-            user: launch.user,
+            files: program.files,
+            user: program.user,
             device_group,
-            cgroup: launch.cgroup,
+            cgroup: program.cgroup,
             stdout: None,
             stderr,
         })
         .map_err(io(&format!("start {}", qemu.program.display())))?;
         Ok(QemuVmm {
             process,
-            run_dir: launch.run_dir,
+            run_dir: program.run_dir,
             tail: Some(tail),
-            memory_in_file: ram != Ram::Own,
+            memory_in_file: program.memory_in_file,
             qmp: tokio::sync::OnceCell::new(),
         })
     }
+}
+
+/// What QEMU's process is started with.
+pub(super) struct Program {
+    pub(super) argv: Vec<String>,
+    pub(super) files: Vec<OwnedFd>,
+    pub(super) run_dir: PathBuf,
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) user: Option<u32>,
+    /// Whether the guest's memory is in a file, or will be.
+    pub(super) memory_in_file: bool,
 }
 
 /// A descriptor whose file QEMU can open again under another user: QEMU takes kernels by path
@@ -222,7 +262,7 @@ impl Driver for QemuDriver {
 
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>> {
         Box::pin(async move {
-            let driver = Self::new(self.config.clone());
+            let driver = self.again();
             let restores = matches!(launch.start, Start::Restore { .. });
             // Asking QEMU what it is and forking both block.
             let started = tokio::task::spawn_blocking(move || driver.start(launch)).await;
@@ -231,12 +271,7 @@ impl Driver for QemuDriver {
                 source: io::Error::other(join),
             })??;
             if restores && let Err(why) = vmm.expect_state().await {
-                let _ = vmm.process.kill();
-                let exit = vmm.wait().await;
-                return Err(LaunchError::Restore {
-                    why: why.to_string(),
-                    said: exit.to_string(),
-                });
+                return Err(vmm.end(why.to_string()).await);
             }
             Ok(Box::new(vmm) as Box<dyn Vmm>)
         })
@@ -257,11 +292,16 @@ impl Driver for QemuDriver {
             qmp: tokio::sync::OnceCell::new(),
         }))
     }
+
+    fn ahead(&self) -> Option<&dyn Ahead> {
+        let can_wait = self.probe().is_ok_and(|qemu| qemu.preconfig);
+        can_wait.then_some(self)
+    }
 }
 
 /// A running QEMU.
 #[derive(Debug)]
-struct QemuVmm {
+pub(super) struct QemuVmm {
     process: Process,
     /// The folder with its sockets.
     run_dir: PathBuf,
@@ -273,17 +313,23 @@ struct QemuVmm {
 }
 
 impl QemuVmm {
-    async fn qmp(&self) -> Result<&Qmp, QmpError> {
+    pub(super) async fn qmp(&self) -> Result<&Qmp, QmpError> {
         let socket = self.run_dir.join(socket_name::CONTROL);
-        let connect = || async { Qmp::connect(&socket, ANSWER).await.map(|(qmp, _)| qmp) };
         self.qmp.get_or_try_init(connect).await
+    }
+
+    /// Ends one that does not go on from a snapshot.
+    pub(super) async fn end(&self, why: String) -> LaunchError {
+        let _ = self.process.kill();
+        let said = self.wait().await.to_string();
+        LaunchError::Restore { why, said }
     }
 
     async fn command(&self, command: &'static str) -> Result<Value, VmmError> {
         self.command_with(command, json!({})).await
     }
 
-    async fn command_with(
+    pub(super) async fn command_with(
         &self,
         command: &'static str,
         arguments: Value,
@@ -302,7 +348,7 @@ impl QemuVmm {
     }
 
     /// Has it read the state that it goes on from.
-    async fn expect_state(&self) -> Result<(), VmmError> {
+    pub(super) async fn expect_state(&self) -> Result<(), VmmError> {
         self.leave_memory_out().await?;
         let uri = json!({ "uri": state_uri() });
         self.command_with("migrate-incoming", uri).await.map(drop)

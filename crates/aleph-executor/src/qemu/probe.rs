@@ -1,6 +1,6 @@
 //! What an installed QEMU is and can do.
 //!
-//! Asking costs two program starts, so the answer is kept in the node's runtime folder, under
+//! Asking costs three program starts, so the answer is kept in the node's runtime folder, under
 //! the program's path, size and time of change: a new QEMU is asked anew.
 
 use crate::hypervisor::LaunchError;
@@ -22,6 +22,8 @@ pub struct Qemu {
     pub version: String,
     /// The machines it has, by name.
     pub machines: Vec<String>,
+    /// Whether it can wait with its own interface open before it makes its machine (`-preconfig`).
+    pub preconfig: bool,
     stamp: Stamp,
 }
 
@@ -99,10 +101,13 @@ pub fn probe(program: &Path, cache: &Path) -> Result<Qemu, LaunchError> {
     let version = parse_version(&version)
         .ok_or_else(|| failed(format!("no version in {:?}", version.lines().next())))?;
     let machines = parse_machines(&ask(&["-machine", "help"])?);
+    // One that does not say what it takes is asked for nothing special.
+    let preconfig = ask(&["-help"]).is_ok_and(|help| has_preconfig(&help));
     let qemu = Qemu {
         program,
         version,
         machines,
+        preconfig,
         stamp,
     };
     write(cache, &qemu);
@@ -142,6 +147,11 @@ fn parse_machines(text: &str) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
+fn has_preconfig(help: &str) -> bool {
+    let mut words = help.lines().filter_map(|line| line.split_whitespace().next());
+    words.any(|word| word.trim_start_matches('-') == "preconfig")
+}
+
 fn read(cache: &Path) -> Option<Qemu> {
     serde_json::from_slice(&fs::read(cache).ok()?).ok()
 }
@@ -175,5 +185,8 @@ mod tests {
         assert_eq!(parse_version("bash 5.2"), None);
         let help = "Supported machines are:\nmicrovm              microvm (i386)\nnone  empty\n";
         assert_eq!(parse_machines(help), ["microvm", "none"]);
+        let help = "--preconfig     pause QEMU before machine is initialized (experimental)\n";
+        assert!(has_preconfig(help));
+        assert!(!has_preconfig("-incoming defer  see -preconfig\n"));
     }
 }
