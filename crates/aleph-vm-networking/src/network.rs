@@ -22,7 +22,7 @@ use crate::nft::Rules;
 use crate::pool::{Pool, Slot};
 use crate::port::{HeldPort, PortTaken};
 use crate::ruleset::{self, Base, DropReason, Element};
-use crate::tap::Tap;
+use crate::tap::{Tap, Tun};
 use aleph_types::{
     Egress, ForwardedPort, Ipv4Network, Ipv6Network, NetworkLimits, NetworkMode, NetworkSpec, VmId,
     VmNetwork,
@@ -412,6 +412,22 @@ impl Network {
         &self,
         vm: VmId,
         queues: usize,
+        owner: Option<u32>,
+    ) -> Result<Attachment, NetworkError> {
+        let opened = (0..queues.max(1)).map(|_| Tun::open());
+        let opened = opened.collect::<std::io::Result<_>>();
+        let opened = opened.map_err(NetworkError::at("open /dev/net/tun"))?;
+        self.attach_to(vm, opened, owner)
+    }
+
+    /// The same where its queues were opened earlier, in the same network namespace.
+    ///
+    /// # Errors
+    /// The kernel's. Nothing is left then.
+    pub fn attach_to(
+        &self,
+        vm: VmId,
+        queues: Vec<Tun>,
         owner: Option<u32>,
     ) -> Result<Attachment, NetworkError> {
         let mut state = self.state();

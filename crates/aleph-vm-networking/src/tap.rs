@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A TAP with one descriptor for each of its queues.
 #[derive(Debug)]
@@ -21,6 +21,30 @@ pub struct Tap {
 /// The longest name of a network device, `IFNAMSIZ` without its NUL.
 pub const MAX_NAME: usize = 15;
 
+/// An open file of `/dev/net/tun` that is no queue of a TAP yet, and can become one of any in the
+/// network namespace in which it was opened. Who has a duplicate of it has a queue of that TAP then.
+#[derive(Debug)]
+pub struct Tun(File);
+
+impl Tun {
+    /// Opens one, in the network namespace of this thread.
+    ///
+    /// # Errors
+    /// `ENOENT` where `/dev/net/tun` is missing.
+    pub fn open() -> io::Result<Self> {
+        let file = File::options().read(true).write(true).open("/dev/net/tun");
+        file.map(Self)
+    }
+
+    /// The same open file under another descriptor.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
+    }
+}
+
 impl Tap {
     /// Makes a TAP with so many queues, in the network namespace of this thread.
     ///
@@ -28,24 +52,31 @@ impl Tap {
     /// `EBUSY` where it is there and open, `EPERM` without `CAP_NET_ADMIN`, `ENOENT` where
     /// `/dev/net/tun` is missing.
     pub fn make(name: &str, queues: usize, owner: Option<u32>) -> io::Result<Self> {
-        let mut opened = Vec::with_capacity(queues);
-        for _ in 0..queues.max(1) {
-            opened.push(open(name, queues > 1)?);
-        }
-        let first = &opened[0];
+        let opened = (0..queues.max(1)).map(|_| Tun::open());
+        Self::of(name, opened.collect::<io::Result<_>>()?, owner)
+    }
+
+    /// Makes a TAP whose queues are these, in the network namespace in which they were opened.
+    ///
+    /// # Errors
+    /// As [`Tap::make`]; `EINVAL` where there is none, or one is another TAP's already.
+    pub fn of(name: &str, queues: Vec<Tun>, owner: Option<u32>) -> io::Result<Self> {
+        let many = queues.len() > 1;
+        let queues = queues.into_iter().map(|Tun(file)| {
+            become_queue(&file, name, many)?;
+            Ok(file)
+        });
+        let queues: Vec<File> = queues.collect::<io::Result<_>>()?;
+        let first = queues.first().ok_or(io::ErrorKind::InvalidInput)?;
         if let Some(owner) = owner {
             set(first, libc::TUNSETOWNER, owner)?;
         }
         set(first, libc::TUNSETPERSIST, 1)?;
-        Ok(Self { queues: opened })
+        Ok(Self { queues })
     }
 }
 
-fn open(name: &str, many: bool) -> io::Result<File> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")?;
+fn become_queue(file: &File, name: &str, many: bool) -> io::Result<()> {
     if name.is_empty() || name.len() > MAX_NAME {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -63,7 +94,7 @@ fn open(name: &str, many: bool) -> io::Result<File> {
     if done < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(file)
+    Ok(())
 }
 
 fn set(file: &File, what: libc::c_ulong, value: u32) -> io::Result<()> {

@@ -6,7 +6,7 @@
 
 use crate::guest::GuestNetwork;
 use crate::hypervisor::Nic;
-use crate::node::network::{blocking, connect};
+use crate::node::network::{Queues, blocking, connect_by};
 use aleph_types::{NetworkSpec, VmId};
 use aleph_vm_networking::{Network, NetworkError};
 use std::sync::Arc;
@@ -20,22 +20,36 @@ pub(super) struct Cable {
 }
 
 impl Cable {
+    /// That of a VM that is not connected, or not yet.
+    pub(super) fn none(vm: VmId) -> Self {
+        Self {
+            network: None,
+            vm,
+            told: None,
+        }
+    }
+
     /// Connects a VM of a function, where the node connects any.
     pub(super) async fn lay(
         network: Option<&Arc<Network>>,
         vm: VmId,
         (account, function): (&str, &str),
     ) -> Result<(Self, Vec<Nic>), NetworkError> {
+        Self::lay_by(network, vm, (account, function), Queues::New(1)).await
+    }
+
+    /// The same, over this queue.
+    pub(super) async fn lay_by(
+        network: Option<&Arc<Network>>,
+        vm: VmId,
+        (account, function): (&str, &str),
+        queue: Queues,
+    ) -> Result<(Self, Vec<Nic>), NetworkError> {
         let Some(network) = network else {
-            let none = Self {
-                network: None,
-                vm,
-                told: None,
-            };
-            return Ok((none, Vec::new()));
+            return Ok((Self::none(vm), Vec::new()));
         };
         network.claim(vm, (account, function), &NetworkSpec::default())?;
-        match connect(Arc::clone(network), vm, 1).await {
+        match connect_by(Arc::clone(network), vm, queue).await {
             Ok((nic, told)) => {
                 let cable = Self {
                     network: Some(Arc::clone(network)),

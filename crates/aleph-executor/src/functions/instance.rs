@@ -5,7 +5,8 @@
 //!   │ a VMM that waits                     │ serves one event after another
 //!   └──────────────▶ destroyed ◀───────────┘
 //! ```
-//! A [`Spare`] is a VMM that waits for the state of a template. An [`Instance`] that is made ahead of
+//! A [`Spare`] is a VMM that waits for the state of a template, out of a process that was launched
+//! ahead ([`ProcessPool`]) or of a new one. An [`Instance`] that is made ahead of
 //! need is primed: what each event goes through is translated then, where guests are emulated.
 //! Whatever is dropped is killed and removed in the background; what cannot
 //! be removed is left to the node's sweep, as is what a daemon that was killed leaves.
@@ -19,6 +20,7 @@ use super::host::Host;
 use super::invocation::Invocation;
 use super::output::{Ended, Output, pump};
 use super::peak::Peak;
+use super::process_pool::ProcessPool;
 use super::stack::{self, Stack};
 use super::template::{Template, TemplateError};
 use crate::cgroup::Limits;
@@ -64,7 +66,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 const SILENT: u32 = 3;
 
 /// Processes and threads that a VMM may have.
-const PIDS: u32 = 512;
+pub(super) const PIDS: u32 = 512;
 
 /// A clone that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -130,13 +132,13 @@ impl Classify for CloneError {
 
 /// A VMM and what the host holds for it. Dropped, it is killed and removed.
 #[derive(Debug)]
-struct Body {
-    place: Arc<Place>,
-    vmm: Arc<dyn Vmm>,
-    cable: Arc<Cable>,
-    burials: TaskTracker,
+pub(super) struct Body {
+    pub(super) place: Arc<Place>,
+    pub(super) vmm: Arc<dyn Vmm>,
+    pub(super) cable: Arc<Cable>,
+    pub(super) burials: TaskTracker,
     /// Nothing where its VMM had ended at once.
-    peak: Option<Peak>,
+    pub(super) peak: Option<Peak>,
 }
 
 impl Drop for Body {
@@ -193,13 +195,25 @@ async fn bury(place: Arc<Place>, vmm: Arc<dyn Vmm>, cable: Arc<Cable>) {
 /// A VMM that waits for the state of a template.
 #[derive(Debug)]
 pub(super) struct Spare {
-    body: Body,
-    state: UnixStream,
-    stack: Stack,
-    template: Arc<Template>,
+    pub(super) body: Body,
+    pub(super) state: UnixStream,
+    pub(super) stack: Stack,
+    pub(super) template: Arc<Template>,
 }
 
 impl Spare {
+    /// Makes one of a process that waits there, where one does, or launches it.
+    pub(super) async fn take_or_launch(
+        host: &Host,
+        processes: &Arc<ProcessPool>,
+        template: Arc<Template>,
+    ) -> Result<Self, CloneError> {
+        match processes.spare(&template).await {
+            Some(spare) => Ok(spare),
+            None => Self::launch(host, template).await,
+        }
+    }
+
     /// Launches it.
     pub(super) async fn launch(host: &Host, template: Arc<Template>) -> Result<Self, CloneError> {
         let place = Arc::new(Place::create(&host.paths, host.cgroups.as_ref())?);

@@ -19,6 +19,7 @@
 //! | `completion` | what a caller gets |
 //! | `policy` | how many clones are kept, and in which state: pure |
 //! | `template` | guests that were written down |
+//! | `process_pool` | VMMs that are launched before it is known which function they are for |
 //! | `peak` | the most memory that a VMM had |
 //! | `room` | the disk that templates may take |
 //! | `instance` | their clones |
@@ -60,6 +61,7 @@ mod peak;
 pub mod policy;
 mod pool;
 mod prelude;
+mod process_pool;
 mod report;
 mod response;
 mod room;

@@ -20,12 +20,13 @@ use super::instance::{CloneError, Fate, Instance, Spare};
 use super::invocation::{Completed, Invocation, InvokeError, Temperature, Throttle, Timings};
 use super::policy::{Market, Moment, Policy, PoolConfig};
 use super::pool::{Deployed, Member};
+use super::process_pool::{ColdStart, ProcessPool};
 use super::response::{ResponseHead, ResponseSink};
 use super::runner::{Clones, Concurrency, Runner};
 use super::template::{self, Template, TemplateError};
 use crate::hypervisor::BoxFuture;
 use crate::node::Node;
-use aleph_types::{MiB, Problem};
+use aleph_types::{MiB, Problem, VmId};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -60,6 +61,9 @@ pub struct FunctionsConfig {
     pub memory: Option<MiB>,
     /// How many invocations an account may have at once.
     pub account_concurrency: usize,
+    /// How many processes of VMMs are launched ahead for cold starts, for all functions together.
+    /// They have no guests, and count as nobody's memory.
+    pub processes: usize,
     /// The region that functions are told.
     pub region: String,
 }
@@ -70,6 +74,7 @@ impl Default for FunctionsConfig {
             pool: PoolConfig::default(),
             memory: None,
             account_concurrency: 1000,
+            processes: 2,
             region: "us-east-1".into(),
         }
     }
@@ -90,6 +95,7 @@ struct Shared {
     began: Instant,
     admission: Arc<Admission>,
     policy: Policy,
+    processes: Arc<ProcessPool>,
     /// For each MiB.
     market: Mutex<Market>,
     deployed: Mutex<HashMap<DeploymentId, Arc<Deployed>>>,
@@ -107,6 +113,7 @@ impl FunctionRuntime {
             .memory
             .map_or_else(|| host.memory(), |memory| u64::from(memory.0));
         let shared = Arc::new(Shared {
+            processes: ProcessPool::new(Arc::clone(&host), config.processes),
             host,
             began: Instant::now(),
             admission: Admission::new(config.account_concurrency, memory),
@@ -119,6 +126,12 @@ impl FunctionRuntime {
         Self(shared)
     }
 
+    /// The VMs whose processes were launched ahead and wait for a guest.
+    #[must_use]
+    pub fn waiting_processes(&self) -> Vec<VmId> {
+        self.0.processes.vms()
+    }
+
     /// Ends all clones that have nothing to do, and takes no events any more. Those that are busy
     /// end with what they do. Waits a bounded time until the rest is gone; what is still there
     /// then, the next node's sweep removes.
@@ -128,6 +141,7 @@ impl FunctionRuntime {
         for deployed in deployed.into_values() {
             deployed.retire();
         }
+        self.0.processes.close();
         self.0.host.closing.cancel();
         let burials = &self.0.host.burials;
         burials.close();
@@ -155,7 +169,8 @@ impl Runner for FunctionRuntime {
             // Whoever asks for it has it tried again.
             *deployed.failed.lock().await = None;
             let template = self.0.template(&deployed).await;
-            template.map_err(|error| Problem::of(&error))?;
+            let template = template.map_err(|error| Problem::of(&error))?;
+            self.0.processes.want(&template);
             trial.is_new = false;
             Ok(deployment)
         })
@@ -222,6 +237,24 @@ impl Runner for FunctionRuntime {
                 tracing::warn!(deployment = %id, %error, "a template stays");
             }
         })
+    }
+}
+
+/// A clone for an event.
+struct Found {
+    member: Member,
+    temperature: Temperature,
+    /// Until the event is answered.
+    cold_start: Option<ColdStart>,
+}
+
+impl Found {
+    fn idle(member: Member, temperature: Temperature) -> Self {
+        Self {
+            member,
+            temperature,
+            cold_start: None,
+        }
     }
 }
 
@@ -354,7 +387,11 @@ impl Shared {
             let queue = arrived.elapsed();
             // One that was of no use tells little of a new one, and much of the other idle ones.
             let may_be_idle = tries == 0;
-            let (member, temperature) = self.member(deployed, may_be_idle).await?;
+            let Found {
+                member,
+                temperature,
+                cold_start: _cold_start,
+            } = self.member(deployed, may_be_idle).await?;
             let given = Instant::now();
             let clone = &member.clone;
             let mut timings = Timings {
@@ -402,7 +439,7 @@ impl Shared {
         &self,
         deployed: &Deployed,
         may_be_idle: bool,
-    ) -> Result<(Member, Temperature), InvokeError> {
+    ) -> Result<Found, InvokeError> {
         loop {
             // The pool is not held while a clone goes on.
             let idle = if may_be_idle {
@@ -415,10 +452,10 @@ impl Shared {
                 continue;
             }
             if !member.clone.is_paused() {
-                return Ok((member, Temperature::Hot));
+                return Ok(Found::idle(member, Temperature::Hot));
             }
             match member.clone.unpause().await {
-                Ok(()) => return Ok((member, Temperature::Warm)),
+                Ok(()) => return Ok(Found::idle(member, Temperature::Warm)),
                 Err(error) => {
                     let vm = member.clone.vm();
                     tracing::warn!(%vm, %error, "a paused clone does not go on");
@@ -432,23 +469,26 @@ impl Shared {
             by: Throttle::Node,
             retry_after: RETRY_AFTER,
         })?;
-        let clone = self.make(deployed, template).await;
+        let cold_start = self.processes.cold_start();
+        let spare = Spare::take_or_launch(&self.host, &self.processes, template);
+        let clone = self.make(deployed, spare).await;
         let clone = clone.map_err(|error| InvokeError::Place(Problem::of(&error)))?;
-        Ok((
-            Member {
+        Ok(Found {
+            member: Member {
                 clone,
                 _charge: charge,
             },
-            Temperature::Cold,
-        ))
+            temperature: Temperature::Cold,
+            cold_start: Some(cold_start),
+        })
     }
 
     async fn make(
         &self,
         deployed: &Deployed,
-        template: Arc<Template>,
+        spare: impl Future<Output = Result<Spare, CloneError>>,
     ) -> Result<Instance, CloneError> {
-        let made = async { Spare::launch(&self.host, template).await?.wake().await };
+        let made = async { spare.await?.wake().await };
         let made = made.await;
         match &made {
             Ok(_) => deployed.broken.store(0, Ordering::Relaxed),
@@ -483,7 +523,9 @@ impl Shared {
             let Some(charge) = self.admission.charge(deployed.deployment.memory.0) else {
                 return Ok(None);
             };
-            let clone = self.make(deployed, template).await?;
+            // It takes no process from an event.
+            let spare = Spare::launch(&self.host, template);
+            let clone = self.make(deployed, spare).await?;
             clone.prime().await?;
             Ok::<_, CloneError>(Some(Member {
                 clone,

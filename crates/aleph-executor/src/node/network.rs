@@ -24,6 +24,7 @@ use aleph_vm_networking::foreign::obstacles;
 use aleph_vm_networking::ipv6;
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::network::guest_address;
+use aleph_vm_networking::tap::Tun;
 use aleph_vm_networking::{Claim, Network, NetworkConfig, NetworkError};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -285,8 +286,25 @@ pub(crate) async fn connect(
     vm: VmId,
     cpus: u16,
 ) -> Result<(Nic, Option<GuestNetwork>), NetworkError> {
-    crate::failpoint::pass("network.attach", "before");
     let queues = usize::from(cpus).min(MAX_QUEUES);
+    connect_by(network, vm, Queues::New(queues)).await
+}
+
+/// The queues of a TAP that is to be made.
+pub(crate) enum Queues {
+    /// So many, to be opened.
+    New(usize),
+    /// One that was opened earlier.
+    Opened(Tun),
+}
+
+/// As [`connect`], with these queues.
+pub(crate) async fn connect_by(
+    network: Arc<Network>,
+    vm: VmId,
+    queues: Queues,
+) -> Result<(Nic, Option<GuestNetwork>), NetworkError> {
+    crate::failpoint::pass("network.attach", "before");
     let user = rustix::process::geteuid();
     let owner = Some(if user.is_root() {
         vm.uid()
@@ -294,7 +312,11 @@ pub(crate) async fn connect(
         user.as_raw()
     });
     let attaching = Arc::clone(&network);
-    let attached = blocking(move || attaching.attach(vm, queues, owner)).await?;
+    let attached = blocking(move || match queues {
+        Queues::New(queues) => attaching.attach(vm, queues, owner),
+        Queues::Opened(tun) => attaching.attach_to(vm, vec![tun], owner),
+    });
+    let attached = attached.await?;
     crate::failpoint::pass("network.attach", "after");
     let nic = Nic {
         mac: attached.mac.0,

@@ -11,7 +11,7 @@ use crate::nft::Change;
 use crate::pool::Slot;
 use crate::port::{HeldPort, PortTaken};
 use crate::ruleset::{Element, FIRST_SOURCE_PORT, VmRules, elements};
-use crate::tap::Tap;
+use crate::tap::{Tap, Tun};
 use aleph_types::{Egress, NetworkSpec, PortRange, Protocol, VmId, VmNetwork};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -126,13 +126,13 @@ impl State {
     pub(super) fn attach(
         &mut self,
         vm: VmId,
-        queues: usize,
+        queues: Vec<Tun>,
         owner: Option<u32>,
     ) -> Result<Attachment, NetworkError> {
         let name = tap_name(vm);
         let claim = self.claim_of(vm)?.clone();
         let network = self.view(vm, &claim);
-        let tap = Tap::make(&name, queues, owner)
+        let tap = Tap::of(&name, queues, owner)
             .map_err(NetworkError::at(format!("make the TAP {name}")))?;
         let change = Change {
             add: self.elements(vm, &claim),

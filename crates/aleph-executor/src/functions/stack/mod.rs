@@ -123,6 +123,26 @@ struct Shared {
     ended: CancellationToken,
 }
 
+/// The end of a link that a stack is to be over.
+#[derive(Debug)]
+pub(super) struct LinkEnd(std::os::unix::net::UnixDatagram);
+
+impl LinkEnd {
+    /// A link: our end, and that for the VMM.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = std::os::unix::net::UnixDatagram::pair()?;
+        for end in [&ours, &theirs] {
+            // What they hold unasked is enough to work.
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(end, LINK_BUFFER);
+        }
+        ours.set_nonblocking(true)?;
+        Ok((Self(ours), theirs.into()))
+    }
+}
+
 impl Stack {
     /// A stack that listens on a port, and the end of its link for the VMM. It goes on with the
     /// connections that were kept of the guest that this one is a copy of.
@@ -132,12 +152,15 @@ impl Stack {
     /// # Errors
     /// No more descriptors.
     pub(super) fn open(port: u16, kept: &[Kept]) -> io::Result<(Self, OwnedFd)> {
-        let (ours, theirs) = std::os::unix::net::UnixDatagram::pair()?;
-        for end in [&ours, &theirs] {
-            // What they hold unasked is enough to work.
-            let _ = rustix::net::sockopt::set_socket_send_buffer_size(end, LINK_BUFFER);
-        }
-        ours.set_nonblocking(true)?;
+        let (ours, theirs) = LinkEnd::pair()?;
+        Ok((Self::over(ours, port, kept)?, theirs))
+    }
+
+    /// The same over a link whose other end the VMM has already.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub(super) fn over(LinkEnd(ours): LinkEnd, port: u16, kept: &[Kept]) -> io::Result<Self> {
         let socket = Arc::new(UnixDatagram::from_std(ours)?);
         let mut core = Core::new(Link::new(Arc::clone(&socket), port), port);
         for kept in kept {
@@ -156,7 +179,7 @@ impl Stack {
             shared,
             _running: ended.drop_guard(),
         };
-        Ok((Self(Arc::new(handle)), theirs.into()))
+        Ok(Self(Arc::new(handle)))
     }
 
     /// The next connection that a program in the guest opened, those that were kept first. Once

@@ -4,8 +4,9 @@ use super::error::{TemplateError, at};
 use crate::functions::deployment::{Code, Deployment};
 use crate::functions::environment::{TASK_ROOT, environment};
 use crate::functions::host::Host;
+use crate::functions::stack::GUEST_MAC;
 use crate::guest::{ExecRequest, MountRequest};
-use crate::hypervisor::Disk;
+use crate::hypervisor::{Disk, Shape};
 use crate::node::Prepared;
 use aleph_types::{MiB, Resources};
 use std::fs::File;
@@ -48,6 +49,18 @@ pub(super) fn disks(image: File, task: Option<File>) -> Vec<Disk> {
         read_only: true,
     };
     [image].into_iter().chain(task).collect()
+}
+
+/// What a process that is launched ahead has in common with clones of such a guest.
+pub(super) fn shape(resources: Resources, has_task: bool, is_connected: bool) -> Shape {
+    let image = (crate::guest::agent::IMAGE_SERIAL, true);
+    let task = has_task.then_some((TASK_SERIAL, true));
+    Shape {
+        resources,
+        disks: [image].into_iter().chain(task).collect(),
+        nics: usize::from(is_connected),
+        links: vec![GUEST_MAC],
+    }
 }
 
 pub(super) fn task(deployment: &Deployment) -> Result<Option<File>, TemplateError> {

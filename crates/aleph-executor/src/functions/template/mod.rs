@@ -31,7 +31,7 @@ use super::deployment::{Code, Deployment, DeploymentId};
 use super::host::Host;
 use super::stack::Kept;
 use crate::guest::MainPosition;
-use crate::hypervisor::Disk;
+use crate::hypervisor::{Disk, Shape};
 use crate::node::Prepared;
 use aleph_types::{ErrorClass, JobSpec, PullPolicy, Resources};
 use bytes::Bytes;
@@ -148,6 +148,11 @@ impl Template {
     pub(super) fn disks(&self) -> Result<Vec<Disk>, TemplateError> {
         let task = self.task.as_ref().map(|file| self.again(file));
         Ok(disks(self.again(&self.image)?, task.transpose()?))
+    }
+
+    /// What a process has in common with its clones, on a node that connects its guests or does not.
+    pub(super) fn shape(&self, is_connected: bool) -> Shape {
+        guest::shape(self.resources, self.task.is_some(), is_connected)
     }
 
     /// Removes the template of a deployment. Clones that run keep what they have of it.

@@ -1,0 +1,256 @@
+//! VMMs whose processes are launched ahead, so that a cold start does not wait for the start of a
+//! program.
+//!
+//! ```text
+//! PooledProcess ── a template of its shape ──▶ Spare ──▶ Instance
+//!   │ a process without a guest
+//!   └──────────▶ destroyed
+//! ```
+//! A process serves any function of its shape: its CPUs and memory, its disks, and whether it is
+//! connected. There are never more than [`FunctionsConfig::processes`] of them, of the shapes that
+//! were asked for last. One that was taken is replaced in the background, but not while a cold start
+//! is under way: on a host of few processors that would take from it what it saved.
+//!
+//! Processes are for events: clones that are made ahead of need launch their own.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | this one | [`ProcessPool`]: who waits, and who is launched when |
+//! | `process` | one of them, from its launch until it has a guest |
+//! | `shapes` | which are kept: pure |
+//!
+//! # Failure cases
+//! | what | then |
+//! | --- | --- |
+//! | a process has died while it waited | it is passed over; the next one is taken, or one is launched as if there were none |
+//! | it dies with what it is given, or refuses it | the same |
+//! | a file of the template cannot be shown to it | it goes; one is launched as if there were none, and none ahead for [`REST`] |
+//! | no process has the template's shape | one is launched as if there were none; the next of that shape finds one |
+//! | its guest cannot be connected | it goes; the launch that follows says why |
+//! | the VMM cannot wait for its guest (a QEMU without `-preconfig`, another VMM) | none is ever launched ahead |
+//! | one cannot be launched | it is told in the log; none is launched for [`REST`] |
+//! | the node ends | all of them are killed and removed |
+//! | the daemon is killed between any two steps | the next one's sweep finds the place, as that of any clone: the VMM by its record, its user or its group, files in its folder, a TAP by its name |
+//!
+//! [`FunctionsConfig::processes`]: super::FunctionsConfig
+
+mod process;
+mod shapes;
+
+use super::host::Host;
+use super::instance::{CloneError, Spare};
+use super::template::Template;
+use crate::hypervisor::{LaunchError, Shape};
+use aleph_types::VmId;
+use process::PooledProcess;
+use shapes::Shapes;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// For how long no process is launched ahead after that was of no use.
+const REST: Duration = Duration::from_secs(60);
+
+/// How long the next launch waits for cold starts that are under way.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The processes that wait on a node.
+pub(super) struct ProcessPool {
+    host: Arc<Host>,
+    state: Mutex<State>,
+    /// How many cold starts are under way.
+    cold: watch::Sender<usize>,
+}
+
+struct State {
+    shapes: Shapes<Shape>,
+    /// The one that was launched last at the end.
+    waiting: Vec<PooledProcess>,
+    /// Whether somebody launches what is missing.
+    is_filling: bool,
+    /// Until when nothing is launched.
+    rests: Option<Instant>,
+    is_closed: bool,
+}
+
+/// A cold start that is under way. Nothing is launched ahead meanwhile.
+pub(super) struct ColdStart(Arc<ProcessPool>);
+
+impl Drop for ColdStart {
+    fn drop(&mut self) {
+        self.0.cold.send_modify(|cold| *cold -= 1);
+    }
+}
+
+impl ProcessPool {
+    /// A pool of so many processes at most. None is launched before it is known of which shape.
+    pub(super) fn new(host: Arc<Host>, limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            host,
+            state: Mutex::new(State {
+                shapes: Shapes::new(limit),
+                waiting: Vec::new(),
+                is_filling: false,
+                rests: None,
+                is_closed: limit == 0,
+            }),
+            cold: watch::Sender::new(0),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The VMs whose processes wait.
+    pub(super) fn vms(&self) -> Vec<VmId> {
+        let state = self.state();
+        state.waiting.iter().map(PooledProcess::vm).collect()
+    }
+
+    /// Counts a cold start as under way for as long as what is returned lives.
+    pub(super) fn cold_start(self: &Arc<Self>) -> ColdStart {
+        self.cold.send_modify(|cold| *cold += 1);
+        ColdStart(Arc::clone(self))
+    }
+
+    /// Has processes for clones of a template from now on.
+    pub(super) fn want(self: &Arc<Self>, template: &Template) {
+        self.ask(template.shape(self.host.network.is_some()));
+    }
+
+    fn ask(self: &Arc<Self>, shape: Shape) {
+        let mut state = self.state();
+        if state.is_closed {
+            return;
+        }
+        state.shapes.ask(shape);
+        let rests = state.rests.is_some_and(|until| Instant::now() < until);
+        if !rests && !state.is_filling && !state.is_full() {
+            state.is_filling = true;
+            self.host.burials.spawn(Arc::clone(self).fill());
+        }
+    }
+
+    /// A spare of a template out of a process that waits; `None` where none is there for it.
+    pub(super) async fn spare(self: &Arc<Self>, template: &Arc<Template>) -> Option<Spare> {
+        let shape = template.shape(self.host.network.is_some());
+        loop {
+            let process = {
+                let mut state = self.state();
+                let at = state.waiting.iter().position(|one| one.shape == shape);
+                at.map(|at| state.waiting.remove(at))
+            };
+            self.ask(shape.clone());
+            let process = process?;
+            let vm = process.vm();
+            if !process.is_alive().await {
+                tracing::info!(%vm, "a process that was launched ahead has ended");
+                continue;
+            }
+            let began = Instant::now();
+            match process.begin(&self.host, Arc::clone(template)).await {
+                Ok(spare) => {
+                    tracing::debug!(%vm, elapsed = ?began.elapsed(), "a process that was launched ahead has a guest");
+                    return Some(spare);
+                }
+                Err(error) => {
+                    let why = crate::vm::chain(&error);
+                    tracing::warn!(%vm, why, "a process that was launched ahead is given up");
+                    match error {
+                        CloneError::Vmm(LaunchError::Restore { .. }) => {}
+                        CloneError::Vmm(_) => {
+                            self.state().rests = Some(Instant::now() + REST);
+                            return None;
+                        }
+                        _ => return None,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Launches what is missing, one after another.
+    async fn fill(self: Arc<Self>) {
+        let Some(ahead) = self.host.driver.ahead() else {
+            tracing::debug!("the VMM cannot be launched ahead of need");
+            self.close();
+            return;
+        };
+        loop {
+            self.quiet().await;
+            let (shape, surplus) = {
+                let mut state = self.state();
+                let surplus = state.take_surplus();
+                let missing = state.missing();
+                state.is_filling = missing.is_some();
+                (missing, surplus)
+            };
+            drop(surplus);
+            let Some(shape) = shape else { return };
+            let began = Instant::now();
+            match PooledProcess::launch(&self.host, ahead, shape).await {
+                Ok(process) => {
+                    let vm = process.vm();
+                    tracing::debug!(%vm, elapsed = ?began.elapsed(), "a process waits for a guest");
+                    // One that comes too late goes with this.
+                    let mut state = self.state();
+                    if !state.is_closed {
+                        state.waiting.push(process);
+                    }
+                }
+                Err(error) => {
+                    let why = crate::vm::chain(&error);
+                    tracing::warn!(why, "no process can be launched ahead");
+                    let mut state = self.state();
+                    state.rests = Some(Instant::now() + REST);
+                    state.is_filling = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until no cold start is under way, or for a while.
+    async fn quiet(&self) {
+        let mut cold = self.cold.subscribe();
+        tokio::select! {
+            _ = cold.wait_for(|cold| *cold == 0) => {}
+            () = tokio::time::sleep(PATIENCE) => {}
+            () = self.host.closing.cancelled() => {}
+        }
+    }
+
+    /// Ends all of them, and launches none any more.
+    pub(super) fn close(&self) {
+        let waiting = {
+            let mut state = self.state();
+            state.is_closed = true;
+            std::mem::take(&mut state.waiting)
+        };
+        drop(waiting);
+    }
+}
+
+impl State {
+    fn there(&self) -> impl Iterator<Item = &Shape> + Clone {
+        self.waiting.iter().map(|process| &process.shape)
+    }
+
+    fn missing(&self) -> Option<Shape> {
+        let missing = self.shapes.missing(self.there());
+        missing.filter(|_| !self.is_closed)
+    }
+
+    fn is_full(&self) -> bool {
+        self.missing().is_none()
+    }
+
+    fn take_surplus(&mut self) -> Vec<PooledProcess> {
+        let mut taken = Vec::new();
+        while let Some(at) = self.shapes.surplus(self.there()) {
+            taken.push(self.waiting.remove(at));
+        }
+        taken
+    }
+}
