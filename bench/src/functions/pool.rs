@@ -1,8 +1,8 @@
 //! A runtime of functions in this process, with a real node under it.
 
 use aleph_executor::functions::{
-    Code, Concurrency, Deployment, FunctionRuntime, FunctionsConfig, Invocation, Isolation,
-    PoolConfig, Runner, Temperature,
+    Code, Concurrency, Deployment, FunctionRuntime, FunctionsConfig, Invocation, Isolation, Runner,
+    Temperature,
 };
 use aleph_executor::{Node, NodeConfig};
 use aleph_testkit::{TestImages, TestRoot, functions};
@@ -61,17 +61,16 @@ impl Pool {
     pub(super) async fn open(
         language: Language,
         isolation: Isolation,
-        pool: PoolConfig,
+        config: FunctionsConfig,
     ) -> Result<(Self, Duration)> {
         let root = TestRoot::new()?;
         let task = aleph_image::task::build(&language.zip()?, &root.path().join("tasks"))?;
         let images = Arc::new(TestImages::new(&root)?);
         let node = Node::open(NodeConfig::new(root.paths()?), images).await?;
         let config = FunctionsConfig {
-            pool,
             // What clones see; what they take of the host is one of the figures.
             memory: Some(MiB(96 * 1024)),
-            ..FunctionsConfig::default()
+            ..config
         };
         let deployment = Arc::new(Deployment {
             account: "default".into(),
@@ -135,6 +134,23 @@ impl Pool {
         let (took, temperature) = self.invoke().await?;
         ensure!(temperature == wanted, "it was {temperature:?}");
         Ok(took.as_secs_f64() * super::MILLI)
+    }
+
+    /// The same of a cold start for which a process waits that was launched ahead.
+    pub(super) async fn invoke_in_a_process_that_waits(&self) -> Result<f64> {
+        let began = Instant::now();
+        let waits = loop {
+            if let [vm] = self.runtime.waiting_processes()[..] {
+                break vm;
+            }
+            let took = began.elapsed();
+            ensure!(took < Duration::from_secs(60), "no process waits");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let took = self.invoke_at(Temperature::Cold).await?;
+        let taken = !self.runtime.waiting_processes().contains(&waits);
+        ensure!(taken, "it was launched when it was needed");
+        Ok(took)
     }
 
     /// Keeps so many clones ready, and waits until they are and are paused.

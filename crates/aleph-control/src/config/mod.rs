@@ -280,6 +280,9 @@ pub struct FunctionsSection {
     /// `memory`: how much the guests of all clones may have together, as they see it; what the
     /// host has by default.
     pub memory: Option<MiB>,
+    /// `processes`: how many processes of VMMs are launched ahead for cold starts, for all functions
+    /// together.
+    pub processes: usize,
     /// How clones are kept: `linger_seconds`, `idle_timeout_seconds`, `min_idle_seconds`,
     /// `break_even_seconds`, `spares`.
     pub pool: PoolConfig,
@@ -288,6 +291,7 @@ pub struct FunctionsSection {
 impl Default for FunctionsSection {
     fn default() -> Self {
         let functions = FunctionsConfig::default();
+        let runtime = aleph_executor::functions::FunctionsConfig::default();
         Self {
             listen: None,
             region: functions.identity.region,
@@ -296,7 +300,8 @@ impl Default for FunctionsSection {
             account_concurrency: functions.account_concurrency,
             nats: functions.nats,
             memory: None,
-            pool: PoolConfig::default(),
+            processes: runtime.processes,
+            pool: runtime.pool,
         }
     }
 }
@@ -309,6 +314,7 @@ impl FunctionsSection {
             account_concurrency: usize::try_from(self.account_concurrency).unwrap_or(usize::MAX),
             region: self.region.clone(),
             memory: self.memory,
+            processes: self.processes,
             pool: self.pool,
         }
     }
@@ -583,6 +589,8 @@ fn read(document: &mut Document<'_>) -> Config {
         );
         s.read("nats", &mut functions.nats, nats::servers);
         s.optional("memory", &mut functions.memory, value::guest_memory);
+        let processes = value::whole(0..=100);
+        s.read("processes", &mut functions.processes, processes);
         let pool = &mut functions.pool;
         let day = || value::seconds(0..=86_400);
         s.read("linger_seconds", &mut pool.linger, day());
@@ -664,6 +672,7 @@ mod tests {
             account_concurrency = 50
             nats = [{ server = "127.0.0.1:4222" }]
             memory = "6g"
+            processes = 5
             linger_seconds = 3
             idle_timeout_seconds = 120
             min_idle_seconds = 30
@@ -748,6 +757,7 @@ mod tests {
                     ..NatsServer::default()
                 }],
                 memory: Some(MiB(6 * 1024)),
+                processes: 5,
                 pool: PoolConfig {
                     linger: Duration::from_secs(3),
                     idle_timeout: Duration::from_secs(120),
@@ -761,8 +771,8 @@ mod tests {
         assert_eq!(config, want);
         let runtime = config.functions.runtime_config();
         assert_eq!(
-            (runtime.memory, runtime.pool),
-            (Some(MiB(6 * 1024)), want.functions.pool)
+            (runtime.memory, runtime.processes, runtime.pool),
+            (Some(MiB(6 * 1024)), 5, want.functions.pool)
         );
     }
 
@@ -962,6 +972,11 @@ mod tests {
                 "[functions]\nbreak_even_seconds = 86401",
                 "functions.break_even_seconds",
                 "between 0 and 86400",
+            ),
+            (
+                "[functions]\nprocesses = 101",
+                "functions.processes",
+                "between 0 and 100",
             ),
             (
                 "[functions]\nspares = -1",

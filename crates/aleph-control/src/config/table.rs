@@ -80,6 +80,7 @@ fn table(config: &Config) -> Table {
                 account_concurrency,
                 nats,
                 memory,
+                processes,
                 pool:
                     PoolConfig {
                         linger,
@@ -191,6 +192,7 @@ fn table(config: &Config) -> Table {
                     "memory",
                     memory.map(|memory| text(&format!("{}m", memory.0))),
                 ),
+                ("processes", Some(number(*processes))),
                 ("linger_seconds", Some(number(linger.as_secs()))),
                 ("idle_timeout_seconds", Some(number(idle_timeout.as_secs()))),
                 ("min_idle_seconds", Some(number(shortest.as_secs()))),
@@ -259,6 +261,7 @@ mod tests {
             account_id = "123456789012"
             account_concurrency = 10
             memory = "8g"
+            processes = 0
             linger_seconds = 0
             idle_timeout_seconds = 60
             min_idle_seconds = 10

@@ -169,8 +169,7 @@ impl Runner for FunctionRuntime {
             // Whoever asks for it has it tried again.
             *deployed.failed.lock().await = None;
             let template = self.0.template(&deployed).await;
-            let template = template.map_err(|error| Problem::of(&error))?;
-            self.0.processes.want(&template);
+            template.map_err(|error| Problem::of(&error))?;
             trial.is_new = false;
             Ok(deployment)
         })
@@ -233,6 +232,7 @@ impl Runner for FunctionRuntime {
             if let Some(deployed) = deployed {
                 deployed.retire();
             }
+            self.0.processes.forget(&id);
             if let Err(error) = Template::remove(&self.0.host, &id) {
                 tracing::warn!(deployment = %id, %error, "a template stays");
             }
@@ -310,6 +310,8 @@ impl Shared {
         match made {
             Ok(template) => {
                 let template = Arc::new(template);
+                let id = deployed.deployment.id();
+                self.processes.want(id, &template);
                 *slot = Some(Arc::clone(&template));
                 Ok(template)
             }
@@ -435,11 +437,7 @@ impl Shared {
     }
 
     /// A clone that lives: the idle one that was used last, or a new one.
-    async fn member(
-        &self,
-        deployed: &Deployed,
-        may_be_idle: bool,
-    ) -> Result<Found, InvokeError> {
+    async fn member(&self, deployed: &Deployed, may_be_idle: bool) -> Result<Found, InvokeError> {
         loop {
             // The pool is not held while a clone goes on.
             let idle = if may_be_idle {

@@ -122,6 +122,7 @@ impl Waiting for QemuAhead {
     fn begin(self: Box<Self>, late: Late) -> BoxFuture<'static, Result<(), LaunchError>> {
         Box::pin(async move {
             self.show(&late)?;
+            crate::failpoint::pass("process.begin", "shown");
             let opened = self.tell(late::files(&self.shape)).await;
             self.hide(&late);
             let begun = async {

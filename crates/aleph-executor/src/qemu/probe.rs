@@ -148,7 +148,9 @@ fn parse_machines(text: &str) -> Vec<String> {
 }
 
 fn has_preconfig(help: &str) -> bool {
-    let mut words = help.lines().filter_map(|line| line.split_whitespace().next());
+    let mut words = help
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
     words.any(|word| word.trim_start_matches('-') == "preconfig")
 }
 

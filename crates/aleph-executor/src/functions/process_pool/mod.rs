@@ -8,7 +8,7 @@
 //! ```
 //! A process serves any function of its shape: its CPUs and memory, its disks, and whether it is
 //! connected. There are never more than [`FunctionsConfig::processes`] of them, of the shapes that
-//! were asked for last. One that was taken is replaced in the background, but not while a cold start
+//! were asked for last, and none of a shape that no deployment has any more. One that was taken is replaced in the background, but not while a cold start
 //! is under way: on a host of few processors that would take from it what it saved.
 //!
 //! Processes are for events: clones that are made ahead of need launch their own.
@@ -37,6 +37,7 @@
 mod process;
 mod shapes;
 
+use super::deployment::DeploymentId;
 use super::host::Host;
 use super::instance::{CloneError, Spare};
 use super::template::Template;
@@ -44,6 +45,7 @@ use crate::hypervisor::{LaunchError, Shape};
 use aleph_types::VmId;
 use process::PooledProcess;
 use shapes::Shapes;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -63,6 +65,8 @@ pub(super) struct ProcessPool {
 }
 
 struct State {
+    /// Of deployments that are there.
+    wanted: HashMap<DeploymentId, Shape>,
     shapes: Shapes<Shape>,
     /// The one that was launched last at the end.
     waiting: Vec<PooledProcess>,
@@ -88,6 +92,7 @@ impl ProcessPool {
         Arc::new(Self {
             host,
             state: Mutex::new(State {
+                wanted: HashMap::new(),
                 shapes: Shapes::new(limit),
                 waiting: Vec::new(),
                 is_filling: false,
@@ -114,14 +119,33 @@ impl ProcessPool {
         ColdStart(Arc::clone(self))
     }
 
-    /// Has processes for clones of a template from now on.
-    pub(super) fn want(self: &Arc<Self>, template: &Template) {
-        self.ask(template.shape(self.host.network.is_some()));
+    /// Has processes for clones of a deployment's template, until [`ProcessPool::forget`].
+    pub(super) fn want(self: &Arc<Self>, deployment: DeploymentId, template: &Template) {
+        let shape = template.shape(self.host.network.is_some());
+        self.state().wanted.insert(deployment, shape.clone());
+        self.ask(shape);
+    }
+
+    /// Has none for a deployment any more. Those that no other one can have go.
+    pub(super) fn forget(&self, deployment: &DeploymentId) {
+        let unwanted = {
+            let mut state = self.state();
+            let Some(shape) = state.wanted.remove(deployment) else {
+                return;
+            };
+            if state.is_wanted(&shape) {
+                return;
+            }
+            state.shapes.forget(&shape);
+            state.take_surplus()
+        };
+        drop(unwanted);
     }
 
     fn ask(self: &Arc<Self>, shape: Shape) {
         let mut state = self.state();
-        if state.is_closed {
+        // An event may outlive its deployment.
+        if state.is_closed || !state.is_wanted(&shape) {
             return;
         }
         state.shapes.ask(shape);
@@ -195,7 +219,7 @@ impl ProcessPool {
                     tracing::debug!(%vm, elapsed = ?began.elapsed(), "a process waits for a guest");
                     // One that comes too late goes with this.
                     let mut state = self.state();
-                    if !state.is_closed {
+                    if !state.is_closed && state.is_wanted(&process.shape) {
                         state.waiting.push(process);
                     }
                 }
@@ -233,6 +257,10 @@ impl ProcessPool {
 }
 
 impl State {
+    fn is_wanted(&self, shape: &Shape) -> bool {
+        self.wanted.values().any(|wanted| wanted == shape)
+    }
+
     fn there(&self) -> impl Iterator<Item = &Shape> + Clone {
         self.waiting.iter().map(|process| &process.shape)
     }

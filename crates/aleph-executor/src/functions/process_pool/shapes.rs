@@ -23,6 +23,11 @@ impl<S: PartialEq + Clone> Shapes<S> {
         self.recent.truncate(self.limit);
     }
 
+    /// None of this shape is needed any more.
+    pub(super) fn forget(&mut self, shape: &S) {
+        self.recent.retain(|known| known != shape);
+    }
+
     /// How many there are to be of each: the same of all, and what is left of those asked for last.
     fn quotas(&self) -> impl Iterator<Item = (&S, usize)> {
         let shapes = self.recent.len().max(1);
@@ -89,6 +94,18 @@ mod tests {
         assert_eq!(kept(2, &[1, 2, 3]), [2, 3]);
         assert_eq!(kept(2, &[1, 2, 1, 3]), [1, 3]);
         assert_eq!(kept(3, &[1, 2]), [1, 2, 2]);
+    }
+
+    #[test]
+    fn what_is_forgotten_makes_room() {
+        let mut shapes = Shapes::new(2);
+        shapes.ask(1);
+        shapes.ask(2);
+        shapes.forget(&1);
+        assert_eq!(shapes.surplus([1, 2].iter()), Some(0));
+        assert_eq!(shapes.missing([2].iter()), Some(2));
+        shapes.forget(&2);
+        assert_eq!(shapes.missing([].iter()), None);
     }
 
     proptest! {

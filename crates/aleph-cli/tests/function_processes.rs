@@ -1,0 +1,102 @@
+//! Processes that wait for guests of functions, and a daemon that is killed at each step of theirs.
+
+mod support;
+
+use aleph_testkit::{functions::zip, recipe_image, wait_until};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use support::{Daemon, LIMIT};
+
+/// A runtime in shell that answers with its guest's name.
+const BOOTSTRAP: &str = r#"#!/bin/bash
+api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime/invocation
+while :; do
+  curl -s -D /tmp/headers $api/next >/dev/null
+  id=$(sed -n 's/^[Ll]ambda-[Rr]untime-[Aa]ws-[Rr]equest-[Ii]d: *//p' /tmp/headers | tr -d '\r')
+  curl -s -d "\"$(hostname)\"" $api/$id/response >/dev/null
+done
+"#;
+
+/// The folders of VMs, each with whether its VMM is on record.
+fn vms(daemon: &Daemon) -> Result<BTreeSet<(PathBuf, bool)>> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(daemon.node.root.paths()?.vms())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            let is_recorded = path.join("vmm.json").exists();
+            found.insert((path, is_recorded));
+        }
+    }
+    Ok(found)
+}
+
+/// Waits until as many processes wait; none of the functions here keeps a clone.
+fn waiting(daemon: &Daemon, count: usize) -> BTreeSet<PathBuf> {
+    wait_until("processes that wait", LIMIT, || {
+        let vms = vms(daemon).ok()?;
+        let is_there = vms.len() == count && vms.iter().all(|(_, is_recorded)| *is_recorded);
+        is_there.then(|| vms.into_iter().map(|(path, _)| path).collect())
+    })
+}
+
+fn invoke(daemon: &Daemon) -> Result<String> {
+    let answer = daemon.ok(&["fn", "invoke", "who"])?;
+    Ok(serde_json::from_str(answer.trim())?)
+}
+
+#[test]
+fn a_daemon_that_is_killed_leaves_none_of_them() -> Result<()> {
+    recipe_image(aleph_image::Recipe::ProvidedAl2023)?;
+    let mut daemon = Daemon::configured("[functions]\nspares = 0\nprocesses = 2\n", &[])?;
+    let archive = daemon.node.root.path().join("who.zip");
+    std::fs::write(
+        &archive,
+        zip(&[("bootstrap", 0o755, BOOTSTRAP.as_bytes())])?,
+    )?;
+    let archive = archive.to_str().context("a path")?;
+    let create = ["fn", "create", "who", "--runtime", "provided.al2023"];
+    let how = ["--handler", "none", "--zip", archive, "--isolation"];
+    daemon.ok(&[&create[..], &how, &["invocation", "--wait"]].concat())?;
+    let before = waiting(&daemon, 2);
+    let name = invoke(&daemon)?;
+    let vm = name.strip_prefix("fn-").context("another name")?;
+    ensure!(
+        before.iter().any(|path| path.ends_with(vm)),
+        "{vm} of {before:?}"
+    );
+    let before = waiting(&daemon, 2);
+    daemon.kill_and_restart()?;
+    // No shape is known to the next one before an event needs a clone.
+    waiting(&daemon, 0);
+    invoke(&daemon)?;
+    let after = waiting(&daemon, 2);
+    ensure!(before.is_disjoint(&after), "{before:?} {after:?}");
+    for place in [
+        "process.launch:before",
+        "process.launch:after",
+        "process.begin:before",
+        "process.begin:shown",
+        "process.begin:after",
+    ] {
+        daemon.kill_and_restart_to_die_at(place)?;
+        // The first event has processes launched, and one after that takes one.
+        wait_until(place, LIMIT, || {
+            let _ = daemon.aleph(&["fn", "invoke", "who"]);
+            daemon.is_gone().ok()?.then_some(())
+        });
+        let left = vms(&daemon)?;
+        ensure!(
+            place == "process.launch:before" || !left.is_empty(),
+            "{place} left nothing"
+        );
+        daemon.kill_and_restart()?;
+        waiting(&daemon, 0);
+        ensure!(invoke(&daemon)?.starts_with("fn-"), "no answer");
+    }
+    // With the last function that they are for they go.
+    waiting(&daemon, 2);
+    daemon.ok(&["fn", "rm", "who"])?;
+    waiting(&daemon, 0);
+    daemon.end()
+}
