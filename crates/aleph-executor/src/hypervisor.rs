@@ -384,7 +384,7 @@ pub enum LaunchError {
         /// Which file.
         what: String,
         /// Why not.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A call of the operating system failed.
     #[error("cannot {what}")]

@@ -315,6 +315,7 @@ pub(super) struct QemuVmm {
 impl QemuVmm {
     pub(super) async fn qmp(&self) -> Result<&Qmp, QmpError> {
         let socket = self.run_dir.join(socket_name::CONTROL);
+        let connect = || async { Qmp::connect(&socket, ANSWER).await.map(|(qmp, _)| qmp) };
         self.qmp.get_or_try_init(connect).await
     }
 
