@@ -53,7 +53,7 @@ fn main() {
         trial(
             "guests_of_such_processes_are_connected",
             root.or(tun).or(nft),
-            || guests_of_such_processes_are_connected(),
+            guests_of_such_processes_are_connected,
         ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
@@ -243,8 +243,7 @@ async fn files_that_cannot_be_shown_cost_no_event() -> Result<()> {
     prepare(&world, &world.deployment).await?;
     let ready = waiting(&world.runtime, 1, &[]).await?;
     // A file without a name cannot get another one.
-    let dir = tempfile::tempdir()?;
-    let gone = function(&world, "gone", dir.path())?;
+    let gone = function(&world, "gone", world.root.path())?;
     prepare(&world, &gone).await?;
     let Code::Task { image, .. } = &gone.code else {
         anyhow::bail!("no code")
@@ -253,6 +252,16 @@ async fn files_that_cannot_be_shown_cost_no_event() -> Result<()> {
     let (vm, said) = served(&world, &gone, "1").await?;
     assert!(!ready.contains(&vm), "{vm} of {ready:?}");
     assert_eq!(said, "gone");
+    // One on another filesystem cannot either, and that may be so of all others.
+    let ready = waiting(&world.runtime, 1, &ready).await?;
+    let memory = tempfile::tempdir_in("/dev/shm")?;
+    let elsewhere = function(&world, "elsewhere", memory.path())?;
+    prepare(&world, &elsewhere).await?;
+    let (vm, said) = served(&world, &elsewhere, "1").await?;
+    assert!(!ready.contains(&vm), "{vm} of {ready:?}");
+    assert_eq!(said, "elsewhere");
+    let (vm, _) = served(&world, &world.deployment, "1").await?;
+    assert!(!ready.contains(&vm), "{vm} of {ready:?}");
     assert_eq!(world.runtime.waiting_processes(), [], "it is given up");
     end(world).await
 }

@@ -24,7 +24,8 @@
 //! | --- | --- |
 //! | a process has died while it waited | it is passed over; the next one is taken, or one is launched as if there were none |
 //! | it dies with what it is given, or refuses it | the same |
-//! | a file of the template cannot be shown to it | it goes; one is launched as if there were none, and none ahead for [`REST`] |
+//! | a file of the template is on another filesystem, or not for its user | it goes; one is launched as if there were none, and none ahead for [`REST`] |
+//! | a file of the template has no name any more, as it was removed | the same, without the rest |
 //! | no process has the template's shape | one is launched as if there were none; the next of that shape finds one |
 //! | its guest cannot be connected | it goes; the launch that follows says why |
 //! | the VMM cannot wait for its guest (a QEMU without `-preconfig`, another VMM) | none is ever launched ahead |
@@ -46,6 +47,7 @@ use aleph_types::VmId;
 use process::PooledProcess;
 use shapes::Shapes;
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -149,8 +151,7 @@ impl ProcessPool {
             return;
         }
         state.shapes.ask(shape);
-        let rests = state.rests.is_some_and(|until| Instant::now() < until);
-        if !rests && !state.is_filling && !state.is_full() {
+        if !state.is_filling && state.missing().is_some() {
             state.is_filling = true;
             self.host.burials.spawn(Arc::clone(self).fill());
         }
@@ -183,6 +184,12 @@ impl ProcessPool {
                     tracing::warn!(%vm, why, "a process that was launched ahead is given up");
                     match error {
                         CloneError::Vmm(LaunchError::Restore { .. }) => {}
+                        // Its template or code was removed: that says nothing of others.
+                        CloneError::Vmm(LaunchError::Late { source, .. })
+                            if source.kind() == io::ErrorKind::NotFound =>
+                        {
+                            return None;
+                        }
                         CloneError::Vmm(_) => {
                             self.state().rests = Some(Instant::now() + REST);
                             return None;
@@ -261,22 +268,19 @@ impl State {
         self.wanted.values().any(|wanted| wanted == shape)
     }
 
-    fn there(&self) -> impl Iterator<Item = &Shape> + Clone {
-        self.waiting.iter().map(|process| &process.shape)
+    fn there(&self) -> Vec<&Shape> {
+        self.waiting.iter().map(|process| &process.shape).collect()
     }
 
     fn missing(&self) -> Option<Shape> {
-        let missing = self.shapes.missing(self.there());
-        missing.filter(|_| !self.is_closed)
-    }
-
-    fn is_full(&self) -> bool {
-        self.missing().is_none()
+        let rests = self.rests.is_some_and(|until| Instant::now() < until);
+        let missing = self.shapes.missing(&self.there());
+        missing.filter(|_| !rests && !self.is_closed)
     }
 
     fn take_surplus(&mut self) -> Vec<PooledProcess> {
         let mut taken = Vec::new();
-        while let Some(at) = self.shapes.surplus(self.there()) {
+        while let Some(at) = self.shapes.surplus(&self.there()) {
             taken.push(self.waiting.remove(at));
         }
         taken

@@ -38,34 +38,35 @@ impl<S: PartialEq + Clone> Shapes<S> {
     }
 
     /// A shape of which there are too few among these.
-    pub(super) fn missing<'a>(&self, there: impl Iterator<Item = &'a S> + Clone) -> Option<S>
-    where
-        S: 'a,
-    {
-        self.quotas()
-            .find(|(shape, quota)| there.clone().filter(|one| one == shape).count() < *quota)
-            .map(|(shape, _)| shape.clone())
+    pub(super) fn missing(&self, there: &[&S]) -> Option<S> {
+        let mut quotas = self.quotas();
+        let missing = quotas.find(|(shape, quota)| count(there, shape) < *quota);
+        missing.map(|(shape, _)| shape.clone())
     }
 
     /// The place of one among these that is one too many.
-    pub(super) fn surplus<'a>(&self, there: impl Iterator<Item = &'a S> + Clone) -> Option<usize>
-    where
-        S: 'a,
-    {
+    pub(super) fn surplus(&self, there: &[&S]) -> Option<usize> {
         let quota = |shape: &S| {
             let known = self.quotas().find(|(known, _)| *known == shape);
             known.map_or(0, |(_, quota)| quota)
         };
-        let is_surplus =
-            |shape: &&S| there.clone().filter(|one| one == shape).count() > quota(shape);
-        there.clone().position(|shape| is_surplus(&shape))
+        let is_surplus = |shape: &&S| count(there, shape) > quota(shape);
+        there.iter().position(is_surplus)
     }
+}
+
+fn count<S: PartialEq>(there: &[&S], shape: &S) -> usize {
+    there.iter().filter(|one| **one == shape).count()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn refs(shapes: &[u8]) -> Vec<&u8> {
+        shapes.iter().collect()
+    }
 
     /// What is kept after these were asked for, by who makes what is missing and ends what is too
     /// many.
@@ -74,10 +75,10 @@ mod tests {
         let mut there: Vec<u8> = Vec::new();
         for shape in asked {
             shapes.ask(*shape);
-            while let Some(at) = shapes.surplus(there.iter()) {
+            while let Some(at) = shapes.surplus(&refs(&there)) {
                 there.remove(at);
             }
-            while let Some(missing) = shapes.missing(there.iter()) {
+            while let Some(missing) = shapes.missing(&refs(&there)) {
                 there.push(missing);
                 assert!(there.len() <= limit, "{there:?} of {limit}");
             }
@@ -102,10 +103,10 @@ mod tests {
         shapes.ask(1);
         shapes.ask(2);
         shapes.forget(&1);
-        assert_eq!(shapes.surplus([1, 2].iter()), Some(0));
-        assert_eq!(shapes.missing([2].iter()), Some(2));
+        assert_eq!(shapes.surplus(&[&1, &2]), Some(0));
+        assert_eq!(shapes.missing(&[&2]), Some(2));
         shapes.forget(&2);
-        assert_eq!(shapes.missing([].iter()), None);
+        assert_eq!(shapes.missing(&[]), None);
     }
 
     proptest! {
