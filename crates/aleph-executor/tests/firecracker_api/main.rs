@@ -7,6 +7,7 @@
 //! | `strategy` | draws calls, right ones and wrong ones |
 //! | `conformity` | holds what is drawn against the tables |
 //! | `limits` | each wrong value, and what is said of it |
+//! | `double` | sends what is drawn to a program that reads it as Firecracker does |
 //! | `files` | the configuration file |
 //! | `peer`, `client` | a peer that plays a script, and the client |
 
@@ -15,6 +16,7 @@
 mod client;
 mod conformity;
 mod description;
+mod double;
 mod files;
 mod limits;
 mod peer;
