@@ -120,13 +120,25 @@ fn setup_message(serial: &str, filesystem: &str) -> Result<Vec<u8>> {
     Ok(said)
 }
 
+/// A new conversation. One that a guest takes up before it has heard that its connections are
+/// gone, as it goes on from a snapshot, is gone with them.
 pub(crate) async fn reattach(socket: &Path) -> Result<Agent> {
-    let stream = vsock::reach(socket, VSOCK_PORT, LIMIT).await?;
-    let reattach = Reattach {
-        main: None,
-        setup: None,
+    let attempts = async {
+        loop {
+            let stream = vsock::reach(socket, VSOCK_PORT, LIMIT).await?;
+            let reattach = Reattach {
+                main: None,
+                setup: None,
+            };
+            let Ok((agent, _)) = Agent::reattach(stream, reattach).await else {
+                continue;
+            };
+            if agent.ping().await.is_ok() {
+                return anyhow::Ok(agent);
+            }
+        }
     };
-    Ok(timeout(LIMIT, Agent::reattach(stream, reattach)).await??.0)
+    timeout(LIMIT, attempts).await?
 }
 
 pub(crate) async fn said(agent: &Agent, argv: &[&str]) -> Result<String> {

@@ -8,6 +8,7 @@ use aleph_testkit::TestRoot;
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
+use tokio::time::timeout;
 
 async fn sectors(agent: &Agent, disk: &str) -> Result<u64> {
     let path = format!("/sys/block/{disk}/size");
@@ -62,7 +63,15 @@ async fn an_agent_does_what_it_is_told() -> Result<()> {
     let (snapshot, memory) = (double.path("state"), double.path("memory"));
     let create = json!({ "snapshot_path": snapshot, "mem_file_path": memory });
     double.put("/snapshot/create", &create)?;
-    drop((agent, double.child.id()));
+    // The snapshot has ended the connections of the guest that was written down, too.
+    timeout(LIMIT, agent.closed()).await?;
+    double.does("PATCH", "/vm", &json!({ "state": "Resumed" }))?;
+    let agent = reattach(&double.path("vsock")).await?;
+    assert_eq!(
+        said(&agent, &["cat", "/tmp/kept"]).await?,
+        "what the guest had"
+    );
+    drop(agent);
     // Its files are wanted; it is not.
     let mut double = double;
     double.child.kill()?;

@@ -3,11 +3,12 @@
 use crate::action::{Action, Kind};
 use crate::bodies::{CreateSnapshot, DriveUpdate, SnapshotType};
 use crate::fault::{About, Fault, os_text};
-use crate::guest::Guest;
+use crate::guest::{Begin, Guest};
 use crate::log;
 use crate::resources;
 use crate::state_file::{self, State};
 use crate::vmm::{Answer, Phase, Vmm, too_late};
+use anyhow::Result;
 use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
@@ -208,10 +209,32 @@ impl Vmm {
             true => ("diff_create_snapshot", "create diff snapshot"),
             false => ("full_create_snapshot", "create full snapshot"),
         };
+        if self.resources.vsock.is_some()
+            && let Err(why) = self.reset_vsock(&state.devices)
+        {
+            self.fatal = true;
+            return refuse(format!("Cannot save the microVM state: {why:#}"));
+        }
         self.metrics.took(metric, began.elapsed());
         let took = began.elapsed().as_micros();
         log!(Info, "'{kind}' API request took {took} us.");
         Ok(None)
+    }
+
+    /// Ends all connections of vsock, as a snapshot does: the guest goes on in another QEMU, which
+    /// tells it so.
+    fn reset_vsock(&mut self, devices: &[u8]) -> Result<()> {
+        let before = std::mem::replace(&mut self.phase, Phase::NotStarted { boot_path: true });
+        let Phase::Paused { guest, frozen } = before else {
+            self.phase = before;
+            return Ok(());
+        };
+        let memory = guest.memory()?;
+        drop(guest);
+        let begin = Begin::Restore { memory, devices };
+        let guest = Guest::start(&self.resources, &begin, self.events.clone())?;
+        self.phase = Phase::Paused { guest, frozen };
+        Ok(())
     }
 
     fn update_drive(&mut self, update: &DriveUpdate) -> Answer {

@@ -21,6 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
 /// Names another QEMU than the one in the path.
@@ -32,6 +33,9 @@ const VSOCK: &str = "FIRECRACKER_DOUBLE_VSOCK";
 /// How many virtio devices the machine has room for.
 const BUSES: usize = 24;
 
+/// How many were started.
+static STARTED: AtomicU64 = AtomicU64::new(0);
+
 /// What only an emulated guest's kernel is told.
 const EMULATED: &str =
     "mitigations=off initcall_blacklist=tracer_init_tracefs,trace_eval_init,init_kprobe_trace";
@@ -39,6 +43,7 @@ const EMULATED: &str =
 /// A running guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
+    number: u64,
     child: Child,
     qmp: Qmp,
     memory: File,
@@ -47,12 +52,13 @@ pub(crate) struct Guest {
 }
 
 /// What a guest begins with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) enum Begin<'a> {
     /// With a kernel, and this on its command line.
     Boot(&'a str),
-    /// With what another guest was: its memory, and QEMU's state of its devices.
-    Restore { memory: &'a File, devices: &'a [u8] },
+    /// With what another guest was: its memory, which is this one's from now on, and QEMU's state
+    /// of its devices.
+    Restore { memory: File, devices: &'a [u8] },
 }
 
 /// QEMU's command line while it is made, with the files that it is handed.
@@ -96,15 +102,18 @@ impl Guest {
     /// Starts one. It runs where it boots, and is paused where it goes on from a state.
     pub(crate) fn start(
         resources: &Resources,
-        begin: Begin<'_>,
+        begin: &Begin<'_>,
         events: Sender<Event>,
     ) -> Result<Self> {
         let mut line = Line::default();
         let size = u64::try_from(resources.machine.mem_size_mib)?
             .checked_mul(1 << 20)
             .context("too much memory")?;
-        let memory = File::from(memfd_create("guest-memory", MemfdFlags::CLOEXEC)?);
-        memory.set_len(size)?;
+        let memory = match begin {
+            Begin::Boot(_) => memory_of(size)?,
+            Begin::Restore { memory, .. } => memory.try_clone()?,
+        };
+        let restores = matches!(begin, Begin::Restore { .. });
         machine(&mut line, &resources.machine, &memory)?;
         let (ours, theirs) = UnixStream::pair()?;
         let control = line.hand(&theirs)?;
@@ -114,11 +123,7 @@ impl Guest {
         devices(&mut line, resources)?;
         match begin {
             Begin::Boot(arguments) => boot(&mut line, resources, arguments)?,
-            Begin::Restore {
-                memory: from,
-                devices,
-            } => {
-                copy_sparse(from, &memory)?;
+            Begin::Restore { devices, .. } => {
                 let mut state = File::from(memfd_create("devices", MemfdFlags::CLOEXEC)?);
                 state.write_all(devices)?;
                 state.rewind()?;
@@ -128,13 +133,15 @@ impl Guest {
         }
         let child = spawn(&line, resources)?;
         drop(theirs);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let mut guest = Self {
+            number,
             child,
-            qmp: Qmp::connect(ours, events)?,
+            qmp: Qmp::connect(ours, number, events)?,
             memory,
             _kept: Vec::new(),
         };
-        if let Begin::Restore { .. } = begin {
+        if restores {
             let state = line.files.last().context("no state")?.as_raw_fd();
             guest.ignore_memory()?;
             let uri = json!({ "uri": format!("fd:{state}") });
@@ -143,6 +150,16 @@ impl Guest {
         }
         guest._kept = line.files;
         Ok(guest)
+    }
+
+    /// Which QEMU of this process it is.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Its memory.
+    pub(crate) fn memory(&self) -> io::Result<File> {
+        self.memory.try_clone()
     }
 
     /// Stops its processors.
@@ -356,6 +373,20 @@ fn library() -> Result<PathBuf> {
     };
     ensure!(library.exists(), "there is no {}", library.display());
     Ok(library)
+}
+
+/// Memory of so many bytes, all of them 0.
+fn memory_of(size: u64) -> io::Result<File> {
+    let memory = File::from(memfd_create("guest-memory", MemfdFlags::CLOEXEC)?);
+    memory.set_len(size)?;
+    Ok(memory)
+}
+
+/// Memory of so many bytes with what a file holds.
+pub(crate) fn memory_from(file: &File, size: u64) -> io::Result<File> {
+    let memory = memory_of(size)?;
+    copy_sparse(file, &memory)?;
+    Ok(memory)
 }
 
 /// Copies what is not a hole to the same places.

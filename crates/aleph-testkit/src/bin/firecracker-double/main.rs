@@ -27,8 +27,7 @@
 //!   start is refused or they are left out.
 //! - A snapshot's memory is loaded from a file, into a copy; never from a page fault handler.
 //! - A triple fault looks like a reset: exit code 0 in all versions.
-//! - Connections of vsock live through a snapshot of the VM that goes on, and those that a guest
-//!   begins are refused.
+//! - Connections of vsock that a guest begins are refused.
 //! - A VM that is only paused and resumed has no trouble with vsock in 1.16.0 and 1.16.1.
 
 mod action;

@@ -25,13 +25,14 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    /// Negotiates. QEMU's end, and what a guest does to its machine, is told to `events`.
-    pub(crate) fn connect(socket: UnixStream, events: Sender<Event>) -> Result<Self> {
+    /// Negotiates. The end of the QEMU with this number, and what its guest does to its machine,
+    /// is told to `events`.
+    pub(crate) fn connect(socket: UnixStream, of: u64, events: Sender<Event>) -> Result<Self> {
         let (answer, answers) = channel();
         let reader = BufReader::new(socket.try_clone()?);
         std::thread::Builder::new()
             .name("qmp".into())
-            .spawn(move || read(reader, &answer, &events))?;
+            .spawn(move || read(reader, &answer, of, &events))?;
         let mut qmp = Self { socket, answers };
         // The greeting.
         qmp.answer()?;
@@ -100,7 +101,12 @@ impl Qmp {
     }
 }
 
-fn read(mut lines: BufReader<UnixStream>, answers: &Sender<Value>, events: &Sender<Event>) {
+fn read(
+    mut lines: BufReader<UnixStream>,
+    answers: &Sender<Value>,
+    of: u64,
+    events: &Sender<Event>,
+) {
     let mut line = String::new();
     loop {
         line.clear();
@@ -113,11 +119,11 @@ fn read(mut lines: BufReader<UnixStream>, answers: &Sender<Value>, events: &Send
         match message.get("event").and_then(Value::as_str) {
             Some("SHUTDOWN") => {
                 let reason = message["data"]["reason"].as_str().unwrap_or_default();
-                let _ = events.send(Event::Shutdown(reason.to_owned()));
+                let _ = events.send(Event::Shutdown(of, reason.to_owned()));
             }
             Some(_) => {}
             None => _ = answers.send(message),
         }
     }
-    let _ = events.send(Event::QemuGone);
+    let _ = events.send(Event::QemuGone(of));
 }

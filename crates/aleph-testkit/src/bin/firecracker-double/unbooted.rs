@@ -3,7 +3,7 @@
 use crate::action::Action;
 use crate::bodies::{BackendType, LoadHugePages, LoadSnapshot, MemoryBackend};
 use crate::fault::{About, Fault, os_text};
-use crate::guest::{Begin, Guest};
+use crate::guest::{self, Begin, Guest};
 use crate::log;
 use crate::logger;
 use crate::resources::{self, OpenNic, Resources};
@@ -117,7 +117,7 @@ impl Vmm {
             arguments.push_str(if root.read_only() { " ro" } else { " rw" });
         }
         let begin = Begin::Boot(arguments);
-        let guest = match Guest::start(&self.resources, begin, self.events.clone()) {
+        let guest = match Guest::start(&self.resources, &begin, self.events.clone()) {
             Ok(guest) => guest,
             Err(why) => return refuse(&format!("Internal error while starting microVM: {why:#}")),
         };
@@ -211,11 +211,12 @@ impl Vmm {
         };
         let devices = std::mem::take(&mut state.devices);
         self.resources = reopen(state, self.resources.serial.take()).map_err(build)?;
+        let memory = guest::memory_from(&file, expected);
         let begin = Begin::Restore {
-            memory: &file,
+            memory: memory.map_err(|error| of_memory(os_text(&error)))?,
             devices: &devices,
         };
-        let guest = Guest::start(&self.resources, begin, self.events.clone());
+        let guest = Guest::start(&self.resources, &begin, self.events.clone());
         let mut guest = guest.map_err(|why| build(format!("{why:#}")))?;
         if load.resume_vm {
             let resumed = guest.resume();

@@ -32,10 +32,10 @@ pub(crate) enum Event {
         /// Disconnected once the answer is written.
         written: Receiver<()>,
     },
-    /// The guest did this to its machine, in QEMU's word.
-    Shutdown(String),
-    /// QEMU is gone.
-    QemuGone,
+    /// The guest of the QEMU with this number did this to its machine, in QEMU's word.
+    Shutdown(u64, String),
+    /// The QEMU with this number is gone.
+    QemuGone(u64),
 }
 
 /// How far the guest is.
@@ -86,7 +86,7 @@ impl Vmm {
         let mut held = Vec::new();
         loop {
             let frozen = matches!(self.phase, Phase::Paused { frozen: true, .. });
-            let event = match held.pop().filter(|_| !frozen) {
+            let event = match if frozen { None } else { held.pop() } {
                 Some(event) => event,
                 None => {
                     let due = match frozen {
@@ -118,13 +118,23 @@ impl Vmm {
                 }
                 other if frozen => held.push(other),
                 // A guest that only powers off stays where it is: nothing hears it.
-                Event::Shutdown(reason) if reason != "guest-reset" => {}
-                Event::Shutdown(_) => return self.end(0),
-                Event::QemuGone => {
+                Event::Shutdown(_, reason) if reason != "guest-reset" => {}
+                // One that another took the place of.
+                Event::Shutdown(of, _) | Event::QemuGone(of) if !self.runs(of) => {}
+                Event::Shutdown(..) => return self.end(0),
+                Event::QemuGone(_) => {
                     log!(Error, "QEMU is gone");
                     return self.end(1);
                 }
             }
+        }
+    }
+
+    /// Whether the guest is that of the QEMU with this number.
+    fn runs(&self, number: u64) -> bool {
+        match &self.phase {
+            Phase::NotStarted { .. } => false,
+            Phase::Running(guest) | Phase::Paused { guest, .. } => guest.number() == number,
         }
     }
 
