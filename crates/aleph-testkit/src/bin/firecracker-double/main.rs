@@ -9,7 +9,7 @@
 //! | `http`, `server` | the API's socket, byte for byte |
 //! | `route`, `action`, `gate`, `bodies` | requests, as a certain version understands them |
 //! | `vmm`, `unbooted`, `booted` | what is done when, and what is refused |
-//! | `resources`, `guest`, `qmp` | the guest |
+//! | `resources`, `guest`, `line`, `qmp` | the guest |
 //! | `state_file` | snapshots |
 //!
 //! | variable | what it says |
@@ -19,7 +19,7 @@
 //! | `FIRECRACKER_DOUBLE_VSOCK` | where the library of the vsock device is, if not beside this program |
 //!
 //! # Where it differs
-//! - The kernel is told more than the boot arguments: what emulation needs (see `guest`).
+//! - The kernel is told more than the boot arguments: what emulation needs (see `line`).
 //! - Devices are found by ACPI alone: `virtio_mmio.device=` is not on the kernel's command line.
 //! - Rates are not limited; statistics of a balloon are those of a guest that sends none.
 //! - No pmem, no memory hotplug, no PCI, no vhost-user drives, no server for a guest's metadata, no
@@ -39,6 +39,7 @@ mod fault;
 mod gate;
 mod guest;
 mod http;
+mod line;
 mod logger;
 mod metrics;
 mod mmds;
