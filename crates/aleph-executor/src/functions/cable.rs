@@ -49,20 +49,19 @@ impl Cable {
             return Ok((Self::none(vm), Vec::new()));
         };
         network.claim(vm, (account, function), &NetworkSpec::default())?;
-        match connect_by(Arc::clone(network), vm, queue).await {
-            Ok((nic, told)) => {
-                let cable = Self {
-                    network: Some(Arc::clone(network)),
-                    vm,
-                    told,
-                };
-                Ok((cable, vec![nic]))
-            }
-            Err(error) => {
-                network.release(vm);
-                Err(error)
-            }
-        }
+        // Whoever gives up waiting leaves a claim, and an interface that may still be made.
+        let claim = Claimed {
+            network: Some(Arc::clone(network)),
+            vm,
+        };
+        let (nic, told) = connect_by(Arc::clone(network), vm, queue).await?;
+        claim.keep();
+        let cable = Self {
+            network: Some(Arc::clone(network)),
+            vm,
+            told,
+        };
+        Ok((cable, vec![nic]))
     }
 
     /// Takes it away. Can be done again.
@@ -75,6 +74,35 @@ impl Cable {
             Ok(()) => network.release(vm),
             // The address stays taken, so that nobody else gets it beside what is still there.
             Err(error) => tracing::warn!(%vm, %error, "a function's network could not be removed"),
+        }
+    }
+}
+
+/// A claim that is given back, with all that was made for it, unless it is kept.
+struct Claimed {
+    network: Option<Arc<Network>>,
+    vm: VmId,
+}
+
+impl Claimed {
+    fn keep(mut self) {
+        self.network = None;
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let (Some(network), vm) = (self.network.take(), self.vm) else {
+            return;
+        };
+        let give_back = move || match network.detach(vm) {
+            Ok(()) => network.release(vm),
+            Err(error) => tracing::warn!(%vm, %error, "a function's network could not be removed"),
+        };
+        // Behind what is being made, which holds the same lock.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(give_back)),
+            Err(_) => give_back(),
         }
     }
 }

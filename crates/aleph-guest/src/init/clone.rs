@@ -20,8 +20,9 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::fmt::Write;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 
 const FOLDER: &CStr = c"/run/aleph";
 
@@ -54,27 +55,47 @@ struct Slot {
 }
 
 impl Slot {
-    fn write(&mut self, text: &[u8]) {
+    /// Writes it anew. Where the guest stands still, nobody has taken the page away since it was
+    /// [`ready`](Self::ready); where it does not, somebody may, and the kernel writes.
+    fn write(&mut self, text: &[u8], stands_still: bool) {
         let text = &text[..text.len().min(Page::SIZE)];
-        self.page.write(text);
-        if text.len() != self.length {
-            // Memory that a clone does not have is told by whatever needs it next.
+        // Memory that a clone does not have is told by whatever needs it next.
+        if stands_still {
+            if text.len() != self.length {
+                let _ = rustix::fs::ftruncate(&self.file, text.len() as u64);
+            }
+            self.page.write(text);
+        } else {
+            let _ = rustix::io::pwrite(&self.file, text, 0);
             let _ = rustix::fs::ftruncate(&self.file, text.len() as u64);
-            self.length = text.len();
         }
+        self.length = text.len();
+        // Who looks at its time, or waits for it to change, hears of it.
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        };
+        let _ = rustix::fs::futimens(
+            &self.file,
+            &Timestamps {
+                last_access: now,
+                last_modification: now,
+            },
+        );
     }
 
     /// Has what it holds in memory, whatever became of it since it was laid out.
     fn ready(&mut self) -> Result<(), Errno> {
         let size = rustix::fs::fstat(&self.file)?.st_size;
         self.length = usize::try_from(size).unwrap_or(0);
+        let mut first = *b"\n";
         if self.length == 0 {
-            // There is a page of it from here on.
-            rustix::io::pwrite(&self.file, b"\n", 0)?;
             self.length = 1;
+        } else {
+            rustix::io::pread(&self.file, &mut first, 0)?;
         }
-        let mut first = [0];
-        rustix::io::pread(&self.file, &mut first, 0)?;
+        // There is a page of it from here on, and then it is this one that is written to.
+        rustix::io::pwrite(&self.file, &first, 0)?;
         self.page.write(&first);
         Ok(())
     }
@@ -100,9 +121,9 @@ impl Own {
             // A machine without an id gets one.
             let mut bytes = [0; ID / 2];
             rustix::io::read(&own.random, &mut bytes).context(|| "drawing an id".into())?;
-            id.write(&machine_id(bytes));
+            id.write(&machine_id(bytes), false);
         }
-        number.write(&generation(0));
+        number.write(&generation(0), false);
         own.ready()?;
         Ok(own)
     }
@@ -113,18 +134,21 @@ impl Own {
         ready.context(|| "looking at what a clone has of its own".into())
     }
 
-    /// Gives the clone what is its own, but for its network.
-    pub(super) fn apply(&mut self, resume: &Resume<'_>) {
+    /// Gives the clone what is its own, but for its network. Whether it stands still decides how.
+    pub(super) fn apply(&mut self, resume: &Resume<'_>, stands_still: bool) {
         let _ = sys::add_entropy(&self.random, resume.entropy);
         let _ = sys::reseed(&self.random);
         setup::set_clock(resume.unix_ns);
         // A kernel that refuses a name is seen from inside.
         let _ = rustix::system::sethostname(resume.hostname);
         let [name, hosts, id, number] = &mut self.files;
-        name.write(&[resume.hostname, b"\n"].concat());
-        hosts.write(&setup::hosts(resume.hostname, resume.network.as_ref()));
-        id.write(&machine_id(resume.machine_id));
-        number.write(&generation(resume.generation));
+        name.write(&[resume.hostname, b"\n"].concat(), stands_still);
+        hosts.write(
+            &setup::hosts(resume.hostname, resume.network.as_ref()),
+            stands_still,
+        );
+        id.write(&machine_id(resume.machine_id), stands_still);
+        number.write(&generation(resume.generation), stands_still);
     }
 }
 

@@ -66,6 +66,7 @@ fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
             network: None,
             own: None,
             gate: None,
+            stands_still: false,
         },
         started_us,
     )
@@ -87,6 +88,8 @@ struct Guest {
     /// What holds its processes back, once they were. To close it would cost each clone a grace
     /// period of the kernel's.
     gate: Option<Gate>,
+    /// Whether none of its processes has run since it was readied.
+    stands_still: bool,
 }
 
 impl Machine for Guest {
@@ -113,10 +116,12 @@ impl Machine for Guest {
     }
 
     fn freeze(&mut self) -> Result<(), Failure> {
+        self.stands_still = false;
         let gate = freezer::freeze()?;
         match self.ready() {
             Ok(()) => {
                 self.gate = Some(gate);
+                self.stands_still = true;
                 Ok(())
             }
             Err(failure) => {
@@ -133,7 +138,7 @@ impl Machine for Guest {
     fn resume(&mut self, resume: &Resume<'_>) -> Result<(), Failure> {
         let own = self.own.as_mut();
         let own = own.ok_or_else(|| Failure::violation("a guest that was never frozen"))?;
-        own.apply(resume);
+        own.apply(resume, self.stands_still);
         if let Some(network) = &resume.network {
             match &self.network {
                 Some(before) => network::take_over(before.mac, network)?,
@@ -142,6 +147,7 @@ impl Machine for Guest {
             self.network = Some(Interface::of(network));
             network::write_resolver(network)?;
         }
+        self.stands_still = false;
         self.gate.as_ref().map_or(Ok(()), Gate::open)
     }
 

@@ -78,15 +78,17 @@ fn bring_pages_in() {
     freezer::each_member(bring);
 }
 
-/// The mapping that a line of /proc/PID/maps tells of, where it is one of a file that can be read.
+/// The mapping that a line of /proc/PID/maps tells of, where it is a private one of a file that can be
+/// read. A shared one may be memory that nobody has used yet, and would be used by being read.
 fn of_file(line: &[u8]) -> Option<(u64, u64)> {
     let mut words = line.split(|b| *b == b' ').filter(|word| !word.is_empty());
     let mut ends = words.next()?.split(|b| *b == b'-');
     let mut end = || number(ends.next()?, 16);
     let range = (end()?, end()?);
-    let is_readable = words.next()?.starts_with(b"r");
+    let rights = words.next()?;
+    let is_wanted = rights.starts_with(b"r") && rights.ends_with(b"p");
     let inode = words.nth(2)?;
-    (is_readable && inode != b"0").then_some(range)
+    (is_wanted && inode != b"0" && !line.ends_with(b" (deleted)")).then_some(range)
 }
 
 /// Pages of memory that nobody uses.
@@ -117,6 +119,9 @@ mod tests {
         for other in [
             &b"7ffc1000-7ffc2000 rw-p 00000000 00:00 0                 [stack]"[..],
             b"7ffc1000-7ffc2000 ---p 00000000 fe:00 1234    /usr/lib/c.so",
+            b"7ffc1000-7ffc2000 rw-s 00000000 00:01 1234    /memfd:arena (deleted)",
+            b"7ffc1000-7ffc2000 r--s 00000000 00:1a 1234    /tmp/arena",
+            b"7ffc1000-7ffc2000 rw-p 00000000 00:01 1234    /dev/zero (deleted)",
             b"7ffc1000-7ffc2000 r-xp",
             b"7ffc1000 r-xp 0 fe:00 1 /a",
             b"zz-yy r-xp 0 fe:00 1 /a",

@@ -118,8 +118,10 @@ mod tests {
     fn programs_are_those_named_then_those_installed_then_those_in_the_path() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().canonicalize().unwrap();
-        let mut config = JailConfig::default();
-        config.jailer = Some("no-such-jailer".into());
+        let mut config = JailConfig {
+            jailer: Some("no-such-jailer".into()),
+            ..JailConfig::default()
+        };
         assert_eq!(config.programs(&state).jailer, Path::new("no-such-jailer"));
         config.jailer = Some("sh".into());
         assert!(config.programs(&state).jailer.is_absolute());

@@ -22,13 +22,14 @@
 //! # Failure cases
 //! | what | then |
 //! | --- | --- |
+//! | another QEMU was installed since | those of the old one go |
 //! | a process has died while it waited | it is passed over; the next one is taken, or one is launched as if there were none |
 //! | it dies with what it is given, or refuses it | the same |
 //! | a file of the template is on another filesystem, or not for its user | it goes; one is launched as if there were none, and none ahead for [`REST`] |
 //! | a file of the template has no name any more, as it was removed | the same, without the rest |
 //! | no process has the template's shape | one is launched as if there were none; the next of that shape finds one |
 //! | its guest cannot be connected | it goes; the launch that follows says why |
-//! | the VMM cannot wait for its guest (a QEMU without `-preconfig`, another VMM) | none is ever launched ahead |
+//! | the VMM cannot wait for its guest (a QEMU without `-preconfig`, another VMM) | none is launched ahead for [`REST`] |
 //! | one cannot be launched | it is told in the log; none is launched for [`REST`] |
 //! | the node ends | all of them are killed and removed |
 //! | the daemon is killed between any two steps | the next one's sweep finds the place, as that of any clone: the VMM by its record, its user or its group, files in its folder, a TAP by its name |
@@ -160,12 +161,15 @@ impl ProcessPool {
     /// A spare of a template out of a process that waits; `None` where none is there for it.
     pub(super) async fn spare(self: &Arc<Self>, template: &Arc<Template>) -> Option<Spare> {
         let shape = template.shape(self.host.network.is_some());
+        let compatibility = self.host.driver.compatibility();
         loop {
-            let process = {
+            let (process, others) = {
                 let mut state = self.state();
+                let others = state.take_others(&compatibility);
                 let at = state.waiting.iter().position(|one| one.shape == shape);
-                at.map(|at| state.waiting.remove(at))
+                (at.map(|at| state.waiting.remove(at)), others)
             };
+            drop(others);
             self.ask(shape.clone());
             let process = process?;
             let vm = process.vm();
@@ -204,8 +208,11 @@ impl ProcessPool {
     /// Launches what is missing, one after another.
     async fn fill(self: Arc<Self>) {
         let Some(ahead) = self.host.driver.ahead() else {
+            // Nor will it the next time, unless another one is installed.
             tracing::debug!("the VMM cannot be launched ahead of need");
-            self.close();
+            let mut state = self.state();
+            state.rests = Some(Instant::now() + REST);
+            state.is_filling = false;
             return;
         };
         loop {
@@ -276,6 +283,12 @@ impl State {
         let rests = self.rests.is_some_and(|until| Instant::now() < until);
         let missing = self.shapes.missing(&self.there());
         missing.filter(|_| !rests && !self.is_closed)
+    }
+
+    /// Those of another VMM than that which is installed now.
+    fn take_others(&mut self, compatibility: &str) -> Vec<PooledProcess> {
+        let is_other = |one: &mut PooledProcess| one.compatibility != compatibility;
+        self.waiting.extract_if(.., is_other).collect()
     }
 
     fn take_surplus(&mut self) -> Vec<PooledProcess> {

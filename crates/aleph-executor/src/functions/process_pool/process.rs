@@ -23,6 +23,8 @@ use tokio::net::UnixStream;
 #[derive(Debug)]
 pub(super) struct PooledProcess {
     pub(super) shape: Shape,
+    /// Which VMM it is of, as snapshots have it.
+    pub(super) compatibility: String,
     body: Body,
     waiting: Box<dyn Waiting>,
     state: UnixStream,
@@ -64,6 +66,8 @@ impl PooledProcess {
         shape: Shape,
         place: Arc<Place>,
     ) -> Result<Self, CloneError> {
+        // Asked before it is launched: one that is replaced meanwhile is another one afterwards.
+        let compatibility = host.driver.compatibility();
         let sockets = place.listen()?;
         let cgroup = place.make_cgroup(&Limits {
             cpus: shape.resources.cpus,
@@ -103,6 +107,7 @@ impl PooledProcess {
         };
         Ok(Self {
             shape,
+            compatibility,
             body,
             waiting,
             state,
