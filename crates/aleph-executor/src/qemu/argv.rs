@@ -36,7 +36,7 @@ pub enum Begin<'a> {
     /// With the state of another guest's devices.
     Restore,
     /// The same, once it is known whose: until then QEMU waits, before it makes its machine. What
-    /// comes late is in [`super::late`].
+    /// comes late is said over its monitor.
     Ahead,
 }
 
