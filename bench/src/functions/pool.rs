@@ -144,7 +144,8 @@ impl Pool {
                 break vm;
             }
             let took = began.elapsed();
-            ensure!(took < Duration::from_secs(60), "no process waits");
+            // After one that could not be launched none is for a minute.
+            ensure!(took < Duration::from_secs(180), "no process waits");
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         let took = self.invoke_at(Temperature::Cold).await?;
