@@ -30,7 +30,7 @@
 //! | no process has the template's shape | one is launched as if there were none; the next of that shape finds one |
 //! | its guest cannot be connected | it goes; the launch that follows says why |
 //! | the VMM cannot wait for its guest (a QEMU without `-preconfig`, another VMM) | none is launched ahead for [`REST`] |
-//! | one cannot be launched | it is told in the log; none is launched for [`REST`] |
+//! | one cannot be launched | it is told in the log; after [`TRIES`] in a row none is launched for [`REST`] |
 //! | the node ends | all of them are killed and removed |
 //! | the daemon is killed between any two steps | the next one's sweep finds the place, as that of any clone: the VMM by its record, its user or its group, files in its folder, a TAP by its name |
 //!
@@ -55,6 +55,10 @@ use tokio::sync::watch;
 
 /// For how long no process is launched ahead after that was of no use.
 const REST: Duration = Duration::from_secs(60);
+
+/// How many launches in a row may fail before: now and then a QEMU 7.2 in `-preconfig` does not answer
+/// its monitor.
+const TRIES: u32 = 3;
 
 /// How long the next launch waits for cold starts that are under way.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -215,6 +219,7 @@ impl ProcessPool {
             state.is_filling = false;
             return;
         };
+        let mut failed = 0;
         loop {
             self.quiet().await;
             let (shape, surplus) = {
@@ -229,6 +234,7 @@ impl ProcessPool {
             let began = Instant::now();
             match PooledProcess::launch(&self.host, ahead, shape).await {
                 Ok(process) => {
+                    failed = 0;
                     let vm = process.vm();
                     tracing::debug!(%vm, elapsed = ?began.elapsed(), "a process waits for a guest");
                     // One that comes too late goes with this.
@@ -240,6 +246,10 @@ impl ProcessPool {
                 Err(error) => {
                     let why = crate::vm::chain(&error);
                     tracing::warn!(why, "no process can be launched ahead");
+                    failed += 1;
+                    if failed < TRIES {
+                        continue;
+                    }
                     let mut state = self.state();
                     state.rests = Some(Instant::now() + REST);
                     state.is_filling = false;
