@@ -9,7 +9,9 @@ use aleph_testkit::{NoImages, ScriptedDriver, ScriptedRunner};
 use aleph_types::{MiB, Problem};
 use anyhow::{Context, Result};
 use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use support::{Ended, Node};
 use tokio::runtime::Runtime;
@@ -247,6 +249,27 @@ fn failures_of_functions_and_of_ours_have_codes_of_their_own() -> Result<()> {
     assert!(ran.stderr.contains("--zip"), "{ran:?}");
     let ran = served.node.aleph(&["fn", "update", "fail"])?;
     assert!(ran.stderr.contains("nothing of fail"), "{ran:?}");
+    served.end()
+}
+
+#[test]
+fn an_event_waits_for_a_function_that_is_being_made_ready() -> Result<()> {
+    let served = Served::up()?;
+    let made = served.create("late", "slow", &[])?;
+    assert_eq!(made.code, 0, "{made:?}");
+    let mut command = served.node.command(&["fn", "invoke", "late", "-p", "1"]);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut invoked = command.spawn()?;
+    let mut said = BufReader::new(invoked.stderr.take().context("no standard error")?);
+    let mut first = String::new();
+    said.read_line(&mut first)?;
+    served.runner.let_go();
+    let mut rest = String::new();
+    said.read_to_string(&mut rest)?;
+    let ended = invoked.wait_with_output()?;
+    assert_eq!(first, "aleph: waiting until late is ready\n", "{rest}");
+    assert!(ended.status.success(), "{rest}");
+    assert_eq!(ended.stdout, b"1\n");
     served.end()
 }
 

@@ -1,5 +1,6 @@
 //! `aleph fn invoke`.
 
+use super::ready;
 use crate::client::{Client, ClientError, Invoke, Invoked};
 use crate::output::{OutputGone, plain, print, say};
 use anyhow::{Context as _, Result};
@@ -7,6 +8,8 @@ use std::io::{self, Read, Write};
 
 /// The exit code where the function failed: ours are others.
 const FUNCTION_FAILED: u8 = 1;
+/// What a node says of a function that it still prepares.
+const NOT_READY: &str = "ResourceConflictException";
 /// The most bytes of an event that is read; the node's own limit is lower.
 const MOST_EVENT: u64 = 16 << 20;
 
@@ -43,7 +46,15 @@ impl Invocation {
             true => Invoke::Later,
             false => Invoke::Wait { log: self.log },
         };
-        let done = client.invoke_function(&name, payload, how).await;
+        let done = match client.invoke_function(&name, payload.clone(), how).await {
+            Err(ClientError::Refused(problem)) if problem.code == NOT_READY => {
+                // It was made or changed a moment ago. Where it never comes to be, this says why.
+                say(&format!("aleph: waiting until {} is ready", plain(&name)));
+                ready(client, &name).await?;
+                client.invoke_function(&name, payload, how).await
+            }
+            done => done,
+        };
         let done = done.map_err(|error| advised(error, &self.name))?;
         if self.later {
             // The id is what logs and dead letters call it by.
