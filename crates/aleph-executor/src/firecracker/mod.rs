@@ -8,6 +8,7 @@
 //! | [`client`] | the API over its Unix socket | one socket |
 //! | [`jail`] | what locks a VMM up | users, folders, mounts |
 //! | [`program`] | the program, and which version it is | runs it |
+//! | `exit` | why a Firecracker ended, in words | none: pure |
 //! | [`driver`] | Firecracker behind the hypervisor seam | starts it |
 //!
 //! # Where to begin
@@ -32,6 +33,7 @@ pub mod api;
 pub mod client;
 pub mod config;
 pub mod driver;
+mod exit;
 pub mod jail;
 mod packing;
 pub mod program;

@@ -3,7 +3,7 @@
 use super::api::{Call, InstanceInfo, InstanceState, SnapshotCreate, SnapshotType, VmState};
 use super::driver::ANSWER;
 use super::quarters::{Home, Way, name};
-use super::{Client, ClientError, Version, packing};
+use super::{Client, ClientError, Version, exit, packing};
 use crate::hypervisor::{BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
 use crate::process::{Identity, Process};
 use crate::tail::Tail;
@@ -181,11 +181,9 @@ impl Vmm for Arc<FirecrackerVmm> {
         Box::pin(async {
             let exit = self.process.wait().await;
             self.leave().await;
-            let mut stderr = self.tail.as_ref().map(Tail::text).unwrap_or_default();
+            let log = self.tail.as_ref().map(Tail::text).unwrap_or_default();
             let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(why) = &*failure {
-                stderr = format!("{why}\n{stderr}");
-            }
+            let stderr = exit::describe(exit, failure.as_deref(), &log);
             VmmExit { exit, stderr }
         })
     }
