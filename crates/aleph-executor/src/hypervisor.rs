@@ -41,6 +41,11 @@ pub trait Driver: Send + Sync {
     /// Which kernel file this VMM boots fastest.
     fn wants_uncompressed_kernel(&self) -> bool;
 
+    /// How many queues each network device can have.
+    fn max_nic_queues(&self) -> usize {
+        usize::MAX
+    }
+
     /// Checks that a VMM can be started on this host, before anything is made for it.
     ///
     /// # Errors
@@ -279,7 +284,8 @@ pub struct Disk {
 /// A network device: the guest's end of a TAP interface.
 ///
 /// Whoever opens the queues opens them with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`, and with
-/// `IFF_MULTI_QUEUE` where there are several. Their network namespace need not be the VMM's.
+/// `IFF_MULTI_QUEUE` where there are several. Their network namespace need not be the VMM's. The
+/// interface is persistent: a VMM may close the queue and open the interface by name.
 #[derive(Debug)]
 pub struct Nic {
     /// The guest's hardware address.

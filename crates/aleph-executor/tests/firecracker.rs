@@ -4,18 +4,19 @@
 use aleph_executor::firecracker::jail::{Jails, UidRange};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::guest::ExecRequest;
-use aleph_executor::hypervisor::{Driver, Kernel, Launch, Memory, Sockets, Start, Vmm};
+use aleph_executor::hypervisor::{Driver, Kernel, Launch, Memory, Nic, Sockets, Start, Vmm};
 use aleph_executor::lifecycle::{Outcome, State, Timeouts};
 use aleph_executor::process::ProcessExit;
 use aleph_executor::{Boot, Executor, Vm};
 use aleph_testkit::TestRoot;
 use aleph_types::{ExitStatus, JobId, JobSpec, MiB, Resources, VmId};
+use aleph_vm_networking::tap::Tap;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
@@ -211,9 +212,11 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
     let (second_goes_on, third_goes_on) = (second.writes().await?, third.writes().await?);
     assert_eq!(second_goes_on, third_goes_on, "from the same moment");
     for life in [first, second, third] {
+        assert!(life.is_connected()?, "{}", life.tap);
         life.vmm.quit().await?;
         let exit = life.vmm.wait().await;
         assert_eq!(exit.exit, ProcessExit::Signal(15), "{exit}");
+        assert!(!life.is_connected()?, "{} is open still", life.tap);
     }
     // A state that is cut is told by the VMM's end.
     File::options().write(true).open(&state)?.set_len(5000)?;
@@ -226,6 +229,8 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
 /// A VMM, and what its guest writes.
 struct Life {
     vmm: Box<dyn Vmm>,
+    space: Space,
+    tap: String,
     console: tokio::sync::Mutex<tokio::net::UnixStream>,
 }
 
@@ -239,6 +244,11 @@ impl Life {
         let run_dir = dir.join(name);
         std::fs::create_dir(&run_dir)?;
         let listen = |name: &str| UnixListener::bind(run_dir.join(name));
+        let space = Space::new();
+        let tap = name.to_owned();
+        let made = space.run(move || Tap::make(&tap, 1, None))??;
+        space.ip(&format!("link set {name} up"))?;
+        let queues = made.queues.into_iter().map(Into::into).collect();
         let launch = Launch {
             vm: VmId::random(),
             resources: Resources {
@@ -248,7 +258,10 @@ impl Life {
             start,
             memory: Memory::Own,
             disks: Vec::new(),
-            nics: Vec::new(),
+            nics: vec![Nic {
+                mac: [2, 0, 0, 0, 0, 1],
+                queues,
+            }],
             links: Vec::new(),
             sockets: Sockets {
                 control: listen("vmm.sock")?,
@@ -263,7 +276,18 @@ impl Life {
         let vmm = driver.launch(launch).await?;
         let console = tokio::net::UnixStream::connect(run_dir.join("console.sock")).await?;
         let console = tokio::sync::Mutex::new(console);
-        Ok(Self { vmm, console })
+        Ok(Self {
+            vmm,
+            console,
+            space,
+            tap: name.to_owned(),
+        })
+    }
+
+    /// Whether somebody has its TAP open.
+    fn is_connected(&self) -> Result<bool> {
+        let link = self.space.ip(&format!("-o link show {}", self.tap))?;
+        Ok(link.contains("LOWER_UP"))
     }
 
     /// The next letters that it writes.
@@ -273,5 +297,40 @@ impl Life {
         let read = console.read_exact(&mut letters);
         tokio::time::timeout(LIMIT, read).await??;
         Ok(String::from_utf8(letters.to_vec())?)
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread in a network namespace of its own, which goes when this is dropped.
+struct Space(mpsc::Sender<Job>);
+
+impl Space {
+    #[allow(unsafe_code)]
+    fn new() -> Self {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        std::thread::spawn(move || {
+            let flags = rustix::thread::UnshareFlags::NEWNET;
+            // SAFETY: only the namespace of the network is left, which no descriptor depends on.
+            if unsafe { rustix::thread::unshare_unsafe(flags) }.is_ok() {
+                inbox.into_iter().for_each(|job| job());
+            }
+        });
+        Self(jobs)
+    }
+
+    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        let (answer, answered) = mpsc::channel();
+        let job = Box::new(move || drop(answer.send(job())));
+        self.0.send(job).ok().context("no namespace")?;
+        answered.recv().context("no namespace")
+    }
+
+    fn ip(&self, words: &str) -> Result<String> {
+        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        let run = move || std::process::Command::new("ip").args(words).output();
+        let output = self.run(run)??;
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
     }
 }

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// A TAP with one descriptor for each of its queues.
 #[derive(Debug)]
@@ -97,11 +97,70 @@ fn become_queue(file: &File, name: &str, many: bool) -> io::Result<()> {
     Ok(())
 }
 
-fn set(file: &File, what: libc::c_ulong, value: u32) -> io::Result<()> {
+fn set(file: &impl AsRawFd, what: libc::c_ulong, value: u32) -> io::Result<()> {
     // SAFETY: these requests take a number, and the descriptor is open.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), what, libc::c_ulong::from(value)) };
     if done < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// What an open queue belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Whether it is a TAP and stays when its queues are closed.
+    pub is_persistent_tap: bool,
+    /// Whether it can have several queues. Such a one cannot be opened as one that has not.
+    pub has_many_queues: bool,
+}
+
+impl Interface {
+    /// That of a queue.
+    ///
+    /// # Errors
+    /// `EBADFD` where it belongs to none.
+    pub fn of(queue: &impl AsRawFd) -> io::Result<Self> {
+        // SAFETY: a request of all zeros is valid: its name is empty, its union a number.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open, and the request lives until the call returns.
+        let done = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let name = request.ifr_name.iter().map(|c| c.to_ne_bytes()[0]);
+        let name: Vec<u8> = name.take_while(|byte| *byte != 0).collect();
+        // SAFETY: the kernel wrote this member of the union.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        let persistent_tap = libc::IFF_TAP | libc::IFF_PERSIST;
+        Ok(Self {
+            name: String::from_utf8(name).map_err(|_| io::ErrorKind::InvalidData)?,
+            is_persistent_tap: flags & persistent_tap == persistent_tap,
+            has_many_queues: flags & libc::IFF_MULTI_QUEUE != 0,
+        })
+    }
+
+    /// Lets a user open a queue's interface by name.
+    ///
+    /// # Errors
+    /// `EBADFD` where it belongs to none.
+    pub fn set_owner(queue: &impl AsRawFd, owner: u32) -> io::Result<()> {
+        set(queue, libc::TUNSETOWNER, owner)
+    }
+
+    /// The network namespace that a queue's interface is in.
+    ///
+    /// # Errors
+    /// `EBADFD` where it belongs to none, `EPERM` without `CAP_NET_ADMIN` there.
+    pub fn namespace(queue: &impl AsRawFd) -> io::Result<OwnedFd> {
+        // SAFETY: this request takes nothing, and the descriptor is open.
+        let space = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETDEVNETNS) };
+        if space < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel made this descriptor for us alone.
+        Ok(unsafe { OwnedFd::from_raw_fd(space) })
+    }
 }

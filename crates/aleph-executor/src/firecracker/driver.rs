@@ -15,8 +15,9 @@
 //! | a state is cut or foreign | the VMM is killed, and its end says why |
 //! | a VM has a device that Firecracker lacks | refused before anything is started |
 
-use super::api::{Action, Call, Drive, MemoryBackend, SnapshotLoad, Vsock};
+use super::api::{Action, Call, Drive, MemoryBackend, NetworkOverride, SnapshotLoad, Vsock};
 use super::jail::Jails;
+use super::nic::Nics;
 use super::program::{Program, Programs};
 use super::quarters::{Home, Housing, Quarters, Use, name};
 use super::vmm::{Begun, FirecrackerVmm};
@@ -127,6 +128,10 @@ impl Driver for FirecrackerDriver {
         true
     }
 
+    fn max_nic_queues(&self) -> usize {
+        1
+    }
+
     fn check(&self) -> Result<(), LaunchError> {
         let kvm = crate::host::virtualisation().device;
         if self.config.needs_kvm && kvm != crate::accel::Device::Opens {
@@ -196,6 +201,8 @@ struct Restoring {
     files: [File; 2],
     /// Where its memory is seen; with its state where that is not said.
     memory: Option<PathBuf>,
+    /// What its network devices are connected to now.
+    nics: Vec<NetworkOverride>,
 }
 
 fn start(
@@ -205,7 +212,7 @@ fn start(
 ) -> Result<(FirecrackerVmm, Beginning), LaunchError> {
     let program = programs.find()?;
     let run_dir = launch.run_dir.clone();
-    if !launch.links.is_empty() || !launch.nics.is_empty() {
+    if !launch.links.is_empty() {
         return Err(LaunchError::Io {
             what: "give a VM of Firecracker this network device".into(),
             source: io::ErrorKind::Unsupported.into(),
@@ -238,6 +245,8 @@ fn start_in(
     program: &Program,
     launch: Launch,
 ) -> Result<(FirecrackerVmm, Beginning), LaunchError> {
+    let user = quarters.user();
+    let nics = Nics::of(launch.nics, user).map_err(io("connect the VM's network devices"))?;
     // First what a snapshot names: each VM that goes on from it has them at the same place.
     let mut bring = |name: &str, file: File, how: Use| {
         let path = quarters.bring(name, file, how);
@@ -277,6 +286,7 @@ fn start_in(
                 initrd_path: Some(initrd),
                 boot_args: Some(format!("{} {DISKS_ARGUMENT}{disks}", boot.command_line)),
                 drives,
+                network_interfaces: nics.interfaces(),
                 vsock: Some(Vsock {
                     guest_cid: CID,
                     uds_path: quarters.home.seen(name::VSOCK),
@@ -298,6 +308,7 @@ fn start_in(
                 state,
                 files: [make(name::STATE)?, make(name::MEMORY)?],
                 memory,
+                nics: nics.overrides(),
             }))
         }
     };
@@ -320,6 +331,7 @@ fn start_in(
     let started = quarters.command(housing, &program.path, &arguments)?;
     let (mut command, home, files, user) = started;
     command.env_clear().current_dir("/");
+    nics.enter(&mut command);
     let device_group = std::fs::metadata("/dev/kvm")
         .ok()
         .filter(|meta| meta.mode() & 0o006 != 0o006 && meta.gid() != 0)
@@ -399,6 +411,7 @@ async fn restore(vmm: &FirecrackerVmm, restoring: Restoring) -> io::Result<()> {
         state,
         files,
         memory,
+        nics,
     } = restoring;
     let unpacked = tokio::task::spawn_blocking(move || {
         let [to, memory] = files;
@@ -415,6 +428,7 @@ async fn restore(vmm: &FirecrackerVmm, restoring: Restoring) -> io::Result<()> {
     };
     let load = SnapshotLoad {
         resume_vm: true,
+        network_overrides: nics,
         ..SnapshotLoad::new(vmm.home.seen(name::STATE), MemoryBackend::File(memory))
     };
     let client = vmm.client().map_err(io::Error::other)?;

@@ -35,6 +35,7 @@ pub mod config;
 pub mod driver;
 mod exit;
 pub mod jail;
+mod nic;
 mod packing;
 pub mod program;
 mod quarters;

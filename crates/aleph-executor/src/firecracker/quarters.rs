@@ -206,6 +206,14 @@ impl Quarters {
         }
     }
 
+    /// Who the VMM runs as; `None` where that is who we are.
+    pub(super) fn user(&self) -> Option<u32> {
+        match &self.home {
+            Home::Jailed { jail, .. } => Some(jail.uid()),
+            Home::Open { .. } => self.user,
+        }
+    }
+
     fn give(&self, path: &Path) -> io::Result<()> {
         match self.user {
             Some(user) => std::os::unix::fs::chown(path, Some(user), Some(user)),

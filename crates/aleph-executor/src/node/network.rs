@@ -186,7 +186,9 @@ impl Inner {
         let Some(network) = self.network.clone() else {
             return Ok((Vec::new(), None));
         };
-        let (nic, told) = connect(network, vm, cpus).await?;
+        let most = self.executor.driver().max_nic_queues().min(MAX_QUEUES);
+        let queues = Queues::New(usize::from(cpus).min(most));
+        let (nic, told) = connect_by(network, vm, queues).await?;
         Ok((vec![nic], told))
     }
 
@@ -279,17 +281,6 @@ impl Inner {
     }
 }
 
-/// Makes the TAP of a VM that has a claim and lets its traffic through; gives what its guest is
-/// told beside the device.
-pub(crate) async fn connect(
-    network: Arc<Network>,
-    vm: VmId,
-    cpus: u16,
-) -> Result<(Nic, Option<GuestNetwork>), NetworkError> {
-    let queues = usize::from(cpus).min(MAX_QUEUES);
-    connect_by(network, vm, Queues::New(queues)).await
-}
-
 /// The queues of a TAP that is to be made.
 pub(crate) enum Queues {
     /// So many, to be opened.
@@ -298,7 +289,8 @@ pub(crate) enum Queues {
     Opened(Tun),
 }
 
-/// As [`connect`], with these queues.
+/// Makes the TAP of a VM that has a claim, with these queues, and lets its traffic through; gives
+/// what its guest is told beside the device.
 pub(crate) async fn connect_by(
     network: Arc<Network>,
     vm: VmId,
