@@ -8,6 +8,7 @@
 //! | [`client`] | the API over its Unix socket | one socket |
 //! | [`jail`] | what locks a VMM up | users, folders, mounts |
 //! | [`program`] | the program, and which version it is | runs it |
+//! | `nic` | network devices: TAPs, by name | gives them to the VMM's user |
 //! | `exit` | why a Firecracker ended, in words | none: pure |
 //! | [`driver`] | Firecracker behind the hypervisor seam | starts it |
 //!

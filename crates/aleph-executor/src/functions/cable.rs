@@ -6,7 +6,7 @@
 
 use crate::guest::GuestNetwork;
 use crate::hypervisor::Nic;
-use crate::node::network::{Queues, blocking, connect_by};
+use crate::node::network::{Queues, blocking, connect};
 use aleph_types::{NetworkSpec, VmId};
 use aleph_vm_networking::{Network, NetworkError};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Cable {
             network: Some(Arc::clone(network)),
             vm,
         };
-        let (nic, told) = connect_by(Arc::clone(network), vm, queue).await?;
+        let (nic, told) = connect(Arc::clone(network), vm, queue).await?;
         claim.keep();
         let cable = Self {
             network: Some(Arc::clone(network)),

@@ -188,7 +188,7 @@ impl Inner {
         };
         let most = self.executor.driver().max_nic_queues().min(MAX_QUEUES);
         let queues = Queues::New(usize::from(cpus).min(most));
-        let (nic, told) = connect_by(network, vm, queues).await?;
+        let (nic, told) = connect(network, vm, queues).await?;
         Ok((vec![nic], told))
     }
 
@@ -291,7 +291,7 @@ pub(crate) enum Queues {
 
 /// Makes the TAP of a VM that has a claim, with these queues, and lets its traffic through; gives
 /// what its guest is told beside the device.
-pub(crate) async fn connect_by(
+pub(crate) async fn connect(
     network: Arc<Network>,
     vm: VmId,
     queues: Queues,
