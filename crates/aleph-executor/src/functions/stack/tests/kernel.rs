@@ -6,6 +6,8 @@
 use super::super::{GUEST_ADDRESS, GUEST_MAC, HOST_ADDRESS, MTU, PREFIX};
 use aleph_vm_networking::tap::Tap;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -139,27 +141,46 @@ fn carry(mut tap: File, link: &UnixDatagram, end: &OwnedFd, lossy: Option<u32>) 
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         lossy.is_some_and(|one_in| (state >> 16).is_multiple_of(one_in))
     };
+    // As a device does: nothing is taken from the kernel while the link has no room for it.
+    let mut has_room = true;
     loop {
+        let of_tap = if has_room {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        };
+        let of_link = if has_room {
+            PollFlags::IN
+        } else {
+            PollFlags::IN | PollFlags::OUT
+        };
         let mut ready = [
-            PollFd::new(&tap, PollFlags::IN),
-            PollFd::new(link, PollFlags::IN),
+            PollFd::new(&tap, of_tap),
+            PollFd::new(link, of_link),
             PollFd::new(end, PollFlags::IN),
         ];
         poll(&mut ready, None).unwrap();
-        let [of_tap, of_link, of_end] = ready.map(|ready| !ready.revents().is_empty());
-        if of_end {
+        let [of_tap, of_link, of_end] = ready.map(|ready| ready.revents());
+        if !of_end.is_empty() {
             return;
         }
-        if of_tap {
-            let length = tap.read(&mut frame).unwrap();
-            if !is_lost() {
-                // The stack may be gone already.
-                let _ = link.send(&frame[HEADER..length]);
+        has_room = has_room || of_link.contains(PollFlags::OUT);
+        if of_tap.contains(PollFlags::IN) {
+            has_room = takes(link);
+            if has_room {
+                let length = tap.read(&mut frame).unwrap();
+                if !is_lost() {
+                    // The stack may be gone already.
+                    let _ = send(link, &frame[HEADER..length], SendFlags::DONTWAIT);
+                }
             }
         }
-        if of_link {
-            let Ok(length) = link.recv(&mut frame[HEADER..]) else {
-                return;
+        if !of_link.difference(PollFlags::OUT).is_empty() {
+            // What made it ready may have been an error that sending has told of since.
+            let length = match recv(link, &mut frame[HEADER..], RecvFlags::DONTWAIT) {
+                Ok((length, _)) => length,
+                Err(Errno::AGAIN) => continue,
+                Err(_) => return,
             };
             frame[..HEADER].fill(0);
             if !is_lost() {
@@ -167,4 +188,10 @@ fn carry(mut tap: File, link: &UnixDatagram, end: &OwnedFd, lossy: Option<u32>) 
             }
         }
     }
+}
+
+/// Whether a socket has room for a datagram.
+fn takes(link: &UnixDatagram) -> bool {
+    let mut ready = [PollFd::new(link, PollFlags::OUT)];
+    poll(&mut ready, Some(&rustix::event::Timespec::default())).unwrap() > 0
 }
