@@ -136,6 +136,18 @@ impl Cgroup {
         line.trim().parse().ok()
     }
 
+    /// That the kernel has killed a process of it, because all in it together used more memory than
+    /// they may.
+    #[must_use]
+    pub fn overuse(&self) -> Option<Overuse> {
+        let read = |file| fs::read_to_string(self.0.join(file)).ok();
+        let events = read("memory.events")?;
+        let killed = events.lines().find_map(|l| l.strip_prefix("oom_kill "))?;
+        (killed.trim() != "0").then(|| Overuse {
+            limit: read("memory.max").and_then(|max| max.trim().parse().ok()),
+        })
+    }
+
     /// The file through which a process joins it.
     ///
     /// # Errors
@@ -191,6 +203,23 @@ impl Cgroup {
         match fs::remove_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
+        }
+    }
+}
+
+/// The kernel killed a process of a group for want of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overuse {
+    /// How many bytes the group may have; a group above may have set the limit, too.
+    pub limit: Option<u64>,
+}
+
+impl std::fmt::Display for Overuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the kernel killed it, as it used more memory than its cgroup may have")?;
+        match self.limit {
+            Some(bytes) => write!(f, " ({} MiB)", bytes >> 20),
+            None => Ok(()),
         }
     }
 }
@@ -290,6 +319,23 @@ mod tests {
                       32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         assert_eq!(mount_point(hybrid), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(mount_point("1 2 0:1 / / rw - ext4 /dev/sda rw\n"), None);
+    }
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = Cgroup(dir.path().to_owned());
+        let told = || group.overuse().map(|overuse| overuse.to_string());
+        assert_eq!(told(), None);
+        let events = |kills| format!("low 0\nmax 312\noom 3\noom_kill {kills}\noom_group_kill 0\n");
+        let write = |file, text: &str| fs::write(dir.path().join(file), text).unwrap();
+        write("memory.max", "671088640\n");
+        write("memory.events", &events(0));
+        assert_eq!(told(), None);
+        write("memory.events", &events(2));
+        assert!(told().unwrap().ends_with("may have (640 MiB)"));
+        write("memory.max", "max\n");
+        assert!(told().unwrap().ends_with("may have"));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use super::awakening::{thaw, why};
 use super::launch::{Conversation, LaunchFailure, Launched, launch, read_console};
 use super::{Adoption, Ending, Status, Thaw, VmError, VmSpec, chain};
+use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach};
-use crate::hypervisor::{Driver, Vmm, socket_name};
+use crate::hypervisor::{Driver, Vmm, VmmExit, socket_name};
 use crate::lifecycle::{Admission, Effect, Event, Lifecycle, Moment, Request, State};
 use crate::place::{Place, PlaceError};
 use std::sync::Arc;
@@ -462,10 +463,11 @@ impl Actor {
     /// Turns the VMM's end into a note.
     fn watch_vmm(&mut self, vmm: &Arc<dyn Vmm>, mut console_reader: JoinHandle<()>) {
         let agent_watcher = Arc::clone(&self.agent_watcher);
-        let (vmm, notes, console) = (
+        let (vmm, notes, console, place) = (
             Arc::clone(vmm),
             self.notes.clone(),
             Arc::clone(&self.console),
+            Arc::clone(&self.place),
         );
         self.watchers.push(console_reader.abort_handle());
         let watcher = tokio::spawn(async move {
@@ -481,10 +483,20 @@ impl Actor {
             };
             let _ = tokio::time::timeout(LAST_WORDS, drained).await;
             // A guest that panics takes its VMM with it: the kernel's words say more.
-            let how = console.panic().unwrap_or_else(|| exit.to_string());
+            let how = console
+                .panic()
+                .unwrap_or_else(|| how_it_ended(&exit, place.cgroup()));
             let _ = notes.send(Note::Event(Event::VmmExited(how)));
         });
         self.watchers.push(watcher.abort_handle());
+    }
+}
+
+/// How a VMM ended, with what its group knows of it: a signal alone does not say who sent it.
+fn how_it_ended(exit: &VmmExit, group: Option<&Cgroup>) -> String {
+    match group.and_then(Cgroup::overuse) {
+        Some(overuse) => format!("{exit}: {overuse}"),
+        None => exit.to_string(),
     }
 }
 
