@@ -173,6 +173,7 @@ fn of_jobs(jobs: &[JobStats]) -> Registry {
         registry.register(name, help, family);
     }
     of_networks(&mut registry, jobs);
+    of_vmms(&mut registry, jobs);
     registry
 }
 
@@ -213,6 +214,23 @@ fn of_networks(registry: &mut Registry, jobs: &[JobStats]) {
     registry.register("job_network_packets", help, packets);
     let help = "Packets of a job that the node's rules dropped";
     registry.register("job_network_dropped_packets", help, dropped);
+}
+
+/// Only jobs whose VMM counts have these. The names are the VMM's.
+fn of_vmms(registry: &mut Registry, jobs: &[JobStats]) {
+    let figures = Family::<Labels, FloatGauge>::default();
+    for job in jobs {
+        for (figure, number) in job.vmm.iter().flatten() {
+            let labels = vec![
+                ("id", job.id.to_string()),
+                ("name", job.name.clone()),
+                ("figure", figure.clone()),
+            ];
+            figures.get_or_create(&labels).set(float(*number));
+        }
+    }
+    let help = "What the VMM of a job counts of itself, by the VMM's names";
+    registry.register("job_vmm", help, figures);
 }
 
 /// Prometheus knows floats only; what is lost beyond 2⁵³ does not matter to a graph.
@@ -282,6 +300,7 @@ mod tests {
             io_read_bytes: 0,
             io_write_bytes: 0,
             network: None,
+            vmm: Some([("net_eth0.rx_bytes_count".to_owned(), 1500)].into()),
             source: "proc".into(),
         };
         let metrics = Metrics::default();
@@ -292,6 +311,8 @@ mod tests {
             "aleph_jobs{state=\"running\"} 3.0",
             "aleph_node_resources{part=\"total\",resource=\"memory_bytes\"} 1048576.0",
             "aleph_job_cpu_seconds{id=\"0x00000000000000000000000000000007\",name=\"web\"} 1.5",
+            "aleph_job_vmm{id=\"0x00000000000000000000000000000007\",name=\"web\",\
+             figure=\"net_eth0.rx_bytes_count\"} 1500.0",
             "aleph_api_request_seconds_count{method=\"GET\",route=\"/x\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

@@ -13,6 +13,7 @@ use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
 use crate::process::{Identity, ProcessExit};
 use aleph_types::{Classify, ErrorClass, Resources, VmId};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -166,6 +167,11 @@ pub trait Vmm: Send + Sync {
 
     /// Waits for its end. Any number of callers may.
     fn wait(&self) -> BoxFuture<'_, VmmExit>;
+
+    /// What the VMM counts of itself, by its own names, where it does: those that are not 0.
+    fn figures(&self) -> Option<BTreeMap<String, u64>> {
+        None
+    }
 
     /// The facet of freezing a guest, where the VMM has it.
     fn pause(&self) -> Option<&dyn Pause> {

@@ -13,6 +13,7 @@ use aleph_types::{ExitStatus, JobId, JobSpec, MiB, Resources, VmId};
 use aleph_vm_networking::tap::Tap;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -112,6 +113,18 @@ async fn started(root: &TestRoot, driver: Arc<FirecrackerDriver>) -> Result<(Exe
     Ok((executor, vm))
 }
 
+/// Waits until the figures of a VMM have this one among its requests.
+async fn has_counted(name: &str, figures: impl Fn() -> Option<BTreeMap<String, u64>>) {
+    let name = format!("put_api_requests.{name}");
+    let counted = async {
+        while figures().is_none_or(|figures| !figures.contains_key(&name)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let counted = tokio::time::timeout(LIMIT, counted).await;
+    assert!(counted.is_ok(), "{name} is not in {:?}", figures());
+}
+
 async fn ended(root: &TestRoot, executor: Executor, vm: Vm) -> Result<()> {
     vm.destroy().await?;
     drop(executor);
@@ -151,6 +164,7 @@ fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
         assert_eq!(vm.status().state, State::Paused);
         vm.resume().await?;
         vm.agent()?.ping().await?;
+        has_counted("drive_count", || vm.vmm_figures()).await;
         assert_eq!(vm.stop(Duration::from_secs(5)).await?, Outcome::Stopped);
         if let Some(jails) = jails {
             assert!(jails.vms()?.is_empty(), "a jail is left");
@@ -194,6 +208,7 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
     });
     let first = Life::begin(&driver, dir.path(), "first", boot).await?;
     first.writes().await?;
+    has_counted("boot_source_count", || first.vmm.figures()).await;
     let pause = first.vmm.pause().context("no pause")?;
     pause.pause().await?;
     assert!(pause.is_paused().await?);

@@ -2,6 +2,7 @@
 
 use crate::{ExitStatus, Health, Incarnation, JobId, JobSpec, NetworkUsage, VmId, VmNetwork};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -221,6 +222,10 @@ pub struct JobStats {
     /// What went through its network, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkUsage>,
+    /// What its VMM counts of itself, such as `net_eth0.rx_bytes_count`, by the names that it has for
+    /// it: those that are not 0. Firecracker does, and tells once a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<BTreeMap<String, u64>>,
     /// Where processor time comes from: `cgroup` or `proc`.
     pub source: String,
 }

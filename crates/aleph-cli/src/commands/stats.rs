@@ -144,6 +144,7 @@ mod tests {
                 sent_bytes: 5 << 20,
                 ..NetworkUsage::default()
             }),
+            vmm: None,
             source: "proc".into(),
         };
         let text = listing(&[one], false).in_width(120).to_string();

@@ -16,6 +16,7 @@
 //! | a VM has a device that Firecracker lacks | refused before anything is started |
 
 use super::api::{Action, Call, Drive, MemoryBackend, NetworkOverride, SnapshotLoad, Vsock};
+use super::figures::Figures;
 use super::jail::Jails;
 use super::nic::Nics;
 use super::program::{Program, Programs};
@@ -176,11 +177,14 @@ impl Driver for FirecrackerDriver {
         let vm = vm.and_then(|name| name.parse().ok());
         let vm = vm.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let home = Home::find(&self.housing, vm, &run_dir, &program.path)?;
+        // It lives without: one of an earlier release has no such pipe.
+        let figures = home.pipe(name::METRICS).and_then(Figures::read).ok();
         let vmm = FirecrackerVmm::new(Begun {
             process,
             home,
             version: program.version,
             tail: None,
+            figures,
             template: None,
             console: serial::serve_again(&run_dir)?.abort_handle(),
         });
@@ -313,6 +317,7 @@ fn start_in(
         }
     };
     let (tail, stderr, log) = quarters.log().map_err(io("make the log"))?;
+    let (metrics, metrics_path) = quarters.metrics().map_err(io("make the metrics' pipe"))?;
     let stdout = serial::make(&launch.run_dir).map_err(io("make the console's pipe"))?;
     let console = serial::serve(&launch.run_dir, launch.sockets.console);
     let console = console.map_err(io("serve the console"))?;
@@ -324,6 +329,7 @@ fn start_in(
     for (argument, path) in [
         ("--api-sock", quarters.home.seen(name::API)),
         ("--log-path", log),
+        ("--metrics-path", metrics_path),
     ] {
         arguments.extend([argument.into(), path.display().to_string()]);
     }
@@ -351,6 +357,7 @@ fn start_in(
         home,
         version: program.version,
         tail: Some(tail),
+        figures: Some(Figures::read(metrics).map_err(io("read the metrics"))?),
         template,
         console: console.abort_handle(),
     });

@@ -10,6 +10,7 @@
 //! | [`program`] | the program, and which version it is | runs it |
 //! | `nic` | network devices: TAPs, by name | gives them to the VMM's user |
 //! | `exit` | why a Firecracker ended, in words | none: pure |
+//! | `figures` | what it counts of itself | reads a pipe |
 //! | [`driver`] | Firecracker behind the hypervisor seam | starts it |
 //!
 //! # Where to begin
@@ -35,6 +36,7 @@ pub mod client;
 pub mod config;
 pub mod driver;
 mod exit;
+mod figures;
 pub mod jail;
 mod nic;
 mod packing;

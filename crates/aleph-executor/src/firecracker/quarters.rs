@@ -20,6 +20,7 @@ use crate::hypervisor::LaunchError;
 use crate::process::{FIRST_FILE, path_of_file};
 use crate::tail::Tail;
 use aleph_types::VmId;
+use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -41,6 +42,7 @@ pub(super) mod name {
     pub(in super::super) const SAVED_STATE: &str = "saved-state";
     pub(in super::super) const SAVED_MEMORY: &str = "saved-memory";
     pub(super) const LOG: &str = "log";
+    pub(in super::super) const METRICS: &str = "metrics";
 }
 
 /// Where VMMs are put.
@@ -146,6 +148,23 @@ impl Home {
             Self::Jailed { jail, .. } => Ok(jail.open_file(name)?),
             Self::Open { path, .. } => File::open(path.join(name)),
         }
+    }
+
+    /// A pipe that was made here, opened to be read. Whatever a VMM that was taken over has put in its
+    /// place is refused.
+    pub(super) fn pipe(&self, name: &str) -> io::Result<File> {
+        let path = match self {
+            Self::Jailed { jail, .. } => jail.root().join(name),
+            Self::Open { path, .. } => path.join(name),
+        };
+        // Open for writing, too: so the VMM finds somebody who reads, and its end is no end of file.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let pipe = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&pipe)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(pipe.into())
     }
 
     /// Takes a name away. One that is not there is no error.
@@ -287,12 +306,7 @@ impl Quarters {
         let log = match &self.home {
             Home::Jailed { jail, .. } => {
                 jail.make_fifo(name::LOG)?;
-                // Open for writing, too: so the VMM finds somebody who reads.
-                let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK;
-                let flags = flags | rustix::fs::OFlags::CLOEXEC;
-                let path = jail.root().join(name::LOG);
-                let log = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
-                tail.read_too(log.into());
+                tail.read_too(self.home.pipe(name::LOG)?);
                 self.home.seen(name::LOG)
             }
             Home::Open { .. } => {
@@ -304,6 +318,23 @@ impl Quarters {
             }
         };
         Ok((tail, stderr, log))
+    }
+
+    /// The pipe that the VMM writes its figures to, and the path by which it opens that.
+    pub(super) fn metrics(&mut self) -> io::Result<(File, PathBuf)> {
+        match &self.home {
+            Home::Jailed { jail, .. } => jail.make_fifo(name::METRICS)?,
+            Home::Open { path, .. } => {
+                let path = path.join(name::METRICS);
+                let mode = Mode::RUSR | Mode::WUSR;
+                rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0)?;
+                self.give(&path)?;
+            }
+        }
+        Ok((
+            self.home.pipe(name::METRICS)?,
+            self.home.seen(name::METRICS),
+        ))
     }
 
     /// The program that starts it, with these arguments, and what it is handed; and who starts it.

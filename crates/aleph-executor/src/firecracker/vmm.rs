@@ -2,6 +2,7 @@
 
 use super::api::{Call, InstanceInfo, InstanceState, SnapshotCreate, SnapshotType, VmState};
 use super::driver::ANSWER;
+use super::figures::Figures;
 use super::quarters::{Home, Way, name};
 use super::{Client, ClientError, Version, exit, packing};
 use crate::hypervisor::{BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
@@ -9,6 +10,7 @@ use crate::process::{Identity, Process};
 use crate::tail::Tail;
 use crate::vsock;
 use aleph_guest_proto::VSOCK_PORT;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -31,6 +33,8 @@ pub(super) struct Begun {
     pub(super) version: Version,
     /// What it logs; an adopted one's goes nowhere.
     pub(super) tail: Option<Tail>,
+    /// What it counts of itself.
+    pub(super) figures: Option<Figures>,
     /// Where the memory of a template is written, as it sees that.
     pub(super) template: Option<PathBuf>,
     /// What passes its console on.
@@ -45,6 +49,7 @@ pub(super) struct FirecrackerVmm {
     version: Version,
     client: OnceLock<(Way, Client)>,
     tail: Option<Tail>,
+    figures: Option<Figures>,
     template: Option<PathBuf>,
     /// Why it was killed, where it does not say so itself.
     failure: Mutex<Option<String>>,
@@ -67,6 +72,7 @@ impl FirecrackerVmm {
             home,
             version,
             tail,
+            figures,
             template,
             console,
         } = begun;
@@ -77,6 +83,7 @@ impl FirecrackerVmm {
             version,
             client: OnceLock::new(),
             tail,
+            figures,
             template,
             failure: Mutex::default(),
             begun: watch::Sender::new(is_adopted),
@@ -186,6 +193,10 @@ impl Vmm for Arc<FirecrackerVmm> {
             let stderr = exit::describe(exit, failure.as_deref(), &log);
             VmmExit { exit, stderr }
         })
+    }
+
+    fn figures(&self) -> Option<BTreeMap<String, u64>> {
+        self.figures.as_ref().map(Figures::now)
     }
 
     fn pause(&self) -> Option<&dyn Pause> {

@@ -133,6 +133,7 @@ impl Node {
             io_read_bytes,
             io_write_bytes,
             network: network.get(&live.vm.id()).cloned(),
+            vmm: live.vm.vmm_figures(),
             source: source.into(),
         })
     }

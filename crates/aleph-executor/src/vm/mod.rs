@@ -29,6 +29,7 @@ use crate::place::{Place, PlaceError};
 use crate::process::Identity;
 use actor::{Actor, Asked};
 use aleph_types::{Resources, VmId};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -282,6 +283,13 @@ impl Vm {
     #[must_use]
     pub fn console(&self) -> &Console {
         &self.console
+    }
+
+    /// What its VMM counts of itself, where it runs and does.
+    #[must_use]
+    pub fn vmm_figures(&self) -> Option<BTreeMap<String, u64>> {
+        let vmm = self.vmm.borrow().clone();
+        vmm?.figures()
     }
 
     /// Launches it, and hands a main command over that the guest runs as soon as it can. The VM
