@@ -12,7 +12,7 @@
 use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
 use crate::process::{Identity, ProcessExit};
-use aleph_types::{Classify, ErrorClass, Resources, VmId};
+use aleph_types::{Classify, ErrorClass, MiB, Resources, VmId};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
@@ -178,6 +178,11 @@ pub trait Vmm: Send + Sync {
         None
     }
 
+    /// The facet of taking memory back from a guest, where the VMM has it.
+    fn balloon(&self) -> Option<&dyn Balloon> {
+        None
+    }
+
     /// The facet of writing a guest down, where the VMM has it.
     fn snapshot(&self) -> Option<&dyn Snapshot> {
         None
@@ -199,6 +204,16 @@ pub trait Snapshot: Send + Sync {
 
     /// Gives up what [`Snapshot::save`] began, whoever began it. None may be under way.
     fn cancel(&self) -> BoxFuture<'_, Result<(), VmmError>>;
+}
+
+/// The facet of taking memory back from a guest.
+pub trait Balloon: Send + Sync {
+    /// Asks the guest to do without so much of its memory, more or less than before. It takes it
+    /// again where it would run out of memory.
+    fn ask(&self, memory: MiB) -> BoxFuture<'_, Result<(), VmmError>>;
+
+    /// How much it does without now.
+    fn given(&self) -> BoxFuture<'_, Result<MiB, VmmError>>;
 }
 
 /// The facet of freezing a guest's processors and letting them go on.

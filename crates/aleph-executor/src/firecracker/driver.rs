@@ -15,14 +15,16 @@
 //! | a state is cut or foreign | the VMM is killed, and its end says why |
 //! | a VM has a device that Firecracker lacks | refused before anything is started |
 
-use super::api::{Action, Call, Drive, MemoryBackend, NetworkOverride, SnapshotLoad, Vsock};
+use super::api::{
+    Action, Balloon, Call, Drive, MemoryBackend, NetworkOverride, SnapshotLoad, Vsock,
+};
 use super::figures::Figures;
 use super::jail::Jails;
 use super::nic::Nics;
 use super::program::{Program, Programs};
 use super::quarters::{Home, Housing, Quarters, Use, name};
 use super::vmm::{Begun, FirecrackerVmm};
-use super::{Client, ClientError, FirecrackerConfig, packing, serial};
+use super::{Client, ClientError, Feature, FirecrackerConfig, Version, packing, serial};
 use crate::accel::Accelerator;
 use crate::hypervisor::{
     AdoptError, BoxFuture, Disk, Driver, Launch, LaunchError, Memory, Start, Vmm,
@@ -238,6 +240,18 @@ fn start(
     started
 }
 
+/// The balloon of a guest: empty until the host wants memory back. Pages that the guest frees are
+/// given back at once, where the version can.
+fn balloon(version: Version) -> Balloon {
+    Balloon {
+        deflate_on_oom: true,
+        // Without statistics its size is not told, and each report wakes the guest.
+        stats_polling_interval_s: u16::MAX,
+        free_page_reporting: Feature::FreePageReporting.is_in(version),
+        ..Balloon::default()
+    }
+}
+
 fn io(what: &str) -> impl FnOnce(io::Error) -> LaunchError {
     let what = what.to_owned();
     move |source| LaunchError::Io { what, source }
@@ -291,6 +305,7 @@ fn start_in(
                 boot_args: Some(format!("{} {DISKS_ARGUMENT}{disks}", boot.command_line)),
                 drives,
                 network_interfaces: nics.interfaces(),
+                balloon: Some(balloon(program.version)),
                 vsock: Some(Vsock {
                     guest_cid: CID,
                     uds_path: quarters.home.seen(name::VSOCK),

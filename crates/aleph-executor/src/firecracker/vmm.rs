@@ -1,15 +1,19 @@
 //! A running Firecracker.
 
-use super::api::{Call, InstanceInfo, InstanceState, SnapshotCreate, SnapshotType, VmState};
+use super::api::{
+    BalloonStatistics, BalloonUpdate, Call, InstanceInfo, InstanceState, SnapshotCreate,
+    SnapshotType, VmState,
+};
 use super::driver::ANSWER;
 use super::figures::Figures;
 use super::quarters::{Home, Way, name};
 use super::{Client, ClientError, Version, exit, packing};
-use crate::hypervisor::{BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
+use crate::hypervisor::{Balloon, BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
 use crate::process::{Identity, Process};
 use crate::tail::Tail;
 use crate::vsock;
 use aleph_guest_proto::VSOCK_PORT;
+use aleph_types::MiB;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -203,6 +207,10 @@ impl Vmm for Arc<FirecrackerVmm> {
         Some(self)
     }
 
+    fn balloon(&self) -> Option<&dyn Balloon> {
+        Some(self)
+    }
+
     fn snapshot(&self) -> Option<&dyn Snapshot> {
         Some(self)
     }
@@ -224,6 +232,24 @@ impl Pause for Arc<FirecrackerVmm> {
                 .await
                 .map_err(|error| FirecrackerVmm::failed("describe itself", error))?;
             Ok(info.state == InstanceState::Paused)
+        })
+    }
+}
+
+impl Balloon for Arc<FirecrackerVmm> {
+    fn ask(&self, memory: MiB) -> BoxFuture<'_, Result<(), VmmError>> {
+        let update = BalloonUpdate { amount_mib: memory };
+        Box::pin(self.call("balloon", Call::BalloonUpdate(update), ANSWER))
+    }
+
+    fn given(&self) -> BoxFuture<'_, Result<MiB, VmmError>> {
+        Box::pin(async {
+            let told = async { self.client()?.get::<BalloonStatistics>(ANSWER).await };
+            let told = told
+                .await
+                .map_err(|error| FirecrackerVmm::failed("balloon statistics", error))?;
+            // It is no more than the guest's memory.
+            Ok(MiB(u32::try_from(told.actual_mib).unwrap_or(u32::MAX)))
         })
     }
 }

@@ -24,6 +24,9 @@ pub struct NodeConfig {
     pub logs: LogLimits,
     /// The time between two sweeps.
     pub sweep_interval: Duration,
+    /// How long a guest has nothing to do before the memory that it could do without is taken back,
+    /// where its VMM can; `None` is never.
+    pub reclaim_after: Option<Duration>,
     /// How many events are kept.
     pub events_kept: u64,
     /// How many jobs an account may have at a time, those that ended included.
@@ -44,6 +47,7 @@ impl NodeConfig {
             pids: 256,
             logs: LogLimits::default(),
             sweep_interval: Duration::from_secs(60),
+            reclaim_after: Some(Duration::from_secs(600)),
             events_kept: 100_000,
             jobs_per_account: 20_000,
             network: None,

@@ -36,6 +36,7 @@ mod lookup;
 pub(crate) mod network;
 mod open;
 mod prune;
+mod reclaim;
 mod recover;
 mod snapshot;
 mod stats;

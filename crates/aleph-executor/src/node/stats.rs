@@ -140,7 +140,7 @@ impl Node {
 }
 
 /// Processor time of a process, all threads counted, in microseconds.
-fn cpu_of(identity: &Identity) -> Option<u64> {
+pub(super) fn cpu_of(identity: &Identity) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", identity.pid)).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace().skip(11);

@@ -285,11 +285,15 @@ impl Vm {
         &self.console
     }
 
+    /// Its VMM, where it runs.
+    pub(crate) fn vmm(&self) -> Option<Arc<dyn Vmm>> {
+        self.vmm.borrow().clone()
+    }
+
     /// What its VMM counts of itself, where it runs and does.
     #[must_use]
     pub fn vmm_figures(&self) -> Option<BTreeMap<String, u64>> {
-        let vmm = self.vmm.borrow().clone();
-        vmm?.figures()
+        self.vmm()?.figures()
     }
 
     /// Launches it, and hands a main command over that the guest runs as soon as it can. The VM

@@ -14,6 +14,7 @@ mod power;
 mod root;
 mod settling;
 mod setup;
+mod virtio;
 mod vsock;
 
 pub use console::print;
@@ -95,8 +96,9 @@ struct Guest {
 impl Machine for Guest {
     fn set_up(&mut self, setup: &Setup<'_>) -> Result<(), Failure> {
         setup::apply_facts(setup);
-        let has_network = setup.network.is_some() || network::has_device();
-        self.modules.load_rest(has_network);
+        let has_network = setup.network.is_some() || virtio::has(virtio::NETWORK);
+        let has_balloon = virtio::has(virtio::BALLOON);
+        self.modules.load_rest(has_network, has_balloon);
         if let Some(network) = &setup.network {
             network::configure(network).map_err(|failure| self.modules.blame(failure))?;
             self.network = Some(Interface::of(network));

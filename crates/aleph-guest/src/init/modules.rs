@@ -10,12 +10,13 @@
 //! root overlay.ko
 //! erofs.ko
 //! net virtio_net.ko
+//! balloon virtio_balloon.ko
 //! ```
 //!
 //! `early` ones load before the channel opens, `pci` ones right after them where the machine has
 //! a PCI bus, then those of the channel: `serial` ones, or `vsock` ones where it is a vsock
 //! connection. `root` ones when the root is assembled, `net` ones after them where the guest gets a
-//! network; a bare name is early. Empty lines and those that begin with `#` say nothing.
+//! network, `balloon` ones last, where the machine has such a device; a bare name is early. Empty lines and those that begin with `#` say nothing.
 
 use crate::failure::{Failure, text, words};
 use crate::file::read_bounded;
@@ -42,6 +43,7 @@ enum Stage {
     Vsock,
     Root,
     Net,
+    Balloon,
 }
 
 impl Modules {
@@ -62,11 +64,12 @@ impl Modules {
         self.load_if(is_vsock, Stage::Vsock);
     }
 
-    /// Loads the others, those of the network only where there is one to set up, and removes
+    /// Loads the others, those of the network and the balloon only where there is one, and removes
     /// what is left of the list.
-    pub(super) fn load_rest(&mut self, has_network: bool) {
+    pub(super) fn load_rest(&mut self, has_network: bool, has_balloon: bool) {
         self.load(Stage::Root);
         self.load_if(has_network, Stage::Net);
+        self.load_if(has_balloon, Stage::Balloon);
         let _ = rustix::fs::unlink(c"/modules/order");
         let _ = rustix::fs::rmdir(c"/modules");
         self.order = Vec::new();
@@ -121,6 +124,7 @@ fn entries(order: &[u8]) -> impl Iterator<Item = (Stage, &[u8])> {
                 (b"vsock ", Stage::Vsock),
                 (b"root ", Stage::Root),
                 (b"net ", Stage::Net),
+                (b"balloon ", Stage::Balloon),
             ];
             let marked = stages
                 .into_iter()
@@ -170,7 +174,7 @@ mod tests {
 
     #[test]
     fn lines_have_a_stage_or_are_early() {
-        let order = b"# comment\nvirtio.ko\n\nearly  virtio_ring.ko\r\nroot overlay.ko\nerofs.ko\nnet failover.ko\nvsock vsock.ko";
+        let order = b"# comment\nvirtio.ko\n\nearly  virtio_ring.ko\r\nroot overlay.ko\nerofs.ko\nnet failover.ko\nvsock vsock.ko\nballoon virtio_balloon.ko";
         let seen: Vec<_> = entries(order)
             .map(|(stage, name)| (stage, core::str::from_utf8(name).unwrap()))
             .collect();
@@ -183,6 +187,7 @@ mod tests {
                 (Stage::Early, "erofs.ko"),
                 (Stage::Net, "failover.ko"),
                 (Stage::Vsock, "vsock.ko"),
+                (Stage::Balloon, "virtio_balloon.ko"),
             ]
         );
     }

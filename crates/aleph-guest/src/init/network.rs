@@ -67,18 +67,6 @@ pub(super) fn configure(network: &Network<'_>) -> Result<(), Failure> {
     set_up(&mut netlink, &link, network)
 }
 
-/// Whether there is a network device, with a driver or without one.
-pub(super) fn has_device() -> bool {
-    /// <https://docs.oasis-open.org/virtio/virtio/v1.2/virtio-v1.2.html>, section 5.
-    const NETWORK: &[u8] = b"0x0001";
-    scan(c"/sys/bus/virtio/devices", |name| {
-        let path = [b"/sys/bus/virtio/devices/", name, b"/device"].concat();
-        let kind = read_bounded(path).ok()?;
-        (kind.trim_ascii() == NETWORK).then_some(())
-    })
-    .is_some()
-}
-
 /// Sets up a link to the host, which no other packets take.
 pub(super) fn link(told: &aleph_guest_proto::Link) -> Result<(), Failure> {
     let mac = mac_text(told.mac);

@@ -14,8 +14,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The version of the records that this program writes, and part of each bundle's digest.
-/// Version 2 has modules of the stage `net`, version 3 those of `serial` and `vsock`.
-pub(crate) const RECORD_VERSION: u32 = 3;
+/// Version 2 has modules of the stage `net`, version 3 those of `serial` and `vsock`,
+/// version 4 those of `balloon`.
+pub(crate) const RECORD_VERSION: u32 = 4;
 pub(crate) const RECORD: &str = "bundle.json";
 pub(crate) const VMLINUZ: &str = "vmlinuz";
 pub(crate) const VMLINUX: &str = "vmlinux";
@@ -26,7 +27,7 @@ pub(crate) const INITRD: &str = "initrd";
 /// Unknown fields are ignored, and a later version is refused, as with images' records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundleRecord {
-    /// The version of this form; 3, or 2 without modules for vsock, or 1 without any for a network.
+    /// The version of this form; 4, or 3 without a balloon, or 2 without modules for vsock, or 1 without any for a network.
     pub version: u32,
     /// The SHA-256 of all that the bundle is made of.
     pub digest: Digest,

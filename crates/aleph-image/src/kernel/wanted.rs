@@ -20,6 +20,8 @@ pub enum Stage {
     Root,
     /// After those, where the guest gets a network.
     Net,
+    /// At last, where the host may want memory back.
+    Balloon,
 }
 
 impl fmt::Display for Stage {
@@ -31,6 +33,7 @@ impl fmt::Display for Stage {
             Self::Vsock => "vsock",
             Self::Root => "root",
             Self::Net => "net",
+            Self::Balloon => "balloon",
         })
     }
 }
@@ -84,8 +87,15 @@ const fn net(name: &'static str) -> Wanted {
     }
 }
 
+const fn balloon(name: &'static str) -> Wanted {
+    Wanted {
+        name,
+        stage: Stage::Balloon,
+    }
+}
+
 /// In the order in which they are loaded; what they depend on goes before them by itself.
-pub(crate) const WANTED: [Wanted; 8] = [
+pub(crate) const WANTED: [Wanted; 9] = [
     // The bus of QEMU's `microvm` machine and of Firecracker.
     early("virtio_mmio"),
     // The bus of every other machine.
@@ -101,6 +111,8 @@ pub(crate) const WANTED: [Wanted; 8] = [
     root(module_of(FORMAT)),
     // The network, with what it needs: net_failover and failover.
     net("virtio_net"),
+    // Memory that the host takes back from a guest that has no use for it: with Firecracker.
+    balloon("virtio_balloon"),
 ];
 
 /// The module that mounts a format.

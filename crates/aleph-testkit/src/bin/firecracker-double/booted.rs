@@ -299,7 +299,7 @@ impl Vmm {
         Ok(None)
     }
 
-    fn balloon_statistics(&self) -> Answer {
+    fn balloon_statistics(&mut self) -> Answer {
         let version = self.version;
         let Some(balloon) = &self.resources.balloon else {
             return Err(match version.has(13) {
@@ -317,11 +317,15 @@ impl Vmm {
                     .fault(version, "Statistics for the balloon device are not enabled"),
             });
         }
-        // What a guest that sends no statistics has.
-        let mib = balloon.amount_mib;
-        let pages = u64::from(mib) << 8;
+        // The guest's own are left out.
+        let (target, all) = (balloon.amount_mib, self.resources.machine.mem_size_mib);
+        let keeps = self.guest().map_or(Ok(0), Guest::keeps);
+        let keeps = keeps.map_err(|why| About::Vmm.fault(version, &format!("{why:#}")))?;
+        let all = u64::try_from(all).unwrap_or(0) << 20;
+        let actual = all.saturating_sub(keeps) >> 20;
+        let (target_pages, actual_pages) = (u64::from(target) << 8, actual << 8);
         Ok(Some(format!(
-            r#"{{"target_pages":{pages},"actual_pages":{pages},"target_mib":{mib},"actual_mib":{mib}}}"#
+            r#"{{"target_pages":{target_pages},"actual_pages":{actual_pages},"target_mib":{target},"actual_mib":{actual}}}"#
         )))
     }
 

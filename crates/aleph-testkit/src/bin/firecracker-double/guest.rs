@@ -137,6 +137,12 @@ impl Guest {
             .map(drop)
     }
 
+    /// How much of its memory the guest has.
+    pub(crate) fn keeps(&mut self) -> Result<u64> {
+        let told = self.qmp.execute("query-balloon", &json!({}))?;
+        told["actual"].as_u64().context("a balloon without a size")
+    }
+
     /// Gives a drive another file.
     pub(crate) fn change_drive(&mut self, id: &str, file: &File, read_only: bool) -> Result<()> {
         let passed = rustix::io::fcntl_dupfd_cloexec(file, 0)?;

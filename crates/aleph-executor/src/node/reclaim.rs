@@ -1,0 +1,212 @@
+//! Takes memory back from guests that have nothing to do.
+//!
+//! What a guest's kernel keeps of files that it has read is memory of the host's, for as long as the
+//! guest lives: only the guest knows that it could do without. Where the VMM has a balloon
+//! ([`Balloon`]), a guest that has been idle for a while is asked for all that its programs do not
+//! need but a reserve, and may have it again at once. Whatever it takes then is new memory; until it
+//! does, the host has it. A guest is asked once, and again only after it has done something.
+//!
+//! # Failure cases
+//! | what | then |
+//! | --- | --- |
+//! | it gives no answer, or nothing | it is let be until it has done something |
+//! | its programs want memory meanwhile | its kernel takes it out of the balloon again |
+//! | the node ends meanwhile | whoever comes next lets the air out |
+//! | its VMM has no balloon | nothing |
+
+use super::entry::{Entry, lock};
+use super::inner::Inner;
+use super::stats::cpu_of;
+use crate::hypervisor::{Balloon, Vmm, VmmError};
+use crate::lifecycle::State;
+use crate::vm::Vm;
+use aleph_types::{MiB, VmId};
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How much of one processor a guest uses that has nothing to do.
+const IDLE: f64 = 0.02;
+
+/// What is not worth the trouble.
+const LEAST: MiB = MiB(16);
+
+/// How long a guest may take to say what it has, and to give the first or the next of it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long it may take for all of it.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// How often it is looked at meanwhile.
+const STEP: Duration = Duration::from_millis(50);
+
+/// How long a guest has had nothing to do.
+#[derive(Debug)]
+struct Idleness {
+    since: Instant,
+    /// When it was looked at last, and what it had used then.
+    seen: (Instant, u64),
+    is_done: bool,
+}
+
+impl Idleness {
+    fn new(now: Instant, cpu_usec: u64) -> Self {
+        Self {
+            since: now,
+            seen: (now, cpu_usec),
+            is_done: false,
+        }
+    }
+
+    /// Notes what it has used; whether it is to be asked now.
+    fn is_due(&mut self, now: Instant, cpu_usec: u64, after: Duration) -> bool {
+        let (then, before) = std::mem::replace(&mut self.seen, (now, cpu_usec));
+        let used = Duration::from_micros(cpu_usec.saturating_sub(before));
+        if used > now.duration_since(then).mul_f64(IDLE) {
+            self.since = now;
+            self.is_done = false;
+        }
+        !self.is_done && now.duration_since(self.since) >= after
+    }
+
+    /// It has been asked, which was work, too.
+    fn done(&mut self, now: Instant, cpu_usec: u64) {
+        self.seen = (now, cpu_usec);
+        self.is_done = true;
+    }
+}
+
+/// Looks at the guests of a node for as long as it is there.
+pub(super) async fn reclaim(inner: Weak<Inner>, after: Duration) {
+    let step = (after / 4).clamp(Duration::from_millis(100), Duration::from_secs(60));
+    let mut known: HashMap<VmId, Idleness> = HashMap::new();
+    loop {
+        tokio::time::sleep(step).await;
+        let Some(inner) = inner.upgrade() else { return };
+        if *inner.leaving.borrow() {
+            return;
+        }
+        let entries: Vec<Arc<Entry>> = lock(&inner.jobs).all().map(Arc::clone).collect();
+        let mut seen = HashMap::new();
+        for entry in entries {
+            let Some(vm) = running(&entry) else { continue };
+            let Some(vmm) = vm.vmm() else { continue };
+            let (Some(balloon), Some(used)) = (vmm.balloon(), inner.used(&vm, &*vmm)) else {
+                continue;
+            };
+            let now = Instant::now();
+            let mut idleness = match known.remove(&vm.id()) {
+                Some(idleness) => idleness,
+                None => {
+                    // A node that ended may have left it blown up.
+                    if balloon.given().await.is_ok_and(|given| given.0 > 0) {
+                        let _ = balloon.ask(MiB(0)).await;
+                    }
+                    Idleness::new(now, used)
+                }
+            };
+            if idleness.is_due(now, used, after) {
+                match squeeze(&vm, balloon).await {
+                    Ok(given) => tracing::debug!(vm = %vm.id(), mib = given.0, "memory came back"),
+                    Err(error) => {
+                        tracing::debug!(vm = %vm.id(), %error, "a guest gives nothing back");
+                    }
+                }
+                idleness.done(Instant::now(), inner.used(&vm, &*vmm).unwrap_or(used));
+            }
+            seen.insert(vm.id(), idleness);
+        }
+        // Those that are gone are forgotten.
+        known = seen;
+    }
+}
+
+/// The VM of a job, where it runs and its processes do.
+fn running(entry: &Entry) -> Option<Vm> {
+    let live = entry.live()?;
+    let runs = live.vm.status().state == State::Running && !live.stands_still;
+    runs.then_some(live.vm)
+}
+
+impl Inner {
+    /// Processor time that a VM has used, in microseconds.
+    fn used(&self, vm: &Vm, vmm: &dyn Vmm) -> Option<u64> {
+        let tree = self.executor.cgroups();
+        let group = tree.map(|tree| tree.group(&vm.id().to_string()));
+        let of_group = group.and_then(|group| group.cpu_usec());
+        of_group.or_else(|| cpu_of(&vmm.identity()))
+    }
+}
+
+/// Asks a guest for what its programs do not need, and lets it have that again. Gives how much the
+/// host got.
+async fn squeeze(vm: &Vm, balloon: &dyn Balloon) -> Result<MiB, VmmError> {
+    let silent = || VmmError::Silent { command: "usage" };
+    let agent = vm.agent().map_err(|_| silent())?;
+    let usage = tokio::time::timeout(PATIENCE, agent.usage()).await;
+    let usage = usage.ok().and_then(Result::ok).ok_or_else(silent)?;
+    let wanted = spare(usage.memory_total, usage.memory_available);
+    if wanted < LEAST {
+        return Ok(MiB(0));
+    }
+    let given = match balloon.ask(wanted).await {
+        Ok(()) => filled(balloon, wanted).await,
+        Err(error) => Err(error),
+    };
+    balloon.ask(MiB(0)).await?;
+    given
+}
+
+/// What a guest can do without: what is available, but an eighth of all it has.
+fn spare(total: u64, available: u64) -> MiB {
+    let spare = available.saturating_sub(total / 8) >> 20;
+    MiB(u32::try_from(spare).unwrap_or(0))
+}
+
+/// Waits until a balloon has its size, or no longer grows.
+async fn filled(balloon: &dyn Balloon, wanted: MiB) -> Result<MiB, VmmError> {
+    let began = Instant::now();
+    let (mut given, mut grew) = (MiB(0), began);
+    while given < wanted && grew.elapsed() < PATIENCE && began.elapsed() < LIMIT {
+        tokio::time::sleep(STEP).await;
+        let now = balloon.given().await?;
+        if now > given {
+            (given, grew) = (now, Instant::now());
+        }
+    }
+    Ok(given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_asked_once_it_was_idle_for_long_enough() {
+        let after = Duration::from_secs(60);
+        let began = Instant::now();
+        let at = |seconds: u64| began + Duration::from_secs(seconds);
+        let mut idleness = Idleness::new(at(0), 1_000_000);
+        // A hundredth of a processor is nothing; a tenth is work.
+        assert!(!idleness.is_due(at(30), 1_300_000, after));
+        assert!(!idleness.is_due(at(59), 1_590_000, after));
+        assert!(!idleness.is_due(at(70), 2_690_000, after));
+        assert!(!idleness.is_due(at(129), 2_690_000, after));
+        assert!(idleness.is_due(at(130), 2_690_000, after));
+        // Nothing was asked yet: it still is to be.
+        assert!(idleness.is_due(at(131), 2_690_000, after));
+        // To give memory is work that does not count.
+        idleness.done(at(133), 4_000_000);
+        assert!(!idleness.is_due(at(300), 4_000_000, after));
+        assert!(!idleness.is_due(at(301), 5_000_000, after));
+        assert!(!idleness.is_due(at(330), 5_000_000, after));
+        assert!(idleness.is_due(at(361), 5_000_000, after));
+    }
+
+    #[test]
+    fn a_reserve_stays_with_the_guest() {
+        let mib = |n: u64| n << 20;
+        assert_eq!(spare(mib(256), mib(200)), MiB(168));
+        assert_eq!(spare(mib(256), mib(20)), MiB(0));
+    }
+}
