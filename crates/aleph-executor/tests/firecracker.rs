@@ -315,6 +315,13 @@ impl Life {
     }
 }
 
+/// Where a test fails, its VMs end with it.
+impl Drop for Life {
+    fn drop(&mut self) {
+        let _ = self.vmm.kill();
+    }
+}
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread in a network namespace of its own, which goes when this is dropped.
