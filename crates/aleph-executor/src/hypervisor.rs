@@ -202,6 +202,12 @@ pub trait Snapshot: Send + Sync {
     /// hold is not in it.
     fn save(&self, state: File) -> BoxFuture<'_, Result<(), VmmError>>;
 
+    /// Whether the connections to the guest end with it: those of the guest that goes on, and
+    /// those that another one goes on with. [`Vmm::channel`] gives new ones.
+    fn ends_connections(&self) -> bool {
+        false
+    }
+
     /// Gives up what [`Snapshot::save`] began, whoever began it. None may be under way.
     fn cancel(&self) -> BoxFuture<'_, Result<(), VmmError>>;
 }

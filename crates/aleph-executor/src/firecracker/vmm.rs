@@ -297,6 +297,11 @@ impl Snapshot for Arc<FirecrackerVmm> {
         })
     }
 
+    /// Its vsock is reset with it.
+    fn ends_connections(&self) -> bool {
+        true
+    }
+
     /// A snapshot that was asked for comes to its end: Firecracker hears nothing else meanwhile.
     fn cancel(&self) -> BoxFuture<'_, Result<(), VmmError>> {
         Box::pin(async {

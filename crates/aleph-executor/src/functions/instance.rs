@@ -309,10 +309,11 @@ impl Spare {
             stack,
             template,
         } = self;
-        let died = async {
-            let exit = body.vmm.wait().await;
+        let vmm = Arc::clone(&body.vmm);
+        let mut died = std::pin::pin!(async move {
+            let exit = vmm.wait().await;
             CloneError::Died(exit.to_string())
-        };
+        });
         let restored = async {
             let reattach = Reattach {
                 main: Some(template.main),
@@ -324,18 +325,23 @@ impl Spare {
                 Ok::<_, CloneError>(())
             };
             let reached = async {
-                let socket = body.vmm.channel().await?;
-                Ok(Agent::reattach_listening(socket, reattach).await?)
+                let again = |socket| Agent::reattach_listening(socket, reattach.clone());
+                Ok(crate::vm::reach(&*body.vmm, again).await?)
             };
             let ((), (agent, main)) = tokio::try_join!(fed, reached)?;
             let main = main.ok_or_else(|| CloneError::Died("its runtime is gone".into()))?;
             Ok::<_, CloneError>((agent, main))
         };
         let began = std::time::Instant::now();
-        let (agent, mut main) = tokio::select! {
-            restored = restored => restored?,
-            died = died => return Err(died),
+        let restored = tokio::select! {
+            restored = restored => restored,
+            died = &mut died => return Err(died),
             () = tokio::time::sleep(WAKE) => return Err(CloneError::Silent),
+        };
+        let (agent, mut main) = match restored {
+            // That is the VMM's end, which says more.
+            Err(CloneError::Agent(AgentError::Closed)) => return Err(died.await),
+            restored => restored?,
         };
         let vm = body.place.vm();
         tracing::debug!(%vm, elapsed = ?began.elapsed(), "a clone answers");

@@ -247,6 +247,11 @@ impl Agent {
         }
     }
 
+    /// Closes it for all who have it: what is under way fails with [`AgentError::Closed`].
+    pub fn close(&self) {
+        self.shared.close(AgentError::Closed);
+    }
+
     /// Waits for the end of the main command; a kept one's counts once it is stored
     /// ([`ExecHandle::end_stored`]). Never returns where there is none.
     pub async fn main_exit(&self) -> ExitStatus {

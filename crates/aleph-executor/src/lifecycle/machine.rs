@@ -254,6 +254,12 @@ impl Lifecycle {
         &self.state
     }
 
+    /// How long each stage may take.
+    #[must_use]
+    pub fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
     /// When [`Event::Tick`] is due at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Moment> {

@@ -1,7 +1,7 @@
 //! The actor of one VM.
 
-use super::awakening::{thaw, why};
-use super::launch::{Conversation, LaunchFailure, Launched, launch, read_console};
+use super::awakening::{reach, thaw, why};
+use super::launch::{LaunchFailure, Launched, launch, read_console};
 use super::{Adoption, Ending, Status, Thaw, VmError, VmSpec, chain};
 use crate::cgroup::Cgroup;
 use crate::console::Console;
@@ -10,6 +10,7 @@ use crate::hypervisor::{Driver, Vmm, VmmExit, socket_name};
 use crate::lifecycle::{Admission, Effect, Event, Lifecycle, Moment, Request, State};
 use crate::place::{Place, PlaceError};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -24,7 +25,7 @@ pub(super) struct Asked {
 /// What tasks report to the actor.
 pub(super) enum Note {
     Event(Event),
-    Launched(Launched),
+    Launched(Box<Launched>),
     Ready(BootReport),
     /// The guest answered; its main command goes to whoever adopted it.
     Reattached(
@@ -32,8 +33,10 @@ pub(super) enum Note {
         Option<ExecHandle>,
         oneshot::Sender<Option<ExecHandle>>,
     ),
-    /// The guest goes on from a snapshot, since this long after its launch.
+    /// The conversation with the guest has begun, this long after its launch.
     Awake(Agent, Option<ExecHandle>, Duration),
+    /// The guest that was written down goes on, and its connection is a new one.
+    Again(Agent, Option<ExecHandle>),
     Removed(Result<(), PlaceError>),
     Trouble(PlaceError),
 }
@@ -61,6 +64,10 @@ pub(super) struct Actor {
     pub(super) agent: watch::Sender<Option<Agent>>,
     pub(super) running: watch::Sender<Option<Arc<dyn Vmm>>>,
     pub(super) trouble: Arc<std::sync::Mutex<Option<Arc<PlaceError>>>>,
+    /// Whether the connection to the guest ended as it was written down.
+    pub(super) is_cut: Arc<AtomicBool>,
+    /// Its main command over the connection that came then.
+    pub(super) main_again: Arc<std::sync::Mutex<Option<ExecHandle>>>,
     /// Who waits for the launch, with the main command until it is handed over.
     pub(super) starter: Option<(Starter, Option<ExecRequest>)>,
     pub(super) destroyers: Vec<Starter>,
@@ -165,7 +172,7 @@ impl Actor {
     fn noted(&mut self, note: Note) {
         match note {
             Note::Event(event) => self.step(event),
-            Note::Launched(launched) => self.launched(launched),
+            Note::Launched(launched) => self.launched(*launched),
             Note::Awake(agent, main, took) => {
                 if let Some(vmm) = self.vmm.clone() {
                     self.watch_agent(&vmm, &agent, took);
@@ -174,6 +181,16 @@ impl Actor {
                 if let Some((starter, _)) = self.starter.take() {
                     let _ = starter.send(Ok(main));
                 }
+            }
+            Note::Again(agent, main) => {
+                if let Some(vmm) = self.vmm.clone() {
+                    self.watch_agent(&vmm, &agent, Duration::ZERO);
+                }
+                // Its clock stood still. Where the channel is closed, that is told by itself.
+                let _ = agent.set_clock();
+                *lock(&self.main_again) = main;
+                self.has_agent(agent);
+                self.step(Event::ResumeDone);
             }
             Note::Ready(report) => {
                 self.status.send_modify(|s| s.boot = Some(report));
@@ -206,7 +223,7 @@ impl Actor {
     fn launched(&mut self, launched: Launched) {
         let Launched {
             vmm,
-            conversation,
+            awakening,
             console,
             prepared_in,
         } = launched;
@@ -217,27 +234,16 @@ impl Actor {
         self.watch_vmm(&vmm, console);
         self.running.send_replace(Some(Arc::clone(&vmm)));
         self.vmm = Some(Arc::clone(&vmm));
-        match conversation {
-            Conversation::Open(agent, main) => {
-                self.watch_agent(&vmm, &agent, Duration::ZERO);
-                self.agent.send_replace(Some(agent));
-                if let Some((starter, _)) = self.starter.take() {
-                    let _ = starter.send(Ok(main));
+        let (notes, launched) = (self.notes.clone(), awakening.launched);
+        let waiting = tokio::spawn(async move {
+            match awakening.done().await {
+                Ok((agent, main)) => {
+                    let _ = notes.send(Note::Awake(agent, main, launched.elapsed()));
                 }
+                Err(error) => tell_failure(error, &*vmm, &notes).await,
             }
-            Conversation::Awaited(awakening) => {
-                let (notes, launched) = (self.notes.clone(), awakening.launched);
-                let waiting = tokio::spawn(async move {
-                    let _ = notes.send(match awakening.done().await {
-                        Ok((agent, main)) => Note::Awake(agent, main, launched.elapsed()),
-                        Err(error) => {
-                            Note::Event(Event::GuestFailed(why(error, &vmm, LAST_WORDS).await))
-                        }
-                    });
-                });
-                self.watchers.push(waiting.abort_handle());
-            }
-        }
+        });
+        self.watchers.push(waiting.abort_handle());
         self.step(Event::Launched);
     }
 
@@ -331,6 +337,7 @@ impl Actor {
                     })
                 })
             }),
+            Effect::Resume if self.is_cut.load(Ordering::Acquire) => self.go_on_anew(),
             Effect::Resume => {
                 let agent = self.agent.borrow().clone();
                 self.tell(|vmm| {
@@ -356,6 +363,38 @@ impl Actor {
                 tokio::task::spawn_blocking(move || notes.send(Note::Removed(place.remove())));
             }
         }
+    }
+
+    /// Lets a guest go on whose connection ended as it was written down. It runs as soon as it has
+    /// another one.
+    fn go_on_anew(&mut self) {
+        let Some(vmm) = self.vmm.clone() else { return };
+        if let Some(watcher) = lock(&self.agent_watcher).take() {
+            watcher.abort();
+        }
+        if let Some(agent) = self.agent.send_replace(None) {
+            agent.close();
+        }
+        let (notes, is_cut) = (self.notes.clone(), Arc::clone(&self.is_cut));
+        let limit = self.lifecycle.timeouts().boot;
+        let going_on = tokio::spawn(async move {
+            let went = match vmm.pause() {
+                Some(facet) => facet.resume().await.is_ok(),
+                None => false,
+            };
+            if !went {
+                let _ = notes.send(Note::Event(Event::ResumeFailed));
+                return;
+            }
+            is_cut.store(false, Ordering::Release);
+            let again = |socket| Agent::reattach(socket, Reattach::default());
+            let reached = tokio::time::timeout(limit, reach(&*vmm, again)).await;
+            match reached.unwrap_or(Err(AgentError::Stalled)) {
+                Ok((agent, main)) => _ = notes.send(Note::Again(agent, main)),
+                Err(error) => tell_failure(error, &*vmm, &notes).await,
+            }
+        });
+        self.watchers.push(going_on.abort_handle());
     }
 
     /// Runs a conversation with the VMM beside the actor.
@@ -416,13 +455,11 @@ impl Actor {
         let notes = self.notes.clone();
         let status = self.status.subscribe();
         let reaching = tokio::spawn(async move {
-            match reach(&*vmm, (reattach, thaw), status, timeouts.boot).await {
+            match go_on_with(&*vmm, (reattach, thaw), status, timeouts.boot).await {
                 Ok((agent, handle)) => {
                     let _ = notes.send(Note::Reattached(agent, handle, main));
                 }
-                Err(why) => {
-                    let _ = notes.send(Note::Event(Event::GuestFailed(chain(&why))));
-                }
+                Err(error) => tell_failure(error, &*vmm, &notes).await,
             }
         });
         self.watchers.push(reaching.abort_handle());
@@ -432,6 +469,7 @@ impl Actor {
     /// snapshot, if it does: it is no boot, but what there is in its place.
     fn watch_agent(&mut self, vmm: &Arc<dyn Vmm>, agent: &Agent, took: Duration) {
         let (agent, notes, watched) = (agent.clone(), self.notes.clone(), Arc::clone(vmm));
+        let is_cut = Arc::clone(&self.is_cut);
         let watcher = tokio::spawn(async move {
             if let Ok(mut report) = agent.ready().await {
                 report.total = report.total.max(took);
@@ -443,6 +481,8 @@ impl Actor {
                     let _ = notes.send(Note::Event(Event::MainExited(status)));
                 }
                 why = agent.closed() => match why {
+                    // There will be another one.
+                    AgentError::Closed if is_cut.load(Ordering::Acquire) => {}
                     // The VMM's own end closes the channel, and is noted with more to say. A
                     // VMM that lives on without it is of no use.
                     AgentError::Closed => tokio::select! {
@@ -506,16 +546,23 @@ fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Tells that the conversation with a guest never began; a VMM's end is told by itself.
+async fn tell_failure(error: AgentError, vmm: &dyn Vmm, notes: &mpsc::UnboundedSender<Note>) {
+    if let Some(why) = why(error, vmm, LAST_WORDS).await {
+        let _ = notes.send(Note::Event(Event::GuestFailed(why)));
+    }
+}
+
 /// Connects to a guest that another process began with. Time counts only while it runs.
-async fn reach(
+async fn go_on_with(
     vmm: &dyn Vmm,
     (reattach, frozen): (Reattach, Option<Thaw>),
     mut status: watch::Receiver<Status>,
     limit: Duration,
 ) -> Result<(Agent, Option<ExecHandle>), AgentError> {
     let mut reached = std::pin::pin!(async move {
-        let socket = vmm.channel().await?;
-        let (agent, main) = Agent::reattach(socket, reattach).await?;
+        let again = |socket| Agent::reattach(socket, reattach.clone());
+        let (agent, main) = reach(vmm, again).await?;
         if let Some(frozen) = frozen {
             thaw(&agent, frozen).await?;
         }

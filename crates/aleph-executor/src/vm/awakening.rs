@@ -1,14 +1,22 @@
-//! A guest that was written down goes on, here or where it was: it answers, gets what is its own,
-//! and only then its processes run again.
+//! The conversation with a guest begins: with one that boots, and with one that was written down and
+//! goes on, here or where it was. That one answers, gets what is its own, and only then its processes
+//! run again.
 //!
 //! # Failure cases
 //! A guest that does not answer ends with the deadline of its boot. One that cannot be given what
 //! is its own is of no use to anybody: two guests would have the same address and the same random
 //! numbers. Its VM ends with the reason.
+//!
+//! A guest that goes on may drop a connection that it has just taken: where connections end with a
+//! snapshot, it hears of that only as it runs. So the connection is begun again, and nothing else is:
+//! what makes a guest one of its own is said once.
 
 use super::{Thaw, chain};
-use crate::guest::{Agent, AgentError, CloneRequest, ExecHandle, MainPosition, Reattach};
-use crate::hypervisor::Vmm;
+use crate::guest::{
+    Agent, AgentError, CloneRequest, ExecHandle, ExecRequest, MainPosition, Reattach, SetupRequest,
+};
+use crate::hypervisor::{Snapshot, Vmm};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
@@ -19,27 +27,100 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// What a guest says to an order that it has no reason for.
 const EPROTO: u32 = 71;
 
-/// A guest whose VMM reads the state that it goes on from.
+/// How long before a guest is tried again that dropped the connection.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// A conversation, with the main command where there is one.
+pub(crate) type Reached = (Agent, Option<ExecHandle>);
+
+/// Who is at the other end.
+pub(super) enum Guest {
+    /// One that boots, and what it runs.
+    New(Box<SetupRequest>, Option<ExecRequest>),
+    /// One whose VMM reads the state that it goes on from.
+    Old(MainPosition, Box<CloneRequest>),
+}
+
+/// A guest that is launched, and not spoken with yet.
 pub(super) struct Awakening {
-    pub(super) socket: UnixStream,
-    pub(super) main: MainPosition,
-    pub(super) own: CloneRequest,
+    pub(super) vmm: Arc<dyn Vmm>,
+    pub(super) guest: Guest,
     pub(super) launched: Instant,
 }
 
 impl Awakening {
-    /// Waits until it runs as a guest of its own, for as long as it takes.
+    /// Opens the conversation, for as long as it takes. What is said to a guest that boots may
+    /// reach it once it is up; one that goes on runs as a guest of its own.
     ///
     /// # Errors
     /// Why it never will.
-    pub(super) async fn done(self) -> Result<(Agent, Option<ExecHandle>), AgentError> {
-        let reattach = Reattach {
-            main: Some(self.main),
-            setup: None,
+    pub(super) async fn done(self) -> Result<Reached, AgentError> {
+        let vmm = &*self.vmm;
+        match self.guest {
+            Guest::New(setup, main) => {
+                let agent = Agent::open(vmm.channel().await?, &setup, self.launched)?;
+                let main = main.map(|main| agent.exec(&main)).transpose()?;
+                Ok((agent, main))
+            }
+            Guest::Old(main, own) => {
+                let reattach = Reattach {
+                    main: Some(main),
+                    setup: None,
+                };
+                let again = |socket| Agent::reattach(socket, reattach.clone());
+                let (agent, main) = reach(vmm, again).await?;
+                agent.resume(&own)?.done().await?;
+                Ok((agent, main))
+            }
+        }
+    }
+}
+
+/// Connects to a guest that ran before, until a connection stays: for as long as it takes.
+///
+/// # Errors
+/// [`AgentError::Closed`] where its VMM ends; others where the guest does not take this host.
+pub(crate) async fn reach<R>(
+    vmm: &dyn Vmm,
+    mut reattach: impl FnMut(UnixStream) -> R,
+) -> Result<Reached, AgentError>
+where
+    R: Future<Output = Result<Reached, AgentError>>,
+{
+    let ends = vmm.snapshot().is_some_and(Snapshot::ends_connections);
+    loop {
+        let attempt = async {
+            let (agent, main) = reattach(vmm.channel().await?).await?;
+            if ends {
+                // By its answer it has heard that those before are gone.
+                agent.ping().await?;
+            }
+            Ok((agent, main))
         };
-        let (agent, main) = Agent::reattach(self.socket, reattach).await?;
-        agent.resume(&self.own)?.done().await?;
-        Ok((agent, main))
+        match attempt.await {
+            Err(error) if is_passing(&error) => tracing::trace!(%error, "the guest is tried again"),
+            done => return done,
+        }
+        tokio::select! {
+            biased;
+            _ = vmm.wait() => return Err(AgentError::Closed),
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}
+
+/// Whether another connection may stay.
+fn is_passing(error: &AgentError) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, TimedOut,
+    };
+    match error {
+        AgentError::Closed => true,
+        AgentError::Io(error) => matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | TimedOut
+        ),
+        _ => false,
     }
 }
 
@@ -87,13 +168,13 @@ fn parse(text: &[u8]) -> Option<[u8; 16]> {
     Some(bits.to_be_bytes())
 }
 
-/// Why a guest never went on: where its VMM ended, in the VMM's words.
-pub(super) async fn why(error: AgentError, vmm: &Arc<dyn Vmm>, patience: Duration) -> String {
-    let is_silence = matches!(error, AgentError::Closed);
-    match tokio::time::timeout(patience, vmm.wait()).await {
-        Ok(exit) if is_silence => exit.to_string(),
-        _ => chain(&error),
+/// Why the conversation with a guest never began; nothing where its VMM ended, whose end says more.
+pub(super) async fn why(error: AgentError, vmm: &dyn Vmm, patience: Duration) -> Option<String> {
+    let is_silence = matches!(error, AgentError::Closed | AgentError::Io(_));
+    if is_silence && tokio::time::timeout(patience, vmm.wait()).await.is_ok() {
+        return None;
     }
+    Some(chain(&error))
 }
 
 #[cfg(test)]

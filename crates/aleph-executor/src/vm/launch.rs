@@ -1,13 +1,11 @@
-//! Everything from a VM's first folder to an open conversation with its guest.
+//! Everything from a VM's first folder to a VMM that runs.
 
 use super::actor::Note;
-use super::awakening::Awakening;
+use super::awakening::{Awakening, Guest};
 use super::{Begin, VmSpec};
 use crate::cgroup::Limits;
 use crate::console::Console;
-use crate::guest::{
-    Agent, AgentError, CloneRequest, ExecHandle, ExecRequest, MainPosition, SetupRequest,
-};
+use crate::guest::ExecRequest;
 use crate::hypervisor::{
     Disk, Driver, Kernel, Launch, LaunchError, Start, Vmm, VmmExit, socket_name,
 };
@@ -17,26 +15,12 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
-/// A VMM that runs, and the conversation with its guest.
+/// A VMM that runs, and the guest that it is to have.
 pub(super) struct Launched {
     pub(super) vmm: Arc<dyn Vmm>,
-    pub(super) conversation: Conversation,
+    pub(super) awakening: Awakening,
     pub(super) console: JoinHandle<()>,
     pub(super) prepared_in: Duration,
-}
-
-/// How far the conversation with a guest is.
-pub(super) enum Conversation {
-    /// What is said reaches the guest once it is up; its main command among it.
-    Open(Agent, Option<ExecHandle>),
-    /// The guest goes on from a snapshot, and has to answer first.
-    Awaited(Box<Awakening>),
-}
-
-/// Who is at the other end.
-enum Guest {
-    New(Box<SetupRequest>),
-    Old(MainPosition, CloneRequest),
 }
 
 /// A launch that did not work out. Nothing of it runs.
@@ -50,12 +34,10 @@ pub(super) enum LaunchFailure {
     Connect(#[source] std::io::Error),
     #[error("it ended at once: {0}")]
     Died(VmmExit),
-    #[error(transparent)]
-    Agent(#[from] AgentError),
 }
 
-/// Prepares the place, starts the VMM and opens the conversation; the main command is handed over
-/// at once, so that it costs no round trip once the guest is up.
+/// Prepares the place and starts the VMM. The main command goes with the guest: it is handed over
+/// as soon as there is a channel, so that it costs no round trip once the guest is up.
 pub(super) async fn launch(
     place: &Arc<Place>,
     driver: &dyn Driver,
@@ -128,10 +110,10 @@ pub(super) async fn launch(
                 initrd,
                 command_line,
             };
-            (Start::Boot(boot), Guest::New(setup))
+            (Start::Boot(boot), Guest::New(setup, main))
         }
         Begin::Snapshot(origin) => {
-            let (main, own) = (origin.main, origin.own);
+            let (main, own) = (origin.main, Box::new(origin.own));
             let state = origin.state.into();
             (Start::Restore { state }, Guest::Old(main, own))
         }
@@ -160,30 +142,19 @@ pub(super) async fn launch(
             .connect(socket_name::CONSOLE)
             .await
             .map_err(LaunchFailure::Connect)?;
-        let console = tokio::spawn(read_console(console_socket, console));
-        let socket = vmm.channel().await.map_err(LaunchFailure::Connect)?;
-        let conversation = match guest {
-            Guest::New(setup) => {
-                let agent = Agent::open(socket, &setup, launched)?;
-                let main = main.map(|main| agent.exec(&main)).transpose()?;
-                Conversation::Open(agent, main)
-            }
-            Guest::Old(main, own) => Conversation::Awaited(Box::new(Awakening {
-                socket,
-                main,
-                own,
-                launched,
-            })),
-        };
-        Ok((conversation, console))
+        Ok(tokio::spawn(read_console(console_socket, console)))
     };
     match connected.await {
-        Ok((conversation, console)) => Ok(Note::Launched(Launched {
+        Ok(console) => Ok(Note::Launched(Box::new(Launched {
+            awakening: Awakening {
+                vmm: Arc::clone(&vmm),
+                guest,
+                launched,
+            },
             vmm,
-            conversation,
             console,
             prepared_in,
-        })),
+        }))),
         Err(failure) => {
             // Whoever hears that the launch failed may count on nothing running.
             vmm.kill()

@@ -8,14 +8,14 @@
 //! | --- | --- |
 //! | this one | the handle, [`Vm`] |
 //! | `actor` | the actor |
-//! | `launch` | everything from the first folder to an open conversation with the guest |
-//! | `awakening` | a guest that was written down goes on, here |
+//! | `launch` | everything from the first folder to a VMM that runs |
+//! | `awakening` | the conversation with a guest begins, a new one or one that was written down |
 
 mod actor;
 mod awakening;
 mod launch;
 
-pub(crate) use awakening::{go_on_as, itself};
+pub(crate) use awakening::{go_on_as, itself, reach};
 pub(crate) use launch::chain;
 
 use crate::console::Console;
@@ -33,6 +33,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -176,6 +177,8 @@ pub struct Vm {
     vmm: watch::Receiver<Option<Arc<dyn Vmm>>>,
     console: Arc<Console>,
     trouble: Arc<std::sync::Mutex<Option<Arc<PlaceError>>>>,
+    is_cut: Arc<AtomicBool>,
+    main_again: Arc<std::sync::Mutex<Option<ExecHandle>>>,
 }
 
 impl Vm {
@@ -231,6 +234,7 @@ impl Vm {
         let console = Arc::new(Console::default());
         let (notes, note_inbox) = mpsc::unbounded_channel();
         let trouble = Arc::default();
+        let (is_cut, main_again) = (Arc::default(), Arc::default());
         let handle = Self {
             id: place.vm(),
             requests,
@@ -240,6 +244,8 @@ impl Vm {
             vmm: vmm_watch,
             console: Arc::clone(&console),
             trouble: Arc::clone(&trouble),
+            is_cut: Arc::clone(&is_cut),
+            main_again: Arc::clone(&main_again),
         };
         let mut actor = Actor {
             lifecycle,
@@ -258,6 +264,8 @@ impl Vm {
             status,
             agent,
             trouble,
+            is_cut,
+            main_again,
             starter: None,
             destroyers: Vec::new(),
             removal_failed: false,
@@ -407,6 +415,9 @@ impl Vm {
     }
 
     /// Writes it down while it is paused: see [`Snapshot::save`](crate::hypervisor::Snapshot::save).
+    /// Where the VMM ends connections with it, [`Vm::resume`] makes a new one: then
+    /// [`Vm::agent`] gives another, all of the old one fails, and [`Vm::main_again`] has the main
+    /// command.
     ///
     /// # Errors
     /// Where it is not paused, or the VMM does not do it.
@@ -417,9 +428,23 @@ impl Vm {
         let vmm = self.vmm.borrow().clone();
         let vmm = vmm.ok_or(VmError::Denied(Denial::NotRunning))?;
         match vmm.snapshot() {
-            Some(facet) => Ok(facet.save(state).await?),
+            Some(facet) => {
+                if facet.ends_connections() {
+                    self.is_cut.store(true, Ordering::Release);
+                }
+                Ok(facet.save(state).await?)
+            }
             None => Err(VmError::Denied(Denial::Impossible)),
         }
+    }
+
+    /// Its main command over the connection that it got when it went on after a snapshot, if it got
+    /// one; once.
+    #[must_use]
+    pub fn main_again(&self) -> Option<ExecHandle> {
+        let main = self.main_again.lock();
+        main.unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take()
     }
 
     /// Whether its VMM can write it down.

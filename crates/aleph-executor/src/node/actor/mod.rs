@@ -459,7 +459,11 @@ impl Actor {
             base: self.record.run.as_ref().map_or(0, |run| run.log_base),
             stored,
         };
-        run.pump = Some(tokio::spawn(launch::pump(handle, log, self.notes.clone())));
+        let pump = tokio::spawn(launch::pump(handle, log, self.notes.clone()));
+        if let Some(before) = run.pump.replace(pump) {
+            // Over a connection that ended as the guest was written down: it has stored all of it.
+            before.abort();
+        }
     }
 
     async fn ready(&mut self, boot: Option<Duration>, boot_id: Option<String>) {

@@ -53,7 +53,10 @@ impl Actor {
                 });
                 let (notes, incarnation) = (self.notes.clone(), self.record.job.incarnation);
                 tokio::spawn(async move {
-                    let written = making.make().await;
+                    let began = |main| {
+                        let _ = notes.send((incarnation, Note::Began(main)));
+                    };
+                    let written = making.make(began).await;
                     let _ = notes.send((incarnation, Note::Written(Box::new(written))));
                 });
             }

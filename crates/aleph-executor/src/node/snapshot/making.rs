@@ -11,12 +11,15 @@
 //! | 7 | steps 4, 2 and 1 are undone, unless the job is to end here | |
 //! | 8 | the folder becomes durable, and gets its name | removed |
 //!
+//! Where connections to the guest end with 5, it has another one after 7, and its command's output
+//! goes on over that; other commands that ran in it for somebody are cut off.
+//!
 //! Whatever fails, or whoever gives it up, 7 is done and the folder goes. A guest that does not go
 //! on is a failure of its job: [`Written::is_lost`].
 
 use super::SnapshotError;
 use super::folder::{self, Record, Work};
-use crate::guest::{Agent, AgentError, CloneRequest, MainPosition};
+use crate::guest::{Agent, AgentError, CloneRequest, ExecHandle, MainPosition};
 use crate::lifecycle::State;
 use crate::vm::{Vm, VmError, chain, go_on_as, itself};
 use std::path::PathBuf;
@@ -64,7 +67,8 @@ pub(in crate::node) struct Written {
 }
 
 impl Making {
-    pub(in crate::node) async fn make(mut self) -> Written {
+    /// Makes it. The main command is given to `began` where the guest has another connection.
+    pub(in crate::node) async fn make(mut self, began: impl Fn(ExecHandle) + Sync) -> Written {
         let given_up = self.given_up.clone();
         let written = tokio::select! {
             biased;
@@ -74,11 +78,10 @@ impl Making {
         let stays = self.stop && written.is_ok();
         let mut is_lost = match stays {
             true => None,
-            false => self.go_on().await,
+            false => self.go_on(&began).await,
         };
         let Self {
             vm,
-            agent,
             mut record,
             work,
             own,
@@ -106,7 +109,7 @@ impl Making {
             }
         };
         if made.is_err() && stays {
-            is_lost = go_on(&vm, &agent, own, paused).await;
+            is_lost = go_on(&vm, own, paused, &began).await;
         }
         Written { made, is_lost }
     }
@@ -143,24 +146,32 @@ impl Making {
         })
     }
 
-    async fn go_on(&self) -> Option<String> {
+    async fn go_on(&self, began: &(impl Fn(ExecHandle) + Sync)) -> Option<String> {
         let own = Some(&self.own).filter(|_| self.stands_still);
-        go_on(&self.vm, &self.agent, own, self.paused).await
+        go_on(&self.vm, own, self.paused, began).await
     }
 }
 
 /// Has a guest go on, wherever writing it down has stopped; its processes as `own`, where they may
 /// stand still. Says why it does not, where it should.
-async fn go_on(vm: &Vm, agent: &Agent, own: Option<&CloneRequest>, paused: bool) -> Option<String> {
+async fn go_on(
+    vm: &Vm,
+    own: Option<&CloneRequest>,
+    paused: bool,
+    began: &(impl Fn(ExecHandle) + Sync),
+) -> Option<String> {
     let went = async {
         vm.settled().await;
         if vm.status().state == State::Paused {
             // What is under way is given up; where nothing is, there is nothing to say.
             let _ = vm.cancel_save().await;
             vm.resume().await?;
+            if let Some(main) = vm.main_again() {
+                began(main);
+            }
         }
         if let Some(own) = own {
-            in_time("go on", go_on_as(agent, own)).await?;
+            in_time("go on", go_on_as(&vm.agent()?, own)).await?;
         }
         if paused {
             vm.pause().await?;
