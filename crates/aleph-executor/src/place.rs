@@ -30,6 +30,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const LOCK: &str = "lock";
 const RECORD: &str = "vmm.json";
@@ -306,6 +307,26 @@ impl Place {
     #[must_use]
     pub fn recorded(&self) -> Option<Identity> {
         serde_json::from_slice(&fs::read(self.state.join(RECORD)).ok()?).ok()
+    }
+
+    /// The same once its group is empty, which is a moment after its VMM is seen to end; what else
+    /// is in there is killed. Blocks for a second at most.
+    ///
+    /// # Errors
+    /// As [`Place::remove`].
+    pub fn remove_emptied(&self) -> Result<(), PlaceError> {
+        for _ in 0..100 {
+            match self.remove() {
+                Err(_) if self.cgroup.as_ref().is_some_and(Cgroup::is_populated) => {
+                    if let Some(cgroup) = &self.cgroup {
+                        let _ = cgroup.kill();
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                removed => return removed,
+            }
+        }
+        self.remove()
     }
 
     /// Removes all of it. Can be called again where it failed; the VMM must have ended.

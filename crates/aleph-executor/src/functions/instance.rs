@@ -169,24 +169,7 @@ async fn bury(place: Arc<Place>, vmm: Arc<dyn Vmm>, cable: Arc<Cable>) {
     }
     cable.undo().await;
     let vm = place.vm();
-    // A group empties a moment after its last process is seen to end.
-    let removed = tokio::task::spawn_blocking(move || {
-        for _ in 0..100 {
-            match place.remove() {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    let populated = place
-                        .cgroup()
-                        .is_some_and(crate::cgroup::Cgroup::is_populated);
-                    if !populated {
-                        return Err(error);
-                    }
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
-        }
-        place.remove()
-    });
+    let removed = tokio::task::spawn_blocking(move || place.remove_emptied());
     if let Ok(Err(error)) = removed.await {
         tracing::warn!(%vm, %error, "a clone could not be removed; the next sweep tries again");
     }

@@ -360,7 +360,8 @@ impl Actor {
             }
             Effect::Remove => {
                 let (place, notes) = (Arc::clone(&self.place), self.notes.clone());
-                tokio::task::spawn_blocking(move || notes.send(Note::Removed(place.remove())));
+                let remove = move || notes.send(Note::Removed(place.remove_emptied()));
+                tokio::task::spawn_blocking(remove);
             }
         }
     }

@@ -9,7 +9,8 @@
 //!
 //! A guest that goes on may drop a connection that it has just taken: where connections end with a
 //! snapshot, it hears of that only as it runs. So the connection is begun again, and nothing else is:
-//! what makes a guest one of its own is said once.
+//! what makes a guest one of its own is said once. Some of those connections end without a word to
+//! this side, so one over which nothing comes is given up for another, after longer each time.
 
 use super::{Thaw, chain};
 use crate::guest::{
@@ -29,6 +30,11 @@ const EPROTO: u32 = 71;
 
 /// How long before a guest is tried again that dropped the connection.
 const AGAIN: Duration = Duration::from_millis(5);
+
+/// How long the first connection may take to bring an answer, and any, where connections end with a
+/// snapshot. A guest that is emulated on a busy host is slow.
+const FIRST: Duration = Duration::from_millis(500);
+const EACH: Duration = Duration::from_secs(8);
 
 /// A conversation, with the main command where there is one.
 pub(crate) type Reached = (Agent, Option<ExecHandle>);
@@ -88,16 +94,25 @@ where
     R: Future<Output = Result<Reached, AgentError>>,
 {
     let ends = vmm.snapshot().is_some_and(Snapshot::ends_connections);
+    let mut patience = FIRST;
     loop {
         let attempt = async {
-            let (agent, main) = reattach(vmm.channel().await?).await?;
-            if ends {
+            let greeted = reattach(vmm.channel().await?);
+            if !ends {
+                return greeted.await;
+            }
+            let answered = async {
+                let (agent, main) = greeted.await?;
                 // By its answer it has heard that those before are gone.
                 agent.ping().await?;
-            }
-            Ok((agent, main))
+                Ok((agent, main))
+            };
+            let answered = tokio::time::timeout(patience, answered).await;
+            answered.unwrap_or(Err(AgentError::Closed))
         };
-        match attempt.await {
+        let attempted = attempt.await;
+        patience = (patience * 2).min(EACH);
+        match attempted {
             Err(error) if is_passing(&error) => tracing::trace!(%error, "the guest is tried again"),
             done => return done,
         }

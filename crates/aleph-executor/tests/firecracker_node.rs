@@ -1,0 +1,425 @@
+//! A node over Firecracker: what is above the driver knows nothing of it. Guests are real, over what
+//! stands for Firecracker, in the open and in jails.
+
+use aleph_executor::firecracker::jail::{Jails, UidRange};
+use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
+use aleph_executor::guest::ExecRequest;
+use aleph_executor::logs::LogQuery;
+use aleph_executor::node::{CreateOptions, JobFilter, Scope};
+use aleph_executor::process::Identity;
+use aleph_executor::{Node, NodeConfig, NodeError};
+use aleph_testkit::{TestImages, TestRoot};
+use aleph_types::{ExitStatus, ForkRequest, Job, JobSpec, JobState, MiB, RestoreRequest};
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Trial};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What only a hang exceeds.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What the doubles stand for: a new one, and one whose guests may hear late of a snapshot.
+const VERSION: &str = "1.16.1";
+const OLDER: &str = "1.12.1";
+
+/// Counts with a file on its disk, and draws a number of the kernel's with each step.
+const COUNTER: &str = "echo kept > /root/file; echo $$ > /root/pid; i=0; while :; do i=$((i+1)); \
+     read -r uuid < /proc/sys/kernel/random/uuid; echo count $i $uuid; sleep 0.05; done";
+
+fn main() {
+    let root = rustix::process::geteuid().is_root();
+    let mut trials = Vec::new();
+    let mut add = |name: &str, places: &[Place], test: fn(&Host) -> Result<()>| {
+        for &(suffix, version, is_jailed) in places {
+            let run = move || {
+                let tested = Host::new(version, is_jailed).and_then(|host| test(&host));
+                tested.map_err(|error| format!("{error:?}").into())
+            };
+            let trial = Trial::test(format!("{name}{suffix}"), run);
+            trials.push(match is_jailed && !root {
+                false => trial,
+                true => trial.with_kind("needs root").with_ignored_flag(true),
+            });
+        }
+    };
+    let open = ("", VERSION, false);
+    let older = ("_of_1_12", OLDER, false);
+    let jailed = ("_in_jails", VERSION, true);
+    add(
+        "jobs_run_and_their_words_and_codes_come",
+        &[open, jailed],
+        runs,
+    );
+    add(
+        "jobs_go_on_after_the_daemons_end",
+        &[open, jailed],
+        is_adopted,
+    );
+    add(
+        "jobs_go_on_from_snapshots",
+        &[older, jailed],
+        goes_on_from_a_snapshot,
+    );
+    add(
+        "jobs_are_forked_and_go_on_themselves",
+        &[older, jailed],
+        forks,
+    );
+    add(
+        "a_vmm_that_is_killed_fails_its_job",
+        &[jailed],
+        fails_with_its_vmm,
+    );
+    add(
+        "a_guest_that_never_answers_can_be_killed",
+        &[jailed],
+        is_killed_in_boot,
+    );
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// Where a test runs: what its name ends with, the version, and whether in jails.
+type Place = (&'static str, &'static str, bool);
+
+/// A root, and what runs its VMs.
+struct Host {
+    root: TestRoot,
+    program: PathBuf,
+    jail: Option<(Jails, PathBuf)>,
+}
+
+impl Host {
+    fn new(version: &str, is_jailed: bool) -> Result<Self> {
+        let root = TestRoot::new()?;
+        let program = aleph_testkit::firecracker_double(version)?;
+        let jail = if is_jailed {
+            let jails = Jails::open(&root.path().join("jail"), UidRange::default())?;
+            Some((jails, aleph_testkit::jailer_double(version)?))
+        } else {
+            None
+        };
+        Ok(Self {
+            root,
+            program,
+            jail,
+        })
+    }
+
+    async fn open(&self) -> Result<Node> {
+        self.open_with("", |_| {}).await
+    }
+
+    /// The same with more words for the kernels.
+    async fn open_with(&self, words: &str, change: fn(&mut NodeConfig)) -> Result<Node> {
+        let driver = Arc::new(FirecrackerDriver::new(DriverConfig {
+            program: self.program.clone(),
+            jail: self.jail.clone(),
+            needs_kvm: false,
+            kernel_arguments: words.into(),
+        }));
+        let began = Instant::now();
+        loop {
+            let mut config = NodeConfig::new(self.root.paths()?);
+            config.reserved_memory = MiB(0);
+            change(&mut config);
+            let images = Arc::new(TestImages::new(&self.root)?);
+            match Node::with_driver(config, images, driver.clone()).await {
+                // The last tasks of the node before may still hold the lock for a moment.
+                Err(NodeError::Owned(_)) if began.elapsed() < LIMIT => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                opened => return Ok(opened?),
+            }
+        }
+    }
+
+    async fn close(&self, node: Node) -> Result<()> {
+        for job in node.list(&Scope::All, &JobFilter::default()).jobs {
+            node.destroy(job.id, true).await?;
+        }
+        for snapshot in node.snapshots(&Scope::All) {
+            node.remove_snapshot(snapshot.id).await?;
+        }
+        leave(node).await;
+        let began = Instant::now();
+        while !self.root.residue()?.is_empty() && began.elapsed() < LIMIT {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(self.root.residue()?, Vec::<String>::new());
+        if let Some((jails, _)) = &self.jail {
+            assert!(jails.vms()?.is_empty(), "a jail is left");
+        }
+        Ok(())
+    }
+
+    /// The process of a job's VMM.
+    fn vmm(&self, job: &Job) -> Result<Identity> {
+        let vm = job.vm.context("no VM")?;
+        let record = self.root.paths()?.vm_state(vm).join("vmm.json");
+        Ok(serde_json::from_slice(&std::fs::read(record)?)?)
+    }
+}
+
+async fn leave(node: Node) {
+    node.shutdown().await;
+    drop(node);
+}
+
+fn block_on(test: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(test)
+}
+
+fn shell(script: &str, disk: u32) -> JobSpec {
+    let command = ["sh", "-c", script].map(String::from).to_vec();
+    let mut spec = JobSpec::new("busybox", command);
+    spec.resources.memory = MiB(128);
+    spec.resources.disk = MiB(disk);
+    spec.stop_grace_seconds = 1;
+    spec
+}
+
+async fn create(node: &Node, spec: JobSpec) -> Result<Job> {
+    let options = CreateOptions {
+        account: "default".into(),
+        start: true,
+        idempotency_key: None,
+    };
+    Ok(node.create(spec, options).await?.job)
+}
+
+async fn wait(node: &Node, job: &Job, state: JobState) -> Result<Job> {
+    let waited = tokio::time::timeout(LIMIT, node.wait(job.id, &[state])).await;
+    Ok(waited.with_context(|| format!("{:?}", node.job(job.id)))??)
+}
+
+async fn log(node: &Node, job: &Job) -> Result<String> {
+    let mut reader = node.logs(job.id, LogQuery::default()).await?;
+    let mut text = Vec::new();
+    while let Some(entry) = reader.next().await? {
+        text.extend(entry.bytes);
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// What a job has counted to, and what it drew. Every number has to come once, in order.
+async fn steps(node: &Node, job: &Job) -> Result<Vec<(u64, String)>> {
+    let text = log(node, job).await?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let steps = whole.lines().map(|line| -> Result<(u64, String)> {
+        let step = line.strip_prefix("count ");
+        let step = step.and_then(|rest| rest.split_once(' '));
+        let (number, uuid) = step.with_context(|| format!("{line:?}"))?;
+        Ok((number.parse()?, uuid.to_owned()))
+    });
+    let steps: Vec<_> = steps.collect::<Result<_>>()?;
+    let is_whole = steps.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1);
+    ensure!(is_whole, "lost or doubled: {steps:?}");
+    Ok(steps)
+}
+
+/// Waits until a job has counted on beyond a number, and gives all that it has counted to.
+async fn counted(node: &Node, job: &Job, beyond: u64) -> Result<Vec<(u64, String)>> {
+    let began = Instant::now();
+    loop {
+        let steps = steps(node, job).await?;
+        if steps.last().is_some_and(|(last, _)| *last > beyond) {
+            return Ok(steps);
+        }
+        ensure!(began.elapsed() < LIMIT, "{:?} {steps:?}", node.job(job.id));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn said(node: &Node, job: &Job, script: &str) -> Result<String> {
+    let request = ExecRequest::new(["sh", "-c", script]);
+    let ran = node.exec(job.id, &request)?.collect();
+    let (stdout, stderr, status) = tokio::time::timeout(LIMIT, ran).await??;
+    let stderr = String::from_utf8_lossy(&stderr);
+    ensure!(status == ExitStatus::Code(0), "{stderr}");
+    Ok(String::from_utf8(stdout)?)
+}
+
+fn runs(host: &Host) -> Result<()> {
+    block_on(async {
+        let node = host.open().await?;
+        let script = "echo out; echo err >&2; echo kept > /root/file && cat /root/file; exit 3";
+        let job = create(&node, shell(script, 64)).await?;
+        let ended = wait(&node, &job, JobState::Exited).await?;
+        assert_eq!(ended.exit, Some(ExitStatus::Code(3)), "{ended:?}");
+        assert!(ended.boot_ms.is_some(), "{ended:?}");
+        let text = log(&node, &job).await?;
+        for line in ["out\n", "err\n", "kept\n"] {
+            assert!(text.contains(line), "{text:?}");
+        }
+        let job = create(&node, shell(COUNTER, 0)).await?;
+        counted(&node, &job, 3).await?;
+        assert_eq!(said(&node, &job, "cat /root/file").await?, "kept\n");
+        node.pause(job.id).await?;
+        assert_eq!(node.job(job.id)?.state, JobState::Paused);
+        node.resume(job.id).await?;
+        let last = steps(&node, &job).await?.len();
+        counted(&node, &job, u64::try_from(last)? + 3).await?;
+        let stopped = node.stop(job.id, None).await?;
+        assert_eq!(stopped.state, JobState::Exited, "{stopped:?}");
+        host.close(node).await
+    })
+}
+
+fn is_adopted(host: &Host) -> Result<()> {
+    block_on(async {
+        let node = host.open().await?;
+        let job = create(&node, shell(COUNTER, 64)).await?;
+        let last = counted(&node, &job, 3).await?.len();
+        leave(node).await;
+        let node = host.open().await?;
+        wait(&node, &job, JobState::Running).await?;
+        // What it wrote while nobody was there is there, too.
+        let on = counted(&node, &job, u64::try_from(last)? + 5).await?;
+        assert_eq!(on[0].0, 1);
+        assert_eq!(said(&node, &job, "cat /root/file").await?, "kept\n");
+        node.pause(job.id).await?;
+        leave(node).await;
+        let node = host.open().await?;
+        let began = Instant::now();
+        while node.job(job.id)?.state != JobState::Paused {
+            ensure!(began.elapsed() < LIMIT, "{:?}", node.job(job.id));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let last = steps(&node, &job).await?.len();
+        node.resume(job.id).await?;
+        counted(&node, &job, u64::try_from(last)? + 5).await?;
+        host.close(node).await
+    })
+}
+
+fn goes_on_from_a_snapshot(host: &Host) -> Result<()> {
+    block_on(async {
+        let node = host.open().await?;
+        let first = create(&node, shell(COUNTER, 64)).await?;
+        counted(&node, &first, 5).await?;
+        let snapshot = node.snapshot(first.id, true).await?;
+        let ended = node.job(first.id)?;
+        assert_eq!(ended.state, JobState::Exited, "{ended:?}");
+        let last = steps(&node, &first).await?.last().context("nothing")?.0;
+        leave(node).await;
+        let node = host.open().await?;
+        let again = node.restore(snapshot.id, RestoreRequest::default()).await?;
+        let running = wait(&node, &again, JobState::Running).await?;
+        assert!(running.boot_ms.is_some() && again.id != first.id);
+        let after = counted(&node, &again, last + 5).await?;
+        // Where the log of the first one ends, that of the second begins, but for half a line.
+        let begins = after[0].0;
+        assert!((last + 1..=last + 2).contains(&begins), "{last} {begins}");
+        assert_eq!(said(&node, &again, "cat /root/file").await?, "kept\n");
+        let name = said(&node, &again, "hostname").await?;
+        assert_eq!(name.trim(), again.id.hostname());
+        // It is a job as any other: adopted by the next daemon, and its log goes on.
+        leave(node).await;
+        let node = host.open().await?;
+        wait(&node, &again, JobState::Running).await?;
+        let on = counted(&node, &again, begins + u64::try_from(after.len())? + 10).await?;
+        assert_eq!(on[0].0, begins);
+        host.close(node).await
+    })
+}
+
+fn forks(host: &Host) -> Result<()> {
+    block_on(async {
+        let node = host.open().await?;
+        let first = create(&node, shell(COUNTER, 64)).await?;
+        counted(&node, &first, 5).await?;
+        let request = ForkRequest {
+            copies: 2,
+            ..ForkRequest::default()
+        };
+        let forked = node.fork(first.id, request).await?;
+        assert_eq!(forked.jobs.len(), 2);
+        let (mut begins, mut drawn, mut who) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
+        for job in &forked.jobs {
+            wait(&node, job, JobState::Running).await?;
+            let from = counted(&node, job, 0).await?[0].0;
+            let steps = counted(&node, job, from + 10).await?;
+            begins.insert(from);
+            // The first may have been drawn before the moment, and be written after it.
+            drawn.extend(steps.into_iter().skip(1).map(|(_, uuid)| uuid));
+            let script = "cat /etc/hostname /etc/machine-id /run/aleph/generation";
+            let said = said(&node, job, script).await?;
+            who.extend(said.lines().map(str::to_owned));
+        }
+        assert_eq!(begins.len(), 1, "they go on from {begins:?}");
+        assert_eq!(who.len(), 6, "{who:?}");
+        // The first one is what it was, and goes on over another connection.
+        let begins = begins.first().copied().context("none")?;
+        let all = counted(&node, &first, begins + 10).await?;
+        assert_eq!(all[0].0, 1);
+        let (before, after) = all.split_at(usize::try_from(begins)?);
+        assert!(!before.is_empty());
+        drawn.extend(after.iter().map(|(_, uuid)| uuid.clone()));
+        let different: BTreeSet<_> = drawn.iter().collect();
+        assert_eq!(different.len(), drawn.len(), "two drew the same numbers");
+        assert_eq!(said(&node, &first, "cat /root/file").await?, "kept\n");
+        // Once more, and its end is that of its command.
+        let kept = node.snapshot(first.id, false).await?;
+        let last = steps(&node, &first).await?.last().context("nothing")?.0;
+        counted(&node, &first, last + 5).await?;
+        node.remove_snapshot(kept.id).await?;
+        said(&node, &first, "kill -9 $(cat /root/pid)").await?;
+        let ended = wait(&node, &first, JobState::Exited).await?;
+        assert_eq!(ended.exit, Some(ExitStatus::Signal(9)), "{ended:?}");
+        host.close(node).await
+    })
+}
+
+fn fails_with_its_vmm(host: &Host) -> Result<()> {
+    block_on(async {
+        let node = host.open().await?;
+        let job = create(&node, shell(COUNTER, 0)).await?;
+        counted(&node, &job, 1).await?;
+        let job = node.job(job.id)?;
+        let pid = rustix::process::Pid::from_raw(host.vmm(&job)?.pid).context("no process")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        let failed = wait(&node, &job, JobState::Failed).await?;
+        let reason = failed.reason.clone().unwrap_or_default();
+        assert!(
+            reason.contains("VMM") && reason.contains("signal 9"),
+            "{reason}"
+        );
+        assert!(failed.vm.is_none(), "{failed:?}");
+        host.close(node).await
+    })
+}
+
+/// It hangs before it listens: with no root to go on with, its kernel stops where it panics.
+fn is_killed_in_boot(host: &Host) -> Result<()> {
+    block_on(async {
+        let words = "rdinit=/nothing panic=0";
+        let node = host.open_with(words, |_| {}).await?;
+        let job = create(&node, shell(COUNTER, 0)).await?;
+        wait(&node, &job, JobState::Starting).await?;
+        let began = Instant::now();
+        while host.vmm(&node.job(job.id)?).is_err() {
+            ensure!(began.elapsed() < LIMIT, "{:?}", node.job(job.id));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Well before its boot has taken too long.
+        let limit = NodeConfig::new(host.root.paths()?).executor.timeouts.boot / 2;
+        let killed = tokio::time::timeout(limit, node.kill(job.id, 9)).await??;
+        assert!(killed.boot_ms.is_none(), "{killed:?}");
+        assert!(killed.state.is_over(), "{killed:?}");
+        leave(node).await;
+        let quick: fn(&mut NodeConfig) =
+            |config| config.executor.timeouts.boot = Duration::from_secs(1);
+        let node = host.open_with(words, quick).await?;
+        let job = create(&node, shell(COUNTER, 0)).await?;
+        let failed = wait(&node, &job, JobState::Failed).await?;
+        let reason = failed.reason.unwrap_or_default();
+        assert!(reason.contains("did not answer"), "{reason}");
+        host.close(node).await
+    })
+}
