@@ -57,6 +57,8 @@ pub(crate) enum End {
 pub(crate) const SIGPIPE_CODE: u8 = 128 + 13;
 /// The code of a program that was interrupted.
 pub(crate) const SIGINT_CODE: u8 = 128 + SIGINT;
+/// The code of a program that was told to end.
+pub(crate) const SIGTERM_CODE: u8 = 128 + 15;
 
 /// What this process was told to do by a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +90,16 @@ impl Signals {
             })
         };
         listen().context("cannot listen to signals")
+    }
+
+    /// Waits until this process is to end, and gives the code that it then has.
+    pub(crate) async fn ended(&mut self) -> u8 {
+        tokio::select! {
+            Some(()) = self.interrupt.recv() => SIGINT_CODE,
+            Some(()) = self.terminate.recv() => SIGTERM_CODE,
+            Some(()) = self.hangup.recv() => SIGTERM_CODE,
+            else => std::future::pending().await,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{BootFlags, report};
 use crate::context::Context;
-use crate::session::{Conversation, End, SIGINT_CODE, SIGPIPE_CODE, Signals, Told};
+use crate::session::{Conversation, End, SIGINT_CODE, SIGPIPE_CODE, SIGTERM_CODE, Signals, Told};
 use crate::{boot, output, terminal};
 use aleph_executor::lifecycle::Outcome;
 use aleph_executor::{Executor, Vm, VmError};
@@ -90,7 +90,16 @@ impl Session<'_> {
     async fn run(&self) -> Result<u8> {
         let mut signals = Signals::listen()?;
         let main = Executor::main_command(self.job, terminal::size());
-        let started = self.vm.start(Some(main)).await;
+        // A VMM that gives no way to its guest before that is up lets this wait for the boot.
+        let started = tokio::select! {
+            biased;
+            started = self.vm.start(Some(main)) => started,
+            code = signals.ended() => {
+                self.vm.kill().await?;
+                self.report(None, "stopped");
+                return Ok(code);
+            }
+        };
         let mut exec = match started {
             Ok(Some(exec)) => exec,
             Ok(None) => return Err(self.failure(&Outcome::Unknown)),
@@ -130,7 +139,7 @@ impl Session<'_> {
                 }
                 Outcome::Stopped => {
                     self.report(ran, "stopped");
-                    Ok(128 + 15)
+                    Ok(SIGTERM_CODE)
                 }
                 failed => Err(self.failure(&failed)),
             },
