@@ -19,6 +19,7 @@
 //! | [`ruleset`] | the rules, and what a VM adds to them | none |
 //! | [`port`] | a port of the host, held so that no other process takes it | sockets |
 //! | [`tap`] | TAP devices | `/dev/net/tun` |
+//! | [`frames`] | frames of a TAP as messages of a socket | sockets, rtnetlink |
 //! | [`forwarding`], [`forwarding6`] | which links the host forwards from | sysctl |
 //! | [`link`] | links, addresses, routes, counters | rtnetlink |
 //! | [`nft`] | the rules in the kernel | `nft`, nfnetlink |
@@ -45,6 +46,7 @@ pub mod foreign;
 pub mod forwarding;
 pub mod forwarding6;
 pub mod forwards;
+pub mod frames;
 pub mod ipv6;
 pub mod link;
 pub mod mac;

@@ -12,6 +12,7 @@ use netlink_socket2::NetlinkSocket;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// A connection to the kernel's links, in the network namespace in which it was made.
 pub struct Links {
@@ -137,17 +138,8 @@ impl Links {
             Some(_) => set_ipv6(cable.name, "accept_ra", "0")?,
         }
         self.without_queue(index)?;
-        let up = u32::try_from(libc::IFF_UP).unwrap_or(1);
-        let request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
-            ifi_index: i32::try_from(index).unwrap_or(0),
-            ifi_flags: up,
-            ifi_change: up,
-            ..Default::default()
-        });
-        self.socket
-            .request(&request)?
-            .recv_ack()
-            .map_err(io::Error::from)?;
+        let up = number(libc::IFF_UP)?;
+        self.change(index, up, up)?;
         self.add_address(index, cable.host)?;
         self.add_neighbour(index, cable.guest.into(), cable.guest_mac)?;
         if let Some(prefix) = cable.ipv6 {
@@ -265,6 +257,87 @@ impl Links {
             Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(false),
             done => Ok(done.map(|()| true)?),
         }
+    }
+
+    /// Moves a link into another network namespace, where it is down.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn move_to(&mut self, name: &str, namespace: BorrowedFd<'_>) -> io::Result<()> {
+        let number = u32::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
+        let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg::default());
+        request
+            .encode()
+            .push_ifname_bytes(name.as_bytes())
+            .push_net_ns_fd(number);
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// Takes a link up that has no address, asks nobody anything and has no IPv6. Gives its number.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_up_alone(&mut self, name: &str, mtu: u32) -> io::Result<u32> {
+        let index = self.index(name)?.ok_or(io::ErrorKind::NotFound)?;
+        let mut request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg::default());
+        request
+            .encode()
+            .push_ifname_bytes(name.as_bytes())
+            .push_mtu(mtu);
+        self.socket
+            .request(&request)?
+            .recv_ack()
+            .map_err(io::Error::from)?;
+        set_ipv6(name, "disable_ipv6", "1")?;
+        self.without_queue(index)?;
+        let flags = number(libc::IFF_UP | libc::IFF_NOARP)?;
+        self.change(index, flags, flags)?;
+        Ok(index)
+    }
+
+    /// Takes a link down.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take_down(&mut self, name: &str) -> io::Result<()> {
+        let index = self.index(name)?.ok_or(io::ErrorKind::NotFound)?;
+        self.change(index, 0, number(libc::IFF_UP)?)
+    }
+
+    fn change(&mut self, index: u32, flags: u32, which: u32) -> io::Result<()> {
+        let request = rt_link::Request::new().op_newlink_do(&rt_link::Ifinfomsg {
+            ifi_index: i32::try_from(index).unwrap_or(0),
+            ifi_flags: flags,
+            ifi_change: which,
+            ..Default::default()
+        });
+        Ok(self.socket.request(&request)?.recv_ack()?)
+    }
+
+    /// The group of a link; `None` where there is none of this name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn group(&mut self, name: &str) -> io::Result<Option<u32>> {
+        let mut request = rt_link::Request::new().op_getlink_do(&rt_link::Ifinfomsg::default());
+        request.encode().push_ifname_bytes(name.as_bytes());
+        let mut reply = self.socket.request(&request)?;
+        match reply.recv_one() {
+            Ok((_, attributes)) => Ok(Some(attributes.get_group().unwrap_or(0))),
+            Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes a link. One that is gone is no error.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete(&mut self, name: &str) -> io::Result<()> {
+        let mut request = rt_link::Request::new().op_dellink_do(&rt_link::Ifinfomsg::default());
+        request.encode().push_ifname_bytes(name.as_bytes());
+        let done = self.socket.request(&request)?.recv_ack();
+        unless_gone(done.map_err(io::Error::from))
     }
 
     /// Deletes all links of a group at once.
@@ -470,6 +543,10 @@ fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
         bytes.extend(value.to_ne_bytes());
     }
     bytes
+}
+
+fn number(flags: libc::c_int) -> io::Result<u32> {
+    u32::try_from(flags).map_err(io::Error::other)
 }
 
 fn unless_gone(done: io::Result<()>) -> io::Result<()> {

@@ -164,6 +164,21 @@ pub fn tap_name(vm: VmId) -> String {
     format!("tap-{vm}")
 }
 
+/// The name that the TAP of a VM's link to its node has until the VMM has it open: see
+/// [`frames`](crate::frames).
+#[must_use]
+pub fn link_name(vm: VmId, number: usize) -> String {
+    format!("{LINK}{vm}.{number}")
+}
+
+const LINK: &str = "lnk-";
+
+/// The VM that a name is of, where it is one of [`link_name`].
+fn owner_of_link(name: &str) -> Option<VmId> {
+    let (vm, _) = name.strip_prefix(LINK)?.split_once('.')?;
+    vm.parse().ok()
+}
+
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Network").finish_non_exhaustive()
@@ -537,11 +552,15 @@ impl Network {
                 .all()
                 .map_err(NetworkError::at("list the links"))?;
             let live: HashSet<String> = state.vms.keys().map(|vm| tap_name(*vm)).collect();
+            let is_live = |name: &str| {
+                let link_of = owner_of_link(name);
+                live.contains(name) || link_of.is_some_and(|vm| state.vms.contains_key(&vm))
+            };
             let group = state.group;
             state.retired += links.iter().filter(|l| l.group == group + 1).count();
             let orphans: Vec<String> = links
                 .into_iter()
-                .filter(|link| link.group == group && !live.contains(&link.name))
+                .filter(|link| link.group == group && !is_live(&link.name))
                 .map(|link| link.name)
                 .collect();
             for name in &orphans {
