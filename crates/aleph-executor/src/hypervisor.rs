@@ -11,6 +11,7 @@
 
 use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
+use crate::firecracker::NicError;
 use crate::process::{Identity, ProcessExit};
 use aleph_types::{Classify, ErrorClass, MiB, Resources, VmId};
 use std::collections::BTreeMap;
@@ -52,6 +53,14 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What is missing.
     fn check(&self) -> Result<(), LaunchError>;
+
+    /// Makes the two ends of a link to a VM that this driver is to launch.
+    ///
+    /// # Errors
+    /// Where this process may not make what the VMM needs for it.
+    fn link(&self) -> BoxFuture<'_, Result<LinkEnds, LaunchError>> {
+        Box::pin(async { LinkEnds::pair() })
+    }
 
     /// Starts a VMM. Where it fails, nothing of it is left running.
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>>;
@@ -321,14 +330,56 @@ pub struct Nic {
     pub queues: Vec<OwnedFd>,
 }
 
-/// A network device: the guest's end of a connected pair of datagram sockets. Each datagram is an
-/// Ethernet frame.
+/// A network device: the guest's end of a socket of this process, on which each message is an Ethernet
+/// frame. It lasts no longer than this process.
 #[derive(Debug)]
 pub struct Link {
     /// The guest's hardware address.
     pub mac: [u8; 6],
     /// The end that is the VMM's.
     pub socket: OwnedFd,
+}
+
+/// The two ends of a link that has no VM yet.
+///
+/// What is sent before the VM runs may be lost. Frames of a guest come as its kernel leaves them to a
+/// device, unless the VMM finishes them: as long as IP packets can be, with checksums of TCP and UDP
+/// half done.
+#[derive(Debug)]
+pub struct LinkEnds {
+    /// Ours, which does not block. Once the VMM has ended, reading or writing says that it is broken,
+    /// or down.
+    pub host: OwnedFd,
+    /// What [`Link::socket`] is to be.
+    pub vmm: OwnedFd,
+}
+
+impl LinkEnds {
+    /// How much of frames the sockets hold: the kernel's own limit, where that is less.
+    const BUFFER: usize = 512 * 1024;
+
+    /// A connected pair of datagram sockets.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn pair() -> Result<Self, LaunchError> {
+        let pair = || {
+            let (host, vmm) = std::os::unix::net::UnixDatagram::pair()?;
+            for end in [&host, &vmm] {
+                // What they hold unasked is enough to work.
+                let _ = rustix::net::sockopt::set_socket_send_buffer_size(end, Self::BUFFER);
+            }
+            host.set_nonblocking(true)?;
+            Ok(Self {
+                host: host.into(),
+                vmm: vmm.into(),
+            })
+        };
+        pair().map_err(|source| LaunchError::Io {
+            what: "make a link".into(),
+            source,
+        })
+    }
 }
 
 /// The sockets over which a VMM and its node speak. The node listens on them before the VMM
@@ -419,6 +470,9 @@ pub enum LaunchError {
         /// Why not.
         source: io::Error,
     },
+    /// Firecracker cannot have a network device.
+    #[error(transparent)]
+    Nic(#[from] NicError),
     /// A call of the operating system failed.
     #[error("cannot {what}")]
     Io {
@@ -442,6 +496,7 @@ impl Classify for LaunchError {
             Self::Probe { .. } => "vmm_unknown",
             Self::Restore { .. } => "vmm_restore",
             Self::Late { .. } => "vmm_late_file",
+            Self::Nic(error) => error.code(),
             Self::Io { .. } => "vmm_launch",
         }
     }
@@ -452,6 +507,7 @@ impl Classify for LaunchError {
                 "Install one with: apt-get install -y --no-install-recommends qemu-system-x86"
                     .into(),
             ),
+            Self::Nic(error) => error.advice(),
             Self::Accelerator(_) => Some("Leave --accel away, or see aleph doctor.".into()),
             Self::Restore { .. } | Self::Late { .. } | Self::Io { .. } => None,
         }

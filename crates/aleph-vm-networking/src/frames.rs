@@ -199,6 +199,18 @@ pub fn here() -> io::Result<OwnedFd> {
     Ok(File::open("/proc/thread-self/ns/net")?.into())
 }
 
+/// The group of links that a link is in.
+///
+/// # Errors
+/// The kernel's: [`io::ErrorKind::NotFound`] where it is not there.
+pub fn group_of(namespace: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    let group = elsewhere(|| {
+        enter(namespace)?;
+        Links::new().group(name)
+    });
+    group?.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// Whether two are one.
 ///
 /// # Errors

@@ -13,21 +13,23 @@
 //! | the API's socket does not come | [`LaunchError::Io`], with what the program wrote |
 //! | it ends between two calls, or refuses one | the same; nothing of it runs |
 //! | a state is cut or foreign | the VMM is killed, and its end says why |
-//! | a VM has a device that Firecracker lacks | refused before anything is started |
+//! | a VM has a device that Firecracker lacks | refused before anything is started: [`NicError`] |
+//! | the VM's links cannot be connected | it is killed, and its end says why |
 
 use super::api::{
-    Action, Balloon, Call, Drive, MemoryBackend, NetworkOverride, SnapshotLoad, Vsock,
+    Action, Balloon, Call, Drive, MemoryBackend, NetworkOverride, SnapshotLoad, VmState, Vsock,
 };
 use super::figures::Figures;
 use super::jail::Jails;
-use super::nic::Nics;
+use super::link::{self, Links};
+use super::nic::{NicError, Nics, Owner};
 use super::program::{Program, Programs};
 use super::quarters::{Home, Housing, Quarters, Use, name};
 use super::vmm::{Begun, FirecrackerVmm};
 use super::{Client, ClientError, Feature, FirecrackerConfig, Version, packing, serial};
 use crate::accel::Accelerator;
 use crate::hypervisor::{
-    AdoptError, BoxFuture, Disk, Driver, Launch, LaunchError, Memory, Start, Vmm,
+    AdoptError, BoxFuture, Disk, Driver, Launch, LaunchError, LinkEnds, Memory, Start, Vmm,
 };
 use crate::process::{Identity, Process, Spawn};
 use aleph_guest_proto::{DISKS_ARGUMENT, VSOCK_ARGUMENT};
@@ -143,25 +145,33 @@ impl Driver for FirecrackerDriver {
         self.program().map(drop)
     }
 
+    fn link(&self) -> BoxFuture<'_, Result<LinkEnds, LaunchError>> {
+        Box::pin(async {
+            let made = tokio::task::spawn_blocking(link::ends).await;
+            let made = made.map_err(io::Error::other).flatten();
+            Ok(made.map_err(NicError::Link)?)
+        })
+    }
+
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>> {
         Box::pin(async move {
             let (programs, housing) = (Arc::clone(&self.programs), self.housing.clone());
             // Asking Firecracker what it is and forking both block.
             let started =
                 tokio::task::spawn_blocking(move || start(&programs, &housing, launch)).await;
-            let (vmm, begin) = started.map_err(|join| LaunchError::Io {
+            let started = started.map_err(|join| LaunchError::Io {
                 what: "start Firecracker".into(),
                 source: io::Error::other(join),
             })??;
-            let vmm = Arc::new(vmm);
-            match bring_up(&vmm, begin).await {
+            let vmm = Arc::new(started.vmm);
+            match bring_up(&vmm, started.beginning, started.links).await {
                 Ok(()) => Ok(Box::new(vmm) as Box<dyn Vmm>),
                 Err(error) => {
                     let _ = vmm.kill();
                     let said = vmm.wait().await;
                     Err(LaunchError::Io {
                         what: format!("bring Firecracker up ({said})"),
-                        source: io::Error::other(error),
+                        source: error,
                     })
                 }
             }
@@ -211,19 +221,17 @@ struct Restoring {
     nics: Vec<NetworkOverride>,
 }
 
-fn start(
-    programs: &Programs,
-    housing: &Housing,
-    launch: Launch,
-) -> Result<(FirecrackerVmm, Beginning), LaunchError> {
+/// A process that has no guest yet.
+struct Started {
+    vmm: FirecrackerVmm,
+    beginning: Beginning,
+    /// They are connected once it has their TAPs open.
+    links: Links,
+}
+
+fn start(programs: &Programs, housing: &Housing, launch: Launch) -> Result<Started, LaunchError> {
     let program = programs.find()?;
     let run_dir = launch.run_dir.clone();
-    if !launch.links.is_empty() {
-        return Err(LaunchError::Io {
-            what: "give a VM of Firecracker this network device".into(),
-            source: io::ErrorKind::Unsupported.into(),
-        });
-    }
     let quarters = Quarters::make(housing, launch.vm, &run_dir, &program.path, launch.user);
     let quarters = quarters.map_err(io("make the VMM's folder"))?;
     let home = match &quarters.home {
@@ -262,9 +270,14 @@ fn start_in(
     housing: &Housing,
     program: &Program,
     launch: Launch,
-) -> Result<(FirecrackerVmm, Beginning), LaunchError> {
+) -> Result<Started, LaunchError> {
     let user = quarters.user();
-    let nics = Nics::of(launch.nics, user).map_err(io("connect the VM's network devices"))?;
+    let owner = Owner {
+        vm: launch.vm,
+        user,
+        is_jailed: matches!(housing, Housing::Jailed { .. }),
+    };
+    let nics = Nics::of(launch.nics, launch.links, owner)?;
     // First what a snapshot names: each VM that goes on from it has them at the same place.
     let mut bring = |name: &str, file: File, how: Use| {
         let path = quarters.bring(name, file, how);
@@ -352,7 +365,7 @@ fn start_in(
     let started = quarters.command(housing, &program.path, &arguments)?;
     let (mut command, home, files, user) = started;
     command.env_clear().current_dir("/");
-    nics.enter(&mut command);
+    let links = nics.enter(&mut command);
     let device_group = std::fs::metadata("/dev/kvm")
         .ok()
         .filter(|meta| meta.mode() & 0o006 != 0o006 && meta.gid() != 0)
@@ -376,29 +389,46 @@ fn start_in(
         template,
         console: console.abort_handle(),
     });
-    Ok((vmm, beginning))
+    Ok(Started {
+        vmm,
+        beginning,
+        links,
+    })
 }
 
-async fn bring_up(vmm: &Arc<FirecrackerVmm>, beginning: Beginning) -> Result<(), ClientError> {
-    let client = come(vmm).await?;
+async fn bring_up(vmm: &Arc<FirecrackerVmm>, beginning: Beginning, links: Links) -> io::Result<()> {
+    let client = come(vmm).await.map_err(io::Error::other)?;
     match beginning {
         Beginning::Boot(calls) => {
             for call in &calls {
-                client.call(call, ANSWER).await?;
+                let done = client.call(call, ANSWER).await;
+                done.map_err(io::Error::other)?;
             }
+            connect(vmm, links).await?;
             let start = Call::Action(Action::InstanceStart);
-            client.call(&start, ANSWER).await?;
+            let started = client.call(&start, ANSWER).await;
+            started.map_err(io::Error::other)?;
             vmm.runs();
         }
         Beginning::Restore(restoring) => {
             let vmm = Arc::clone(vmm);
             tokio::spawn(async move {
-                if let Err(error) = restore(&vmm, *restoring).await {
+                if let Err(error) = restore(&vmm, *restoring, links).await {
                     vmm.fail(&error);
                 }
             });
         }
     }
+    Ok(())
+}
+
+/// Connects a VM's links, whose TAPs the VMM has open.
+async fn connect(vmm: &FirecrackerVmm, mut links: Links) -> io::Result<()> {
+    if links.is_empty() {
+        return Ok(());
+    }
+    let connected = tokio::task::spawn_blocking(move || links.connect().map(|()| links)).await;
+    vmm.keep(connected.map_err(io::Error::other)??);
     Ok(())
 }
 
@@ -428,7 +458,7 @@ async fn come(vmm: &FirecrackerVmm) -> Result<&Client, ClientError> {
 }
 
 /// Reads the state that the guest goes on from, and has it go on.
-async fn restore(vmm: &FirecrackerVmm, restoring: Restoring) -> io::Result<()> {
+async fn restore(vmm: &FirecrackerVmm, restoring: Restoring, links: Links) -> io::Result<()> {
     let Restoring {
         state,
         files,
@@ -448,14 +478,21 @@ async fn restore(vmm: &FirecrackerVmm, restoring: Restoring) -> io::Result<()> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
     };
+    let has_links = !links.is_empty();
     let load = SnapshotLoad {
-        resume_vm: true,
+        // What it sends before its links are connected would be lost.
+        resume_vm: !has_links,
         network_overrides: nics,
         ..SnapshotLoad::new(vmm.home.seen(name::STATE), MemoryBackend::File(memory))
     };
     let client = vmm.client().map_err(io::Error::other)?;
     let loaded = client.call(&Call::SnapshotLoad(load), ANSWER).await;
     loaded.map_err(io::Error::other)?;
+    if has_links {
+        connect(vmm, links).await?;
+        let resumed = client.call(&Call::VmState(VmState::Resumed), ANSWER).await;
+        resumed.map_err(io::Error::other)?;
+    }
     // It is mapped by now.
     for file in [name::STATE, name::MEMORY] {
         vmm.home.remove(file)?;

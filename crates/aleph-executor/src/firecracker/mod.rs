@@ -9,6 +9,7 @@
 //! | [`jail`] | what locks a VMM up | users, folders, mounts |
 //! | [`program`] | the program, and which version it is | runs it |
 //! | `nic` | network devices: TAPs, by name | gives them to the VMM's user |
+//! | `link` | network devices whose other end is a socket here | TAPs, network namespaces |
 //! | `exit` | why a Firecracker ended, in words | none: pure |
 //! | `figures` | what it counts of itself | reads a pipe |
 //! | [`driver`] | Firecracker behind the hypervisor seam | starts it |
@@ -38,6 +39,7 @@ pub mod driver;
 mod exit;
 mod figures;
 pub mod jail;
+mod link;
 mod nic;
 mod packing;
 pub mod program;
@@ -49,4 +51,5 @@ mod vmm;
 pub use client::{Client, ClientError};
 pub use config::{ConfigFile, FirecrackerConfig};
 pub use driver::{DriverConfig, FirecrackerDriver};
+pub use nic::NicError;
 pub use version::{Feature, Unsupported, Version, VersionError};

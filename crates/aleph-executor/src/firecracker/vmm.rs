@@ -6,6 +6,7 @@ use super::api::{
 };
 use super::driver::ANSWER;
 use super::figures::Figures;
+use super::link::Links;
 use super::quarters::{Home, Way, name};
 use super::{Client, ClientError, Version, exit, packing};
 use crate::hypervisor::{Balloon, BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
@@ -60,6 +61,8 @@ pub(super) struct FirecrackerVmm {
     /// Whether its guest runs, or did.
     begun: watch::Sender<bool>,
     console: AbortHandle,
+    /// Those that are connected.
+    links: Mutex<Option<Links>>,
     left: OnceCell<()>,
 }
 
@@ -92,6 +95,7 @@ impl FirecrackerVmm {
             failure: Mutex::default(),
             begun: watch::Sender::new(is_adopted),
             console,
+            links: Mutex::default(),
             left: OnceCell::new(),
         }
     }
@@ -115,6 +119,12 @@ impl FirecrackerVmm {
         self.begun.send_replace(true);
     }
 
+    /// Its links last until it has ended.
+    pub(super) fn keep(&self, links: Links) {
+        let mut kept = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some(links);
+    }
+
     /// Its guest does not go on: it is killed, and its end says why.
     pub(super) fn fail(&self, why: &io::Error) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +136,12 @@ impl FirecrackerVmm {
     async fn leave(self: &Arc<Self>) {
         let vmm = Arc::clone(self);
         let leave = || async {
-            let _ = tokio::task::spawn_blocking(move || vmm.home.leave()).await;
+            let left = tokio::task::spawn_blocking(move || {
+                let links = vmm.links.lock().map(|mut links| links.take());
+                drop(links);
+                vmm.home.leave();
+            });
+            let _ = left.await;
         };
         self.left.get_or_init(leave).await;
     }

@@ -242,7 +242,8 @@ impl Spare {
             pids: PIDS,
             io_bytes_per_second: None,
         })?;
-        let (stack, end) = Stack::open(API_PORT, &template.connections)?;
+        let ends = host.driver.link().await?;
+        let stack = Stack::over(ends.host, API_PORT, &template.connections)?;
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let ours = UnixStream::from_std(ours)?;
@@ -259,7 +260,7 @@ impl Spare {
                 nics,
                 links: vec![Link {
                     mac: stack::GUEST_MAC,
-                    socket: end,
+                    socket: ends.vmm,
                 }],
                 sockets,
                 run_dir: place.run_dir().to_owned(),

@@ -6,7 +6,7 @@ use crate::functions::environment::API_PORT;
 use crate::functions::host::Host;
 use crate::functions::instance::{Body, CloneError, PIDS, Spare};
 use crate::functions::peak::Peak;
-use crate::functions::stack::{LinkEnd, Stack};
+use crate::functions::stack::Stack;
 use crate::functions::template::Template;
 use crate::hypervisor::{Ahead, AheadLaunch, Late, Shape, Waiting};
 use crate::node::network::Queues;
@@ -28,7 +28,7 @@ pub(super) struct PooledProcess {
     body: Body,
     waiting: Box<dyn Waiting>,
     state: UnixStream,
-    link: LinkEnd,
+    link: OwnedFd,
     /// The other descriptor of what it has as its network device.
     tun: Option<Tun>,
 }
@@ -75,7 +75,7 @@ impl PooledProcess {
             pids: PIDS,
             io_bytes_per_second: None,
         })?;
-        let (link, end) = LinkEnd::pair()?;
+        let ends = host.driver.link().await?;
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let state = UnixStream::from_std(ours)?;
@@ -87,7 +87,7 @@ impl PooledProcess {
             shape: shape.clone(),
             state: OwnedFd::from(theirs),
             queues: queue.into_iter().collect(),
-            links: vec![end],
+            links: vec![ends.vmm],
             folder: place.make_late()?,
             sockets,
             run_dir: place.run_dir().to_owned(),
@@ -111,7 +111,7 @@ impl PooledProcess {
             body,
             waiting,
             state,
-            link,
+            link: ends.host,
             tun,
         })
     }

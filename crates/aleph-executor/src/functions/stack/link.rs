@@ -1,9 +1,10 @@
-//! The link to the guest's device: one Ethernet frame in each datagram.
+//! The link to the guest's device.
 //!
 //! Sequence numbers of connections that go on from another stack are translated here: those that
 //! smoltcp chose become those that the guest knows, and back.
 
 use super::connection::Flow;
+use super::frames::Frames;
 use super::wire::{self, ETHERNET, Frame, Segment};
 use super::{GUEST_ADDRESS, HOST_ADDRESS, MTU};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -13,10 +14,10 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use tokio::net::UnixDatagram;
 
-/// The longest frame.
-const FRAME: usize = ETHERNET + MTU as usize;
+/// The longest frame that comes: longer than the MTU where the guest leaves it to its device to cut
+/// what it sends.
+const FRAME: usize = ETHERNET + u16::MAX as usize;
 
 /// The most frames that wait for the socket. No frame is read while so many do.
 pub(super) const MAX_WAITING: usize = 32;
@@ -35,7 +36,7 @@ pub(super) struct Link {
 
 #[derive(Debug)]
 struct Out {
-    socket: Arc<UnixDatagram>,
+    socket: Arc<Frames>,
     port: u16,
     frame: Vec<u8>,
     waiting: VecDeque<Vec<u8>>,
@@ -47,7 +48,7 @@ struct Out {
 }
 
 impl Link {
-    pub(super) fn new(socket: Arc<UnixDatagram>, port: u16) -> Self {
+    pub(super) fn new(socket: Arc<Frames>, port: u16) -> Self {
         let out = Out {
             socket,
             port,
@@ -74,7 +75,7 @@ impl Link {
     }
 
     #[cfg(test)]
-    pub(super) fn socket(&self) -> &Arc<UnixDatagram> {
+    pub(super) fn socket(&self) -> &Arc<Frames> {
         &self.out.socket
     }
 
@@ -234,6 +235,7 @@ fn breaks(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::NotConnected
             | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NetworkDown
     )
 }
 

@@ -1,7 +1,7 @@
 //! TCP connections of a guest that end in this process, without its agent in between.
 //!
 //! A guest of functions has a network device of its own for the runtime API. The other end of it is
-//! a datagram socket here, with one Ethernet frame in each datagram, and behind that socket is a
+//! a socket here, on which each message is an Ethernet frame, and behind that socket is a
 //! whole TCP/IP stack for that one guest: smoltcp. What a program in the guest says to
 //! [`HOST_ADDRESS`] comes out of a [`Stream`], and what is written there leaves the process within
 //! the same call.
@@ -9,7 +9,8 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `wire` | frames: which are let in, and those that are made here |
-//! | `link` | the socket, and what passes by on it |
+//! | `frames` | the socket, which takes and gives them |
+//! | `link` | what passes by on it |
 //! | `core` | smoltcp's interface and sockets, and whose they are |
 //! | `connection` | what is known of each beside its socket |
 //! | `kept` | connections whose guest is written down, and how they go on |
@@ -33,6 +34,7 @@
 
 mod connection;
 mod core;
+mod frames;
 mod kept;
 mod link;
 mod stream;
@@ -42,6 +44,7 @@ mod wire;
 mod tests;
 
 use self::core::Core;
+use self::frames::Frames;
 use self::link::Link;
 use smoltcp::time::Instant;
 use std::io;
@@ -51,7 +54,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::UnixDatagram;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -84,9 +86,6 @@ pub(super) fn told() -> aleph_guest_proto::Link {
     }
 }
 
-/// How much of frames the sockets of the link hold: the kernel's own limit, where that is less.
-const LINK_BUFFER: usize = 512 * 1024;
-
 /// The most frames that are read before others have their turn.
 const FRAMES: usize = 64;
 
@@ -115,7 +114,7 @@ struct Handle {
 
 struct Shared {
     core: Mutex<Core>,
-    socket: Arc<UnixDatagram>,
+    socket: Arc<Frames>,
     /// Something is to be done earlier than was thought.
     sooner: Notify,
     /// A connection waits to be accepted.
@@ -123,45 +122,16 @@ struct Shared {
     ended: CancellationToken,
 }
 
-/// The end of a link that a stack is to be over.
-#[derive(Debug)]
-pub(super) struct LinkEnd(std::os::unix::net::UnixDatagram);
-
-impl LinkEnd {
-    /// A link: our end, and that for the VMM.
-    ///
-    /// # Errors
-    /// No more descriptors.
-    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
-        let (ours, theirs) = std::os::unix::net::UnixDatagram::pair()?;
-        for end in [&ours, &theirs] {
-            // What they hold unasked is enough to work.
-            let _ = rustix::net::sockopt::set_socket_send_buffer_size(end, LINK_BUFFER);
-        }
-        ours.set_nonblocking(true)?;
-        Ok((Self(ours), theirs.into()))
-    }
-}
-
 impl Stack {
-    /// A stack that listens on a port, and the end of its link for the VMM. It goes on with the
-    /// connections that were kept of the guest that this one is a copy of.
+    /// A stack that listens on a port, over our end of a link. It goes on with the connections that
+    /// were kept of the guest that this one is a copy of.
     ///
     /// It works in the background: this must be called within a tokio runtime.
     ///
     /// # Errors
     /// No more descriptors.
-    pub(super) fn open(port: u16, kept: &[Kept]) -> io::Result<(Self, OwnedFd)> {
-        let (ours, theirs) = LinkEnd::pair()?;
-        Ok((Self::over(ours, port, kept)?, theirs))
-    }
-
-    /// The same over a link whose other end the VMM has already.
-    ///
-    /// # Errors
-    /// No more descriptors.
-    pub(super) fn over(LinkEnd(ours): LinkEnd, port: u16, kept: &[Kept]) -> io::Result<Self> {
-        let socket = Arc::new(UnixDatagram::from_std(ours)?);
+    pub(super) fn over(link: OwnedFd, port: u16, kept: &[Kept]) -> io::Result<Self> {
+        let socket = Arc::new(Frames::new(link)?);
         let mut core = Core::new(Link::new(Arc::clone(&socket), port), port);
         for kept in kept {
             core.take_over(kept);

@@ -1,6 +1,7 @@
 //! Why a template could not be made.
 
 use crate::guest::AgentError;
+use crate::hypervisor::LaunchError;
 use crate::place::PlaceError;
 use crate::vm::VmError;
 use aleph_types::{Classify, ErrorClass, MiB, Problem};
@@ -32,6 +33,9 @@ pub(in crate::functions) enum TemplateError {
     /// It could not be connected.
     #[error("the template cannot be connected")]
     Network(#[from] NetworkError),
+    /// Its VMM cannot have what it needs.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
     /// A place for it could not be made.
     #[error("cannot make room for the template")]
     Place(#[from] PlaceError),
@@ -64,6 +68,7 @@ impl Classify for TemplateError {
             Self::ImageGone { .. } => ErrorClass::NotFound,
             Self::Initialise(_) => ErrorClass::Invalid,
             Self::Network(error) => error.class(),
+            Self::Launch(error) => error.class(),
             Self::Vm(_)
             | Self::Agent(_)
             | Self::Place(_)
@@ -83,6 +88,7 @@ impl Classify for TemplateError {
             Self::GivenUp => "template_given_up",
             Self::Initialise(_) => "function_init",
             Self::Network(error) => error.code(),
+            Self::Launch(error) => error.code(),
             Self::Vm(_) | Self::Agent(_) => "template_vm",
             Self::Place(_) | Self::Link(_) | Self::File { .. } => "template_files",
         }
@@ -95,6 +101,7 @@ impl Classify for TemplateError {
                 Some("See that the handler's module loads, and deploy it again.".into())
             }
             Self::Network(error) => error.advice(),
+            Self::Launch(error) => error.advice(),
             Self::ImageGone { reference, .. } => Some(format!(
                 "Fetch that image again, or update the function's code, which then has what \
                  {reference} is now."

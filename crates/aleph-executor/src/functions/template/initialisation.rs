@@ -86,7 +86,8 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
     let image = again(&boot.image)?;
     let others = disks(again(&boot.image)?, task(deployment)?).split_off(1);
     let template_memory = Memory::Template(again(&memory)?);
-    let (stack, end) = Stack::open(API_PORT, &[]).map_err(TemplateError::Link)?;
+    let ends = host.driver.link().await?;
+    let stack = Stack::over(ends.host, API_PORT, &[]).map_err(TemplateError::Link)?;
     let place = Place::create(&host.paths, host.cgroups.as_ref())?;
     let whose = (deployment.account.as_str(), deployment.function.as_str());
     // The device that clones have, and a network for what initialises over it.
@@ -120,7 +121,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
         nics,
         links: vec![Link {
             mac: stack::GUEST_MAC,
-            socket: end,
+            socket: ends.vmm,
         }],
         timeouts: host.timeouts,
         ending: Ending {

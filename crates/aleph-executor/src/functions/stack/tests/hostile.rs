@@ -3,6 +3,7 @@
 
 use super::super::connection::Phase;
 use super::super::core::{Core, MAX_CONNECTIONS};
+use super::super::frames::Frames;
 use super::super::link::{Link, MAX_WAITING};
 use super::super::wire::{ETHERNET, Frame, Offer, from_guest, ip_header, look, number, sequence};
 use super::super::{FRAMES, GUEST_ADDRESS, HOST_ADDRESS, Kept, MTU};
@@ -143,7 +144,7 @@ fn stack(runtime: &Runtime) -> (Core, UnixDatagram) {
     ours.set_nonblocking(true).unwrap();
     guest.set_nonblocking(true).unwrap();
     let _within = runtime.enter();
-    let socket = Arc::new(tokio::net::UnixDatagram::from_std(ours).unwrap());
+    let socket = Arc::new(Frames::new(ours.into()).unwrap());
     runtime.block_on(socket.writable()).unwrap();
     (Core::new(Link::new(socket, PORT), PORT), guest)
 }

@@ -3,10 +3,12 @@
 
 #![allow(unsafe_code)] // unshare(2)
 
-use super::super::{GUEST_ADDRESS, GUEST_MAC, HOST_ADDRESS, MTU, PREFIX};
+use super::super::{GUEST_ADDRESS, GUEST_MAC, HOST_ADDRESS, Kept, MTU, PREFIX, Stack};
+use crate::hypervisor::LinkEnds;
 use aleph_vm_networking::tap::Tap;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::ioctl::{IntegerSetter, Opcode, ioctl};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs::File;
@@ -15,9 +17,12 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 
 /// A limit that only a hang exceeds.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
@@ -29,6 +34,13 @@ pub(super) const PORT: u16 = 9001;
 const HEADER: usize = 10;
 
 type Work = Box<dyn FnOnce() + Send>;
+
+/// A stack, and the end of its link for a kernel.
+pub(super) fn open(runtime: &Runtime, kept: &[Kept]) -> (Stack, OwnedFd) {
+    let ends = LinkEnds::pair().unwrap();
+    let _within = runtime.enter();
+    (Stack::over(ends.host, PORT, kept).unwrap(), ends.vmm)
+}
 
 /// A kernel with nothing but a TAP. It ends when this is dropped.
 pub(super) struct Kernel {
@@ -91,6 +103,31 @@ impl Kernel {
             carrying,
             end: ended.into(),
         });
+    }
+
+    /// Connects the TAP to another, as a VMM that has that one open: what the kernel leaves to its
+    /// device is left to the other. Gives the length of the longest frame that the kernel sends.
+    pub(super) fn plug_tap(&mut self, other: File) -> Arc<AtomicUsize> {
+        const TUNSETOFFLOAD: Opcode = 0x4004_54d0;
+        // Checksums, and segments of TCP over IPv4.
+        const OFFLOADS: usize = 1 | 2;
+        self.unplug();
+        let tap = self.tap.try_clone().unwrap();
+        for tap in [&tap, &other] {
+            // SAFETY: this request takes a number, and the descriptor is open.
+            let offload = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(OFFLOADS) };
+            // SAFETY: the same.
+            unsafe { ioctl(tap, offload) }.unwrap();
+        }
+        let (end, ended) = std::io::pipe().unwrap();
+        let longest = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&longest);
+        let carrying = std::thread::spawn(move || pass(tap, other, &end.into(), &seen));
+        self.cable = Some(Cable {
+            carrying,
+            end: ended.into(),
+        });
+        longest
     }
 
     /// Takes the stack's end away. What the kernel sends waits.
@@ -194,4 +231,32 @@ fn carry(mut tap: File, link: &UnixDatagram, end: &OwnedFd, lossy: Option<u32>) 
 fn takes(link: &UnixDatagram) -> bool {
     let mut ready = [PollFd::new(link, PollFlags::OUT)];
     poll(&mut ready, Some(&rustix::event::Timespec::default())).unwrap() > 0
+}
+
+fn pass(mut tap: File, mut other: File, end: &OwnedFd, longest: &AtomicUsize) {
+    let mut frame = vec![0; 128 * 1024];
+    loop {
+        let mut ready = [
+            PollFd::new(&tap, PollFlags::IN),
+            PollFd::new(&other, PollFlags::IN),
+            PollFd::new(end, PollFlags::IN),
+        ];
+        poll(&mut ready, None).unwrap();
+        let [of_tap, of_other, of_end] = ready.map(|ready| !ready.revents().is_empty());
+        if of_end {
+            return;
+        }
+        if of_tap {
+            let length = tap.read(&mut frame).unwrap();
+            longest.fetch_max(length - HEADER, Ordering::Relaxed);
+            // It may be down.
+            let _ = other.write(&frame[..length]);
+        }
+        if of_other {
+            let Ok(length) = other.read(&mut frame) else {
+                return;
+            };
+            tap.write_all(&frame[..length]).unwrap();
+        }
+    }
 }

@@ -2,5 +2,6 @@
 
 mod hostile;
 mod kernel;
+mod packets;
 mod real;
 mod taken_over;

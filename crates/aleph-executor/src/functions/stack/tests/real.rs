@@ -2,7 +2,7 @@
 
 use super::super::core::MAX_CONNECTIONS;
 use super::super::{Stack, Stream};
-use super::kernel::{Kernel, LIMIT, PORT};
+use super::kernel::{Kernel, LIMIT, PORT, open};
 use aleph_testkit::wait_until;
 use std::future::Future;
 use std::io::{ErrorKind, Read, Write};
@@ -23,17 +23,17 @@ pub(super) fn connected(lossy: Option<u32>) -> Option<(Kernel, Stack, Runtime)> 
         .enable_all()
         .build()
         .unwrap();
-    let (stack, link) = {
-        let _within = runtime.enter();
-        Stack::open(PORT, &[]).unwrap()
-    };
+    let (stack, link) = open(&runtime, &[]);
     kernel.plug(link, lossy);
     Some((kernel, stack, runtime))
 }
 
 /// Serves each connection that is opened.
-fn serve<F>(runtime: &Runtime, stack: &Stack, serve: impl Fn(Stream) -> F + Send + Sync + 'static)
-where
+pub(super) fn serve<F>(
+    runtime: &Runtime,
+    stack: &Stack,
+    serve: impl Fn(Stream) -> F + Send + Sync + 'static,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
     let stack = stack.clone();
@@ -44,7 +44,7 @@ where
     });
 }
 
-async fn echo(stream: Stream) {
+pub(super) async fn echo(stream: Stream) {
     let (mut from, mut to) = tokio::io::split(stream);
     tokio::io::copy(&mut from, &mut to).await.unwrap();
     to.shutdown().await.unwrap();
@@ -267,10 +267,7 @@ fn a_stack_ends_with_its_streams_or_its_link() {
         shared.upgrade().is_none().then_some(())
     });
 
-    let (stack, link) = {
-        let _within = runtime.enter();
-        Stack::open(PORT, &[]).unwrap()
-    };
+    let (stack, link) = open(&runtime, &[]);
     kernel.plug(link, None);
     let _stream = kernel.connect().unwrap();
     let mut served = runtime.block_on(stack.accept());

@@ -1,7 +1,7 @@
 //! Connections of a guest that go on in another stack.
 
 use super::super::{Kept, Stack, Stream};
-use super::kernel::{Kernel, PORT};
+use super::kernel::{Kernel, open};
 use super::real::{MUCH, connected, converse, pattern};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,10 +17,7 @@ fn go_on(kernel: &mut Kernel, runtime: &Runtime, stack: Stack) -> (Stack, Vec<Ke
     kernel.unplug();
     let written = serde_json::to_string(&kept).unwrap();
     let kept: Vec<Kept> = serde_json::from_str(&written).unwrap();
-    let (stack, link) = {
-        let _within = runtime.enter();
-        Stack::open(PORT, &kept).unwrap()
-    };
+    let (stack, link) = open(runtime, &kept);
     kernel.plug(link, None);
     (stack, kept)
 }
