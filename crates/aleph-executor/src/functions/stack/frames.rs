@@ -24,9 +24,14 @@ impl Frames {
 
     /// Reads a frame; what is longer than the buffer is cut.
     pub(super) fn try_recv(&self, frame: &mut [u8]) -> io::Result<usize> {
-        self.0.try_io(Interest::READABLE, |socket| {
-            Ok(recv(socket, frame, RecvFlags::empty())?.0)
-        })
+        let read = |socket: &OwnedFd| Ok(recv(socket, &mut *frame, RecvFlags::empty())?.0);
+        match self.0.try_io(Interest::READABLE, read) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+        // A packet socket whose link went down has nothing to read but that.
+        let read = |socket: &OwnedFd| Ok(recv(socket, frame, RecvFlags::empty())?.0);
+        self.0.try_io(Interest::ERROR, read)
     }
 
     pub(super) fn try_send(&self, frame: &[u8]) -> io::Result<usize> {
@@ -36,16 +41,12 @@ impl Frames {
     }
 
     pub(super) async fn readable(&self) -> io::Result<()> {
-        self.0
-            .readable()
-            .await
-            .map(|mut ready| ready.retain_ready())
+        let ready = self.0.ready(Interest::READABLE | Interest::ERROR).await;
+        ready.map(|mut ready| ready.retain_ready())
     }
 
     pub(super) async fn writable(&self) -> io::Result<()> {
-        self.0
-            .writable()
-            .await
-            .map(|mut ready| ready.retain_ready())
+        let ready = self.0.ready(Interest::WRITABLE).await;
+        ready.map(|mut ready| ready.retain_ready())
     }
 }
