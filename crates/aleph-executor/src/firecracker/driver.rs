@@ -25,7 +25,7 @@ use super::link::{self, Links};
 use super::nic::{NicError, Nics, Owner};
 use super::program::{Program, Programs};
 use super::quarters::{Home, Housing, Quarters, Use, name};
-use super::vmm::{Begun, FirecrackerVmm};
+use super::vmm::{Begun, FirecrackerVmm, Lent};
 use super::{Client, ClientError, Feature, FirecrackerConfig, Version, packing, serial};
 use crate::accel::Accelerator;
 use crate::hypervisor::{
@@ -300,7 +300,11 @@ fn start_in(
     }
     let (memory, template) = match launch.memory {
         Memory::Own => (None, None),
-        Memory::Template(file) => (None, Some(bring("template", file, Use::Own)?)),
+        Memory::Template(file) => {
+            let lent = file.try_clone().map_err(io("hold the template"))?;
+            let path = bring("template", file, Use::Own)?;
+            (None, Some(Lent { path, file: lent }))
+        }
         Memory::Clone(file) => (Some(bring("template", file, Use::Shared)?), None),
     };
     let beginning = match launch.start {

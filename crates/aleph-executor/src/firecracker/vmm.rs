@@ -40,10 +40,28 @@ pub(super) struct Begun {
     pub(super) tail: Option<Tail>,
     /// What it counts of itself.
     pub(super) figures: Option<Figures>,
-    /// Where the memory of a template is written, as it sees that.
-    pub(super) template: Option<PathBuf>,
+    /// Where the memory of a template is written.
+    pub(super) template: Option<Lent>,
     /// What passes its console on.
     pub(super) console: AbortHandle,
+}
+
+/// A file that is the VMM's for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Lent {
+    /// As the VMM sees it.
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+}
+
+impl Lent {
+    /// Takes it back: from now on others read it, and nobody writes to it.
+    fn take_back(&self) -> io::Result<()> {
+        use rustix::fs::{Mode, fchmod, fchown};
+        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+        fchown(&self.file, Some(user), Some(group))?;
+        Ok(fchmod(&self.file, Mode::from_raw_mode(0o444))?)
+    }
 }
 
 /// A running Firecracker.
@@ -55,7 +73,7 @@ pub(super) struct FirecrackerVmm {
     client: OnceLock<(Way, Client)>,
     tail: Option<Tail>,
     figures: Option<Figures>,
-    template: Option<PathBuf>,
+    template: Option<Lent>,
     /// Why it was killed, where it does not say so itself.
     failure: Mutex<Option<String>>,
     /// Whether its guest runs, or did.
@@ -140,6 +158,10 @@ impl FirecrackerVmm {
                 let links = vmm.links.lock().map(|mut links| links.take());
                 drop(links);
                 vmm.home.leave();
+                let template = vmm.template.as_ref();
+                if let Some(Err(error)) = template.map(Lent::take_back) {
+                    tracing::warn!(%error, "a template's memory stays its VMM's");
+                }
             });
             let _ = left.await;
         };
@@ -276,7 +298,7 @@ impl Snapshot for Arc<FirecrackerVmm> {
             for file in [state_name, memory_name] {
                 self.home.remove(file)?;
             }
-            let memory = self.template.clone();
+            let memory = self.template.as_ref().map(|lent| lent.path.clone());
             let is_elsewhere = memory.is_some();
             let create = SnapshotCreate {
                 snapshot_type: SnapshotType::Full,

@@ -2,6 +2,7 @@
 //! all of it goes with the last thread, socket and queue.
 #![allow(unsafe_code)]
 
+use aleph_vm_networking::tap::Tap;
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::ioctl::{Updater, ioctl};
 use rustix::thread::UnshareFlags;
@@ -53,26 +54,30 @@ impl Namespace {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// The queues of a new TAP interface, several of them where asked for.
+    /// The queues of a new persistent TAP interface, several of them where asked for.
     pub(crate) fn tap(&self, name: &'static str, queues: usize) -> Result<Vec<OwnedFd>> {
-        self.run(move || (0..queues).map(|_| open_queue(name, queues > 1)).collect())?
+        self.run(move || {
+            let tap = Tap::make(name, queues, None)?;
+            Ok(tap.queues.into_iter().map(OwnedFd::from).collect())
+        })?
+    }
+
+    /// The queue of a new TAP interface that goes with it.
+    pub(crate) fn fleeting_tap(&self, name: &'static str) -> Result<OwnedFd> {
+        self.run(move || open_queue(name))?
     }
 }
 
-fn open_queue(name: &str, several: bool) -> Result<OwnedFd> {
+fn open_queue(name: &str) -> Result<OwnedFd> {
     const TAP: u16 = 0x2;
     const NO_PACKET_INFO: u16 = 0x1000;
     const HEADERS: u16 = 0x4000;
-    const SEVERAL: u16 = 0x100;
     const TUNSETIFF: rustix::ioctl::Opcode = 0x4004_54ca;
     let queue = File::options()
         .read(true)
         .write(true)
         .open("/dev/net/tun")?;
-    let mut flags = TAP | NO_PACKET_INFO | HEADERS;
-    if several {
-        flags |= SEVERAL;
-    }
+    let flags = TAP | NO_PACKET_INFO | HEADERS;
     // struct ifreq: a name of 16 bytes with its NUL, then the flags in a union of 24.
     let mut request = [0_u8; 40];
     request[..name.len()].copy_from_slice(name.as_bytes());
