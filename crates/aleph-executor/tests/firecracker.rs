@@ -4,17 +4,20 @@
 use aleph_executor::firecracker::jail::{Jails, UidRange};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::guest::ExecRequest;
-use aleph_executor::hypervisor::{Driver, Kernel, Launch, Memory, Nic, Sockets, Start, Vmm};
+use aleph_executor::hypervisor::{Driver, Kernel, Launch, Link, Memory, Nic, Sockets, Start, Vmm};
 use aleph_executor::lifecycle::{Outcome, State, Timeouts};
 use aleph_executor::process::ProcessExit;
 use aleph_executor::{Boot, Executor, Vm};
 use aleph_testkit::TestRoot;
 use aleph_types::{ExitStatus, JobId, JobSpec, MiB, Resources, VmId};
+use aleph_vm_networking::frames::{self, FrameSocket};
+use aleph_vm_networking::network::link_name;
 use aleph_vm_networking::tap::Tap;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -228,10 +231,15 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
     assert_eq!(second_goes_on, third_goes_on, "from the same moment");
     for life in [first, second, third] {
         assert!(life.is_connected()?, "{}", life.tap);
+        assert!(life.is_linked()?, "{}", life.tap);
         life.vmm.quit().await?;
         let exit = life.vmm.wait().await;
         assert_eq!(exit.exit, ProcessExit::Signal(15), "{exit}");
         assert!(!life.is_connected()?, "{} is open still", life.tap);
+        // Whoever has the other end of its link sees that it is down.
+        let end = life.link.0.duplicate()?;
+        let down = rustix::net::recv(&end, &mut [0_u8; 64], rustix::net::RecvFlags::empty());
+        assert_eq!(down.err(), Some(rustix::io::Errno::NETDOWN));
     }
     // A state that is cut is told by the VMM's end.
     File::options().write(true).open(&state)?.set_len(5000)?;
@@ -246,6 +254,8 @@ struct Life {
     vmm: Box<dyn Vmm>,
     space: Space,
     tap: String,
+    /// Our end of its link, and the link's device.
+    link: (FrameSocket, String),
     console: tokio::sync::Mutex<tokio::net::UnixStream>,
 }
 
@@ -264,8 +274,9 @@ impl Life {
         let made = space.run(move || Tap::make(&tap, 1, None))??;
         space.ip(&format!("link set {name} up"))?;
         let queues = made.queues.into_iter().map(Into::into).collect();
+        let (vm, ends) = (VmId::random(), driver.link().await?);
         let launch = Launch {
-            vm: VmId::random(),
+            vm,
             resources: Resources {
                 memory: MiB(32),
                 ..Resources::default()
@@ -277,7 +288,10 @@ impl Life {
                 mac: [2, 0, 0, 0, 0, 1],
                 queues,
             }],
-            links: Vec::new(),
+            links: vec![Link {
+                mac: [2, 0, 0, 0, 0, 2],
+                socket: ends.vmm,
+            }],
             sockets: Sockets {
                 control: listen("vmm.sock")?,
                 agent: listen("agent.sock")?,
@@ -296,7 +310,16 @@ impl Life {
             console,
             space,
             tap: name.to_owned(),
+            link: (FrameSocket::of(ends.host)?, link_name(vm, 0)),
         })
+    }
+
+    /// Whether the device of its link has left where the VMM opened it, and is where it is to be.
+    fn is_linked(&self) -> Result<bool> {
+        let (socket, tap) = &self.link;
+        let left = self.space.ip("-o link")?;
+        let there = frames::group_of(socket.namespace()?.as_fd(), tap);
+        Ok(!left.contains("lnk-") && there.is_ok())
     }
 
     /// Whether somebody has its TAP open.

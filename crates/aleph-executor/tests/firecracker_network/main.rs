@@ -90,7 +90,7 @@ fn device(mode: u32) -> Result<()> {
     let device = dir.path().join("tun");
     let device = device.display();
     let line = format!(
-        "mount --make-rprivate / && mknod {device} c 10 200 && chmod {mode:o} {device} && \
+        "mount --make-rprivate / && (umount /dev/net/tun 2>/dev/null || true) && mknod {device} c 10 200 && chmod {mode:o} {device} && \
          mount --bind {device} /dev/net/tun"
     );
     let output = Command::new("sh").args(["-euc", &line]).output()?;
@@ -113,6 +113,10 @@ fn apart<F>(test: fn() -> F) -> Result<()>
 where
     F: Future<Output = Result<()>> + 'static,
 {
+    // What is not there yet is fetched from where there is a network.
+    let root = TestRoot::new()?;
+    (root.bundle()?, root.busybox()?);
+    drop(root);
     let namespace = Namespace::new()?;
     // Its threads are in the namespace too.
     let tried = namespace.run(move || block_on(test()))?;

@@ -8,8 +8,10 @@ mod namespace;
 
 use aleph_executor::accel::Accelerator;
 use aleph_executor::executor::COMMAND_LINE;
+use aleph_executor::firecracker::jail::{Jails, UidRange};
+use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::guest::{ExecRequest, GuestNetwork, GuestNetworkV6, SetupRequest, UpperKind};
-use aleph_executor::hypervisor::{Memory, Nic};
+use aleph_executor::hypervisor::{Driver, Memory, Nic};
 use aleph_executor::lifecycle::{Outcome, Timeouts};
 use aleph_executor::place::Place;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
@@ -36,7 +38,10 @@ const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0xa1, 0xe9, 1];
 
 fn main() {
     let trials = vec![
-        trial("packets_go_both_ways", packets_go_both_ways),
+        trial("packets_go_both_ways", || packets_go_both_ways(qemu)),
+        trial("packets_go_both_ways_over_firecracker", || {
+            packets_go_both_ways(firecracker)
+        }),
         trial("every_cpu_has_a_queue", every_cpu_has_a_queue),
         trial(
             "a_guest_without_a_network_has_its_loopback_alone",
@@ -51,7 +56,7 @@ fn main() {
 }
 
 /// A test, or an ignored one that says why it cannot run here.
-fn trial<F>(name: &str, test: fn() -> F) -> Trial
+fn trial<F>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial
 where
     F: Future<Output = Result<()>> + 'static,
 {
@@ -118,7 +123,40 @@ fn host_end(queues: usize) -> Result<(Namespace, Vec<OwnedQueue>)> {
 
 type OwnedQueue = std::os::fd::OwnedFd;
 
+type MakeDriver = fn(&TestRoot) -> Result<Arc<dyn Driver>>;
+
+fn qemu(root: &TestRoot) -> Result<Arc<dyn Driver>> {
+    Ok(Arc::new(QemuDriver::new(QemuConfig {
+        program: "qemu-system-x86_64".into(),
+        accelerator: Accelerator::Tcg,
+        tsc_khz: host::tsc_khz(&root.path().join("tsc-khz")),
+        cache: root.path().join("qemu.json"),
+    })))
+}
+
+/// What stands for Firecracker, in jails.
+fn firecracker(root: &TestRoot) -> Result<Arc<dyn Driver>> {
+    const VERSION: &str = "1.16.1";
+    let jails = Jails::open(&root.path().join("jail"), UidRange::default())?;
+    Ok(Arc::new(FirecrackerDriver::new(DriverConfig {
+        program: aleph_testkit::firecracker_double(VERSION)?,
+        jail: Some((jails, aleph_testkit::jailer_double(VERSION)?)),
+        needs_kvm: false,
+        kernel_arguments: String::new(),
+    })))
+}
+
 async fn create(
+    root: &TestRoot,
+    cpus: u16,
+    nics: Vec<Nic>,
+    network: Option<GuestNetwork>,
+) -> Result<Vm> {
+    create_over(qemu(root)?, root, cpus, nics, network).await
+}
+
+async fn create_over(
+    driver: Arc<dyn Driver>,
     root: &TestRoot,
     cpus: u16,
     nics: Vec<Nic>,
@@ -126,12 +164,6 @@ async fn create(
 ) -> Result<Vm> {
     let (bundle, image) = (root.bundle()?, root.busybox()?);
     let place = Place::create(&root.paths()?, None)?;
-    let driver = QemuDriver::new(QemuConfig {
-        program: "qemu-system-x86_64".into(),
-        accelerator: Accelerator::Tcg,
-        tsc_khz: host::tsc_khz(&root.path().join("tsc-khz")),
-        cache: root.path().join("qemu.json"),
-    });
     let spec = VmSpec {
         resources: Resources {
             cpus,
@@ -161,7 +193,7 @@ async fn create(
             stop_signal: 15,
         },
     };
-    let vm = Vm::create(place, Arc::new(driver), spec);
+    let vm = Vm::create(place, driver, spec);
     vm.start(None).await?;
     Ok(vm)
 }
@@ -218,10 +250,11 @@ fn ask(namespace: &Namespace, address: &'static str) -> Result<String> {
     })?
 }
 
-async fn packets_go_both_ways() -> Result<()> {
+async fn packets_go_both_ways(driver: MakeDriver) -> Result<()> {
     let root = TestRoot::new()?;
     let (namespace, queues) = host_end(1)?;
-    let vm = create(&root, 1, nic(queues), Some(network())).await?;
+    let driver = driver(&root)?;
+    let vm = create_over(driver, &root, 1, nic(queues), Some(network())).await?;
     vm.running().await?;
 
     // The guest is as it was told.

@@ -63,6 +63,10 @@ impl Namespace {
     }
 
     /// The queue of a new TAP interface that goes with it.
+    #[allow(
+        dead_code,
+        reason = "not every program that has this file has a use for one"
+    )]
     pub(crate) fn fleeting_tap(&self, name: &'static str) -> Result<OwnedFd> {
         self.run(move || open_queue(name))?
     }
