@@ -77,6 +77,11 @@ fn main() {
         &[jailed],
         is_killed_in_boot,
     );
+    add(
+        "an_idle_guest_gives_memory_back",
+        &[jailed],
+        gives_memory_back,
+    );
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
@@ -422,4 +427,52 @@ fn is_killed_in_boot(host: &Host) -> Result<()> {
         assert!(reason.contains("did not answer"), "{reason}");
         host.close(node).await
     })
+}
+
+/// What a guest's kernel keeps of files is the host's again once the guest has nothing to do.
+fn gives_memory_back(host: &Host) -> Result<()> {
+    block_on(async {
+        let often: fn(&mut NodeConfig) =
+            |config| config.reclaim_after = Some(Duration::from_secs(3));
+        let node = host.open_with("", often).await?;
+        let script = "dd if=/dev/zero of=/root/file bs=1M count=80 2> /dev/null; sync; \
+             cat /root/file | wc -c; exec sleep 1000";
+        let mut spec = shell(script, 128);
+        spec.resources.memory = MiB(192);
+        let job = create(&node, spec).await?;
+        let began = Instant::now();
+        while !log(&node, &job).await?.contains("83886080") {
+            ensure!(began.elapsed() < LIMIT, "{:?}", node.job(job.id));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let vmm = host.vmm(&node.job(job.id)?)?;
+        let most = memory_of_guest(vmm.pid)?;
+        ensure!(most > MiB(80), "{most:?}");
+        // A good part of the file.
+        let began = Instant::now();
+        while memory_of_guest(vmm.pid)?.0 > most.0 - 40 {
+            let now = memory_of_guest(vmm.pid)?;
+            ensure!(began.elapsed() < LIMIT, "{now:?} of {most:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // It may have it again: nobody had to die for it.
+        assert_eq!(
+            said(&node, &job, "wc -c < /root/file").await?,
+            "83886080\n"
+        );
+        host.close(node).await
+    })
+}
+
+/// What the emulator beneath what stands for Firecracker has in memory.
+fn memory_of_guest(vmm: i32) -> Result<MiB> {
+    let children = std::fs::read_to_string(format!("/proc/{vmm}/task/{vmm}/children"))?;
+    let child = children.split_ascii_whitespace().next();
+    let child = child.context("it has no guest")?;
+    let status = std::fs::read_to_string(format!("/proc/{child}/status"))?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssShmem:"));
+    let kib = kib.and_then(|rest| rest.split_ascii_whitespace().next());
+    Ok(MiB(kib.context("no figure")?.parse::<u32>()? / 1024))
 }
