@@ -1,6 +1,6 @@
 //! The actor of one VM.
 
-use super::awakening::{reach, thaw, why};
+use super::awakening::{ends_connections, reach, thaw, why};
 use super::launch::{LaunchFailure, Launched, launch, read_console};
 use super::{Adoption, Ending, Status, Thaw, VmError, VmSpec, chain};
 use crate::cgroup::Cgroup;
@@ -561,7 +561,12 @@ async fn go_on_with(
     mut status: watch::Receiver<Status>,
     limit: Duration,
 ) -> Result<(Agent, Option<ExecHandle>), AgentError> {
+    let mut going = status.clone();
     let mut reached = std::pin::pin!(async move {
+        if ends_connections(vmm) {
+            // Each connection that one that stands still does not take would wait there.
+            let _ = going.wait_for(|s| s.state != State::Paused).await;
+        }
         let again = |socket| Agent::reattach(socket, reattach.clone());
         let (agent, main) = reach(vmm, again).await?;
         if let Some(frozen) = frozen {

@@ -93,24 +93,23 @@ pub(crate) async fn reach<R>(
 where
     R: Future<Output = Result<Reached, AgentError>>,
 {
-    let ends = vmm.snapshot().is_some_and(Snapshot::ends_connections);
+    let ends = ends_connections(vmm);
     let mut patience = FIRST;
     loop {
         let attempt = async {
-            let greeted = reattach(vmm.channel().await?);
-            if !ends {
-                return greeted.await;
-            }
-            let answered = async {
-                let (agent, main) = greeted.await?;
+            let (agent, main) = reattach(vmm.channel().await?).await?;
+            if ends {
                 // By its answer it has heard that those before are gone.
                 agent.ping().await?;
-                Ok((agent, main))
-            };
-            let answered = tokio::time::timeout(patience, answered).await;
-            answered.unwrap_or(Err(AgentError::Closed))
+            }
+            Ok((agent, main))
         };
-        let attempted = attempt.await;
+        let attempted = if ends {
+            let attempted = tokio::time::timeout(patience, attempt).await;
+            attempted.unwrap_or(Err(AgentError::Closed))
+        } else {
+            attempt.await
+        };
         patience = (patience * 2).min(EACH);
         match attempted {
             Err(error) if is_passing(&error) => tracing::trace!(%error, "the guest is tried again"),
@@ -124,16 +123,26 @@ where
     }
 }
 
+/// Whether a snapshot of this VMM's guest ends the connections to it.
+pub(super) fn ends_connections(vmm: &dyn Vmm) -> bool {
+    vmm.snapshot().is_some_and(Snapshot::ends_connections)
+}
+
 /// Whether another connection may stay.
 fn is_passing(error: &AgentError) -> bool {
     use io::ErrorKind::{
-        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, TimedOut,
+        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, TimedOut, WouldBlock,
     };
     match error {
         AgentError::Closed => true,
         AgentError::Io(error) => matches!(
             error.kind(),
-            BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | TimedOut
+            BrokenPipe
+                | ConnectionAborted
+                | ConnectionRefused
+                | ConnectionReset
+                | TimedOut
+                | WouldBlock
         ),
         _ => false,
     }
