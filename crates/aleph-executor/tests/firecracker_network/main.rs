@@ -115,7 +115,8 @@ where
 {
     // What is not there yet is fetched from where there is a network.
     let root = TestRoot::new()?;
-    (root.bundle()?, root.busybox()?);
+    root.bundle()?;
+    root.busybox()?;
     drop(root);
     let namespace = Namespace::new()?;
     // Its threads are in the namespace too.
