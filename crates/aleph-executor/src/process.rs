@@ -232,6 +232,18 @@ impl Process {
         }
     }
 
+    /// Whether it has ended, reaped or not.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Waits for its end and reaps it. Any number of callers may; all see the same.
     pub async fn wait(&self) -> ProcessExit {
         *self.exit.get_or_init(|| self.reap()).await

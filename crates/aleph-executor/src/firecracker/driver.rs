@@ -14,6 +14,8 @@
 //! | it ends between two calls, or refuses one | the same; nothing of it runs |
 //! | a state is cut or foreign | the VMM is killed, and its end says why |
 //! | a VM has a device that Firecracker lacks | refused before anything is started: [`NicError`] |
+//! | a memory file is shorter than the guest's memory | refused before anything is loaded |
+//! | a VM's memory server ends | the VMM is killed, and its end says why |
 //! | the VM's links cannot be connected | it is killed, and its end says why |
 
 use super::api::{
@@ -22,10 +24,11 @@ use super::api::{
 use super::figures::Figures;
 use super::jail::Jails;
 use super::link::{self, Links};
+use super::memory::{MemoryMode, MemoryServer, MemoryServerError, Serve};
 use super::nic::{NicError, Nics, Owner};
 use super::program::{Program, Programs};
 use super::quarters::{Home, Housing, Quarters, Use, name};
-use super::vmm::{Begun, FirecrackerVmm, Lent};
+use super::vmm::{Base, Begun, FirecrackerVmm, Lent};
 use super::{Client, ClientError, Feature, FirecrackerConfig, Version, packing, serial};
 use crate::accel::Accelerator;
 use crate::hypervisor::{
@@ -43,6 +46,9 @@ use std::time::{Duration, Instant};
 
 /// How long Firecracker may take to answer a call.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long it may take to load a guest whose memory a server fills: parts of it are needed for that.
+const LOAD: Duration = Duration::from_secs(20);
 
 /// How long its API may take to be there, and the first pause before it is looked for again.
 const COME: Duration = Duration::from_secs(10);
@@ -62,6 +68,11 @@ pub struct DriverConfig {
     pub needs_kvm: bool,
     /// What else its guests' kernels are told.
     pub kernel_arguments: String,
+    /// How guests come to the memory of the template that they go on from.
+    pub memory: MemoryMode,
+    /// Whether KVM notes which pages guests write to, so that writing one down again takes what has
+    /// changed since, and not all of its memory.
+    pub track_dirty_pages: bool,
 }
 
 impl Default for DriverConfig {
@@ -71,6 +82,8 @@ impl Default for DriverConfig {
             jail: None,
             needs_kvm: true,
             kernel_arguments: String::new(),
+            memory: MemoryMode::default(),
+            track_dirty_pages: false,
         }
     }
 }
@@ -78,7 +91,7 @@ impl Default for DriverConfig {
 /// Starts microVMs of Firecracker.
 #[derive(Debug)]
 pub struct FirecrackerDriver {
-    config: DriverConfig,
+    config: Arc<DriverConfig>,
     programs: Arc<Programs>,
     housing: Housing,
 }
@@ -93,7 +106,7 @@ impl FirecrackerDriver {
             None => Housing::Open,
         };
         Self {
-            config,
+            config: Arc::new(config),
             programs,
             housing,
         }
@@ -156,14 +169,16 @@ impl Driver for FirecrackerDriver {
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>> {
         Box::pin(async move {
             let (programs, housing) = (Arc::clone(&self.programs), self.housing.clone());
+            let config = Arc::clone(&self.config);
             // Asking Firecracker what it is and forking both block.
             let started =
-                tokio::task::spawn_blocking(move || start(&programs, &housing, launch)).await;
-            let started = started.map_err(|join| LaunchError::Io {
+                tokio::task::spawn_blocking(move || start(&programs, &housing, &config, launch));
+            let started = started.await.map_err(|join| LaunchError::Io {
                 what: "start Firecracker".into(),
                 source: io::Error::other(join),
             })??;
             let vmm = Arc::new(started.vmm);
+            vmm.watch_memory_server();
             match bring_up(&vmm, started.beginning, started.links).await {
                 Ok(()) => Ok(Box::new(vmm) as Box<dyn Vmm>),
                 Err(error) => {
@@ -189,6 +204,11 @@ impl Driver for FirecrackerDriver {
         let vm = vm.and_then(|name| name.parse().ok());
         let vm = vm.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let home = Home::find(&self.housing, vm, &run_dir, &program.path)?;
+        let (memory_server, server_gone) = match MemoryServer::find(&run_dir) {
+            Ok(server) => (server, false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, true),
+            Err(error) => return Err(error.into()),
+        };
         // It lives without: one of an earlier release has no such pipe.
         let figures = home.pipe(name::METRICS).and_then(Figures::read).ok();
         let vmm = FirecrackerVmm::new(Begun {
@@ -199,8 +219,16 @@ impl Driver for FirecrackerDriver {
             figures,
             template: None,
             console: serial::serve_again(&run_dir)?.abort_handle(),
+            memory_server,
+            // Which pages were written to since when, an earlier process knew.
+            tracks: false,
         });
-        Ok(Box::new(Arc::new(vmm)))
+        let vmm = Arc::new(vmm);
+        if server_gone && !vmm.process.has_ended() {
+            vmm.end_because("its memory server ended while no node was there".into());
+        }
+        vmm.watch_memory_server();
+        Ok(Box::new(vmm))
     }
 }
 
@@ -215,8 +243,10 @@ struct Restoring {
     state: OwnedFd,
     /// Where its state is put, and its memory, where that comes with it.
     files: [File; 2],
-    /// Where its memory is seen; with its state where that is not said.
-    memory: Option<PathBuf>,
+    /// Where its memory comes from; with its state where that is not said.
+    memory: Option<MemoryBackend>,
+    /// How much it has.
+    size: u64,
     /// What its network devices are connected to now.
     nics: Vec<NetworkOverride>,
 }
@@ -229,7 +259,12 @@ struct Started {
     links: Links,
 }
 
-fn start(programs: &Programs, housing: &Housing, launch: Launch) -> Result<Started, LaunchError> {
+fn start(
+    programs: &Programs,
+    housing: &Housing,
+    config: &DriverConfig,
+    launch: Launch,
+) -> Result<Started, LaunchError> {
     let program = programs.find()?;
     let run_dir = launch.run_dir.clone();
     let quarters = Quarters::make(housing, launch.vm, &run_dir, &program.path, launch.user);
@@ -239,7 +274,7 @@ fn start(programs: &Programs, housing: &Housing, launch: Launch) -> Result<Start
         Home::Jailed { jails, .. } => Some((jails.clone(), launch.vm)),
         Home::Open { .. } => None,
     };
-    let started = start_in(quarters, housing, &program, launch);
+    let started = start_in(quarters, housing, &program, config, launch);
     if let (Err(_), Some((jails, vm))) = (&started, home)
         && let Err(error) = jails.remove(vm)
     {
@@ -269,6 +304,7 @@ fn start_in(
     mut quarters: Quarters,
     housing: &Housing,
     program: &Program,
+    settings: &DriverConfig,
     launch: Launch,
 ) -> Result<Started, LaunchError> {
     let user = quarters.user();
@@ -278,6 +314,7 @@ fn start_in(
         is_jailed: matches!(housing, Housing::Jailed { .. }),
     };
     let nics = Nics::of(launch.nics, launch.links, owner)?;
+    let server_socket = quarters.home.seen(name::MEMORY_SERVER);
     // First what a snapshot names: each VM that goes on from it has them at the same place.
     let mut bring = |name: &str, file: File, how: Use| {
         let path = quarters.bring(name, file, how);
@@ -298,6 +335,9 @@ fn start_in(
             ..Drive::file(serial, bring(serial, file, how)?)
         });
     }
+    let size = u64::from(launch.resources.memory.0) << 20;
+    let mut base = None;
+    let mut served = None;
     let (memory, template) = match launch.memory {
         Memory::Own => (None, None),
         Memory::Template(file) => {
@@ -305,7 +345,20 @@ fn start_in(
             let path = bring("template", file, Use::Own)?;
             (None, Some(Lent { path, file: lent }))
         }
-        Memory::Clone(file) => (Some(bring("template", file, Use::Shared)?), None),
+        Memory::Clone(file) => {
+            check_size(&file, size).map_err(io("go on from the template's memory"))?;
+            if settings.track_dirty_pages {
+                base = Some(file.try_clone().map_err(io("keep the template's memory"))?);
+            }
+            let backend = match &settings.memory {
+                MemoryMode::File => MemoryBackend::File(bring("template", file, Use::Shared)?),
+                MemoryMode::Userfaultfd { server, prefetch } => {
+                    served = Some((server, *prefetch, file));
+                    MemoryBackend::Uffd(server_socket)
+                }
+            };
+            (Some(backend), None)
+        }
     };
     let beginning = match launch.start {
         Start::Boot(boot) => {
@@ -323,6 +376,7 @@ fn start_in(
                 drives,
                 network_interfaces: nics.interfaces(),
                 balloon: Some(balloon(program.version)),
+                track_dirty_pages: settings.track_dirty_pages,
                 vsock: Some(Vsock {
                     guest_cid: CID,
                     uds_path: quarters.home.seen(name::VSOCK),
@@ -344,8 +398,25 @@ fn start_in(
                 state,
                 files: [make(name::STATE)?, make(name::MEMORY)?],
                 memory,
+                size,
                 nics: nics.overrides(),
             }))
+        }
+    };
+    let memory_server = match served {
+        None => None,
+        Some((server, prefetch, memory)) => {
+            let listener = quarters.listen(name::MEMORY_SERVER);
+            let server = MemoryServer::start(Serve {
+                program: server,
+                prefetch,
+                listener: listener.map_err(io("listen for the guest's memory"))?,
+                memory,
+                run_dir: &launch.run_dir,
+                user,
+                cgroup: launch.cgroup.clone(),
+            });
+            Some(server.map_err(io("start the memory server"))?)
         }
     };
     let (tail, stderr, log) = quarters.log().map_err(io("make the log"))?;
@@ -392,12 +463,31 @@ fn start_in(
         figures: Some(Figures::read(metrics).map_err(io("read the metrics"))?),
         template,
         console: console.abort_handle(),
+        memory_server,
+        tracks: settings.track_dirty_pages,
     });
+    if let Some(file) = base {
+        let base = Base::of(file, 0).map_err(io("keep the template's memory"))?;
+        vmm.differs_from(base);
+    }
     Ok(Started {
         vmm,
         beginning,
         links,
     })
+}
+
+/// A mapping of a file that is too short faults long after it was made.
+fn check_size(file: &File, wanted: u64) -> io::Result<()> {
+    let there = file.metadata()?.len();
+    if there >= wanted {
+        return Ok(());
+    }
+    let why = MemoryServerError::Short {
+        file: there,
+        wanted,
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
 async fn bring_up(vmm: &Arc<FirecrackerVmm>, beginning: Beginning, links: Links) -> io::Result<()> {
@@ -467,17 +557,25 @@ async fn restore(vmm: &FirecrackerVmm, restoring: Restoring, links: Links) -> io
         state,
         files,
         memory,
+        size,
         nics,
     } = restoring;
     let unpacked = tokio::task::spawn_blocking(move || {
         let [to, memory] = files;
-        packing::unpack(&mut File::from(state), &to, &memory)
+        let has_memory = packing::unpack(&mut File::from(state), &to, &memory)?;
+        Ok::<_, io::Error>(has_memory.then_some(memory))
     });
-    let has_memory = unpacked.await.map_err(io::Error::other)??;
-    let memory = match memory {
-        Some(memory) => memory,
-        None if has_memory => vmm.home.seen(name::MEMORY),
-        None => {
+    let unpacked = unpacked.await.map_err(io::Error::other)??;
+    let memory = match (memory, unpacked) {
+        (Some(memory), _) => memory,
+        (None, Some(file)) => {
+            check_size(&file, size)?;
+            if vmm.tracks() {
+                vmm.differs_from(Base::of(file, 0)?);
+            }
+            MemoryBackend::File(vmm.home.seen(name::MEMORY))
+        }
+        (None, None) => {
             let why = "it has no memory";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
@@ -487,18 +585,23 @@ async fn restore(vmm: &FirecrackerVmm, restoring: Restoring, links: Links) -> io
         // What it sends before its links are connected would be lost.
         resume_vm: !has_links,
         network_overrides: nics,
-        ..SnapshotLoad::new(vmm.home.seen(name::STATE), MemoryBackend::File(memory))
+        track_dirty_pages: vmm.tracks(),
+        ..SnapshotLoad::new(vmm.home.seen(name::STATE), memory)
+    };
+    let limit = match load.mem_backend {
+        MemoryBackend::File(_) => ANSWER,
+        MemoryBackend::Uffd(_) => LOAD,
     };
     let client = vmm.client().map_err(io::Error::other)?;
-    let loaded = client.call(&Call::SnapshotLoad(load), ANSWER).await;
+    let loaded = client.call(&Call::SnapshotLoad(load), limit).await;
     loaded.map_err(io::Error::other)?;
     if has_links {
         connect(vmm, links).await?;
         let resumed = client.call(&Call::VmState(VmState::Resumed), ANSWER).await;
         resumed.map_err(io::Error::other)?;
     }
-    // It is mapped by now.
-    for file in [name::STATE, name::MEMORY] {
+    // It is mapped by now, or served.
+    for file in [name::STATE, name::MEMORY, name::MEMORY_SERVER] {
         vmm.home.remove(file)?;
     }
     vmm.runs();

@@ -7,6 +7,7 @@
 //! | [`config`] | a whole VM, as calls of the API or as a configuration file | none: pure |
 //! | [`client`] | the API over its Unix socket | one socket |
 //! | [`jail`] | what locks a VMM up | users, folders, mounts |
+//! | [`memory`] | memory servers: guests' memory, filled as they touch it | starts them |
 //! | [`program`] | the program, and which version it is | runs it |
 //! | `nic` | network devices: TAPs, by name | gives them to the VMM's user |
 //! | `link` | network devices whose other end is a socket here | TAPs, network namespaces |
@@ -40,6 +41,7 @@ mod exit;
 mod figures;
 pub mod jail;
 mod link;
+pub mod memory;
 mod nic;
 mod packing;
 pub mod program;
@@ -51,5 +53,6 @@ mod vmm;
 pub use client::{Client, ClientError};
 pub use config::{ConfigFile, FirecrackerConfig};
 pub use driver::{DriverConfig, FirecrackerDriver};
+pub use memory::{MemoryMode, serve_memory};
 pub use nic::NicError;
 pub use version::{Feature, Unsupported, Version, VersionError};

@@ -15,9 +15,11 @@
 //! What is not of this form, or ends early, is [`std::io::ErrorKind::InvalidData`] before Firecracker
 //! sees any of it.
 
+use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"ALEPHFC1";
 const HEAD: u64 = 24;
@@ -34,13 +36,26 @@ fn after(state: u64) -> u64 {
     (HEAD + state).next_multiple_of(PAGE)
 }
 
-/// Packs a state, and the memory where it is not elsewhere.
+/// Memory in a file, or what has changed in it since: nothing is said where the file has holes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layer<'a> {
+    pub(super) file: &'a File,
+    /// Where it begins.
+    pub(super) offset: u64,
+}
+
+/// Packs a state, and the memory where it is not elsewhere: what the first layer has, then what each
+/// one after it has changed. The last one is as long as the memory. Gives where in the file the memory
+/// begins.
 ///
 /// # Errors
 /// Where a file cannot be read or written.
-pub(super) fn pack(to: &File, state: &mut File, memory: Option<&File>) -> io::Result<()> {
+pub(super) fn pack(to: &File, state: &mut File, memory: &[Layer<'_>]) -> io::Result<u64> {
     let length = state.metadata()?.len();
-    let memory_length = memory.map_or(Ok(0), |file| file.metadata().map(|m| m.len()))?;
+    let memory_length = match memory.last() {
+        Some(Layer { file, offset }) => file.metadata()?.len().saturating_sub(*offset),
+        None => 0,
+    };
     let mut head = MAGIC.to_vec();
     head.extend(length.to_le_bytes());
     head.extend(memory_length.to_le_bytes());
@@ -51,12 +66,31 @@ pub(super) fn pack(to: &File, state: &mut File, memory: Option<&File>) -> io::Re
     if written != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    if let Some(memory) = memory {
-        let begin = after(length);
+    let begin = after(length);
+    if !memory.is_empty() {
         to.set_len(begin + memory_length)?;
-        copy_data(memory, 0, to, begin, memory_length)?;
     }
-    Ok(())
+    for Layer { file, offset } in memory {
+        copy_data(file, *offset, to, begin, memory_length)?;
+    }
+    Ok(begin)
+}
+
+/// Whether files in a folder have holes as small as a page, so that what was written to one can be
+/// told from what was not.
+pub(super) fn keeps_small_holes(folder: &Path) -> bool {
+    let probe = || -> io::Result<bool> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)?);
+        let at = 256 * PAGE;
+        file.set_len(2 * at)?;
+        file.write_all_at(&[1], at)?;
+        file.set_len(2 * at)?;
+        let data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0))?;
+        let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data))?;
+        Ok((data, hole) == (at, at + PAGE))
+    };
+    probe().unwrap_or(false)
 }
 
 /// Reads what was packed, from a stream: the state to one file, the memory to another. Says whether
@@ -145,7 +179,8 @@ mod tests {
     fn packed(state: &[u8], memory: Option<&[u8]>) -> Vec<u8> {
         let to = tempfile::tempfile().unwrap();
         let memory = memory.map(file);
-        pack(&to, &mut file(state), memory.as_ref()).unwrap();
+        let layer = memory.as_ref().map(|file| Layer { file, offset: 0 });
+        pack(&to, &mut file(state), layer.as_slice()).unwrap();
         let mut all = Vec::new();
         let mut to = to;
         to.seek(SeekFrom::Start(0)).unwrap();
@@ -177,6 +212,28 @@ mod tests {
             assert_eq!(state, b"state");
             assert_eq!(found.as_deref(), memory);
         }
+    }
+
+    /// As a guest is written down a second time: the base is within an earlier file, and the diff has
+    /// the pages that were written to, some of them with zeros.
+    #[test]
+    fn what_has_changed_is_laid_over_what_was() {
+        let (page, pages) = (4096_usize, 10);
+        let mut memory: Vec<u8> = (0..pages).flat_map(|n| vec![n + 1; page]).collect();
+        let before = file(&[&vec![9; page][..], &memory].concat());
+        let diff = tempfile::tempfile().unwrap();
+        diff.set_len(memory.len() as u64).unwrap();
+        for (n, byte) in [(2, 77), (3, 0), (9, 78)] {
+            let changed = vec![byte; page];
+            diff.write_all_at(&changed, (n * page) as u64).unwrap();
+            memory[n * page..(n + 1) * page].copy_from_slice(&changed);
+        }
+        let to = tempfile::tempfile().unwrap();
+        let layers = [(&before, PAGE), (&diff, 0)].map(|(file, offset)| Layer { file, offset });
+        let begin = pack(&to, &mut file(b"state"), &layers).unwrap();
+        let mut found = vec![0; memory.len()];
+        to.read_exact_at(&mut found, begin).unwrap();
+        assert!(found == memory);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! of a new VM was left by a crash: the sweep removes it.
 
 use super::jail::{Access, Inside, Jail, JailerCgroup, JailerCommand, Jails, ResourceLimits};
+use super::packing;
 use crate::hypervisor::LaunchError;
 use crate::process::{FIRST_FILE, path_of_file};
 use crate::tail::Tail;
@@ -25,6 +26,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -38,6 +40,8 @@ pub(super) mod name {
     /// What a guest goes on from.
     pub(in super::super) const STATE: &str = "state";
     pub(in super::super) const MEMORY: &str = "memory";
+    /// Where a memory server listens.
+    pub(in super::super) const MEMORY_SERVER: &str = "memory.sock";
     /// What a guest was written to.
     pub(in super::super) const SAVED_STATE: &str = "saved-state";
     pub(in super::super) const SAVED_MEMORY: &str = "saved-memory";
@@ -179,6 +183,14 @@ impl Home {
         }
     }
 
+    /// Whether what is written to a file in it can be told from what is not, page by page.
+    pub(super) fn keeps_small_holes(&self) -> bool {
+        packing::keeps_small_holes(match self {
+            Self::Jailed { jail, .. } => jail.root(),
+            Self::Open { path, .. } => path,
+        })
+    }
+
     /// Takes all of it away, once the VMM has ended. In the open it goes with the VM's folder.
     pub(super) fn leave(&self) {
         if let Self::Jailed { jail, jails } = self
@@ -298,6 +310,19 @@ impl Quarters {
         };
         // Nobody else can have been in the folder yet.
         File::options().read(true).write(true).open(path)
+    }
+
+    /// Listens on a socket that the VMM may connect to.
+    pub(super) fn listen(&self, name: &str) -> io::Result<UnixListener> {
+        match &self.home {
+            Home::Jailed { jail, .. } => Ok(jail.listen(name)?),
+            Home::Open { path, folder } => {
+                let short = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+                let listener = UnixListener::bind(short)?;
+                self.give(&path.join(name))?;
+                Ok(listener)
+            }
+        }
     }
 
     /// What the VMM says: its standard error, and its log by that path.

@@ -7,6 +7,8 @@ use super::api::{
 use super::driver::ANSWER;
 use super::figures::Figures;
 use super::link::Links;
+use super::memory::MemoryServer;
+use super::packing::Layer;
 use super::quarters::{Home, Way, name};
 use super::{Client, ClientError, Version, exit, packing};
 use crate::hypervisor::{Balloon, BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
@@ -18,6 +20,8 @@ use aleph_types::MiB;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -30,6 +34,10 @@ const BOOT: Duration = Duration::from_secs(120);
 
 /// How long writing a guest down may take: all of its memory is in it.
 const SAVE: Duration = Duration::from_secs(600);
+
+/// How much memory is below the addresses that devices have, and since when diffs of more are right.
+const BELOW_GAP: u64 = 3 << 30;
+const RIGHT_DIFFS: Version = Version::new(1, 14, 2);
 
 /// What a process of Firecracker was begun with.
 pub(super) struct Begun {
@@ -44,6 +52,44 @@ pub(super) struct Begun {
     pub(super) template: Option<Lent>,
     /// What passes its console on.
     pub(super) console: AbortHandle,
+    /// What fills its memory.
+    pub(super) memory_server: Option<MemoryServer>,
+    /// Whether KVM notes which pages its guest writes to.
+    pub(super) tracks: bool,
+}
+
+/// What a guest's memory was when KVM began to note what is written to.
+#[derive(Debug)]
+pub(super) enum Base {
+    /// As the template's file has it, which Firecracker writes itself.
+    Template,
+    /// As a file of that length has it from there on.
+    File {
+        file: File,
+        offset: u64,
+        length: u64,
+    },
+}
+
+impl Base {
+    pub(super) fn of(file: File, offset: u64) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        Ok(Self::File {
+            file,
+            offset,
+            length,
+        })
+    }
+
+    /// Whether it is there still as it was, and is not what is written now.
+    fn stands(&self, to: &File) -> io::Result<bool> {
+        let Self::File { file, length, .. } = self else {
+            return Ok(true);
+        };
+        let (meta, to) = (file.metadata()?, to.metadata()?);
+        let is_other = (meta.dev(), meta.ino()) != (to.dev(), to.ino());
+        Ok(is_other && meta.len() == *length)
+    }
 }
 
 /// A file that is the VMM's for as long as it lives.
@@ -79,6 +125,9 @@ pub(super) struct FirecrackerVmm {
     /// Whether its guest runs, or did.
     begun: watch::Sender<bool>,
     console: AbortHandle,
+    memory_server: Option<MemoryServer>,
+    tracks: bool,
+    base: Mutex<Option<Base>>,
     /// Those that are connected.
     links: Mutex<Option<Links>>,
     left: OnceCell<()>,
@@ -100,6 +149,8 @@ impl FirecrackerVmm {
             figures,
             template,
             console,
+            memory_server,
+            tracks,
         } = begun;
         let is_adopted = tail.is_none();
         Self {
@@ -113,6 +164,9 @@ impl FirecrackerVmm {
             failure: Mutex::default(),
             begun: watch::Sender::new(is_adopted),
             console,
+            memory_server,
+            tracks,
+            base: Mutex::default(),
             links: Mutex::default(),
             left: OnceCell::new(),
         }
@@ -145,15 +199,81 @@ impl FirecrackerVmm {
 
     /// Its guest does not go on: it is killed, and its end says why.
     pub(super) fn fail(&self, why: &io::Error) {
+        self.end_because(format!("the guest does not go on: {why}"));
+    }
+
+    /// Kills it, and has its end say why, unless something else was first.
+    pub(super) fn end_because(&self, why: String) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.get_or_insert_with(|| format!("the guest does not go on: {why}"));
+        failure.get_or_insert(why);
         let _ = self.process.kill();
+    }
+
+    /// Has it end with its memory server, where it has one: its guest would wait for ever. And has
+    /// the server end with it.
+    pub(super) fn watch_memory_server(self: &Arc<Self>) {
+        if self.memory_server.is_none() {
+            return;
+        }
+        let vmm = Arc::clone(self);
+        tokio::spawn(async move {
+            let Some(server) = &vmm.memory_server else {
+                return;
+            };
+            tokio::select! {
+                how = server.ended() => {
+                    // A server sees its VMM end before we do.
+                    if !vmm.process.has_ended() {
+                        vmm.end_because(format!("its memory server ended: {how}"));
+                    }
+                }
+                _ = vmm.process.wait() => server.end().await,
+            }
+        });
+    }
+
+    /// Whether KVM notes which pages its guest writes to.
+    pub(super) fn tracks(&self) -> bool {
+        self.tracks
+    }
+
+    /// What is noted now is what has changed since its memory was that.
+    pub(super) fn differs_from(&self, base: Base) {
+        *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Some(base);
+    }
+
+    /// Its guest was written down, and has not gone on since.
+    fn is_written(&self, base: Base) {
+        if self.tracks {
+            self.differs_from(base);
+        }
+    }
+
+    /// What its guest can be written down as a difference from; the next time that is something else.
+    fn take_base(&self, to: &File) -> Option<Base> {
+        let base = self
+            .base
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .filter(|base| base.stands(to).unwrap_or(false))?;
+        let size = match &base {
+            Base::Template => return Some(base),
+            Base::File { offset, length, .. } => length.saturating_sub(*offset),
+        };
+        // Up to 1.14.1 diffs of more memory than is below the gap for devices were wrong.
+        let is_right = size <= BELOW_GAP || self.version >= RIGHT_DIFFS;
+        (is_right && self.home.keeps_small_holes()).then_some(base)
     }
 
     /// Takes away what it lived in, once it has ended.
     async fn leave(self: &Arc<Self>) {
         let vmm = Arc::clone(self);
         let leave = || async {
+            if let Some(server) = &vmm.memory_server {
+                // It has the same user, whom another VM may get.
+                server.end().await;
+            }
             let left = tokio::task::spawn_blocking(move || {
                 let links = vmm.links.lock().map(|mut links| links.take());
                 drop(links);
@@ -300,8 +420,12 @@ impl Snapshot for Arc<FirecrackerVmm> {
             }
             let memory = self.template.as_ref().map(|lent| lent.path.clone());
             let is_elsewhere = memory.is_some();
+            let base = self.take_base(&state);
             let create = SnapshotCreate {
-                snapshot_type: SnapshotType::Full,
+                snapshot_type: match base {
+                    Some(_) => SnapshotType::Diff,
+                    None => SnapshotType::Full,
+                },
                 snapshot_path: self.home.seen(state_name),
                 mem_file_path: memory.unwrap_or_else(|| self.home.seen(memory_name)),
             };
@@ -313,11 +437,26 @@ impl Snapshot for Arc<FirecrackerVmm> {
                     let vmm = Arc::clone(self);
                     let packed = tokio::task::spawn_blocking(move || {
                         let mut from = vmm.home.written(state_name)?;
-                        let memory = match is_elsewhere {
-                            true => None,
-                            false => Some(vmm.home.written(memory_name)?),
-                        };
-                        packing::pack(&state, &mut from, memory.as_ref())
+                        if is_elsewhere {
+                            packing::pack(&state, &mut from, &[])?;
+                            vmm.is_written(Base::Template);
+                            return Ok(());
+                        }
+                        let memory = vmm.home.written(memory_name)?;
+                        let mut layers = Vec::new();
+                        if let Some(Base::File { file, offset, .. }) = &base {
+                            let offset = *offset;
+                            layers.push(Layer { file, offset });
+                        }
+                        let (file, offset) = (&memory, 0);
+                        layers.push(Layer { file, offset });
+                        let offset = packing::pack(&state, &mut from, &layers)?;
+                        // Whoever has it may have it for writing only.
+                        let path = format!("/proc/self/fd/{}", state.as_raw_fd());
+                        if let Ok(file) = File::open(path) {
+                            vmm.is_written(Base::of(file, offset)?);
+                        }
+                        Ok(())
                     });
                     match packed.await {
                         Ok(packed) => packed.map_err(VmmError::Io),
