@@ -12,6 +12,7 @@ mod session;
 mod spec;
 mod terminal;
 
+use aleph_executor::firecracker::memory::{MEMORY_SERVER, serve_memory};
 use args::Args;
 use clap::Parser;
 use context::Context;
@@ -21,6 +22,11 @@ use std::process::ExitCode;
 const FAILED: u8 = 125;
 
 fn main() -> ExitCode {
+    // What a node starts beside a VM: before all else, since the VM's guest waits for it.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == MEMORY_SERVER) {
+        return serve_memory(words.map(|word| word.to_string_lossy().into_owned()));
+    }
     // A shell that completes a word asks by an environment variable.
     if commands::complete() {
         return ExitCode::SUCCESS;

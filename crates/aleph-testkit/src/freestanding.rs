@@ -6,20 +6,30 @@ const ADDRESS: u64 = 0x10_0000;
 /// Where its instructions begin in the file.
 const OFFSET: usize = 0x1000;
 
-/// Writes the letters from a to z to the first serial port, again and again, with a pause of 16,000
-/// instructions before each.
+/// Writes the letters from a to z to 26 pages from 4 MiB on, one to each. Then writes them to the first
+/// serial port as those pages have them, again and again, with a pause of 16,000 instructions after
+/// each, and counts in each page how often that was.
 const CODE: &[u8] = &[
-    0xba, 0xf8, 0x03, 0x00, 0x00, //    mov edx, 0x3f8
+    0xbf, 0x00, 0x00, 0x40, 0x00, //    mov edi, 0x400000
     0xb0, 0x61, //                      mov al, 'a'
-    0xee, //                         1: out dx, al
-    0xb9, 0x00, 0x20, 0x00, 0x00, //    mov ecx, 0x2000
-    0xff, 0xc9, //                   2: dec ecx
-    0x75, 0xfc, //                      jnz 2b
+    0x88, 0x07, //                   1: mov [rdi], al
+    0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, // add edi, 0x1000
     0xfe, 0xc0, //                      inc al
     0x3c, 0x7b, //                      cmp al, 'z' + 1
-    0x72, 0xf0, //                      jb 1b
-    0xb0, 0x61, //                      mov al, 'a'
-    0xeb, 0xec, //                      jmp 1b
+    0x72, 0xf2, //                      jb 1b
+    0xbf, 0x00, 0x00, 0x40, 0x00, // 2: mov edi, 0x400000
+    0xb3, 0x1a, //                      mov bl, 26
+    0xba, 0xf8, 0x03, 0x00, 0x00, //    mov edx, 0x3f8
+    0x8a, 0x07, //                   3: mov al, [rdi]
+    0xee, //                            out dx, al
+    0xff, 0x47, 0x08, //                inc dword [rdi + 8]
+    0xb9, 0x00, 0x20, 0x00, 0x00, //    mov ecx, 0x2000
+    0xff, 0xc9, //                   4: dec ecx
+    0x75, 0xfc, //                      jnz 4b
+    0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, // add edi, 0x1000
+    0xfe, 0xcb, //                      dec bl
+    0x75, 0xe7, //                      jnz 3b
+    0xeb, 0xd7, //                      jmp 2b
 ];
 
 /// It, as an ELF kernel for a VMM that starts those in long mode.

@@ -238,7 +238,7 @@ fn library() -> Result<PathBuf> {
 }
 
 /// Memory of so many bytes, all of them 0.
-fn memory_of(size: u64) -> io::Result<File> {
+pub(crate) fn memory_of(size: u64) -> io::Result<File> {
     let memory = File::from(memfd_create("guest-memory", MemfdFlags::CLOEXEC)?);
     memory.set_len(size)?;
     Ok(memory)

@@ -10,6 +10,7 @@
 //! | `route`, `action`, `gate`, `bodies` | requests, as a certain version understands them |
 //! | `vmm`, `unbooted`, `booted` | what is done when, and what is refused |
 //! | `resources`, `guest`, `line`, `qmp` | the guest |
+//! | `page_faults` | memory from a page fault handler |
 //! | `state_file` | snapshots |
 //!
 //! | variable | what it says |
@@ -25,7 +26,8 @@
 //! - No pmem, no memory hotplug, no PCI, no vhost-user drives, no server for a guest's metadata, no
 //!   CPU templates: they are taken as the API takes them, and where the guest would get them, the
 //!   start is refused or they are left out.
-//! - A snapshot's memory is loaded from a file, into a copy; never from a page fault handler.
+//! - A snapshot's memory is loaded into a copy before the guest goes on, also where it comes from a page
+//!   fault handler, which so is asked for all of it (see `page_faults`).
 //! - A triple fault looks like a reset: exit code 0 in all versions.
 //! - Connections of vsock that a guest begins are refused.
 //! - A VM that is only paused and resumed has no trouble with vsock in 1.16.0 and 1.16.1.
@@ -43,6 +45,7 @@ mod line;
 mod logger;
 mod metrics;
 mod mmds;
+mod page_faults;
 mod qmp;
 mod report;
 mod resources;

@@ -6,6 +6,7 @@ use crate::fault::{About, Fault, os_text};
 use crate::guest::{self, Begin, Guest};
 use crate::log;
 use crate::logger;
+use crate::page_faults;
 use crate::resources::{self, OpenNic, Resources};
 use crate::state_file::State;
 use crate::version::Version;
@@ -159,7 +160,8 @@ impl Vmm {
         const PREFIX: &str = "Failed to restore from snapshot: ";
         let from_file =
             |why: String| format!("{PREFIX}Failed to get snapshot state from file: {why}");
-        let mut state = State::read(&load.snapshot_path, self.version)
+        let version = self.version;
+        let mut state = State::read(&load.snapshot_path, version)
             .map_err(|error| from_file(error.to_string()))?;
         for other in &load.network_overrides {
             let nic = state
@@ -175,35 +177,33 @@ impl Vmm {
             vsock.uds_path.clone_from(&other.uds_path);
         }
         let of_memory = |why: String| format!("{PREFIX}Failed to load guest memory: {why}");
-        if memory.backend_type == BackendType::Uffd {
-            return Err(of_memory(
-                "Error creating guest memory from uffd: the double has no such backend".into(),
-            ));
-        }
+        let expected = u64::try_from(state.machine.mem_size_mib).unwrap_or(0) << 20;
+        let by_faults = memory.backend_type == BackendType::Uffd;
         let huge = state.machine.huge_pages == crate::bodies::HugePages::Hugetlbfs2M;
         if load.huge_pages == LoadHugePages::Hugetlbfs2M
             || (huge && load.huge_pages == LoadHugePages::Snapshot)
         {
+            if by_faults {
+                let why = "Error creating guest memory from uffd: the double has no huge pages";
+                return Err(of_memory(why.into()));
+            }
             return Err(of_memory(
                 "Error creating guest memory from file: Cannot restore hugetlbfs backed snapshot \
                  by mapping the memory file. Please use uffd."
                     .into(),
             ));
         }
-        let file = File::open(&memory.backend_path).map_err(|error| {
-            of_memory(format!(
-                "Error creating guest memory from file: Failed to load guest memory: {}",
-                os_text(&error)
-            ))
-        })?;
-        let size = file.metadata().map_or(0, |file| file.len());
-        let expected = u64::try_from(state.machine.mem_size_mib).unwrap_or(0) << 20;
-        if size < expected {
-            return Err(of_memory(format!(
-                "Error creating guest memory from file: Failed to restore guest memory: the file \
-                 has {size} bytes of {expected}"
-            )));
-        }
+        let path = &memory.backend_path;
+        let memory = if by_faults {
+            let served = page_faults::memory(path, expected, version).map_err(|why| {
+                of_memory(format!("Error creating guest memory from uffd: {why}"))
+            })?;
+            self.handler = served.1;
+            served.0
+        } else {
+            memory_of_file(path, expected)
+                .map_err(|why| of_memory(format!("Error creating guest memory from file: {why}")))?
+        };
         let build = |why: String| {
             format!(
                 "{PREFIX}Failed to build microVM from snapshot: Failed to restore devices: {why}"
@@ -211,9 +211,8 @@ impl Vmm {
         };
         let devices = std::mem::take(&mut state.devices);
         self.resources = reopen(state, self.resources.serial.take()).map_err(build)?;
-        let memory = guest::memory_from(&file, expected);
         let begin = Begin::Restore {
-            memory: memory.map_err(|error| of_memory(os_text(&error)))?,
+            memory,
             devices: &devices,
         };
         let guest = Guest::start(&self.resources, &begin, self.events.clone());
@@ -235,6 +234,19 @@ impl Vmm {
             .handle(Action::PutMmds(value), true, self.version)
             .map(drop)
     }
+}
+
+/// The memory that a file has.
+fn memory_of_file(path: &std::path::Path, expected: u64) -> Result<File, String> {
+    let file = File::open(path)
+        .map_err(|error| format!("Failed to load guest memory: {}", os_text(&error)))?;
+    let size = file.metadata().map_or(0, |file| file.len());
+    if size < expected {
+        return Err(format!(
+            "Failed to restore guest memory: the file has {size} bytes of {expected}"
+        ));
+    }
+    guest::memory_from(&file, expected).map_err(|error| os_text(&error))
 }
 
 /// Opens what a snapshot names, at the same paths as there.

@@ -13,6 +13,7 @@ use crate::mmds::Mmds;
 use crate::report;
 use crate::resources::Resources;
 use crate::version::Version;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,8 @@ pub(crate) struct Vmm {
     pub(crate) events: Sender<Event>,
     /// Set by what cannot be gone on from.
     pub(crate) fatal: bool,
+    /// The connection to what fills the guest's memory, which sees by it when this ends.
+    pub(crate) handler: Option<UnixStream>,
 }
 
 impl Vmm {
@@ -78,6 +81,7 @@ impl Vmm {
             metrics: Metrics::new(),
             events,
             fatal: false,
+            handler: None,
         }
     }
 

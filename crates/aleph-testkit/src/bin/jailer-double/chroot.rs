@@ -73,6 +73,14 @@ pub(crate) fn devices(root: &Path, uid: u32, gid: u32) -> Result<()> {
         .with_context(|| format!("Failed to create /{name} via mknod inside the jail"))?;
         chown(&path, Some(uid), Some(gid))?;
     }
+    // The last one where the host has it, as there.
+    if let Ok(host) = fs::metadata("/dev/userfaultfd") {
+        let path = root.join("dev/userfaultfd");
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(CWD, &path, FileType::CharacterDevice, mode, host.rdev())
+            .context("Failed to create /dev/userfaultfd via mknod inside the jail")?;
+        chown(&path, Some(uid), Some(gid))?;
+    }
     // A place for the host's, which the program's emulator opens.
     File::create(root.join("dev/null"))?;
     Ok(())
