@@ -14,11 +14,13 @@
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
 //! | [`freestanding_kernel`] | a guest that every KVM runs |
+//! | [`FaultedMemory`] | memory that another process fills, as a VMM hands it over |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
 //! | [`VsockDevice`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
 mod clients;
+mod faulted_memory;
 mod firecracker;
 mod freestanding;
 pub mod functions;
@@ -33,6 +35,7 @@ mod vsock;
 mod wait;
 
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
+pub use faulted_memory::FaultedMemory;
 pub use firecracker::{firecracker_double, jailer_double};
 pub use freestanding::freestanding_kernel;
 pub use images::{NoImages, TestImages};

@@ -18,12 +18,17 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Who it is, in the VM's runtime folder.
 const IDENTITY: &str = "memory-server.json";
 
 /// What follows the memory file's name in that of the record beside it.
 const WORKING_SET: &str = ".working-set";
+
+/// How long it may take to end after its VM.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A memory server that runs, or did.
 #[derive(Debug)]
@@ -32,7 +37,7 @@ pub(in super::super) struct MemoryServer {
     /// What it says; an adopted one's goes nowhere.
     tail: Option<Tail>,
     /// Told to be gone once this is dropped, until the VMM has come.
-    _starter: Option<OwnedFd>,
+    starter: Mutex<Option<OwnedFd>>,
 }
 
 /// How to start one.
@@ -84,7 +89,7 @@ impl MemoryServer {
         let server = Self {
             process,
             tail: Some(tail),
-            _starter: Some(ours),
+            starter: Mutex::new(Some(ours)),
         };
         if let Err(error) = server.remember(run_dir) {
             server.kill();
@@ -113,7 +118,7 @@ impl MemoryServer {
         Ok(Some(Self {
             process: Process::adopt(&identity)?,
             tail: None,
-            _starter: None,
+            starter: Mutex::default(),
         }))
     }
 
@@ -128,8 +133,20 @@ impl MemoryServer {
         }
     }
 
+    /// Waits until it has ended, as it does after its VM, with the working set written. One that does
+    /// not is killed.
+    pub(in super::super) async fn end(&self) {
+        // It may have had no VM.
+        let starter = self.starter.lock();
+        drop(starter.unwrap_or_else(PoisonError::into_inner).take());
+        if tokio::time::timeout(GRACE, self.ended()).await.is_err() {
+            self.kill();
+            self.ended().await;
+        }
+    }
+
     /// Kills it. That it has ended already is no matter.
-    pub(in super::super) fn kill(&self) {
+    fn kill(&self) {
         if let Err(error) = self.process.kill() {
             tracing::warn!(%error, "a memory server is not killed");
         }

@@ -255,8 +255,13 @@ fn bytes(number: u64) -> Result<usize, MemoryServerError> {
 }
 
 fn is_zeros(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
+    // Compared in pieces, which also a build without optimisation does quickly.
+    bytes
+        .chunks(ZEROS.len())
+        .all(|piece| piece == &ZEROS[..piece.len()])
 }
+
+static ZEROS: [u8; 4096] = [0; 4096];
 
 /// What is known of each page.
 #[derive(Debug)]

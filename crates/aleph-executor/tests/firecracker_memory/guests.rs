@@ -1,0 +1,344 @@
+//! The real program with a guest that every KVM runs: it writes letters from pages of its own, and
+//! counts in them.
+
+use crate::{LIMIT, jail, program, server_program};
+use aleph_executor::firecracker::jail::Jails;
+use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver, MemoryMode};
+use aleph_executor::hypervisor::{Driver, Kernel, Launch, Memory, Sockets, Start, Vmm};
+use aleph_executor::process::{Identity, Process};
+use aleph_types::{MiB, Resources, VmId};
+use anyhow::{Context, Result};
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+const MEMORY: MiB = MiB(32);
+
+/// A page that no guest uses.
+const UNUSED: u64 = 20 << 20;
+
+fn settings(jail: Option<(Jails, PathBuf)>) -> Result<DriverConfig> {
+    Ok(DriverConfig {
+        program: program("FIRECRACKER_BIN").context("no firecracker")?,
+        jail,
+        ..DriverConfig::default()
+    })
+}
+
+fn by_server(prefetch: bool) -> MemoryMode {
+    MemoryMode::Userfaultfd {
+        server: server_program(),
+        prefetch,
+    }
+}
+
+/// A VMM, and what its guest writes.
+struct Life {
+    vmm: Box<dyn Vmm>,
+    run_dir: PathBuf,
+    console: UnixStream,
+}
+
+impl Life {
+    async fn begin(
+        driver: &FirecrackerDriver,
+        dir: &Path,
+        start: Start,
+        memory: Memory,
+    ) -> Result<Self> {
+        let vm = VmId::random();
+        let run_dir = dir.join(vm.to_string());
+        std::fs::create_dir(&run_dir)?;
+        let listen = |name: &str| UnixListener::bind(run_dir.join(name));
+        let vmm = driver.launch(Launch {
+            vm,
+            resources: Resources {
+                memory: MEMORY,
+                ..Resources::default()
+            },
+            start,
+            memory,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            links: Vec::new(),
+            sockets: Sockets {
+                control: listen("vmm.sock")?,
+                agent: listen("agent.sock")?,
+                console: listen("console.sock")?,
+            },
+            run_dir: run_dir.clone(),
+            cgroup: None,
+            // Whoever may open /dev/kvm.
+            user: None,
+        });
+        let vmm = vmm.await?;
+        let console = UnixStream::connect(run_dir.join("console.sock")).await?;
+        Ok(Self {
+            vmm,
+            run_dir,
+            console,
+        })
+    }
+
+    async fn boot(driver: &FirecrackerDriver, dir: &Path, memory: Memory) -> Result<Self> {
+        let file = |name: &str, bytes: &[u8]| {
+            let path = dir.join(name);
+            std::fs::write(&path, bytes)?;
+            File::open(path)
+        };
+        let boot = Start::Boot(Kernel {
+            kernel: file("kernel", &aleph_testkit::freestanding_kernel())?,
+            initrd: file("initrd", &[0; 4096])?,
+            command_line: "none".into(),
+        });
+        Self::begin(driver, dir, boot, memory).await
+    }
+
+    /// The next letters that it writes.
+    async fn writes(&mut self) -> Result<String> {
+        let mut letters = [0; 40];
+        let read = self.console.read_exact(&mut letters);
+        tokio::time::timeout(LIMIT, read).await??;
+        Ok(String::from_utf8(letters.to_vec())?)
+    }
+
+    async fn save(&self, to: &Path) -> Result<()> {
+        let pause = self.vmm.pause().context("no pause")?;
+        if !pause.is_paused().await? {
+            pause.pause().await?;
+        }
+        let snapshot = self.vmm.snapshot().context("no snapshots")?;
+        let to = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(to)?;
+        Ok(snapshot.save(to).await?)
+    }
+
+    async fn resume(&self) -> Result<()> {
+        Ok(self.vmm.pause().context("no pause")?.resume().await?)
+    }
+
+    /// The process that fills its memory.
+    fn server(&self) -> Result<Process> {
+        let text = std::fs::read(self.run_dir.join("memory-server.json"))?;
+        let identity: Identity = serde_json::from_slice(&text)?;
+        Ok(Process::adopt(&identity)?)
+    }
+
+    async fn quit(self) -> Result<()> {
+        self.vmm.kill()?;
+        tokio::time::timeout(LIMIT, self.vmm.wait()).await?;
+        Ok(())
+    }
+}
+
+/// Letters that follow each other.
+fn is_in_order(letters: &str) -> bool {
+    letters.as_bytes().windows(2).all(|pair| match pair[0] {
+        b'z' => pair[1] == b'a',
+        letter => pair[1] == letter + 1,
+    })
+}
+
+/// A template: its state, and its memory.
+async fn template(driver: &FirecrackerDriver, dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (state, memory) = (dir.join("state"), dir.join("memory"));
+    let file = File::create_new(&memory)?;
+    file.set_len(u64::from(MEMORY.0) << 20)?;
+    let mut first = Life::boot(driver, dir, Memory::Template(file)).await?;
+    first.writes().await?;
+    first.save(&state).await?;
+    first.quit().await?;
+    // As whoever makes templates closes them.
+    std::os::unix::fs::chown(&memory, Some(0), Some(0))?;
+    std::fs::set_permissions(&memory, Permissions::from_mode(0o444))?;
+    Ok((state, memory))
+}
+
+async fn clone(
+    driver: &FirecrackerDriver,
+    dir: &Path,
+    (state, memory): &(PathBuf, PathBuf),
+) -> Result<Life> {
+    let restore = Start::Restore {
+        state: File::open(state)?.into(),
+    };
+    Life::begin(driver, dir, restore, Memory::Clone(File::open(memory)?)).await
+}
+
+/// Clones go on from the same moment whatever fills their memory; a server ends with its VM.
+pub(crate) async fn clones(jailed: bool) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let jailer = jailed.then(|| program("JAILER_BIN")).flatten();
+    let jail = jail(dir.path(), jailer)?;
+    let jails = jail.as_ref().map(|(jails, _)| jails.clone());
+    let driver = |memory| {
+        let settings = settings(jail.clone())?;
+        Ok::<_, anyhow::Error>(FirecrackerDriver::new(DriverConfig { memory, ..settings }))
+    };
+    let template = template(&driver(MemoryMode::File)?, dir.path()).await?;
+    let record = dir.path().join("memory.working-set");
+    let mut written = Vec::new();
+    for (memory, is_recorded) in [
+        (MemoryMode::File, false),
+        (by_server(false), false),
+        (by_server(true), true),
+        (by_server(true), true),
+    ] {
+        let is_served = memory != MemoryMode::File;
+        let mut clone = clone(&driver(memory)?, dir.path(), &template).await?;
+        let letters = clone.writes().await?;
+        assert!(is_in_order(&letters), "{letters}");
+        written.push(letters);
+        let server = is_served.then(|| clone.server()).transpose()?;
+        clone.quit().await?;
+        if let Some(server) = server {
+            assert!(server.has_ended(), "a server is left");
+        }
+        assert_eq!(record.exists(), is_recorded);
+    }
+    written.dedup();
+    assert_eq!(written.len(), 1, "from the same moment");
+    let record = std::fs::read(&record)?;
+    assert!(record.starts_with(b"ALEPHWS1") && record.len() > 32 + 4 * 20);
+    if let Some(jails) = jails {
+        assert!(jails.vms()?.is_empty(), "a jail is left");
+    }
+    Ok(())
+}
+
+/// A VM whose server is killed ends, and says why; also where a node adopts it afterwards.
+pub(crate) async fn ends_with_its_server() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let driver = FirecrackerDriver::new(DriverConfig {
+        memory: by_server(false),
+        ..settings(None)?
+    });
+    let template = template(&driver, dir.path()).await?;
+    let mut life = clone(&driver, dir.path(), &template).await?;
+    life.writes().await?;
+    life.server()?.kill()?;
+    let exit = tokio::time::timeout(LIMIT, life.vmm.wait()).await?;
+    let said = exit.to_string();
+    assert!(said.contains("its memory server ended: killed"), "{said}");
+
+    let mut life = clone(&driver, dir.path(), &template).await?;
+    life.writes().await?;
+    let adopted = driver.adopt(life.vmm.identity(), life.run_dir.clone())?;
+    life.server()?.kill()?;
+    let exit = tokio::time::timeout(LIMIT, adopted.wait()).await?;
+    let said = exit.to_string();
+    assert!(said.contains("its memory server ended"), "{said}");
+    Ok(())
+}
+
+/// A memory file that is cut is refused before a load, and ends a VM that needs more of it.
+pub(crate) async fn ends_where_the_file_does() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let with = |memory| {
+        let settings = settings(None)?;
+        Ok::<_, anyhow::Error>(FirecrackerDriver::new(DriverConfig { memory, ..settings }))
+    };
+    let served = with(by_server(false))?;
+    let template = template(&served, dir.path()).await?;
+    let memory = File::options().write(true).open(&template.1)?;
+
+    let life = clone(&served, dir.path(), &template).await?;
+    // Nothing that the guest has not touched yet is there any more, as far as it has come.
+    memory.set_len(0)?;
+    let exit = tokio::time::timeout(LIMIT, life.vmm.wait()).await?;
+    let said = exit.to_string();
+    assert!(said.contains("its memory server ended"), "{said}");
+    assert!(said.contains("memory file has"), "{said}");
+
+    for driver in [served, with(MemoryMode::File)?] {
+        let refused = clone(&driver, dir.path(), &template).await.err();
+        let refused = format!("{:?}", refused.context("a cut file was taken")?);
+        assert!(refused.contains("the memory file has 0 bytes"), "{refused}");
+    }
+    Ok(())
+}
+
+/// A guest that is written down again is written as what has changed since: where it began, or was
+/// written down before.
+pub(crate) async fn differs(jailed: bool) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let jailer = jailed.then(|| program("JAILER_BIN")).flatten();
+    let driver = FirecrackerDriver::new(DriverConfig {
+        track_dirty_pages: true,
+        ..settings(jail(dir.path(), jailer)?)?
+    });
+    let [first, second, third] = ["first", "second", "third"].map(|name| dir.path().join(name));
+    let mut life = Life::boot(&driver, dir.path(), Memory::Own).await?;
+    life.writes().await?;
+    life.save(&first).await?;
+    // What is told apart from the guest's own is told by where it came from: a page of the base.
+    mark(&first)?;
+    life.resume().await?;
+    life.writes().await?;
+    life.save(&second).await?;
+    assert!(is_marked(&second)?, "all of it was written again");
+    let by_difference = std::fs::read(&second)?;
+    // Onto its own base nothing is laid: that is all of it.
+    life.save(&second).await?;
+    assert!(!is_marked(&second)?);
+    let mut whole = std::fs::read(&second)?;
+    let at = usize::try_from(unused(&second)?)?;
+    whole[at..at + 4096].fill(MARK);
+    let begin = at - usize::try_from(UNUSED)?;
+    assert!(whole[begin..] == by_difference[begin..], "other memory");
+    life.quit().await?;
+
+    // One that goes on from there differs from there.
+    std::fs::write(&second, by_difference)?;
+    let restore = Start::Restore {
+        state: File::open(&second)?.into(),
+    };
+    let mut again = Life::begin(&driver, dir.path(), restore, Memory::Own).await?;
+    let letters = again.writes().await?;
+    assert!(is_in_order(&letters), "{letters}");
+    again.save(&third).await?;
+    assert!(is_marked(&third)?, "the base's page is not there");
+    let (before, after) = (count(&second)?, count(&third)?);
+    assert!(after > before && before > 0, "{before} {after}");
+    again.quit().await
+}
+
+const MARK: u8 = 0xa5;
+
+/// Where memory begins in a file that a guest was written to.
+fn memory_in(file: &Path) -> Result<u64> {
+    let mut length = [0; 8];
+    File::open(file)?.read_exact_at(&mut length, 8)?;
+    Ok((24 + u64::from_le_bytes(length)).next_multiple_of(4096))
+}
+
+fn unused(file: &Path) -> Result<u64> {
+    Ok(memory_in(file)? + UNUSED)
+}
+
+fn mark(file: &Path) -> Result<()> {
+    let at = unused(file)?;
+    Ok(File::options()
+        .write(true)
+        .open(file)?
+        .write_all_at(&[MARK; 4096], at)?)
+}
+
+fn is_marked(file: &Path) -> Result<bool> {
+    let mut page = [0; 4096];
+    File::open(file)?.read_exact_at(&mut page, unused(file)?)?;
+    Ok(page == [MARK; 4096])
+}
+
+/// How often the guest has been at its first page.
+fn count(file: &Path) -> Result<u32> {
+    let mut count = [0; 4];
+    File::open(file)?.read_exact_at(&mut count, memory_in(file)? + (4 << 20) + 8)?;
+    Ok(u32::from_le_bytes(count))
+}
