@@ -7,6 +7,7 @@
 mod boot;
 mod by_hand;
 mod exec;
+mod firecracker;
 mod functions;
 mod image;
 mod network;
@@ -30,9 +31,10 @@ struct Bench {
 
 type Group = fn(&Bench) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 7] = [
+const GROUPS: [(&str, Group); 8] = [
     ("boot", boot::boot),
     ("exec", exec::exec),
+    ("firecracker", firecracker::firecracker),
     ("functions", functions::functions),
     ("image", image::image),
     ("network", network::network),
@@ -46,7 +48,7 @@ fn main() -> Result<()> {
         && !GROUPS.iter().any(|(name, _)| name == only)
     {
         bail!(
-            "there is no group {only:?}: the groups are boot, exec, functions, image, network, node and size"
+            "there is no group {only:?}: the groups are boot, exec, firecracker, functions, image, network, node and size"
         );
     }
     let exe = std::env::current_exe()?;

@@ -151,7 +151,7 @@ fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
             program: aleph_testkit::firecracker_double(VERSION)?,
             jail,
             needs_kvm: false,
-            kernel_arguments: String::new(),
+            ..DriverConfig::default()
         }));
         let (executor, vm) = started(&root, driver).await?;
         let line = "echo hello > /file && sync && cat /file; exit 3";

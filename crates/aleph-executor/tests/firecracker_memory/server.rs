@@ -34,10 +34,6 @@ impl Served {
         for page in 0..PAGES {
             memory.write_all_at(&content(page), 4096 * page as u64)?;
         }
-        Self::with(how, record, memory)
-    }
-
-    fn with(how: &str, record: File, memory: File) -> Result<Self> {
         let socket = tempfile::tempdir()?;
         let listener = UnixListener::bind(socket.path().join("socket"))?;
         let (starter, ours) = pipe()?;
@@ -51,7 +47,7 @@ impl Served {
                 listener.into(),
                 memory.try_clone()?.into(),
                 starter.into(),
-                record.try_clone()?.into(),
+                record.into(),
             ],
             user: None,
             device_group: None,
