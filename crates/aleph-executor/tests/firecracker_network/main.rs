@@ -140,7 +140,7 @@ fn driver(root: &TestRoot, is_jailed: bool) -> Result<Arc<FirecrackerDriver>> {
         program: aleph_testkit::firecracker_double(VERSION)?,
         jail,
         needs_kvm: false,
-        kernel_arguments: String::new(),
+        ..DriverConfig::default()
     })))
 }
 
