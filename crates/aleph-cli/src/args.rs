@@ -2,6 +2,8 @@
 
 use crate::client::Endpoint;
 use crate::commands::Command;
+use aleph_control::config::ExecutorSection;
+use aleph_executor::Hypervisor;
 use aleph_executor::accel::Accelerator;
 use clap::Parser;
 use std::path::PathBuf;
@@ -44,6 +46,39 @@ pub(crate) struct NodeArgs {
     )]
     pub(crate) root: Option<PathBuf>,
 
+    /// What runs VMs: auto, qemu or firecracker [default: auto, which is firecracker where it works]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "ALEPH_HYPERVISOR",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) hypervisor: Option<Hypervisor>,
+
+    /// The Firecracker program [default: the installed one, see aleph setup, or that in PATH]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "FIRECRACKER_BIN",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) firecracker: Option<PathBuf>,
+
+    /// Firecracker's jailer, of the same version [default: as for --firecracker]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "JAILER_BIN",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
+    pub(crate) jailer: Option<PathBuf>,
+
     /// The QEMU program [default: qemu-system-x86_64]
     #[arg(
         long,
@@ -65,6 +100,26 @@ pub(crate) struct NodeArgs {
         hide_short_help = true
     )]
     pub(crate) accel: Option<Accelerator>,
+}
+
+impl NodeArgs {
+    /// Puts what the flags say over a configuration.
+    pub(crate) fn go_over(&self, executor: &mut ExecutorSection) {
+        executor.hypervisor = self.hypervisor.unwrap_or(executor.hypervisor);
+        executor.accelerator = self.accel.or(executor.accelerator);
+        if let Some(qemu) = &self.qemu {
+            executor.qemu.clone_from(qemu);
+        }
+        let firecracker = &mut executor.firecracker;
+        for (flag, place) in [
+            (&self.firecracker, &mut firecracker.firecracker),
+            (&self.jailer, &mut firecracker.jailer),
+        ] {
+            if flag.is_some() {
+                place.clone_from(flag);
+            }
+        }
+    }
 }
 
 /// A node that is reached by its API.

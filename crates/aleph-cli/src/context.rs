@@ -3,6 +3,7 @@
 use crate::args::{ApiArgs, NodeArgs};
 use crate::client::{Access, Client, ClientError, Endpoint};
 use aleph_control::SOCKET;
+use aleph_control::config::ExecutorSection;
 use aleph_executor::{ExecutorConfig, Paths};
 use anyhow::{Context as _, Result};
 use std::path::Path;
@@ -26,12 +27,9 @@ impl Context {
 
     /// How a node in this process runs VMs.
     pub(crate) fn executor(&self) -> ExecutorConfig {
-        let default = ExecutorConfig::default();
-        ExecutorConfig {
-            qemu: self.node.qemu.clone().unwrap_or(default.qemu),
-            accelerator: self.node.accel,
-            ..default
-        }
+        let mut section = ExecutorSection::default();
+        self.node.go_over(&mut section);
+        section.executor_config()
     }
 
     /// A client of the node that was named, or of this host's.

@@ -1,17 +1,19 @@
 //! What a host lacks for running VMs, and the command that mends it.
 //!
 //! [`examine`] reads the host; each finding is then a pure function of what was read. Nothing is
-//! changed, and nothing is started but
-//! `qemu-system-x86_64 -version` and `nft list chains`.
+//! changed, and nothing is started but `qemu-system-x86_64 -version`, `firecracker --version`,
+//! `jailer --version` and `nft list chains`.
 
 use crate::accel::{self, Accelerator, Device, Virtualisation};
 use crate::cgroup::mount_point;
+use crate::drivers::choice::{self, Choice, Facts, Hypervisor, HypervisorError};
 use crate::executor::ExecutorConfig;
+use crate::firecracker::program::Program;
 use crate::host;
 use crate::hypervisor::LaunchError;
 use crate::paths::Paths;
 use crate::qemu::probe::{MICROVM, Qemu, find, probe};
-use aleph_types::MiB;
+use aleph_types::{Classify, MiB};
 use aleph_vm_networking::foreign::obstacles;
 use serde::Serialize;
 use std::fs;
@@ -88,6 +90,15 @@ pub fn examine(paths: &Paths, config: &ExecutorConfig) -> Vec<Finding> {
         (at.display().to_string(), controllers.trim().to_owned())
     });
     let cache = paths.run().join("qemu.json");
+    let facts = Facts::read(paths, config);
+    let choice = choice::choose(config.hypervisor, &facts);
+    let runs_qemu = !matches!(
+        &choice,
+        Ok(Choice {
+            hypervisor: Hypervisor::Firecracker,
+            ..
+        }) | Err(_)
+    );
     let mut findings = vec![
         user(rustix::process::geteuid().is_root()),
         cpu(virtualisation),
@@ -95,8 +106,9 @@ pub fn examine(paths: &Paths, config: &ExecutorConfig) -> Vec<Finding> {
             virtualisation,
             accel::choose(config.accelerator, virtualisation),
         ),
-        qemu(probe(&config.qemu, &cache)),
-        firecracker(installed("firecracker"), installed("jailer")),
+        hypervisor(&choice),
+        qemu(probe(&config.qemu, &cache), runs_qemu),
+        firecracker(&facts),
         program("nftables", "nft", installed("nft")),
         tun(Path::new("/dev/net/tun").exists()),
         cgroups(
@@ -178,34 +190,74 @@ fn kvm(host: Virtualisation, chosen: Accelerator) -> Finding {
     }
 }
 
-fn qemu(probed: Result<Qemu, LaunchError>) -> Finding {
+fn hypervisor(choice: &Result<Choice, HypervisorError>) -> Finding {
+    match choice {
+        Ok(Choice { hypervisor, why }) => {
+            let name = match hypervisor {
+                Hypervisor::Firecracker => "Firecracker",
+                Hypervisor::Qemu | Hypervisor::Auto => "QEMU",
+            };
+            Finding::ok("hypervisor", format!("microVMs run on {name}: {why}"))
+        }
+        Err(error) => {
+            let mend = match error {
+                HypervisorError::Programs { .. } => SETUP_FIRECRACKER.into(),
+                HypervisorError::Jail(error) => error.advice().unwrap_or_default(),
+            };
+            Finding::failure("hypervisor", crate::vm::chain(error), &mend)
+        }
+    }
+}
+
+fn qemu(probed: Result<Qemu, LaunchError>, needed: bool) -> Finding {
     const INSTALL: &str = "sudo apt-get install -y --no-install-recommends qemu-system-x86";
+    let missing = |found: String| match needed {
+        true => Finding::failure("qemu", found, INSTALL),
+        false => Finding::warning("qemu", found, INSTALL),
+    };
     match probed {
-        Ok(qemu) if qemu.require(MICROVM).is_err() => Finding::failure(
-            "qemu",
-            format!(
-                "{} {} lacks the machine microvm",
-                qemu.program.display(),
-                qemu.version
-            ),
-            INSTALL,
-        ),
+        Ok(qemu) if qemu.require(MICROVM).is_err() => missing(format!(
+            "{} {} lacks the machine microvm",
+            qemu.program.display(),
+            qemu.version
+        )),
         Ok(qemu) => {
             let q35 = qemu.machines.iter().any(|m| m == "q35");
             let machines = if q35 { "microvm, q35" } else { "microvm" };
             Finding::ok("qemu", format!("QEMU {} with {machines}", qemu.version))
         }
-        Err(error) => Finding::failure("qemu", crate::vm::chain(&error), INSTALL),
+        Err(error) => missing(crate::vm::chain(&error)),
     }
 }
 
-fn firecracker(firecracker: bool, jailer: bool) -> Finding {
-    match (firecracker, jailer) {
-        (true, true) => Finding::ok("firecracker", "firecracker and jailer are installed"),
-        (true, false) => {
-            Finding::warning("firecracker", "firecracker is installed, jailer is not", "")
+/// What installs both programs of Firecracker.
+const SETUP_FIRECRACKER: &str = "sudo aleph setup firecracker";
+
+fn firecracker(facts: &Facts) -> Finding {
+    let said = |program: &Result<Program, LaunchError>, name: &str| match program {
+        Ok(program) => format!("{name} {} at {}", program.version, program.path.display()),
+        Err(error) => crate::vm::chain(error),
+    };
+    let found = said(&facts.firecracker, "Firecracker");
+    match (&facts.firecracker, &facts.jailer) {
+        (Err(_), None) => Finding::warning("firecracker", found, SETUP_FIRECRACKER),
+        (Ok(_), None) => {
+            let found = format!("{found}, WITHOUT the jailer (jailed = false)");
+            Finding::warning("firecracker", found, "")
         }
-        (false, _) => Finding::warning("firecracker", "not installed: microVMs run on QEMU", ""),
+        (firecracker, Some(jailer)) => {
+            let found = format!("{found}, {}", said(jailer, "jailer"));
+            match (firecracker, jailer) {
+                (Ok(program), Ok(jailer)) if program.version == jailer.version => {
+                    Finding::ok("firecracker", found)
+                }
+                (Ok(_), Ok(_)) => {
+                    let found = format!("{found}: the two have to be of one release");
+                    Finding::warning("firecracker", found, SETUP_FIRECRACKER)
+                }
+                _ => Finding::warning("firecracker", found, SETUP_FIRECRACKER),
+            }
+        }
     }
 }
 
@@ -300,9 +352,14 @@ mod tests {
 
     #[test]
     fn what_the_node_cannot_do_without_fails() {
-        let missing = qemu(Err(LaunchError::Missing {
-            program: "qemu".into(),
-        }));
+        let missing = |needed| {
+            let error = LaunchError::Missing {
+                program: "qemu".into(),
+            };
+            qemu(Err(error), needed)
+        };
+        assert_eq!(missing(false).severity, Severity::Warning);
+        let missing = missing(true);
         assert_eq!(missing.severity, Severity::Failure);
         assert!(
             missing
@@ -310,7 +367,65 @@ mod tests {
                 .is_some_and(|mend| mend.contains("apt-get install"))
         );
         assert_eq!(memory(MiB(100)).severity, Severity::Failure);
-        assert_eq!(firecracker(false, false).severity, Severity::Warning);
+    }
+
+    #[test]
+    fn it_says_which_hypervisor_and_what_of_firecracker_is_there() {
+        let program = |name: &str, patch| {
+            Ok(Program {
+                path: name.into(),
+                version: crate::firecracker::Version::new(1, 16, patch),
+            })
+        };
+        let facts = |jailer| Facts {
+            virtualisation: Virtualisation {
+                cpu: false,
+                device: Device::Opens,
+            },
+            firecracker: program("/opt/firecracker", 1),
+            jailer,
+            is_root: true,
+            ..Facts::default()
+        };
+        let both = facts(Some(program("/opt/jailer", 1)));
+        let finding = firecracker(&both);
+        assert_eq!(finding.severity, Severity::Ok, "{finding:?}");
+        assert!(
+            finding
+                .found
+                .contains("Firecracker 1.16.1 at /opt/firecracker")
+        );
+        let finding = hypervisor(&choice::choose(Hypervisor::Auto, &both));
+        assert_eq!(finding.severity, Severity::Ok);
+        assert!(
+            finding.found.contains("on QEMU: Firecracker needs KVM"),
+            "{finding:?}"
+        );
+        let finding = hypervisor(&choice::choose(Hypervisor::Firecracker, &both));
+        assert!(finding.found.contains("on Firecracker"), "{finding:?}");
+
+        let missing = LaunchError::Missing {
+            program: "jailer".into(),
+        };
+        let half = facts(Some(Err(missing)));
+        let finding = firecracker(&half);
+        assert_eq!(finding.severity, Severity::Warning);
+        assert!(
+            finding.found.contains("jailer is not installed"),
+            "{finding:?}"
+        );
+        assert_eq!(finding.mend.as_deref(), Some(SETUP_FIRECRACKER));
+        let finding = hypervisor(&choice::choose(Hypervisor::Firecracker, &half));
+        assert_eq!(finding.severity, Severity::Failure);
+        assert!(
+            finding.found.contains("jailer is not installed"),
+            "{finding:?}"
+        );
+
+        let finding = firecracker(&facts(Some(program("jailer", 0))));
+        assert!(finding.found.contains("one release"), "{finding:?}");
+        let finding = firecracker(&facts(None));
+        assert!(finding.found.contains("WITHOUT"), "{finding:?}");
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! The node's executor: it admits jobs and composes images, kernels, drivers and places into
 //! VMs.
 
-use crate::accel::{self, Accelerator, Device};
+use crate::accel::{Accelerator, Device};
 use crate::capacity::{self, Capacity, Shortage};
 use crate::cgroup::CgroupTree;
+use crate::drivers::{Drivers, Hypervisor, HypervisorError};
+use crate::firecracker::jail::JailConfig;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
 use crate::hypervisor::{Driver, LaunchError, Memory, Nic};
 use crate::lifecycle::Timeouts;
 use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
-use crate::qemu::{QemuConfig, QemuDriver};
-use crate::sweep::sweep;
+use crate::sweep::{Grounds, sweep};
 use crate::vm::{Begin, Ending, Origin, Vm, VmSpec};
 use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, VmId, signal};
 use std::fs::{self, DirBuilder, File};
@@ -23,10 +24,14 @@ use std::sync::Arc;
 /// How a node runs VMs.
 #[derive(Debug, Clone)]
 pub struct ExecutorConfig {
+    /// What runs VMs.
+    pub hypervisor: Hypervisor,
     /// The QEMU program, by name or by path.
     pub qemu: PathBuf,
     /// The accelerator; `None` takes the best that works.
     pub accelerator: Option<Accelerator>,
+    /// How Firecracker is run and locked up.
+    pub firecracker: JailConfig,
     /// How long each stage of a VM's life may take.
     pub timeouts: Timeouts,
 }
@@ -34,8 +39,10 @@ pub struct ExecutorConfig {
 impl Default for ExecutorConfig {
     fn default() -> Self {
         Self {
+            hypervisor: Hypervisor::Auto,
             qemu: "qemu-system-x86_64".into(),
             accelerator: None,
+            firecracker: JailConfig::default(),
             timeouts: Timeouts::default(),
         }
     }
@@ -57,7 +64,7 @@ pub struct Boot {
 /// Runs VMs on this host.
 pub struct Executor {
     paths: Paths,
-    driver: Arc<dyn Driver>,
+    drivers: Drivers,
     cgroups: Option<CgroupTree>,
     timeouts: Timeouts,
 }
@@ -74,6 +81,9 @@ pub enum ExecutorError {
     /// The VMM that it needs cannot be started here.
     #[error(transparent)]
     Vmm(#[from] LaunchError),
+    /// What VMs are to run on cannot be had.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
     /// Its place could not be made.
     #[error("cannot make room for the VM")]
     Place(#[from] PlaceError),
@@ -93,6 +103,7 @@ impl Classify for ExecutorError {
             Self::Job(invalid) => invalid.class(),
             Self::Shortage(shortage) => shortage.class(),
             Self::Vmm(vmm) => vmm.class(),
+            Self::Hypervisor(hypervisor) => hypervisor.class(),
             Self::Place(place) if place.is_full() => ErrorClass::Capacity,
             Self::Place(_) | Self::Host { .. } => ErrorClass::Unavailable,
         }
@@ -103,6 +114,7 @@ impl Classify for ExecutorError {
             Self::Job(invalid) => invalid.code(),
             Self::Shortage(shortage) => shortage.code(),
             Self::Vmm(vmm) => vmm.code(),
+            Self::Hypervisor(hypervisor) => hypervisor.code(),
             Self::Place(place) if place.is_full() => "disk_full",
             Self::Place(_) => "no_place",
             Self::Host { .. } => "host",
@@ -114,6 +126,7 @@ impl Classify for ExecutorError {
             Self::Job(invalid) => invalid.advice(),
             Self::Shortage(shortage) => shortage.advice(),
             Self::Vmm(vmm) => vmm.advice(),
+            Self::Hypervisor(hypervisor) => hypervisor.advice(),
             Self::Place(place) if place.is_full() => Some("Free some disk and try again.".into()),
             Self::Place(_) | Self::Host { .. } => {
                 Some("Run as root, or name a folder of your own with --root DIR.".into())
@@ -136,11 +149,11 @@ impl Executor {
     /// The executor of the node in these folders. What dead owners left is removed first.
     ///
     /// # Errors
-    /// Where the folders cannot be made.
+    /// Where the folders cannot be made, or what VMs are to run on is missing.
     pub async fn open(paths: Paths, config: ExecutorConfig) -> Result<Self, ExecutorError> {
-        make_folders(&paths)?;
-        let driver = Self::qemu(&paths, &config);
-        Self::with_driver(paths, Arc::new(driver), config.timeouts).await
+        let executor = Self::unswept(paths, &config).await?;
+        sweep(executor.grounds(), None).await;
+        Ok(executor)
     }
 
     /// The same over a driver of the caller's.
@@ -152,52 +165,55 @@ impl Executor {
         driver: Arc<dyn Driver>,
         timeouts: Timeouts,
     ) -> Result<Self, ExecutorError> {
-        make_folders(&paths)?;
-        let cgroups = CgroupTree::open(paths.name());
-        sweep(&paths, cgroups.as_ref(), None).await;
-        Ok(Self {
-            paths,
-            driver,
-            cgroups,
-            timeouts,
-        })
+        let executor = Self::unswept_with(paths, Drivers::only(driver), timeouts)?;
+        sweep(executor.grounds(), None).await;
+        Ok(executor)
     }
 
     /// The executor of a daemon, which has VMs of its own to look for before anything is swept.
-    pub(crate) fn unswept(paths: Paths, config: &ExecutorConfig) -> Result<Self, ExecutorError> {
+    pub(crate) async fn unswept(
+        paths: Paths,
+        config: &ExecutorConfig,
+    ) -> Result<Self, ExecutorError> {
         make_folders(&paths)?;
-        let driver = Arc::new(Self::qemu(&paths, config));
-        Self::unswept_with(paths, driver, config.timeouts)
+        let of = (paths.clone(), config.clone());
+        // Programs are asked for their versions.
+        let drivers = tokio::task::spawn_blocking(move || Drivers::open(&of.0, &of.1)).await;
+        let drivers = drivers.map_err(|join| ExecutorError::Host {
+            what: "look for a hypervisor".into(),
+            source: io::Error::other(join),
+        })??;
+        Self::unswept_with(paths, drivers, config.timeouts)
     }
 
-    /// The same over a driver of the caller's.
+    /// The same over drivers of the caller's.
     pub(crate) fn unswept_with(
         paths: Paths,
-        driver: Arc<dyn Driver>,
+        drivers: Drivers,
         timeouts: Timeouts,
     ) -> Result<Self, ExecutorError> {
         make_folders(&paths)?;
         let cgroups = CgroupTree::open(paths.name());
         Ok(Self {
             paths,
-            driver,
+            drivers,
             cgroups,
             timeouts,
         })
     }
 
-    fn qemu(paths: &Paths, config: &ExecutorConfig) -> QemuDriver {
-        QemuDriver::new(QemuConfig {
-            program: config.qemu.clone(),
-            accelerator: accel::choose(config.accelerator, host::virtualisation()),
-            tsc_khz: host::tsc_khz(&paths.run().join("tsc-khz")),
-            cache: paths.run().join("qemu.json"),
-        })
+    /// Where the objects of its VMs are.
+    pub(crate) fn grounds(&self) -> Grounds<'_> {
+        Grounds {
+            paths: &self.paths,
+            cgroups: self.cgroups.as_ref(),
+            jails: self.drivers.jails(),
+        }
     }
 
-    /// The driver, to share.
+    /// The driver that starts VMs, to share.
     pub(crate) fn shared_driver(&self) -> Arc<dyn Driver> {
-        Arc::clone(&self.driver)
+        Arc::clone(self.drivers.chosen())
     }
 
     pub(crate) fn cgroups(&self) -> Option<&CgroupTree> {
@@ -214,10 +230,16 @@ impl Executor {
         &self.paths
     }
 
-    /// The driver.
+    /// The driver that starts VMs.
     #[must_use]
     pub fn driver(&self) -> &dyn Driver {
-        &*self.driver
+        &**self.drivers.chosen()
+    }
+
+    /// All drivers.
+    #[must_use]
+    pub fn drivers(&self) -> &Drivers {
+        &self.drivers
     }
 
     /// What a user of this node should be told once in each boot of the host; `None` once it
@@ -225,7 +247,10 @@ impl Executor {
     #[must_use]
     pub fn first_notice(&self) -> Option<String> {
         let virtualisation = host::virtualisation();
-        let emulated = self.driver.name().ends_with(&Accelerator::Tcg.to_string());
+        let emulated = self
+            .driver()
+            .name()
+            .ends_with(&Accelerator::Tcg.to_string());
         let told = self.paths.run().join("told-of-emulation");
         let first = emulated && File::create_new(told).is_ok();
         first.then(|| {
@@ -304,7 +329,7 @@ impl Executor {
     /// Checks that the host has what a job asks for, and the VMM that it needs.
     pub(crate) fn admit(&self, job: &JobSpec, host: &Capacity) -> Result<(), ExecutorError> {
         capacity::admit(&job.resources, host)?;
-        Ok(self.driver.check()?)
+        Ok(self.driver().check()?)
     }
 
     fn begin(
@@ -325,7 +350,7 @@ impl Executor {
             timeouts: self.timeouts,
             ending,
         };
-        Vm::create(place, Arc::clone(&self.driver), spec)
+        Vm::create(place, self.shared_driver(), spec)
     }
 
     /// The main command of a job, for [`Vm::start`].

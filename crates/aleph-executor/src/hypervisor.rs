@@ -12,6 +12,7 @@
 use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
 use crate::firecracker::NicError;
+use crate::firecracker::jail::JailError;
 use crate::process::{Identity, ProcessExit};
 use aleph_types::{Classify, ErrorClass, MiB, Resources, VmId};
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::net::UnixStream;
@@ -65,7 +66,8 @@ pub trait Driver: Send + Sync {
     /// Starts a VMM. Where it fails, nothing of it is left running.
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>>;
 
-    /// Takes over a VMM that an earlier process of this node started.
+    /// Takes over a VMM that an earlier process of this node started, with a driver of the same kind:
+    /// [`Drivers::of`](crate::drivers::Drivers::of) says which that is.
     fn adopt(&self, identity: Identity, run_dir: PathBuf) -> Result<Box<dyn Vmm>, AdoptError>;
 
     /// The facet of starting a VMM's process before it is known what its guest goes on from, where
@@ -473,6 +475,9 @@ pub enum LaunchError {
     /// Firecracker cannot have a network device.
     #[error(transparent)]
     Nic(#[from] NicError),
+    /// There is no jail to put the VMM in.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A call of the operating system failed.
     #[error("cannot {what}")]
     Io {
@@ -485,7 +490,10 @@ pub enum LaunchError {
 
 impl Classify for LaunchError {
     fn class(&self) -> ErrorClass {
-        ErrorClass::Unavailable
+        match self {
+            Self::Jail(error) => error.class(),
+            _ => ErrorClass::Unavailable,
+        }
     }
 
     fn code(&self) -> &'static str {
@@ -497,21 +505,36 @@ impl Classify for LaunchError {
             Self::Restore { .. } => "vmm_restore",
             Self::Late { .. } => "vmm_late_file",
             Self::Nic(error) => error.code(),
+            Self::Jail(error) => error.code(),
             Self::Io { .. } => "vmm_launch",
         }
     }
 
     fn advice(&self) -> Option<String> {
         match self {
+            Self::Missing { program } | Self::Probe { program, .. }
+                if is_of_firecracker(program) =>
+            {
+                Some("Install one with: aleph setup firecracker".into())
+            }
             Self::Missing { .. } | Self::NoMachine { .. } | Self::Probe { .. } => Some(
                 "Install one with: apt-get install -y --no-install-recommends qemu-system-x86"
                     .into(),
             ),
             Self::Nic(error) => error.advice(),
+            Self::Jail(error) => error.advice(),
             Self::Accelerator(_) => Some("Leave --accel away, or see aleph doctor.".into()),
             Self::Restore { .. } | Self::Late { .. } | Self::Io { .. } => None,
         }
     }
+}
+
+/// Whether a program is one of a release of Firecracker, by its name.
+fn is_of_firecracker(program: &str) -> bool {
+    let name = Path::new(program)
+        .file_name()
+        .and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("firecracker") || name.starts_with("jailer"))
 }
 
 /// A VMM that could not be taken over.

@@ -14,6 +14,7 @@
 //! | [`executor`] | composes the rest | |
 //! | [`lifecycle`] | the life as a state machine | none: pure |
 //! | [`vm`] | the actor of one VM | through the others |
+//! | [`drivers`] | which hypervisor runs VMs, and who adopts which | asks programs their version |
 //! | [`hypervisor`] | the seam: a small core, and facets | none: traits |
 //! | [`qemu`] | QEMU behind the seam | starts QEMU |
 //! | [`firecracker`] | Firecracker behind the seam | starts Firecracker |
@@ -32,6 +33,7 @@ pub mod capacity;
 pub mod cgroup;
 pub mod console;
 pub mod doctor;
+pub mod drivers;
 pub mod executor;
 mod failpoint;
 pub mod firecracker;
@@ -53,6 +55,7 @@ mod tail;
 pub mod vm;
 pub mod vsock;
 
+pub use drivers::Hypervisor;
 pub use executor::{Boot, Executor, ExecutorConfig, ExecutorError};
 pub use node::{Node, NodeConfig, NodeError};
 pub use paths::Paths;

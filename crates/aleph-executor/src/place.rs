@@ -15,6 +15,10 @@
 //! | 5 | scratch disk in the state folder | with the folder |
 //! | 6 | `vmm.json`: which process the VMM is | with the folder |
 //!
+//! The driver has its own in the runtime folder, from before it starts the VMM
+//! ([`Signature`](crate::drivers::Signature)), and that of Firecracker a jail elsewhere, which goes before
+//! step 6 is undone.
+//!
 //! One whose process is launched ahead of need has, before step 6, the folder `late` in its state
 //! folder.
 
@@ -307,6 +311,11 @@ impl Place {
     #[must_use]
     pub fn recorded(&self) -> Option<Identity> {
         serde_json::from_slice(&fs::read(self.state.join(RECORD)).ok()?).ok()
+    }
+
+    /// A step of undoing it that failed.
+    pub(crate) fn error(&self, what: &'static str, source: io::Error) -> PlaceError {
+        at(what, &self.state)(source)
     }
 
     /// The same once its group is empty, which is a moment after its VMM is seen to end; what else

@@ -1,10 +1,11 @@
 //! The node dies after each step of making a VM's place: the next one finds nothing but orphans
 //! and removes them all, and it leaves alone what has an owner.
 
+use aleph_executor::Paths;
 use aleph_executor::cgroup::CgroupTree;
 use aleph_executor::place::Place;
 use aleph_executor::process::{Identity, Process, Spawn, boot_id};
-use aleph_executor::sweep::sweep;
+use aleph_executor::sweep::{Grounds, sweep};
 use aleph_testkit::TestRoot;
 use aleph_types::MiB;
 use anyhow::Result;
@@ -36,6 +37,14 @@ const STEPS: [Step; 4] = [
     },
 ];
 
+fn grounds<'a>(paths: &'a Paths, cgroups: Option<&'a CgroupTree>) -> Grounds<'a> {
+    Grounds {
+        paths,
+        cgroups,
+        jails: None,
+    }
+}
+
 #[tokio::test]
 async fn a_crash_after_any_step_leaves_nothing_once_swept() -> Result<()> {
     for crash_after in 0..=STEPS.len() {
@@ -50,14 +59,14 @@ async fn a_crash_after_any_step_leaves_nothing_once_swept() -> Result<()> {
             .collect::<Result<Vec<_>>>()?;
 
         assert_eq!(
-            sweep(&paths, cgroups.as_ref(), None).await,
+            sweep(grounds(&paths, cgroups.as_ref()), None).await,
             [],
             "it has an owner"
         );
         // A dead process's descriptors close, its locks go: that is all a crash is here.
         drop((place, made));
-        assert_eq!(sweep(&paths, cgroups.as_ref(), None).await, [vm]);
-        assert_eq!(sweep(&paths, cgroups.as_ref(), None).await, []);
+        assert_eq!(sweep(grounds(&paths, cgroups.as_ref()), None).await, [vm]);
+        assert_eq!(sweep(grounds(&paths, cgroups.as_ref()), None).await, []);
         if let Some(tree) = &cgroups {
             tree.remove_if_empty();
         }
@@ -109,7 +118,7 @@ async fn an_orphans_process_is_killed_and_reaped() -> Result<()> {
     let pid = process.identity().pid;
     let vm = place.vm();
     drop(place);
-    assert_eq!(sweep(&paths, cgroups.as_ref(), None).await, [vm]);
+    assert_eq!(sweep(grounds(&paths, cgroups.as_ref()), None).await, [vm]);
     process.wait().await;
     assert!(Identity::of(pid).is_err(), "process {pid} is gone");
     if let Some(tree) = &cgroups {

@@ -3,9 +3,12 @@
 use crate::boot;
 use crate::context::Context;
 use crate::output::{colours, print, print_json};
+use aleph_control::Config;
+use aleph_executor::Paths;
 use aleph_executor::doctor::{Finding, Severity, examine};
 use aleph_image::KernelStore;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
 
 /// How to tell what was found.
 #[derive(Debug, clap::Args)]
@@ -13,14 +16,39 @@ pub(crate) struct Doctor {
     /// Print JSON
     #[arg(long)]
     json: bool,
+
+    /// The node's configuration [default: /etc/aleph/aleph.toml, if it is there]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        env = "ALEPH_CONFIG",
+        hide_env_values = true
+    )]
+    config: Option<PathBuf>,
 }
 
 impl Doctor {
     /// The code is 1 where this host could run no microVM.
     pub(super) fn run(&self, context: &Context) -> Result<u8> {
-        let paths = context.paths()?;
-        let mut findings = examine(&paths, &context.executor());
+        let (mut config, wrong) = match Config::load(self.config.as_deref()) {
+            Ok(config) => (config, None),
+            Err(error) => (Config::default(), Some(error)),
+        };
+        context.node.go_over(&mut config.executor);
+        let paths = match (&context.node.root, &config.node.root) {
+            (None, Some(root)) => Paths::new(Some(root)).context("cannot use the node's root")?,
+            _ => context.paths()?,
+        };
+        let mut findings = examine(&paths, &config.executor.executor_config());
         findings.push(kernel_bundle(&paths));
+        findings.extend(wrong.map(|error| {
+            let mut found = error.to_string();
+            if let Some(cause) = std::error::Error::source(&error) {
+                found.push_str(&format!(": {cause}"));
+            }
+            Finding::failure("config", found, "aleph config check")
+        }));
         if self.json {
             print_json(&findings)?;
         } else {
@@ -32,7 +60,7 @@ impl Doctor {
     }
 }
 
-fn kernel_bundle(paths: &aleph_executor::Paths) -> Finding {
+fn kernel_bundle(paths: &Paths) -> Finding {
     let found = KernelStore::open(paths.state()).and_then(|store| store.default_bundle());
     match found {
         Ok(bundle) => Finding::ok("kernel", boot::describe(&bundle)),

@@ -62,10 +62,7 @@ impl Up {
         if let Some(root) = &node.root {
             config.node.root = Some(root.clone());
         }
-        if let Some(qemu) = &node.qemu {
-            config.executor.qemu.clone_from(qemu);
-        }
-        config.executor.accelerator = node.accel.or(config.executor.accelerator);
+        node.go_over(&mut config.executor);
         if let Some(socket) = &self.socket {
             config.api.socket = Some(std::path::absolute(socket).context("no such folder")?);
         }

@@ -47,6 +47,12 @@ impl Daemon {
         self.wait_until_up()
     }
 
+    /// The same, with another configuration.
+    pub(crate) fn kill_and_restart_with(&mut self, config: &str) -> Result<()> {
+        std::fs::write(self.node.root.path().join("aleph.toml"), config)?;
+        self.kill_and_restart()
+    }
+
     /// The same, with a daemon that kills itself when it passes this place.
     pub(crate) fn kill_and_restart_to_die_at(&mut self, failpoint: &str) -> Result<()> {
         self.child.kill()?;
@@ -84,7 +90,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.node.root.path().join("daemon.log")).unwrap_or_default()
     }
 

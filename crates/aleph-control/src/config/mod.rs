@@ -22,7 +22,7 @@ use aleph_executor::firecracker::jail::JailConfig;
 use aleph_executor::functions::PoolConfig;
 use aleph_executor::logs::LogLimits;
 use aleph_executor::node::Overcommit;
-use aleph_executor::{ExecutorConfig, NodeConfig, Paths};
+use aleph_executor::{ExecutorConfig, Hypervisor, NodeConfig, Paths};
 use aleph_image::oci::{PullOptions, Registries};
 use aleph_types::{BothWays, Ipv4Network, MiB, NetworkLimits};
 use aleph_vm_networking::{Ipv6Config, NetworkConfig};
@@ -112,6 +112,8 @@ pub struct TlsFiles {
 /// `[executor]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecutorSection {
+    /// `hypervisor`: `auto`, `qemu` or `firecracker`; Firecracker where it works by default.
+    pub hypervisor: Hypervisor,
     /// `qemu`: the program, by name or path.
     pub qemu: PathBuf,
     /// `accel`: `kvm` or `tcg`; KVM where it works by default.
@@ -122,14 +124,31 @@ pub struct ExecutorSection {
     pub firecracker: JailConfig,
 }
 
+impl ExecutorSection {
+    /// What the executor needs of it.
+    #[must_use]
+    pub fn executor_config(&self) -> ExecutorConfig {
+        let mut config = ExecutorConfig {
+            hypervisor: self.hypervisor,
+            qemu: self.qemu.clone(),
+            accelerator: self.accelerator,
+            firecracker: self.firecracker.clone(),
+            ..ExecutorConfig::default()
+        };
+        config.timeouts.boot = self.boot_timeout;
+        config
+    }
+}
+
 impl Default for ExecutorSection {
     fn default() -> Self {
         let executor = ExecutorConfig::default();
         Self {
+            hypervisor: executor.hypervisor,
             qemu: executor.qemu,
             accelerator: executor.accelerator,
             boot_timeout: executor.timeouts.boot,
-            firecracker: JailConfig::default(),
+            firecracker: executor.firecracker,
         }
     }
 }
@@ -430,9 +449,7 @@ impl Config {
     pub fn node_config(&self) -> io::Result<NodeConfig> {
         let paths = Paths::new(self.node.root.as_deref())?;
         let mut node = NodeConfig::new(paths);
-        node.executor.qemu.clone_from(&self.executor.qemu);
-        node.executor.accelerator = self.executor.accelerator;
-        node.executor.timeouts.boot = self.executor.boot_timeout;
+        node.executor = self.executor.executor_config();
         let root = rustix::process::geteuid().is_root();
         if self.network.enabled.unwrap_or(root) {
             node.network = Some(NetworkConfig {
@@ -503,6 +520,7 @@ fn read(document: &mut Document<'_>) -> Config {
     document.section("executor", |s| {
         let executor = &mut config.executor;
         s.read("qemu", &mut executor.qemu, value::program);
+        s.read("hypervisor", &mut executor.hypervisor, value::hypervisor);
         s.optional("accel", &mut executor.accelerator, value::accelerator);
         let boot = value::seconds(1..=86_400);
         s.read("boot_timeout_seconds", &mut executor.boot_timeout, boot);
@@ -630,6 +648,7 @@ mod tests {
             drain_seconds = 3
             [executor]
             qemu = "/opt/qemu"
+            hypervisor = "firecracker"
             accel = "tcg"
             boot_timeout_seconds = 90
             [executor.firecracker]
@@ -699,6 +718,7 @@ mod tests {
             },
             executor: ExecutorSection {
                 qemu: "/opt/qemu".into(),
+                hypervisor: Hypervisor::Firecracker,
                 accelerator: Some(Accelerator::Tcg),
                 boot_timeout: Duration::from_secs(90),
                 firecracker: JailConfig {
@@ -793,6 +813,7 @@ mod tests {
         assert_eq!(config.logs, LogsSection::default());
         assert_eq!(config.retention, RetentionSection::default());
         assert_eq!(config.executor.boot_timeout, Duration::from_secs(60));
+        assert_eq!(config.executor.hypervisor, Hypervisor::Auto);
         let (shown, default) = (config.executor.firecracker, JailConfig::default());
         assert_eq!(shown.jailed, default.jailed);
         assert_eq!(shown.uid_range, default.uid_range);
@@ -843,6 +864,16 @@ mod tests {
                 "is a float",
             ),
             ("[api]\nsocket_group = ''", "api.socket_group", "group"),
+            (
+                "[executor]\nhypervisor = 'xen'",
+                "executor.hypervisor",
+                "write auto, qemu or firecracker",
+            ),
+            (
+                "[executor.firecracker]\nuid_range = '1879048192-1879050000'",
+                "executor.firecracker.uid_range",
+                "VMs on QEMU",
+            ),
             (
                 "[executor]\naccel = 'magic'",
                 "executor.accel",

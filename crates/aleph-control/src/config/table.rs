@@ -37,6 +37,7 @@ fn table(config: &Config) -> Table {
             },
         executor:
             ExecutorSection {
+                hypervisor,
                 qemu,
                 accelerator,
                 boot_timeout,
@@ -125,6 +126,7 @@ fn table(config: &Config) -> Table {
             "executor",
             vec![
                 ("qemu", Some(path(qemu))),
+                ("hypervisor", Some(text(hypervisor))),
                 ("accel", accelerator.as_ref().map(text)),
                 ("boot_timeout_seconds", Some(number(boot_timeout.as_secs()))),
                 ("firecracker", Some(super::firecracker::shown(firecracker))),
@@ -239,6 +241,7 @@ mod tests {
             tls_key = "/etc/k.pem"
             drain_seconds = 3
             [executor]
+            hypervisor = "qemu"
             accel = "tcg"
             [executor.firecracker]
             jailed = false

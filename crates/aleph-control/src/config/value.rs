@@ -2,6 +2,7 @@
 
 use crate::accounts::is_account_name;
 use crate::lambda::{Credential, Secret};
+use aleph_executor::Hypervisor;
 use aleph_executor::accel::Accelerator;
 use aleph_image::oci::Reference;
 use aleph_types::{BothWays, InvalidRate, Ipv4Network, MiB, NetworkLimits};
@@ -244,6 +245,12 @@ pub(super) fn credentials(value: &DeValue<'_>) -> Parsed<Vec<Credential>> {
     } else {
         Err(faults)
     }
+}
+
+pub(super) fn hypervisor(value: &DeValue<'_>) -> Parsed<Hypervisor> {
+    text(value, "\"auto\"")?
+        .parse()
+        .map_err(|why: String| vec![Fault::new(why)])
 }
 
 pub(super) fn accelerator(value: &DeValue<'_>) -> Parsed<Accelerator> {

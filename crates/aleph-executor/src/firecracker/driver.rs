@@ -31,6 +31,7 @@ use super::quarters::{Home, Housing, Quarters, Use, name};
 use super::vmm::{Base, Begun, FirecrackerVmm, Lent};
 use super::{Client, ClientError, Feature, FirecrackerConfig, Version, packing, serial};
 use crate::accel::Accelerator;
+use crate::drivers::{FIRECRACKER, Signature};
 use crate::hypervisor::{
     AdoptError, BoxFuture, Disk, Driver, Launch, LaunchError, LinkEnds, Memory, Start, Vmm,
 };
@@ -100,7 +101,7 @@ impl FirecrackerDriver {
     /// A driver of this configuration. Firecracker is looked for when it is first needed.
     #[must_use]
     pub fn new(config: DriverConfig) -> Self {
-        let programs = Arc::new(Programs::new(config.program.clone()));
+        let programs = Arc::new(Programs::firecracker(config.program.clone()));
         let housing = match config.jail.clone() {
             Some((jails, jailer)) => Housing::Jailed { jails, jailer },
             None => Housing::Open,
@@ -123,7 +124,7 @@ impl FirecrackerDriver {
 
 impl Driver for FirecrackerDriver {
     fn name(&self) -> String {
-        "firecracker".into()
+        FIRECRACKER.into()
     }
 
     fn compatibility(&self) -> String {
@@ -154,6 +155,9 @@ impl Driver for FirecrackerDriver {
         let kvm = crate::host::virtualisation().device;
         if self.config.needs_kvm && kvm != crate::accel::Device::Opens {
             return Err(LaunchError::Accelerator(Accelerator::Kvm));
+        }
+        if let Some((jails, _)) = &self.config.jail {
+            jails.users().check_free()?;
         }
         self.program().map(drop)
     }
@@ -199,11 +203,12 @@ impl Driver for FirecrackerDriver {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AdoptError::Gone),
             Err(error) => return Err(error.into()),
         };
-        let program = self.program().map_err(io::Error::other)?;
+        let launched = Signature::read(&run_dir).and_then(|signature| signature.firecracker);
+        let launched = launched.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
         let vm = run_dir.file_name().and_then(|name| name.to_str());
         let vm = vm.and_then(|name| name.parse().ok());
         let vm = vm.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let home = Home::find(&self.housing, vm, &run_dir, &program.path)?;
+        let home = Home::find(&launched, vm, &run_dir)?;
         let (memory_server, server_gone) = match MemoryServer::find(&run_dir) {
             Ok(server) => (server, false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => (None, true),
@@ -214,7 +219,7 @@ impl Driver for FirecrackerDriver {
         let vmm = FirecrackerVmm::new(Begun {
             process,
             home,
-            version: program.version,
+            version: launched.version,
             tail: None,
             figures,
             template: None,
@@ -268,7 +273,7 @@ fn start(
     let program = programs.find()?;
     let run_dir = launch.run_dir.clone();
     let quarters = Quarters::make(housing, launch.vm, &run_dir, &program.path, launch.user);
-    let quarters = quarters.map_err(io("make the VMM's folder"))?;
+    let quarters = quarters?;
     let home = match &quarters.home {
         // Whatever fails from here on, the jail goes.
         Home::Jailed { jails, .. } => Some((jails.clone(), launch.vm)),
@@ -307,6 +312,13 @@ fn start_in(
     settings: &DriverConfig,
     launch: Launch,
 ) -> Result<Started, LaunchError> {
+    let signature = Signature {
+        firecracker: Some(quarters.launched(program)),
+        ..Signature::of(FIRECRACKER)
+    };
+    let signed = signature.write(&launch.run_dir);
+    signed.map_err(io("sign for the VMM"))?;
+    crate::failpoint::pass("firecracker.sign", "after");
     let user = quarters.user();
     let owner = Owner {
         vm: launch.vm,
@@ -455,6 +467,7 @@ fn start_in(
         stderr,
     })
     .map_err(io(&format!("start {}", program.path.display())))?;
+    crate::failpoint::pass("firecracker.spawn", "after");
     let vmm = FirecrackerVmm::new(Begun {
         process,
         home,

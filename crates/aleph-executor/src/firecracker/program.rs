@@ -1,6 +1,6 @@
-//! The program `firecracker`: where it is, and which version.
+//! The programs `firecracker` and `jailer`: where each is, and which version.
 
-use super::Version;
+use super::{Version, VersionError};
 use crate::hypervisor::LaunchError;
 use crate::qemu::find;
 use std::fs::Metadata;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-/// A `firecracker` that was asked which version it is.
+/// A program that was asked which version it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// Where it is.
@@ -20,8 +20,9 @@ pub struct Program {
 
 /// The program that is configured, asked again whenever it is another one.
 #[derive(Debug)]
-pub(super) struct Programs {
+pub(crate) struct Programs {
     name: PathBuf,
+    read: fn(&str) -> Result<Version, VersionError>,
     known: Mutex<Option<(Stamp, Program)>>,
 }
 
@@ -39,16 +40,26 @@ fn stamp(meta: &Metadata) -> Stamp {
 }
 
 impl Programs {
-    /// The program of that name in `PATH`, or at that path.
-    pub(super) fn new(name: PathBuf) -> Self {
+    /// The Firecracker of that name in `PATH`, or at that path.
+    pub(crate) fn firecracker(name: PathBuf) -> Self {
+        Self::new(name, Version::of_program)
+    }
+
+    /// The same of a jailer.
+    pub(crate) fn jailer(name: PathBuf) -> Self {
+        Self::new(name, Version::of_jailer)
+    }
+
+    fn new(name: PathBuf, read: fn(&str) -> Result<Version, VersionError>) -> Self {
         Self {
             name,
+            read,
             known: Mutex::default(),
         }
     }
 
     /// Which it is now. Blocks for some milliseconds the first time.
-    pub(super) fn find(&self) -> Result<Program, LaunchError> {
+    pub(crate) fn find(&self) -> Result<Program, LaunchError> {
         let path = find(&self.name)?;
         let meta = std::fs::metadata(&path).map_err(|source| LaunchError::Io {
             what: format!("look at {}", path.display()),
@@ -62,14 +73,17 @@ impl Programs {
         {
             return Ok(program.clone());
         }
-        let version = ask(&path)?;
+        let version = ask(&path, self.read)?;
         let program = Program { path, version };
         *known = Some((stamp, program.clone()));
         Ok(program)
     }
 }
 
-fn ask(program: &Path) -> Result<Version, LaunchError> {
+fn ask(
+    program: &Path,
+    read: fn(&str) -> Result<Version, VersionError>,
+) -> Result<Version, LaunchError> {
     let unknown = |why: String| LaunchError::Probe {
         program: program.display().to_string(),
         why,
@@ -80,8 +94,7 @@ fn ask(program: &Path) -> Result<Version, LaunchError> {
         .output()
         .map_err(|error| unknown(error.to_string()))?;
     let said = String::from_utf8_lossy(&output.stdout);
-    let version = Version::of_program(&said);
-    let version = version.map_err(|error| unknown(error.to_string()))?;
+    let version = read(&said).map_err(|error| unknown(error.to_string()))?;
     version
         .check_supported()
         .map_err(|error| unknown(error.to_string()))?;

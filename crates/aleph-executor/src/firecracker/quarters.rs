@@ -15,8 +15,12 @@
 //! A file that it may not use is refused before anything is started, with its name. What is in the way
 //! of a new VM was left by a crash: the sweep removes it.
 
-use super::jail::{Access, Inside, Jail, JailerCgroup, JailerCommand, Jails, ResourceLimits};
+use super::jail::{
+    Access, Inside, Jail, JailError, JailerCgroup, JailerCommand, Jails, ResourceLimits, UidRange,
+};
 use super::packing;
+use super::program::Program;
+use crate::drivers::signature::Launched;
 use crate::hypervisor::LaunchError;
 use crate::process::{FIRST_FILE, path_of_file};
 use crate::tail::Tail;
@@ -91,21 +95,17 @@ pub(super) struct Way {
 }
 
 impl Home {
-    /// That of a VM that an earlier process of this node started.
-    pub(super) fn find(
-        housing: &Housing,
-        vm: VmId,
-        run_dir: &Path,
-        program: &Path,
-    ) -> io::Result<Self> {
-        match housing {
-            Housing::Jailed { jails, .. } => {
-                let jail = jails.find(vm, program).map_err(io::Error::other)?;
+    /// That of a VM that an earlier process of this node started, wherever it put it.
+    pub(super) fn find(launched: &Launched, vm: VmId, run_dir: &Path) -> io::Result<Self> {
+        match &launched.jails {
+            Some(base) => {
+                // Which users new ones would get is no matter.
+                let jails = Jails::open(base, UidRange::default())?;
+                let jail = jails.find(vm, &launched.program)?;
                 let jail = Box::new(jail.ok_or(io::ErrorKind::NotFound)?);
-                let jails = jails.clone();
                 Ok(Self::Jailed { jail, jails })
             }
-            Housing::Open => Self::open(run_dir),
+            None => Self::open(run_dir),
         }
     }
 
@@ -203,37 +203,76 @@ impl Home {
 }
 
 impl Quarters {
-    /// Makes them for a VM, whose runtime folder is there.
+    /// Makes them for a VM, whose runtime folder is there and whose place is ours: what is in the
+    /// way was left by a crash, and goes. Blocks.
     pub(super) fn make(
         housing: &Housing,
         vm: VmId,
         run_dir: &Path,
         program: &Path,
         user: Option<u32>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, LaunchError> {
         match housing {
-            Housing::Jailed { jails, .. } => Ok(Self {
-                home: Home::Jailed {
-                    jail: Box::new(jails.create(vm, program)?),
-                    jails: jails.clone(),
-                },
-                files: Vec::new(),
-                user: None,
-            }),
-            Housing::Open => {
-                let path = run_dir.join(FOLDER);
-                DirBuilder::new().mode(0o700).create(&path)?;
-                let mut quarters = Self {
-                    home: Home::open(run_dir)?,
-                    files: Vec::new(),
-                    user,
+            Housing::Jailed { jails, .. } => {
+                let jail = match jails.create(vm, program) {
+                    Err(JailError::Exists { .. }) => {
+                        tracing::warn!(%vm, "a jail was left in the way of a new one");
+                        let runtime = tokio::runtime::Handle::current();
+                        runtime.block_on(jails.end_and_remove(vm))?;
+                        jails.create(vm, program)
+                    }
+                    made => made,
                 };
-                quarters.give(&path)?;
-                if let Home::Open { folder, .. } = &quarters.home {
-                    quarters.files.push(folder.try_clone()?.into());
-                }
-                Ok(quarters)
+                Ok(Self {
+                    home: Home::Jailed {
+                        jail: Box::new(jail?),
+                        jails: jails.clone(),
+                    },
+                    files: Vec::new(),
+                    user: None,
+                })
             }
+            Housing::Open => {
+                let made = Self::make_open(run_dir, user);
+                made.map_err(|source| LaunchError::Io {
+                    what: "make the VMM's folder".into(),
+                    source,
+                })
+            }
+        }
+    }
+
+    fn make_open(run_dir: &Path, user: Option<u32>) -> io::Result<Self> {
+        let path = run_dir.join(FOLDER);
+        let make = || DirBuilder::new().mode(0o700).create(&path);
+        match make() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_dir_all(&path)?;
+                make()?;
+            }
+            made => made?,
+        }
+        let mut quarters = Self {
+            home: Home::open(run_dir)?,
+            files: Vec::new(),
+            user,
+        };
+        quarters.give(&path)?;
+        if let Home::Open { folder, .. } = &quarters.home {
+            quarters.files.push(folder.try_clone()?.into());
+        }
+        Ok(quarters)
+    }
+
+    /// What is written down of them.
+    pub(super) fn launched(&self, program: &Program) -> Launched {
+        Launched {
+            program: program.path.clone(),
+            version: program.version,
+            jails: match &self.home {
+                Home::Jailed { jails, .. } => Some(jails.base().to_owned()),
+                Home::Open { .. } => None,
+            },
         }
     }
 

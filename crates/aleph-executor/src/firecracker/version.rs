@@ -46,9 +46,21 @@ impl Version {
     /// [`VersionError::NotFirecracker`] where the first line is another. The range is not looked
     /// at: that is [`Version::check_supported`].
     pub fn of_program(output: &str) -> Result<Self, VersionError> {
+        Self::after("Firecracker ", output)
+    }
+
+    /// Reads what `jailer --version` prints: `Jailer v1.12.0`. A release has both.
+    ///
+    /// # Errors
+    /// As [`Version::of_program`].
+    pub fn of_jailer(output: &str) -> Result<Self, VersionError> {
+        Self::after("Jailer ", output)
+    }
+
+    fn after(word: &str, output: &str) -> Result<Self, VersionError> {
         let first = output.lines().next().unwrap_or_default();
         first
-            .strip_prefix("Firecracker ")
+            .strip_prefix(word)
             .and_then(|version| version.trim_end().parse().ok())
             .ok_or_else(|| VersionError::NotFirecracker(first.chars().take(80).collect()))
     }

@@ -5,6 +5,7 @@ use super::entry::{Entry, Table, lock};
 use super::inner::{Inner, log_journal};
 use super::ledger::Ledger;
 use super::{Images, Node, NodeConfig, NodeError};
+use crate::drivers::Drivers;
 use crate::executor::{Executor, ExecutorError};
 use crate::host;
 use crate::hypervisor::Driver;
@@ -31,7 +32,10 @@ impl Node {
     /// [`NodeError::Owned`] where another daemon has this root; others where the folders, the
     /// journal or the host cannot be used.
     pub async fn open(config: NodeConfig, images: Arc<dyn Images>) -> Result<Self, NodeError> {
-        let executor = Executor::unswept(config.paths.clone(), &config.executor)?;
+        let executor = Executor::unswept(config.paths.clone(), &config.executor).await?;
+        if let Some(why) = executor.drivers().why() {
+            tracing::info!(driver = executor.driver().name(), why, "the node runs VMs");
+        }
         Self::open_over(config, images, executor).await
     }
 
@@ -45,7 +49,8 @@ impl Node {
         driver: Arc<dyn Driver>,
     ) -> Result<Self, NodeError> {
         let timeouts = config.executor.timeouts;
-        let executor = Executor::unswept_with(config.paths.clone(), driver, timeouts)?;
+        let drivers = Drivers::only(driver);
+        let executor = Executor::unswept_with(config.paths.clone(), drivers, timeouts)?;
         Self::open_over(config, images, executor).await
     }
 
@@ -181,12 +186,11 @@ impl Inner {
     /// Removes what nobody owns, and the rows of VMs that are gone. VMs that another process
     /// held are looked at again.
     async fn sweep(self: &Arc<Self>) {
-        let paths = &self.config.paths;
         let owned = || {
             let jobs = lock(&self.jobs);
             jobs.all().filter_map(|entry| entry.job().vm).collect()
         };
-        sweep(paths, self.executor.cgroups(), Some(&owned)).await;
+        sweep(self.executor.grounds(), Some(&owned)).await;
         self.sweep_network().await;
         for row in self.forget_strays().await {
             // One that another process held may be free by now.

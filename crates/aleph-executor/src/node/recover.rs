@@ -6,10 +6,12 @@
 //! | a row, and no place | it is gone: the row goes, and the job's end is the one that is journaled, or lost |
 //! | a place that another process holds | hands off, and another look with each sweep |
 //! | a place of an earlier boot of the host | removed; the job was lost |
+//! | a VMM of a driver that this node has not | ended and removed; the job was lost |
 //! | a place without a VMM | removed; the job's end is the one that is journaled, or lost |
 //! | a VMM that runs | adopted: its guest goes on where it is, booted or not |
 
 use super::actor::{Actor, Note};
+use super::inner::Inner;
 use super::{launch, snapshot};
 use crate::executor::setup;
 use crate::guest::Reattach;
@@ -50,22 +52,30 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     };
     let inner = Arc::clone(&actor.inner);
     let Some(run) = actor.record.run.clone() else {
-        return gone(&place).await;
+        return gone(&inner, &place).await;
     };
     if run.host_boot != inner.host_boot {
         actor.record.job.reason = Some("the host was restarted".into());
-        return gone(&place).await;
+        return gone(&inner, &place).await;
     }
     let Some(identity) = place.recorded() else {
-        return match (gone(&place).await, to_start) {
+        return match (gone(&inner, &place).await, to_start) {
             (Found::Gone(_, removed), true) => Found::Unbegun(removed),
             (found, _) => found,
         };
     };
-    let driver = inner.executor.shared_driver();
+    let driver = match inner.executor.drivers().of(place.run_dir()) {
+        Ok(driver) => driver,
+        Err(unknown) => {
+            let why = format!("its VMM was launched by {unknown:?}, which this node does not know");
+            tracing::error!(job = %actor.entry.id, why, "a VM is ended");
+            actor.record.job.reason = Some(why);
+            return gone(&inner, &place).await;
+        }
+    };
     let vmm = match driver.adopt(identity, place.run_dir().to_owned()) {
         Ok(vmm) => Arc::from(vmm),
-        Err(AdoptError::Gone) => return gone(&place).await,
+        Err(AdoptError::Gone) => return gone(&inner, &place).await,
         Err(error) => {
             tracing::error!(job = %actor.entry.id, error = %chain(&error), "a VMM cannot be looked at");
             return Found::Held(place.vm());
@@ -154,7 +164,9 @@ async fn go_on(vmm: &dyn Vmm, paused: &mut bool) {
 }
 
 /// Removes what is left of a VM that nobody can go on with.
-async fn gone(place: &Place) -> Found {
-    let removed = sweep::remove(place).await.map_err(|error| chain(&error));
+async fn gone(inner: &Inner, place: &Place) -> Found {
+    let removed = sweep::remove(place, inner.executor.drivers().jails())
+        .await
+        .map_err(|error| chain(&error));
     Found::Gone(Outcome::Unknown, removed)
 }

@@ -5,6 +5,7 @@ use super::probe::{self, MICROVM, Qemu};
 use super::qmp::{Qmp, QmpError};
 use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
+use crate::drivers::{QEMU, Signature};
 use crate::hypervisor::{
     AdoptError, Ahead, BoxFuture, Driver, Launch, LaunchError, Memory, Pause, Snapshot, Start, Vmm,
     VmmError, VmmExit, socket_name,
@@ -71,6 +72,11 @@ impl QemuDriver {
 
     fn start(&self, launch: Launch) -> Result<QemuVmm, LaunchError> {
         let qemu = self.probe()?;
+        let signed = Signature::of(QEMU).write(&launch.run_dir);
+        signed.map_err(|source| LaunchError::Io {
+            what: "sign for the VMM".into(),
+            source,
+        })?;
         let disks: Vec<_> = launch
             .disks
             .iter()
@@ -218,7 +224,7 @@ fn readable(file: File) -> io::Result<OwnedFd> {
 
 impl Driver for QemuDriver {
     fn name(&self) -> String {
-        format!("qemu/{}", self.config.accelerator)
+        format!("{QEMU}/{}", self.config.accelerator)
     }
 
     fn compatibility(&self) -> String {

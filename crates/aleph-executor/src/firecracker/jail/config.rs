@@ -1,6 +1,7 @@
 //! How Firecracker is run, as the node's operator says it.
 
 use super::users::UidRange;
+use crate::paths::Paths;
 use std::path::{Path, PathBuf};
 
 /// `[executor.firecracker]` of `aleph.toml`.
@@ -15,8 +16,9 @@ pub struct JailConfig {
     pub jailed: bool,
     /// `uid_range`: the users, and groups of the same numbers, that VMMs run under.
     pub uid_range: UidRange,
-    /// `chroot_base`: the folder with the jails. By default `jail` in the node's state folder,
-    /// which has images and disks of VMs on the same filesystem.
+    /// `chroot_base`: the folder in which the node has a folder with its jails. By default they are
+    /// in `jail` in the node's state folder, which has images and disks of VMs on the same
+    /// filesystem.
     pub chroot_base: Option<PathBuf>,
 }
 
@@ -58,12 +60,14 @@ impl JailConfig {
         }
     }
 
-    /// The folder with the jails of a node whose state is below `state`.
+    /// The folder with the jails of the node in these folders, and with those of no other: whose
+    /// owner is not found there is swept.
     #[must_use]
-    pub fn base(&self, state: &Path) -> PathBuf {
-        self.chroot_base
-            .clone()
-            .unwrap_or_else(|| state.join("jail"))
+    pub fn base(&self, paths: &Paths) -> PathBuf {
+        match &self.chroot_base {
+            Some(base) => base.join(paths.name()),
+            None => paths.state().join("jail"),
+        }
     }
 
     /// What is to be said loudly as a node begins; `None` where VMMs are jailed.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {
     /// Each user id of the range is some VM's.
-    #[error("all user ids of {range} are in use by VMs")]
+    #[error("all user ids of {range} (executor.firecracker.uid_range) are in use by VMs")]
     UidsExhausted {
         /// The range.
         range: UidRange,

@@ -61,7 +61,14 @@ impl UidRange {
         if NEVER.iter().any(|id| (first..=last).contains(id)) {
             return Err(invalid("65534 and 65535 stand for nobody"));
         }
-        Ok(Self { first, last })
+        // With all of them each VM has the one that it has on QEMU as well.
+        let (range, all) = (Self { first, last }, Self::default());
+        if range != all && first <= all.last && last >= all.first {
+            return Err(invalid(
+                "ids from 1879048192 to 2013265919 are those of VMs on QEMU: take all of them or none",
+            ));
+        }
+        Ok(range)
     }
 
     /// How many ids there are.
@@ -175,6 +182,20 @@ impl Users {
         Err(JailError::UidsExhausted { range: self.range })
     }
 
+    /// Checks that one is left to claim.
+    ///
+    /// # Errors
+    /// [`JailError::UidsExhausted`] where each is claimed.
+    pub fn check_free(&self) -> Result<(), JailError> {
+        let entries = fs::read_dir(&self.folder).map_err(at("read", &self.folder))?;
+        let uids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let claimed = uids.filter(|uid| self.range.contains(*uid)).count();
+        match u32::try_from(claimed) {
+            Ok(claimed) if claimed < self.range.count() => Ok(()),
+            _ => Err(JailError::UidsExhausted { range: self.range }),
+        }
+    }
+
     /// All claims, those of an earlier range included.
     ///
     /// # Errors
@@ -276,6 +297,10 @@ mod tests {
             ("70000-2147483648", "end at"),
             ("70000-4294967295", "end at"),
             ("70000-99999999999", "FIRST-LAST"),
+            ("1879048192-1879048200", "VMs on QEMU"),
+            ("200000-1879048192", "VMs on QEMU"),
+            ("2013265919-2013265920", "VMs on QEMU"),
+            ("1879048191-2013265920", "VMs on QEMU"),
         ] {
             let error = text.parse::<UidRange>().unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
@@ -296,6 +321,7 @@ mod tests {
         given.sort_unstable();
         assert_eq!(given, (200_000..=200_006).collect::<Vec<_>>());
 
+        assert!(users.check_free().is_err());
         let error = users.claim(vm(1)).unwrap_err();
         assert!(matches!(error, JailError::UidsExhausted { .. }), "{error}");
         use aleph_types::Classify;
@@ -307,6 +333,7 @@ mod tests {
         let freed = again.of(vms[5]).unwrap().unwrap();
         again.release(vms[5]).unwrap();
         again.release(vms[5]).unwrap();
+        users.check_free().unwrap();
         assert_eq!(again.of(vms[5]).unwrap(), None);
         assert_eq!(users.claim(vm(1)).unwrap(), freed);
     }

@@ -359,6 +359,8 @@ impl Actor {
         };
         let mut record = self.record.clone();
         record.job.vm = Some(vm_id);
+        // That of the node that took the job may have been another one.
+        record.job.driver = Some(self.inner.executor.driver().name());
         record.job.network = network
             .as_ref()
             .and_then(|claim| self.inner.view(vm_id, claim));

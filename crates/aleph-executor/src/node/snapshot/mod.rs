@@ -114,6 +114,15 @@ impl Inner {
         let Some(run) = record.run.clone() else {
             return Err(SnapshotError::Ended.into());
         };
+        // One that was adopted may be another driver's than new ones.
+        let driver = self
+            .executor
+            .drivers()
+            .of(&self.config.paths.vm_run(vm.id()));
+        let (driver, compatible_with) = match driver {
+            Ok(driver) => (driver.name(), driver.compatibility()),
+            Err(unknown) => (unknown, String::new()),
+        };
         let snapshot = Snapshot {
             id,
             account: job.account.clone(),
@@ -122,14 +131,14 @@ impl Inner {
             image: job.spec.image.clone(),
             image_digest: job.image_digest.clone().unwrap_or_default(),
             resources: run.effective.resources,
-            driver: self.executor.driver().name(),
+            driver,
             size: 0,
             created_at: Timestamp::now(),
         };
         let disk = run.effective.resources.disk.0 > 0;
         let own = own(job.id, &run.effective, network);
         let mut written = Record::new(snapshot, job.spec.clone(), run);
-        written.compatible_with = self.executor.driver().compatibility().trim().to_owned();
+        written.compatible_with = compatible_with.trim().to_owned();
         written.connected = job.network.is_some();
         let work = Work::begin(&self.config.paths, id)?;
         Ok(Making {

@@ -1,0 +1,364 @@
+//! A node that chose Firecracker, with real guests in what stands for it and its jailer: jobs from
+//! `run` to `rm`, over restarts of the daemon with this and with another hypervisor, and after kills at
+//! each step of making a jail and taking it away.
+
+mod support;
+
+use aleph_testkit::wait_until;
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Trial};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use support::{Daemon, LIMIT, Node};
+
+/// What the doubles stand for.
+const VERSION: &str = "1.16.1";
+
+fn main() {
+    let tests: [(&str, fn() -> Result<()>); 6] = [
+        ("a_job_lives_in_a_jail", a_job_lives_in_a_jail),
+        ("who_launched_a_vm_adopts_it", who_launched_a_vm_adopts_it),
+        (
+            "a_kill_at_any_step_leaves_nothing",
+            a_kill_at_any_step_leaves_nothing,
+        ),
+        (
+            "without_a_user_left_no_job_is_taken",
+            without_a_user_left_no_job_is_taken,
+        ),
+        ("what_is_missing_is_told", what_is_missing_is_told),
+        ("a_run_without_a_daemon", a_run_without_a_daemon),
+    ];
+    let root = rustix::process::geteuid().is_root();
+    let trials = tests.into_iter().map(|(name, test)| {
+        let trial = Trial::test(name, move || {
+            Ok(test().map_err(|error| format!("{error:?}"))?)
+        });
+        match root {
+            true => trial,
+            false => trial.with_kind("needs root").with_ignored_flag(true),
+        }
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit()
+}
+
+/// The programs of a node.
+struct Programs {
+    firecracker: PathBuf,
+    jailer: PathBuf,
+}
+
+impl Programs {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            firecracker: aleph_testkit::firecracker_double(VERSION)?,
+            jailer: aleph_testkit::jailer_double(VERSION)?,
+        })
+    }
+
+    /// A configuration with this hypervisor, and further keys of `[executor.firecracker]`.
+    fn config(&self, hypervisor: &str, more: &str) -> String {
+        format!(
+            "[executor]\nhypervisor = {hypervisor:?}\naccel = \"tcg\"\n[executor.firecracker]\n\
+             firecracker = {:?}\njailer = {:?}\n{more}\n",
+            self.firecracker, self.jailer
+        )
+    }
+}
+
+/// What is in the jails of a node: VMs, and claims of users.
+fn jailed(base: &Path) -> Vec<String> {
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    };
+    let mut all = Vec::new();
+    for program in names(base) {
+        let within = names(&base.join(&program)).into_iter();
+        all.extend(within.map(|name| format!("{program}/{name}")));
+    }
+    all
+}
+
+fn driver_of(daemon: &Daemon, job: &str) -> Result<String> {
+    let job = daemon.json(&["inspect", job])?;
+    let driver = job[0]["driver"].as_str().context("it has no driver")?;
+    Ok(driver.to_owned())
+}
+
+/// Waits until a guest says what it was started with.
+fn answers(daemon: &Daemon, job: &str) {
+    wait_until("the guest's mark", LIMIT, || {
+        let said = daemon.aleph(&["exec", job, "cat", "/tmp/mark"]).ok()?;
+        (said.text().trim() == job).then_some(())
+    });
+}
+
+/// Starts a job that runs on.
+fn start(daemon: &Daemon, job: &str) -> Result<()> {
+    let line = format!("echo {job} > /tmp/mark; while :; do sleep 1; done");
+    daemon.start(job, &line)?;
+    answers(daemon, job);
+    Ok(())
+}
+
+fn a_job_lives_in_a_jail() -> Result<()> {
+    let programs = Programs::new()?;
+    let mut daemon = Daemon::configured(&programs.config("firecracker", ""), &[])?;
+    let base = daemon.node.root.path().join("jail");
+    let line = "echo out; echo err >&2; exit 42";
+    let ran = daemon.aleph(&["run", "--rm", "busybox", "sh", "-c", line])?;
+    assert_eq!((ran.code, ran.text().as_str()), (42, "out\n"), "{ran:?}");
+    assert!(ran.stderr.contains("microVM on firecracker"), "{ran:?}");
+    assert_eq!(jailed(&base), Vec::<String>::new());
+
+    start(&daemon, "web")?;
+    assert_eq!(driver_of(&daemon, "web")?, "firecracker");
+    assert_eq!(
+        jailed(&base).len(),
+        2,
+        "a jail and a claim: {:?}",
+        jailed(&base)
+    );
+    let pid = daemon.node.qemu_pid()?;
+    let owner = fs::metadata(format!("/proc/{pid}"))?;
+    assert_ne!(std::os::unix::fs::MetadataExt::uid(&owner), 0);
+    daemon.ok(&["pause", "web"])?;
+    daemon.ok(&["resume", "web"])?;
+
+    // Another daemon takes the very same VMM over, even while its guest stands still.
+    daemon.kill_and_restart()?;
+    answers(&daemon, "web");
+    daemon.ok(&["pause", "web"])?;
+    daemon.kill_and_restart()?;
+    let state = daemon.ok(&["wait", "--state", "paused,running,failed,exited", "web"])?;
+    assert_eq!(state, "paused");
+    daemon.ok(&["resume", "web"])?;
+    answers(&daemon, "web");
+    assert_eq!(daemon.node.qemu_pid()?, pid);
+    daemon.ok(&["stop", "web"])?;
+    assert_eq!(jailed(&base), Vec::<String>::new());
+    daemon.end()
+}
+
+fn who_launched_a_vm_adopts_it() -> Result<()> {
+    let programs = Programs::new()?;
+    let open = programs.config("firecracker", "jailed = false");
+    let mut daemon = Daemon::configured(&open, &[])?;
+    let root = daemon.node.root.path().to_owned();
+    start(&daemon, "open")?;
+    assert!(
+        daemon.log().contains("WITHOUT the jailer"),
+        "{}",
+        daemon.log()
+    );
+    assert_eq!(jailed(&root.join("jail")), Vec::<String>::new());
+
+    daemon.kill_and_restart_with(&programs.config("firecracker", ""))?;
+    answers(&daemon, "open");
+    start(&daemon, "jailed")?;
+
+    // The programs that launched them are not the configured ones any more.
+    daemon.kill_and_restart_with("[executor]\nhypervisor = \"qemu\"\naccel = \"tcg\"\n")?;
+    answers(&daemon, "open");
+    answers(&daemon, "jailed");
+    start(&daemon, "qemu")?;
+    assert_eq!(driver_of(&daemon, "qemu")?, "qemu/tcg");
+    assert_eq!(driver_of(&daemon, "jailed")?, "firecracker");
+    daemon.ok(&["rm", "-f", "open"])?;
+
+    // New jails are somewhere else, and the old ones go all the same.
+    let elsewhere = root.join("elsewhere");
+    let moved = programs.config("firecracker", &format!("chroot_base = {elsewhere:?}"));
+    daemon.kill_and_restart_with(&moved)?;
+    answers(&daemon, "jailed");
+    answers(&daemon, "qemu");
+    daemon.ok(&["stop", "jailed"])?;
+    assert_eq!(jailed(&root.join("jail")), Vec::<String>::new());
+    daemon.ok(&["start", "jailed"])?;
+    answers(&daemon, "jailed");
+    let node = fs::read_dir(&elsewhere)?
+        .next()
+        .context("no folder of the node")??;
+    assert_eq!(jailed(&node.path()).len(), 2);
+    daemon.ok(&["rm", "-f", "jailed", "qemu"])?;
+    assert_eq!(jailed(&node.path()), Vec::<String>::new());
+    daemon.end()
+}
+
+/// A daemon dies at each step of making a jail and taking it away. What was to run runs once another
+/// one is there, and when its job goes nothing stays.
+fn a_kill_at_any_step_leaves_nothing() -> Result<()> {
+    let programs = Programs::new()?;
+    let mut daemon = Daemon::configured(&programs.config("firecracker", ""), &[])?;
+    let base = daemon.node.root.path().join("jail");
+    for (n, point) in [
+        "jail.claim:before",
+        "jail.claim:after",
+        "jail.root:between",
+        "jail.root:after",
+        "firecracker.sign:after",
+        "firecracker.spawn:after",
+        "jail.unmount:after",
+        "jail.remove:after",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let job = format!("job{n}");
+        daemon.kill_and_restart_to_die_at(point)?;
+        let line = format!("echo {job} > /tmp/mark; while :; do sleep 1; done");
+        // It may die before it has answered.
+        let _ = daemon.aleph(&["run", "-d", "--name", &job, "busybox", "sh", "-c", &line])?;
+        if n >= 6 {
+            let _ = daemon.aleph(&["stop", &job])?;
+        }
+        wait_until("the daemon's end", LIMIT, || {
+            daemon.is_gone().ok()?.then_some(())
+        });
+        if n < 6 {
+            daemon.kill_and_restart()?;
+            answers(&daemon, &job);
+        } else {
+            // Another hypervisor sweeps what this one has left.
+            daemon.kill_and_restart_with(&programs.config("qemu", ""))?;
+        }
+        daemon.ok(&["rm", "-f", &job]).with_context(|| point)?;
+        wait_until("jails that are gone", LIMIT, || {
+            jailed(&base).is_empty().then_some(())
+        });
+        daemon.kill_and_restart_with(&programs.config("firecracker", ""))?;
+    }
+    daemon.end()
+}
+
+fn without_a_user_left_no_job_is_taken() -> Result<()> {
+    let programs = Programs::new()?;
+    let config = programs.config("firecracker", "uid_range = \"200000-200000\"");
+    let daemon = Daemon::configured(&config, &[])?;
+    start(&daemon, "first")?;
+    let pid = daemon.node.qemu_pid()?;
+    let owner = fs::metadata(format!("/proc/{pid}"))?;
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&owner), 200_000);
+    let second = daemon.aleph(&["run", "-d", "--name", "second", "busybox", "true"])?;
+    second.assert_failed_with(&["executor.firecracker.uid_range", "200000-200000", "widen"]);
+    daemon.ok(&["rm", "-f", "first"])?;
+    daemon.ok(&["run", "--rm", "-q", "busybox", "true"])?;
+    daemon.end()
+}
+
+fn what_is_missing_is_told() -> Result<()> {
+    let programs = Programs::new()?;
+    let mut daemon = Daemon::configured("[executor]\naccel = \"tcg\"\n", &[])?;
+    for (config, why) in [
+        (
+            Programs {
+                firecracker: "/nosuch/firecracker".into(),
+                jailer: programs.jailer.clone(),
+            },
+            "/nosuch/firecracker is not installed",
+        ),
+        (
+            Programs {
+                firecracker: programs.firecracker.clone(),
+                jailer: aleph_testkit::jailer_double("1.13.2")?,
+            },
+            "its jailer is 1.13.2",
+        ),
+        (
+            Programs {
+                firecracker: programs.jailer.clone(),
+                jailer: programs.jailer.clone(),
+            },
+            "does not say what it is",
+        ),
+    ] {
+        let said = daemon.is_refused(&config.config("firecracker", ""), &[])?;
+        for word in [why, "hypervisor", "aleph setup firecracker"] {
+            assert!(said.contains(word), "no {word:?} in {said}");
+        }
+        // Who leaves the choice to the node gets one.
+        daemon.kill_and_restart_with(&config.config("auto", ""))?;
+        assert_eq!(
+            daemon.ok(&["run", "--rm", "-q", "busybox", "echo", "up"])?,
+            "up"
+        );
+    }
+    daemon.end()
+}
+
+/// Flags alone choose it as well, and the doctor says what they come to.
+fn a_run_without_a_daemon() -> Result<()> {
+    let programs = Programs::new()?;
+    let node = Node::new()?;
+    let path = |path: &Path| path.display().to_string();
+    let (firecracker, jailer) = (path(&programs.firecracker), path(&programs.jailer));
+    let chosen = |hypervisor: &'static str| -> Vec<String> {
+        [
+            "--accel",
+            "tcg",
+            "--hypervisor",
+            hypervisor,
+            "--firecracker",
+        ]
+        .into_iter()
+        .chain([firecracker.as_str(), "--jailer", &jailer])
+        .map(str::to_owned)
+        .collect()
+    };
+    let run = |words: &[String], more: &[&str]| {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        node.aleph(&[&words, more].concat())
+    };
+    let ran = run(
+        &chosen("firecracker"),
+        &["run", "--rm", "busybox", "sh", "-c", "echo $((6 * 7))"],
+    )?;
+    assert_eq!((ran.code, ran.text().as_str()), (0, "42\n"), "{ran:?}");
+    assert!(ran.stderr.contains("microVM on firecracker"), "{ran:?}");
+    assert_eq!(jailed(&node.root.path().join("jail")), Vec::<String>::new());
+
+    for (hypervisor, says) in [
+        ("firecracker", "microVMs run on Firecracker: it is set"),
+        ("auto", "microVMs run on QEMU: guests are to be emulated"),
+        ("qemu", "microVMs run on QEMU: it is set"),
+    ] {
+        let told = run(&chosen(hypervisor), &["doctor", "--json"])?;
+        let findings: Value = serde_json::from_slice(&told.stdout)?;
+        let found = |check: &str| {
+            let all = findings.as_array().into_iter().flatten();
+            let mut of = all.filter(|finding| finding["check"] == check);
+            of.next()
+                .and_then(|finding| finding["found"].as_str())
+                .map(str::to_owned)
+        };
+        let choice = found("hypervisor").context("no choice")?;
+        assert!(choice.contains(says), "{choice}");
+        let there = found("firecracker").context("no programs")?;
+        for word in [
+            &format!("Firecracker {VERSION}"),
+            &format!("jailer {VERSION}"),
+            &jailer,
+        ] {
+            assert!(there.contains(word), "{there}");
+        }
+    }
+    let missing = [
+        "--hypervisor",
+        "firecracker",
+        "--firecracker",
+        "/nosuch/firecracker",
+    ];
+    let told = node.aleph(&[&missing[..], &["doctor"]].concat())?;
+    assert_eq!(told.code, 1, "{told:?}");
+    let told = told.text();
+    assert!(
+        told.contains("/nosuch/firecracker is not installed"),
+        "{told}"
+    );
+    assert!(told.contains("sudo aleph setup firecracker"), "{told}");
+    node.assert_clean()
+}

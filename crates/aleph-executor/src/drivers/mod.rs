@@ -1,0 +1,224 @@
+//! The drivers of a node: the one that starts VMs, and those that take over what a node with another
+//! setting had started.
+//!
+//! | file | what it is | effects |
+//! | --- | --- | --- |
+//! | [`choice`] | which hypervisor it is, and why | [`choice::Facts::read`] asks programs their version |
+//! | [`signature`] | who launched a VMM | a file in the VM's runtime folder |
+//!
+//! A driver signs for a VMM before it starts it, and only a driver of that kind ever adopts it:
+//! [`Drivers::of`]. So a node can be started with another `hypervisor` while its guests run: they go
+//! on where they are, and the next ones start on the new one.
+//!
+//! # Failure cases
+//! `hypervisor = "firecracker"` where it cannot be had: [`HypervisorError`], and no node. With `auto`
+//! it is QEMU then, and [`Drivers::why`] says so.
+
+pub mod choice;
+pub mod signature;
+
+pub use choice::{Choice, Facts, Hypervisor, HypervisorError};
+pub use signature::Signature;
+
+use crate::accel::{self, Accelerator};
+use crate::executor::ExecutorConfig;
+use crate::firecracker::jail::Jails;
+use crate::firecracker::{DriverConfig, FirecrackerDriver};
+use crate::host;
+use crate::hypervisor::Driver;
+use crate::paths::Paths;
+use crate::qemu::{QemuConfig, QemuDriver};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The drivers of a node.
+pub struct Drivers {
+    chosen: Arc<dyn Driver>,
+    others: Vec<Arc<dyn Driver>>,
+    why: Option<String>,
+    jails: Option<Jails>,
+}
+
+impl Drivers {
+    /// Those of the node in these folders, which start VMs on what its configuration says. Blocks
+    /// while programs say their versions.
+    ///
+    /// # Errors
+    /// Where VMs are to be Firecracker's, and cannot.
+    pub fn open(paths: &Paths, config: &ExecutorConfig) -> Result<Self, HypervisorError> {
+        let kvm = accel::choose(config.accelerator, host::virtualisation()) == Accelerator::Kvm;
+        let facts = match config.hypervisor {
+            Hypervisor::Firecracker => Facts::read(paths, config),
+            Hypervisor::Auto if kvm => Facts::read(paths, config),
+            // No program has to be asked for that.
+            Hypervisor::Auto | Hypervisor::Qemu => Facts {
+                accelerator: config.accelerator,
+                ..Facts::default()
+            },
+        };
+        let mut choice = choice::choose(config.hypervisor, &facts)?;
+        let base = config.firecracker.base(paths);
+        // What an earlier node left in there is swept whatever runs VMs now.
+        let wants = choice.hypervisor == Hypervisor::Firecracker && config.firecracker.jailed;
+        let mut jails = None;
+        if wants || (facts.is_root && base.is_dir()) {
+            match Jails::open(&base, config.firecracker.uid_range) {
+                Ok(opened) => jails = Some(opened),
+                Err(error) if !wants => {
+                    tracing::warn!(%error, "jails that were left over are not looked for");
+                }
+                Err(error) if config.hypervisor == Hypervisor::Firecracker => {
+                    return Err(error.into());
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "Firecracker is there, and is not used");
+                    choice = Choice::qemu(error.to_string());
+                }
+            }
+        }
+        let qemu: Arc<dyn Driver> = Arc::new(qemu(paths, config));
+        let firecracker = firecracker(paths, config, jails.clone());
+        let (chosen, other): (_, Arc<dyn Driver>) = match choice.hypervisor {
+            Hypervisor::Firecracker => {
+                config.firecracker.announce();
+                (firecracker, qemu)
+            }
+            Hypervisor::Qemu | Hypervisor::Auto => (qemu, firecracker),
+        };
+        Ok(Self {
+            chosen,
+            others: vec![other],
+            why: Some(choice.why),
+            jails,
+        })
+    }
+
+    /// This driver alone.
+    #[must_use]
+    pub fn only(driver: Arc<dyn Driver>) -> Self {
+        Self {
+            chosen: driver,
+            others: Vec::new(),
+            why: None,
+            jails: None,
+        }
+    }
+
+    /// The one that starts VMs.
+    #[must_use]
+    pub fn chosen(&self) -> &Arc<dyn Driver> {
+        &self.chosen
+    }
+
+    /// Why it is that one; `None` where the caller brought it.
+    #[must_use]
+    pub fn why(&self) -> Option<&str> {
+        self.why.as_deref()
+    }
+
+    /// The jails that the node has, or had.
+    #[must_use]
+    pub fn jails(&self) -> Option<&Jails> {
+        self.jails.as_ref()
+    }
+
+    /// The driver for a VM's VMM: one of the kind that launched it, where that has signed for it in
+    /// the VM's runtime folder, else the one that starts VMs.
+    ///
+    /// # Errors
+    /// The name of a kind that this node has not.
+    pub fn of(&self, run_dir: &Path) -> Result<Arc<dyn Driver>, String> {
+        let Some(signature) = Signature::read(run_dir) else {
+            // Of a node that knew QEMU alone, or of a driver that does not sign.
+            return Ok(self.find(QEMU).unwrap_or_else(|| Arc::clone(&self.chosen)));
+        };
+        self.find(&signature.driver).ok_or(signature.driver)
+    }
+
+    fn find(&self, kind: &str) -> Option<Arc<dyn Driver>> {
+        let mut all = std::iter::once(&self.chosen).chain(&self.others);
+        let found = all.find(|driver| kind_of(&driver.name()) == kind);
+        found.map(Arc::clone)
+    }
+}
+
+/// Kinds of drivers, as they sign.
+pub(crate) const QEMU: &str = "qemu";
+pub(crate) const FIRECRACKER: &str = "firecracker";
+
+/// That of a driver with this name: what stands before the accelerator.
+fn kind_of(name: &str) -> &str {
+    name.split('/').next().unwrap_or(name)
+}
+
+fn qemu(paths: &Paths, config: &ExecutorConfig) -> QemuDriver {
+    QemuDriver::new(QemuConfig {
+        program: config.qemu.clone(),
+        accelerator: accel::choose(config.accelerator, host::virtualisation()),
+        tsc_khz: host::tsc_khz(&paths.run().join("tsc-khz")),
+        cache: paths.run().join("qemu.json"),
+    })
+}
+
+fn firecracker(paths: &Paths, config: &ExecutorConfig, jails: Option<Jails>) -> Arc<dyn Driver> {
+    let programs = config.firecracker.programs(paths.state());
+    Arc::new(FirecrackerDriver::new(DriverConfig {
+        program: programs.firecracker,
+        jail: jails
+            .filter(|_| config.firecracker.jailed)
+            .map(|jails| (jails, programs.jailer)),
+        // Only what stands for Firecracker runs guests without it.
+        needs_kvm: config.accelerator != Some(Accelerator::Tcg),
+        kernel_arguments: String::new(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firecracker::jail::JailConfig;
+
+    fn names(drivers: &Drivers, run_dir: &Path) -> Result<String, String> {
+        drivers.of(run_dir).map(|driver| driver.name())
+    }
+
+    #[test]
+    fn who_signed_adopts_whatever_is_chosen() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(Some(&dir.path().join("root"))).unwrap();
+        std::fs::create_dir_all(paths.run()).unwrap();
+        let program = dir.path().join("firecracker");
+        std::fs::write(&program, "#!/bin/sh\necho 'Firecracker v1.16.1'\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let config = |hypervisor| ExecutorConfig {
+            hypervisor,
+            accelerator: Some(Accelerator::Tcg),
+            firecracker: JailConfig {
+                firecracker: Some(program.clone()),
+                jailed: false,
+                ..JailConfig::default()
+            },
+            ..ExecutorConfig::default()
+        };
+        for (hypervisor, chosen) in [
+            (Hypervisor::Qemu, "qemu/tcg"),
+            (Hypervisor::Firecracker, "firecracker"),
+        ] {
+            let drivers = Drivers::open(&paths, &config(hypervisor)).unwrap();
+            assert_eq!(drivers.chosen().name(), chosen);
+            let run_dir = dir.path().join(chosen.replace('/', "-"));
+            std::fs::create_dir(&run_dir).unwrap();
+            assert_eq!(names(&drivers, &run_dir).as_deref(), Ok("qemu/tcg"));
+            Signature::of(FIRECRACKER).write(&run_dir).unwrap();
+            assert_eq!(names(&drivers, &run_dir).as_deref(), Ok("firecracker"));
+            Signature::of(QEMU).write(&run_dir).unwrap();
+            assert_eq!(names(&drivers, &run_dir).as_deref(), Ok("qemu/tcg"));
+            Signature::of("xen").write(&run_dir).unwrap();
+            assert_eq!(names(&drivers, &run_dir), Err("xen".into()));
+            // One that cannot be read is nobody's.
+            std::fs::write(run_dir.join(signature::FILE), "{").unwrap();
+            assert!(names(&drivers, &run_dir).is_err());
+        }
+    }
+}
