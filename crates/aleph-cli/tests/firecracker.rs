@@ -15,8 +15,10 @@ use support::{Daemon, LIMIT, Node};
 /// What the doubles stand for.
 const VERSION: &str = "1.16.1";
 
+type Test = fn() -> Result<()>;
+
 fn main() {
-    let tests: [(&str, fn() -> Result<()>); 6] = [
+    let tests: [(&str, Test); 6] = [
         ("a_job_lives_in_a_jail", a_job_lives_in_a_jail),
         ("who_launched_a_vm_adopts_it", who_launched_a_vm_adopts_it),
         (
