@@ -186,8 +186,22 @@ fn who_launched_a_vm_adopts_it() -> Result<()> {
         .next()
         .context("no folder of the node")??;
     assert_eq!(jailed(&node.path()).len(), 2);
-    daemon.ok(&["rm", "-f", "jailed", "qemu"])?;
-    assert_eq!(jailed(&node.path()), Vec::<String>::new());
+    daemon.ok(&["rm", "-f", "qemu"])?;
+
+    // What nobody here can have launched is ended.
+    let pid = daemon.node.qemu_pid()?;
+    let vms = daemon.node.root.paths()?.run().join("vms");
+    let vm = fs::read_dir(vms)?.next().context("no VM")??;
+    fs::write(vm.path().join("driver.json"), r#"{"driver":"xen"}"#)?;
+    daemon.kill_and_restart()?;
+    daemon.ok(&["wait", "jailed"])?;
+    let job = daemon.json(&["inspect", "jailed"])?;
+    let reason = job[0]["reason"].as_str().context("no reason")?;
+    assert!(reason.contains("launched by \"xen\""), "{reason}");
+    wait_until("the VMM's end", LIMIT, || {
+        let left = Path::new("/proc").join(pid.to_string()).exists();
+        (!left && jailed(&node.path()).is_empty()).then_some(())
+    });
     daemon.end()
 }
 

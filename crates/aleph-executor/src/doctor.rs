@@ -192,16 +192,27 @@ fn kvm(host: Virtualisation, chosen: Accelerator) -> Finding {
 
 fn hypervisor(choice: &Result<Choice, HypervisorError>) -> Finding {
     match choice {
-        Ok(Choice { hypervisor, why }) => {
+        Ok(Choice {
+            hypervisor,
+            why,
+            doubt,
+        }) => {
             let name = match hypervisor {
                 Hypervisor::Firecracker => "Firecracker",
                 Hypervisor::Qemu | Hypervisor::Auto => "QEMU",
             };
-            Finding::ok("hypervisor", format!("microVMs run on {name}: {why}"))
+            let found = format!("microVMs run on {name}: {why}");
+            match doubt {
+                None => Finding::ok("hypervisor", found),
+                Some(doubt) => {
+                    Finding::warning("hypervisor", format!("{found}, although {doubt}"), "")
+                }
+            }
         }
         Err(error) => {
             let mend = match error {
                 HypervisorError::Programs { .. } => SETUP_FIRECRACKER.into(),
+                HypervisorError::Kvm { .. } => String::new(),
                 HypervisorError::Jail(error) => error.advice().unwrap_or_default(),
             };
             Finding::failure("hypervisor", crate::vm::chain(error), &mend)
@@ -402,7 +413,12 @@ mod tests {
             "{finding:?}"
         );
         let finding = hypervisor(&choice::choose(Hypervisor::Firecracker, &both));
-        assert!(finding.found.contains("on Firecracker"), "{finding:?}");
+        assert_eq!(finding.severity, Severity::Warning);
+        assert!(
+            finding
+                .found
+                .contains("on Firecracker: it is set, although")
+        );
 
         let missing = LaunchError::Missing {
             program: "jailer".into(),

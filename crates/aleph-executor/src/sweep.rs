@@ -147,7 +147,8 @@ async fn remove_jail(place: &Place, jails: Option<&Jails>) -> Result<(), JailErr
     if let Some(jails) = jails {
         jails.end_and_remove(place.vm()).await?;
     }
-    let signature = Signature::read(place.run_dir());
+    // Without one there is no other place to look.
+    let signature = Signature::read(place.run_dir()).ok().flatten();
     let base = signature.and_then(|signature| signature.firecracker?.jails);
     match base.filter(|base| jails.is_none_or(|jails| jails.base() != *base) && base.is_dir()) {
         Some(base) => {

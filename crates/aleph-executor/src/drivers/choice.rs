@@ -58,6 +58,8 @@ pub struct Choice {
     pub hypervisor: Hypervisor,
     /// A part of a sentence.
     pub why: String,
+    /// Why guests may not run on it all the same.
+    pub doubt: Option<&'static str>,
 }
 
 impl Choice {
@@ -65,6 +67,7 @@ impl Choice {
         Self {
             hypervisor: Hypervisor::Qemu,
             why: why.into(),
+            doubt: None,
         }
     }
 }
@@ -179,7 +182,7 @@ impl fmt::Display for Obstacle<'_> {
     }
 }
 
-/// Firecracker, where it was asked for, cannot be had.
+/// Firecracker was asked for, and cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum HypervisorError {
     /// A program is missing, or is not the right one.
@@ -187,6 +190,12 @@ pub enum HypervisorError {
     Programs {
         /// What is wrong with it.
         why: String,
+    },
+    /// There is no KVM.
+    #[error("VMs are to run on Firecracker (hypervisor = \"firecracker\"), but {why}")]
+    Kvm {
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// There can be no jails.
     #[error("VMs are to run on Firecracker (hypervisor = \"firecracker\"), but cannot be jailed")]
@@ -201,6 +210,7 @@ impl Classify for HypervisorError {
     fn code(&self) -> &'static str {
         match self {
             Self::Programs { .. } => "hypervisor_missing",
+            Self::Kvm { .. } => "accelerator_unusable",
             Self::Jail(error) => error.code(),
         }
     }
@@ -212,6 +222,10 @@ impl Classify for HypervisorError {
                  [executor.firecracker] of aleph.toml, or set hypervisor = \"qemu\" in [executor]."
                     .into(),
             ),
+            Self::Kvm { .. } => Some(
+                "See aleph doctor for the device, or set hypervisor = \"auto\" in [executor]."
+                    .into(),
+            ),
             Self::Jail(error) => error.advice(),
         }
     }
@@ -220,17 +234,25 @@ impl Classify for HypervisorError {
 /// What runs VMs on a host.
 ///
 /// # Errors
-/// Where Firecracker is asked for and something of it is missing. Whether KVM works is not looked
-/// at then: a VM that is started says so.
+/// Where Firecracker is asked for, and something of it is missing, or the device that it needs does
+/// not open. That guests run is believed then, and doubted in words; with `accel = "tcg"` so is that
+/// the program needs no KVM.
 pub fn choose(asked: Hypervisor, facts: &Facts) -> Result<Choice, HypervisorError> {
-    let firecracker = |why: String| Choice {
+    let firecracker = |why: String, doubt| Choice {
         hypervisor: Hypervisor::Firecracker,
         why,
+        doubt,
     };
+    let opens = facts.virtualisation.device == Device::Opens;
     match asked {
         Hypervisor::Qemu => Ok(Choice::qemu("it is set")),
         Hypervisor::Firecracker => match facts.obstacle() {
-            None => Ok(firecracker("it is set".into())),
+            None => match facts.without_kvm() {
+                Some(why) if facts.accelerator.is_none() && !opens => {
+                    Err(HypervisorError::Kvm { why })
+                }
+                doubt => Ok(firecracker("it is set".into(), doubt)),
+            },
             Some(Obstacle::NotRoot) => Err(JailError::NotRoot.into()),
             Some(obstacle) => Err(HypervisorError::Programs {
                 why: obstacle.to_string(),
@@ -241,10 +263,10 @@ pub fn choose(asked: Hypervisor, facts: &Facts) -> Result<Choice, HypervisorErro
                 return Ok(Choice::qemu(why));
             }
             Ok(match (facts.obstacle(), &facts.firecracker) {
-                (None, Ok(program)) => firecracker(format!(
-                    "KVM works, and Firecracker {} is there",
-                    program.version
-                )),
+                (None, Ok(program)) => {
+                    let why = format!("KVM works, and Firecracker {} is there", program.version);
+                    firecracker(why, None)
+                }
                 (Some(obstacle), _) => Choice::qemu(obstacle.to_string()),
                 (None, Err(error)) => Choice::qemu(crate::vm::chain(error)),
             })
@@ -397,21 +419,43 @@ mod tests {
         let choice = choose(Hypervisor::Qemu, &good()).unwrap();
         assert_eq!(choice.hypervisor, Hypervisor::Qemu);
         // What stands for Firecracker needs no KVM.
-        for facts in [
-            good(),
-            Facts {
-                virtualisation: LIES,
-                ..good()
-            },
-            Facts {
-                accelerator: Some(Accelerator::Tcg),
-                ..good()
-            },
+        let none = Virtualisation {
+            cpu: false,
+            device: Device::Missing,
+        };
+        for (facts, doubt) in [
+            (good(), None),
+            (
+                Facts {
+                    virtualisation: LIES,
+                    ..good()
+                },
+                Some("would hang"),
+            ),
+            (
+                Facts {
+                    accelerator: Some(Accelerator::Tcg),
+                    virtualisation: none,
+                    ..good()
+                },
+                Some("which Firecracker cannot"),
+            ),
         ] {
             let choice = choose(Hypervisor::Firecracker, &facts).unwrap();
             assert_eq!(choice.hypervisor, Hypervisor::Firecracker);
+            assert_eq!(choice.doubt.is_some(), doubt.is_some());
+            let doubted = choice.doubt.unwrap_or_default();
+            assert!(doubted.contains(doubt.unwrap_or_default()), "{doubted}");
         }
         for (facts, code, advice) in [
+            (
+                Facts {
+                    virtualisation: none,
+                    ..good()
+                },
+                "accelerator_unusable",
+                "aleph doctor",
+            ),
             (
                 Facts {
                     firecracker: missing("firecracker"),

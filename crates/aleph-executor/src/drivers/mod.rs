@@ -12,7 +12,7 @@
 //!
 //! # Failure cases
 //! `hypervisor = "firecracker"` where it cannot be had: [`HypervisorError`], and no node. With `auto`
-//! it is QEMU then, and [`Drivers::why`] says so.
+//! it is QEMU then, and [`Drivers::choice`] says why.
 
 pub mod choice;
 pub mod signature;
@@ -28,6 +28,7 @@ use crate::host;
 use crate::hypervisor::Driver;
 use crate::paths::Paths;
 use crate::qemu::{QemuConfig, QemuDriver};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,7 +36,7 @@ use std::sync::Arc;
 pub struct Drivers {
     chosen: Arc<dyn Driver>,
     others: Vec<Arc<dyn Driver>>,
-    why: Option<String>,
+    choice: Option<Choice>,
     jails: Option<Jails>,
 }
 
@@ -88,7 +89,7 @@ impl Drivers {
         Ok(Self {
             chosen,
             others: vec![other],
-            why: Some(choice.why),
+            choice: Some(choice),
             jails,
         })
     }
@@ -99,7 +100,7 @@ impl Drivers {
         Self {
             chosen: driver,
             others: Vec::new(),
-            why: None,
+            choice: None,
             jails: None,
         }
     }
@@ -112,8 +113,8 @@ impl Drivers {
 
     /// Why it is that one; `None` where the caller brought it.
     #[must_use]
-    pub fn why(&self) -> Option<&str> {
-        self.why.as_deref()
+    pub fn choice(&self) -> Option<&Choice> {
+        self.choice.as_ref()
     }
 
     /// The jails that the node has, or had.
@@ -126,13 +127,14 @@ impl Drivers {
     /// the VM's runtime folder, else the one that starts VMs.
     ///
     /// # Errors
-    /// The name of a kind that this node has not.
-    pub fn of(&self, run_dir: &Path) -> Result<Arc<dyn Driver>, String> {
-        let Some(signature) = Signature::read(run_dir) else {
+    /// Where this node has no such driver, or it is not known who launched it.
+    pub fn of(&self, run_dir: &Path) -> Result<Arc<dyn Driver>, NoDriver> {
+        let Some(signature) = Signature::read(run_dir)? else {
             // Of a node that knew QEMU alone, or of a driver that does not sign.
             return Ok(self.find(QEMU).unwrap_or_else(|| Arc::clone(&self.chosen)));
         };
-        self.find(&signature.driver).ok_or(signature.driver)
+        let found = self.find(&signature.driver);
+        found.ok_or(NoDriver::Unknown(signature.driver))
     }
 
     fn find(&self, kind: &str) -> Option<Arc<dyn Driver>> {
@@ -140,6 +142,17 @@ impl Drivers {
         let found = all.find(|driver| kind_of(&driver.name()) == kind);
         found.map(Arc::clone)
     }
+}
+
+/// A VM whose VMM cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum NoDriver {
+    /// Another kind of driver has signed for it.
+    #[error("its VMM was launched by {0:?}, which this node does not know")]
+    Unknown(String),
+    /// What was signed cannot be read.
+    #[error("who launched its VMM cannot be read")]
+    Signature(#[from] io::Error),
 }
 
 /// Kinds of drivers, as they sign.
@@ -169,7 +182,7 @@ fn firecracker(paths: &Paths, config: &ExecutorConfig, jails: Option<Jails>) -> 
             .map(|jails| (jails, programs.jailer)),
         // Only what stands for Firecracker runs guests without it.
         needs_kvm: config.accelerator != Some(Accelerator::Tcg),
-        kernel_arguments: String::new(),
+        ..DriverConfig::default()
     }))
 }
 
@@ -178,8 +191,9 @@ mod tests {
     use super::*;
     use crate::firecracker::jail::JailConfig;
 
-    fn names(drivers: &Drivers, run_dir: &Path) -> Result<String, String> {
-        drivers.of(run_dir).map(|driver| driver.name())
+    fn names(drivers: &Drivers, run_dir: &Path) -> String {
+        let found = drivers.of(run_dir).map(|driver| driver.name());
+        found.unwrap_or_else(|error| error.to_string())
     }
 
     #[test]
@@ -209,16 +223,19 @@ mod tests {
             assert_eq!(drivers.chosen().name(), chosen);
             let run_dir = dir.path().join(chosen.replace('/', "-"));
             std::fs::create_dir(&run_dir).unwrap();
-            assert_eq!(names(&drivers, &run_dir).as_deref(), Ok("qemu/tcg"));
-            Signature::of(FIRECRACKER).write(&run_dir).unwrap();
-            assert_eq!(names(&drivers, &run_dir).as_deref(), Ok("firecracker"));
-            Signature::of(QEMU).write(&run_dir).unwrap();
-            assert_eq!(names(&drivers, &run_dir).as_deref(), Ok("qemu/tcg"));
-            Signature::of("xen").write(&run_dir).unwrap();
-            assert_eq!(names(&drivers, &run_dir), Err("xen".into()));
+            assert_eq!(names(&drivers, &run_dir), "qemu/tcg");
+            for (signs, adopts) in [
+                (FIRECRACKER, "firecracker"),
+                (QEMU, "qemu/tcg"),
+                ("xen", "launched by \"xen\""),
+            ] {
+                Signature::of(signs).write(&run_dir).unwrap();
+                let found = names(&drivers, &run_dir);
+                assert!(found.contains(adopts), "{signs}: {found}");
+            }
             // One that cannot be read is nobody's.
             std::fs::write(run_dir.join(signature::FILE), "{").unwrap();
-            assert!(names(&drivers, &run_dir).is_err());
+            assert!(names(&drivers, &run_dir).contains("cannot be read"));
         }
     }
 }

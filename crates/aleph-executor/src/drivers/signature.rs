@@ -55,19 +55,16 @@ impl Signature {
         fs::rename(temporary, run_dir.join(FILE))
     }
 
-    /// That of the VM with this runtime folder; `None` where nobody has signed. One that cannot be
-    /// read is of a driver without a name.
-    #[must_use]
-    pub fn read(run_dir: &Path) -> Option<Self> {
-        let read = fs::read(run_dir.join(FILE));
-        if matches!(&read, Err(error) if error.kind() == io::ErrorKind::NotFound) {
-            return None;
+    /// That of the VM with this runtime folder; `None` where nobody has signed.
+    ///
+    /// # Errors
+    /// Where it cannot be read: then nothing is known of its VMM.
+    pub fn read(run_dir: &Path) -> io::Result<Option<Self>> {
+        match fs::read(run_dir.join(FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+            Ok(json) => Ok(Some(serde_json::from_slice(&json)?)),
         }
-        let signature = read.and_then(|json| Ok(serde_json::from_slice(&json)?));
-        Some(signature.unwrap_or_else(|error| {
-            tracing::error!(%error, run_dir = %run_dir.display(), "who launched a VMM cannot be read");
-            Self::of("")
-        }))
     }
 }
 

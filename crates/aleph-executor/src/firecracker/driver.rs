@@ -203,7 +203,7 @@ impl Driver for FirecrackerDriver {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AdoptError::Gone),
             Err(error) => return Err(error.into()),
         };
-        let launched = Signature::read(&run_dir).and_then(|signature| signature.firecracker);
+        let launched = Signature::read(&run_dir)?.and_then(|signature| signature.firecracker);
         let launched = launched.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
         let vm = run_dir.file_name().and_then(|name| name.to_str());
         let vm = vm.and_then(|name| name.parse().ok());
@@ -433,6 +433,7 @@ fn start_in(
     };
     let (tail, stderr, log) = quarters.log().map_err(io("make the log"))?;
     let (metrics, metrics_path) = quarters.metrics().map_err(io("make the metrics' pipe"))?;
+    let figures = Figures::read(metrics).map_err(io("read the metrics"))?;
     let stdout = serial::make(&launch.run_dir).map_err(io("make the console's pipe"))?;
     let console = serial::serve(&launch.run_dir, launch.sockets.console);
     let console = console.map_err(io("serve the console"))?;
@@ -473,7 +474,7 @@ fn start_in(
         home,
         version: program.version,
         tail: Some(tail),
-        figures: Some(Figures::read(metrics).map_err(io("read the metrics"))?),
+        figures: Some(figures),
         template,
         console: console.abort_handle(),
         memory_server,

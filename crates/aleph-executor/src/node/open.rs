@@ -33,8 +33,12 @@ impl Node {
     /// journal or the host cannot be used.
     pub async fn open(config: NodeConfig, images: Arc<dyn Images>) -> Result<Self, NodeError> {
         let executor = Executor::unswept(config.paths.clone(), &config.executor).await?;
-        if let Some(why) = executor.drivers().why() {
-            tracing::info!(driver = executor.driver().name(), why, "the node runs VMs");
+        if let Some(choice) = executor.drivers().choice() {
+            let driver = executor.driver().name();
+            tracing::info!(driver, why = choice.why, "the node runs VMs");
+            if let Some(doubt) = choice.doubt {
+                tracing::warn!(driver, doubt, "VMs may not run");
+            }
         }
         Self::open_over(config, images, executor).await
     }

@@ -13,6 +13,7 @@
 use super::actor::{Actor, Note};
 use super::inner::Inner;
 use super::{launch, snapshot};
+use crate::drivers::NoDriver;
 use crate::executor::setup;
 use crate::guest::Reattach;
 use crate::hypervisor::{AdoptError, Vmm};
@@ -66,11 +67,14 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     };
     let driver = match inner.executor.drivers().of(place.run_dir()) {
         Ok(driver) => driver,
-        Err(unknown) => {
-            let why = format!("its VMM was launched by {unknown:?}, which this node does not know");
-            tracing::error!(job = %actor.entry.id, why, "a VM is ended");
-            actor.record.job.reason = Some(why);
+        Err(error @ NoDriver::Unknown(_)) => {
+            tracing::error!(job = %actor.entry.id, %error, "a VM is ended");
+            actor.record.job.reason = Some(error.to_string());
             return gone(&inner, &place).await;
+        }
+        Err(error) => {
+            tracing::error!(job = %actor.entry.id, error = %chain(&error), "a VMM cannot be looked at");
+            return Found::Held(place.vm());
         }
     };
     let vmm = match driver.adopt(identity, place.run_dir().to_owned()) {

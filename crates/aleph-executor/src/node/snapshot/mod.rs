@@ -121,7 +121,7 @@ impl Inner {
             .of(&self.config.paths.vm_run(vm.id()));
         let (driver, compatible_with) = match driver {
             Ok(driver) => (driver.name(), driver.compatibility()),
-            Err(unknown) => (unknown, String::new()),
+            Err(_) => ("unknown".to_owned(), String::new()),
         };
         let snapshot = Snapshot {
             id,
