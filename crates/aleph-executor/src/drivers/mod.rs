@@ -221,7 +221,7 @@ mod tests {
         ] {
             let drivers = Drivers::open(&paths, &config(hypervisor)).unwrap();
             assert_eq!(drivers.chosen().name(), chosen);
-            let run_dir = dir.path().join(chosen.replace('/', "-"));
+            let run_dir = dir.path().join(format!("run-{hypervisor}"));
             std::fs::create_dir(&run_dir).unwrap();
             assert_eq!(names(&drivers, &run_dir), "qemu/tcg");
             for (signs, adopts) in [
