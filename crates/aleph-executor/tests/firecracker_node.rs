@@ -123,6 +123,7 @@ impl Host {
             jail: self.jail.clone(),
             needs_kvm: false,
             kernel_arguments: words.into(),
+            ..DriverConfig::default()
         }));
         let began = Instant::now();
         loop {
@@ -458,10 +459,7 @@ fn gives_memory_back(host: &Host) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         // It may have it again: nobody had to die for it.
-        assert_eq!(
-            said(&node, &job, "wc -c < /root/file").await?,
-            "83886080\n"
-        );
+        assert_eq!(said(&node, &job, "wc -c < /root/file").await?, "83886080\n");
         host.close(node).await
     })
 }

@@ -142,7 +142,7 @@ fn firecracker(root: &TestRoot) -> Result<Arc<dyn Driver>> {
         program: aleph_testkit::firecracker_double(VERSION)?,
         jail: Some((jails, aleph_testkit::jailer_double(VERSION)?)),
         needs_kvm: false,
-        kernel_arguments: String::new(),
+        ..DriverConfig::default()
     })))
 }
 
