@@ -94,6 +94,13 @@ pub(super) struct Life {
     console: UnixStream,
 }
 
+/// Where something fails, its VMs end with it.
+impl Drop for Life {
+    fn drop(&mut self) {
+        let _ = self.vmm.kill();
+    }
+}
+
 impl Life {
     pub(super) async fn boot(driver: &FirecrackerDriver, guest: &Guest) -> Result<Self> {
         Self::begin(driver, guest, guest.boot()?, Memory::Own).await

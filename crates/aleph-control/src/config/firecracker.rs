@@ -1,6 +1,7 @@
 //! `[executor.firecracker]`: how Firecracker is run.
 
 use super::value::{self, Fault, Parsed};
+use aleph_executor::firecracker::MemoryMode;
 use aleph_executor::firecracker::jail::JailConfig;
 use std::path::Path;
 use toml::de::DeValue;
@@ -30,6 +31,15 @@ pub(super) fn settings(value: &DeValue<'_>) -> Parsed<JailConfig> {
                     "a range of user ids, such as \"200000-265535\"",
                 )]),
             },
+            "memory" => match value.as_str().and_then(MemoryMode::of_name) {
+                Some(mode) => {
+                    config.memory = mode;
+                    Ok(())
+                }
+                None => Err(vec![Fault::new(
+                    "has to be \"file\", \"userfaultfd\" or \"prefetch\"",
+                )]),
+            },
             "chroot_base" => value::absolute(value).map(|path| config.chroot_base = Some(path)),
             _ => Err(vec![Fault::new("there is no such key")]),
         };
@@ -51,6 +61,7 @@ pub(super) fn shown(config: &JailConfig) -> Value {
         jailed,
         uid_range,
         chroot_base,
+        memory,
     } = config;
     let text = |path: &Path| Value::String(path.to_string_lossy().into_owned());
     let mut table = Table::new();
@@ -64,6 +75,7 @@ pub(super) fn shown(config: &JailConfig) -> Value {
         }
     }
     table.insert("jailed".into(), Value::Boolean(*jailed));
+    table.insert("memory".into(), Value::String(memory.name().into()));
     table.insert("uid_range".into(), Value::String(uid_range.to_string()));
     Value::Table(table)
 }

@@ -120,6 +120,9 @@ pub struct ExecutorSection {
     pub accelerator: Option<Accelerator>,
     /// `boot_timeout_seconds`: how long a guest may take to boot.
     pub boot_timeout: Duration,
+    /// `reclaim_after_seconds`: how long a guest has nothing to do before the memory that it could do
+    /// without is taken back, where its VMM can; 0 is never.
+    pub reclaim_after: Duration,
     /// `firecracker`: a table of how Firecracker is run and locked up.
     pub firecracker: JailConfig,
 }
@@ -148,6 +151,7 @@ impl Default for ExecutorSection {
             qemu: executor.qemu,
             accelerator: executor.accelerator,
             boot_timeout: executor.timeouts.boot,
+            reclaim_after: Duration::from_secs(600),
             firecracker: executor.firecracker,
         }
     }
@@ -468,6 +472,8 @@ impl Config {
         node.overcommit = self.limits.overcommit;
         node.reserved_memory = self.limits.reserved_memory;
         node.pids = self.limits.pids;
+        let reclaim = self.executor.reclaim_after;
+        node.reclaim_after = (!reclaim.is_zero()).then_some(reclaim);
         let segments = u64::try_from(self.logs.segments).unwrap_or(1).max(1);
         node.logs = LogLimits {
             segment_bytes: self.logs.max_bytes / segments,
@@ -524,6 +530,11 @@ fn read(document: &mut Document<'_>) -> Config {
         s.optional("accel", &mut executor.accelerator, value::accelerator);
         let boot = value::seconds(1..=86_400);
         s.read("boot_timeout_seconds", &mut executor.boot_timeout, boot);
+        s.read(
+            "reclaim_after_seconds",
+            &mut executor.reclaim_after,
+            value::seconds(0..=86_400),
+        );
         s.read(
             "firecracker",
             &mut executor.firecracker,
@@ -632,6 +643,7 @@ fn read(document: &mut Document<'_>) -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aleph_executor::firecracker::MemoryMode;
 
     #[test]
     fn every_key_is_read() {
@@ -651,12 +663,14 @@ mod tests {
             hypervisor = "firecracker"
             accel = "tcg"
             boot_timeout_seconds = 90
+            reclaim_after_seconds = 0
             [executor.firecracker]
             firecracker = "/opt/firecracker"
             jailer = "/opt/jailer"
             jailed = false
             uid_range = "200000-265535"
             chroot_base = "/srv/jail"
+            memory = "prefetch"
             [network]
             enabled = false
             pool = "10.7.0.0/16"
@@ -721,12 +735,14 @@ mod tests {
                 hypervisor: Hypervisor::Firecracker,
                 accelerator: Some(Accelerator::Tcg),
                 boot_timeout: Duration::from_secs(90),
+                reclaim_after: Duration::ZERO,
                 firecracker: JailConfig {
                     firecracker: Some("/opt/firecracker".into()),
                     jailer: Some("/opt/jailer".into()),
                     jailed: false,
                     uid_range: "200000-265535".parse().unwrap(),
                     chroot_base: Some("/srv/jail".into()),
+                    memory: MemoryMode::of_name("prefetch").unwrap(),
                 },
             },
             network: NetworkSection {
@@ -898,6 +914,11 @@ mod tests {
                 "[executor.firecracker]\njailed = 'no'",
                 "executor.firecracker.jailed",
                 "true or false",
+            ),
+            (
+                "[executor.firecracker]\nmemory = 'swap'",
+                "executor.firecracker.memory",
+                "prefetch",
             ),
             (
                 "[executor.firecracker]\nchroot_base = 'jail'",

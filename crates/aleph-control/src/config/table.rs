@@ -41,6 +41,7 @@ fn table(config: &Config) -> Table {
                 qemu,
                 accelerator,
                 boot_timeout,
+                reclaim_after,
                 firecracker,
             },
         network:
@@ -129,6 +130,10 @@ fn table(config: &Config) -> Table {
                 ("hypervisor", Some(text(hypervisor))),
                 ("accel", accelerator.as_ref().map(text)),
                 ("boot_timeout_seconds", Some(number(boot_timeout.as_secs()))),
+                (
+                    "reclaim_after_seconds",
+                    Some(number(reclaim_after.as_secs())),
+                ),
                 ("firecracker", Some(super::firecracker::shown(firecracker))),
             ],
         ),

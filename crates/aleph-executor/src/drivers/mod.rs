@@ -182,6 +182,7 @@ fn firecracker(paths: &Paths, config: &ExecutorConfig, jails: Option<Jails>) -> 
             .map(|jails| (jails, programs.jailer)),
         // Only what stands for Firecracker runs guests without it.
         needs_kvm: config.accelerator != Some(Accelerator::Tcg),
+        memory: config.firecracker.memory.clone(),
         ..DriverConfig::default()
     }))
 }

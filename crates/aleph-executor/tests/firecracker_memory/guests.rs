@@ -42,6 +42,13 @@ struct Life {
     console: UnixStream,
 }
 
+/// Where something fails, its VMs end with it.
+impl Drop for Life {
+    fn drop(&mut self) {
+        let _ = self.vmm.kill();
+    }
+}
+
 impl Life {
     async fn begin(
         driver: &FirecrackerDriver,

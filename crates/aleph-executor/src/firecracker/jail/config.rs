@@ -1,6 +1,7 @@
 //! How Firecracker is run, as the node's operator says it.
 
 use super::users::UidRange;
+use crate::firecracker::MemoryMode;
 use crate::paths::Paths;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,8 @@ pub struct JailConfig {
     /// in `jail` in the node's state folder, which has images and disks of VMs on the same
     /// filesystem.
     pub chroot_base: Option<PathBuf>,
+    /// `memory`: how VMs that go on from a template come to its memory.
+    pub memory: MemoryMode,
 }
 
 impl Default for JailConfig {
@@ -30,6 +33,7 @@ impl Default for JailConfig {
             jailed: true,
             uid_range: UidRange::default(),
             chroot_base: None,
+            memory: MemoryMode::File,
         }
     }
 }

@@ -81,6 +81,20 @@ impl MemoryMode {
     }
 }
 
+impl MemoryMode {
+    /// Its name, as [`MemoryMode::of_name`] reads it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Userfaultfd {
+                prefetch: false, ..
+            } => "userfaultfd",
+            Self::Userfaultfd { prefetch: true, .. } => "prefetch",
+        }
+    }
+}
+
 /// A program that calls [`serve_memory`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerProgram {
