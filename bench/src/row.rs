@@ -145,6 +145,8 @@ pub(crate) fn table(rows: &[Row]) -> Table {
 
 fn round(value: f64) -> String {
     match value.abs() {
+        // Nothing was measured.
+        v if v.is_nan() => String::new(),
         v if v >= 100.0 || v.fract() == 0.0 => format!("{value:.0}"),
         v if v >= 1.0 => format!("{value:.2}"),
         _ => format!("{value:.4}"),

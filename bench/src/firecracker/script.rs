@@ -31,7 +31,7 @@ impl Script {
             let mut text = format!(
                 "#!/bin/bash\nset -e\ncd '{}'\n\
                  root=jail/$(basename '{fc}')/vm/root\n\
-                 mkdir -p $root\nmkfifo console\nexec 9<>console\n",
+                 mkdir -p $root\nmkfifo console\nexec 9<>console 8<>console\n",
                 dir.display(),
                 fc = firecracker.display(),
             );
@@ -61,7 +61,7 @@ put actions '{{"action_type":"InstanceStart"}}'
         let mut restore = begin(&[(&template.state, "state"), (&template.memory, "template")]);
         restore.push_str(
             r#"put snapshot/load '{"snapshot_path":"/state","mem_backend":{"backend_type":"File","backend_path":"/template"},"resume_vm":true}'
-head -c 1 <&9 >/dev/null
+head -c 1 <&8 >/dev/null
 "#,
         );
         let paths = ["boot.sh", "restore.sh"].map(|name| dir.join(name));
