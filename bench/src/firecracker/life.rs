@@ -186,7 +186,7 @@ impl Life {
     pub(super) async fn end(self) -> Result<()> {
         self.vmm.kill()?;
         tokio::time::timeout(LIMIT, self.vmm.wait()).await?;
-        std::fs::remove_dir_all(self.run_dir)?;
+        std::fs::remove_dir_all(&self.run_dir)?;
         Ok(())
     }
 }

@@ -38,6 +38,13 @@ pub trait Driver: Send + Sync {
     /// different is not begun from.
     fn compatibility(&self) -> String;
 
+    /// The same for guests of a VMM that runs, by the VM's runtime folder: it may be of another version
+    /// than new ones.
+    fn compatibility_of(&self, run_dir: &Path) -> String {
+        let _ = run_dir;
+        self.compatibility()
+    }
+
     /// The part of the kernel command line that this VMM's machine needs.
     fn kernel_arguments(&self) -> String;
 
@@ -543,6 +550,9 @@ pub enum AdoptError {
     /// The process is gone, or its number belongs to another one now.
     #[error("the VMM is gone")]
     Gone,
+    /// It was ended, as it never got the guest that it was to go on with.
+    #[error("the VMM had no guest yet")]
+    Unbegun,
     /// It could not be looked at.
     #[error("cannot look at the VMM's process")]
     Io(#[from] io::Error),

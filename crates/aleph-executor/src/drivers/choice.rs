@@ -5,6 +5,7 @@
 use super::{FIRECRACKER, QEMU};
 use crate::accel::{self, Accelerator, Device, Virtualisation};
 use crate::executor::ExecutorConfig;
+use crate::firecracker::Version;
 use crate::firecracker::jail::JailError;
 use crate::firecracker::program::{Program, Programs};
 use crate::host;
@@ -117,6 +118,19 @@ impl Facts {
             Some(Ok(_)) if !self.is_root => Some(Obstacle::NotRoot),
             Some(Ok(_)) => None,
         }
+    }
+
+    /// What is wrong with this release of Firecracker, where that is known.
+    fn defect(&self) -> Option<&'static str> {
+        // By Firecracker's changelog the vsock device hangs; it tells of no release before 1.17 that
+        // does not.
+        let broken = [Version::new(1, 16, 0), Version::new(1, 16, 1)];
+        let program = self.firecracker.as_ref().ok()?;
+        broken.contains(&program.version).then_some(
+            "Firecracker 1.16.0 and 1.16.1 take no new connection to a guest that was paused, so \
+             that a node that is restarted cannot take it over: install another release, such as \
+             with aleph setup firecracker",
+        )
     }
 
     /// Why guests cannot run on the processor, or are not to.
@@ -251,7 +265,7 @@ pub fn choose(asked: Hypervisor, facts: &Facts) -> Result<Choice, HypervisorErro
                 Some(why) if facts.accelerator.is_none() && !opens => {
                     Err(HypervisorError::Kvm { why })
                 }
-                doubt => Ok(firecracker("it is set".into(), doubt)),
+                doubt => Ok(firecracker("it is set".into(), doubt.or(facts.defect()))),
             },
             Some(Obstacle::NotRoot) => Err(JailError::NotRoot.into()),
             Some(obstacle) => Err(HypervisorError::Programs {
@@ -261,6 +275,9 @@ pub fn choose(asked: Hypervisor, facts: &Facts) -> Result<Choice, HypervisorErro
         Hypervisor::Auto => {
             if let Some(why) = facts.without_kvm() {
                 return Ok(Choice::qemu(why));
+            }
+            if let (None, Some(defect)) = (facts.obstacle(), facts.defect()) {
+                return Ok(Choice::qemu(defect));
             }
             Ok(match (facts.obstacle(), &facts.firecracker) {
                 (None, Ok(program)) => {
@@ -277,7 +294,6 @@ pub fn choose(asked: Hypervisor, facts: &Facts) -> Result<Choice, HypervisorErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firecracker::Version;
 
     const WORKS: Virtualisation = Virtualisation {
         cpu: true,
@@ -291,8 +307,14 @@ mod tests {
     fn program(name: &str, patch: u32) -> Result<Program, LaunchError> {
         Ok(Program {
             path: name.into(),
-            version: Version::new(1, 16, patch),
+            version: Version::new(1, 15, patch),
         })
+    }
+
+    fn defective(name: &str) -> Result<Program, LaunchError> {
+        let program = program(name, 0)?;
+        let version = Version::new(1, 16, 1);
+        Ok(Program { version, ..program })
     }
 
     fn missing(name: &str) -> Result<Program, LaunchError> {
@@ -314,7 +336,7 @@ mod tests {
     #[test]
     fn auto_takes_firecracker_only_where_all_of_it_works() {
         let missing = |name| missing(name);
-        let bad: [(Facts, &str); 9] = [
+        let bad: [(Facts, &str); 10] = [
             (
                 Facts {
                     virtualisation: LIES,
@@ -368,7 +390,7 @@ mod tests {
                     jailer: Some(program("jailer", 0)),
                     ..good()
                 },
-                "its jailer is 1.16.0",
+                "its jailer is 1.15.0",
             ),
             (
                 Facts {
@@ -386,6 +408,14 @@ mod tests {
                     ..good()
                 },
                 "1.9.0 is not supported",
+            ),
+            (
+                Facts {
+                    firecracker: defective("firecracker"),
+                    jailer: Some(defective("jailer")),
+                    ..good()
+                },
+                "take no new connection",
             ),
         ];
         for (facts, why) in bad {
@@ -410,7 +440,7 @@ mod tests {
         ] {
             let choice = choose(Hypervisor::Auto, &facts).unwrap();
             assert_eq!(choice.hypervisor, Hypervisor::Firecracker, "{}", choice.why);
-            assert!(choice.why.contains("1.16.1"), "{}", choice.why);
+            assert!(choice.why.contains("1.15.1"), "{}", choice.why);
         }
     }
 
@@ -439,6 +469,14 @@ mod tests {
                     ..good()
                 },
                 Some("which Firecracker cannot"),
+            ),
+            (
+                Facts {
+                    firecracker: defective("firecracker"),
+                    jailer: Some(defective("jailer")),
+                    ..good()
+                },
+                Some("take no new connection"),
             ),
         ] {
             let choice = choose(Hypervisor::Firecracker, &facts).unwrap();

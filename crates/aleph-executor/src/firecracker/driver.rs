@@ -41,7 +41,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -122,15 +122,28 @@ impl FirecrackerDriver {
     }
 }
 
+impl FirecrackerDriver {
+    fn compatible_with(&self, version: Option<Version>) -> String {
+        let version = version.map(|version| version.to_string());
+        let version = version.unwrap_or_default();
+        format!("{} {version} {}", self.name(), crate::host::cpu_flags())
+    }
+}
+
 impl Driver for FirecrackerDriver {
     fn name(&self) -> String {
         FIRECRACKER.into()
     }
 
     fn compatibility(&self) -> String {
-        let version = self.program().map(|program| program.version.to_string());
-        let version = version.unwrap_or_default();
-        format!("{} {version} {}", self.name(), crate::host::cpu_flags())
+        let version = self.program().map(|program| program.version);
+        self.compatible_with(version.ok())
+    }
+
+    fn compatibility_of(&self, run_dir: &Path) -> String {
+        let signature = Signature::read(run_dir).ok().flatten();
+        let launched = signature.and_then(|signature| signature.firecracker);
+        self.compatible_with(launched.map(|launched| launched.version))
     }
 
     fn kernel_arguments(&self) -> String {
@@ -209,6 +222,11 @@ impl Driver for FirecrackerDriver {
         let vm = vm.and_then(|name| name.parse().ok());
         let vm = vm.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let home = Home::find(&launched, vm, &run_dir)?;
+        if home.has(name::STATE) {
+            // Whoever was to load it is gone.
+            process.kill()?;
+            return Err(AdoptError::Unbegun);
+        }
         let (memory_server, server_gone) = match MemoryServer::find(&run_dir) {
             Ok(server) => (server, false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => (None, true),
@@ -223,7 +241,7 @@ impl Driver for FirecrackerDriver {
             tail: None,
             figures,
             template: None,
-            console: serial::serve_again(&run_dir)?.abort_handle(),
+            console: serial::serve_again(&run_dir)?,
             memory_server,
             // Which pages were written to since when, an earlier process knew.
             tracks: false,
@@ -360,7 +378,8 @@ fn start_in(
         Memory::Clone(file) => {
             check_size(&file, size).map_err(io("go on from the template's memory"))?;
             if settings.track_dirty_pages {
-                base = Some(file.try_clone().map_err(io("keep the template's memory"))?);
+                let kept = file.try_clone().and_then(|file| Base::of(file, 0));
+                base = Some(kept.map_err(io("keep the template's memory"))?);
             }
             let backend = match &settings.memory {
                 MemoryMode::File => MemoryBackend::File(bring("template", file, Use::Shared)?),
@@ -476,12 +495,11 @@ fn start_in(
         tail: Some(tail),
         figures: Some(figures),
         template,
-        console: console.abort_handle(),
+        console,
         memory_server,
         tracks: settings.track_dirty_pages,
     });
-    if let Some(file) = base {
-        let base = Base::of(file, 0).map_err(io("keep the template's memory"))?;
+    if let Some(base) = base {
         vmm.differs_from(base);
     }
     Ok(Started {

@@ -56,6 +56,12 @@ pub(super) fn pack(to: &File, state: &mut File, memory: &[Layer<'_>]) -> io::Res
         Some(Layer { file, offset }) => file.metadata()?.len().saturating_sub(*offset),
         None => 0,
     };
+    if length > MAX_STATE || memory_length > MAX_MEMORY {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is longer than any guest",
+        ));
+    }
     let mut head = MAGIC.to_vec();
     head.extend(length.to_le_bytes());
     head.extend(memory_length.to_le_bytes());

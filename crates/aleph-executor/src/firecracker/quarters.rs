@@ -29,7 +29,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -137,7 +137,9 @@ impl Home {
                 let path = Path::new("/proc/self/fd")
                     .join(folder.as_raw_fd().to_string())
                     .join(name);
-                fs::symlink_metadata(&path)?;
+                if !fs::symlink_metadata(&path)?.file_type().is_socket() {
+                    return Err(io::ErrorKind::InvalidInput.into());
+                }
                 Ok(Way {
                     path,
                     _inside: None,
@@ -150,8 +152,17 @@ impl Home {
     pub(super) fn written(&self, name: &str) -> io::Result<File> {
         match self {
             Self::Jailed { jail, .. } => Ok(jail.open_file(name)?),
-            Self::Open { path, .. } => File::open(path.join(name)),
+            Self::Open { path, .. } => open_plain(&path.join(name)),
         }
+    }
+
+    /// Whether there is something of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let path = match self {
+            Self::Jailed { jail, .. } => jail.root().join(name),
+            Self::Open { path, .. } => path.join(name),
+        };
+        fs::symlink_metadata(path).is_ok()
     }
 
     /// A pipe that was made here, opened to be read. Whatever a VMM that was taken over has put in its
@@ -192,14 +203,26 @@ impl Home {
     }
 
     /// Takes all of it away, once the VMM has ended. In the open it goes with the VM's folder.
-    pub(super) fn leave(&self) {
+    /// What still runs as its user, whom another VM may get, ends before.
+    pub(super) async fn leave(&self) {
         if let Self::Jailed { jail, jails } = self
-            && let Err(error) = jails.remove(jail.vm())
+            && let Err(error) = jails.end_and_remove(jail.vm()).await
         {
             let vm = jail.vm();
             tracing::warn!(%vm, %error, "a jail stays until the next sweep");
         }
     }
+}
+
+/// Opens a file in a folder of the VMM's, where it may have put anything in the file's place.
+fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.nlink() != 1 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(file)
 }
 
 impl Quarters {

@@ -11,7 +11,7 @@ use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 
 /// The pipe's name in the VM's runtime folder.
 const PIPE: &str = "console.pipe";
@@ -24,15 +24,25 @@ pub(super) fn make(run_dir: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(&path, flags, Mode::empty())?)
 }
 
+/// What passes it on, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Serving(AbortHandle);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Passes on what the guest writes to whoever connects, one after another.
 pub(super) fn serve(
     run_dir: &Path,
     listener: std::os::unix::net::UnixListener,
-) -> io::Result<JoinHandle<()>> {
+) -> io::Result<Serving> {
     let mut pipe = pipe::OpenOptions::new().open_receiver(run_dir.join(PIPE))?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    Ok(tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         let mut chunk = vec![0; 4096];
         while let Ok((mut client, _)) = listener.accept().await {
             while let Ok(n @ 1..) = pipe.read(&mut chunk).await {
@@ -41,11 +51,12 @@ pub(super) fn serve(
                 }
             }
         }
-    }))
+    });
+    Ok(Serving(serving.abort_handle()))
 }
 
 /// The same for a VMM that an earlier process of this node started.
-pub(super) fn serve_again(run_dir: &Path) -> io::Result<JoinHandle<()>> {
+pub(super) fn serve_again(run_dir: &Path) -> io::Result<Serving> {
     let socket = run_dir.join(socket_name::CONSOLE);
     match std::fs::remove_file(&socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

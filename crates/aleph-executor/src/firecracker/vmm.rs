@@ -10,6 +10,7 @@ use super::link::Links;
 use super::memory::MemoryServer;
 use super::packing::Layer;
 use super::quarters::{Home, Way, name};
+use super::serial::Serving;
 use super::{Client, ClientError, Version, exit, packing};
 use crate::hypervisor::{Balloon, BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
 use crate::process::{Identity, Process};
@@ -26,11 +27,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::sync::{OnceCell, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::watch;
 
 /// How long a guest may take until its agent listens: its boot.
 const BOOT: Duration = Duration::from_secs(120);
+
+/// How long a VMM whose guest's memory is gone may take to be gone itself.
+const GOING: Duration = Duration::from_millis(500);
 
 /// How long writing a guest down may take: all of its memory is in it.
 const SAVE: Duration = Duration::from_secs(600);
@@ -51,7 +54,7 @@ pub(super) struct Begun {
     /// Where the memory of a template is written.
     pub(super) template: Option<Lent>,
     /// What passes its console on.
-    pub(super) console: AbortHandle,
+    pub(super) console: Serving,
     /// What fills its memory.
     pub(super) memory_server: Option<MemoryServer>,
     /// Whether KVM notes which pages its guest writes to.
@@ -124,19 +127,15 @@ pub(super) struct FirecrackerVmm {
     failure: Mutex<Option<String>>,
     /// Whether its guest runs, or did.
     begun: watch::Sender<bool>,
-    console: AbortHandle,
+    /// For as long as this lives.
+    _console: Serving,
     memory_server: Option<MemoryServer>,
     tracks: bool,
     base: Mutex<Option<Base>>,
     /// Those that are connected.
     links: Mutex<Option<Links>>,
-    left: OnceCell<()>,
-}
-
-impl Drop for FirecrackerVmm {
-    fn drop(&mut self) {
-        self.console.abort();
-    }
+    /// Whether all is taken away that it lived in, once that has begun.
+    left: OnceLock<watch::Receiver<bool>>,
 }
 
 impl FirecrackerVmm {
@@ -163,12 +162,12 @@ impl FirecrackerVmm {
             template,
             failure: Mutex::default(),
             begun: watch::Sender::new(is_adopted),
-            console,
+            _console: console,
             memory_server,
             tracks,
             base: Mutex::default(),
             links: Mutex::default(),
-            left: OnceCell::new(),
+            left: OnceLock::new(),
         }
     }
 
@@ -222,8 +221,9 @@ impl FirecrackerVmm {
             };
             tokio::select! {
                 how = server.ended() => {
-                    // A server sees its VMM end before we do.
-                    if !vmm.process.has_ended() {
+                    // A server sees its VMM end before we do: a large guest takes a while to go.
+                    let end = tokio::time::timeout(GOING, vmm.process.wait()).await;
+                    if end.is_err() {
                         vmm.end_because(format!("its memory server ended: {how}"));
                     }
                 }
@@ -266,26 +266,33 @@ impl FirecrackerVmm {
         (is_right && self.home.keeps_small_holes()).then_some(base)
     }
 
-    /// Takes away what it lived in, once it has ended.
+    /// Takes away what it lived in, once it has ended: once, whoever waits for it.
     async fn leave(self: &Arc<Self>) {
-        let vmm = Arc::clone(self);
-        let leave = || async {
-            if let Some(server) = &vmm.memory_server {
-                // It has the same user, whom another VM may get.
-                server.end().await;
-            }
-            let left = tokio::task::spawn_blocking(move || {
-                let links = vmm.links.lock().map(|mut links| links.take());
-                drop(links);
-                vmm.home.leave();
-                let template = vmm.template.as_ref();
-                if let Some(Err(error)) = template.map(Lent::take_back) {
-                    tracing::warn!(%error, "a template's memory stays its VMM's");
-                }
+        let begin = || {
+            let (done, left) = watch::channel(false);
+            let vmm = Arc::clone(self);
+            tokio::spawn(async move {
+                vmm.leave_now().await;
+                done.send_replace(true);
             });
-            let _ = left.await;
+            left
         };
-        self.left.get_or_init(leave).await;
+        let mut left = self.left.get_or_init(begin).clone();
+        let _ = left.wait_for(|left| *left).await;
+    }
+
+    async fn leave_now(self: Arc<Self>) {
+        if let Some(server) = &self.memory_server {
+            // It has the same user, whom another VM may get.
+            server.end().await;
+        }
+        let vmm = Arc::clone(&self);
+        let links = move || drop(vmm.links.lock().map(|mut links| links.take()));
+        let _ = tokio::task::spawn_blocking(links).await;
+        self.home.leave().await;
+        if let Some(Err(error)) = self.template.as_ref().map(Lent::take_back) {
+            tracing::warn!(%error, "a template's memory stays its VMM's");
+        }
     }
 
     async fn call(
@@ -483,7 +490,12 @@ impl Snapshot for Arc<FirecrackerVmm> {
         Box::pin(async {
             let info = async { self.client()?.get::<InstanceInfo>(SAVE).await };
             let info = info.await.map(drop);
-            info.map_err(|error| FirecrackerVmm::failed("describe itself", error))
+            info.map_err(|error| FirecrackerVmm::failed("describe itself", error))?;
+            // It has written all of it by now, for nobody.
+            for file in [name::SAVED_STATE, name::SAVED_MEMORY] {
+                self.home.remove(file)?;
+            }
+            Ok(())
         })
     }
 }

@@ -114,9 +114,8 @@ impl Node {
             let leaving = inner.leaving.subscribe();
             tokio::spawn(super::guard::guard(Arc::downgrade(&inner), watch, leaving));
         }
-        if let Some(after) = inner.config.reclaim_after {
-            tokio::spawn(super::reclaim::reclaim(Arc::downgrade(&inner), after));
-        }
+        let after = inner.config.reclaim_after;
+        tokio::spawn(super::reclaim::reclaim(Arc::downgrade(&inner), after));
         tokio::spawn(tend(Arc::downgrade(&inner), inner.config.sweep_interval));
         Ok(Self { inner })
     }

@@ -47,6 +47,8 @@ struct Idleness {
     /// When it was looked at last, and what it had used then.
     seen: (Instant, u64),
     is_done: bool,
+    /// Whether its balloon may have air in it that was not let out.
+    is_blown: bool,
 }
 
 impl Idleness {
@@ -55,6 +57,8 @@ impl Idleness {
             since: now,
             seen: (now, cpu_usec),
             is_done: false,
+            // A node that ended may have left it so.
+            is_blown: true,
         }
     }
 
@@ -76,8 +80,10 @@ impl Idleness {
     }
 }
 
-/// Looks at the guests of a node for as long as it is there.
-pub(super) async fn reclaim(inner: Weak<Inner>, after: Duration) {
+/// Looks at the guests of a node for as long as it is there. Where none is ever to be asked, air that
+/// an earlier process left in a balloon is let out all the same.
+pub(super) async fn reclaim(inner: Weak<Inner>, after: Option<Duration>) {
+    let after = after.unwrap_or(Duration::MAX);
     let step = (after / 4).clamp(Duration::from_millis(100), Duration::from_secs(60));
     let mut known: HashMap<VmId, Idleness> = HashMap::new();
     loop {
@@ -97,15 +103,14 @@ pub(super) async fn reclaim(inner: Weak<Inner>, after: Duration) {
             let now = Instant::now();
             let mut idleness = match known.remove(&vm.id()) {
                 Some(idleness) => idleness,
-                None => {
-                    // A node that ended may have left it blown up.
-                    if balloon.given().await.is_ok_and(|given| given.0 > 0) {
-                        let _ = balloon.ask(MiB(0)).await;
-                    }
-                    Idleness::new(now, used)
-                }
+                None => Idleness::new(now, used),
             };
+            if idleness.is_blown {
+                idleness.is_blown = balloon.ask(MiB(0)).await.is_err();
+            }
             if idleness.is_due(now, used, after) {
+                // Until the next round has let the air out, whatever became of it here.
+                idleness.is_blown = true;
                 match squeeze(&vm, balloon).await {
                     Ok(given) => tracing::debug!(vm = %vm.id(), mib = given.0, "memory came back"),
                     Err(error) => {

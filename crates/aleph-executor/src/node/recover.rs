@@ -60,10 +60,7 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
         return gone(&inner, &place).await;
     }
     let Some(identity) = place.recorded() else {
-        return match (gone(&inner, &place).await, to_start) {
-            (Found::Gone(_, removed), true) => Found::Unbegun(removed),
-            (found, _) => found,
-        };
+        return unbegun(&inner, &place, to_start).await;
     };
     let driver = match inner.executor.drivers().of(place.run_dir()) {
         Ok(driver) => driver,
@@ -80,6 +77,7 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     let vmm = match driver.adopt(identity, place.run_dir().to_owned()) {
         Ok(vmm) => Arc::from(vmm),
         Err(AdoptError::Gone) => return gone(&inner, &place).await,
+        Err(AdoptError::Unbegun) => return unbegun(&inner, &place, to_start).await,
         Err(error) => {
             tracing::error!(job = %actor.entry.id, error = %chain(&error), "a VMM cannot be looked at");
             return Found::Held(place.vm());
@@ -164,6 +162,14 @@ async fn go_on(vmm: &dyn Vmm, paused: &mut bool) {
         Err(error) => {
             tracing::warn!(error = %chain(&error), "a guest that was written down does not go on");
         }
+    }
+}
+
+/// Removes what is left of one that may never have had a guest.
+async fn unbegun(inner: &Inner, place: &Place, to_start: bool) -> Found {
+    match (gone(inner, place).await, to_start) {
+        (Found::Gone(_, removed), true) => Found::Unbegun(removed),
+        (found, _) => found,
     }
 }
 

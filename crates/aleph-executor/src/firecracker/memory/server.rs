@@ -93,7 +93,11 @@ fn run(how: Use) -> Result<(), MemoryServerError> {
         (Use::Record, Some(to)) => serving.recorder = Some(Recorder::new(to)),
         (Use::Prefetch, Some(from)) => {
             let runs = working_set::read(&from, &serving.regions);
-            let runs = runs.map_err(io("read the working set"))?;
+            // It is advice: without it pages come as they are touched.
+            let runs = runs.unwrap_or_else(|error| {
+                eprintln!("the working set is not used: {error}");
+                None
+            });
             serving.ahead = runs.unwrap_or_default();
             serving.ahead.reverse();
         }

@@ -115,12 +115,9 @@ impl Inner {
             return Err(SnapshotError::Ended.into());
         };
         // One that was adopted may be another driver's than new ones.
-        let driver = self
-            .executor
-            .drivers()
-            .of(&self.config.paths.vm_run(vm.id()));
-        let (driver, compatible_with) = match driver {
-            Ok(driver) => (driver.name(), driver.compatibility()),
+        let run_dir = self.config.paths.vm_run(vm.id());
+        let (driver, compatible_with) = match self.executor.drivers().of(&run_dir) {
+            Ok(driver) => (driver.name(), driver.compatibility_of(&run_dir)),
             Err(_) => ("unknown".to_owned(), String::new()),
         };
         let snapshot = Snapshot {
