@@ -131,19 +131,20 @@ pub(crate) fn outlive_the_daemon_and_the_server() -> Result<()> {
     client.stream()?;
     client.put(0..BEFORE)?;
     let (server, stream) = (nats.address(), ["--jetstream", "ORDERS"]);
-    let source = ["fn", "source", "tell", "--server", &server];
-    let how = ["--batch", "1", "--retries", "0"];
-    let id = world.daemon.ok(&[&source[..], &stream, &how].concat())?;
     let source = [
         "fn", "source", "reply", "--server", &server, "--nats", "ask.>", "--reply",
     ];
     world.daemon.ok(&source)?;
+    // Before there are messages to be given: all of them may be over by the time of an answer.
+    answers(&client);
+    let source = ["fn", "source", "tell", "--server", &server];
+    let how = ["--batch", "1", "--retries", "0"];
+    let id = world.daemon.ok(&[&source[..], &stream, &how].concat())?;
     let listed = world.daemon.ok(&["fn", "sources"])?;
     ensure!(
         listed.contains("jetstream:ORDERS") && listed.contains("ask.>"),
         "{listed}"
     );
-    answers(&client);
     wait_until("messages that were given", LIMIT, || {
         (numbers(&world).ok()?.len() >= 5).then_some(())
     });
