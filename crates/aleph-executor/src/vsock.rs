@@ -33,6 +33,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
 
+/// How long the first attempt may take to be answered, and any.
+const FIRST: Duration = Duration::from_secs(1);
+const EACH: Duration = Duration::from_secs(8);
+
 /// How long to wait before a port is tried again that nobody listened on: short beside the boot of a
 /// guest, long beside what an attempt costs.
 const AGAIN: Duration = Duration::from_millis(5);
@@ -117,10 +121,16 @@ impl From<VsockError> for io::Error {
 /// What the last attempt came to; where the time was over, what it had come to by then.
 pub async fn reach(socket: &Path, port: u32, limit: Duration) -> Result<UnixStream, VsockError> {
     let deadline = Instant::now() + limit;
+    let mut patience = FIRST;
     loop {
-        match connect_until(socket, port, deadline).await {
+        let until = deadline.min(Instant::now() + patience);
+        match connect_until(socket, port, until).await {
             Err(VsockError::Refused { .. }) if Instant::now() + AGAIN < deadline => {
                 sleep(AGAIN).await;
+            }
+            // What is asked of a guest whose driver is not up yet may never be answered.
+            Err(VsockError::Silent { .. }) if Instant::now() < deadline => {
+                patience = (patience * 2).min(EACH);
             }
             other => return other,
         }
@@ -323,5 +333,19 @@ mod tests {
             let error = reach(&socket, 7, limit).await.unwrap_err();
             assert!(matches!(error, VsockError::Silent { port: 7 }), "{error:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_never_answered_is_asked_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("v.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let vmm = tokio::spawn(async move {
+            let (_silent, _) = listener.accept().await.unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"OK 1\n").await.unwrap();
+        });
+        reach(&socket, 7, LIMIT).await.unwrap();
+        vmm.await.unwrap();
     }
 }
