@@ -319,12 +319,12 @@ impl Place {
     }
 
     /// The same once its group is empty, which is a moment after its VMM is seen to end; what else
-    /// is in there is killed. Blocks for a second at most.
+    /// is in there is killed. Blocks for ten seconds at most.
     ///
     /// # Errors
     /// As [`Place::remove`].
     pub fn remove_emptied(&self) -> Result<(), PlaceError> {
-        for _ in 0..100 {
+        for _ in 0..1000 {
             match self.remove() {
                 Err(_) if self.cgroup.as_ref().is_some_and(Cgroup::is_populated) => {
                     if let Some(cgroup) = &self.cgroup {
