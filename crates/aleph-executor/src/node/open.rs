@@ -64,7 +64,7 @@ impl Node {
         executor: Executor,
     ) -> Result<Self, NodeError> {
         let state = config.paths.state().to_owned();
-        let owned = own(&state)?;
+        let owned = own(&state).await?;
         host::raise_file_limit();
         let journal = Journal::open(&state.join("state.db"))?;
         let host_boot = boot_id().map_err(|source| ExecutorError::Host {
@@ -121,8 +121,12 @@ impl Node {
     }
 }
 
+/// How long a daemon that was killed may take to be gone: a child that it was starting has its lock
+/// until it is another program.
+const GOING: Duration = Duration::from_secs(1);
+
 /// The lock that keeps a second daemon away from a root.
-fn own(state: &Path) -> Result<File, NodeError> {
+async fn own(state: &Path) -> Result<File, NodeError> {
     let path = state.join("node.lock");
     let file = File::options()
         .create(true)
@@ -134,7 +138,15 @@ fn own(state: &Path) -> Result<File, NodeError> {
             what: format!("open {}", path.display()),
             source,
         })?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let began = Instant::now();
+    let locked = loop {
+        let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+        if locked != Err(rustix::io::Errno::WOULDBLOCK) || began.elapsed() > GOING {
+            break locked;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    match locked {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(NodeError::Owned(state.to_owned())),
         Err(error) => Err(ExecutorError::Host {
