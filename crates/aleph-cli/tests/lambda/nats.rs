@@ -226,8 +226,8 @@ fn what_is_due_fires_once(world: &mut World) -> Result<()> {
         let schedule = ["fn", "schedule", "tell", "--name", "once", "rate(1 days)"];
         let payload = ["--payload", &payload.to_string()];
         // The daemon may be gone before it has answered.
-        world.daemon.aleph(&[&schedule[..], &payload].concat())?;
-        wait_until("a daemon that dies", LIMIT, || {
+        let answer = world.daemon.aleph(&[&schedule[..], &payload].concat())?;
+        wait_until(&format!("a daemon that dies after {answer:?}"), LIMIT, || {
             world.daemon.is_gone().ok()?.then_some(())
         });
         world.daemon.kill_and_restart()?;

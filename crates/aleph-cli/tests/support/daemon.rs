@@ -85,7 +85,11 @@ impl Daemon {
         wait_until("the daemon's socket", LIMIT, || {
             let gone = self.child.try_wait().is_ok_and(|status| status.is_some());
             assert!(!gone, "the daemon ended: {}", self.log());
-            std::os::unix::net::UnixStream::connect(&socket).ok()
+            let connection = std::os::unix::net::UnixStream::connect(&socket).ok()?;
+            // A process that the killed daemon was about to start has its listener until it is
+            // another program: what connects until then is heard by nobody.
+            let listener = rustix::net::sockopt::socket_peercred(connection).ok()?;
+            (listener.pid.as_raw_nonzero().get().cast_unsigned() == self.pid()).then_some(())
         });
         Ok(())
     }
