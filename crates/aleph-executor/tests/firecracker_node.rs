@@ -63,6 +63,11 @@ fn main() {
         goes_on_from_a_snapshot,
     );
     add(
+        "a_further_snapshot_takes_what_has_changed",
+        &[open],
+        writes_down_what_has_changed,
+    );
+    add(
         "jobs_are_forked_and_go_on_themselves",
         &[older, jailed],
         forks,
@@ -113,18 +118,23 @@ impl Host {
     }
 
     async fn open(&self) -> Result<Node> {
-        self.open_with("", |_| {}).await
+        self.open_with(|_| {}, |_| {}).await
     }
 
-    /// The same with more words for the kernels.
-    async fn open_with(&self, words: &str, change: fn(&mut NodeConfig)) -> Result<Node> {
-        let driver = Arc::new(FirecrackerDriver::new(DriverConfig {
+    /// The same with other settings.
+    async fn open_with(
+        &self,
+        set: fn(&mut DriverConfig),
+        change: fn(&mut NodeConfig),
+    ) -> Result<Node> {
+        let mut config = DriverConfig {
             program: self.program.clone(),
             jail: self.jail.clone(),
             needs_kvm: false,
-            kernel_arguments: words.into(),
             ..DriverConfig::default()
-        }));
+        };
+        set(&mut config);
+        let driver = Arc::new(FirecrackerDriver::new(config));
         let began = Instant::now();
         loop {
             let mut config = NodeConfig::new(self.root.paths()?);
@@ -335,6 +345,44 @@ fn goes_on_from_a_snapshot(host: &Host) -> Result<()> {
     })
 }
 
+/// Without a disk: the second snapshot is the guest's memory alone.
+fn writes_down_what_has_changed(host: &Host) -> Result<()> {
+    block_on(async {
+        let tracks = |config: &mut DriverConfig| config.track_dirty_pages = true;
+        let node = host.open_with(tracks, |_| {}).await?;
+        let job = create(&node, shell(COUNTER, 0)).await?;
+        counted(&node, &job, 5).await?;
+        let first = node.snapshot(job.id, false).await?;
+        said(&node, &job, "echo changed > /root/file").await?;
+        let last = steps(&node, &job).await?.last().context("nothing")?.0;
+        counted(&node, &job, last + 5).await?;
+        let second = node.snapshot(job.id, false).await?;
+        // Told once a minute.
+        let began = Instant::now();
+        loop {
+            let told = node.stats(job.id).await?.vmm.unwrap_or_default();
+            let took = ["full", "diff"].map(|kind| {
+                let name = format!("latencies_us.{kind}_create_snapshot");
+                told.get(&name).copied().unwrap_or(0)
+            });
+            if took.iter().all(|took| *took > 0) {
+                break;
+            }
+            ensure!(began.elapsed() < LIMIT, "{told:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // The first one is not touched by what came later.
+        for (snapshot, kept) in [(second, "changed\n"), (first, "kept\n")] {
+            let again = node.restore(snapshot.id, RestoreRequest::default()).await?;
+            wait(&node, &again, JobState::Running).await?;
+            assert_eq!(said(&node, &again, "cat /root/file").await?, kept);
+            let begins = counted(&node, &again, 0).await?[0].0;
+            assert_eq!(begins > last, kept == "changed\n", "{begins} {last}");
+        }
+        host.close(node).await
+    })
+}
+
 fn forks(host: &Host) -> Result<()> {
     block_on(async {
         let node = host.open().await?;
@@ -406,7 +454,9 @@ fn fails_with_its_vmm(host: &Host) -> Result<()> {
 /// It hangs before it listens: with no root to go on with, its kernel stops where it panics.
 fn is_killed_in_boot(host: &Host) -> Result<()> {
     block_on(async {
-        let words = "rdinit=/nothing panic=0";
+        let words = |config: &mut DriverConfig| {
+            config.kernel_arguments = "rdinit=/nothing panic=0".into();
+        };
         let node = host.open_with(words, |_| {}).await?;
         let job = create(&node, shell(COUNTER, 0)).await?;
         wait(&node, &job, JobState::Starting).await?;
@@ -437,7 +487,7 @@ fn gives_memory_back(host: &Host) -> Result<()> {
     block_on(async {
         let often: fn(&mut NodeConfig) =
             |config| config.reclaim_after = Some(Duration::from_secs(3));
-        let node = host.open_with("", often).await?;
+        let node = host.open_with(|_| {}, often).await?;
         let script = "dd if=/dev/zero of=/root/file bs=1M count=80 2> /dev/null; sync; \
              cat /root/file | wc -c; exec sleep 1000";
         let mut spec = shell(script, 128);

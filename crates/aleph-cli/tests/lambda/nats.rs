@@ -227,9 +227,11 @@ fn what_is_due_fires_once(world: &mut World) -> Result<()> {
         let payload = ["--payload", &payload.to_string()];
         // The daemon may be gone before it has answered.
         let answer = world.daemon.aleph(&[&schedule[..], &payload].concat())?;
-        wait_until(&format!("a daemon that dies after {answer:?}"), LIMIT, || {
-            world.daemon.is_gone().ok()?.then_some(())
-        });
+        wait_until(
+            &format!("a daemon that dies after {answer:?}"),
+            LIMIT,
+            || world.daemon.is_gone().ok()?.then_some(()),
+        );
         world.daemon.kill_and_restart()?;
         let of_place = |world: &World| {
             let given = given(world)?;

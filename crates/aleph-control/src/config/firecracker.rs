@@ -40,6 +40,9 @@ pub(super) fn settings(value: &DeValue<'_>) -> Parsed<JailConfig> {
                     "has to be \"file\", \"userfaultfd\" or \"prefetch\"",
                 )]),
             },
+            "track_dirty_pages" => {
+                value::boolean(value).map(|tracks| config.track_dirty_pages = tracks)
+            }
             "chroot_base" => value::absolute(value).map(|path| config.chroot_base = Some(path)),
             _ => Err(vec![Fault::new("there is no such key")]),
         };
@@ -62,6 +65,7 @@ pub(super) fn shown(config: &JailConfig) -> Value {
         uid_range,
         chroot_base,
         memory,
+        track_dirty_pages,
     } = config;
     let text = |path: &Path| Value::String(path.to_string_lossy().into_owned());
     let mut table = Table::new();
@@ -76,6 +80,8 @@ pub(super) fn shown(config: &JailConfig) -> Value {
     }
     table.insert("jailed".into(), Value::Boolean(*jailed));
     table.insert("memory".into(), Value::String(memory.name().into()));
+    let tracks = Value::Boolean(*track_dirty_pages);
+    table.insert("track_dirty_pages".into(), tracks);
     table.insert("uid_range".into(), Value::String(uid_range.to_string()));
     Value::Table(table)
 }

@@ -183,6 +183,7 @@ fn firecracker(paths: &Paths, config: &ExecutorConfig, jails: Option<Jails>) -> 
         // Only what stands for Firecracker runs guests without it.
         needs_kvm: config.accelerator != Some(Accelerator::Tcg),
         memory: config.firecracker.memory.clone(),
+        track_dirty_pages: config.firecracker.track_dirty_pages,
         ..DriverConfig::default()
     }))
 }

@@ -23,6 +23,9 @@ pub struct JailConfig {
     pub chroot_base: Option<PathBuf>,
     /// `memory`: how VMs that go on from a template come to its memory.
     pub memory: MemoryMode,
+    /// `track_dirty_pages`: whether KVM notes which pages guests write to, so that a job's next
+    /// snapshot takes what has changed since the last one. It costs a fault for each page.
+    pub track_dirty_pages: bool,
 }
 
 impl Default for JailConfig {
@@ -34,6 +37,7 @@ impl Default for JailConfig {
             uid_range: UidRange::default(),
             chroot_base: None,
             memory: MemoryMode::File,
+            track_dirty_pages: false,
         }
     }
 }
