@@ -21,8 +21,12 @@ impl Results {
         Ok(Self(groups))
     }
 
+    /// Puts rows in the place of those of before. A group of which nothing could be measured
+    /// leaves those there.
     pub(crate) fn replace(&mut self, group: &str, rows: &[Row]) -> Result<()> {
-        self.0.insert(group.to_owned(), serde_json::to_value(rows)?);
+        if rows.iter().any(|row| !row.median.is_nan()) || !self.0.contains_key(group) {
+            self.0.insert(group.to_owned(), serde_json::to_value(rows)?);
+        }
         Ok(())
     }
 
@@ -42,14 +46,17 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("results.json");
         let mut results = Results::read(&file)?;
-        results.replace("boot", &[Row::new("a", "ms", &[1.0])])?;
+        // One whose last digit is lost where it is read in a hurry.
+        results.replace("boot", &[Row::new("a", "ms", &[0.103_202_999_999_999_99])])?;
         results.replace("size", &[Row::new("b", "KiB", &[2.0])])?;
         results.write(&file)?;
         let mut later = Results::read(&file)?;
         assert_eq!(later, results);
-        later.replace("size", &[])?;
+        later.replace("size", &[Row::new("c", "KiB", &[])])?;
+        assert_eq!(later, results);
+        later.replace("size", &[Row::new("c", "KiB", &[3.0])])?;
         assert_eq!(later.0.get("boot"), results.0.get("boot"));
-        assert_eq!(later.0.get("size"), Some(&Value::Array(Vec::new())));
+        assert_ne!(later.0.get("size"), results.0.get("size"));
         Ok(())
     }
 }

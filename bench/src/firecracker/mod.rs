@@ -31,9 +31,9 @@ const MADE: usize = 60;
 const BESIDE: usize = 4;
 
 const BOOT: &str = "VM of Firecracker: asked for to InstanceStart acknowledged";
-const RESTORE: &str = "VM of Firecracker: asked for to the first letter of a restored guest";
-const NODE: &str = "node's memory for each VM";
-const RATE: &str = "VMs made and booted, four beside each other";
+const RESTORE: &str = "VM of Firecracker: asked for to the first letter of a restored small guest";
+const NODE: &str = "memory of the process that drives VMs, for each one";
+const RATE: &str = "VMs to InstanceStart acknowledged, four beside each other";
 
 /// What is there to be measured with.
 pub(super) struct Programs {
@@ -93,7 +93,7 @@ fn modes(bench: &Bench) -> [(&'static str, MemoryMode); 3] {
 
 fn clone_names(mode: &str) -> [String; 2] {
     [
-        format!("clone by {mode}: asked for to its first letter"),
+        format!("clone of a small guest by {mode}: asked for to its first letter"),
         format!("clone by {mode}: memory after it, server included"),
     ]
 }
@@ -174,7 +174,6 @@ async fn cost(driver: &FirecrackerDriver, guest: &Guest) -> Result<Row> {
     let row = Row::new(NODE, "MiB", &[each]);
     Ok(Row {
         reference: format!("{AT_ONCE} at once"),
-        n: AT_ONCE,
         ..row.at_most(0.5)
     })
 }
@@ -190,8 +189,10 @@ async fn rate(driver: &FirecrackerDriver, guest: &Guest) -> Result<Row> {
     for life in lives {
         life.end().await?;
     }
-    let row = Row::new(RATE, "VMs/s", &[rate]);
-    Ok(Row { n: MADE, ..row })
+    Ok(Row {
+        reference: format!("{MADE} in all"),
+        ..Row::new(RATE, "VMs/s", &[rate])
+    })
 }
 
 /// What a clone's memory costs in time and space, whatever fills it.

@@ -3,13 +3,14 @@
 
 use super::Programs;
 use super::life::{Guest, MEMORY, Template};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The user of its VMs.
-const UID: u32 = 1_900_000_000;
+/// The user of its VMs, whom no node gives to one of its own.
+const UID: u32 = 1_800_000_000;
 
 pub(super) struct Script {
     dir: PathBuf,
@@ -92,8 +93,11 @@ head -c 1 <&8 >/dev/null
             .stdin(Stdio::null())
             .status()?;
         let took = began.elapsed();
-        let pid = std::fs::read_to_string(self.dir.join("pid"))?;
-        Command::new("kill").args(["-9", pid.trim()]).status()?;
+        let pid = std::fs::read_to_string(self.dir.join("pid"));
+        let pid = pid.with_context(|| format!("{} ended with {status}", script.display()))?;
+        if let Some(vm) = Pid::from_raw(pid.trim().parse()?) {
+            kill_process(vm, Signal::KILL)?;
+        }
         let gone = || (!Path::new("/proc").join(pid.trim()).exists()).then_some(());
         aleph_testkit::wait_until("the script's VM to be gone", Duration::from_secs(10), gone);
         std::fs::remove_dir_all(self.dir.join("jail"))?;

@@ -57,7 +57,7 @@ fn an_image_whose_filesystem_the_guest_cannot_mount() -> Result<()> {
         node.root.path().join("kernels"),
         store.path().join("kernels"),
     )?;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_aleph"));
+    let mut command = support::aleph();
     command
         .arg("--root")
         .arg(store.path())

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// A node whose daemon runs as a process of its own. Its jobs are removed and it is stopped by
 /// [`Daemon::end`]; a test that fails before leaves that to [`Drop`].
@@ -75,9 +76,26 @@ impl Daemon {
         std::fs::write(&file, config)?;
         let mut command = self.node.command(&["up", "--config"]);
         command.arg(&file).args(words);
-        let ended = Ended::of(command.env_remove("ALEPH_NO_NETWORK").output()?)?;
-        anyhow::ensure!(ended.code != 0, "it came up: {ended:?}");
-        Ok(ended.stderr)
+        let log = self.node.root.path().join("refused.log");
+        command.stdout(Stdio::null()).stderr(File::create(&log)?);
+        let mut refused = command.env_remove("ALEPH_NO_NETWORK").spawn()?;
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = refused.try_wait()? {
+                break status;
+            }
+            if began.elapsed() > LIMIT {
+                refused.kill()?;
+                break refused.wait()?;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let said = std::fs::read_to_string(log)?;
+        anyhow::ensure!(
+            status.code().is_some_and(|code| code != 0),
+            "{status}: {said}"
+        );
+        Ok(said)
     }
 
     fn wait_until_up(&mut self) -> Result<()> {

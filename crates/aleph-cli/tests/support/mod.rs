@@ -22,6 +22,32 @@ pub(crate) struct Node {
     pub(crate) root: TestRoot,
 }
 
+/// What a user's shell may say to aleph, and to what would come of a test.
+const SAID: [&str; 13] = [
+    "ALEPH_ACCEL",
+    "ALEPH_ACCOUNT",
+    "ALEPH_CACERT",
+    "ALEPH_CONFIG",
+    "ALEPH_HOST",
+    "ALEPH_HYPERVISOR",
+    "ALEPH_LOG",
+    "ALEPH_QEMU",
+    "ALEPH_ROOT",
+    "ALEPH_TOKEN",
+    "FIRECRACKER_BIN",
+    "JAILER_BIN",
+    "RUST_BACKTRACE",
+];
+
+/// The program under test, whatever the shell of whoever runs the tests says to it.
+pub(crate) fn aleph() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aleph"));
+    for name in SAID {
+        command.env_remove(name);
+    }
+    command
+}
+
 impl Node {
     /// A node with a kernel and the busybox image.
     pub(crate) fn new() -> Result<Self> {
@@ -38,18 +64,10 @@ impl Node {
     }
 
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aleph"));
+        let mut command = aleph();
         command.arg("--root").arg(self.root.path()).args(words);
         command
-            .env_remove("ALEPH_ROOT")
-            .env_remove("ALEPH_LOG")
-            .env_remove("ALEPH_HOST")
-            .env_remove("ALEPH_TOKEN")
-            .env_remove("ALEPH_ACCOUNT")
-            .env_remove("ALEPH_CONFIG")
             .env("ALEPH_NO_NETWORK", "true")
-            .env_remove("RUST_BACKTRACE");
-        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
