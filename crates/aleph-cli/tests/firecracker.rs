@@ -4,7 +4,8 @@
 
 mod support;
 
-use aleph_testkit::wait_until;
+use aleph_image::Recipe;
+use aleph_testkit::{functions, recipe_image, wait_until};
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
@@ -18,7 +19,7 @@ const VERSION: &str = "1.16.1";
 type Test = fn() -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 6] = [
+    let tests: [(&str, Test); 7] = [
         ("a_job_lives_in_a_jail", a_job_lives_in_a_jail),
         ("who_launched_a_vm_adopts_it", who_launched_a_vm_adopts_it),
         (
@@ -31,15 +32,23 @@ fn main() {
         ),
         ("what_is_missing_is_told", what_is_missing_is_told),
         ("a_run_without_a_daemon", a_run_without_a_daemon),
+        (
+            "a_process_beside_a_clone_fills_its_memory",
+            a_process_beside_a_clone_fills_its_memory,
+        ),
     ];
     let root = rustix::process::geteuid().is_root();
     let trials = tests.into_iter().map(|(name, test)| {
         let trial = Trial::test(name, move || {
             Ok(test().map_err(|error| format!("{error:?}"))?)
         });
-        match root {
-            true => trial,
-            false => trial.with_kind("needs root").with_ignored_flag(true),
+        let is_served = name == "a_process_beside_a_clone_fills_its_memory";
+        match (root, is_served && !Path::new("/dev/userfaultfd").exists()) {
+            (true, false) => trial,
+            (false, _) => trial.with_kind("needs root").with_ignored_flag(true),
+            (true, true) => trial
+                .with_kind("needs /dev/userfaultfd")
+                .with_ignored_flag(true),
         }
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit()
@@ -296,13 +305,81 @@ fn what_is_missing_is_told() -> Result<()> {
         for word in [why, "hypervisor", "aleph setup firecracker"] {
             assert!(said.contains(word), "no {word:?} in {said}");
         }
-        // Who leaves the choice to the node gets one.
-        daemon.kill_and_restart_with(&config.config("auto", ""))?;
-        assert_eq!(
-            daemon.ok(&["run", "--rm", "-q", "busybox", "echo", "up"])?,
-            "up"
-        );
+        daemon.kill_and_restart()?;
     }
+    daemon.end()
+}
+
+/// What memory servers a node has: as their VMs' folders say, and alive.
+fn servers(daemon: &Daemon) -> Result<Vec<i64>> {
+    let vms = daemon.node.root.path().join("run/vms");
+    let mut servers = Vec::new();
+    for vm in fs::read_dir(vms).into_iter().flatten() {
+        let Ok(text) = fs::read(vm?.path().join("memory-server.json")) else {
+            continue;
+        };
+        let identity: Value = serde_json::from_slice(&text)?;
+        let pid = identity["pid"].as_i64().context("no pid")?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains("memory-server") {
+            servers.push(pid);
+        }
+    }
+    Ok(servers)
+}
+
+/// The records of what clones of the node's templates need first.
+fn working_sets(root: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![root.to_owned()];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(path);
+            } else if path.to_string_lossy().ends_with(".working-set") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// A function's clones are served by a process each of this very program, and go with their daemon;
+/// the next one's are served in turn, and begin with what those needed first.
+fn a_process_beside_a_clone_fills_its_memory() -> Result<()> {
+    recipe_image(Recipe::Python311)?;
+    let programs = Programs::new()?;
+    let mut daemon = Daemon::configured(
+        &programs.config("firecracker", "memory = \"prefetch\""),
+        &[],
+    )?;
+    let root = daemon.node.root.path().to_owned();
+    let zip = root.join("app.zip");
+    let source = b"def handler(event, context):\n    return event * 2\n";
+    fs::write(&zip, functions::zip(&[("app.py", 0o644, source)])?)?;
+    let zip = zip.display().to_string();
+    let create = ["fn", "create", "twice", "--runtime", "python3.11", "--wait"];
+    daemon.ok(&[&create[..], &["--handler", "app.handler", "--zip", &zip]].concat())?;
+    let invoke = ["fn", "invoke", "twice", "--payload", "21"];
+    assert_eq!(daemon.ok(&invoke)?, "42");
+    let before = servers(&daemon)?;
+    assert!(!before.is_empty(), "nobody serves: {}", daemon.log());
+
+    daemon.kill_and_restart()?;
+    assert_eq!(daemon.ok(&invoke)?, "42");
+    let now = servers(&daemon)?;
+    assert!(!now.is_empty(), "nobody serves: {}", daemon.log());
+    wait_until("servers to go with their clones", LIMIT, || {
+        let gone =
+            |pid: &i64| now.contains(pid) || !Path::new("/proc").join(pid.to_string()).exists();
+        before.iter().all(gone).then_some(())
+    });
+    assert!(!working_sets(&root).is_empty(), "nothing was recorded");
+    daemon.ok(&["fn", "rm", "twice"])?;
+    wait_until("jails that are gone", LIMIT, || {
+        jailed(&root.join("jail")).is_empty().then_some(())
+    });
     daemon.end()
 }
 

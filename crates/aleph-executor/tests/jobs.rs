@@ -201,6 +201,46 @@ async fn jobs_go_on_where_they_were_when_their_daemon_comes_back() -> Result<()>
 }
 
 #[tokio::test]
+async fn a_vm_that_cannot_be_looked_at_is_let_be_until_it_goes_by_force() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let driver = ScriptedDriver::new([]);
+    let node = open(root.path(), &driver).await?;
+    let id = create(&node, spec(&["sleep"])).await?.id;
+    let vm = wait(&node, id, JobState::Running).await?.vm;
+    leave(node).await;
+    let vm = vm.context("no VM")?.to_string();
+    let signature = root
+        .paths()?
+        .run()
+        .join("vms")
+        .join(&vm)
+        .join("driver.json");
+    std::fs::write(&signature, "torn")?;
+    let node = open(root.path(), &driver).await?;
+    let held = wait(&node, id, JobState::Unknown).await?;
+    let reason = held.reason.unwrap_or_default();
+    assert!(reason.contains("who launched its VMM"), "{reason}");
+    for refused in [
+        node.stop(id, None).await.err(),
+        node.destroy(id, false).await.err(),
+    ] {
+        let error = refused.context("it was done")?;
+        assert_eq!(error.class(), ErrorClass::Conflict, "{error}");
+    }
+    // As it was: nobody has touched it.
+    std::fs::remove_file(&signature)?;
+    leave(node).await;
+    let node = open(root.path(), &driver).await?;
+    wait(&node, id, JobState::Running).await?;
+    leave(node).await;
+    std::fs::write(&signature, "torn")?;
+    let node = open(root.path(), &driver).await?;
+    wait(&node, id, JobState::Unknown).await?;
+    node.destroy(id, true).await?;
+    close(&root, node).await
+}
+
+#[tokio::test]
 async fn a_host_that_lost_power_restarts_what_its_policy_says() -> Result<()> {
     let root = TestRoot::empty()?;
     let driver = ScriptedDriver::new([]);

@@ -126,6 +126,13 @@ impl Facts {
         // does not.
         let broken = [Version::new(1, 16, 0), Version::new(1, 16, 1)];
         let program = self.firecracker.as_ref().ok()?;
+        if program.version < Version::new(1, 12, 0) {
+            return Some(
+                "guests of Firecracker before 1.12 cannot go on from a snapshot with a network of \
+                 their own, as those of functions do: install another release, such as with aleph \
+                 setup firecracker",
+            );
+        }
         broken.contains(&program.version).then_some(
             "Firecracker 1.16.0 and 1.16.1 take no new connection to a guest that was paused, so \
              that a node that is restarted cannot take it over: install another release, such as \
@@ -312,8 +319,11 @@ mod tests {
     }
 
     fn defective(name: &str) -> Result<Program, LaunchError> {
+        of(name, Version::new(1, 16, 1))
+    }
+
+    fn of(name: &str, version: Version) -> Result<Program, LaunchError> {
         let program = program(name, 0)?;
-        let version = Version::new(1, 16, 1);
         Ok(Program { version, ..program })
     }
 
@@ -336,7 +346,7 @@ mod tests {
     #[test]
     fn auto_takes_firecracker_only_where_all_of_it_works() {
         let missing = |name| missing(name);
-        let bad: [(Facts, &str); 10] = [
+        let bad: [(Facts, &str); 11] = [
             (
                 Facts {
                     virtualisation: LIES,
@@ -416,6 +426,14 @@ mod tests {
                     ..good()
                 },
                 "take no new connection",
+            ),
+            (
+                Facts {
+                    firecracker: of("firecracker", Version::new(1, 11, 0)),
+                    jailer: Some(of("jailer", Version::new(1, 11, 0))),
+                    ..good()
+                },
+                "before 1.12",
             ),
         ];
         for (facts, why) in bad {

@@ -8,6 +8,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
@@ -15,6 +16,9 @@ use tokio::task::AbortHandle;
 
 /// The pipe's name in the VM's runtime folder.
 const PIPE: &str = "console.pipe";
+
+/// How long before another client is waited for, where one could not be had.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Makes the pipe; gives the end for the VMM.
 pub(super) fn make(run_dir: &Path) -> io::Result<OwnedFd> {
@@ -44,7 +48,12 @@ pub(super) fn serve(
     let listener = UnixListener::from_std(listener)?;
     let serving = tokio::spawn(async move {
         let mut chunk = vec![0; 4096];
-        while let Ok((mut client, _)) = listener.accept().await {
+        loop {
+            let Ok((mut client, _)) = listener.accept().await else {
+                // Such as for want of descriptors: there will be some.
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            };
             while let Ok(n @ 1..) = pipe.read(&mut chunk).await {
                 if client.write_all(&chunk[..n]).await.is_err() {
                     break;

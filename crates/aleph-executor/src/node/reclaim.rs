@@ -4,12 +4,14 @@
 //! guest lives: only the guest knows that it could do without. Where the VMM has a balloon
 //! ([`Balloon`]), a guest that has been idle for a while is asked for all that its programs do not
 //! need but a reserve, and may have it again at once. Whatever it takes then is new memory; until it
-//! does, the host has it. A guest is asked once, and again only after it has done something.
+//! does, the host has it. A guest is asked once, and again only after it has done something. A few are
+//! asked at a time, each by a task of its own: one that is slow to answer holds up no other for long.
 //!
 //! # Failure cases
 //! | what | then |
 //! | --- | --- |
-//! | it gives no answer, or nothing | it is let be until it has done something |
+//! | it gives nothing | it is let be until it has done something |
+//! | it gives no answer | it is asked again once it has been idle for as long once more |
 //! | its programs want memory meanwhile | its kernel takes it out of the balloon again |
 //! | the node ends meanwhile | whoever comes next lets the air out |
 //! | its VMM has no balloon | nothing |
@@ -17,13 +19,16 @@
 use super::entry::{Entry, lock};
 use super::inner::Inner;
 use super::stats::cpu_of;
+use crate::cgroup::Cgroup;
 use crate::hypervisor::{Balloon, Vmm, VmmError};
 use crate::lifecycle::State;
+use crate::process::Identity;
 use crate::vm::Vm;
 use aleph_types::{MiB, VmId};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 /// How much of one processor a guest uses that has nothing to do.
 const IDLE: f64 = 0.02;
@@ -37,16 +42,21 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it may take for all of it.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// How many guests are asked at a time.
+const AT_ONCE: usize = 8;
+
 /// How often it is looked at meanwhile.
 const STEP: Duration = Duration::from_millis(50);
 
 /// How long a guest has had nothing to do.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Idleness {
     since: Instant,
     /// When it was looked at last, and what it had used then.
     seen: (Instant, u64),
     is_done: bool,
+    /// Whether a task is about it.
+    is_busy: bool,
     /// Whether its balloon may have air in it that was not let out.
     is_blown: bool,
 }
@@ -57,6 +67,7 @@ impl Idleness {
             since: now,
             seen: (now, cpu_usec),
             is_done: false,
+            is_busy: false,
             // A node that ended may have left it so.
             is_blown: true,
         }
@@ -74,9 +85,12 @@ impl Idleness {
     }
 
     /// It has been asked, which was work, too.
-    fn done(&mut self, now: Instant, cpu_usec: u64) {
+    fn done(&mut self, now: Instant, cpu_usec: u64, answered: bool) {
         self.seen = (now, cpu_usec);
-        self.is_done = true;
+        self.is_done = answered;
+        if !answered {
+            self.since = now;
+        }
     }
 }
 
@@ -86,38 +100,50 @@ pub(super) async fn reclaim(inner: Weak<Inner>, after: Option<Duration>) {
     let after = after.unwrap_or(Duration::MAX);
     let step = (after / 4).clamp(Duration::from_millis(100), Duration::from_secs(60));
     let mut known: HashMap<VmId, Idleness> = HashMap::new();
+    let mut tasks = JoinSet::new();
     loop {
         tokio::time::sleep(step).await;
         let Some(inner) = inner.upgrade() else { return };
         if *inner.leaving.borrow() {
             return;
         }
+        while let Some(ended) = tasks.try_join_next() {
+            let Ok(Asked { vm, is_blown, used }) = ended else {
+                continue;
+            };
+            if let Some(idleness) = known.get_mut(&vm) {
+                idleness.is_busy = false;
+                idleness.is_blown = is_blown;
+                if let Some((used, answered)) = used {
+                    idleness.done(Instant::now(), used, answered);
+                }
+            }
+        }
         let entries: Vec<Arc<Entry>> = lock(&inner.jobs).all().map(Arc::clone).collect();
         let mut seen = HashMap::new();
         for entry in entries {
-            let Some(vm) = running(&entry) else { continue };
-            let Some(vmm) = vm.vmm() else { continue };
-            let (Some(balloon), Some(used)) = (vmm.balloon(), inner.used(&vm, &*vmm)) else {
+            let Some(vm) = entry.live().map(|live| live.vm) else {
                 continue;
             };
-            let now = Instant::now();
-            let mut idleness = match known.remove(&vm.id()) {
-                Some(idleness) => idleness,
-                None => Idleness::new(now, used),
-            };
-            if idleness.is_blown {
-                idleness.is_blown = balloon.ask(MiB(0)).await.is_err();
+            let before = known.remove(&vm.id());
+            if let Some(busy) = before.as_ref().filter(|before| before.is_busy) {
+                seen.insert(vm.id(), busy.clone());
+                continue;
             }
-            if idleness.is_due(now, used, after) {
-                // Until the next round has let the air out, whatever became of it here.
-                idleness.is_blown = true;
-                match squeeze(&vm, balloon).await {
-                    Ok(given) => tracing::debug!(vm = %vm.id(), mib = given.0, "memory came back"),
-                    Err(error) => {
-                        tracing::debug!(vm = %vm.id(), %error, "a guest gives nothing back");
-                    }
-                }
-                idleness.done(Instant::now(), inner.used(&vm, &*vmm).unwrap_or(used));
+            if !runs(&entry) {
+                continue;
+            }
+            let Some(vmm) = vm.vmm().filter(|vmm| vmm.balloon().is_some()) else {
+                continue;
+            };
+            let meter = Meter::of(&inner, &vm, &*vmm);
+            let Some(used) = meter.read() else { continue };
+            let now = Instant::now();
+            let mut idleness = before.unwrap_or_else(|| Idleness::new(now, used));
+            let is_due = idleness.is_due(now, used, after);
+            if (is_due || idleness.is_blown) && tasks.len() < AT_ONCE {
+                idleness.is_busy = true;
+                tasks.spawn(ask(entry, vm.clone(), (vmm, meter), is_due));
             }
             seen.insert(vm.id(), idleness);
         }
@@ -126,40 +152,80 @@ pub(super) async fn reclaim(inner: Weak<Inner>, after: Option<Duration>) {
     }
 }
 
-/// The VM of a job, where it runs and its processes do.
-fn running(entry: &Entry) -> Option<Vm> {
-    let live = entry.live()?;
-    let runs = live.vm.status().state == State::Running && !live.stands_still;
-    runs.then_some(live.vm)
+/// What became of a guest that was asked, or of its balloon alone.
+struct Asked {
+    vm: VmId,
+    is_blown: bool,
+    /// Where it was asked: what it has used by now, and whether it answered.
+    used: Option<(u64, bool)>,
 }
 
-impl Inner {
-    /// Processor time that a VM has used, in microseconds.
-    fn used(&self, vm: &Vm, vmm: &dyn Vmm) -> Option<u64> {
-        let tree = self.executor.cgroups();
-        let group = tree.map(|tree| tree.group(&vm.id().to_string()));
-        let of_group = group.and_then(|group| group.cpu_usec());
-        of_group.or_else(|| cpu_of(&vmm.identity()))
+/// Lets the air out of a balloon, and asks its guest where that is due.
+async fn ask(entry: Arc<Entry>, vm: Vm, of: (Arc<dyn Vmm>, Meter), is_due: bool) -> Asked {
+    let (vmm, meter) = of;
+    let (id, mut is_blown) = (vm.id(), true);
+    let mut used = None;
+    if let Some(balloon) = vmm.balloon() {
+        if is_due {
+            let squeezed = squeeze(&entry, &vm, balloon).await;
+            match &squeezed {
+                Ok(given) => tracing::debug!(vm = %id, mib = given.0, "memory came back"),
+                Err(error) => tracing::debug!(vm = %id, %error, "a guest gives nothing back"),
+            }
+            used = meter.read().map(|used| (used, squeezed.is_ok()));
+        }
+        // Whatever became of it; where it fails, the next round does it.
+        is_blown = balloon.ask(MiB(0)).await.is_err();
+    }
+    Asked {
+        vm: id,
+        is_blown,
+        used,
     }
 }
 
-/// Asks a guest for what its programs do not need, and lets it have that again. Gives how much the
-/// host got.
-async fn squeeze(vm: &Vm, balloon: &dyn Balloon) -> Result<MiB, VmmError> {
+/// Whether the VM of a job runs, and its processes do.
+fn runs(entry: &Entry) -> bool {
+    entry
+        .live()
+        .is_some_and(|live| live.vm.status().state == State::Running && !live.stands_still)
+}
+
+/// Where it is read how much processor time a VM has used.
+struct Meter {
+    group: Option<Cgroup>,
+    vmm: Identity,
+}
+
+impl Meter {
+    fn of(inner: &Inner, vm: &Vm, vmm: &dyn Vmm) -> Self {
+        let tree = inner.executor.cgroups();
+        Self {
+            group: tree.map(|tree| tree.group(&vm.id().to_string())),
+            vmm: vmm.identity(),
+        }
+    }
+
+    /// In microseconds.
+    fn read(&self) -> Option<u64> {
+        let of_group = self.group.as_ref().and_then(Cgroup::cpu_usec);
+        of_group.or_else(|| cpu_of(&self.vmm))
+    }
+}
+
+/// Asks a guest for what its programs do not need. Gives how much the host got.
+async fn squeeze(entry: &Entry, vm: &Vm, balloon: &dyn Balloon) -> Result<MiB, VmmError> {
     let silent = || VmmError::Silent { command: "usage" };
     let agent = vm.agent().map_err(|_| silent())?;
     let usage = tokio::time::timeout(PATIENCE, agent.usage()).await;
     let usage = usage.ok().and_then(Result::ok).ok_or_else(silent)?;
     let wanted = spare(usage.memory_total, usage.memory_available);
-    if wanted < LEAST {
+    // One that is about to be written down is written down with all that it has.
+    if wanted < LEAST || !runs(entry) {
         return Ok(MiB(0));
     }
-    let given = match balloon.ask(wanted).await {
-        Ok(()) => filled(balloon, wanted).await,
-        Err(error) => Err(error),
-    };
-    balloon.ask(MiB(0)).await?;
-    given
+    balloon.ask(wanted).await?;
+    filled(entry, balloon, wanted).await
 }
 
 /// What a guest can do without: what is available, but an eighth of all it has.
@@ -169,10 +235,10 @@ fn spare(total: u64, available: u64) -> MiB {
 }
 
 /// Waits until a balloon has its size, or no longer grows.
-async fn filled(balloon: &dyn Balloon, wanted: MiB) -> Result<MiB, VmmError> {
+async fn filled(entry: &Entry, balloon: &dyn Balloon, wanted: MiB) -> Result<MiB, VmmError> {
     let began = Instant::now();
     let (mut given, mut grew) = (MiB(0), began);
-    while given < wanted && grew.elapsed() < PATIENCE && began.elapsed() < LIMIT {
+    while given < wanted && grew.elapsed() < PATIENCE && began.elapsed() < LIMIT && runs(entry) {
         tokio::time::sleep(STEP).await;
         let now = balloon.given().await?;
         if now > given {
@@ -201,11 +267,15 @@ mod tests {
         // Nothing was asked yet: it still is to be.
         assert!(idleness.is_due(at(131), 2_690_000, after));
         // To give memory is work that does not count.
-        idleness.done(at(133), 4_000_000);
+        idleness.done(at(133), 4_000_000, true);
         assert!(!idleness.is_due(at(300), 4_000_000, after));
         assert!(!idleness.is_due(at(301), 5_000_000, after));
         assert!(!idleness.is_due(at(330), 5_000_000, after));
         assert!(idleness.is_due(at(361), 5_000_000, after));
+        // One that said nothing may be busy with something else.
+        idleness.done(at(363), 5_000_000, false);
+        assert!(!idleness.is_due(at(422), 5_000_000, after));
+        assert!(idleness.is_due(at(423), 5_000_000, after));
     }
 
     #[test]

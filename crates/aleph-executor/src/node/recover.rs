@@ -5,6 +5,7 @@
 //! | a VM that was to start, and no record of its VMM | its command never ran: it starts anew |
 //! | a row, and no place | it is gone: the row goes, and the job's end is the one that is journaled, or lost |
 //! | a place that another process holds | hands off, and another look with each sweep |
+//! | a VMM that cannot be looked at | the same; whoever destroys its job by force has it ended and removed |
 //! | a place of an earlier boot of the host | removed; the job was lost |
 //! | a VMM of a driver that this node has not | ended and removed; the job was lost |
 //! | a place without a VMM | removed; the job's end is the one that is journaled, or lost |
@@ -30,8 +31,8 @@ use tokio::task::JoinSet;
 pub(super) enum Found {
     /// A VM that runs, and what is done beside its job's actor.
     Vm(Vm, JoinSet<()>),
-    /// One that another process holds.
-    Held(VmId),
+    /// One that nothing can be done with now, and why.
+    Held(VmId, String),
     /// One that was to start, and whose guest never got its command; and whether its objects
     /// could be removed.
     Unbegun(Result<(), String>),
@@ -48,7 +49,7 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
         None if job.vm.is_some() && to_start => return Found::Unbegun(Ok(())),
         None if actor.record.job.vm.is_some() => return Found::Gone(Outcome::Unknown, Ok(())),
         None => return Found::NoVm,
-        Some(Err(vm)) => return Found::Held(vm),
+        Some(Err(vm)) => return Found::Held(vm, "another process holds its VM".into()),
         Some(Ok(place)) => place,
     };
     let inner = Arc::clone(&actor.inner);
@@ -69,19 +70,13 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
             actor.record.job.reason = Some(error.to_string());
             return gone(&inner, &place).await;
         }
-        Err(error) => {
-            tracing::error!(job = %actor.entry.id, error = %chain(&error), "a VMM cannot be looked at");
-            return Found::Held(place.vm());
-        }
+        Err(error) => return unseen(actor, &place, &error),
     };
     let vmm = match driver.adopt(identity, place.run_dir().to_owned()) {
         Ok(vmm) => Arc::from(vmm),
         Err(AdoptError::Gone) => return gone(&inner, &place).await,
         Err(AdoptError::Unbegun) => return unbegun(&inner, &place, to_start).await,
-        Err(error) => {
-            tracing::error!(job = %actor.entry.id, error = %chain(&error), "a VMM cannot be looked at");
-            return Found::Held(place.vm());
-        }
+        Err(error) => return unseen(actor, &place, &error),
     };
     let vmm: Arc<dyn Vmm> = vmm;
     let mut paused = match vmm.pause() {
@@ -154,15 +149,25 @@ async fn go_on(vmm: &dyn Vmm, paused: &mut bool) {
     {
         tracing::debug!(error = %chain(&error), "what was written down is not given up");
     }
-    let Some(facet) = vmm.pause().filter(|_| *paused) else {
+    let Some(facet) = vmm.pause() else { return };
+    // It may have said nothing while it was still writing; who says nothing now is asked to go on.
+    if matches!(facet.is_paused().await, Ok(false)) {
+        *paused = false;
         return;
-    };
+    }
     match facet.resume().await {
         Ok(()) => *paused = false,
         Err(error) => {
             tracing::warn!(error = %chain(&error), "a guest that was written down does not go on");
         }
     }
+}
+
+/// A VM of which it cannot be told whether it runs.
+fn unseen(actor: &Actor, place: &Place, error: &dyn std::error::Error) -> Found {
+    let why = format!("its VMM cannot be looked at: {}", chain(error));
+    tracing::error!(job = %actor.entry.id, why);
+    Found::Held(place.vm(), why)
 }
 
 /// Removes what is left of one that may never have had a guest.
@@ -175,8 +180,12 @@ async fn unbegun(inner: &Inner, place: &Place, to_start: bool) -> Found {
 
 /// Removes what is left of a VM that nobody can go on with.
 async fn gone(inner: &Inner, place: &Place) -> Found {
-    let removed = sweep::remove(place, inner.executor.drivers().jails())
+    Found::Gone(Outcome::Unknown, removed(inner, place).await)
+}
+
+/// Ends and removes what is left of a VM. Says why that cannot be.
+pub(super) async fn removed(inner: &Inner, place: &Place) -> Result<(), String> {
+    sweep::remove(place, inner.executor.drivers().jails())
         .await
-        .map_err(|error| chain(&error));
-    Found::Gone(Outcome::Unknown, removed)
+        .map_err(|error| chain(&error))
 }

@@ -112,7 +112,9 @@ where
         };
         patience = (patience * 2).min(EACH);
         match attempted {
-            Err(error) if is_passing(&error) => tracing::trace!(%error, "the guest is tried again"),
+            Err(error) if ends && is_passing(&error) => {
+                tracing::trace!(%error, "the guest is tried again");
+            }
             done => return done,
         }
         tokio::select! {

@@ -2,12 +2,12 @@
 
 use super::{Actor, Phase};
 use crate::journal::Desired;
+use crate::lifecycle::Outcome;
 use crate::node::inner::log_journal;
 use crate::node::recover;
 use crate::node::supervision::End;
 use crate::place::Place;
 use aleph_types::{JobState, Timestamp, VmId};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl Actor {
@@ -27,9 +27,9 @@ impl Actor {
                     _ => {}
                 }
             }
-            recover::Found::Held(vm) => {
+            recover::Found::Held(vm, why) => {
                 self.record.job.state = JobState::Unknown;
-                self.record.job.reason = Some("another process holds its VM".into());
+                self.record.job.reason = Some(why);
                 self.entry.publish(&self.record);
                 self.phase = Phase::Held(vm);
             }
@@ -86,11 +86,23 @@ impl Actor {
 
     pub(super) async fn look(&mut self) {
         let Phase::Held(vm) = self.phase else { return };
-        let inner = Arc::clone(&self.inner);
-        let place = Place::orphan(&inner.config.paths, inner.executor.cgroups(), vm);
-        if let Ok(Some(place)) = place {
+        if let Some(place) = self.let_go(vm) {
             self.phase = Phase::Idle;
             Box::pin(self.recover(Some(Ok(place)))).await;
         }
+    }
+
+    /// The place of a VM, unless another process holds it.
+    pub(super) fn let_go(&self, vm: VmId) -> Option<Place> {
+        let executor = &self.inner.executor;
+        let place = Place::orphan(&self.inner.config.paths, executor.cgroups(), vm);
+        place.ok().flatten()
+    }
+
+    /// Ends and removes a VM that could not be looked at.
+    pub(super) async fn end_unseen(&mut self, place: Place) {
+        self.phase = Phase::Idle;
+        let removed = recover::removed(&self.inner, &place).await;
+        self.removed(Outcome::Unknown, removed).await;
     }
 }

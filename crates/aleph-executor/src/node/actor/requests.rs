@@ -174,7 +174,11 @@ impl Actor {
     }
 
     pub(super) async fn destroy(&mut self, force: bool) -> Result<(), NodeError> {
-        if matches!(self.phase, Phase::Held(_)) {
+        let unseen = match self.phase {
+            Phase::Held(vm) if force => self.let_go(vm),
+            _ => None,
+        };
+        if matches!(self.phase, Phase::Held(_)) && unseen.is_none() {
             return Err(self.denied(Denial::Unknown));
         }
         let state = self.record.job.state;
@@ -186,6 +190,10 @@ impl Actor {
         record.desired = Desired::Destroy;
         record.job.state = JobState::Destroying;
         self.save("job.destroy", record).await?;
+        if let Some(place) = unseen {
+            self.end_unseen(place).await;
+            return Ok(());
+        }
         match &mut self.phase {
             Phase::Idle | Phase::Waiting(_) => return self.remove().await,
             Phase::Preparing(task) => {

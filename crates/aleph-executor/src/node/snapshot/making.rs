@@ -21,7 +21,7 @@ use super::SnapshotError;
 use super::folder::{self, Record, Work};
 use crate::guest::{Agent, AgentError, CloneRequest, ExecHandle, MainPosition};
 use crate::lifecycle::State;
-use crate::vm::{Vm, VmError, chain, go_on_as, itself};
+use crate::vm::{Vm, chain, go_on_as, itself};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -181,7 +181,6 @@ async fn go_on(
     match went.await {
         Ok(()) => None,
         // It has ended, or is about to.
-        Err(SnapshotError::Vm(VmError::Denied(_) | VmError::Ended(_) | VmError::Gone)) => None,
         Err(_) if !matches!(vm.status().state, State::Running | State::Paused) => None,
         Err(error) => Some(chain(&error)),
     }
