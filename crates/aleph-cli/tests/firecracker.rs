@@ -8,6 +8,7 @@ use aleph_image::Recipe;
 use aleph_testkit::{functions, recipe_image, wait_until};
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -412,6 +413,28 @@ fn a_run_without_a_daemon() -> Result<()> {
     )?;
     assert_eq!((ran.code, ran.text().as_str()), (0, "42\n"), "{ran:?}");
     assert!(ran.stderr.contains("microVM on firecracker"), "{ran:?}");
+    assert_eq!(jailed(&node.root.path().join("jail")), Vec::<String>::new());
+
+    // While its guest boots the first signal ends it: there is nobody yet to pass it on to.
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let words = [
+            "run",
+            "--rm",
+            "-q",
+            "busybox",
+            "sh",
+            "-c",
+            "trap '' INT TERM; sleep 1000",
+        ];
+        let chosen = chosen("firecracker");
+        let chosen: Vec<&str> = chosen.iter().map(String::as_str).collect();
+        let child = node.command(&[&chosen[..], &words].concat()).spawn()?;
+        node.qemu_pid()?;
+        support::send(child.id(), signal)?;
+        let ended = support::finish(child)?;
+        assert_eq!(ended.code, code, "{ended:?}");
+        node.assert_clean()?;
+    }
     assert_eq!(jailed(&node.root.path().join("jail")), Vec::<String>::new());
 
     for (hypervisor, says) in [
