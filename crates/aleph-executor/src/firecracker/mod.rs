@@ -14,6 +14,8 @@
 //! | `exit` | why a Firecracker ended, in words | none: pure |
 //! | `figures` | what it counts of itself | reads a pipe |
 //! | [`driver`] | Firecracker behind the hypervisor seam | starts it |
+//! | `preparation` | what a launch prepares, and the process | files, jail, starts it |
+//! | `beginning` | what the process is told until its guest runs | calls of the API |
 //!
 //! # Where to begin
 //! [`Version::of_program`] reads what the program says of itself. A [`FirecrackerConfig`] describes
@@ -34,6 +36,7 @@
 //! - A Firecracker that refuses, is silent, is gone or speaks something else: [`ClientError`].
 
 pub mod api;
+mod beginning;
 pub mod client;
 pub mod config;
 pub mod driver;
@@ -44,6 +47,7 @@ mod link;
 pub mod memory;
 mod nic;
 mod packing;
+mod preparation;
 pub mod program;
 mod quarters;
 mod serial;

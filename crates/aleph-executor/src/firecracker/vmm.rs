@@ -4,7 +4,7 @@ use super::api::{
     BalloonStatistics, BalloonUpdate, Call, InstanceInfo, InstanceState, SnapshotCreate,
     SnapshotType, VmState,
 };
-use super::driver::ANSWER;
+use super::beginning::ANSWER;
 use super::figures::Figures;
 use super::link::Links;
 use super::memory::MemoryServer;
