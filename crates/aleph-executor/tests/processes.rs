@@ -5,19 +5,25 @@ mod function_world;
 #[allow(dead_code, reason = "no guest has its TAP opened here")]
 mod namespace;
 
-use aleph_executor::Node;
+use aleph_executor::firecracker::jail::{Jails, UidRange};
+use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::functions::{
     Code, Concurrency, Deployment, FunctionRuntime, FunctionsConfig, Isolation, Runner, Temperature,
 };
-use aleph_testkit::{TestImages, TestRoot};
+use aleph_executor::hypervisor::Driver;
+use aleph_testkit::{TestRoot, wait_until};
 use aleph_types::{MiB, NetworkLimits, VmId};
 use aleph_vm_networking::{Ipv6Config, NetworkConfig};
 use anyhow::{Context, Result, anyhow, ensure};
-use function_world::{LIMIT, Program, World, pool, text};
+use function_world::{LIMIT, Program, World, open_over, pool, text};
 use libtest_mimic::{Arguments, Trial};
 use namespace::Namespace;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Pid, Signal};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::collections::BTreeSet;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -35,34 +41,120 @@ while :; do
 done
 "#;
 
+/// What the double stands for.
+const VERSION: &str = "1.16.1";
+
+/// What runs the guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vmm {
+    Qemu,
+    Firecracker,
+    /// Firecracker in jails.
+    Jailed,
+}
+
+impl Vmm {
+    /// What the names of its tests end with.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Qemu => "",
+            Self::Firecracker => "_on_firecracker",
+            Self::Jailed => "_in_jails",
+        }
+    }
+
+    fn driver(self, root: &TestRoot) -> Result<Option<Arc<dyn Driver>>> {
+        if self == Self::Qemu {
+            return Ok(None);
+        }
+        let jail = match self {
+            Self::Jailed => Some((jails(root)?, aleph_testkit::jailer_double(VERSION)?)),
+            _ => None,
+        };
+        Ok(Some(Arc::new(FirecrackerDriver::new(DriverConfig {
+            program: aleph_testkit::firecracker_double(VERSION)?,
+            jail,
+            needs_kvm: false,
+            ..DriverConfig::default()
+        }))))
+    }
+}
+
+fn jails(root: &TestRoot) -> Result<Jails> {
+    Ok(Jails::open(&root.path().join("jail"), UidRange::default())?)
+}
+
 fn main() {
-    let root = (!rustix::process::geteuid().is_root()).then_some("needs root");
+    let is_root = rustix::process::geteuid().is_root();
+    let root = (!is_root).then_some("needs root");
     let tun = (!Path::new("/dev/net/tun").exists()).then_some("needs /dev/net/tun");
     let nft = Command::new("nft").arg("-v").output().is_err();
     let nft = nft.then_some("needs the program nft");
-    let trials = vec![
-        trial("cold_starts_take_processes_of_their_shape", None, || {
-            block_on(cold_starts_take_processes_of_their_shape())
-        }),
-        trial("a_process_that_died_is_passed_over", None, || {
-            block_on(a_process_that_died_is_passed_over())
-        }),
-        trial("files_that_cannot_be_shown_cost_no_event", None, || {
-            block_on(files_that_cannot_be_shown_cost_no_event())
-        }),
-        trial(
-            "guests_of_such_processes_are_connected",
-            root.or(tun).or(nft),
-            guests_of_such_processes_are_connected,
-        ),
-    ];
+    // Where it is not, VMMs in the open cannot have links. Before there is another thread.
+    let open_tun = open_tun_to_all().err();
+    let open_tun = open_tun.map(|_| "needs a /dev/net/tun that others may open");
+    let mut trials = Vec::new();
+    for vmm in [Vmm::Qemu, Vmm::Firecracker, Vmm::Jailed] {
+        // Links of Firecracker are TAPs.
+        let missing = match vmm {
+            Vmm::Qemu => None,
+            Vmm::Firecracker => root.or(tun).or(open_tun),
+            Vmm::Jailed => root.or(tun),
+        };
+        trials.extend([
+            trial(
+                "cold_starts_take_processes_of_their_shape",
+                vmm,
+                missing,
+                |vmm| block_on(cold_starts_take_processes_of_their_shape(vmm)),
+            ),
+            trial("a_process_that_died_is_passed_over", vmm, missing, |vmm| {
+                block_on(a_process_that_died_is_passed_over(vmm))
+            }),
+            trial(
+                "files_that_cannot_be_shown_cost_no_event",
+                vmm,
+                missing,
+                |vmm| block_on(files_that_cannot_be_shown_cost_no_event(vmm)),
+            ),
+            trial(
+                "guests_of_such_processes_are_connected",
+                vmm,
+                missing.or(root).or(tun).or(nft),
+                guests_of_such_processes_are_connected,
+            ),
+        ]);
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
+/// Lets every user open `/dev/net/tun`, for this process and what it starts alone.
+#[allow(unsafe_code)]
+fn open_tun_to_all() -> Result<()> {
+    const TUN: &str = "/dev/net/tun";
+    let meta = std::fs::metadata(TUN)?;
+    if meta.mode() & 0o006 == 0o006 {
+        return Ok(());
+    }
+    // SAFETY: there is no other thread yet, and no descriptor depends on a mount.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    mount_change(
+        "/",
+        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )?;
+    let dir = tempfile::tempdir()?;
+    let node = dir.path().join("tun");
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, &node, FileType::CharacterDevice, mode, meta.rdev())?;
+    std::fs::set_permissions(&node, std::fs::Permissions::from_mode(0o666))?;
+    mount_bind(&node, TUN)?;
+    Ok(())
+}
+
 /// A test, or an ignored one that says why it cannot run here.
-fn trial(name: &str, missing: Option<&str>, test: fn() -> Result<()>) -> Trial {
-    let trial = Trial::test(name, move || {
-        Ok(test().map_err(|error| format!("{error:?}"))?)
+fn trial(name: &str, vmm: Vmm, missing: Option<&str>, test: fn(Vmm) -> Result<()>) -> Trial {
+    let trial = Trial::test(format!("{name}{}", vmm.suffix()), move || {
+        Ok(test(vmm).map_err(|error| format!("{error:?}"))?)
     });
     match missing {
         None => trial,
@@ -83,12 +175,14 @@ fn config(processes: usize) -> FunctionsConfig {
 }
 
 /// A world whose function is called so, each of whose events needs a clone of its own.
-async fn world(processes: usize, name: &str) -> Result<World> {
+async fn world(vmm: Vmm, processes: usize, name: &str) -> Result<World> {
     let program = Program {
         files: &[("name", name.as_bytes())],
         command: &["sh", "-c", RUNTIME],
     };
-    let mut world = World::new(config(processes), &program).await?;
+    let root = TestRoot::new()?;
+    let driver = vmm.driver(&root)?;
+    let mut world = World::over(root, driver, config(processes), &program).await?;
     world.deployment.isolation = Isolation::Invocation;
     Ok(world)
 }
@@ -156,8 +250,8 @@ fn function(world: &World, name: &str, dir: &Path) -> Result<Deployment> {
     })
 }
 
-async fn cold_starts_take_processes_of_their_shape() -> Result<()> {
-    let world = world(2, "first").await?;
+async fn cold_starts_take_processes_of_their_shape(vmm: Vmm) -> Result<()> {
+    let world = world(vmm, 2, "first").await?;
     let first = world.deployment.clone();
     assert_eq!(world.runtime.waiting_processes(), [], "no shape is known");
     prepare(&world, &first).await?;
@@ -205,6 +299,14 @@ async fn end(world: World) -> Result<()> {
     for vm in world.runtime.waiting_processes() {
         processes.push(process(&world.root, vm)?);
     }
+    let is_jailed = world.root.path().join("jail").exists();
+    if is_jailed {
+        world.runtime.shutdown().await;
+        let jails = jails(&world.root)?;
+        wait_until("no jail is left", LIMIT, || {
+            jails.vms().is_ok_and(|vms| vms.is_empty()).then_some(())
+        });
+    }
     world.end().await?;
     for pid in processes {
         ensure!(
@@ -217,8 +319,8 @@ async fn end(world: World) -> Result<()> {
     Ok(())
 }
 
-async fn a_process_that_died_is_passed_over() -> Result<()> {
-    let world = world(2, "first").await?;
+async fn a_process_that_died_is_passed_over(vmm: Vmm) -> Result<()> {
+    let world = world(vmm, 2, "first").await?;
     prepare(&world, &world.deployment).await?;
     let ready = waiting(&world.runtime, 2, &[]).await?;
     // The one that is taken first.
@@ -238,22 +340,28 @@ async fn a_process_that_died_is_passed_over() -> Result<()> {
     end(world).await
 }
 
-async fn files_that_cannot_be_shown_cost_no_event() -> Result<()> {
-    let world = world(1, "first").await?;
+async fn files_that_cannot_be_shown_cost_no_event(vmm: Vmm) -> Result<()> {
+    let world = world(vmm, 1, "first").await?;
     prepare(&world, &world.deployment).await?;
     let ready = waiting(&world.runtime, 1, &[]).await?;
-    // A file without a name cannot get another one.
-    let gone = function(&world, "gone", world.root.path())?;
-    prepare(&world, &gone).await?;
-    let Code::Task { image, .. } = &gone.code else {
-        anyhow::bail!("no code")
+    let ready = match vmm {
+        // Nor does it come into a jail in any other way.
+        Vmm::Jailed => ready,
+        Vmm::Qemu | Vmm::Firecracker => {
+            // A file without a name cannot get another one.
+            let gone = function(&world, "gone", world.root.path())?;
+            prepare(&world, &gone).await?;
+            let Code::Task { image, .. } = &gone.code else {
+                anyhow::bail!("no code")
+            };
+            std::fs::remove_file(image)?;
+            let (vm, said) = served(&world, &gone, "1").await?;
+            assert!(!ready.contains(&vm), "{vm} of {ready:?}");
+            assert_eq!(said, "gone");
+            waiting(&world.runtime, 1, &ready).await?
+        }
     };
-    std::fs::remove_file(image)?;
-    let (vm, said) = served(&world, &gone, "1").await?;
-    assert!(!ready.contains(&vm), "{vm} of {ready:?}");
-    assert_eq!(said, "gone");
     // One on another filesystem cannot either, and that may be so of all others.
-    let ready = waiting(&world.runtime, 1, &ready).await?;
     let memory = tempfile::tempdir_in("/dev/shm")?;
     let elsewhere = function(&world, "elsewhere", memory.path())?;
     prepare(&world, &elsewhere).await?;
@@ -266,11 +374,11 @@ async fn files_that_cannot_be_shown_cost_no_event() -> Result<()> {
     end(world).await
 }
 
-fn guests_of_such_processes_are_connected() -> Result<()> {
+fn guests_of_such_processes_are_connected(vmm: Vmm) -> Result<()> {
     let namespace = Namespace::new()?;
-    let tried = namespace.run(|| -> Result<()> {
+    let tried = namespace.run(move || -> Result<()> {
         // Its threads are in the namespace too.
-        block_on(connected())
+        block_on(connected(vmm))
     })?;
     let links = namespace.ip("-o link")?;
     tried?;
@@ -278,8 +386,8 @@ fn guests_of_such_processes_are_connected() -> Result<()> {
     Ok(())
 }
 
-async fn connected() -> Result<()> {
-    let world = world(2, "first").await?;
+async fn connected(vmm: Vmm) -> Result<()> {
+    let world = world(vmm, 2, "first").await?;
     // The same with a network.
     world.runtime.shutdown().await;
     world.node.shutdown().await;
@@ -290,20 +398,20 @@ async fn connected() -> Result<()> {
         deployment,
     } = world;
     drop((node, runtime));
-    let mut config = aleph_executor::NodeConfig::new(root.paths()?);
-    config.network = Some(NetworkConfig {
-        name: "aleph-test".into(),
-        pool: aleph_vm_networking::DEFAULT_POOL,
-        ipv6: Ipv6Config::Off,
-        limits: NetworkLimits::default(),
-        cool_down: Duration::from_secs(60),
-        connections: 64,
-        dns_port: None,
-        run: config.paths.run().to_owned(),
+    let driver = vmm.driver(&root)?;
+    let opened = open_over(&root, driver, config(2), |node| {
+        node.network = Some(NetworkConfig {
+            name: "aleph-test".into(),
+            pool: aleph_vm_networking::DEFAULT_POOL,
+            ipv6: Ipv6Config::Off,
+            limits: NetworkLimits::default(),
+            cool_down: Duration::from_secs(60),
+            connections: 64,
+            dns_port: None,
+            run: node.paths.run().to_owned(),
+        });
     });
-    let images = Arc::new(TestImages::new(&root)?);
-    let node = Node::open(config, images).await?;
-    let runtime = FunctionRuntime::open(&node, self::config(2));
+    let (node, runtime) = opened.await?;
     let world = World {
         root,
         node,

@@ -43,6 +43,8 @@ pub(super) struct Restoring {
     pub(super) size: u64,
     /// What its network devices are connected to now.
     pub(super) nics: Vec<NetworkOverride>,
+    /// What it was shown as it waited.
+    pub(super) shown: Vec<String>,
 }
 
 /// Waits for its API, and has its guest begin.
@@ -64,16 +66,19 @@ pub(super) async fn bring_up(
             started.map_err(io::Error::other)?;
             vmm.runs();
         }
-        Beginning::Restore(restoring) => {
-            let vmm = Arc::clone(vmm);
-            tokio::spawn(async move {
-                if let Err(error) = restore(&vmm, *restoring, links).await {
-                    vmm.fail(&error);
-                }
-            });
-        }
+        Beginning::Restore(restoring) => go_on(vmm, *restoring, links),
     }
     Ok(())
+}
+
+/// Has its guest go on as soon as its state has come. What fails from here on is told by its end.
+pub(super) fn go_on(vmm: &Arc<FirecrackerVmm>, restoring: Restoring, links: Links) {
+    let vmm = Arc::clone(vmm);
+    tokio::spawn(async move {
+        if let Err(error) = restore(&vmm, restoring, links).await {
+            vmm.fail(&error);
+        }
+    });
 }
 
 /// Connects a VM's links, whose TAPs the VMM has open.
@@ -87,7 +92,7 @@ async fn connect(vmm: &FirecrackerVmm, mut links: Links) -> io::Result<()> {
 }
 
 /// Waits until the API answers, or the process has ended.
-async fn come(vmm: &FirecrackerVmm) -> Result<&Client, ClientError> {
+pub(super) async fn come(vmm: &FirecrackerVmm) -> Result<&Client, ClientError> {
     let deadline = Instant::now() + COME;
     let mut pause = LOOK;
     loop {
@@ -119,6 +124,7 @@ async fn restore(vmm: &FirecrackerVmm, restoring: Restoring, links: Links) -> io
         memory,
         size,
         nics,
+        shown,
     } = restoring;
     let unpacked = tokio::task::spawn_blocking(move || {
         let [to, memory] = files;
@@ -163,6 +169,9 @@ async fn restore(vmm: &FirecrackerVmm, restoring: Restoring, links: Links) -> io
     // It is mapped by now, or served.
     for file in [name::STATE, name::MEMORY, name::MEMORY_SERVER] {
         vmm.home.remove(file)?;
+    }
+    for name in &shown {
+        vmm.home.hide(name);
     }
     vmm.runs();
     Ok(())

@@ -31,7 +31,7 @@ use super::vmm::{Begun, FirecrackerVmm};
 use super::{Version, serial};
 use crate::accel::Accelerator;
 use crate::drivers::{FIRECRACKER, Signature};
-use crate::hypervisor::{AdoptError, BoxFuture, Driver, Launch, LaunchError, LinkEnds, Vmm};
+use crate::hypervisor::{AdoptError, Ahead, BoxFuture, Driver, Launch, LaunchError, LinkEnds, Vmm};
 use crate::process::{Identity, Process};
 use aleph_guest_proto::VSOCK_ARGUMENT;
 use std::io;
@@ -103,10 +103,19 @@ impl FirecrackerDriver {
 }
 
 impl FirecrackerDriver {
-    fn compatible_with(&self, version: Option<Version>) -> String {
+    /// What a thread that may block needs of it.
+    pub(super) fn parts(&self) -> (Arc<Programs>, Housing, Arc<DriverConfig>) {
+        let programs = Arc::clone(&self.programs);
+        (programs, self.housing.clone(), Arc::clone(&self.config))
+    }
+
+    fn compatible_with(&self, version: Option<Version>, is_jailed: bool) -> String {
         let version = version.map(|version| version.to_string());
         let version = version.unwrap_or_default();
-        format!("{} {version} {}", self.name(), crate::host::cpu_flags())
+        // A snapshot has the names of the guest's disks, which are others in the open.
+        let place = if is_jailed { "" } else { " open" };
+        let processor = crate::host::cpu_flags();
+        format!("{} {version}{place} {processor}", self.name())
     }
 }
 
@@ -117,13 +126,14 @@ impl Driver for FirecrackerDriver {
 
     fn compatibility(&self) -> String {
         let version = self.program().map(|program| program.version);
-        self.compatible_with(version.ok())
+        self.compatible_with(version.ok(), self.config.jail.is_some())
     }
 
     fn compatibility_of(&self, run_dir: &Path) -> String {
         let signature = Signature::read(run_dir).ok().flatten();
         let launched = signature.and_then(|signature| signature.firecracker);
-        self.compatible_with(launched.map(|launched| launched.version))
+        let is_jailed = launched.as_ref().is_none_or(|of| of.jails.is_some());
+        self.compatible_with(launched.map(|launched| launched.version), is_jailed)
     }
 
     fn kernel_arguments(&self) -> String {
@@ -165,8 +175,7 @@ impl Driver for FirecrackerDriver {
 
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Box<dyn Vmm>, LaunchError>> {
         Box::pin(async move {
-            let (programs, housing) = (Arc::clone(&self.programs), self.housing.clone());
-            let config = Arc::clone(&self.config);
+            let (programs, housing, config) = self.parts();
             // Asking Firecracker what it is and forking both block.
             let started =
                 tokio::task::spawn_blocking(move || start(&programs, &housing, &config, launch));
@@ -232,5 +241,10 @@ impl Driver for FirecrackerDriver {
         }
         vmm.watch_memory_server();
         Ok(Box::new(vmm))
+    }
+
+    fn ahead(&self) -> Option<&dyn Ahead> {
+        // Each version waits for its guest.
+        self.program().is_ok().then_some(self)
     }
 }

@@ -33,6 +33,11 @@ pub(super) fn ends() -> io::Result<LinkEnds> {
     })
 }
 
+/// The network namespace of a link's end.
+pub(super) fn namespace_of(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    FrameSocket::of(socket.try_clone()?)?.namespace()
+}
+
 /// The links of a VM.
 #[derive(Debug)]
 pub(super) struct Links {

@@ -14,6 +14,7 @@
 //! | `exit` | why a Firecracker ended, in words | none: pure |
 //! | `figures` | what it counts of itself | reads a pipe |
 //! | [`driver`] | Firecracker behind the hypervisor seam | starts it |
+//! | `ahead` | processes that wait for their guests | starts them |
 //! | `preparation` | what a launch prepares, and the process | files, jail, starts it |
 //! | `beginning` | what the process is told until its guest runs | calls of the API |
 //!
@@ -35,6 +36,7 @@
 //!   anything is sent.
 //! - A Firecracker that refuses, is silent, is gone or speaks something else: [`ClientError`].
 
+mod ahead;
 pub mod api;
 mod beginning;
 pub mod client;

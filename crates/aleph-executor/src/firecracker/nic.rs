@@ -117,13 +117,45 @@ pub(super) struct Owner {
     pub(super) is_jailed: bool,
 }
 
+impl Owner {
+    /// Whether it may open TAPs at all.
+    fn check(&self) -> Result<(), NicError> {
+        match (self.user, self.is_jailed) {
+            (Some(user), false) => may_open(Path::new(TUN), user),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Nics {
+    /// Where a program is to start whose guest is not known yet, if not here: here, where it is to have
+    /// TAPs of queues that were opened here; else where its first link is.
+    pub(super) fn place_ahead(
+        queues: usize,
+        links: &[OwnedFd],
+        owner: Owner,
+    ) -> Result<Option<OwnedFd>, NicError> {
+        if queues > 0 || !links.is_empty() {
+            owner.check()?;
+        }
+        match links.first() {
+            Some(link) if queues == 0 => {
+                let space = super::link::namespace_of(link);
+                space.map(Some).map_err(NicError::Link)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether a program is where they are that was started in [`Nics::place_ahead`].
+    pub(super) fn are_where_they_were_to_be(&self) -> bool {
+        self.taps.is_empty() || self.namespace.is_none()
+    }
+
     /// Gives each to the VMM's user, and closes it; makes TAPs for the links.
     pub(super) fn of(nics: Vec<Nic>, links: Vec<Link>, owner: Owner) -> Result<Self, NicError> {
-        if let (Some(user), false) = (owner.user, owner.is_jailed)
-            && !(nics.is_empty() && links.is_empty())
-        {
-            may_open(Path::new(TUN), user)?;
+        if !(nics.is_empty() && links.is_empty()) {
+            owner.check()?;
         }
         let own = frames::here()?;
         let mut is_in: Option<OwnedFd> = None;
@@ -202,21 +234,26 @@ impl Nics {
             .collect()
     }
 
-    /// Has a program start where they are; gives the links, which are to be connected once the program
-    /// has them open. It has to be told before it is told what user it is.
-    #[allow(unsafe_code)]
-    pub(super) fn enter(self, command: &mut Command) -> Links {
-        if let Some(namespace) = self.namespace {
-            // SAFETY: between fork and exec the closure makes one system call, on a descriptor that
-            // was open before the fork; it allocates nothing and takes no lock.
-            unsafe {
-                command.pre_exec(move || {
-                    let network = Some(LinkNameSpaceType::Network);
-                    Ok(move_into_link_name_space(namespace.as_fd(), network)?)
-                });
-            }
+    /// Where a program is to start that has them, if not here, and the links, which are to be connected
+    /// once the program has them open.
+    pub(super) fn apart(self) -> (Option<OwnedFd>, Links) {
+        (self.namespace, self.links)
+    }
+}
+
+/// Has a program start in this network namespace, or where we are. It has to be told before it is told
+/// what user it is.
+#[allow(unsafe_code)]
+pub(super) fn enter(namespace: Option<OwnedFd>, command: &mut Command) {
+    if let Some(namespace) = namespace {
+        // SAFETY: between fork and exec the closure makes one system call, on a descriptor that
+        // was open before the fork; it allocates nothing and takes no lock.
+        unsafe {
+            command.pre_exec(move || {
+                let network = Some(LinkNameSpaceType::Network);
+                Ok(move_into_link_name_space(namespace.as_fd(), network)?)
+            });
         }
-        self.links
     }
 }
 

@@ -8,20 +8,26 @@ use super::api::{Balloon, Drive, MemoryBackend, Vsock};
 use super::beginning::{Beginning, Restoring, check_size};
 use super::driver::DriverConfig;
 use super::figures::Figures;
+use super::jail::Jails;
 use super::link::Links;
 use super::memory::{MemoryMode, MemoryServer, Serve};
-use super::nic::{Nics, Owner};
+use super::nic::{self, Nics};
 use super::program::{Program, Programs};
-use super::quarters::{Home, Housing, Quarters, Use, name};
+use super::quarters::{Housing, Quarters, Use, name};
 use super::vmm::{Base, Begun, FirecrackerVmm, Lent};
 use super::{Feature, FirecrackerConfig, Version, serial};
+use crate::cgroup::Cgroup;
 use crate::drivers::{FIRECRACKER, Signature};
 use crate::hypervisor::{Disk, Launch, LaunchError, Memory, Start};
 use crate::process::{Process, Spawn};
 use aleph_guest_proto::DISKS_ARGUMENT;
+use aleph_types::VmId;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 /// The guest's address. It is seen within the guest alone.
 const CID: u32 = 3;
@@ -45,18 +51,32 @@ pub(super) fn start(
     let run_dir = launch.run_dir.clone();
     let quarters = Quarters::make(housing, launch.vm, &run_dir, &program.path, launch.user);
     let quarters = quarters?;
-    let home = match &quarters.home {
-        // Whatever fails from here on, the jail goes.
-        Home::Jailed { jails, .. } => Some((jails.clone(), launch.vm)),
-        Home::Open { .. } => None,
+    // Whatever fails from here on, the jail goes.
+    let home = quarters.home.jailed();
+    let mut server = None;
+    let means = Means {
+        housing,
+        program: &program,
+        settings: config,
     };
-    let started = start_in(quarters, housing, &program, config, launch);
-    if let (Err(_), Some((jails, vm))) = (&started, home)
+    let started = start_in(quarters, means, launch, &mut server);
+    if started.is_err() {
+        give_up(server, home);
+    }
+    started
+}
+
+/// Takes away what is there of a launch that failed, its memory server first: it has the user of the
+/// jail, whom another VM may get.
+pub(super) fn give_up(server: Option<MemoryServer>, jail: Option<(Jails, VmId)>) {
+    if let Some(server) = server {
+        tokio::runtime::Handle::current().block_on(server.end());
+    }
+    if let Some((jails, vm)) = jail
         && let Err(error) = jails.remove(vm)
     {
         tracing::warn!(%vm, %error, "a jail stays until the next sweep");
     }
-    started
 }
 
 /// The balloon of a guest: empty until the host wants memory back. Pages that the guest frees are
@@ -76,26 +96,25 @@ pub(super) fn io(what: &str) -> impl FnOnce(io::Error) -> LaunchError {
     move |source| LaunchError::Io { what, source }
 }
 
+/// What VMs are started with.
+#[derive(Clone, Copy)]
+pub(super) struct Means<'a> {
+    pub(super) housing: &'a Housing,
+    pub(super) program: &'a Program,
+    pub(super) settings: &'a DriverConfig,
+}
+
 fn start_in(
     mut quarters: Quarters,
-    housing: &Housing,
-    program: &Program,
-    settings: &DriverConfig,
+    means: Means<'_>,
     launch: Launch,
+    memory_server: &mut Option<MemoryServer>,
 ) -> Result<Started, LaunchError> {
-    let signature = Signature {
-        firecracker: Some(quarters.launched(program)),
-        ..Signature::of(FIRECRACKER)
-    };
-    let signed = signature.write(&launch.run_dir);
-    signed.map_err(io("sign for the VMM"))?;
-    crate::failpoint::pass("firecracker.sign", "after");
-    let user = quarters.user();
-    let owner = Owner {
-        vm: launch.vm,
-        user,
-        is_jailed: matches!(housing, Housing::Jailed { .. }),
-    };
+    let Means {
+        program, settings, ..
+    } = means;
+    sign(&quarters, program, &launch.run_dir)?;
+    let owner = quarters.owner(launch.vm);
     let nics = Nics::of(launch.nics, launch.links, owner)?;
     let server_socket = quarters.home.seen(name::MEMORY_SERVER);
     // First what a snapshot names: each VM that goes on from it has them at the same place.
@@ -129,11 +148,7 @@ fn start_in(
             (None, Some(Lent { path, file: lent }))
         }
         Memory::Clone(file) => {
-            check_size(&file, size).map_err(io("go on from the template's memory"))?;
-            if settings.track_dirty_pages {
-                let kept = file.try_clone().and_then(|file| Base::of(file, 0));
-                base = Some(kept.map_err(io("keep the template's memory"))?);
-            }
+            base = base_of(&file, size, settings)?;
             let backend = match &settings.memory {
                 MemoryMode::File => MemoryBackend::File(bring("template", file, Use::Shared)?),
                 MemoryMode::Userfaultfd { server, prefetch } => {
@@ -174,45 +189,122 @@ fn start_in(
             })?)
         }
         Start::Restore { state } => {
-            let make = |name: &str| {
-                let file = quarters.make_file(name);
-                file.map_err(io("make a file for the snapshot"))
-            };
+            let files = snapshot_files(&quarters)?;
+            let nics = nics.overrides();
             Beginning::Restore(Box::new(Restoring {
                 state,
-                files: [make(name::STATE)?, make(name::MEMORY)?],
+                files,
                 memory,
                 size,
-                nics: nics.overrides(),
+                nics,
+                shown: Vec::new(),
             }))
         }
     };
-    let memory_server = match served {
-        None => None,
-        Some((server, prefetch, memory)) => {
-            let listener = quarters.listen(name::MEMORY_SERVER);
-            let server = MemoryServer::start(Serve {
-                program: server,
-                prefetch,
-                listener: listener.map_err(io("listen for the guest's memory"))?,
-                memory,
-                run_dir: &launch.run_dir,
-                user,
-                cgroup: launch.cgroup.clone(),
-            });
-            Some(server.map_err(io("start the memory server"))?)
-        }
+    if let Some((server, prefetch, memory)) = served {
+        let listener = quarters.listen(name::MEMORY_SERVER);
+        let server = MemoryServer::start(Serve {
+            program: server,
+            prefetch,
+            listener: listener.map_err(io("listen for the guest's memory"))?,
+            memory,
+            run_dir: &launch.run_dir,
+            user: owner.user,
+            cgroup: launch.cgroup.clone(),
+        });
+        *memory_server = Some(server.map_err(io("start the memory server"))?);
+    }
+    let spawning = Spawning {
+        means,
+        vm: launch.vm,
+        run_dir: &launch.run_dir,
+        console: launch.sockets.console,
+        cgroup: launch.cgroup,
     };
+    let (namespace, links) = nics.apart();
+    let begun = spawn(quarters, spawning, namespace)?;
+    let vmm = FirecrackerVmm::new(Begun {
+        template,
+        memory_server: memory_server.take(),
+        ..begun
+    });
+    if let Some(base) = base {
+        vmm.differs_from(base);
+    }
+    Ok(Started {
+        vmm,
+        beginning,
+        links,
+    })
+}
+
+/// Signs for a VMM that is about to be started.
+pub(super) fn sign(
+    quarters: &Quarters,
+    program: &Program,
+    run_dir: &Path,
+) -> Result<(), LaunchError> {
+    let signature = Signature {
+        firecracker: Some(quarters.launched(program)),
+        ..Signature::of(FIRECRACKER)
+    };
+    signature.write(run_dir).map_err(io("sign for the VMM"))?;
+    crate::failpoint::pass("firecracker.sign", "after");
+    Ok(())
+}
+
+/// Files of the VMM's for what a guest goes on from: its state, and its memory where that comes with it.
+pub(super) fn snapshot_files(quarters: &Quarters) -> Result<[File; 2], LaunchError> {
+    let make = |name| {
+        let file = quarters.make_file(name);
+        file.map_err(io("make a file for the snapshot"))
+    };
+    Ok([make(name::STATE)?, make(name::MEMORY)?])
+}
+
+/// What a guest with so much memory differs from that goes on from this file; nothing where that is not
+/// kept.
+pub(super) fn base_of(
+    memory: &File,
+    size: u64,
+    settings: &DriverConfig,
+) -> Result<Option<Base>, LaunchError> {
+    check_size(memory, size).map_err(io("go on from the template's memory"))?;
+    if !settings.track_dirty_pages {
+        return Ok(None);
+    }
+    let kept = memory.try_clone().and_then(|file| Base::of(file, 0));
+    kept.map(Some).map_err(io("keep the template's memory"))
+}
+
+/// How a process is started, beside its quarters.
+pub(super) struct Spawning<'a> {
+    pub(super) means: Means<'a>,
+    pub(super) vm: VmId,
+    pub(super) run_dir: &'a Path,
+    pub(super) console: UnixListener,
+    pub(super) cgroup: Option<Cgroup>,
+}
+
+/// Starts a process in this network namespace, or where we are.
+pub(super) fn spawn(
+    mut quarters: Quarters,
+    spawning: Spawning<'_>,
+    namespace: Option<OwnedFd>,
+) -> Result<Begun, LaunchError> {
+    let Means {
+        housing, program, ..
+    } = spawning.means;
     let (tail, stderr, log) = quarters.log().map_err(io("make the log"))?;
     let (metrics, metrics_path) = quarters.metrics().map_err(io("make the metrics' pipe"))?;
     let figures = Figures::read(metrics).map_err(io("read the metrics"))?;
-    let stdout = serial::make(&launch.run_dir).map_err(io("make the console's pipe"))?;
-    let console = serial::serve(&launch.run_dir, launch.sockets.console);
+    let stdout = serial::make(spawning.run_dir).map_err(io("make the console's pipe"))?;
+    let console = serial::serve(spawning.run_dir, spawning.console);
     let console = console.map_err(io("serve the console"))?;
     let mut arguments: Vec<String> = Vec::new();
     if matches!(housing, Housing::Open) {
         // The jailer says it itself.
-        arguments.extend(["--id".into(), launch.vm.to_string()]);
+        arguments.extend(["--id".into(), spawning.vm.to_string()]);
     }
     for (argument, path) in [
         ("--api-sock", quarters.home.seen(name::API)),
@@ -225,7 +317,7 @@ fn start_in(
     let started = quarters.command(housing, &program.path, &arguments)?;
     let (mut command, home, files, user) = started;
     command.env_clear().current_dir("/");
-    let links = nics.enter(&mut command);
+    nic::enter(namespace, &mut command);
     let device_group = std::fs::metadata("/dev/kvm")
         .ok()
         .filter(|meta| meta.mode() & 0o006 != 0o006 && meta.gid() != 0)
@@ -235,29 +327,21 @@ fn start_in(
         files,
         user,
         device_group,
-        cgroup: launch.cgroup,
+        cgroup: spawning.cgroup,
         stdout: Some(stdout),
         stderr,
     })
     .map_err(io(&format!("start {}", program.path.display())))?;
     crate::failpoint::pass("firecracker.spawn", "after");
-    let vmm = FirecrackerVmm::new(Begun {
+    Ok(Begun {
         process,
         home,
         version: program.version,
         tail: Some(tail),
         figures: Some(figures),
-        template,
+        template: None,
         console,
-        memory_server,
-        tracks: settings.track_dirty_pages,
-    });
-    if let Some(base) = base {
-        vmm.differs_from(base);
-    }
-    Ok(Started {
-        vmm,
-        beginning,
-        links,
+        memory_server: None,
+        tracks: spawning.means.settings.track_dirty_pages,
     })
 }

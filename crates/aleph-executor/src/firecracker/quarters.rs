@@ -4,20 +4,26 @@
 //! | | in a jail | in the open |
 //! | --- | --- | --- |
 //! | what it sees as `/NAME`, `/proc/self/fd/3/NAME` | the jail's root | a folder of its user's |
-//! | a file of the node's | comes into the jail | is a descriptor, opened again as `/proc/self/fd/N` |
+//! | a file of the node's | comes into the jail | is a descriptor, which a link `NAME` in the folder leads to |
+//! | one that comes late | comes into the jail, by a link | comes into [`AheadLaunch::folder`], which the link leads into |
 //! | who starts it | the jailer, as root | the node, as its user |
 //!
-//! In both the paths that a snapshot names are the same for each VM. Sockets and files that Firecracker
+//! In both the paths that a snapshot names are the same for each VM, whether its process was launched
+//! ahead or not. Sockets and files that Firecracker
 //! made are not trusted: in a jail they are looked at before they are opened, and in the open nobody
 //! else's way leads into the folder.
 //!
 //! # Failure cases
 //! A file that it may not use is refused before anything is started, with its name. What is in the way
-//! of a new VM was left by a crash: the sweep removes it.
+//! of a new VM was left by a crash: the sweep removes it. A file that comes late comes by a hard link, or
+//! not at all: what is on another filesystem is refused.
+//!
+//! [`AheadLaunch::folder`]: crate::hypervisor::AheadLaunch::folder
 
 use super::jail::{
     Access, Inside, Jail, JailError, JailerCgroup, JailerCommand, Jails, ResourceLimits, UidRange,
 };
+use super::nic::Owner;
 use super::packing;
 use super::program::Program;
 use crate::drivers::signature::Launched;
@@ -25,7 +31,7 @@ use crate::hypervisor::LaunchError;
 use crate::process::{FIRST_FILE, path_of_file};
 use crate::tail::Tail;
 use aleph_types::VmId;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -36,6 +42,9 @@ use std::process::Command;
 
 /// The folder's name in the runtime folder of a VM.
 const FOLDER: &str = "firecracker";
+
+/// In the open, the descriptor of the folder for what comes late: the first after that of the folder.
+const LATE: i32 = FIRST_FILE + 1;
 
 /// Names of what is in it.
 pub(super) mod name {
@@ -71,6 +80,15 @@ pub(super) enum Use {
     Own,
 }
 
+impl Use {
+    fn access(self) -> Access {
+        match self {
+            Self::Shared => Access::Shared,
+            Self::Own => Access::Own,
+        }
+    }
+}
+
 /// The place of a VMM that is about to be started.
 #[derive(Debug)]
 pub(super) struct Quarters {
@@ -83,8 +101,23 @@ pub(super) struct Quarters {
 /// The place of a VMM that runs.
 #[derive(Debug)]
 pub(super) enum Home {
-    Jailed { jail: Box<Jail>, jails: Jails },
-    Open { path: PathBuf, folder: File },
+    Jailed {
+        jail: Box<Jail>,
+        jails: Jails,
+    },
+    Open {
+        path: PathBuf,
+        folder: File,
+        late: Option<LateFolder>,
+    },
+}
+
+/// Where files are shown to a process in the open that was launched ahead.
+#[derive(Debug)]
+pub(super) struct LateFolder {
+    folder: OwnedFd,
+    /// Who it runs as.
+    user: Option<u32>,
 }
 
 /// The way to a socket, as long as this lives.
@@ -112,7 +145,19 @@ impl Home {
     fn open(run_dir: &Path) -> io::Result<Self> {
         let path = run_dir.join(FOLDER);
         let folder = File::open(&path)?;
-        Ok(Self::Open { path, folder })
+        Ok(Self::Open {
+            path,
+            folder,
+            late: None,
+        })
+    }
+
+    /// The jail that is to go where nothing comes of a launch.
+    pub(super) fn jailed(&self) -> Option<(Jails, VmId)> {
+        match self {
+            Self::Jailed { jail, jails } => Some((jails.clone(), jail.vm())),
+            Self::Open { .. } => None,
+        }
     }
 
     /// A name in it, as the VMM sees it.
@@ -146,6 +191,39 @@ impl Home {
                 })
             }
         }
+    }
+
+    /// Shows a file to a process that was launched ahead, and has no guest yet; gives the path by which
+    /// it opens it.
+    pub(super) fn show(&self, name: &str, file: &File, how: Use) -> io::Result<PathBuf> {
+        if file.metadata()?.nlink() == 0 {
+            // It cannot get another one.
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        match self {
+            Self::Jailed { jail, .. } => jail.bring_in_late(name, file, how.access())?,
+            Self::Open { late, .. } => {
+                let late = late.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+                check(late.user, name, file, how)?;
+                let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let follow = AtFlags::SYMLINK_FOLLOW;
+                rustix::fs::linkat(CWD, source, &late.folder, name, follow)?;
+            }
+        }
+        Ok(match self {
+            Self::Jailed { .. } => self.seen(name),
+            Self::Open { .. } => seen_late(name),
+        })
+    }
+
+    /// Takes a file away that was shown, once it is open. What cannot be goes with the VM.
+    pub(super) fn hide(&self, name: &str) {
+        let _ = match self {
+            Self::Jailed { .. } => self.remove(name),
+            Self::Open { late, .. } => late.as_ref().map_or(Ok(()), |late| {
+                Ok(rustix::fs::unlinkat(&late.folder, name, AtFlags::empty())?)
+            }),
+        };
     }
 
     /// A file that the VMM wrote.
@@ -212,6 +290,30 @@ impl Home {
             tracing::warn!(%vm, %error, "a jail stays until the next sweep");
         }
     }
+}
+
+/// A name in the folder for what comes late, as the VMM sees it.
+fn seen_late(name: &str) -> PathBuf {
+    Path::new(&path_of_file(LATE)).join(name)
+}
+
+/// A file that is opened again needs the rights of its inode, whoever opened it first.
+fn check(user: Option<u32>, name: &str, file: &File, how: Use) -> io::Result<()> {
+    let Some(user) = user else {
+        return Ok(());
+    };
+    let meta = file.metadata()?;
+    if meta.uid() == user {
+        return Ok(());
+    }
+    if how == Use::Own {
+        return std::os::unix::fs::fchown(file, Some(user), Some(user));
+    }
+    if meta.mode() & 0o004 == 0 {
+        let why = format!("the VMM's user may not read {name}: let others read it (0444)");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
 }
 
 /// Opens a file in a folder of the VMM's, where it may have put anything in the file's place.
@@ -307,6 +409,15 @@ impl Quarters {
         }
     }
 
+    /// Whose the VM's network devices are to be.
+    pub(super) fn owner(&self, vm: VmId) -> Owner {
+        Owner {
+            vm,
+            user: self.user(),
+            is_jailed: matches!(self.home, Home::Jailed { .. }),
+        }
+    }
+
     fn give(&self, path: &Path) -> io::Result<()> {
         match self.user {
             Some(user) => std::os::unix::fs::chown(path, Some(user), Some(user)),
@@ -317,15 +428,42 @@ impl Quarters {
     /// Lets the VMM use a file; gives the path by which it opens it.
     pub(super) fn bring(&mut self, name: &str, file: File, how: Use) -> io::Result<PathBuf> {
         if let Home::Jailed { jail, .. } = &self.home {
-            let access = match how {
-                Use::Shared => Access::Shared,
-                Use::Own => Access::Own,
-            };
-            jail.bring_in(name, &file, access)?;
+            jail.bring_in(name, &file, how.access())?;
             return Ok(self.home.seen(name));
         }
-        self.check(name, &file, how)?;
-        self.hand(file.into())
+        check(self.user, name, &file, how)?;
+        let to = self.hand(file.into())?;
+        self.lead(name, &to)
+    }
+
+    /// Has a name in the open lead to somewhere else; gives its path.
+    fn lead(&self, name: &str, to: &Path) -> io::Result<PathBuf> {
+        if let Home::Open { path, .. } = &self.home {
+            std::os::unix::fs::symlink(to, path.join(name))?;
+        }
+        Ok(self.home.seen(name))
+    }
+
+    /// Prepares for files that come late under these names: they are shown in this folder, where it is
+    /// in the open. Before anything else is handed over.
+    pub(super) fn expect_late<'a>(
+        &mut self,
+        to: OwnedFd,
+        names: impl Iterator<Item = &'a str>,
+    ) -> io::Result<()> {
+        let user = self.user;
+        let Home::Open { late, .. } = &mut self.home else {
+            return Ok(());
+        };
+        *late = Some(LateFolder {
+            folder: to.try_clone()?,
+            user,
+        });
+        self.hand(to)?;
+        for name in names {
+            self.lead(name, &seen_late(name))?;
+        }
+        Ok(())
     }
 
     fn hand(&mut self, file: OwnedFd) -> io::Result<PathBuf> {
@@ -335,25 +473,6 @@ impl Quarters {
             .ok_or(io::ErrorKind::InvalidInput)?;
         self.files.push(file);
         Ok(path_of_file(number).into())
-    }
-
-    /// A file that is opened again needs the rights of its inode, whoever opened it first.
-    fn check(&self, name: &str, file: &File, how: Use) -> io::Result<()> {
-        let Some(user) = self.user else {
-            return Ok(());
-        };
-        let meta = file.metadata()?;
-        if meta.uid() == user {
-            return Ok(());
-        }
-        if how == Use::Own {
-            return std::os::unix::fs::fchown(file, Some(user), Some(user));
-        }
-        if meta.mode() & 0o004 == 0 {
-            let why = format!("the VMM's user may not read {name}: let others read it (0444)");
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-        }
-        Ok(())
     }
 
     /// Makes a file of the VMM's, and opens it.
@@ -378,7 +497,7 @@ impl Quarters {
     pub(super) fn listen(&self, name: &str) -> io::Result<UnixListener> {
         match &self.home {
             Home::Jailed { jail, .. } => Ok(jail.listen(name)?),
-            Home::Open { path, folder } => {
+            Home::Open { path, folder, .. } => {
                 let short = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
                 let listener = UnixListener::bind(short)?;
                 self.give(&path.join(name))?;
@@ -414,7 +533,7 @@ impl Quarters {
             Home::Open { path, .. } => {
                 let path = path.join(name::METRICS);
                 let mode = Mode::RUSR | Mode::WUSR;
-                rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0)?;
+                rustix::fs::mknodat(CWD, &path, FileType::Fifo, mode, 0)?;
                 self.give(&path)?;
             }
         }

@@ -129,7 +129,8 @@ pub(super) struct FirecrackerVmm {
     begun: watch::Sender<bool>,
     /// For as long as this lives.
     _console: Serving,
-    memory_server: Option<MemoryServer>,
+    /// That of a process which was launched ahead comes late.
+    memory_server: OnceLock<MemoryServer>,
     tracks: bool,
     base: Mutex<Option<Base>>,
     /// Those that are connected.
@@ -163,7 +164,7 @@ impl FirecrackerVmm {
             failure: Mutex::default(),
             begun: watch::Sender::new(is_adopted),
             _console: console,
-            memory_server,
+            memory_server: memory_server.map(OnceLock::from).unwrap_or_default(),
             tracks,
             base: Mutex::default(),
             links: Mutex::default(),
@@ -208,15 +209,22 @@ impl FirecrackerVmm {
         let _ = self.process.kill();
     }
 
+    /// Its guest's memory is filled by this one. It may have none yet.
+    pub(super) fn is_served_by(self: &Arc<Self>, server: MemoryServer) {
+        // There is no second one.
+        let _ = self.memory_server.set(server);
+        self.watch_memory_server();
+    }
+
     /// Has it end with its memory server, where it has one: its guest would wait for ever. And has
     /// the server end with it.
     pub(super) fn watch_memory_server(self: &Arc<Self>) {
-        if self.memory_server.is_none() {
+        if self.memory_server.get().is_none() {
             return;
         }
         let vmm = Arc::clone(self);
         tokio::spawn(async move {
-            let Some(server) = &vmm.memory_server else {
+            let Some(server) = vmm.memory_server.get() else {
                 return;
             };
             tokio::select! {
@@ -282,7 +290,7 @@ impl FirecrackerVmm {
     }
 
     async fn leave_now(self: Arc<Self>) {
-        if let Some(server) = &self.memory_server {
+        if let Some(server) = self.memory_server.get() {
             // It has the same user, whom another VM may get.
             server.end().await;
         }

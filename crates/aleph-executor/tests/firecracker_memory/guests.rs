@@ -12,15 +12,16 @@ use std::fs::{File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
-const MEMORY: MiB = MiB(32);
+pub(crate) const MEMORY: MiB = MiB(32);
 
 /// A page that no guest uses.
 const UNUSED: u64 = 20 << 20;
 
-fn settings(jail: Option<(Jails, PathBuf)>) -> Result<DriverConfig> {
+pub(crate) fn settings(jail: Option<(Jails, PathBuf)>) -> Result<DriverConfig> {
     Ok(DriverConfig {
         program: program("FIRECRACKER_BIN").context("no firecracker")?,
         jail,
@@ -28,7 +29,7 @@ fn settings(jail: Option<(Jails, PathBuf)>) -> Result<DriverConfig> {
     })
 }
 
-fn by_server(prefetch: bool) -> MemoryMode {
+pub(crate) fn by_server(prefetch: bool) -> MemoryMode {
     MemoryMode::Userfaultfd {
         server: server_program(),
         prefetch,
@@ -36,8 +37,8 @@ fn by_server(prefetch: bool) -> MemoryMode {
 }
 
 /// A VMM, and what its guest writes.
-struct Life {
-    vmm: Box<dyn Vmm>,
+pub(crate) struct Life {
+    vmm: Arc<dyn Vmm>,
     run_dir: PathBuf,
     console: UnixStream,
 }
@@ -81,7 +82,11 @@ impl Life {
             // Whoever may open /dev/kvm.
             user: None,
         });
-        let vmm = vmm.await?;
+        Self::of(vmm.await?.into(), run_dir).await
+    }
+
+    /// That of a VMM with this runtime folder.
+    pub(crate) async fn of(vmm: Arc<dyn Vmm>, run_dir: PathBuf) -> Result<Self> {
         let console = UnixStream::connect(run_dir.join("console.sock")).await?;
         Ok(Self {
             vmm,
@@ -105,14 +110,14 @@ impl Life {
     }
 
     /// The next letters that it writes.
-    async fn writes(&mut self) -> Result<String> {
+    pub(crate) async fn writes(&mut self) -> Result<String> {
         let mut letters = [0; 40];
         let read = self.console.read_exact(&mut letters);
         tokio::time::timeout(LIMIT, read).await??;
         Ok(String::from_utf8(letters.to_vec())?)
     }
 
-    async fn save(&self, to: &Path) -> Result<()> {
+    pub(crate) async fn save(&self, to: &Path) -> Result<()> {
         let pause = self.vmm.pause().context("no pause")?;
         if !pause.is_paused().await? {
             pause.pause().await?;
@@ -137,7 +142,7 @@ impl Life {
         Ok(Process::adopt(&identity)?)
     }
 
-    async fn quit(self) -> Result<()> {
+    pub(crate) async fn quit(self) -> Result<()> {
         self.vmm.kill()?;
         tokio::time::timeout(LIMIT, self.vmm.wait()).await?;
         Ok(())
@@ -145,7 +150,7 @@ impl Life {
 }
 
 /// Letters that follow each other.
-fn is_in_order(letters: &str) -> bool {
+pub(crate) fn is_in_order(letters: &str) -> bool {
     letters.as_bytes().windows(2).all(|pair| match pair[0] {
         b'z' => pair[1] == b'a',
         letter => pair[1] == letter + 1,

@@ -2,6 +2,7 @@
 //! server alone, under the double with a real guest, and under the real programs where they are there
 //! (`FIRECRACKER_BIN`, `JAILER_BIN`).
 
+mod ahead;
 mod guests;
 mod linux;
 mod server;
@@ -85,6 +86,24 @@ fn main() -> ExitCode {
     add("a_cut_file_ends_the_vm", faults.or(missing(false)), || {
         block_on(guests::ends_where_the_file_does())
     });
+    for (name, ends, jailed) in [
+        ("processes_that_wait_get_guests", false, false),
+        ("processes_that_wait_get_guests_in_jails", false, true),
+        ("processes_without_a_guest_leave_nothing", true, false),
+        ("processes_without_a_guest_leave_no_jail", true, true),
+    ] {
+        let missing = faults.or(root).or(missing(jailed));
+        add(
+            name,
+            missing,
+            match (ends, jailed) {
+                (false, false) => || block_on(ahead::goes_on(false)),
+                (false, true) => || block_on(ahead::goes_on(true)),
+                (true, false) => || block_on(ahead::ends(false)),
+                (true, true) => || block_on(ahead::ends(true)),
+            },
+        );
+    }
     add("a_second_snapshot_is_a_difference", missing(false), || {
         block_on(guests::differs(false))
     });

@@ -5,6 +5,7 @@ use aleph_executor::functions::{
     Code, Completed, Concurrency, Deployment, FunctionRuntime, FunctionsConfig, Invocation,
     InvokeError, Isolation, PoolConfig, ResponseStream, Runner, response_channel,
 };
+use aleph_executor::hypervisor::Driver;
 use aleph_executor::{Node, NodeConfig};
 use aleph_testkit::{TestImages, TestRoot, wait_until};
 use aleph_types::MiB;
@@ -34,10 +35,7 @@ pub(crate) async fn open(
     root: &TestRoot,
     config: FunctionsConfig,
 ) -> Result<(Node, FunctionRuntime)> {
-    let images = Arc::new(TestImages::new(root)?);
-    let node = Node::open(NodeConfig::new(root.paths()?), images).await?;
-    let runtime = FunctionRuntime::open(&node, config);
-    Ok((node, runtime))
+    open_over(root, None, config, |_| {}).await
 }
 
 pub(crate) fn pool() -> PoolConfig {
@@ -48,9 +46,36 @@ pub(crate) fn pool() -> PoolConfig {
     }
 }
 
+/// The same over this driver, where there is one.
+pub(crate) async fn open_over(
+    root: &TestRoot,
+    driver: Option<Arc<dyn Driver>>,
+    config: FunctionsConfig,
+    change: impl FnOnce(&mut NodeConfig),
+) -> Result<(Node, FunctionRuntime)> {
+    let images = Arc::new(TestImages::new(root)?);
+    let mut node = NodeConfig::new(root.paths()?);
+    change(&mut node);
+    let node = match driver {
+        Some(driver) => Node::with_driver(node, images, driver).await?,
+        None => Node::open(node, images).await?,
+    };
+    let runtime = FunctionRuntime::open(&node, config);
+    Ok((node, runtime))
+}
+
 impl World {
     pub(crate) async fn new(config: FunctionsConfig, program: &Program<'_>) -> Result<Self> {
-        let root = TestRoot::new()?;
+        Self::over(TestRoot::new()?, None, config, program).await
+    }
+
+    /// One in this root, over this driver, where there is one.
+    pub(crate) async fn over(
+        root: TestRoot,
+        driver: Option<Arc<dyn Driver>>,
+        config: FunctionsConfig,
+        program: &Program<'_>,
+    ) -> Result<Self> {
         let task = root.path().join("task");
         std::fs::create_dir(&task)?;
         for (name, content) in program.files {
@@ -72,7 +97,7 @@ impl World {
             "{}",
             String::from_utf8_lossy(&made.stderr)
         );
-        let (node, runtime) = open(&root, config).await?;
+        let (node, runtime) = open_over(&root, driver, config, |_| {}).await?;
         let deployment = Deployment {
             account: "default".into(),
             function: "shell".into(),

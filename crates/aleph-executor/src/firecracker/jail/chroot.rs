@@ -95,6 +95,41 @@ impl Jail {
     /// # Errors
     /// [`JailError::Refused`] where it is not for this VM.
     pub fn bring_in(&self, name: &str, file: &File, access: Access) -> Result<Brought, JailError> {
+        let path = self.path.join(name);
+        match self.link_in(name, file, access)? {
+            Ok(()) => Ok(Brought::Linked),
+            // Another filesystem or mount, one without links, or one link too many.
+            Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP) => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                openat(&self.root, name, flags | OFlags::WRONLY, Mode::empty())
+                    .map_err(at("make", &path))?;
+                crate::failpoint::pass("jail.bind", "before");
+                mounts::bind(file, &path, access == Access::Shared)?;
+                crate::failpoint::pass("jail.bind", "after");
+                Ok(Brought::Mounted)
+            }
+            Err(error) => Err(at("link", &path)(error)),
+        }
+    }
+
+    /// The same once the jailer has run, for a VMM that waits for its guest: by a link alone, as the
+    /// VMM sees no mount that is made by now.
+    ///
+    /// # Errors
+    /// As for [`Jail::bring_in`]; [`JailError::Io`] with [`std::io::ErrorKind::CrossesDevices`]
+    /// where the file is on another filesystem than the jail.
+    pub fn bring_in_late(&self, name: &str, file: &File, access: Access) -> Result<(), JailError> {
+        let linked = self.link_in(name, file, access)?;
+        linked.map_err(at("link", &self.path.join(name)))
+    }
+
+    /// Checks a file, and gives it a name in the jail where that can be.
+    fn link_in(
+        &self,
+        name: &str,
+        file: &File,
+        access: Access,
+    ) -> Result<Result<(), Errno>, JailError> {
         let refused = |why| JailError::Refused {
             name: name.to_owned(),
             why,
@@ -110,23 +145,11 @@ impl Jail {
         }
         crate::failpoint::pass("jail.link", "before");
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match linkat(CWD, source, &self.root, name, AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) => {
-                crate::failpoint::pass("jail.link", "after");
-                Ok(Brought::Linked)
-            }
-            // Another filesystem or mount, one without links, or one link too many.
-            Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP) => {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                openat(&self.root, name, flags | OFlags::WRONLY, Mode::empty())
-                    .map_err(at("make", &path))?;
-                crate::failpoint::pass("jail.bind", "before");
-                mounts::bind(file, &path, access == Access::Shared)?;
-                crate::failpoint::pass("jail.bind", "after");
-                Ok(Brought::Mounted)
-            }
-            Err(error) => Err(at("link", &path)(error)),
+        let linked = linkat(CWD, source, &self.root, name, AtFlags::SYMLINK_FOLLOW);
+        if linked.is_ok() {
+            crate::failpoint::pass("jail.link", "after");
         }
+        Ok(linked)
     }
 
     fn check_name(&self, name: &str) -> Result<(), &'static str> {
