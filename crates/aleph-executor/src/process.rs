@@ -3,17 +3,30 @@
 //! A process is held by a pidfd, so that no signal ever reaches another one that got its
 //! number. Across a restart of the node it is known by number, start time and the host's boot
 //! id together ([`Identity`]).
+//!
+//! # Namespaces of processes
+//! A process can be the first one of a namespace of its own ([`Process::spawn_first`]), as what may be
+//! hostile is: it sees no other process of the host, and with it ends all that it has started. The
+//! namespace is made by the thread that starts the process, so that nothing forks in between: the
+//! process is our child, by the number that we see, from its first moment to its exit status. A program
+//! that makes the namespace itself and forks (`unshare --fork`, `jailer --new-pid-ns`) would leave us a
+//! grandchild, whose number is known late and whose status goes to whoever reaps orphans.
+//!
+//! The kernel drops signals to the first process of a namespace that it has no handler for, but
+//! SIGKILL and SIGSTOP from outside (`pid_namespaces(7)`): [`Process::terminate`] is SIGKILL there.
 
 use crate::cgroup::Cgroup;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, WaitId, WaitIdOptions};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 use tokio::io::unix::AsyncFd;
 
 /// Which process on which boot of the host.
@@ -85,6 +98,8 @@ impl fmt::Display for ProcessExit {
 pub struct Process {
     pidfd: AsyncFd<OwnedFd>,
     identity: Identity,
+    /// Whether it is the first one of a namespace of processes.
+    is_first: bool,
     exit: tokio::sync::OnceCell<ProcessExit>,
 }
 
@@ -118,6 +133,22 @@ impl Process {
     /// # Errors
     /// Those of fork and exec.
     pub fn spawn(spawn: Spawn) -> io::Result<Self> {
+        Self::spawn_by(spawn, Command::spawn)
+    }
+
+    /// The same, as the first process of a namespace of its own: whatever it starts ends with it, and it
+    /// has ended once all of that has.
+    ///
+    /// # Errors
+    /// Those of fork and exec; `EPERM` without `CAP_SYS_ADMIN`.
+    pub fn spawn_first(spawn: Spawn) -> io::Result<Self> {
+        Self::spawn_by(spawn, start_first)
+    }
+
+    fn spawn_by(
+        spawn: Spawn,
+        start: impl FnOnce(&mut Command) -> io::Result<Child>,
+    ) -> io::Result<Self> {
         let Spawn {
             mut command,
             files,
@@ -142,7 +173,7 @@ impl Process {
         command.fd_mappings(mappings).map_err(io::Error::other)?;
         let procs = cgroup.as_ref().map(Cgroup::open_procs).transpose()?;
         prepare(&mut command, procs, user.map(|user| (user, device_group)));
-        let mut child = command.spawn()?;
+        let mut child = start(&mut command)?;
         let held = i32::try_from(child.id())
             .map_err(io::Error::other)
             .and_then(Self::hold);
@@ -200,6 +231,7 @@ impl Process {
         Ok(Self {
             pidfd: watch(pidfd)?,
             identity: Identity::of(pid)?,
+            is_first: is_first(pid)?,
             exit: tokio::sync::OnceCell::new(),
         })
     }
@@ -221,11 +253,15 @@ impl Process {
         }
     }
 
-    /// Sends SIGTERM. A process that has ended already is no error.
+    /// Sends SIGTERM, or SIGKILL to the first process of a namespace, which SIGTERM does not reach. A
+    /// process that has ended already is no error.
     ///
     /// # Errors
     /// Where the kernel refuses.
     pub fn terminate(&self) -> io::Result<()> {
+        if self.is_first {
+            return self.kill();
+        }
         match rustix::process::pidfd_send_signal(&self.pidfd, Signal::TERM) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
@@ -282,6 +318,32 @@ fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the value that is registered and stays the same
     // until that is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE) }?)
+}
+
+/// Whether a process is the first one of a namespace below ours: its number there is 1
+/// (`/proc/PID/status`, field `NSpid`).
+fn is_first(pid: i32) -> io::Result<bool> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let mut numbers = numbers.unwrap_or_default().split_ascii_whitespace();
+    // Ours comes first; a kernel without such namespaces has no such line.
+    Ok(numbers.next().is_some() && numbers.next_back() == Some("1"))
+}
+
+/// Starts a program as the first process of a namespace of its own.
+#[allow(unsafe_code)]
+fn start_first(command: &mut Command) -> io::Result<Child> {
+    // Which namespace its children are in is a matter of the thread alone.
+    thread::scope(|scope| {
+        let spawning = thread::Builder::new().name("spawn".into());
+        let spawning = spawning.spawn_scoped(scope, || {
+            // SAFETY: only children of this thread are in the new namespace, and it has one.
+            unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
+            command.spawn()
+        })?;
+        let spawned = spawning.join();
+        spawned.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+    })
 }
 
 #[allow(unsafe_code)]

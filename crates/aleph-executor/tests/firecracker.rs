@@ -6,7 +6,7 @@ use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::guest::ExecRequest;
 use aleph_executor::hypervisor::{Driver, Kernel, Launch, Link, Memory, Nic, Sockets, Start, Vmm};
 use aleph_executor::lifecycle::{Outcome, State, Timeouts};
-use aleph_executor::process::ProcessExit;
+use aleph_executor::process::{Identity, ProcessExit};
 use aleph_executor::{Boot, Executor, Vm};
 use aleph_testkit::TestRoot;
 use aleph_types::{ExitStatus, JobId, JobSpec, MiB, Resources, VmId};
@@ -18,6 +18,7 @@ use libtest_mimic::{Arguments, Trial};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -38,6 +39,11 @@ fn main() {
         trial(
             "a_vm_lives_in_a_jail",
             move || lives_with_commands(jailer()?),
+            (!root).then_some("needs root"),
+        ),
+        trial(
+            "a_jailer_that_ends_is_told_and_leaves_nothing",
+            jailer_ends,
             (!root).then_some("needs root"),
         ),
         trial(
@@ -116,6 +122,17 @@ async fn started(root: &TestRoot, driver: Arc<FirecrackerDriver>) -> Result<(Exe
     Ok((executor, vm))
 }
 
+/// Whether a process is the first one of a namespace of its own.
+fn is_first(process: &Identity) -> Result<bool> {
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/pid"));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let numbers: Vec<_> = numbers.context("no NSpid")?.split_whitespace().collect();
+    let is_elsewhere = namespace(&process.pid.to_string())? != namespace("self")?;
+    assert_eq!(is_elsewhere, numbers.len() > 1, "{numbers:?}");
+    Ok(is_elsewhere && numbers.last() == Some(&"1"))
+}
+
 /// Waits until the figures of a VMM have this one among its requests.
 async fn has_counted(name: &str, figures: impl Fn() -> Option<BTreeMap<String, u64>>) {
     let name = format!("put_api_requests.{name}");
@@ -154,6 +171,8 @@ fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
             ..DriverConfig::default()
         }));
         let (executor, vm) = started(&root, driver).await?;
+        let vmm = vm.status().vmm.context("no VMM")?;
+        assert_eq!(is_first(&vmm)?, jails.is_some(), "{vmm:?}");
         let line = "echo hello > /file && sync && cat /file; exit 3";
         let (stdout, _, status) = vm
             .exec(&ExecRequest::new(["sh", "-c", line]))?
@@ -176,6 +195,31 @@ fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
     })
 }
 
+/// A jailer that never comes to be Firecracker, whose status and words are told.
+fn jailer_ends() -> Result<()> {
+    block_on(async {
+        let root = TestRoot::new()?;
+        let jails = Jails::open(&root.path().join("jail"), UidRange::default())?;
+        let jailer = root.path().join("jailer");
+        std::fs::write(
+            &jailer,
+            "#!/bin/sh\necho \"number $$ has no jail\" >&2\nexit 7\n",
+        )?;
+        std::fs::set_permissions(&jailer, std::fs::Permissions::from_mode(0o755))?;
+        let driver = Arc::new(FirecrackerDriver::new(DriverConfig {
+            program: aleph_testkit::firecracker_double(VERSION)?,
+            jail: Some((jails.clone(), jailer)),
+            needs_kvm: false,
+            ..DriverConfig::default()
+        }));
+        let error = started(&root, driver).await.err().context("it runs")?;
+        let said = format!("{error:?}");
+        assert!(said.contains("exit 7: number 1 has no jail"), "{said}");
+        assert!(jails.vms()?.is_empty(), "a jail is left");
+        Ok(())
+    })
+}
+
 /// The real program with a guest that every KVM runs: it boots, stands still, is written down, and
 /// goes on in another VM where it stood.
 fn with_real(jailed: bool) -> Result<()> {
@@ -192,6 +236,7 @@ fn with_real(jailed: bool) -> Result<()> {
 }
 
 async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
+    let is_jailed = jail.is_some();
     let driver = FirecrackerDriver::new(DriverConfig {
         program,
         jail,
@@ -230,11 +275,14 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
     let (second_goes_on, third_goes_on) = (second.writes().await?, third.writes().await?);
     assert_eq!(second_goes_on, third_goes_on, "from the same moment");
     for life in [first, second, third] {
+        assert_eq!(is_first(&life.vmm.identity())?, is_jailed);
         assert!(life.is_connected()?, "{}", life.tap);
         assert!(life.is_linked()?, "{}", life.tap);
         life.vmm.quit().await?;
         let exit = life.vmm.wait().await;
-        assert_eq!(exit.exit, ProcessExit::Signal(15), "{exit}");
+        // The first process of a namespace hears nothing else.
+        let signal = if is_jailed { 9 } else { 15 };
+        assert_eq!(exit.exit, ProcessExit::Signal(signal), "{exit}");
         assert!(!life.is_connected()?, "{} is open still", life.tap);
         // Whoever has the other end of its link sees that it is down.
         let end = life.link.0.duplicate()?;

@@ -13,14 +13,15 @@ use crate::process::ProcessExit;
 /// How many lines of the log are kept: the cause is in the last ones.
 const LINES: usize = 8;
 
-/// The abort that a panic of Firecracker's ends in.
-const SIGABRT: i32 = 6;
+/// What a panic of Firecracker's ends in: the abort, or, as the first process of a namespace gets no
+/// signal from itself, the instruction behind it that it may not execute.
+const PANIC: [i32; 2] = [6, 11];
 
 /// What this end means, and what to do about it.
 pub(super) fn meaning(exit: ProcessExit) -> Option<&'static str> {
     let code = match exit {
         ProcessExit::Code(code) => code,
-        ProcessExit::Signal(SIGABRT) => {
+        ProcessExit::Signal(signal) if PANIC.contains(&signal) => {
             return Some("Firecracker has panicked: this is a defect of it, try another version");
         }
         ProcessExit::Signal(_) | ProcessExit::Unknown => return None,
@@ -136,6 +137,15 @@ mod tests {
             ProcessExit::Unknown,
         ] {
             assert_eq!(describe(exit, None, ""), "", "{exit}");
+        }
+    }
+
+    /// Without a namespace of its own, and as the first process of one.
+    #[test]
+    fn a_panic_is_told_by_either_signal() {
+        for signal in [6, 11] {
+            let said = describe(ProcessExit::Signal(signal), None, "");
+            assert!(said.contains("panicked"), "{signal}: {said}");
         }
     }
 

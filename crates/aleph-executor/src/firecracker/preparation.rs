@@ -322,7 +322,12 @@ pub(super) fn spawn(
         .ok()
         .filter(|meta| meta.mode() & 0o006 != 0o006 && meta.gid() != 0)
         .map(|meta| meta.gid());
-    let process = Process::spawn(Spawn {
+    let start = match housing {
+        // The jailer becomes Firecracker: it is the first process of the VM's own namespace.
+        Housing::Jailed { .. } => Process::spawn_first,
+        Housing::Open => Process::spawn,
+    };
+    let process = start(Spawn {
         command,
         files,
         user,

@@ -39,6 +39,12 @@
 //! at any point. The folder was a hostile VMM's to fill: nothing in it is followed, and nothing is
 //! opened before it is known to be what it has to be.
 //!
+//! The jailer, and then Firecracker in its place, is the first process of a namespace of its own, which
+//! the node makes as it starts the jailer ([`Process::spawn_first`](crate::process::Process::spawn_first)).
+//! The jailer's own `--new-pid-ns` forks and ends: its VMM would be nobody's child, its number would
+//! be known from a file in the jail, and its status would be lost. As it is, the pid file has `1` in it.
+//! What a hostile VMM starts ends with it, wherever it hides.
+//!
 //! Limits are those of the VM's own group ([`crate::cgroup`]), which the jailer is started in
 //! ([`JailerCgroup::Inherited`]) and which is limited, counted and killed as QEMU's is. The jailer
 //! can make one as well ([`JailerCgroup::Made`]), for whoever starts it by hand.
