@@ -8,7 +8,8 @@
 //! ours where its guests have TAPs, which the node opens here, else in that of its first link. Its user is
 //! the jail's, to whom late TAPs are given. Mounts that are made once the jailer has run are not seen in
 //! the jail: so files come by hard links, into the jail or into [`AheadLaunch::folder`], and are taken away
-//! again once the guest is loaded.
+//! again once the guest is loaded. How long a file it may write is limited where all disks that it will
+//! have are read-only, as functions' are: the jailer sets that limit.
 //!
 //! The names that a snapshot has for its drives lead to them in either way of launching.
 //!
@@ -140,7 +141,10 @@ fn start_in(
             Some(listener.map_err(io("listen for the guest's memory"))?)
         }
     };
+    // How long a disk will be that it writes to nobody knows yet.
+    let is_known = shape.disks.iter().all(|(_, read_only)| *read_only);
     let spawning = Spawning {
+        longest_file: is_known.then(|| quarters.longest_file(shape.resources.memory)),
         means: Means {
             housing,
             program,

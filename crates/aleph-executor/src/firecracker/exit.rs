@@ -41,8 +41,9 @@ pub(super) fn meaning(exit: ProcessExit) -> Option<&'static str> {
              try another version"
         }
         151 => {
-            "a file of Firecracker's grew beyond its limit (SIGXFSZ): raise the limit of file size \
-             of the node's service"
+            "a file of Firecracker's grew beyond its limit (SIGXFSZ): in a jail that is the longest \
+             of its disks and its memory, and whatever writes more is broken into or has a defect; else \
+             raise the limit of file size of the node's service"
         }
         152 => "Firecracker refuses its configuration: see what it wrote",
         153 => {

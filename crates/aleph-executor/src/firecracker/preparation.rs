@@ -8,7 +8,7 @@ use super::api::{Balloon, Drive, MemoryBackend, Vsock};
 use super::beginning::{Beginning, Restoring, check_size};
 use super::driver::DriverConfig;
 use super::figures::Figures;
-use super::jail::Jails;
+use super::jail::{Jails, ResourceLimits};
 use super::link::Links;
 use super::memory::{MemoryMode, MemoryServer, Serve};
 use super::nic::{self, Nics};
@@ -215,6 +215,7 @@ fn start_in(
         *memory_server = Some(server.map_err(io("start the memory server"))?);
     }
     let spawning = Spawning {
+        longest_file: Some(quarters.longest_file(launch.resources.memory)),
         means,
         vm: launch.vm,
         run_dir: &launch.run_dir,
@@ -280,6 +281,8 @@ pub(super) fn base_of(
 /// How a process is started, beside its quarters.
 pub(super) struct Spawning<'a> {
     pub(super) means: Means<'a>,
+    /// How long a file it may write, in a jail; any where that is not known.
+    pub(super) longest_file: Option<u64>,
     pub(super) vm: VmId,
     pub(super) run_dir: &'a Path,
     pub(super) console: UnixListener,
@@ -314,7 +317,11 @@ pub(super) fn spawn(
         arguments.extend([argument.into(), path.display().to_string()]);
     }
     arguments.extend(["--level".into(), "Warn".into()]);
-    let started = quarters.command(housing, &program.path, &arguments)?;
+    let limits = ResourceLimits {
+        file_size: spawning.longest_file,
+        open_files: None,
+    };
+    let started = quarters.command(housing, &program.path, &arguments, limits)?;
     let (mut command, home, files, user) = started;
     command.env_clear().current_dir("/");
     nic::enter(namespace, &mut command);

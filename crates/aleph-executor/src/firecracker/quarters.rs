@@ -22,6 +22,7 @@
 
 use super::jail::{
     Access, Inside, Jail, JailError, JailerCgroup, JailerCommand, Jails, ResourceLimits, UidRange,
+    limits,
 };
 use super::nic::Owner;
 use super::packing;
@@ -30,7 +31,7 @@ use crate::drivers::signature::Launched;
 use crate::hypervisor::LaunchError;
 use crate::process::{FIRST_FILE, path_of_file};
 use crate::tail::Tail;
-use aleph_types::VmId;
+use aleph_types::{MiB, VmId};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -96,6 +97,8 @@ pub(super) struct Quarters {
     /// What it is handed, in the open.
     files: Vec<OwnedFd>,
     user: Option<u32>,
+    /// How long each disk is that it writes to, in bytes.
+    own: Vec<u64>,
 }
 
 /// The place of a VMM that runs.
@@ -355,6 +358,7 @@ impl Quarters {
                     },
                     files: Vec::new(),
                     user: None,
+                    own: Vec::new(),
                 })
             }
             Housing::Open => {
@@ -381,6 +385,7 @@ impl Quarters {
             home: Home::open(run_dir)?,
             files: Vec::new(),
             user,
+            own: Vec::new(),
         };
         quarters.give(&path)?;
         if let Home::Open { folder, .. } = &quarters.home {
@@ -427,6 +432,9 @@ impl Quarters {
 
     /// Lets the VMM use a file; gives the path by which it opens it.
     pub(super) fn bring(&mut self, name: &str, file: File, how: Use) -> io::Result<PathBuf> {
+        if how == Use::Own {
+            self.own.push(file.metadata()?.len());
+        }
         if let Home::Jailed { jail, .. } = &self.home {
             jail.bring_in(name, &file, how.access())?;
             return Ok(self.home.seen(name));
@@ -543,12 +551,19 @@ impl Quarters {
         ))
     }
 
-    /// The program that starts it, with these arguments, and what it is handed; and who starts it.
+    /// How long a file it may write whose guest has so much memory.
+    pub(super) fn longest_file(&self, memory: MiB) -> u64 {
+        limits::longest_file(memory, self.own.iter().copied())
+    }
+
+    /// The program that starts it, with these arguments and limits, and what it is handed; and who
+    /// starts it.
     pub(super) fn command(
         self,
         housing: &Housing,
         program: &Path,
         arguments: &[String],
+        limits: ResourceLimits,
     ) -> Result<(Command, Home, Vec<OwnedFd>, Option<u32>), LaunchError> {
         let mut command;
         match (&self.home, housing) {
@@ -565,7 +580,7 @@ impl Quarters {
                     daemonize: false,
                     // It is started in the VM's own group.
                     cgroup: JailerCgroup::Inherited,
-                    limits: ResourceLimits::default(),
+                    limits,
                     arguments,
                 }
                 .argv();

@@ -249,6 +249,62 @@ pub(crate) async fn ends_with_its_server() -> Result<()> {
     Ok(())
 }
 
+/// A launch that fails behind the start of its server leaves nobody, not even a zombie.
+pub(crate) async fn fails_behind_its_server(jailed: bool) -> Result<()> {
+    const VERSION: &str = "1.16.1";
+    let dir = tempfile::tempdir()?;
+    let jailer = jailed.then(|| aleph_testkit::jailer_double(VERSION));
+    let jail = jail(dir.path(), jailer.transpose()?)?;
+    let jails = jail.as_ref().map(|(jails, _)| jails.clone());
+    let driver = FirecrackerDriver::new(DriverConfig {
+        program: aleph_testkit::firecracker_double(VERSION)?,
+        jail,
+        needs_kvm: false,
+        memory: by_server(false),
+        ..DriverConfig::default()
+    });
+    let memory = dir.path().join("memory");
+    std::fs::write(&memory, vec![0; usize::try_from(MEMORY.0)? << 20])?;
+    let run_dir = dir.path().join("run");
+    std::fs::create_dir(&run_dir)?;
+    // Something is where its console is to be.
+    std::fs::write(run_dir.join("console.pipe"), "")?;
+    let listen = |name: &str| UnixListener::bind(run_dir.join(name));
+    let launch = Launch {
+        vm: VmId::random(),
+        resources: Resources {
+            memory: MEMORY,
+            ..Resources::default()
+        },
+        start: Start::Restore {
+            state: File::open("/dev/null")?.into(),
+        },
+        memory: Memory::Clone(File::open(&memory)?),
+        disks: Vec::new(),
+        nics: Vec::new(),
+        links: Vec::new(),
+        sockets: Sockets {
+            control: listen("vmm.sock")?,
+            agent: listen("agent.sock")?,
+            console: listen("console.sock")?,
+        },
+        run_dir: run_dir.clone(),
+        cgroup: None,
+        user: None,
+    };
+    let refused = driver.launch(launch).await.err();
+    let refused = refused.context("it runs")?.to_string();
+    assert!(refused.contains("the console's pipe"), "{refused}");
+    let record = std::fs::read(run_dir.join("memory-server.json"))?;
+    let server: Identity = serde_json::from_slice(&record)?;
+    let process = PathBuf::from(format!("/proc/{}", server.pid));
+    assert!(!process.exists(), "its server is left");
+    if let Some(jails) = jails {
+        assert!(jails.vms()?.is_empty(), "a jail is left");
+    }
+    Ok(())
+}
+
 /// A memory file that is cut is refused before a load, and ends a VM that needs more of it.
 pub(crate) async fn ends_where_the_file_does() -> Result<()> {
     let dir = tempfile::tempdir()?;

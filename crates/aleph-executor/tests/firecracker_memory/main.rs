@@ -83,6 +83,14 @@ fn main() -> ExitCode {
         faults.or(missing(false)),
         || block_on(guests::ends_with_its_server()),
     );
+    add("a_launch_that_fails_leaves_no_server", None, || {
+        block_on(guests::fails_behind_its_server(false))
+    });
+    add(
+        "a_launch_that_fails_leaves_no_server_of_a_jail",
+        root,
+        || block_on(guests::fails_behind_its_server(true)),
+    );
     add("a_cut_file_ends_the_vm", faults.or(missing(false)), || {
         block_on(guests::ends_where_the_file_does())
     });

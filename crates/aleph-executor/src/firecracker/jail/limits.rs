@@ -1,10 +1,25 @@
-//! Which limits a VM's group has on this host.
+//! Which limits a VM's group has on this host, and how long a file its VMM may write.
 //!
 //! Hosts whose controllers are all in version 1 hierarchies have none to give. VMs run there, and
 //! the node says what nobody limits.
 
 use crate::cgroup::{Cgroup, Limits};
+use aleph_types::MiB;
 use std::path::Path;
+
+/// What a VMM may write in any case: the state of a guest's devices is some 100 KiB.
+const FLOOR: u64 = 64 << 20;
+
+/// How long the longest file may get that the VMM of a guest with this memory and these disks of its own,
+/// in bytes, has to write: the longest disk, or the memory in a snapshot, which is a file of its size.
+///
+/// A file that a VMM writes beyond it ends that VMM (SIGXFSZ). The limit is one of each file, as the
+/// kernel has none of how many there are: a VMM that makes many fills the disk by as much each time.
+#[must_use]
+pub fn longest_file(memory: MiB, disks: impl IntoIterator<Item = u64>) -> u64 {
+    let memory = u64::from(memory.0) << 20;
+    disks.into_iter().chain([memory]).fold(FLOOR, u64::max)
+}
 
 /// What is limited by which file of a group.
 const LIMITED: [(&str, &str); 4] = [
@@ -54,7 +69,6 @@ pub fn values(limits: &Limits, disk: &Path, controllers: &str) -> Vec<(&'static 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aleph_types::MiB;
 
     #[test]
     fn limits_are_asked_for_where_a_controller_is() {
@@ -74,6 +88,19 @@ mod tests {
             ["memory.max", "memory.swap.max", "pids.max"]
         );
         assert_eq!(named(""), [""; 0]);
+    }
+
+    #[test]
+    fn the_longest_file_is_a_disk_or_the_memory() {
+        let mib = |n: u64| n << 20;
+        for (memory, disks, longest) in [
+            (32, vec![], 64),
+            (512, vec![], 512),
+            (512, vec![mib(100), mib(4096), mib(7)], 4096),
+            (512, vec![mib(100)], 512),
+        ] {
+            assert_eq!(longest_file(MiB(memory), disks), mib(longest));
+        }
     }
 
     #[test]

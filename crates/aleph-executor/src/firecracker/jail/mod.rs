@@ -47,7 +47,8 @@
 //!
 //! Limits are those of the VM's own group ([`crate::cgroup`]), which the jailer is started in
 //! ([`JailerCgroup::Inherited`]) and which is limited, counted and killed as QEMU's is. The jailer
-//! can make one as well ([`JailerCgroup::Made`]), for whoever starts it by hand.
+//! can make one as well ([`JailerCgroup::Made`]), for whoever starts it by hand. What no group limits is
+//! how long a file a VMM writes: [`limits::longest_file`] (`RLIMIT_FSIZE`, which the jailer sets).
 
 pub mod argv;
 pub mod chroot;
