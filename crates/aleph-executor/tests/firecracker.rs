@@ -1,6 +1,7 @@
 //! VMs of Firecracker: the driver with real guests over what stands for it, and over the real programs,
 //! where they are there (`FIRECRACKER_BIN`, `JAILER_BIN`), with a guest that every KVM runs.
 
+use aleph_executor::executor::COMMAND_LINE;
 use aleph_executor::firecracker::jail::{Jails, UidRange};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::guest::ExecRequest;
@@ -39,6 +40,16 @@ fn main() {
         trial(
             "a_vm_lives_in_a_jail",
             move || lives_with_commands(jailer()?),
+            (!root).then_some("needs root"),
+        ),
+        trial(
+            "a_guest_that_nobody_speaks_with_ends_by_its_keys",
+            || ends_by_keys(None),
+            None,
+        ),
+        trial(
+            "a_guest_in_a_jail_ends_by_its_keys",
+            move || ends_by_keys(jailer()?),
             (!root).then_some("needs root"),
         ),
         trial(
@@ -133,6 +144,16 @@ fn is_first(process: &Identity) -> Result<bool> {
     Ok(is_elsewhere && numbers.last() == Some(&"1"))
 }
 
+/// How long a file a process may write, where that is limited.
+fn longest_file(process: &Identity) -> Result<Option<u64>> {
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.pid))?;
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max file size"));
+    let limit = line.and_then(|line| line.split_whitespace().nth(3));
+    Ok(limit.context("no limit")?.parse().ok())
+}
+
 /// Waits until the figures of a VMM have this one among its requests.
 async fn has_counted(name: &str, figures: impl Fn() -> Option<BTreeMap<String, u64>>) {
     let name = format!("put_api_requests.{name}");
@@ -173,6 +194,10 @@ fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
         let (executor, vm) = started(&root, driver).await?;
         let vmm = vm.status().vmm.context("no VMM")?;
         assert_eq!(is_first(&vmm)?, jails.is_some(), "{vmm:?}");
+        // Its disk is shorter than its memory.
+        let memory = u64::from(Resources::default().memory.0) << 20;
+        let longest = jails.is_some().then_some(memory);
+        assert_eq!(longest_file(&vmm)?, longest);
         let line = "echo hello > /file && sync && cat /file; exit 3";
         let (stdout, _, status) = vm
             .exec(&ExecRequest::new(["sh", "-c", line]))?
@@ -192,6 +217,60 @@ fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
             assert!(jails.vms()?.is_empty(), "a jail is left");
         }
         ended(&root, executor, vm).await
+    })
+}
+
+/// A guest whose agent is asked for nothing restarts its machine in order: its VMM ends by itself.
+fn ends_by_keys(jailer: Option<PathBuf>) -> Result<()> {
+    block_on(async {
+        let root = TestRoot::new()?;
+        let jail = match jailer {
+            Some(jailer) => {
+                let base = root.path().join("jail");
+                Some((Jails::open(&base, UidRange::default())?, jailer))
+            }
+            None => None,
+        };
+        let driver = FirecrackerDriver::new(DriverConfig {
+            program: aleph_testkit::firecracker_double(VERSION)?,
+            jail,
+            needs_kvm: false,
+            keys: LIMIT,
+            ..DriverConfig::default()
+        });
+        let bundle = root.bundle()?;
+        let run_dir = root.path().join("run-of-a-vm");
+        std::fs::create_dir(&run_dir)?;
+        let listen = |name: &str| UnixListener::bind(run_dir.join(name));
+        let launch = Launch {
+            vm: VmId::random(),
+            resources: Resources::default(),
+            start: Start::Boot(Kernel {
+                kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
+                initrd: File::open(bundle.initrd())?,
+                command_line: format!("{COMMAND_LINE} {}", driver.kernel_arguments()),
+            }),
+            memory: Memory::Own,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            links: Vec::new(),
+            sockets: Sockets {
+                control: listen("vmm.sock")?,
+                agent: listen("agent.sock")?,
+                console: listen("console.sock")?,
+            },
+            run_dir: run_dir.clone(),
+            cgroup: None,
+            user: None,
+        };
+        let vmm = driver.launch(launch).await?;
+        // Its kernel is up, and its agent waits to be spoken with.
+        let channel = tokio::time::timeout(LIMIT, vmm.channel()).await??;
+        vmm.quit().await?;
+        let exit = tokio::time::timeout(LIMIT, vmm.wait()).await?;
+        assert_eq!(exit.exit, ProcessExit::Code(0), "{exit}");
+        drop(channel);
+        Ok(())
     })
 }
 
@@ -240,6 +319,8 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
     let driver = FirecrackerDriver::new(DriverConfig {
         program,
         jail,
+        // Its guest does not hear them.
+        keys: Duration::from_millis(50),
         ..DriverConfig::default()
     });
     driver.check()?;
@@ -276,6 +357,8 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
     assert_eq!(second_goes_on, third_goes_on, "from the same moment");
     for life in [first, second, third] {
         assert_eq!(is_first(&life.vmm.identity())?, is_jailed);
+        let longest = is_jailed.then_some(64 << 20);
+        assert_eq!(longest_file(&life.vmm.identity())?, longest);
         assert!(life.is_connected()?, "{}", life.tap);
         assert!(life.is_linked()?, "{}", life.tap);
         life.vmm.quit().await?;

@@ -37,6 +37,7 @@ use aleph_guest_proto::VSOCK_ARGUMENT;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How Firecracker is to be used.
 #[derive(Debug, Clone)]
@@ -54,6 +55,9 @@ pub struct DriverConfig {
     /// Whether KVM notes which pages guests write to, so that writing one down again takes what has
     /// changed since, and not all of its memory.
     pub track_dirty_pages: bool,
+    /// How long a guest that does not end by its agent may take to end by Ctrl-Alt-Del, before its VMM
+    /// is ended. On x86-64; others have no such keys.
+    pub keys: Duration,
 }
 
 impl Default for DriverConfig {
@@ -65,6 +69,7 @@ impl Default for DriverConfig {
             kernel_arguments: String::new(),
             memory: MemoryMode::default(),
             track_dirty_pages: false,
+            keys: Duration::from_secs(2),
         }
     }
 }
@@ -234,6 +239,7 @@ impl Driver for FirecrackerDriver {
             memory_server,
             // Which pages were written to since when, an earlier process knew.
             tracks: false,
+            keys: self.config.keys,
         });
         let vmm = Arc::new(vmm);
         if server_gone && !vmm.process.has_ended() {

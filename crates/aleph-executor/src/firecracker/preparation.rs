@@ -355,5 +355,6 @@ pub(super) fn spawn(
         console,
         memory_server: None,
         tracks: spawning.means.settings.track_dirty_pages,
+        keys: spawning.means.settings.keys,
     })
 }

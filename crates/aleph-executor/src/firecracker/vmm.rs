@@ -1,7 +1,7 @@
 //! A running Firecracker.
 
 use super::api::{
-    BalloonStatistics, BalloonUpdate, Call, InstanceInfo, InstanceState, SnapshotCreate,
+    Action, BalloonStatistics, BalloonUpdate, Call, InstanceInfo, InstanceState, SnapshotCreate,
     SnapshotType, VmState,
 };
 use super::beginning::ANSWER;
@@ -59,6 +59,8 @@ pub(super) struct Begun {
     pub(super) memory_server: Option<MemoryServer>,
     /// Whether KVM notes which pages its guest writes to.
     pub(super) tracks: bool,
+    /// How long its guest may take to end by its keys.
+    pub(super) keys: Duration,
 }
 
 /// What a guest's memory was when KVM began to note what is written to.
@@ -132,6 +134,7 @@ pub(super) struct FirecrackerVmm {
     /// That of a process which was launched ahead comes late.
     memory_server: OnceLock<MemoryServer>,
     tracks: bool,
+    keys: Duration,
     base: Mutex<Option<Base>>,
     /// Those that are connected.
     links: Mutex<Option<Links>>,
@@ -151,6 +154,7 @@ impl FirecrackerVmm {
             console,
             memory_server,
             tracks,
+            keys,
         } = begun;
         let is_adopted = tail.is_none();
         Self {
@@ -166,6 +170,7 @@ impl FirecrackerVmm {
             _console: console,
             memory_server: memory_server.map(OnceLock::from).unwrap_or_default(),
             tracks,
+            keys,
             base: Mutex::default(),
             links: Mutex::default(),
             left: OnceLock::new(),
@@ -303,6 +308,24 @@ impl FirecrackerVmm {
         }
     }
 
+    /// Presses the guest's keys, and waits for its end.
+    async fn ends_by_keys(&self) -> bool {
+        // One without a guest that runs has nobody to hear them, nor has one of another architecture.
+        if !cfg!(target_arch = "x86_64") || !*self.begun.borrow() {
+            return false;
+        }
+        let ended = async {
+            let keys = Call::Action(Action::SendCtrlAltDel);
+            match self.client() {
+                Ok(client) if client.call(&keys, ANSWER).await.is_ok() => self.process.wait().await,
+                _ => return false,
+            };
+            true
+        };
+        let ended = tokio::time::timeout(self.keys, ended).await;
+        ended.unwrap_or(false)
+    }
+
     async fn call(
         &self,
         command: &'static str,
@@ -351,9 +374,15 @@ impl Vmm for Arc<FirecrackerVmm> {
     }
 
     /// Firecracker has no such call, and nothing to do before its end: what its guest has written is
-    /// with the host's kernel.
+    /// with the host's kernel. So its guest is asked first, by the keys that have a kernel restart its
+    /// machine, which ends Firecracker. Then, where the guest does not, Firecracker is told.
     fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>> {
-        Box::pin(async { Ok(self.process.terminate()?) })
+        Box::pin(async {
+            if !self.ends_by_keys().await {
+                self.process.terminate()?;
+            }
+            Ok(())
+        })
     }
 
     fn kill(&self) -> Result<(), VmmError> {
