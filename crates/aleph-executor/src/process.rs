@@ -338,7 +338,11 @@ fn start_first(command: &mut Command) -> io::Result<Child> {
         let spawning = thread::Builder::new().name("spawn".into());
         let spawning = spawning.spawn_scoped(scope, || {
             // SAFETY: only children of this thread are in the new namespace, and it has one.
-            unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
+            unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.map_err(|error| {
+                // ENOSPC is no full disk here: `user.max_pid_namespaces` are there.
+                let why = format!("no namespace of processes can be made: {error}");
+                io::Error::other(why)
+            })?;
             command.spawn()
         })?;
         let spawned = spawning.join();

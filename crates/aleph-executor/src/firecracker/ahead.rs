@@ -27,12 +27,13 @@
 use super::api::MemoryBackend;
 use super::beginning::{Restoring, come, go_on};
 use super::driver::{DriverConfig, FirecrackerDriver};
+use super::home::{Use, name};
 use super::link::Links;
 use super::memory::{MemoryMode, MemoryServer, Serve};
 use super::nic::{Nics, Owner};
 use super::preparation::{Means, Spawning, base_of, give_up, io, sign, snapshot_files, spawn};
 use super::program::{Program, Programs};
-use super::quarters::{Housing, Quarters, Use, name};
+use super::quarters::{Housing, Quarters};
 use super::vmm::FirecrackerVmm;
 use crate::cgroup::Cgroup;
 use crate::hypervisor::{

@@ -5,9 +5,9 @@
 //! What fails behind a launch, as a guest goes on, is told by the VMM's end.
 
 use super::api::{Action, Call, MemoryBackend, NetworkOverride, SnapshotLoad, VmState};
+use super::home::name;
 use super::link::Links;
 use super::memory::MemoryServerError;
-use super::quarters::name;
 use super::vmm::{Base, FirecrackerVmm};
 use super::{Client, ClientError, packing};
 use std::fs::File;

@@ -20,13 +20,14 @@
 
 use super::beginning::bring_up;
 use super::figures::Figures;
+use super::home::{Home, name};
 use super::jail::Jails;
 use super::link;
 use super::memory::{MemoryMode, MemoryServer};
 use super::nic::NicError;
 use super::preparation::start;
 use super::program::{Program, Programs};
-use super::quarters::{Home, Housing, name};
+use super::quarters::Housing;
 use super::vmm::{Begun, FirecrackerVmm};
 use super::{Version, serial};
 use crate::accel::Accelerator;

@@ -44,6 +44,7 @@ pub mod config;
 pub mod driver;
 mod exit;
 mod figures;
+mod home;
 pub mod jail;
 mod link;
 pub mod memory;

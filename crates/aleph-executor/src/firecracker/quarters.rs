@@ -9,9 +9,7 @@
 //! | who starts it | the jailer, as root | the node, as its user |
 //!
 //! In both the paths that a snapshot names are the same for each VM, whether its process was launched
-//! ahead or not. Sockets and files that Firecracker
-//! made are not trusted: in a jail they are looked at before they are opened, and in the open nobody
-//! else's way leads into the folder.
+//! ahead or not.
 //!
 //! # Failure cases
 //! A file that it may not use is refused before anything is started, with its name. What is in the way
@@ -20,48 +18,23 @@
 //!
 //! [`AheadLaunch::folder`]: crate::hypervisor::AheadLaunch::folder
 
-use super::jail::{
-    Access, Inside, Jail, JailError, JailerCgroup, JailerCommand, Jails, ResourceLimits, UidRange,
-    limits,
-};
+use super::home::{FOLDER, Home, LateFolder, Use, check, name, seen_late};
+use super::jail::{JailError, JailerCgroup, JailerCommand, Jails, ResourceLimits, limits};
 use super::nic::Owner;
-use super::packing;
 use super::program::Program;
 use crate::drivers::signature::Launched;
 use crate::hypervisor::LaunchError;
 use crate::process::{FIRST_FILE, path_of_file};
 use crate::tail::Tail;
 use aleph_types::{MiB, VmId};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// The folder's name in the runtime folder of a VM.
-const FOLDER: &str = "firecracker";
-
-/// In the open, the descriptor of the folder for what comes late: the first after that of the folder.
-const LATE: i32 = FIRST_FILE + 1;
-
-/// Names of what is in it.
-pub(super) mod name {
-    pub(in super::super) const API: &str = "api.sock";
-    pub(in super::super) const VSOCK: &str = "vsock.sock";
-    /// What a guest goes on from.
-    pub(in super::super) const STATE: &str = "state";
-    pub(in super::super) const MEMORY: &str = "memory";
-    /// Where a memory server listens.
-    pub(in super::super) const MEMORY_SERVER: &str = "memory.sock";
-    /// What a guest was written to.
-    pub(in super::super) const SAVED_STATE: &str = "saved-state";
-    pub(in super::super) const SAVED_MEMORY: &str = "saved-memory";
-    pub(super) const LOG: &str = "log";
-    pub(in super::super) const METRICS: &str = "metrics";
-}
 
 /// Where VMMs are put.
 #[derive(Debug, Clone)]
@@ -70,24 +43,6 @@ pub(super) enum Housing {
     Jailed { jails: Jails, jailer: PathBuf },
     /// Each into a folder of its own.
     Open,
-}
-
-/// Who may use a file, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
-    /// Read it, as others do.
-    Shared,
-    /// Read and write it, alone.
-    Own,
-}
-
-impl Use {
-    fn access(self) -> Access {
-        match self {
-            Self::Shared => Access::Shared,
-            Self::Own => Access::Own,
-        }
-    }
 }
 
 /// The place of a VMM that is about to be started.
@@ -99,235 +54,6 @@ pub(super) struct Quarters {
     user: Option<u32>,
     /// How long each disk is that it writes to, in bytes.
     own: Vec<u64>,
-}
-
-/// The place of a VMM that runs.
-#[derive(Debug)]
-pub(super) enum Home {
-    Jailed {
-        jail: Box<Jail>,
-        jails: Jails,
-    },
-    Open {
-        path: PathBuf,
-        folder: File,
-        late: Option<LateFolder>,
-    },
-}
-
-/// Where files are shown to a process in the open that was launched ahead.
-#[derive(Debug)]
-pub(super) struct LateFolder {
-    folder: OwnedFd,
-    /// Who it runs as.
-    user: Option<u32>,
-}
-
-/// The way to a socket, as long as this lives.
-#[derive(Debug)]
-pub(super) struct Way {
-    pub(super) path: PathBuf,
-    _inside: Option<Inside>,
-}
-
-impl Home {
-    /// That of a VM that an earlier process of this node started, wherever it put it.
-    pub(super) fn find(launched: &Launched, vm: VmId, run_dir: &Path) -> io::Result<Self> {
-        match &launched.jails {
-            Some(base) => {
-                // Which users new ones would get is no matter.
-                let jails = Jails::open(base, UidRange::default())?;
-                let jail = jails.find(vm, &launched.program)?;
-                let jail = Box::new(jail.ok_or(io::ErrorKind::NotFound)?);
-                Ok(Self::Jailed { jail, jails })
-            }
-            None => Self::open(run_dir),
-        }
-    }
-
-    fn open(run_dir: &Path) -> io::Result<Self> {
-        let path = run_dir.join(FOLDER);
-        let folder = File::open(&path)?;
-        Ok(Self::Open {
-            path,
-            folder,
-            late: None,
-        })
-    }
-
-    /// The jail that is to go where nothing comes of a launch.
-    pub(super) fn jailed(&self) -> Option<(Jails, VmId)> {
-        match self {
-            Self::Jailed { jail, jails } => Some((jails.clone(), jail.vm())),
-            Self::Open { .. } => None,
-        }
-    }
-
-    /// A name in it, as the VMM sees it.
-    pub(super) fn seen(&self, name: &str) -> PathBuf {
-        match self {
-            Self::Jailed { .. } => Path::new("/").join(name),
-            Self::Open { .. } => Path::new(&path_of_file(FIRST_FILE)).join(name),
-        }
-    }
-
-    /// The way to a socket that the VMM made.
-    pub(super) fn socket(&self, name: &str) -> io::Result<Way> {
-        match self {
-            Self::Jailed { jail, .. } => {
-                let inside = jail.socket(name)?;
-                Ok(Way {
-                    path: inside.path(),
-                    _inside: Some(inside),
-                })
-            }
-            Self::Open { folder, .. } => {
-                let path = Path::new("/proc/self/fd")
-                    .join(folder.as_raw_fd().to_string())
-                    .join(name);
-                if !fs::symlink_metadata(&path)?.file_type().is_socket() {
-                    return Err(io::ErrorKind::InvalidInput.into());
-                }
-                Ok(Way {
-                    path,
-                    _inside: None,
-                })
-            }
-        }
-    }
-
-    /// Shows a file to a process that was launched ahead, and has no guest yet; gives the path by which
-    /// it opens it.
-    pub(super) fn show(&self, name: &str, file: &File, how: Use) -> io::Result<PathBuf> {
-        if file.metadata()?.nlink() == 0 {
-            // It cannot get another one.
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        match self {
-            Self::Jailed { jail, .. } => jail.bring_in_late(name, file, how.access())?,
-            Self::Open { late, .. } => {
-                let late = late.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
-                check(late.user, name, file, how)?;
-                let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let follow = AtFlags::SYMLINK_FOLLOW;
-                rustix::fs::linkat(CWD, source, &late.folder, name, follow)?;
-            }
-        }
-        Ok(match self {
-            Self::Jailed { .. } => self.seen(name),
-            Self::Open { .. } => seen_late(name),
-        })
-    }
-
-    /// Takes a file away that was shown, once it is open. What cannot be goes with the VM.
-    pub(super) fn hide(&self, name: &str) {
-        let _ = match self {
-            Self::Jailed { .. } => self.remove(name),
-            Self::Open { late, .. } => late.as_ref().map_or(Ok(()), |late| {
-                Ok(rustix::fs::unlinkat(&late.folder, name, AtFlags::empty())?)
-            }),
-        };
-    }
-
-    /// A file that the VMM wrote.
-    pub(super) fn written(&self, name: &str) -> io::Result<File> {
-        match self {
-            Self::Jailed { jail, .. } => Ok(jail.open_file(name)?),
-            Self::Open { path, .. } => open_plain(&path.join(name)),
-        }
-    }
-
-    /// Whether there is something of that name.
-    pub(super) fn has(&self, name: &str) -> bool {
-        let path = match self {
-            Self::Jailed { jail, .. } => jail.root().join(name),
-            Self::Open { path, .. } => path.join(name),
-        };
-        fs::symlink_metadata(path).is_ok()
-    }
-
-    /// A pipe that was made here, opened to be read. Whatever a VMM that was taken over has put in its
-    /// place is refused.
-    pub(super) fn pipe(&self, name: &str) -> io::Result<File> {
-        let path = match self {
-            Self::Jailed { jail, .. } => jail.root().join(name),
-            Self::Open { path, .. } => path.join(name),
-        };
-        // Open for writing, too: so the VMM finds somebody who reads, and its end is no end of file.
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let pipe = rustix::fs::open(path, flags, Mode::empty())?;
-        let stat = rustix::fs::fstat(&pipe)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        Ok(pipe.into())
-    }
-
-    /// Takes a name away. One that is not there is no error.
-    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
-        let path = match self {
-            Self::Jailed { jail, .. } => jail.root().join(name),
-            Self::Open { path, .. } => path.join(name),
-        };
-        match fs::remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
-    }
-
-    /// Whether what is written to a file in it can be told from what is not, page by page.
-    pub(super) fn keeps_small_holes(&self) -> bool {
-        packing::keeps_small_holes(match self {
-            Self::Jailed { jail, .. } => jail.root(),
-            Self::Open { path, .. } => path,
-        })
-    }
-
-    /// Takes all of it away, once the VMM has ended. In the open it goes with the VM's folder.
-    /// What still runs as its user, whom another VM may get, ends before.
-    pub(super) async fn leave(&self) {
-        if let Self::Jailed { jail, jails } = self
-            && let Err(error) = jails.end_and_remove(jail.vm()).await
-        {
-            let vm = jail.vm();
-            tracing::warn!(%vm, %error, "a jail stays until the next sweep");
-        }
-    }
-}
-
-/// A name in the folder for what comes late, as the VMM sees it.
-fn seen_late(name: &str) -> PathBuf {
-    Path::new(&path_of_file(LATE)).join(name)
-}
-
-/// A file that is opened again needs the rights of its inode, whoever opened it first.
-fn check(user: Option<u32>, name: &str, file: &File, how: Use) -> io::Result<()> {
-    let Some(user) = user else {
-        return Ok(());
-    };
-    let meta = file.metadata()?;
-    if meta.uid() == user {
-        return Ok(());
-    }
-    if how == Use::Own {
-        return std::os::unix::fs::fchown(file, Some(user), Some(user));
-    }
-    if meta.mode() & 0o004 == 0 {
-        let why = format!("the VMM's user may not read {name}: let others read it (0444)");
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    }
-    Ok(())
-}
-
-/// Opens a file in a folder of the VMM's, where it may have put anything in the file's place.
-fn open_plain(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    let meta = file.metadata()?;
-    if !meta.is_file() || meta.nlink() != 1 {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    Ok(file)
 }
 
 impl Quarters {

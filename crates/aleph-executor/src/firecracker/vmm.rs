@@ -6,10 +6,10 @@ use super::api::{
 };
 use super::beginning::ANSWER;
 use super::figures::Figures;
+use super::home::{Home, Way, name};
 use super::link::Links;
 use super::memory::MemoryServer;
 use super::packing::Layer;
-use super::quarters::{Home, Way, name};
 use super::serial::Serving;
 use super::{Client, ClientError, Version, exit, packing};
 use crate::hypervisor::{Balloon, BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
