@@ -2,8 +2,9 @@
 
 mod support;
 
-use aleph_testkit::{functions::zip, recipe_image, wait_until};
+use aleph_testkit::{firecracker_double, functions::zip, jailer_double, recipe_image, wait_until};
 use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Trial};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use support::{Daemon, LIMIT};
@@ -45,10 +46,60 @@ fn invoke(daemon: &Daemon) -> Result<String> {
     Ok(serde_json::from_str(answer.trim())?)
 }
 
-#[test]
-fn a_daemon_that_is_killed_leaves_none_of_them() -> Result<()> {
+/// What the doubles stand for.
+const VERSION: &str = "1.16.1";
+
+fn main() {
+    let root = rustix::process::geteuid().is_root();
+    let trial = |name: &str, test: fn() -> Result<()>| {
+        Trial::test(name, move || Ok(test().map_err(|e| format!("{e:?}"))?))
+    };
+    let jailed = trial(
+        "a_daemon_that_is_killed_leaves_none_of_firecracker_in_jails",
+        jails_of_none_are_left,
+    );
+    let trials = vec![
+        trial("a_daemon_that_is_killed_leaves_none_of_them", || {
+            none_is_left("", &[])
+        }),
+        match root {
+            true => jailed,
+            false => jailed.with_kind("needs root").with_ignored_flag(true),
+        },
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// Nor their jails and users. Where the daemon dies between a launch and its record, by those alone.
+fn jails_of_none_are_left() -> Result<()> {
+    let config = format!(
+        "[executor]\nhypervisor = \"firecracker\"\naccel = \"tcg\"\n[executor.firecracker]\n\
+         firecracker = {:?}\njailer = {:?}\n",
+        firecracker_double(VERSION)?,
+        jailer_double(VERSION)?
+    );
+    none_is_left(
+        &config,
+        &["firecracker.sign:after", "firecracker.spawn:after"],
+    )
+}
+
+/// The jails and users that there are.
+fn jails(daemon: &Daemon) -> Result<Vec<PathBuf>> {
+    let base = daemon.node.root.paths()?.state().join("jail");
+    let mut found = Vec::new();
+    for folder in ["uids".to_owned(), format!("firecracker-v{VERSION}")] {
+        let entries = std::fs::read_dir(base.join(folder));
+        found.extend(entries.into_iter().flatten().flatten().map(|e| e.path()));
+    }
+    Ok(found)
+}
+
+/// A daemon with this configuration is killed at each step, and at these ones.
+fn none_is_left(config: &str, more: &[&str]) -> Result<()> {
     recipe_image(aleph_image::Recipe::ProvidedAl2023)?;
-    let mut daemon = Daemon::configured("[functions]\nspares = 0\nprocesses = 2\n", &[])?;
+    let config = format!("{config}[functions]\nspares = 0\nprocesses = 2\n");
+    let mut daemon = Daemon::configured(&config, &[])?;
     let archive = daemon.node.root.path().join("who.zip");
     std::fs::write(
         &archive,
@@ -72,13 +123,14 @@ fn a_daemon_that_is_killed_leaves_none_of_them() -> Result<()> {
     invoke(&daemon)?;
     let after = waiting(&daemon, 2);
     ensure!(before.is_disjoint(&after), "{before:?} {after:?}");
-    for place in [
+    let places = [
         "process.launch:before",
         "process.launch:after",
         "process.begin:before",
         "process.begin:shown",
         "process.begin:after",
-    ] {
+    ];
+    for place in places.iter().chain(more) {
         daemon.kill_and_restart_to_die_at(place)?;
         // The first event has processes launched, and one after that takes one.
         wait_until(place, LIMIT, || {
@@ -87,16 +139,27 @@ fn a_daemon_that_is_killed_leaves_none_of_them() -> Result<()> {
         });
         let left = vms(&daemon)?;
         ensure!(
-            place == "process.launch:before" || !left.is_empty(),
+            *place == "process.launch:before" || !left.is_empty(),
             "{place} left nothing"
         );
         daemon.kill_and_restart()?;
         waiting(&daemon, 0);
+        wait_until("no jail is left", LIMIT, || {
+            jails(&daemon)
+                .is_ok_and(|jails| jails.is_empty())
+                .then_some(())
+        });
         ensure!(invoke(&daemon)?.starts_with("fn-"), "no answer");
     }
     // With the last function that they are for they go.
     waiting(&daemon, 2);
+    ensure!(config.contains("jailer") != jails(&daemon)?.is_empty());
     daemon.ok(&["fn", "rm", "who"])?;
     waiting(&daemon, 0);
+    wait_until("no jail is left", LIMIT, || {
+        jails(&daemon)
+            .is_ok_and(|jails| jails.is_empty())
+            .then_some(())
+    });
     daemon.end()
 }
