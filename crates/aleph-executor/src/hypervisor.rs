@@ -12,6 +12,7 @@
 use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
 use crate::firecracker::NicError;
+use crate::firecracker::client::advice_of;
 use crate::firecracker::jail::JailError;
 use crate::process::{Identity, ProcessExit};
 use aleph_types::{Classify, ErrorClass, MiB, Resources, VmId};
@@ -531,7 +532,8 @@ impl Classify for LaunchError {
             Self::Nic(error) => error.advice(),
             Self::Jail(error) => error.advice(),
             Self::Accelerator(_) => Some("Leave --accel away, or see aleph doctor.".into()),
-            Self::Restore { .. } | Self::Late { .. } | Self::Io { .. } => None,
+            Self::Io { source, .. } => advice_of(source),
+            Self::Restore { .. } | Self::Late { .. } => None,
         }
     }
 }

@@ -1,18 +1,13 @@
 //! A node that connects its VMs, over a hypervisor that does what a script says, in a network
 //! namespace of each test's own.
 
-#[path = "guest_network/namespace.rs"]
-#[allow(dead_code, reason = "no guest has its TAP opened here")]
-mod namespace;
-
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
 use aleph_executor::{Node, NodeConfig, Paths};
-use aleph_testkit::{NoImages, ScriptedDriver, TestRoot, wait_until};
+use aleph_testkit::{Namespace, NoImages, ScriptedDriver, TestRoot, wait_until};
 use aleph_types::{Classify, ErrorClass, JobSpec, JobState, NetworkLimits};
 use aleph_vm_networking::{Ipv6Config, NetworkConfig};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
-use namespace::Namespace;
 use rusqlite::{Connection, OpenFlags};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;

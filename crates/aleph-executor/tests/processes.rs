@@ -1,9 +1,6 @@
 //! Functions whose cold starts are served by processes that were launched ahead of them.
 
 mod function_world;
-#[path = "guest_network/namespace.rs"]
-#[allow(dead_code, reason = "no guest has its TAP opened here")]
-mod namespace;
 
 use aleph_executor::firecracker::jail::{Jails, UidRange};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
@@ -11,13 +8,12 @@ use aleph_executor::functions::{
     Code, Concurrency, Deployment, FunctionRuntime, FunctionsConfig, Isolation, Runner, Temperature,
 };
 use aleph_executor::hypervisor::Driver;
-use aleph_testkit::{TestRoot, wait_until};
+use aleph_testkit::{Namespace, TestRoot, wait_until};
 use aleph_types::{MiB, NetworkLimits, VmId};
 use aleph_vm_networking::{Ipv6Config, NetworkConfig};
 use anyhow::{Context, Result, anyhow, ensure};
 use function_world::{LIMIT, Program, World, open_over, pool, text};
 use libtest_mimic::{Arguments, Trial};
-use namespace::Namespace;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Pid, Signal};

@@ -13,6 +13,9 @@
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
+//! | [`FaultyFirecracker`] | the first of them, with something wrong at a request of a test's choice |
+//! | [`DrivenVm`] | a VM by a driver alone, and what its guest writes |
+//! | [`Namespace`] | a network namespace of a test's own |
 //! | [`freestanding_kernel`] | a guest that every KVM runs |
 //! | [`FaultedMemory`] | memory that another process fills, as a VMM hands it over |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
@@ -20,11 +23,14 @@
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
 mod clients;
+mod driven_vm;
 mod faulted_memory;
+mod faults;
 mod firecracker;
 mod freestanding;
 pub mod functions;
 mod images;
+mod namespace;
 mod nats;
 mod root;
 mod scripted;
@@ -35,10 +41,13 @@ mod vsock;
 mod wait;
 
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
+pub use driven_vm::{DrivenVm, Plan};
 pub use faulted_memory::FaultedMemory;
+pub use faults::{Fault, FaultyFirecracker};
 pub use firecracker::{firecracker_double, jailer_double};
 pub use freestanding::freestanding_kernel;
 pub use images::{NoImages, TestImages};
+pub use namespace::Namespace;
 pub use nats::NatsServer;
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};

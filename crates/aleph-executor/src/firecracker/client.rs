@@ -115,6 +115,11 @@ impl ClientError {
     }
 }
 
+/// What to do about a call that did not succeed, where this is the cause of an error.
+pub(crate) fn advice_of(error: &std::io::Error) -> Option<String> {
+    error.get_ref()?.downcast_ref::<ClientError>()?.advice()
+}
+
 impl Classify for ClientError {
     fn class(&self) -> ErrorClass {
         match self {
@@ -144,7 +149,20 @@ impl Classify for ClientError {
         match self {
             Self::Invalid(invalid) => invalid.advice(),
             Self::Lacking(lacking) => lacking.advice(),
-            _ => None,
+            Self::Connect { .. } | Self::Broken { .. } => Some(
+                "Start the VM again; where Firecracker ends each time, what it wrote says why, or try \
+                 another version (aleph setup firecracker)."
+                    .into(),
+            ),
+            Self::Silent { .. } => Some(
+                "Look whether the host has processors and memory to spare, then start the VM again."
+                    .into(),
+            ),
+            Self::Refused { .. } | Self::Malformed { .. } => Some(
+                "See which versions of Firecracker are supported with aleph doctor, and install one \
+                 with: aleph setup firecracker"
+                    .into(),
+            ),
         }
     }
 }

@@ -4,8 +4,6 @@
 
 #[path = "../function_world/mod.rs"]
 mod function_world;
-#[path = "../guest_network/namespace.rs"]
-mod namespace;
 mod refused;
 
 use aleph_executor::firecracker::jail::{Jails, UidRange};
@@ -14,14 +12,13 @@ use aleph_executor::functions::{FunctionRuntime, FunctionsConfig, Isolation};
 use aleph_executor::guest::ExecRequest;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
 use aleph_executor::{Node, NodeConfig};
-use aleph_testkit::{TestImages, TestRoot};
+use aleph_testkit::{Namespace, TestImages, TestRoot};
 use aleph_types::{ExitStatus, ForkRequest, Job, JobSpec, JobState, MiB, NetworkLimits};
 use aleph_vm_networking::mac::Mac;
 use aleph_vm_networking::{Ipv6Config, NetworkConfig};
 use anyhow::{Context, Result, ensure};
 use function_world::{LIMIT, Program, World, pool, text};
 use libtest_mimic::{Arguments, Trial};
-use namespace::Namespace;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};

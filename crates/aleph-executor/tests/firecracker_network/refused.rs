@@ -1,11 +1,11 @@
 //! Network devices that Firecracker cannot have: each is refused by its name, and nothing is started.
 
-use super::namespace::Namespace;
 use super::{VERSION, block_on};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::hypervisor::{
     Driver, Kernel, Launch, LaunchError, Link, LinkEnds, Memory, Nic, Sockets, Start,
 };
+use aleph_testkit::Namespace;
 use aleph_types::{Classify, MiB, Resources, VmId};
 use aleph_vm_networking::network::link_name;
 use anyhow::{Context, Result, ensure};

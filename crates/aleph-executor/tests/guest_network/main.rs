@@ -4,8 +4,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod namespace;
-
 use aleph_executor::accel::Accelerator;
 use aleph_executor::executor::COMMAND_LINE;
 use aleph_executor::firecracker::jail::{Jails, UidRange};
@@ -17,11 +15,10 @@ use aleph_executor::place::Place;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
 use aleph_executor::vm::{Begin, Ending};
 use aleph_executor::{Vm, VmSpec, host};
-use aleph_testkit::TestRoot;
+use aleph_testkit::{Namespace, TestRoot};
 use aleph_types::{ExitStatus, MiB, Resources};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
-use namespace::Namespace;
 use std::fs::File;
 use std::future::Future;
 use std::io::{Read, Write};

@@ -12,6 +12,7 @@
 //! | `resources`, `guest`, `line`, `qmp` | the guest |
 //! | `page_faults` | memory from a page fault handler |
 //! | `state_file` | snapshots |
+//! | `misbehaviour` | what goes wrong at a request, where a test says so |
 //!
 //! | variable | what it says |
 //! | --- | --- |
@@ -44,6 +45,7 @@ mod http;
 mod line;
 mod logger;
 mod metrics;
+mod misbehaviour;
 mod mmds;
 mod page_faults;
 mod qmp;
@@ -58,6 +60,7 @@ mod version;
 mod vmm;
 
 use arguments::{Arguments, Command};
+use misbehaviour::Misbehaviour;
 use server::Server;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
@@ -164,7 +167,9 @@ fn serve(arguments: &Arguments, version: Version) -> Result<u8, End> {
         })
     };
     let configuration = arguments.config_file.as_ref().map(read);
-    if !arguments.no_api {
+    let misbehaviour = Misbehaviour::asked_for();
+    let is_deaf = misbehaviour.as_ref().is_some_and(Misbehaviour::is_deaf);
+    if !arguments.no_api && !is_deaf {
         let path = &arguments.api_sock;
         let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => End(
@@ -188,6 +193,7 @@ fn serve(arguments: &Arguments, version: Version) -> Result<u8, End> {
             version,
             limit: arguments.payload_limit,
             vmm: events.clone(),
+            misbehaviour,
         };
         std::thread::Builder::new()
             .name("fc_api".into())

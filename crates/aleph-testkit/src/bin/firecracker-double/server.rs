@@ -2,6 +2,7 @@
 
 use crate::http::{FULL, Got, Reader, Response};
 use crate::log;
+use crate::misbehaviour::{self, Misbehaviour};
 use crate::route::{self, Parsed};
 use crate::version::Version;
 use crate::vmm::{Answer, Event};
@@ -21,6 +22,8 @@ pub(crate) struct Server {
     pub(crate) limit: usize,
     /// Where requests go.
     pub(crate) vmm: Sender<Event>,
+    /// What goes wrong.
+    pub(crate) misbehaviour: Option<Misbehaviour>,
 }
 
 struct Connection {
@@ -89,6 +92,13 @@ impl Server {
                 "The API server received a {}.",
                 route::describe(&request)
             );
+            let misbehaviour = self.misbehaviour.as_ref();
+            let wrong = misbehaviour.and_then(|misbehaviour| misbehaviour.at(&request));
+            if let Some(wrong) = wrong
+                && misbehaviour::before(wrong, &mut connection.stream)?
+            {
+                continue;
+            }
             let parsed = match route::parse(&request, self.version) {
                 Ok(parsed) => parsed,
                 Err(refused) => {
@@ -101,7 +111,13 @@ impl Server {
             // The VMM may end after it, and waits until the answer is on its way.
             let (written, wait) = channel();
             let response = self.ask(parsed, wait);
+            if let Some(wrong) = wrong {
+                misbehaviour::done(wrong);
+            }
             let done = connection.stream.write_all(&response.bytes());
+            if let Some(wrong) = wrong {
+                misbehaviour::answered(wrong);
+            }
             drop::<Sender<()>>(written);
             done?;
         }

@@ -2,6 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::c_path;
+use aleph_testkit::FaultyFirecracker;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use std::fs::{self, File, Permissions};
@@ -38,6 +39,11 @@ pub(crate) fn make(arguments: &Arguments) -> Result<PathBuf> {
     fchown(&to, Some(arguments.uid), Some(arguments.gid))?;
     io::copy(&mut File::open(&arguments.exec_file)?, &mut to)
         .with_context(|| format!("Failed to copy to {}", copy.display()))?;
+    // What a test wants of the program is beside it.
+    let faults = FaultyFirecracker::faults(&arguments.exec_file);
+    if faults.exists() {
+        fs::copy(faults, FaultyFirecracker::faults(&copy))?;
+    }
     // What the jailer's program needs nothing of.
     for folder in ["usr", "proc"] {
         fs::create_dir_all(root.join(folder))?;

@@ -13,13 +13,19 @@ use std::sync::mpsc;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread in a namespace of its own. It ends when this is dropped.
-pub(crate) struct Namespace {
+/// A network namespace with a thread in it, which ends when this is dropped. Nothing of it is seen
+/// outside, and it goes with the last thread, socket and queue.
+#[derive(Debug)]
+pub struct Namespace {
     jobs: mpsc::Sender<Job>,
 }
 
 impl Namespace {
-    pub(crate) fn new() -> Result<Self> {
+    /// One with nothing in it but `lo`, which is up.
+    ///
+    /// # Errors
+    /// Where we are not root.
+    pub fn new() -> Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, entered) = mpsc::channel();
         std::thread::spawn(move || {
@@ -35,10 +41,10 @@ impl Namespace {
 
     /// Runs a closure in the namespace: sockets that it opens and programs that it starts are of
     /// it.
-    pub(crate) fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T> {
+    ///
+    /// # Errors
+    /// Where its thread has ended.
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let (answer, answered) = mpsc::channel();
         let job = Box::new(move || drop(answer.send(job())));
         self.jobs.send(job).map_err(|_| anyhow!("no thread"))?;
@@ -46,7 +52,10 @@ impl Namespace {
     }
 
     /// Runs `ip` with these words.
-    pub(crate) fn ip(&self, words: &str) -> Result<String> {
+    ///
+    /// # Errors
+    /// Where it is not there or fails.
+    pub fn ip(&self, words: &str) -> Result<String> {
         let split: Vec<String> = words.split(' ').map(str::to_owned).collect();
         let output = self.run(move || Command::new("ip").args(split).output())??;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -55,19 +64,22 @@ impl Namespace {
     }
 
     /// The queues of a new persistent TAP interface, several of them where asked for.
-    pub(crate) fn tap(&self, name: &'static str, queues: usize) -> Result<Vec<OwnedFd>> {
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn tap(&self, name: &str, queues: usize) -> Result<Vec<OwnedFd>> {
+        let name = name.to_owned();
         self.run(move || {
-            let tap = Tap::make(name, queues, None)?;
+            let tap = Tap::make(&name, queues, None)?;
             Ok(tap.queues.into_iter().map(OwnedFd::from).collect())
         })?
     }
 
     /// The queue of a new TAP interface that goes with it.
-    #[allow(
-        dead_code,
-        reason = "not every program that has this file has a use for one"
-    )]
-    pub(crate) fn fleeting_tap(&self, name: &'static str) -> Result<OwnedFd> {
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn fleeting_tap(&self, name: &'static str) -> Result<OwnedFd> {
         self.run(move || open_queue(name))?
     }
 }
