@@ -32,12 +32,17 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// What a socket holds of frames that are not read yet, in bytes of the kernel's memory.
 pub const BUFFER: libc::c_int = 4 << 20;
 
 /// The longest packets that a TAP takes: frames have 65535 bytes.
 const MTU: u32 = 65_535 - 14;
+
+/// How long a program may take from its start to its first instruction, and how often that is looked at.
+const CLOSING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_micros(200);
 
 /// `SIOCGSKNS` of linux/sockios.h: the network namespace of a socket.
 const NAMESPACE_OF: libc::Ioctl = 0x894c;
@@ -169,15 +174,41 @@ pub fn make(namespace: BorrowedFd<'_>, taps: &[Waiting<'_>]) -> io::Result<()> {
     elsewhere(|| {
         enter(namespace)?;
         let made = taps.iter().try_for_each(|tap| {
-            Tap::make(tap.name, 1, tap.owner)?;
-            Links::new().retire(tap.name, tap.group).map(drop)
+            // Whoever dies before it is in its group leaves none.
+            let join = || Links::new().retire(tap.name, tap.group).map(drop);
+            Tap::make_after(tap.name, 1, tap.owner, join).map(drop)
         });
+        let made = made.and_then(|()| closed(taps.iter().map(|tap| tap.name)));
         if made.is_err() {
             taps.iter()
                 .for_each(|tap| drop(Links::new().delete(tap.name)));
         }
         made
     })
+}
+
+/// Waits until nobody has a queue of these TAPs open, as those who have closed them expect: a program
+/// that is started elsewhere in this process has all its descriptors until it runs. Not for long: who
+/// opens one that is open still is told so.
+///
+/// # Errors
+/// The kernel's.
+pub fn wait_until_closed(namespace: BorrowedFd<'_>, names: &[&str]) -> io::Result<()> {
+    elsewhere(|| {
+        enter(namespace)?;
+        closed(names.iter().copied())
+    })
+}
+
+fn closed<'a>(names: impl Iterator<Item = &'a str>) -> io::Result<()> {
+    let deadline = Instant::now() + CLOSING;
+    let mut links = Links::new();
+    for name in names {
+        while links.is_open(name)? && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
+    }
+    Ok(())
 }
 
 /// Removes a TAP that is not taken. One that is gone is no error.

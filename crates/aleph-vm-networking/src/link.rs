@@ -329,6 +329,22 @@ impl Links {
         }
     }
 
+    /// Whether somebody has a queue of a TAP open. One that is gone is not open.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_open(&mut self, name: &str) -> io::Result<bool> {
+        let mut request = rt_link::Request::new().op_getlink_do(&rt_link::Ifinfomsg::default());
+        request.encode().push_ifname_bytes(name.as_bytes());
+        let mut reply = self.socket.request(&request)?;
+        match reply.recv_one() {
+            // A TAP has a carrier as long as it has a queue.
+            Ok((_, attributes)) => Ok(attributes.get_carrier().unwrap_or(0) != 0),
+            Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Deletes a link. One that is gone is no error.
     ///
     /// # Errors

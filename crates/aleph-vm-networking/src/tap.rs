@@ -56,11 +56,39 @@ impl Tap {
         Self::of(name, opened.collect::<io::Result<_>>()?, owner)
     }
 
+    /// The same, which stays only once something else is done to it: a maker that dies before leaves
+    /// none.
+    ///
+    /// # Errors
+    /// As [`Tap::make`], and those of what is done. None is left then.
+    pub fn make_after(
+        name: &str,
+        queues: usize,
+        owner: Option<u32>,
+        first: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let opened = (0..queues.max(1)).map(|_| Tun::open());
+        Self::of_after(name, opened.collect::<io::Result<_>>()?, owner, first)
+    }
+
     /// Makes a TAP whose queues are these, in the network namespace in which they were opened.
     ///
     /// # Errors
     /// As [`Tap::make`]; `EINVAL` where there is none, or one is another TAP's already.
     pub fn of(name: &str, queues: Vec<Tun>, owner: Option<u32>) -> io::Result<Self> {
+        Self::of_after(name, queues, owner, || Ok(()))
+    }
+
+    /// The same, which stays only once something else is done to it.
+    ///
+    /// # Errors
+    /// As [`Tap::make_after`].
+    pub fn of_after(
+        name: &str,
+        queues: Vec<Tun>,
+        owner: Option<u32>,
+        first_of_all: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Self> {
         let many = queues.len() > 1;
         let queues = queues.into_iter().map(|Tun(file)| {
             become_queue(&file, name, many)?;
@@ -71,6 +99,7 @@ impl Tap {
         if let Some(owner) = owner {
             set(first, libc::TUNSETOWNER, owner)?;
         }
+        first_of_all()?;
         set(first, libc::TUNSETPERSIST, 1)?;
         Ok(Self { queues })
     }

@@ -192,6 +192,10 @@ impl Nics {
             }
             taps.push((tap.name, Mac(mac)));
         }
+        if let Some(space) = &is_in {
+            let names: Vec<&str> = taps.iter().map(|(name, _)| name.as_str()).collect();
+            frames::wait_until_closed(space.as_fd(), &names)?;
+        }
         let links = Links::make(links, owner, is_in.as_ref().map(|space| (space, group)));
         let links = links.map_err(NicError::Link)?;
         let namespace = match is_in {

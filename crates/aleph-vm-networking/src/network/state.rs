@@ -132,7 +132,9 @@ impl State {
         let name = tap_name(vm);
         let claim = self.claim_of(vm)?.clone();
         let network = self.view(vm, &claim);
-        let tap = Tap::of(&name, queues, owner)
+        // Whoever dies before it is in its group leaves none.
+        let join = || self.links.retire(&name, self.group).map(drop);
+        let tap = Tap::of_after(&name, queues, owner, join)
             .map_err(NetworkError::at(format!("make the TAP {name}")))?;
         let change = Change {
             add: self.elements(vm, &claim),
