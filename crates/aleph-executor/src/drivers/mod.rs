@@ -63,7 +63,8 @@ impl Drivers {
         let wants = choice.hypervisor == Hypervisor::Firecracker && config.firecracker.jailed;
         let mut jails = None;
         if wants || (facts.is_root && base.is_dir()) {
-            match Jails::open(&base, config.firecracker.uid_range) {
+            let claims = paths.state().join("uids");
+            match Jails::open_of_node(&base, &claims, config.firecracker.uid_range) {
                 Ok(opened) => jails = Some(opened),
                 Err(error) if !wants => {
                     tracing::warn!(%error, "jails that were left over are not looked for");

@@ -46,6 +46,22 @@ impl Jails {
         Ok(Self { base, users })
     }
 
+    /// The same, where claims of users are kept in a folder of the node's: so no two VMs have one user,
+    /// also where some of them were put into jails elsewhere before. The folder of jails has a link to
+    /// it, by which [`Jails::open`] finds it, and claims that were in that folder itself move.
+    ///
+    /// # Errors
+    /// As [`Jails::open`], and [`JailError::Base`] where the folder of jails is another node's.
+    pub fn open_of_node(base: &Path, claims: &Path, range: UidRange) -> Result<Self, JailError> {
+        let jails = Self::open(base, range)?;
+        let claims = Users::open(claims.to_owned(), range)?;
+        let claims = claims.take_over(&jails.users)?;
+        Ok(Self {
+            users: claims,
+            ..jails
+        })
+    }
+
     /// The folder.
     #[must_use]
     pub fn base(&self) -> &Path {

@@ -5,6 +5,9 @@
 //! VM's user is the one that its id leads to ([`UidRange::preferred`]); in the default range that
 //! is [`VmId::uid`]. A claim is made before anything that belongs to its user, and released after
 //! all of that is gone.
+//!
+//! A node keeps its claims in one folder, whatever folders its jails are in: `uids` in a folder of
+//! jails is a link to that.
 
 use super::error::{JailError, at};
 use aleph_types::VmId;
@@ -148,6 +151,49 @@ impl Users {
             .create(&folder)
             .map_err(at("make", &folder))?;
         Ok(Self { folder, range })
+    }
+
+    /// Takes over the claims of a folder of jails, which is a link to this one from then on. Where two
+    /// VMs have one user already, those there stay apart until they are gone.
+    ///
+    /// # Errors
+    /// [`JailError::Base`] where it is a link to another folder that is there.
+    pub(super) fn take_over(self, there: &Self) -> Result<Self, JailError> {
+        let find = |path: &Path| path.canonicalize().map_err(at("find", path));
+        let (own, old) = (find(&self.folder)?, &there.folder);
+        let meta = fs::symlink_metadata(old).map_err(at("look at", old))?;
+        if meta.is_symlink() {
+            if find(old)? == own {
+                return Ok(self);
+            }
+            return Err(JailError::Base {
+                path: old.clone(),
+                why: "it leads to the claims of a node with another root: remove it, once that has no VM",
+            });
+        }
+        for (uid, vm) in there.claims()? {
+            let path = self.path(uid);
+            match std::os::unix::fs::symlink(vm.to_string(), &path) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AlreadyExists
+                        && claimant(&path) != Some(vm) =>
+                {
+                    tracing::warn!(%uid, %vm, "two VMs have one user");
+                    return Ok(there.clone());
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(at("make", &path))?,
+            }
+        }
+        // Whoever dies in between finds the claims in both.
+        let aside = old.with_extension("old");
+        if aside.exists() {
+            fs::remove_dir_all(&aside).map_err(at("remove", &aside))?;
+        }
+        fs::rename(old, &aside).map_err(at("rename", old))?;
+        std::os::unix::fs::symlink(&own, old).map_err(at("make", old))?;
+        fs::remove_dir_all(&aside).map_err(at("remove", &aside))?;
+        Ok(self)
     }
 
     /// The range.
@@ -349,6 +395,45 @@ mod tests {
         assert_eq!(users.of(vm(77)).unwrap(), Some(uid));
         users.release(vm(77)).unwrap();
         assert_eq!(users.claims().unwrap(), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_node_has_one_folder_of_claims_whatever_its_jails_are_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = |name: &str| dir.path().join(name);
+        let open = |name: &str| {
+            let range = UidRange::new(200_000, 200_001).unwrap();
+            Users::open(folder(name), range).unwrap()
+        };
+        // Of an earlier version, which had them with the jails.
+        let before = open("first").claim(vm(2)).unwrap();
+        let users = open("node").take_over(&open("first")).unwrap();
+        assert_eq!(users.of(vm(2)).unwrap(), Some(before));
+        assert!(folder("first").is_symlink());
+        // Jails that are elsewhere now: both prefer the same user.
+        let users = open("node").take_over(&open("second")).unwrap();
+        let after = users.claim(vm(4)).unwrap();
+        assert_ne!(after, before);
+        for name in ["first", "second"] {
+            let claims = open(name).claims().unwrap();
+            assert_eq!(claims, BTreeMap::from([(before, vm(2)), (after, vm(4))]));
+        }
+        open("node").take_over(&open("second")).unwrap();
+        open("first").release(vm(2)).unwrap();
+        assert_eq!(users.of(vm(2)).unwrap(), None);
+
+        let error = open("another").take_over(&open("first")).unwrap_err();
+        assert!(matches!(error, JailError::Base { .. }), "{error}");
+        // Two that have one user stay as they are.
+        open("third").claim(vm(6)).unwrap();
+        let apart = open("node").take_over(&open("third")).unwrap();
+        assert_eq!(apart.of(vm(6)).unwrap(), Some(before));
+        open("third").release(vm(6)).unwrap();
+        users.claim(vm(8)).unwrap();
+        open("fourth").claim(vm(10)).unwrap();
+        let apart = open("node").take_over(&open("fourth")).unwrap();
+        assert_eq!(apart.of(vm(10)).unwrap(), Some(before));
+        assert_eq!(users.of(vm(10)).unwrap(), None);
     }
 
     #[test]
