@@ -3,11 +3,21 @@
 use super::{Version, VersionError};
 use crate::hypervisor::LaunchError;
 use crate::qemu::find;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::fs::Metadata;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a program may take to say its version, and how much it may say.
+const LIMIT: Duration = Duration::from_secs(10);
+const LONGEST: usize = 64 * 1024;
 
 /// A program that was asked which version it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +83,7 @@ impl Programs {
         {
             return Ok(program.clone());
         }
-        let version = ask(&path, self.read)?;
+        let version = ask(&path, self.read, LIMIT)?;
         let program = Program { path, version };
         *known = Some((stamp, program.clone()));
         Ok(program)
@@ -83,20 +93,103 @@ impl Programs {
 fn ask(
     program: &Path,
     read: fn(&str) -> Result<Version, VersionError>,
+    limit: Duration,
 ) -> Result<Version, LaunchError> {
     let unknown = |why: String| LaunchError::Probe {
         program: program.display().to_string(),
         why,
     };
-    let output = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| unknown(error.to_string()))?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let version = read(&said).map_err(|error| unknown(error.to_string()))?;
+    let said = said(program, limit).map_err(|error| unknown(error.to_string()))?;
+    let version =
+        read(&String::from_utf8_lossy(&said)).map_err(|error| unknown(error.to_string()))?;
     version
         .check_supported()
         .map_err(|error| unknown(error.to_string()))?;
     Ok(version)
+}
+
+/// What a program writes when it is asked for its version. It and all that it has started are gone then.
+fn said(program: &Path, limit: Duration) -> io::Result<Vec<u8>> {
+    let mut child = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    let said = match child.stdout.take() {
+        Some(stdout) => hear(stdout, limit),
+        None => Err(io::ErrorKind::BrokenPipe.into()),
+    };
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    if let Some(group) = group {
+        // It is not waited for yet, so that its number is nobody else's.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    child.wait()?;
+    said
+}
+
+/// Reads to the end, within a limit.
+fn hear(mut from: impl Read + std::os::fd::AsFd, limit: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + limit;
+    let (mut said, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut fds = [PollFd::new(&from, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => {
+                let why = format!("it does not answer --version within {limit:?}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        match from.read(&mut chunk)? {
+            0 => return Ok(said),
+            length => said.extend_from_slice(&chunk[..length]),
+        }
+        if said.len() > LONGEST {
+            let why = format!("it answers --version with more than {LONGEST} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// What is said of a program that does this.
+    fn asked(script: &str, limit: Duration) -> Result<Version, LaunchError> {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("firecracker");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+        ask(&program, Version::of_program, limit)
+    }
+
+    #[test]
+    fn a_program_that_never_answers_is_ended_and_said_to_be() {
+        // What it has started keeps its standard output open.
+        let script = "sleep 1000 & echo Firecracker v1.16.1; exec sleep 1000";
+        let error = asked(script, Duration::from_millis(200)).unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.contains("does not answer --version within 200ms"),
+            "{said}"
+        );
+        let error = asked("exec yes", LIMIT).unwrap_err();
+        assert!(
+            error.to_string().contains("more than 65536 bytes"),
+            "{error}"
+        );
+        assert!(asked("echo nothing", LIMIT).is_err());
+        let version = asked("echo Firecracker v1.16.1", LIMIT).unwrap();
+        assert_eq!(version, Version::new(1, 16, 1));
+    }
 }
