@@ -9,6 +9,7 @@
 //! | what | then |
 //! | --- | --- |
 //! | a line is no JSON, or longer than any of Firecracker's | it is left out |
+//! | it writes without end | what is beyond a pace is not read, and so lost for it |
 //! | more numbers or longer names than any Firecracker has | the rest is left out: a guest may have taken the VMM over |
 //! | the node is restarted | sums begin again |
 
@@ -17,12 +18,18 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::task::AbortHandle;
 
 /// The longest line: of a machine with all the devices there may be, it is a tenth of that.
 const MAX_LINE: usize = 256 * 1024;
+
+/// How many bytes are read in a second over a long time, and for how long that may be had ahead: 1 MiB
+/// at once. Firecracker's lines have some 20 KiB, and come once a minute.
+const RATE: u32 = 65_536;
+const BURST: Duration = Duration::from_secs(16);
 
 /// The most numbers, and the longest of their names.
 const MAX_FIGURES: usize = 2048;
@@ -50,11 +57,15 @@ impl Figures {
         let reading = tokio::spawn(async move {
             let mut lines = Lines::default();
             let mut chunk = vec![0; 4096];
+            let mut pace = Pace::default();
             while let Ok(length @ 1..) = pipe.read(&mut chunk).await {
                 lines.take(&chunk[..length], |line| {
                     let mut sums = to.lock().unwrap_or_else(PoisonError::into_inner);
                     sums.add(line);
                 });
+                if let Some(until) = pace.read(length, Instant::now()) {
+                    tokio::time::sleep_until(until.into()).await;
+                }
             }
         });
         Ok(Self {
@@ -73,6 +84,23 @@ impl Figures {
 impl Drop for Figures {
     fn drop(&mut self) {
         self.reading.abort();
+    }
+}
+
+/// How much of a VMM's words is read: what one that was taken over writes without end costs no more.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When what was read so far would have come at [`RATE`].
+    due: Option<Instant>,
+}
+
+impl Pace {
+    /// So many bytes were read; gives until when nothing is, where that was too much.
+    fn read(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
+        let took = Duration::from_secs(u64::try_from(bytes).unwrap_or(u64::MAX)) / RATE;
+        let due = self.due.unwrap_or(now).max(now) + took;
+        self.due = Some(due);
+        due.checked_sub(BURST).filter(|until| *until > now)
     }
 }
 
@@ -237,6 +265,24 @@ mod tests {
         }
         take(b"x\nthree\n");
         assert_eq!(heard, [&b"one\n"[..], b"two\n", b"three\n"]);
+    }
+
+    #[test]
+    fn a_vmm_that_writes_without_end_is_read_at_a_pace() {
+        let begin = Instant::now();
+        let (mut pace, mut now, mut read) = (Pace::default(), begin, 0_u64);
+        while now < begin + Duration::from_secs(600) {
+            read += 4096;
+            now = pace.read(4096, now).unwrap_or(now);
+        }
+        assert!((600..=620).contains(&(read / 65_536)), "{read} bytes");
+        // One that writes as Firecracker does is never waited for.
+        for _ in 0..60 {
+            now += Duration::from_secs(60);
+            for _ in 0..8 {
+                assert_eq!(pace.read(4096, now), None);
+            }
+        }
     }
 
     proptest! {
