@@ -9,6 +9,9 @@ pub enum MemoryServerError {
     /// It was started in another way than a driver starts it.
     #[error("{0:?} is no way to start a memory server")]
     Arguments(String),
+    /// The same, with other descriptors.
+    #[error("the descriptor {0} is not what a memory server is started with")]
+    NotHanded(i32),
     /// Who connected says nothing that makes sense.
     #[error("the VMM handed no memory over: {0}")]
     Handshake(String),
@@ -42,7 +45,7 @@ pub enum MemoryServerError {
 impl Classify for MemoryServerError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::Arguments(_) => ErrorClass::Invalid,
+            Self::Arguments(_) | Self::NotHanded(_) => ErrorClass::Invalid,
             Self::Short { .. } | Self::Shrunk { .. } => ErrorClass::Unavailable,
             Self::Handshake(_) | Self::Elsewhere(_) | Self::Io { .. } => ErrorClass::Internal,
         }
@@ -50,7 +53,7 @@ impl Classify for MemoryServerError {
 
     fn code(&self) -> &'static str {
         match self {
-            Self::Arguments(_) => "memory_server_arguments",
+            Self::Arguments(_) | Self::NotHanded(_) => "memory_server_arguments",
             Self::Handshake(_) => "memory_server_handshake",
             Self::Short { .. } => "memory_file_short",
             Self::Shrunk { .. } => "memory_file_shrunk",

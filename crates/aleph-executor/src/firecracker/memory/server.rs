@@ -7,13 +7,17 @@ use super::uffd::Uffd;
 use super::working_set::{self, Recorder};
 use crate::process::FIRST_FILE;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open,
+    set_dumpable_behavior,
+};
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 
@@ -53,7 +57,8 @@ struct Handed {
 /// A memory server's life: `arguments` is what it was started with, after its own name. For the
 /// `main` of a program that has nothing else to do.
 ///
-/// Why it ended early is on standard error, in one line.
+/// It works with duplicates of the descriptors that it was handed by number, and refuses what is
+/// not of their kind. Why it ended early is on standard error, in one line.
 pub fn serve_memory(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     let word = arguments.next().unwrap_or_default();
     let ended = match Use::ALL.into_iter().find(|it| it.word() == word) {
@@ -73,7 +78,7 @@ fn run(how: Use) -> Result<(), MemoryServerError> {
     // A VMM has the same user: it must not look into this process.
     let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     hidden.map_err(io("close this process to others"))?;
-    let handed = take(how);
+    let handed = take(how)?;
     let Some(vmm) = accept(&handed)? else {
         return Ok(());
     };
@@ -106,16 +111,35 @@ fn run(how: Use) -> Result<(), MemoryServerError> {
     serving.run()
 }
 
-#[allow(unsafe_code)]
-fn take(how: Use) -> Handed {
-    // SAFETY: whoever starts this program hands over just these, and nobody else here has them.
-    let file = |n: i32| unsafe { OwnedFd::from_raw_fd(FIRST_FILE + n) };
-    Handed {
-        listener: file(0).into(),
-        memory: file(1).into(),
-        starter: file(2),
-        working_set: (how != Use::Nothing).then(|| file(3).into()),
-    }
+/// Duplicates of what it was handed: so nothing is taken from whoever else in this process might have
+/// descriptors of those numbers.
+fn take(how: Use) -> Result<Handed, MemoryServerError> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(io("look at this process"))?;
+    let file = |n: i32| {
+        let file = pidfd_getfd(&own, FIRST_FILE + n, PidfdGetfdFlags::empty());
+        file.map_err(|errno| match errno {
+            Errno::BADF => MemoryServerError::NotHanded(FIRST_FILE + n),
+            errno => io("take what it was handed")(errno),
+        })
+    };
+    let kind = |n: i32, is: fn(FileType) -> bool| {
+        let file = file(n)?;
+        let stat = fstat(&file).map_err(io("look at what it was handed"))?;
+        match is(FileType::from_raw_mode(stat.st_mode)) {
+            true => Ok(file),
+            false => Err(MemoryServerError::NotHanded(FIRST_FILE + n)),
+        }
+    };
+    let is_file = |kind| kind == FileType::RegularFile;
+    Ok(Handed {
+        listener: kind(0, |kind| kind == FileType::Socket)?.into(),
+        memory: kind(1, is_file)?.into(),
+        starter: kind(2, |kind| kind == FileType::Fifo)?,
+        working_set: match how {
+            Use::Nothing => None,
+            Use::Record | Use::Prefetch => Some(kind(3, is_file)?.into()),
+        },
+    })
 }
 
 /// Waits for the VMM, or until nobody is there any more who would have it come.

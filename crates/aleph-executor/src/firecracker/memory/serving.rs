@@ -167,9 +167,6 @@ impl Serving {
         let Some((at, placed)) = self.regions.place(first, count) else {
             return Ok(Outcome::Done);
         };
-        if placed < count {
-            self.ahead.push((first + placed, count - placed));
-        }
         self.read(first, placed)?;
         let page = self.regions.page();
         let size = bytes(page)?;
@@ -197,6 +194,8 @@ impl Serving {
             }
             n = end;
         }
+        // Not before: a run that is tried again comes back whole.
+        self.ahead.extend(rest(first, count, placed));
         Ok(Outcome::Done)
     }
 
@@ -248,6 +247,12 @@ impl Serving {
             eprintln!("the working set is not written: {error}");
         }
     }
+}
+
+/// What is left of a run of which so much is done.
+fn rest(first: u64, count: u64, done: u64) -> Option<(u64, u64)> {
+    let left = count.checked_sub(done).filter(|left| *left > 0)?;
+    Some((first + done, left))
 }
 
 fn bytes(number: u64) -> Result<usize, MemoryServerError> {
@@ -307,5 +312,36 @@ impl Pages {
         let first = *word & bit == 0;
         *word |= bit;
         first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// As a run is given piece by piece, and some pieces are tried again.
+        #[test]
+        fn a_run_is_given_once_however_often_it_is_tried(
+            count in 1..200_u64,
+            steps in prop::collection::vec((1..50_u64, any::<bool>()), 1..300),
+        ) {
+            let (mut ahead, mut given) = (vec![(7, count)], Vec::new());
+            for (most, is_done) in steps {
+                let Some((first, count)) = ahead.pop() else { break };
+                let placed = count.min(most);
+                match is_done {
+                    true => {
+                        given.extend(first..first + placed);
+                        ahead.extend(rest(first, count, placed));
+                    }
+                    false => ahead.push((first, count)),
+                }
+                prop_assert!(ahead.len() <= 1, "it has grown");
+            }
+            let left: u64 = ahead.iter().map(|(_, count)| count).sum();
+            prop_assert_eq!(given, (7..7 + count - left).collect::<Vec<_>>());
+        }
     }
 }
