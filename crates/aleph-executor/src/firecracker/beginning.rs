@@ -117,7 +117,7 @@ pub(super) async fn come(vmm: &FirecrackerVmm) -> Result<&Client, ClientError> {
 }
 
 /// Reads the state that the guest goes on from, and has it go on.
-async fn restore(vmm: &FirecrackerVmm, restoring: Restoring, links: Links) -> io::Result<()> {
+async fn restore(vmm: &Arc<FirecrackerVmm>, restoring: Restoring, links: Links) -> io::Result<()> {
     let Restoring {
         state,
         files,
@@ -167,9 +167,8 @@ async fn restore(vmm: &FirecrackerVmm, restoring: Restoring, links: Links) -> io
         resumed.map_err(io::Error::other)?;
     }
     // It is mapped by now, or served.
-    for file in [name::STATE, name::MEMORY, name::MEMORY_SERVER] {
-        vmm.home.remove(file)?;
-    }
+    vmm.remove(&[name::STATE, name::MEMORY, name::MEMORY_SERVER])
+        .await?;
     for name in &shown {
         vmm.home.hide(name);
     }

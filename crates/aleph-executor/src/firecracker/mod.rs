@@ -11,6 +11,7 @@
 //! | [`program`] | the program, and which version it is | runs it |
 //! | `nic` | network devices: TAPs, by name | gives them to the VMM's user |
 //! | `link` | network devices whose other end is a socket here | TAPs, network namespaces |
+//! | `base` | what a guest is written down as a difference from | none: pure |
 //! | `exit` | why a Firecracker ended, in words | none: pure |
 //! | `figures` | what it counts of itself | reads a pipe |
 //! | [`driver`] | Firecracker behind the hypervisor seam | starts it |
@@ -38,6 +39,7 @@
 
 mod ahead;
 pub mod api;
+mod base;
 mod beginning;
 pub mod client;
 pub mod config;

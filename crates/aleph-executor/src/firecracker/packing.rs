@@ -107,7 +107,11 @@ pub(super) fn keeps_small_holes(folder: &Path) -> bool {
 pub(super) fn unpack(from: &mut impl Read, state: &File, memory: &File) -> io::Result<bool> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     let mut head = [0; 24];
-    from.read_exact(&mut head)?;
+    from.read_exact(&mut head)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => invalid("it ends early"),
+            _ => error,
+        })?;
     let number = |at: usize| -> u64 {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&head[at..at + 8]);

@@ -4,7 +4,10 @@ use super::api::{
     Action, BalloonStatistics, BalloonUpdate, Call, InstanceInfo, InstanceState, SnapshotCreate,
     SnapshotType, VmState,
 };
+pub(super) use super::base::Base;
+use super::base::{Bases, Turn};
 use super::beginning::ANSWER;
+use super::client::advice_of;
 use super::figures::Figures;
 use super::home::{Home, Way, name};
 use super::link::Links;
@@ -15,6 +18,7 @@ use super::{Client, ClientError, Version, exit, packing};
 use crate::hypervisor::{Balloon, BoxFuture, Pause, Snapshot, Vmm, VmmError, VmmExit};
 use crate::process::{Identity, Process};
 use crate::tail::Tail;
+use crate::vm::chain;
 use crate::vsock;
 use aleph_guest_proto::VSOCK_PORT;
 use aleph_types::MiB;
@@ -22,7 +26,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -41,6 +44,9 @@ const SAVE: Duration = Duration::from_secs(600);
 /// How much memory is below the addresses that devices have, and since when diffs of more are right.
 const BELOW_GAP: u64 = 3 << 30;
 const RIGHT_DIFFS: Version = Version::new(1, 14, 2);
+
+/// What a guest is written to.
+const SAVED: [&str; 2] = [name::SAVED_STATE, name::SAVED_MEMORY];
 
 /// What a process of Firecracker was begun with.
 pub(super) struct Begun {
@@ -61,40 +67,6 @@ pub(super) struct Begun {
     pub(super) tracks: bool,
     /// How long its guest may take to end by its keys.
     pub(super) keys: Duration,
-}
-
-/// What a guest's memory was when KVM began to note what is written to.
-#[derive(Debug)]
-pub(super) enum Base {
-    /// As the template's file has it, which Firecracker writes itself.
-    Template,
-    /// As a file of that length has it from there on.
-    File {
-        file: File,
-        offset: u64,
-        length: u64,
-    },
-}
-
-impl Base {
-    pub(super) fn of(file: File, offset: u64) -> io::Result<Self> {
-        let length = file.metadata()?.len();
-        Ok(Self::File {
-            file,
-            offset,
-            length,
-        })
-    }
-
-    /// Whether it is there still as it was, and is not what is written now.
-    fn stands(&self, to: &File) -> io::Result<bool> {
-        let Self::File { file, length, .. } = self else {
-            return Ok(true);
-        };
-        let (meta, to) = (file.metadata()?, to.metadata()?);
-        let is_other = (meta.dev(), meta.ino()) != (to.dev(), to.ino());
-        Ok(is_other && meta.len() == *length)
-    }
 }
 
 /// A file that is the VMM's for as long as it lives.
@@ -135,7 +107,7 @@ pub(super) struct FirecrackerVmm {
     memory_server: OnceLock<MemoryServer>,
     tracks: bool,
     keys: Duration,
-    base: Mutex<Option<Base>>,
+    bases: Bases,
     /// Those that are connected.
     links: Mutex<Option<Links>>,
     /// Whether all is taken away that it lived in, once that has begun.
@@ -171,7 +143,7 @@ impl FirecrackerVmm {
             memory_server: memory_server.map(OnceLock::from).unwrap_or_default(),
             tracks,
             keys,
-            base: Mutex::default(),
+            bases: Bases::default(),
             links: Mutex::default(),
             left: OnceLock::new(),
         }
@@ -204,7 +176,12 @@ impl FirecrackerVmm {
 
     /// Its guest does not go on: it is killed, and its end says why.
     pub(super) fn fail(&self, why: &io::Error) {
-        self.end_because(format!("the guest does not go on: {why}"));
+        let mut said = format!("the guest does not go on: {}", chain(why));
+        if let Some(advice) = advice_of(why) {
+            said.push_str(". ");
+            said.push_str(&advice);
+        }
+        self.end_because(said);
     }
 
     /// Kills it, and has its end say why, unless something else was first.
@@ -252,31 +229,38 @@ impl FirecrackerVmm {
 
     /// What is noted now is what has changed since its memory was that.
     pub(super) fn differs_from(&self, base: Base) {
-        *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Some(base);
+        self.bases.set(base);
     }
 
     /// Its guest was written down, and has not gone on since.
-    fn is_written(&self, base: Base) {
+    fn is_written(&self, turn: Turn, base: Base) {
         if self.tracks {
-            self.differs_from(base);
+            self.bases.written(turn, base);
         }
     }
 
-    /// What its guest can be written down as a difference from; the next time that is something else.
-    fn take_base(&self, to: &File) -> Option<Base> {
-        let base = self
-            .base
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-            .filter(|base| base.stands(to).unwrap_or(false))?;
-        let size = match &base {
-            Base::Template => return Some(base),
-            Base::File { offset, length, .. } => length.saturating_sub(*offset),
+    /// Begins to write its guest down; gives what that can be a difference from. The next time that is
+    /// something else.
+    fn begin(&self, to: &File) -> (Turn, Option<Base>) {
+        let (turn, base) = self.bases.begin(to);
+        let is_right = |base: &Base| match base.size() {
+            None => true,
+            // Up to 1.14.1 diffs of more memory than is below the gap for devices were wrong.
+            Some(size) => {
+                let is_right = size <= BELOW_GAP || self.version >= RIGHT_DIFFS;
+                is_right && self.home.keeps_small_holes()
+            }
         };
-        // Up to 1.14.1 diffs of more memory than is below the gap for devices were wrong.
-        let is_right = size <= BELOW_GAP || self.version >= RIGHT_DIFFS;
-        (is_right && self.home.keeps_small_holes()).then_some(base)
+        (turn, base.filter(is_right))
+    }
+
+    /// Takes files of its own away: to free as much as a guest's memory takes a while, and blocks.
+    pub(super) async fn remove(self: &Arc<Self>, names: &'static [&'static str]) -> io::Result<()> {
+        let vmm = Arc::clone(self);
+        let removed = tokio::task::spawn_blocking(move || {
+            names.iter().try_for_each(|name| vmm.home.remove(name))
+        });
+        removed.await.map_err(io::Error::other)?
     }
 
     /// Takes away what it lived in, once it has ended: once, whoever waits for it.
@@ -458,13 +442,11 @@ impl Balloon for Arc<FirecrackerVmm> {
 impl Snapshot for Arc<FirecrackerVmm> {
     fn save(&self, state: File) -> BoxFuture<'_, Result<(), VmmError>> {
         Box::pin(async move {
-            let [state_name, memory_name] = [name::SAVED_STATE, name::SAVED_MEMORY];
-            for file in [state_name, memory_name] {
-                self.home.remove(file)?;
-            }
+            let [state_name, memory_name] = SAVED;
+            self.remove(&SAVED).await?;
             let memory = self.template.as_ref().map(|lent| lent.path.clone());
             let is_elsewhere = memory.is_some();
-            let base = self.take_base(&state);
+            let (turn, base) = self.begin(&state);
             let create = SnapshotCreate {
                 snapshot_type: match base {
                     Some(_) => SnapshotType::Diff,
@@ -483,7 +465,7 @@ impl Snapshot for Arc<FirecrackerVmm> {
                         let mut from = vmm.home.written(state_name)?;
                         if is_elsewhere {
                             packing::pack(&state, &mut from, &[])?;
-                            vmm.is_written(Base::Template);
+                            vmm.is_written(turn, Base::Template);
                             return Ok(());
                         }
                         let memory = vmm.home.written(memory_name)?;
@@ -498,7 +480,7 @@ impl Snapshot for Arc<FirecrackerVmm> {
                         // Whoever has it may have it for writing only.
                         let path = format!("/proc/self/fd/{}", state.as_raw_fd());
                         if let Ok(file) = File::open(path) {
-                            vmm.is_written(Base::of(file, offset)?);
+                            vmm.is_written(turn, Base::of(file, offset)?);
                         }
                         Ok(())
                     });
@@ -510,9 +492,7 @@ impl Snapshot for Arc<FirecrackerVmm> {
                 Err(error) => Err(error),
             };
             // What is packed is not needed twice, nor is what is half written.
-            for file in [state_name, memory_name] {
-                self.home.remove(file)?;
-            }
+            self.remove(&SAVED).await?;
             packed
         })
     }
@@ -529,10 +509,7 @@ impl Snapshot for Arc<FirecrackerVmm> {
             let info = info.await.map(drop);
             info.map_err(|error| FirecrackerVmm::failed("describe itself", error))?;
             // It has written all of it by now, for nobody.
-            for file in [name::SAVED_STATE, name::SAVED_MEMORY] {
-                self.home.remove(file)?;
-            }
-            Ok(())
+            Ok(self.remove(&SAVED).await?)
         })
     }
 }
