@@ -1,23 +1,17 @@
 //! VMs of Firecracker by the driver alone.
 
 use aleph_executor::firecracker::FirecrackerDriver;
-use aleph_executor::hypervisor::{Driver, Kernel, Launch, Memory, Sockets, Start, Vmm};
+use aleph_executor::hypervisor::{Kernel, Memory, Start};
 use aleph_executor::process::Identity;
-use aleph_types::{MiB, Resources, VmId};
+use aleph_testkit::{DrivenVm, Plan};
+use aleph_types::MiB;
 use anyhow::{Context, Result};
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
 
 /// How much memory each guest has.
 pub(super) const MEMORY: MiB = MiB(128);
-
-/// What only a hang exceeds.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// What is booted.
 pub(super) struct Guest {
@@ -54,13 +48,10 @@ impl Template {
         let [packed, state, memory] = names;
         let file = File::create(&memory)?;
         file.set_len(u64::from(MEMORY.0) << 20)?;
-        let boot = guest.boot()?;
-        let mut life = Life::begin(driver, guest, boot, Memory::Template(file)).await?;
+        let life = Life::begin(driver, guest, Memory::Template(file)).await?;
         life.letters(40).await?;
-        let pause = life.vmm.pause().context("no pause")?;
-        pause.pause().await?;
-        let snapshot = life.vmm.snapshot().context("no snapshots")?;
-        snapshot.save(File::create(&packed)?).await?;
+        life.0.pause().await?;
+        life.0.save(&packed).await?;
         life.end().await?;
         std::os::unix::fs::chown(&memory, Some(0), Some(0))?;
         std::fs::set_permissions(&memory, Permissions::from_mode(0o444))?;
@@ -77,33 +68,26 @@ impl Template {
     }
 }
 
-impl Guest {
-    fn boot(&self) -> Result<Start> {
-        Ok(Start::Boot(Kernel {
-            kernel: File::open(&self.kernel)?,
-            initrd: File::open(&self.initrd)?,
-            command_line: "none".into(),
-        }))
-    }
-}
-
 /// A VMM, and what its guest writes.
-pub(super) struct Life {
-    vmm: Box<dyn Vmm>,
-    run_dir: PathBuf,
-    console: UnixStream,
-}
-
-/// Where something fails, its VMs end with it.
-impl Drop for Life {
-    fn drop(&mut self) {
-        let _ = self.vmm.kill();
-    }
-}
+pub(super) struct Life(DrivenVm);
 
 impl Life {
     pub(super) async fn boot(driver: &FirecrackerDriver, guest: &Guest) -> Result<Self> {
-        Self::begin(driver, guest, guest.boot()?, Memory::Own).await
+        Self::begin(driver, guest, Memory::Own).await
+    }
+
+    async fn begin(driver: &FirecrackerDriver, guest: &Guest, memory: Memory) -> Result<Self> {
+        let boot = Start::Boot(Kernel {
+            kernel: File::open(&guest.kernel)?,
+            initrd: File::open(&guest.initrd)?,
+            command_line: "none".into(),
+        });
+        let plan = Plan {
+            memory,
+            size: MEMORY,
+            ..Plan::new(boot)
+        };
+        DrivenVm::launch(driver, &guest.dir, plan).await.map(Self)
     }
 
     pub(super) async fn go_on(
@@ -111,66 +95,27 @@ impl Life {
         guest: &Guest,
         template: &Template,
     ) -> Result<Self> {
-        let state = File::open(&template.packed)?.into();
-        let memory = Memory::Clone(File::open(&template.memory)?);
-        Self::begin(driver, guest, Start::Restore { state }, memory).await
+        let plan = Plan {
+            memory: Memory::Clone(File::open(&template.memory)?),
+            size: MEMORY,
+            ..Plan::restore(&template.packed)?
+        };
+        DrivenVm::launch(driver, &guest.dir, plan).await.map(Self)
     }
 
-    async fn begin(
-        driver: &FirecrackerDriver,
-        guest: &Guest,
-        start: Start,
-        memory: Memory,
-    ) -> Result<Self> {
-        let vm = VmId::random();
-        let run_dir = guest.dir.join(vm.to_string());
-        std::fs::create_dir(&run_dir)?;
-        let listen = |name: &str| UnixListener::bind(run_dir.join(name));
-        let vmm = driver.launch(Launch {
-            vm,
-            resources: Resources {
-                memory: MEMORY,
-                ..Resources::default()
-            },
-            start,
-            memory,
-            disks: Vec::new(),
-            nics: Vec::new(),
-            links: Vec::new(),
-            sockets: Sockets {
-                control: listen("vmm.sock")?,
-                agent: listen("agent.sock")?,
-                console: listen("console.sock")?,
-            },
-            run_dir: run_dir.clone(),
-            cgroup: None,
-            user: None,
-        });
-        let vmm = vmm.await?;
-        let console = UnixStream::connect(run_dir.join("console.sock")).await?;
-        Ok(Self {
-            vmm,
-            run_dir,
-            console,
-        })
-    }
-
-    pub(super) async fn letter(&mut self) -> Result<()> {
+    pub(super) async fn letter(&self) -> Result<()> {
         self.letters(1).await
     }
 
     /// Waits until its guest has written so many.
-    pub(super) async fn letters(&mut self, count: usize) -> Result<()> {
-        let mut letters = vec![0; count];
-        let read = self.console.read_exact(&mut letters);
-        tokio::time::timeout(LIMIT, read).await??;
-        Ok(())
+    pub(super) async fn letters(&self, count: usize) -> Result<()> {
+        self.0.writes(count).await.map(drop)
     }
 
     /// Bytes of memory that are its VMM's and its memory server's, what is shared counted in parts.
     pub(super) fn memory(&self) -> Result<f64> {
-        let mut pids = vec![self.vmm.identity().pid];
-        if let Ok(text) = std::fs::read(self.run_dir.join("memory-server.json")) {
+        let mut pids = vec![self.0.vmm.identity().pid];
+        if let Ok(text) = std::fs::read(self.0.run_dir.join("memory-server.json")) {
             pids.push(serde_json::from_slice::<Identity>(&text)?.pid);
         }
         let mut all = 0.0;
@@ -184,9 +129,8 @@ impl Life {
     }
 
     pub(super) async fn end(self) -> Result<()> {
-        self.vmm.kill()?;
-        tokio::time::timeout(LIMIT, self.vmm.wait()).await?;
-        std::fs::remove_dir_all(&self.run_dir)?;
-        Ok(())
+        let run_dir = self.0.run_dir.clone();
+        self.0.end().await?;
+        Ok(std::fs::remove_dir_all(run_dir)?)
     }
 }

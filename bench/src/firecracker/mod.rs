@@ -139,7 +139,7 @@ async fn beside_script(
         life.end().await?;
         samples[2].push(script.restores()?.as_secs_f64() * MILLI);
         let began = Instant::now();
-        let mut life = Life::go_on(driver, guest, template).await?;
+        let life = Life::go_on(driver, guest, template).await?;
         life.letter().await?;
         samples[3].push(began.elapsed().as_secs_f64() * MILLI);
         life.end().await?;
@@ -206,7 +206,7 @@ async fn clones(
     // The first one records what is needed first, where that is recorded.
     for n in 0..=CLONES {
         let began = Instant::now();
-        let mut life = Life::go_on(driver, guest, template).await?;
+        let life = Life::go_on(driver, guest, template).await?;
         life.letter().await?;
         if n > 0 {
             times.push(began.elapsed().as_secs_f64() * MILLI);

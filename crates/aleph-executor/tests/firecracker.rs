@@ -5,26 +5,23 @@ use aleph_executor::executor::COMMAND_LINE;
 use aleph_executor::firecracker::jail::{Jails, UidRange};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::guest::ExecRequest;
-use aleph_executor::hypervisor::{Driver, Kernel, Launch, Link, Memory, Nic, Sockets, Start, Vmm};
+use aleph_executor::hypervisor::{Driver, Kernel, Link, Nic, Start};
 use aleph_executor::lifecycle::{Outcome, State, Timeouts};
 use aleph_executor::process::{Identity, ProcessExit};
 use aleph_executor::{Boot, Executor, Vm};
-use aleph_testkit::TestRoot;
-use aleph_types::{ExitStatus, JobId, JobSpec, MiB, Resources, VmId};
+use aleph_testkit::{DrivenVm, Namespace, Plan, TestRoot};
+use aleph_types::{ExitStatus, JobId, JobSpec, MiB, Resources};
 use aleph_vm_networking::frames::{self, FrameSocket};
 use aleph_vm_networking::network::link_name;
-use aleph_vm_networking::tap::Tap;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
 
 /// What only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -239,31 +236,17 @@ fn ends_by_keys(jailer: Option<PathBuf>) -> Result<()> {
             ..DriverConfig::default()
         });
         let bundle = root.bundle()?;
-        let run_dir = root.path().join("run-of-a-vm");
-        std::fs::create_dir(&run_dir)?;
-        let listen = |name: &str| UnixListener::bind(run_dir.join(name));
-        let launch = Launch {
-            vm: VmId::random(),
-            resources: Resources::default(),
-            start: Start::Boot(Kernel {
-                kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
-                initrd: File::open(bundle.initrd())?,
-                command_line: format!("{COMMAND_LINE} {}", driver.kernel_arguments()),
-            }),
-            memory: Memory::Own,
-            disks: Vec::new(),
-            nics: Vec::new(),
-            links: Vec::new(),
-            sockets: Sockets {
-                control: listen("vmm.sock")?,
-                agent: listen("agent.sock")?,
-                console: listen("console.sock")?,
-            },
-            run_dir: run_dir.clone(),
-            cgroup: None,
-            user: None,
+        let boot = Start::Boot(Kernel {
+            kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
+            initrd: File::open(bundle.initrd())?,
+            command_line: format!("{COMMAND_LINE} {}", driver.kernel_arguments()),
+        });
+        let plan = Plan {
+            size: Resources::default().memory,
+            ..Plan::new(boot)
         };
-        let vmm = driver.launch(launch).await?;
+        let vm = DrivenVm::launch(&driver, root.path(), plan).await?;
+        let vmm = &vm.vmm;
         // Its kernel is up, and its agent waits to be spoken with.
         let channel = tokio::time::timeout(LIMIT, vmm.channel()).await??;
         vmm.quit().await?;
@@ -325,44 +308,31 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
     });
     driver.check()?;
     let dir = tempfile::tempdir()?;
-    let file = |name: &str, bytes: &[u8]| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, bytes)?;
-        File::open(path)
-    };
-    let boot = Start::Boot(Kernel {
-        kernel: file("kernel", &aleph_testkit::freestanding_kernel())?,
-        initrd: file("initrd", &[0; 4096])?,
-        command_line: "none".into(),
-    });
+    let boot = Plan::freestanding(dir.path())?;
     let first = Life::begin(&driver, dir.path(), "first", boot).await?;
     first.writes().await?;
-    has_counted("boot_source_count", || first.vmm.figures()).await;
-    let pause = first.vmm.pause().context("no pause")?;
-    pause.pause().await?;
+    has_counted("boot_source_count", || first.vm.vmm.figures()).await;
+    first.vm.pause().await?;
+    let pause = first.vm.vmm.pause().context("no pause")?;
     assert!(pause.is_paused().await?);
     let state = dir.path().join("state");
-    let snapshot = first.vmm.snapshot().context("no snapshots")?;
-    snapshot.save(File::create(&state)?).await?;
-    pause.resume().await?;
+    first.vm.save(&state).await?;
+    first.vm.resume().await?;
     first.writes().await?;
 
-    let restore = || {
-        let state = File::open(&state)?.into();
-        Ok::<_, std::io::Error>(Start::Restore { state })
-    };
+    let restore = || Plan::restore(&state);
     let second = Life::begin(&driver, dir.path(), "second", restore()?).await?;
     let third = Life::begin(&driver, dir.path(), "third", restore()?).await?;
     let (second_goes_on, third_goes_on) = (second.writes().await?, third.writes().await?);
     assert_eq!(second_goes_on, third_goes_on, "from the same moment");
     for life in [first, second, third] {
-        assert_eq!(is_first(&life.vmm.identity())?, is_jailed);
+        assert_eq!(is_first(&life.vm.vmm.identity())?, is_jailed);
         let longest = is_jailed.then_some(64 << 20);
-        assert_eq!(longest_file(&life.vmm.identity())?, longest);
+        assert_eq!(longest_file(&life.vm.vmm.identity())?, longest);
         assert!(life.is_connected()?, "{}", life.tap);
         assert!(life.is_linked()?, "{}", life.tap);
-        life.vmm.quit().await?;
-        let exit = life.vmm.wait().await;
+        life.vm.vmm.quit().await?;
+        let exit = life.vm.vmm.wait().await;
         // The first process of a namespace hears nothing else.
         let signal = if is_jailed { 9 } else { 15 };
         assert_eq!(exit.exit, ProcessExit::Signal(signal), "{exit}");
@@ -375,73 +345,45 @@ async fn lives(program: PathBuf, jail: Option<(Jails, PathBuf)>) -> Result<()> {
     // A state that is cut is told by the VMM's end.
     File::options().write(true).open(&state)?.set_len(5000)?;
     let cut = Life::begin(&driver, dir.path(), "cut", restore()?).await?;
-    let exit = cut.vmm.wait().await;
+    let exit = cut.vm.vmm.wait().await;
     assert!(exit.stderr.contains("does not go on"), "{exit}");
     Ok(())
 }
 
-/// A VMM, and what its guest writes.
+/// A VM with a TAP and a link.
 struct Life {
-    vmm: Box<dyn Vmm>,
-    space: Space,
+    vm: DrivenVm,
+    space: Namespace,
     tap: String,
     /// Our end of its link, and the link's device.
     link: (FrameSocket, String),
-    console: tokio::sync::Mutex<tokio::net::UnixStream>,
 }
 
 impl Life {
     async fn begin(
         driver: &FirecrackerDriver,
         dir: &Path,
-        name: &str,
-        start: Start,
+        tap: &str,
+        mut plan: Plan,
     ) -> Result<Self> {
-        let run_dir = dir.join(name);
-        std::fs::create_dir(&run_dir)?;
-        let listen = |name: &str| UnixListener::bind(run_dir.join(name));
-        let space = Space::new();
-        let tap = name.to_owned();
-        let made = space.run(move || Tap::make(&tap, 1, None))??;
-        space.ip(&format!("link set {name} up"))?;
-        let queues = made.queues.into_iter().map(Into::into).collect();
-        let (vm, ends) = (VmId::random(), driver.link().await?);
-        let launch = Launch {
-            vm,
-            resources: Resources {
-                memory: MiB(32),
-                ..Resources::default()
-            },
-            start,
-            memory: Memory::Own,
-            disks: Vec::new(),
-            nics: vec![Nic {
-                mac: [2, 0, 0, 0, 0, 1],
-                queues,
-            }],
-            links: vec![Link {
-                mac: [2, 0, 0, 0, 0, 2],
-                socket: ends.vmm,
-            }],
-            sockets: Sockets {
-                control: listen("vmm.sock")?,
-                agent: listen("agent.sock")?,
-                console: listen("console.sock")?,
-            },
-            run_dir: run_dir.clone(),
-            cgroup: None,
-            // Whoever may open /dev/kvm.
-            user: None,
-        };
-        let vmm = driver.launch(launch).await?;
-        let console = tokio::net::UnixStream::connect(run_dir.join("console.sock")).await?;
-        let console = tokio::sync::Mutex::new(console);
+        let space = Namespace::new()?;
+        let queues = space.tap(tap, 1)?;
+        space.ip(&format!("link set {tap} up"))?;
+        let ends = driver.link().await?;
+        plan.nics = vec![Nic {
+            mac: [2, 0, 0, 0, 0, 1],
+            queues,
+        }];
+        plan.links = vec![Link {
+            mac: [2, 0, 0, 0, 0, 2],
+            socket: ends.vmm,
+        }];
+        let link = link_name(plan.vm, 0);
         Ok(Self {
-            vmm,
-            console,
+            vm: DrivenVm::launch(driver, dir, plan).await?,
             space,
-            tap: name.to_owned(),
-            link: (FrameSocket::of(ends.host)?, link_name(vm, 0)),
+            tap: tap.to_owned(),
+            link: (FrameSocket::of(ends.host)?, link),
         })
     }
 
@@ -461,52 +403,6 @@ impl Life {
 
     /// The next letters that it writes.
     async fn writes(&self) -> Result<String> {
-        let mut letters = [0; 8];
-        let mut console = self.console.lock().await;
-        let read = console.read_exact(&mut letters);
-        tokio::time::timeout(LIMIT, read).await??;
-        Ok(String::from_utf8(letters.to_vec())?)
-    }
-}
-
-/// Where a test fails, its VMs end with it.
-impl Drop for Life {
-    fn drop(&mut self) {
-        let _ = self.vmm.kill();
-    }
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// A thread in a network namespace of its own, which goes when this is dropped.
-struct Space(mpsc::Sender<Job>);
-
-impl Space {
-    #[allow(unsafe_code)]
-    fn new() -> Self {
-        let (jobs, inbox) = mpsc::channel::<Job>();
-        std::thread::spawn(move || {
-            let flags = rustix::thread::UnshareFlags::NEWNET;
-            // SAFETY: only the namespace of the network is left, which no descriptor depends on.
-            if unsafe { rustix::thread::unshare_unsafe(flags) }.is_ok() {
-                inbox.into_iter().for_each(|job| job());
-            }
-        });
-        Self(jobs)
-    }
-
-    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        let (answer, answered) = mpsc::channel();
-        let job = Box::new(move || drop(answer.send(job())));
-        self.0.send(job).ok().context("no namespace")?;
-        answered.recv().context("no namespace")
-    }
-
-    fn ip(&self, words: &str) -> Result<String> {
-        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
-        let run = move || std::process::Command::new("ip").args(words).output();
-        let output = self.run(run)??;
-        anyhow::ensure!(output.status.success(), "{output:?}");
-        Ok(String::from_utf8(output.stdout)?)
+        self.vm.writes(8).await
     }
 }

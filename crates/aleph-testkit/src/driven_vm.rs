@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -88,7 +89,7 @@ pub struct DrivenVm {
     /// Which VM.
     pub vm: VmId,
     /// The VMM.
-    pub vmm: Box<dyn Vmm>,
+    pub vmm: Arc<dyn Vmm>,
     /// Its runtime folder.
     pub run_dir: PathBuf,
     console: Mutex<UnixStream>,
@@ -141,7 +142,14 @@ impl DrivenVm {
             // Whoever may open /dev/kvm.
             user: None,
         };
-        let vmm = driver.launch(launch).await?;
+        Self::of(vm, driver.launch(launch).await?.into(), run_dir).await
+    }
+
+    /// That of a VMM which somebody else has launched, with this runtime folder.
+    ///
+    /// # Errors
+    /// Where nobody serves its console.
+    pub async fn of(vm: VmId, vmm: Arc<dyn Vmm>, run_dir: PathBuf) -> Result<Self> {
         let console = UnixStream::connect(run_dir.join("console.sock")).await;
         let console = match console {
             Ok(console) => Mutex::new(console),

@@ -5,17 +5,22 @@
 mod world;
 
 use aleph_types::{Classify, Egress, ForwardedPort, NetworkLimits, Protocol};
+use aleph_vm_networking::frames::{self, Waiting};
+use aleph_vm_networking::link::Links;
 use aleph_vm_networking::network::{link_name, tap_name};
-use aleph_vm_networking::tap::Interface;
+use aleph_vm_networking::tap::{Interface, Tap};
 use aleph_vm_networking::{Claim, NetworkConfig, NetworkError};
 use libtest_mimic::{Arguments, Trial};
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 use world::{NODE, World, spec, trial, vm};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 11] = [
         ("nothing_is_left_of_a_thousand", a_thousand),
         ("thousands_come_in_one_transaction", thousands),
         ("a_flow_does_not_stick_to_a_released_vm", no_sticking),
@@ -25,6 +30,8 @@ fn main() -> ExitCode {
         ("whoever_has_a_port_is_named", taken),
         ("a_pool_that_others_use_is_refused", overlap),
         ("a_step_can_be_repeated", repeated),
+        ("a_tap_whose_maker_stops_halfway_is_gone", halfway),
+        ("a_tap_that_is_open_still_is_waited_for", open_still),
     ];
     let tests: Vec<Trial> = tests
         .into_iter()
@@ -354,4 +361,54 @@ fn repeated() {
     assert_eq!(outcome.unwrap(), Vec::<String>::new());
     assert_eq!(tap, tap_name(vm(1)));
     assert_eq!(residue(&world), nothing());
+}
+
+fn halfway() {
+    let world = World::new();
+    world.node.run(|| {
+        let (name, group) = ("lnk-halfway", 77);
+        let mut links = Links::new();
+        let made = Tap::make_after(name, 1, Some(300_000), || {
+            links.retire(name, group)?;
+            // Whoever is killed now closes the queue, as the error does.
+            Err(std::io::ErrorKind::Interrupted.into())
+        });
+        assert!(made.is_err());
+        assert_eq!(Links::new().group(name).unwrap(), None, "it is left");
+
+        let waiting = Waiting {
+            name,
+            owner: Some(300_000),
+            group,
+        };
+        let here = frames::here().unwrap();
+        frames::make(here.as_fd(), &[waiting]).unwrap();
+        assert_eq!(Links::new().group(name).unwrap(), Some(group));
+        frames::remove(here.as_fd(), name).unwrap();
+    });
+}
+
+/// As one is that another program has for a moment, which is started by this process.
+fn open_still() {
+    let world = World::new();
+    world.node.run(|| {
+        let here = frames::here().unwrap();
+        let mut tap = Tap::make("tap-open", 1, None).unwrap();
+        let queue = tap.queues.pop().unwrap();
+        let child = queue.try_clone().unwrap();
+        drop((tap, queue));
+        assert!(Links::new().is_open("tap-open").unwrap());
+        let is_closed = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                is_closed.store(true, Ordering::SeqCst);
+                drop(child);
+            });
+            frames::wait_until_closed(here.as_fd(), &["tap-open", "tap-none"]).unwrap();
+            assert!(is_closed.load(Ordering::SeqCst), "it was not waited for");
+        });
+        assert!(!Links::new().is_open("tap-open").unwrap());
+        Links::new().delete("tap-open").unwrap();
+    });
 }

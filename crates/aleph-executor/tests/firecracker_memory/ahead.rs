@@ -1,12 +1,13 @@
 //! The real program, launched before its guest is known: with a disk, a link and memory that come late.
 
-use crate::guests::{Life, MEMORY, by_server, is_in_order, settings};
+use crate::guests::{MEMORY, by_server, is_in_order, save, settings, writes};
 use crate::{LIMIT, jail, program};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver, MemoryMode};
 use aleph_executor::hypervisor::{
     AheadLaunch, Disk, Driver, Kernel, Late, Launch, LaunchError, Link, Memory, Shape, Sockets,
     Start, Vmm, Waiting,
 };
+use aleph_testkit::DrivenVm;
 use aleph_types::{Resources, VmId};
 use aleph_vm_networking::frames::FrameSocket;
 use anyhow::{Context, Result, bail, ensure};
@@ -58,8 +59,9 @@ impl Template {
         std::fs::create_dir(&run_dir)?;
         let file = File::create_new(&memory)?;
         file.set_len(u64::from(MEMORY.0) << 20)?;
+        let vm = VmId::random();
         let launch = Launch {
-            vm: VmId::random(),
+            vm,
             resources: resources(),
             start: Start::Boot(Kernel {
                 kernel: shared(&dir.join("kernel"), &aleph_testkit::freestanding_kernel())?,
@@ -82,11 +84,11 @@ impl Template {
             cgroup: None,
             user: None,
         };
-        let mut life = Life::of(driver.launch(launch).await?.into(), run_dir).await?;
-        life.writes().await?;
+        let life = DrivenVm::of(vm, driver.launch(launch).await?.into(), run_dir).await?;
+        writes(&life).await?;
         let state = dir.join("state");
-        life.save(&state).await?;
-        life.quit().await?;
+        save(&life, &state).await?;
+        life.end().await?;
         std::os::unix::fs::chown(&memory, Some(0), Some(0))?;
         std::fs::set_permissions(&memory, Permissions::from_mode(0o444))?;
         let state = std::fs::read(state)?;
@@ -159,12 +161,12 @@ impl Process {
     }
 
     /// Has a guest go on there.
-    async fn go_on(self, template: &Template) -> Result<(Life, OwnedFd)> {
+    async fn go_on(self, template: &Template) -> Result<(DrivenVm, OwnedFd)> {
         let vmm = self.waiting.vmm();
         self.waiting.begin(template.late()?).await?;
         let (mut to, state) = (self.state, template.state.clone());
         tokio::task::spawn_blocking(move || to.write_all(&state)).await??;
-        Ok((Life::of(vmm, self.run_dir).await?, self.link))
+        Ok((DrivenVm::of(self.vm, vmm, self.run_dir).await?, self.link))
     }
 }
 
@@ -184,8 +186,8 @@ pub(crate) async fn goes_on(jailed: bool) -> Result<()> {
         let driver = driver(memory)?;
         let process = Process::launch(&driver, dir.path()).await?;
         let (vm, late) = (process.vm, process.late.clone());
-        let (mut life, link) = process.go_on(&template).await?;
-        let letters = life.writes().await?;
+        let (life, link) = process.go_on(&template).await?;
+        let letters = writes(&life).await?;
         ensure!(is_in_order(&letters), "{letters}");
         written.push(letters);
         // Its link is up, and nothing stays where it was shown.
@@ -201,7 +203,7 @@ pub(crate) async fn goes_on(jailed: bool) -> Result<()> {
                 ensure!(!root.join("root").join(name).exists(), "{name} is there");
             }
         }
-        life.quit().await?;
+        life.end().await?;
     }
     written.dedup();
     assert_eq!(written.len(), 1, "from the same moment");

@@ -4,17 +4,15 @@
 use crate::{LIMIT, jail, program, server_program};
 use aleph_executor::firecracker::jail::Jails;
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver, MemoryMode};
-use aleph_executor::hypervisor::{Driver, Kernel, Launch, Memory, Sockets, Start, Vmm};
+use aleph_executor::hypervisor::{Driver, Launch, Memory, Sockets, Start};
 use aleph_executor::process::{Identity, Process};
+use aleph_testkit::{DrivenVm, Plan};
 use aleph_types::{MiB, Resources, VmId};
 use anyhow::{Context, Result};
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
 
 pub(crate) const MEMORY: MiB = MiB(32);
 
@@ -36,117 +34,31 @@ pub(crate) fn by_server(prefetch: bool) -> MemoryMode {
     }
 }
 
-/// A VMM, and what its guest writes.
-pub(crate) struct Life {
-    vmm: Arc<dyn Vmm>,
-    run_dir: PathBuf,
-    console: UnixStream,
+/// Boots the guest.
+async fn boot(driver: &FirecrackerDriver, dir: &Path, memory: Memory) -> Result<DrivenVm> {
+    let plan = Plan::freestanding(dir)?;
+    DrivenVm::launch(driver, dir, Plan { memory, ..plan }).await
 }
 
-/// Where something fails, its VMs end with it.
-impl Drop for Life {
-    fn drop(&mut self) {
-        let _ = self.vmm.kill();
-    }
+/// The next letters that it writes.
+pub(crate) async fn writes(vm: &DrivenVm) -> Result<String> {
+    vm.writes(40).await
 }
 
-impl Life {
-    async fn begin(
-        driver: &FirecrackerDriver,
-        dir: &Path,
-        start: Start,
-        memory: Memory,
-    ) -> Result<Self> {
-        let vm = VmId::random();
-        let run_dir = dir.join(vm.to_string());
-        std::fs::create_dir(&run_dir)?;
-        let listen = |name: &str| UnixListener::bind(run_dir.join(name));
-        let vmm = driver.launch(Launch {
-            vm,
-            resources: Resources {
-                memory: MEMORY,
-                ..Resources::default()
-            },
-            start,
-            memory,
-            disks: Vec::new(),
-            nics: Vec::new(),
-            links: Vec::new(),
-            sockets: Sockets {
-                control: listen("vmm.sock")?,
-                agent: listen("agent.sock")?,
-                console: listen("console.sock")?,
-            },
-            run_dir: run_dir.clone(),
-            cgroup: None,
-            // Whoever may open /dev/kvm.
-            user: None,
-        });
-        Self::of(vmm.await?.into(), run_dir).await
+/// Writes it down while it stands still.
+pub(crate) async fn save(vm: &DrivenVm, to: &Path) -> Result<()> {
+    let pause = vm.vmm.pause().context("no pause")?;
+    if !pause.is_paused().await? {
+        pause.pause().await?;
     }
+    vm.save(to).await
+}
 
-    /// That of a VMM with this runtime folder.
-    pub(crate) async fn of(vmm: Arc<dyn Vmm>, run_dir: PathBuf) -> Result<Self> {
-        let console = UnixStream::connect(run_dir.join("console.sock")).await?;
-        Ok(Self {
-            vmm,
-            run_dir,
-            console,
-        })
-    }
-
-    async fn boot(driver: &FirecrackerDriver, dir: &Path, memory: Memory) -> Result<Self> {
-        let file = |name: &str, bytes: &[u8]| {
-            let path = dir.join(name);
-            std::fs::write(&path, bytes)?;
-            File::open(path)
-        };
-        let boot = Start::Boot(Kernel {
-            kernel: file("kernel", &aleph_testkit::freestanding_kernel())?,
-            initrd: file("initrd", &[0; 4096])?,
-            command_line: "none".into(),
-        });
-        Self::begin(driver, dir, boot, memory).await
-    }
-
-    /// The next letters that it writes.
-    pub(crate) async fn writes(&mut self) -> Result<String> {
-        let mut letters = [0; 40];
-        let read = self.console.read_exact(&mut letters);
-        tokio::time::timeout(LIMIT, read).await??;
-        Ok(String::from_utf8(letters.to_vec())?)
-    }
-
-    pub(crate) async fn save(&self, to: &Path) -> Result<()> {
-        let pause = self.vmm.pause().context("no pause")?;
-        if !pause.is_paused().await? {
-            pause.pause().await?;
-        }
-        let snapshot = self.vmm.snapshot().context("no snapshots")?;
-        let to = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(to)?;
-        Ok(snapshot.save(to).await?)
-    }
-
-    async fn resume(&self) -> Result<()> {
-        Ok(self.vmm.pause().context("no pause")?.resume().await?)
-    }
-
-    /// The process that fills its memory.
-    fn server(&self) -> Result<Process> {
-        let text = std::fs::read(self.run_dir.join("memory-server.json"))?;
-        let identity: Identity = serde_json::from_slice(&text)?;
-        Ok(Process::adopt(&identity)?)
-    }
-
-    pub(crate) async fn quit(self) -> Result<()> {
-        self.vmm.kill()?;
-        tokio::time::timeout(LIMIT, self.vmm.wait()).await?;
-        Ok(())
-    }
+/// The process that fills its memory.
+fn server(vm: &DrivenVm) -> Result<Process> {
+    let text = std::fs::read(vm.run_dir.join("memory-server.json"))?;
+    let identity: Identity = serde_json::from_slice(&text)?;
+    Ok(Process::adopt(&identity)?)
 }
 
 /// Letters that follow each other.
@@ -162,10 +74,10 @@ async fn template(driver: &FirecrackerDriver, dir: &Path) -> Result<(PathBuf, Pa
     let (state, memory) = (dir.join("state"), dir.join("memory"));
     let file = File::create_new(&memory)?;
     file.set_len(u64::from(MEMORY.0) << 20)?;
-    let mut first = Life::boot(driver, dir, Memory::Template(file)).await?;
-    first.writes().await?;
-    first.save(&state).await?;
-    first.quit().await?;
+    let first = boot(driver, dir, Memory::Template(file)).await?;
+    writes(&first).await?;
+    save(&first, &state).await?;
+    first.end().await?;
     // As whoever makes templates closes them.
     std::os::unix::fs::chown(&memory, Some(0), Some(0))?;
     std::fs::set_permissions(&memory, Permissions::from_mode(0o444))?;
@@ -176,11 +88,10 @@ async fn clone(
     driver: &FirecrackerDriver,
     dir: &Path,
     (state, memory): &(PathBuf, PathBuf),
-) -> Result<Life> {
-    let restore = Start::Restore {
-        state: File::open(state)?.into(),
-    };
-    Life::begin(driver, dir, restore, Memory::Clone(File::open(memory)?)).await
+) -> Result<DrivenVm> {
+    let memory = Memory::Clone(File::open(memory)?);
+    let plan = Plan::restore(state)?;
+    DrivenVm::launch(driver, dir, Plan { memory, ..plan }).await
 }
 
 /// Clones go on from the same moment whatever fills their memory; a server ends with its VM.
@@ -203,12 +114,12 @@ pub(crate) async fn clones(jailed: bool) -> Result<()> {
         (by_server(true), true),
     ] {
         let is_served = memory != MemoryMode::File;
-        let mut clone = clone(&driver(memory)?, dir.path(), &template).await?;
-        let letters = clone.writes().await?;
+        let clone = clone(&driver(memory)?, dir.path(), &template).await?;
+        let letters = writes(&clone).await?;
         assert!(is_in_order(&letters), "{letters}");
         written.push(letters);
-        let server = is_served.then(|| clone.server()).transpose()?;
-        clone.quit().await?;
+        let server = is_served.then(|| server(&clone)).transpose()?;
+        clone.end().await?;
         if let Some(server) = server {
             assert!(server.has_ended(), "a server is left");
         }
@@ -232,17 +143,17 @@ pub(crate) async fn ends_with_its_server() -> Result<()> {
         ..settings(None)?
     });
     let template = template(&driver, dir.path()).await?;
-    let mut life = clone(&driver, dir.path(), &template).await?;
-    life.writes().await?;
-    life.server()?.kill()?;
+    let life = clone(&driver, dir.path(), &template).await?;
+    writes(&life).await?;
+    server(&life)?.kill()?;
     let exit = tokio::time::timeout(LIMIT, life.vmm.wait()).await?;
     let said = exit.to_string();
     assert!(said.contains("its memory server ended: killed"), "{said}");
 
-    let mut life = clone(&driver, dir.path(), &template).await?;
-    life.writes().await?;
+    let life = clone(&driver, dir.path(), &template).await?;
+    writes(&life).await?;
     let adopted = driver.adopt(life.vmm.identity(), life.run_dir.clone())?;
-    life.server()?.kill()?;
+    server(&life)?.kill()?;
     let exit = tokio::time::timeout(LIMIT, adopted.wait()).await?;
     let said = exit.to_string();
     assert!(said.contains("its memory server ended"), "{said}");
@@ -342,39 +253,36 @@ pub(crate) async fn differs(jailed: bool) -> Result<()> {
         ..settings(jail(dir.path(), jailer)?)?
     });
     let [first, second, third] = ["first", "second", "third"].map(|name| dir.path().join(name));
-    let mut life = Life::boot(&driver, dir.path(), Memory::Own).await?;
-    life.writes().await?;
-    life.save(&first).await?;
+    let life = boot(&driver, dir.path(), Memory::Own).await?;
+    writes(&life).await?;
+    save(&life, &first).await?;
     // What is told apart from the guest's own is told by where it came from: a page of the base.
     mark(&first)?;
     life.resume().await?;
-    life.writes().await?;
-    life.save(&second).await?;
+    writes(&life).await?;
+    save(&life, &second).await?;
     assert!(is_marked(&second)?, "all of it was written again");
     let by_difference = std::fs::read(&second)?;
     // Onto its own base nothing is laid: that is all of it.
-    life.save(&second).await?;
+    save(&life, &second).await?;
     assert!(!is_marked(&second)?);
     let mut whole = std::fs::read(&second)?;
     let at = usize::try_from(unused(&second)?)?;
     whole[at..at + 4096].fill(MARK);
     let begin = at - usize::try_from(UNUSED)?;
     assert!(whole[begin..] == by_difference[begin..], "other memory");
-    life.quit().await?;
+    life.end().await?;
 
     // One that goes on from there differs from there.
     std::fs::write(&second, by_difference)?;
-    let restore = Start::Restore {
-        state: File::open(&second)?.into(),
-    };
-    let mut again = Life::begin(&driver, dir.path(), restore, Memory::Own).await?;
-    let letters = again.writes().await?;
+    let again = DrivenVm::launch(&driver, dir.path(), Plan::restore(&second)?).await?;
+    let letters = writes(&again).await?;
     assert!(is_in_order(&letters), "{letters}");
-    again.save(&third).await?;
+    save(&again, &third).await?;
     assert!(is_marked(&third)?, "the base's page is not there");
     let (before, after) = (count(&second)?, count(&third)?);
     assert!(after > before && before > 0, "{before} {after}");
-    again.quit().await
+    again.end().await
 }
 
 const MARK: u8 = 0xa5;
