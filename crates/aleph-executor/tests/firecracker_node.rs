@@ -15,6 +15,7 @@ use libtest_mimic::{Arguments, Trial};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// What only a hang exceeds.
@@ -66,6 +67,11 @@ fn main() {
         "a_further_snapshot_takes_what_has_changed",
         &[open],
         writes_down_what_has_changed,
+    );
+    add(
+        "input_arrives_whole_as_guests_are_written_down",
+        &[open, older],
+        is_fed,
     );
     add(
         "jobs_are_forked_and_go_on_themselves",
@@ -341,6 +347,54 @@ fn goes_on_from_a_snapshot(host: &Host) -> Result<()> {
         wait(&node, &again, JobState::Running).await?;
         let on = counted(&node, &again, begins + u64::try_from(after.len())? + 10).await?;
         assert_eq!(on[0].0, begins);
+        host.close(node).await
+    })
+}
+
+/// A job that is fed without a pause, while its guest is written down, hears each line once, and the end.
+fn is_fed(host: &Host) -> Result<()> {
+    block_on(async {
+        let node = host.open().await?;
+        let mut spec = shell("while read -r line; do echo count $line; done", 0);
+        spec.stdin = true;
+        let job = create(&node, spec).await?;
+        wait(&node, &job, JobState::Running).await?;
+        let began = Instant::now();
+        let input = loop {
+            if let Some(input) = node.input(job.id)? {
+                break input;
+            }
+            ensure!(began.elapsed() < LIMIT, "it takes no input");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let enough = Arc::new(AtomicBool::new(false));
+        let feeding = tokio::spawn({
+            let enough = Arc::clone(&enough);
+            async move {
+                let mut last = 0;
+                while !enough.load(Ordering::SeqCst) {
+                    last += 1;
+                    input.write(format!("{last} x\n").as_bytes()).await?;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                input.close()?;
+                Ok::<_, anyhow::Error>(last)
+            }
+        });
+        for _ in 0..2 {
+            let last = steps(&node, &job).await?.last().map_or(0, |step| step.0);
+            counted(&node, &job, last + 5).await?;
+            node.snapshot(job.id, false).await?;
+        }
+        let last = steps(&node, &job).await?.last().map_or(0, |step| step.0);
+        counted(&node, &job, last + 5).await?;
+        enough.store(true, Ordering::SeqCst);
+        let fed = feeding.await??;
+        let ended = wait(&node, &job, JobState::Exited).await?;
+        assert_eq!(ended.exit, Some(ExitStatus::Code(0)), "{ended:?}");
+        let heard = steps(&node, &job).await?;
+        assert_eq!(heard.first().map(|step| step.0), Some(1));
+        assert_eq!(heard.last().map(|step| step.0), Some(fed));
         host.close(node).await
     })
 }

@@ -194,6 +194,20 @@ impl Agent {
         Ok(ExecHandle::at(stream, from))
     }
 
+    /// From now on commands get no input, which waits. What was sent before has arrived once
+    /// [`Agent::ping`] is answered: so none is lost where the connection then ends.
+    pub(crate) fn hold_input(&self) {
+        self.shared.hold();
+    }
+
+    /// Lets input go on.
+    ///
+    /// # Errors
+    /// Never for what a caller does.
+    pub(crate) fn release_input(&self) -> Result<(), AgentError> {
+        self.shared.release()
+    }
+
     /// Whether the guest's agent knows how to stand still and go on again.
     #[must_use]
     pub fn can_freeze(&self) -> bool {

@@ -4,6 +4,12 @@ use super::error::AgentError;
 use super::port::{StreamEvent, StreamHandle, StreamPort};
 use aleph_guest_proto::{Exec, ListBuf, Terminal, ToGuest};
 use aleph_types::ExitStatus;
+use std::future::poll_fn;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a guest may take to be spoken with again whose connection ended with a snapshot.
+const NEXT: Duration = Duration::from_secs(60);
 
 /// A command to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -216,25 +222,65 @@ impl ExecHandle {
     /// A way to feed and steer it, which can be used beside [`ExecHandle::next`].
     #[must_use]
     pub fn input(&self) -> ExecInput {
-        ExecInput {
-            port: self.stream.port.clone(),
-        }
+        ExecInput::of(self.stream.port.clone())
     }
 }
 
 /// Feeds and steers a running command. On one that has ended it does nothing.
 #[derive(Debug, Clone)]
 pub struct ExecInput {
-    port: StreamPort,
+    /// Where it goes now: over another connection, once the one before ended with a snapshot.
+    ports: watch::Sender<StreamPort>,
 }
 
 impl ExecInput {
-    /// Sends bytes to its standard input, waiting while it does not read.
+    fn of(port: StreamPort) -> Self {
+        Self {
+            ports: watch::Sender::new(port),
+        }
+    }
+
+    fn port(&self) -> StreamPort {
+        self.ports.borrow().clone()
+    }
+
+    /// Whether it waits, as its guest is written down.
+    #[must_use]
+    pub(crate) fn is_held(&self) -> bool {
+        self.port().is_held()
+    }
+
+    /// From now on this and all its clones feed the same command over another connection, with what was
+    /// held back first.
+    pub(crate) fn goes_on_as(&self, next: &Self) {
+        let (before, next) = (self.port(), next.port());
+        if before.end_is_held() {
+            // Where that is closed too, nobody hears it.
+            let _ = next.end();
+        }
+        self.ports.send_replace(next);
+    }
+
+    /// Sends bytes to its standard input, waiting while it does not read, and while its guest is
+    /// written down.
     ///
     /// # Errors
-    /// Where the channel closes.
-    pub async fn write(&self, bytes: &[u8]) -> Result<(), AgentError> {
-        self.port.write(bytes).await
+    /// Where the channel closes. What was sent before that has arrived, as far as the guest lives.
+    pub async fn write(&self, mut bytes: &[u8]) -> Result<(), AgentError> {
+        let mut ports = self.ports.subscribe();
+        while !bytes.is_empty() {
+            let port = ports.borrow_and_update().clone();
+            match poll_fn(|cx| port.poll_write(cx, bytes)).await {
+                Ok(Some(n)) => bytes = &bytes[n..],
+                Ok(None) => break,
+                Err(error) if port.is_held() => {
+                    let next = tokio::time::timeout(NEXT, ports.changed()).await;
+                    next.ok().and_then(Result::ok).ok_or(error)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Ends its standard input.
@@ -242,7 +288,7 @@ impl ExecInput {
     /// # Errors
     /// Where the channel is closed.
     pub fn close(&self) -> Result<(), AgentError> {
-        self.port.end()
+        self.port().end()
     }
 
     /// Sends a signal to its process group, by number.
@@ -250,7 +296,7 @@ impl ExecInput {
     /// # Errors
     /// Where the channel is closed.
     pub fn signal(&self, signal: u8) -> Result<(), AgentError> {
-        self.port.send(&ToGuest::Signal(signal))
+        self.port().send(&ToGuest::Signal(signal))
     }
 
     /// Gives its terminal a new size.
@@ -258,7 +304,8 @@ impl ExecInput {
     /// # Errors
     /// Where the channel is closed.
     pub fn resize(&self, rows: u16, columns: u16) -> Result<(), AgentError> {
-        self.port.send(&ToGuest::Resize(Terminal { rows, columns }))
+        let size = ToGuest::Resize(Terminal { rows, columns });
+        self.port().send(&size)
     }
 }
 

@@ -96,8 +96,22 @@ impl StreamPort {
             Some(stream) if stream.takes_input => stream.takes_input = false,
             _ => return table.closed.clone().map_or(Ok(()), Err),
         }
+        if table.held {
+            table.ends.push(self.id);
+            return Ok(());
+        }
         drop(table);
         self.send(&ToGuest::Eof)
+    }
+
+    /// Whether its connection ended, or is about to, while data was held back.
+    pub(super) fn is_held(&self) -> bool {
+        self.shared.lock().held
+    }
+
+    /// Whether its end was held back too.
+    pub(super) fn end_is_held(&self) -> bool {
+        self.shared.lock().ends.contains(&self.id)
     }
 
     /// Sends what the window allows of `bytes`, which are not empty, or waits for credit; `None`
@@ -115,7 +129,12 @@ impl StreamPort {
         let Some(stream) = table.streams.get_mut(&self.id).filter(|s| s.takes_input) else {
             return Poll::Ready(Ok(None));
         };
-        let n = bytes.len().min(stream.send.available()).min(CHUNK);
+        let may = if table.held {
+            0
+        } else {
+            stream.send.available()
+        };
+        let n = bytes.len().min(may).min(CHUNK);
         if n == 0 {
             stream.wait(cx.waker());
             return Poll::Pending;

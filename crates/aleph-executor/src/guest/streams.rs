@@ -33,6 +33,10 @@ pub(super) struct Table {
     /// Whether the guest was told to listen, or may have been by an earlier host.
     listens: bool,
     pings: HashMap<u64, oneshot::Sender<()>>,
+    /// Whether no data goes out: what does not arrive before the connection ends would be lost.
+    pub(super) held: bool,
+    /// Streams whose end waits with it.
+    pub(super) ends: Vec<u32>,
     pub(super) closed: Option<AgentError>,
 }
 
@@ -80,6 +84,8 @@ impl Shared {
                 accepted: Some(accepted),
                 listens: false,
                 pings: HashMap::new(),
+                held: false,
+                ends: Vec::new(),
                 closed: None,
             }),
             has_output: Notify::new(),
@@ -134,6 +140,27 @@ impl Shared {
         if table.greeted {
             std::mem::swap(&mut table.out, empty);
         }
+    }
+
+    /// From now on no data goes out, until it is let go, or the connection ends.
+    pub(super) fn hold(&self) {
+        self.lock().held = true;
+    }
+
+    /// Lets data go out again.
+    pub(super) fn release(&self) -> Result<(), AgentError> {
+        let mut table = self.lock();
+        if table.closed.is_some() || !std::mem::replace(&mut table.held, false) {
+            return Ok(());
+        }
+        for id in std::mem::take(&mut table.ends) {
+            let eof = ToGuest::Eof.encode(id, &mut table.out);
+            eof.map_err(AgentError::Request)?;
+        }
+        table.streams.values_mut().for_each(Stream::wake);
+        drop(table);
+        self.has_output.notify_one();
+        Ok(())
     }
 
     /// From now on the guest may tell of connections.

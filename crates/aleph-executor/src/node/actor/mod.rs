@@ -448,7 +448,14 @@ impl Actor {
         let input = handle.input();
         self.entry.with_live(|live| {
             if let Some(live) = live {
-                live.input = Some(input);
+                live.input = Some(match live.input.take() {
+                    // Whoever has it feeds the same command.
+                    Some(before) if before.is_held() => {
+                        before.goes_on_as(&input);
+                        before
+                    }
+                    _ => input,
+                });
             }
         });
         let (stored, stored_watch) = watch::channel(handle.position());

@@ -123,7 +123,9 @@ impl Making {
         self.stands_still = true;
         in_time("stand still", self.agent.freeze()).await?;
         crate::failpoint::pass("snapshot.frozen", "after");
-        // What was written until now has been sent before the answer to this.
+        // What was written until now has been sent before the answer to this, and what was sent to it
+        // has arrived; input that comes later waits, since the connection may end.
+        self.agent.hold_input();
         in_time("answer", self.agent.ping()).await?;
         let received = self.agent.received(self.main).ok_or(SnapshotError::Ended)?;
         let stored = self.stored.wait_for(|stored| *stored >= received);
@@ -178,7 +180,12 @@ async fn go_on(
         }
         Ok::<_, SnapshotError>(())
     };
-    match went.await {
+    let went = went.await;
+    if let Ok(agent) = vm.agent() {
+        // One that is closed has nobody who would hear it.
+        let _ = agent.release_input();
+    }
+    match went {
         Ok(()) => None,
         // It has ended, or is about to.
         Err(_) if !matches!(vm.status().state, State::Running | State::Paused) => None,
