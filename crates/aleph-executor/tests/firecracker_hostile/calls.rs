@@ -107,11 +107,11 @@ async fn calls(
         Stage::Restore { .. } => {
             // With links it is told to go on once they are connected.
             let began = Instant::now();
-            while !world
-                .requests(vm.vm)?
-                .last()
-                .is_some_and(|last| last == "PATCH /vm")
-            {
+            let goes_on = || {
+                let requests = world.requests(vm.vm)?;
+                Ok::<_, anyhow::Error>(requests.last().is_some_and(|last| last == "PATCH /vm"))
+            };
+            while !goes_on()? {
                 ensure!(began.elapsed() < LIMIT, "it does not go on");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
