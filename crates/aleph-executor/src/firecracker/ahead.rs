@@ -188,9 +188,6 @@ impl Waiting for FirecrackerAhead {
                 what: "give a VMM its guest".into(),
                 source: io::Error::other(join),
             })??;
-            if let Some(server) = given.memory_server {
-                vmm.is_served_by(server);
-            }
             // One that has died meanwhile is told from one that does not go on.
             answers(&vmm).await?;
             go_on(&vmm, given.restoring, given.links);
@@ -203,7 +200,6 @@ impl Waiting for FirecrackerAhead {
 struct Given {
     restoring: Restoring,
     links: Links,
-    memory_server: Option<MemoryServer>,
 }
 
 impl FirecrackerAhead {
@@ -248,7 +244,7 @@ impl FirecrackerAhead {
             };
             show(disk.serial, &disk.file, how)?;
         }
-        let (backend, memory_server) = match (&self.settings.memory, self.listener) {
+        let backend = match (&self.settings.memory, self.listener) {
             (
                 MemoryMode::Userfaultfd {
                     server: program,
@@ -265,14 +261,12 @@ impl FirecrackerAhead {
                     user: self.owner.user,
                     cgroup: self.cgroup,
                 });
+                // Whatever fails from here on, and whoever waits for it, it ends with its VMM.
                 let server = server.map_err(io("start the memory server"))?;
-                let socket = home.seen(name::MEMORY_SERVER);
-                (MemoryBackend::Uffd(socket), Some(server))
+                self.vmm.is_served_by(server);
+                MemoryBackend::Uffd(home.seen(name::MEMORY_SERVER))
             }
-            _ => (
-                MemoryBackend::File(show(MEMORY, &memory, Use::Shared)?),
-                None,
-            ),
+            _ => MemoryBackend::File(show(MEMORY, &memory, Use::Shared)?),
         };
         crate::failpoint::pass("process.begin", "shown");
         let overrides = nics.overrides();
@@ -286,7 +280,6 @@ impl FirecrackerAhead {
                 shown,
             },
             links: nics.apart().1,
-            memory_server,
         })
     }
 }
