@@ -15,7 +15,7 @@ pub(super) const MEMORY: MiB = MiB(128);
 
 /// What is booted.
 pub(super) struct Guest {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     pub(super) kernel: PathBuf,
     pub(super) initrd: PathBuf,
 }
@@ -36,7 +36,7 @@ impl Guest {
 /// What clones go on from.
 pub(super) struct Template {
     /// As the driver writes it.
-    packed: PathBuf,
+    pub(super) packed: PathBuf,
     /// As Firecracker writes it.
     pub(super) state: PathBuf,
     pub(super) memory: PathBuf,
@@ -72,6 +72,15 @@ impl Template {
 pub(super) struct Life(DrivenVm);
 
 impl Life {
+    pub(super) fn of(vm: DrivenVm) -> Self {
+        Self(vm)
+    }
+
+    /// Has its guest stand still: one that runs takes a processor.
+    pub(super) async fn pause(&self) -> Result<()> {
+        self.0.pause().await
+    }
+
     pub(super) async fn boot(driver: &FirecrackerDriver, guest: &Guest) -> Result<Self> {
         Self::begin(driver, guest, Memory::Own).await
     }

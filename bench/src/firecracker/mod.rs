@@ -7,6 +7,7 @@
 
 mod life;
 mod script;
+mod slot;
 
 use crate::Bench;
 use crate::row::Row;
@@ -14,11 +15,13 @@ use aleph_executor::firecracker::jail::{Jails, UidRange};
 use aleph_executor::firecracker::memory::{MEMORY_SERVER, ServerProgram};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver, MemoryMode};
 use anyhow::{Context, Result};
+use futures_util::stream::{StreamExt, TryStreamExt};
 use life::{Guest, Life, Template};
 use script::Script;
+use slot::Slot;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const MILLI: f64 = 1000.0;
 const MIB: f64 = 1024.0 * 1024.0;
@@ -33,7 +36,10 @@ const BESIDE: usize = 4;
 const BOOT: &str = "VM of Firecracker: asked for to InstanceStart acknowledged";
 const RESTORE: &str = "VM of Firecracker: asked for to the first letter of a restored small guest";
 const NODE: &str = "memory of the process that drives VMs, for each one";
-const RATE: &str = "VMs to InstanceStart acknowledged, four beside each other";
+const RATE: &str = "VMs to InstanceStart acknowledged and paused, four beside each other";
+const RATE_COST: &str = "the same: processor time for each, jailer, Firecracker and driver";
+const READY: &str = "VMs restored into processes that waited and paused, four beside each other";
+const READY_COST: &str = "the same: processor time for each, with its launch ahead";
 
 /// What is there to be measured with.
 pub(super) struct Programs {
@@ -60,7 +66,8 @@ pub(crate) fn firecracker(bench: &Bench) -> Result<Vec<Row>> {
         Err(why) => {
             let modes = modes(bench);
             let clones = modes.iter().flat_map(|(name, _)| clone_names(name));
-            let names = [BOOT, RESTORE, NODE, RATE].map(str::to_owned);
+            let names =
+                [BOOT, RESTORE, NODE, RATE, RATE_COST, READY, READY_COST].map(str::to_owned);
             let names = names.into_iter().chain(clones);
             Ok(names.map(|name| skipped(name, why)).collect())
         }
@@ -116,7 +123,8 @@ async fn measured(bench: &Bench, programs: &Programs) -> Result<Vec<Row>> {
     let script = Script::new(&dir, programs, &guest, &template)?;
     let mut rows = beside_script(&plain, &guest, &template, &script).await?;
     rows.push(cost(&plain, &guest).await?);
-    rows.push(rate(&plain, &guest).await?);
+    rows.extend(rate(&plain, &guest).await?);
+    rows.extend(ready(&plain, &guest, &template).await?);
     for (name, memory) in modes(bench) {
         rows.extend(clones(&driver(memory), &guest, &template, name).await?);
     }
@@ -178,21 +186,78 @@ async fn cost(driver: &FirecrackerDriver, guest: &Guest) -> Result<Row> {
     })
 }
 
-/// How fast VMs come to be where several are made at a time.
-async fn rate(driver: &FirecrackerDriver, guest: &Guest) -> Result<Row> {
-    use futures_util::stream::{StreamExt, TryStreamExt};
+/// How fast VMs come to be where several are made at a time. Each stands still once it is there, as
+/// what its guest does is not the question.
+async fn rate(driver: &FirecrackerDriver, guest: &Guest) -> Result<[Row; 2]> {
+    let used = processor_time()?;
     let began = Instant::now();
-    let made = futures_util::stream::iter((0..MADE).map(|_| Life::boot(driver, guest)));
+    let made = futures_util::stream::iter((0..MADE).map(|_| async {
+        let life = Life::boot(driver, guest).await?;
+        life.pause().await?;
+        anyhow::Ok(life)
+    }));
     let lives: Vec<Life> = made.buffer_unordered(BESIDE).try_collect().await?;
-    #[allow(clippy::cast_precision_loss)]
-    let rate = MADE as f64 / began.elapsed().as_secs_f64();
+    let took = began.elapsed();
+    end_all(lives).await?;
+    rates([RATE, RATE_COST], took, used)
+}
+
+/// The same where processes wait: what of it was done ahead is not in the time, but in what it costs.
+async fn ready(driver: &FirecrackerDriver, guest: &Guest, template: &Template) -> Result<[Row; 2]> {
+    let used = processor_time()?;
+    let mut slots = Vec::new();
+    for _ in 0..MADE {
+        slots.push(Slot::launch(driver, guest).await?);
+    }
+    let began = Instant::now();
+    let made = futures_util::stream::iter(slots.into_iter().map(|slot| async {
+        let life = slot.go_on(template).await?;
+        life.letter().await?;
+        life.pause().await?;
+        anyhow::Ok(life)
+    }));
+    let lives: Vec<Life> = made.buffer_unordered(BESIDE).try_collect().await?;
+    let took = began.elapsed();
+    end_all(lives).await?;
+    rates([READY, READY_COST], took, used)
+}
+
+async fn end_all(lives: Vec<Life>) -> Result<()> {
     for life in lives {
         life.end().await?;
     }
-    Ok(Row {
-        reference: format!("{MADE} in all"),
-        ..Row::new(RATE, "VMs/s", &[rate])
-    })
+    Ok(())
+}
+
+/// How many came to be in a second, and what each has cost since so much was used.
+fn rates(names: [&str; 2], took: Duration, used: Duration) -> Result<[Row; 2]> {
+    #[allow(clippy::cast_precision_loss)]
+    let made = MADE as f64;
+    let used = processor_time()?.saturating_sub(used).as_secs_f64();
+    #[allow(clippy::cast_precision_loss)]
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    let [rate, cost] = names;
+    let bound = cores * made / used;
+    Ok([
+        Row {
+            reference: format!("{cores} processors that do nothing else"),
+            ..Row::new(rate, "VMs/s", &[made / took.as_secs_f64()]).against("", &[bound])
+        },
+        Row {
+            reference: format!("{MADE} in all, to their ends"),
+            ..Row::new(cost, "ms", &[used / made * MILLI])
+        },
+    ])
+}
+
+/// Processor time of this process and of its children that have ended.
+fn processor_time() -> Result<Duration> {
+    // utime, stime, cutime and cstime, in hundredths of a second.
+    let text = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = text.rsplit_once(')').context("stat has another form")?;
+    let times = fields.split_ascii_whitespace().skip(11).take(4);
+    let ticks: Vec<u64> = times.map(str::parse).collect::<Result<_, _>>()?;
+    Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 10))
 }
 
 /// What a clone's memory costs in time and space, whatever fills it.
