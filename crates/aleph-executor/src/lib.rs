@@ -21,6 +21,8 @@
 //! | [`functions`] | code that runs when an event comes, in clones of a template | through the others |
 //! | [`guest`] | the channel to the guest's agent | one socket |
 //! | [`vsock`] | connections to a guest's vsock ports | one socket |
+//! | [`cloud_init`] | what a full VM's cloud-init is told and answers | none: pure |
+//! | [`seed_file`] | the disk that tells it, in a file | one file |
 //! | [`place`] | what the host holds for a VM | folders, sockets, cgroup |
 //! | [`sweep`] | removes what dead owners left | the same |
 //! | [`process`], [`cgroup`] | host objects | yes |
@@ -31,6 +33,7 @@
 pub mod accel;
 pub mod capacity;
 pub mod cgroup;
+pub mod cloud_init;
 pub mod console;
 pub mod doctor;
 pub mod drivers;
@@ -49,6 +52,7 @@ pub mod paths;
 pub mod place;
 pub mod process;
 pub mod qemu;
+pub mod seed_file;
 mod socket;
 pub mod sweep;
 mod tail;

@@ -1,0 +1,156 @@
+//! The files by which a guest runs its job: environment, unit, and a check of both.
+
+use super::spec::{Command, USER};
+use super::{CloudInitError, GuestSpec};
+
+/// The environment of the job's command, readable by root.
+pub const ENV_FILE: &str = "/etc/aleph/job.env";
+/// The unit of systemd that runs it.
+pub const UNIT: &str = "aleph-job.service";
+/// Where the unit is.
+pub(super) const UNIT_FILE: &str = "/etc/systemd/system/aleph-job.service";
+
+/// `job.env`, in a form that systemd's `EnvironmentFile=` and a shell's `.` read alike.
+///
+/// Both take a double-quoted value over several lines and the same four escapes in it
+/// (systemd.exec(5), `EnvironmentFile=`; POSIX shell, 2.2.3).
+pub(super) fn environment(spec: &GuestSpec) -> Result<String, CloudInitError> {
+    let mut text = format!("JOB_ID=\"{}\"\nNODE_ID=\"{}\"\n", spec.job, spec.node);
+    for (name, value) in &spec.env {
+        let value = value
+            .expose_text()
+            .map_err(|_| CloudInitError::field(format!("env.{name}"), "is not UTF-8"))?;
+        text.push_str(name);
+        text.push_str("=\"");
+        for c in value.chars() {
+            if matches!(c, '"' | '\\' | '`' | '$') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text.push_str("\"\n");
+    }
+    Ok(text)
+}
+
+/// The unit. It starts after the last stage of cloud-init, and belongs to `cloud-init.target`
+/// because `multi-user.target` comes before that stage. What it writes goes to the console, too.
+///
+/// A shell stands before the program, so that the job's own `PATH` finds it and no beginning of its
+/// name means something to systemd.
+pub(super) fn unit(command: &Command) -> String {
+    let mut text = String::from(
+        "[Unit]\n\
+         Description=The job of this VM\n\
+         After=cloud-final.service network-online.target\n\
+         Wants=network-online.target\n\
+         \n\
+         [Service]\n\
+         EnvironmentFile=/etc/aleph/job.env\n\
+         StandardOutput=journal+console\n\
+         StandardError=journal+console\n",
+    );
+    if let Some(user) = &command.user {
+        text.push_str(&format!("User={user}\n"));
+    }
+    let workdir = command.workdir.as_deref().unwrap_or("/");
+    text.push_str(&format!(
+        "WorkingDirectory={}\n",
+        quoted(workdir, Dollar::Plain)
+    ));
+    text.push_str("ExecStart=/bin/sh -c \"exec \\\"$$@\\\"\" aleph-job");
+    for arg in &command.args {
+        text.push(' ');
+        text.push_str(&quoted(arg, Dollar::Variable));
+    }
+    text.push_str("\n\n[Install]\nWantedBy=cloud-init.target\n");
+    text
+}
+
+/// What `$` means where a word stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dollar {
+    /// Itself.
+    Plain,
+    /// The beginning of a variable; doubled, itself.
+    Variable,
+}
+
+/// One word of a unit's setting (systemd.service(5), "Command lines"; systemd.unit(5), specifiers).
+fn quoted(word: &str, dollar: Dollar) -> String {
+    let mut text = String::from("\"");
+    for c in word.chars() {
+        match c {
+            '"' | '\\' => text.extend(['\\', c]),
+            '\n' => text.push_str("\\n"),
+            '\t' => text.push_str("\\t"),
+            '%' => text.push_str("%%"),
+            '$' if dollar == Dollar::Variable => text.push_str("$$"),
+            // As UTF-8: a number below 256 after \x is a byte.
+            c if c.is_control() => {
+                let mut bytes = [0; 4];
+                for byte in c.encode_utf8(&mut bytes).bytes() {
+                    text.push_str(&format!("\\x{byte:02x}"));
+                }
+            }
+            c => text.push(c),
+        }
+    }
+    text.push('"');
+    text
+}
+
+/// A script that fails where the guest is not as the node described it. Its failure is in
+/// cloud-init's status, so that user-data which takes away the node's part is not silent about it.
+/// It is a part of its own: merging does not touch it.
+pub(super) fn check(spec: &GuestSpec) -> String {
+    let mut text = format!(
+        "#!/bin/sh\n\
+         # Fails where user-data took away what the node described.\n\
+         fail() {{ echo \"aleph: $1\" >&2; exit 1; }}\n\
+         grep -qx 'JOB_ID=\"{}\"' {ENV_FILE} || fail 'no {ENV_FILE}'\n\
+         id {USER} >/dev/null || fail 'no user {USER}'\n",
+        spec.job
+    );
+    if spec.command.is_some() {
+        text.push_str(&format!(
+            "[ -s {UNIT_FILE} ] || fail 'no {UNIT}'\n\
+             systemctl is-enabled --quiet {UNIT} || fail '{UNIT} is not enabled'\n"
+        ));
+    }
+    for volume in &spec.volumes {
+        // A path has no quote that a shell would see: see the escape.
+        let mount = volume.mount.replace('\'', "'\\''");
+        text.push_str(&format!(
+            "mountpoint -q -- '{mount}' || fail 'volume {} is not mounted'\n",
+            volume.serial
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aleph_types::{JobId, NodeId};
+
+    #[test]
+    fn a_value_is_quoted_for_systemd_and_shells() {
+        let mut spec = GuestSpec::new(JobId::from_bits(1), NodeId::from_bits(2));
+        spec.env
+            .insert("A".into(), "a\"b\\c$d`e\nf 'g' #h".into());
+        assert_eq!(
+            environment(&spec).unwrap().lines().skip(2).collect::<Vec<_>>(),
+            ["A=\"a\\\"b\\\\c\\$d\\`e", "f 'g' #h\""]
+        );
+    }
+
+    #[test]
+    fn a_word_means_itself_to_systemd() {
+        assert_eq!(
+            quoted("a b\"c\\d%e$f\n;\u{1}", Dollar::Variable),
+            "\"a b\\\"c\\\\d%%e$$f\\n;\\x01\""
+        );
+        assert_eq!(quoted("$a%", Dollar::Plain), "\"$a%%\"");
+    }
+}
