@@ -41,7 +41,7 @@ struct User {
     name: &'static str,
     gecos: &'static str,
     shell: &'static str,
-    sudo: [&'static str; 1],
+    sudo: &'static str,
     lock_passwd: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ssh_authorized_keys: Vec<String>,
@@ -108,7 +108,7 @@ pub(super) fn main(spec: &GuestSpec) -> Result<String, CloudInitError> {
             name: USER,
             gecos: "Aleph",
             shell: "/bin/bash",
-            sudo: ["ALL=(ALL) NOPASSWD:ALL"],
+            sudo: "ALL=(ALL) NOPASSWD:ALL",
             lock_passwd: true,
             ssh_authorized_keys: spec.ssh_keys.clone(),
         }],

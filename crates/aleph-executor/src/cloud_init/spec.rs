@@ -236,7 +236,9 @@ impl GuestSpec {
                 .map_err(|_| CloudInitError::field(field(), "is not UTF-8"))?;
             // systemd leaves such a variable out, and says so nowhere but in its journal.
             require(
-                !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n')),
+                !text
+                    .chars()
+                    .any(|c| c.is_control() && !matches!(c, '\t' | '\n')),
                 field(),
                 "has control characters other than tab and newline",
             )?;
@@ -264,11 +266,7 @@ impl GuestSpec {
                 field("path"),
                 "is that of another file, too",
             )?;
-            require(
-                file.mode <= 0o7777,
-                field("mode"),
-                "has bits beyond 0o7777",
-            )?;
+            require(file.mode <= 0o7777, field("mode"), "has bits beyond 0o7777")?;
             if let Owner::Named { user, group } = &file.owner {
                 require(is_user(user), field("owner"), "is not a user's name")?;
                 require(is_user(group), field("owner"), "is not a group's name")?;

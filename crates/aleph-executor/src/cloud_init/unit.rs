@@ -137,10 +137,13 @@ mod tests {
     #[test]
     fn a_value_is_quoted_for_systemd_and_shells() {
         let mut spec = GuestSpec::new(JobId::from_bits(1), NodeId::from_bits(2));
-        spec.env
-            .insert("A".into(), "a\"b\\c$d`e\nf 'g' #h".into());
+        spec.env.insert("A".into(), "a\"b\\c$d`e\nf 'g' #h".into());
         assert_eq!(
-            environment(&spec).unwrap().lines().skip(2).collect::<Vec<_>>(),
+            environment(&spec)
+                .unwrap()
+                .lines()
+                .skip(2)
+                .collect::<Vec<_>>(),
             ["A=\"a\\\"b\\\\c\\$d\\`e", "f 'g' #h\""]
         );
     }

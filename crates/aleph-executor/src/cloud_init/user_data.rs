@@ -121,7 +121,6 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<UserData>, UserDataError> {
     Ok(Some(UserData { kind, text }))
 }
 
-
 fn text_of(bytes: &[u8]) -> Result<Option<String>, UserDataError> {
     let too_long = |bytes: &[u8]| bytes.len() > MAX_USER_DATA;
     if too_long(bytes) {
@@ -186,10 +185,8 @@ fn check(kind: UserDataKind, text: &str) -> Result<(), UserDataError> {
 }
 
 fn check_config(text: &str) -> Result<(), UserDataError> {
-    let document = shape::read(text).map_err(|(line, column)| UserDataError::NotYaml {
-        line,
-        column,
-    })?;
+    let document =
+        shape::read(text).map_err(|(line, column)| UserDataError::NotYaml { line, column })?;
     let keys = match document {
         Shape::Map(keys) => keys,
         Shape::Null => return Err(UserDataError::Empty),
