@@ -87,7 +87,7 @@ fn unpack(archive: &Path, folder: &Path) -> Result<()> {
     run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(folder))
 }
 
-fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let ran = command.output().with_context(|| format!("{command:?}"))?;
     let said = String::from_utf8_lossy(&ran.stderr);
     ensure!(ran.status.success(), "{command:?}: {said}");

@@ -12,6 +12,7 @@
 //! | [`python_with_boto3`], [`python_with_cloudevents`] | clients of functions, from PyPI |
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`python_with_cloud_init`], [`mtools`] | Debian's programs, without installing them |
+//! | [`DebianRoot`] | Debian 12 with its cloud-init, for a full VM |
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
 //! | [`FaultyFirecracker`] | the first of them, with something wrong at a request of a test's choice |
@@ -26,6 +27,7 @@
 mod clients;
 mod driven_vm;
 mod debian;
+mod debian_root;
 mod faulted_memory;
 mod faults;
 mod firecracker;
@@ -45,6 +47,7 @@ mod wait;
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use driven_vm::{DrivenVm, Plan};
 pub use debian::{mtools, python_with_cloud_init};
+pub use debian_root::DebianRoot;
 pub use faulted_memory::FaultedMemory;
 pub use faults::{Fault, FaultyFirecracker};
 pub use firecracker::{firecracker_double, jailer_double};

@@ -20,6 +20,7 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `spec` | the types, and what each field may be |
+//! | `job` | the same from what microVMs are told, too: [`GuestSpec::of_job`], [`Nic::of_network`] |
 //! | `config` | the node's own cloud-config, meta-data and vendor-data |
 //! | `unit` | the job's environment, its unit of systemd, the check in the guest |
 //! | `user_data`, `shape` | what the user's own user-data is, and whether the node's part survives it |
@@ -86,6 +87,7 @@
 
 mod config;
 mod error;
+mod job;
 mod mime;
 mod network;
 mod secret;

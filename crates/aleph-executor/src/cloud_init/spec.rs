@@ -85,8 +85,10 @@ pub enum Owner {
 pub struct Command {
     /// Program, looked up in `PATH`, and arguments.
     pub args: Vec<String>,
-    /// As whom it runs; root when absent.
+    /// As whom it runs, by name or number; root when absent.
     pub user: Option<String>,
+    /// With which group, by name or number; the user's own when absent.
+    pub group: Option<String>,
     /// Where it runs; `/` when absent.
     pub workdir: Option<String>,
 }
@@ -294,6 +296,17 @@ impl GuestSpec {
                 field("serial"),
                 "is that of another volume, too",
             )?;
+            // `_get_nth_partition_for_device` of cloud-init's `cc_mounts` tries these endings.
+            let partition = ["1", "p1", "-part1"].iter().any(|end| {
+                self.volumes
+                    .iter()
+                    .any(|other| other.serial == format!("{serial}{end}"))
+            });
+            require(
+                !partition,
+                field("serial"),
+                "is another's without its 1, p1 or -part1, which guests take for a partition",
+            )?;
             check_path(&volume.mount, || field("mount"))?;
             // fstab has its own escapes for these, and cloud-init writes none.
             require(
@@ -330,8 +343,11 @@ impl Command {
         )?;
         let bytes = self.args.iter().map(String::len).sum();
         at_most("the text of command.args", bytes, aleph_types::MAX_WORDS)?;
-        if let Some(user) = &self.user {
-            require(is_user(user), "command.user", "is not a user's name")?;
+        for (field, name) in [("command.user", &self.user), ("command.group", &self.group)] {
+            if let Some(name) = name {
+                let number = name.parse::<u32>().is_ok_and(|id| id != u32::MAX);
+                require(number || is_user(name), field, "is not a name or a number")?;
+            }
         }
         match &self.workdir {
             Some(path) => check_path(path, || "command.workdir".into()),

@@ -53,6 +53,9 @@ pub(super) fn unit(command: &Command) -> String {
     if let Some(user) = &command.user {
         text.push_str(&format!("User={user}\n"));
     }
+    if let Some(group) = &command.group {
+        text.push_str(&format!("Group={group}\n"));
+    }
     let workdir = command.workdir.as_deref().unwrap_or("/");
     text.push_str(&format!(
         "WorkingDirectory={}\n",

@@ -65,6 +65,7 @@ fn command(args: &[&str]) -> Command {
     Command {
         args: args.iter().map(|&arg| arg.to_owned()).collect(),
         user: None,
+        group: None,
         workdir: None,
     }
 }
@@ -171,6 +172,12 @@ fn a_field_out_of_form_is_named() {
         }),
         ("volumes[1].serial is that", |s| {
             s.volumes.push(volume("data", "/b"))
+        }),
+        ("volumes[0].serial is another's", |s| {
+            s.volumes.push(volume("data1", "/b"))
+        }),
+        ("volumes[0].serial is another's", |s| {
+            s.volumes.push(volume("data-part1", "/b"))
         }),
         ("volumes[1].mount is that", |s| {
             s.volumes.push(volume("b", "/srv/"))

@@ -1,6 +1,7 @@
 //! What guests are told by cloud-init, against cloud-init itself: Debian's, unpacked and not
 //! installed, whose parser, mergers and schema read what the node wrote.
 
+mod boot;
 mod boundaries;
 mod guest;
 mod image;
@@ -19,6 +20,7 @@ fn main() {
     trials.extend(merging::trials());
     trials.extend(image::trials());
     trials.extend(report::trials());
+    trials.extend(boot::trials());
     libtest_mimic::run(&args, trials).exit()
 }
 

@@ -128,13 +128,15 @@ fn command() -> impl Strategy<Value = Option<Command>> {
     let command = (
         args,
         proptest::option::of("[a-z_][a-z0-9_-]{0,8}"),
+        proptest::option::of("[1-9][0-9]{0,8}"),
         proptest::option::of(line()),
     );
-    proptest::option::of(command.prop_map(|(mut args, user, workdir)| {
+    proptest::option::of(command.prop_map(|(mut args, user, group, workdir)| {
         args.insert(0, "/bin/app".into());
         Command {
             args,
             user,
+            group,
             workdir: workdir.map(|name| format!("/w{}x", name.replace('/', ""))),
         }
     }))

@@ -1,0 +1,106 @@
+//! A Debian of its own, with the cloud-init that it comes with, for tests of full VMs.
+
+use crate::debian::run;
+use crate::root::target;
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What a cloud image of Debian 12 has of these, and no more.
+const PACKAGES: &str = "systemd-sysv,dbus,udev,cloud-init,cloud-guest-utils,netplan.io,\
+                        openssh-server,sudo,e2fsprogs,iproute2,initramfs-tools,\
+                        linux-image-cloud-amd64";
+/// Changes with what is made below.
+const VERSION: &str = "1";
+const UNIT: &str = "[Unit]\n\
+    Description=Tells the test what became of this guest\n\
+    After=cloud-final.service\n\
+    [Service]\n\
+    Type=oneshot\n\
+    ExecStart=/bin/sh -c '/bin/sh /dev/disk/by-id/virtio-report >/dev/ttyS1 2>&1; sync; poweroff -f'\n\
+    [Install]\n\
+    WantedBy=cloud-init.target\n";
+
+/// Debian 12 as a guest's root: a raw ext4 disk, which no test may write to, with its kernel and
+/// initrd. At the end of cloud-init it runs the shell script that is on the virtio disk with the
+/// serial number `report`, with the second serial port as output, and powers off.
+#[derive(Debug)]
+pub struct DebianRoot {
+    /// The disk.
+    pub disk: PathBuf,
+    /// For `-kernel`.
+    pub kernel: PathBuf,
+    /// For `-initrd`.
+    pub initrd: PathBuf,
+}
+
+impl DebianRoot {
+    /// The root of all tests, made with mmdebstrap at the first call, which takes minutes and root's
+    /// rights.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn new() -> Result<Self> {
+        let debian = target().join("test-root/debian-12");
+        fs::create_dir_all(&debian)?;
+        let debian = debian.canonicalize()?;
+        let lock = File::create(debian.join("lock"))?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        let root = Self {
+            disk: debian.join("root.ext4"),
+            kernel: debian.join("vmlinuz"),
+            initrd: debian.join("initrd"),
+        };
+        let (done, wanted) = (debian.join("made-of"), format!("{VERSION} {PACKAGES}"));
+        if fs::read_to_string(&done).is_ok_and(|there| there == wanted) {
+            return Ok(root);
+        }
+        let work = tempfile::tempdir_in(&debian)?;
+        let tree = work.path().join("tree");
+        root.make(&tree)?;
+        fs::write(done, wanted)?;
+        Ok(root)
+    }
+
+    fn make(&self, tree: &Path) -> Result<()> {
+        let languages = "--aptopt=Acquire::Languages \"none\"";
+        run(Command::new("mmdebstrap")
+            .args(["--quiet", "--variant=minbase", languages])
+            .args(
+                ["man", "doc", "locale"]
+                    .map(|it| format!("--dpkgopt=path-exclude=/usr/share/{it}/*")),
+            )
+            .arg(format!("--include={PACKAGES}"))
+            .arg("bookworm")
+            .arg(tree))?;
+        let units = tree.join("etc/systemd/system");
+        fs::write(units.join("report.service"), UNIT)?;
+        let wants = units.join("cloud-init.target.wants");
+        fs::create_dir_all(&wants)?;
+        std::os::unix::fs::symlink("../report.service", wants.join("report.service"))?;
+        fs::write(tree.join("etc/fstab"), "/dev/vda / ext4 defaults 0 1\n")?;
+        // Where it asks first decides how long a boot takes.
+        fs::write(
+            tree.join("etc/cloud/cloud.cfg.d/10_nocloud.cfg"),
+            "datasource_list: [ NoCloud, None ]\n",
+        )?;
+        for (name, to) in [("vmlinuz-", &self.kernel), ("initrd.img-", &self.initrd)] {
+            let boot = fs::read_dir(tree.join("boot"))?;
+            let from = boot
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .find(|path| {
+                    path.file_name()
+                        .is_some_and(|it| it.to_string_lossy().starts_with(name))
+                })
+                .with_context(|| format!("no {name} in the root"))?;
+            fs::copy(from, to)?;
+        }
+        File::create(&self.disk)?.set_len(2 << 30)?;
+        run(Command::new("/sbin/mke2fs")
+            .args(["-q", "-t", "ext4", "-d"])
+            .arg(tree)
+            .arg(&self.disk))
+    }
+}
