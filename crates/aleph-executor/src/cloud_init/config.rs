@@ -72,6 +72,8 @@ struct VendorData {
     growpart: GrowPart,
     resize_rootfs: bool,
     ssh_pwauth: bool,
+    ssh_genkeytypes: [&'static str; 2],
+    manage_etc_hosts: &'static str,
 }
 
 #[derive(Serialize)]
@@ -128,6 +130,15 @@ pub(super) fn first(spec: &GuestSpec) -> Result<Option<String>, CloudInitError> 
         if let Owner::Ids { uid, gid } = file.owner {
             runcmd.push(words(&["chown", &format!("{uid}:{gid}"), "--", &file.path]));
         }
+        // Giving a file to somebody takes these from it, and cloud-init does that last.
+        if file.mode & 0o6000 != 0 {
+            runcmd.push(words(&[
+                "chmod",
+                &format!("{:04o}", file.mode),
+                "--",
+                &file.path,
+            ]));
+        }
     }
     if spec.command.is_some() {
         runcmd.push(words(&["systemctl", "daemon-reload"]));
@@ -154,6 +165,10 @@ pub(super) fn vendor_data(spec: &GuestSpec) -> Result<String, CloudInitError> {
         },
         resize_rootfs: spec.grow_root,
         ssh_pwauth: false,
+        // Keys of RSA take an emulated guest a long time, and every client has one of these.
+        ssh_genkeytypes: ["ed25519", "ecdsa"],
+        // Or sudo asks a name server for the guest's own name.
+        manage_etc_hosts: "localhost",
     })
 }
 

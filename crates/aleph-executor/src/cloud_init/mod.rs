@@ -34,7 +34,7 @@
 //!
 //! **vendor-data is for defaults.** Where user-data has a key, vendor-data's is not taken: configurations
 //! are merged with `list()+dict()+str()`, which replaces nothing and joins no lists. So it has what a user
-//! may well want otherwise: growing the root, passwords over ssh. What the node promises cannot be
+//! may well want otherwise: growing the root, passwords and host keys of ssh, `/etc/hosts`. What the node promises cannot be
 //! there: one `runcmd` of the user's, and the job would not run.
 //!
 //! **user-data is one MIME message.** Its parts are the user's document, untouched, and then the

@@ -37,7 +37,8 @@ pub(super) fn environment(spec: &GuestSpec) -> Result<String, CloudInitError> {
 /// because `multi-user.target` comes before that stage. What it writes goes to the console, too.
 ///
 /// A shell stands before the program, so that the job's own `PATH` finds it and no beginning of its
-/// name means something to systemd.
+/// name means something to systemd. It goes to the working directory, too: `WorkingDirectory=` has
+/// no quotes, and loses white space at its end.
 pub(super) fn unit(command: &Command) -> String {
     let mut text = String::from(
         "[Unit]\n\
@@ -56,31 +57,20 @@ pub(super) fn unit(command: &Command) -> String {
     if let Some(group) = &command.group {
         text.push_str(&format!("Group={group}\n"));
     }
+    text.push_str(
+        "ExecStart=/bin/sh -c \"cd -- \\\"$$1\\\" && shift && exec \\\"$$@\\\"\" aleph-job",
+    );
     let workdir = command.workdir.as_deref().unwrap_or("/");
-    text.push_str(&format!(
-        "WorkingDirectory={}\n",
-        quoted(workdir, Dollar::Plain)
-    ));
-    text.push_str("ExecStart=/bin/sh -c \"exec \\\"$$@\\\"\" aleph-job");
-    for arg in &command.args {
+    for word in std::iter::once(workdir).chain(command.args.iter().map(String::as_str)) {
         text.push(' ');
-        text.push_str(&quoted(arg, Dollar::Variable));
+        text.push_str(&quoted(word));
     }
     text.push_str("\n\n[Install]\nWantedBy=cloud-init.target\n");
     text
 }
 
-/// What `$` means where a word stands.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Dollar {
-    /// Itself.
-    Plain,
-    /// The beginning of a variable; doubled, itself.
-    Variable,
-}
-
-/// One word of a unit's setting (systemd.service(5), "Command lines"; systemd.unit(5), specifiers).
-fn quoted(word: &str, dollar: Dollar) -> String {
+/// One word of a unit's command line (systemd.service(5), "Command lines"; systemd.unit(5), specifiers).
+fn quoted(word: &str) -> String {
     let mut text = String::from("\"");
     for c in word.chars() {
         match c {
@@ -88,7 +78,7 @@ fn quoted(word: &str, dollar: Dollar) -> String {
             '\n' => text.push_str("\\n"),
             '\t' => text.push_str("\\t"),
             '%' => text.push_str("%%"),
-            '$' if dollar == Dollar::Variable => text.push_str("$$"),
+            '$' => text.push_str("$$"),
             // As UTF-8: a number below 256 after \x is a byte.
             c if c.is_control() => {
                 let mut bytes = [0; 4];
@@ -118,7 +108,9 @@ pub(super) fn check(spec: &GuestSpec) -> String {
     if spec.command.is_some() {
         text.push_str(&format!(
             "[ -s {UNIT_FILE} ] || fail 'no {UNIT}'\n\
-             systemctl is-enabled --quiet {UNIT} || fail '{UNIT} is not enabled'\n"
+             systemctl is-enabled --quiet {UNIT} || fail '{UNIT} is not enabled'\n\
+             [ \"$(systemctl show -p LoadState --value {UNIT})\" = loaded ] ||\n\
+             \x20   fail '{UNIT} cannot be read'\n"
         ));
     }
     for volume in &spec.volumes {
@@ -154,9 +146,8 @@ mod tests {
     #[test]
     fn a_word_means_itself_to_systemd() {
         assert_eq!(
-            quoted("a b\"c\\d%e$f\n;\u{1}", Dollar::Variable),
+            quoted("a b\"c\\d%e$f\n;\u{1}"),
             "\"a b\\\"c\\\\d%%e$$f\\n;\\x01\""
         );
-        assert_eq!(quoted("$a%", Dollar::Plain), "\"$a%%\"");
     }
 }

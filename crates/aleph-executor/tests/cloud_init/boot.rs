@@ -19,10 +19,6 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(400);
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let trial = trial(
-        "alone_debian_does_as_it_was_told",
-        debian_does_as_it_was_told,
-    );
     let there = |name: &&str| {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
@@ -32,13 +28,25 @@ pub(crate) fn trials() -> Vec<Trial> {
         .find(|name| !there(name));
     let root =
         fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
-    vec![match missing {
+    [
+        trial(
+            "alone_debian_does_as_it_was_told",
+            debian_does_as_it_was_told,
+        ),
+        trial(
+            "alone_a_guest_that_cannot_says_so",
+            a_guest_that_cannot_says_so,
+        ),
+    ]
+    .into_iter()
+    .map(|trial| match missing {
         Some(name) => trial
             .with_kind(format!("needs the program {name}"))
             .with_ignored_flag(true),
         None if !root => trial.with_kind("needs root").with_ignored_flag(true),
         None => trial,
-    }]
+    })
+    .collect()
 }
 
 const KEY: &str =
@@ -133,15 +141,15 @@ fn debian_does_as_it_was_told() {
     let folder = tempfile::tempdir().unwrap();
     let data = disk(folder.path(), "data", 64 << 20);
 
-    let mut first = spec();
-    first.user_data = Some(
+    let mut spec = spec();
+    spec.user_data = Some(
         "#cloud-config\n\
          users: [default, {name: bob}]\n\
          write_files: [{path: /etc/aleph/job.env, content: JOB_ID=mine}]\n\
          runcmd: [[sh, -c, 'echo user > /user-ran'], exit 0]\n"
             .into(),
     );
-    let said = boot(folder.path(), &first, &[("data", &data)]);
+    let said = boot(folder.path(), &spec, &[("data", &data)]);
     let is = |name: &str, wanted: &str| assert_eq!(said[name], wanted, "{name}\n{said:#?}");
     assert_eq!(status(&said), GuestStatus::Done, "{said:#?}");
     assert_eq!(files(&said), GuestStatus::Done);
@@ -156,9 +164,9 @@ fn debian_does_as_it_was_told() {
     let bytes = "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880  /opt/file";
     is("binary", bytes);
     assert!(said["mount"].starts_with("ext4"), "{}", said["mount"]);
-    is("runs", &first.job.to_string());
+    is("runs", &spec.job.to_string());
     is("before", "user");
-    is("args", &format!("{}|{TRICKY}|{TRICKY}|;||", first.job));
+    is("args", &format!("{}|{TRICKY}|{TRICKY}|;||", spec.job));
     assert!(
         said["address"].contains("10.0.0.2/30"),
         "{}",
@@ -169,37 +177,38 @@ fn debian_does_as_it_was_told() {
         "{}",
         said["route"]
     );
+}
 
-    // Another VM with the volume that has data now, one that is not what was said, and a
-    // template that is no YAML once it is rendered.
-    let other = disk(folder.path(), "other", 64 << 20);
-    let made = Command::new("/sbin/mke2fs")
-        .args(["-q", "-t", "ext4"])
-        .arg(&other)
-        .status();
-    assert!(made.unwrap().success());
+/// A volume that has data, one that is not what was said, and a template that is no YAML once
+/// it is rendered.
+fn a_guest_that_cannot_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    fs::create_dir(&kept).unwrap();
+    fs::write(kept.join("ran"), "before\n").unwrap();
+    let [data, other] = ["data", "other"].map(|name| {
+        let path = disk(folder.path(), name, 64 << 20);
+        let made = Command::new("/sbin/mke2fs")
+            .args(["-q", "-t", "ext4", "-d"])
+            .arg(&kept)
+            .arg(&path)
+            .status();
+        assert!(made.unwrap().success());
+        path
+    });
     let content = fs::read(&other).unwrap();
-    let mut second = spec();
-    second.job = JobId::from_bits(0x5678_abcd << 96);
-    second.volumes.push(Volume {
+    let mut spec = spec();
+    spec.volumes.push(Volume {
         serial: "other".into(),
         mount: "/srv/other".into(),
         filesystem: Filesystem::Xfs,
         read_only: false,
     });
-    second.user_data =
-        Some("## template: jinja\n#cloud-config\na: [{{ v1.local_hostname }}\n".into());
-    let said = boot(
-        folder.path(),
-        &second,
-        &[("data", &data), ("other", &other)],
-    );
-    assert_eq!(
-        said["runs"],
-        format!("{}\n{}", first.job, second.job),
-        "{said:#?}"
-    );
-    assert_eq!(said["hostname"], "job-0x5678abcd");
+    let template = "## template: jinja\n#cloud-config\na: [{{ v1.local_hostname }}\n";
+    spec.user_data = Some(template.into());
+    let said = boot(folder.path(), &spec, &[("data", &data), ("other", &other)]);
+    assert_eq!(said["runs"], format!("before\n{}", spec.job), "{said:#?}");
+    assert_eq!(said["hostname"], "job-0x1234abcd");
     assert_eq!(said["other"], "");
     assert_eq!(fs::read(&other).unwrap(), content);
     for status in [status(&said), files(&said)] {

@@ -90,45 +90,45 @@ fn a_field_out_of_form_is_named() {
         ("hostname is not", |s| s.hostname = Some("a\nb".into())),
         ("hostname is not", |s| s.hostname = Some("a".repeat(65))),
         ("ssh_keys[1] is not a line", |s| {
-            s.ssh_keys.push("ssh-ed25519".into())
+            s.ssh_keys.push("ssh-ed25519".into());
         }),
         ("ssh_keys[1] is not a line", |s| {
             let key = "A".repeat(68);
             s.ssh_keys.push(format!("ssh-rsa {key}\nssh-rsa {key}"));
         }),
         ("env has a name", |s| {
-            drop(s.env.insert("1A".into(), "x".into()))
+            drop(s.env.insert("1A".into(), "x".into()));
         }),
         ("env has a name", |s| {
-            drop(s.env.insert("A-B".into(), "x".into()))
+            drop(s.env.insert("A-B".into(), "x".into()));
         }),
         ("env has a name", |s| {
-            drop(s.env.insert(String::new(), "x".into()))
+            drop(s.env.insert(String::new(), "x".into()));
         }),
         ("env.JOB_ID is set by the node", |s| {
-            drop(s.env.insert("JOB_ID".into(), "x".into()))
+            drop(s.env.insert("JOB_ID".into(), "x".into()));
         }),
         ("env.A is not UTF-8", |s| {
-            drop(s.env.insert("A".into(), vec![0xff].into()))
+            drop(s.env.insert("A".into(), vec![0xff].into()));
         }),
         ("env.A has control", |s| {
-            drop(s.env.insert("A".into(), "a\rb".into()))
+            drop(s.env.insert("A".into(), "a\rb".into()));
         }),
         ("env.A has control", |s| {
-            drop(s.env.insert("A".into(), "a\0b".into()))
+            drop(s.env.insert("A".into(), "a\0b".into()));
         }),
         ("the text of env has", |s| {
-            drop(s.env.insert("A".into(), "a".repeat(1 << 20).into()))
+            drop(s.env.insert("A".into(), "a".repeat(1 << 20).into()));
         }),
         ("files[1].path is not absolute", |s| s.files.push(file("a"))),
         ("files[1].path has . or ..", |s| {
-            s.files.push(file("/a/../etc/shadow"))
+            s.files.push(file("/a/../etc/shadow"));
         }),
         ("files[1].path is a folder's", |s| s.files.push(file("/a/"))),
         ("files[1].path has control", |s| s.files.push(file("/a\nb"))),
         ("files[1].path is that of", |s| s.files.push(file("/a"))),
         ("files[1].path is in /etc/aleph", |s| {
-            s.files.push(file("/etc/aleph/job.env"))
+            s.files.push(file("/etc/aleph/job.env"));
         }),
         ("files[0].mode has bits", |s| s.files[0].mode = 0o10000),
         ("files[0].owner is not a user", |s| {
@@ -150,59 +150,59 @@ fn a_field_out_of_form_is_named() {
         ("packages[0] is not", |s| s.packages.push("a b".into())),
         ("packages has 1025", |s| s.packages = vec!["a".into(); 1025]),
         ("command.args has no program", |s| {
-            s.command = Some(command(&[]))
+            s.command = Some(command(&[]));
         }),
         ("command.args has no program", |s| {
-            s.command = Some(command(&["", "a"]))
+            s.command = Some(command(&["", "a"]));
         }),
         ("command.args has a NUL", |s| {
-            s.command = Some(command(&["a", "\0"]))
+            s.command = Some(command(&["a", "\0"]));
         }),
         ("command.user is not", |s| {
-            s.command.as_mut().unwrap().user = Some("a\nb".into())
+            s.command.as_mut().unwrap().user = Some("a\nb".into());
         }),
         ("command.workdir is not absolute", |s| {
             s.command.as_mut().unwrap().workdir = Some("a".into());
         }),
         ("volumes[0].serial is not", |s| {
-            s.volumes[0].serial = "a/b".into()
+            s.volumes[0].serial = "a/b".into();
         }),
         ("volumes[0].serial is not", |s| {
-            s.volumes[0].serial = "a".repeat(21)
+            s.volumes[0].serial = "a".repeat(21);
         }),
         ("volumes[1].serial is that", |s| {
-            s.volumes.push(volume("data", "/b"))
+            s.volumes.push(volume("data", "/b"));
         }),
         ("volumes[0].serial is another's", |s| {
-            s.volumes.push(volume("data1", "/b"))
+            s.volumes.push(volume("data1", "/b"));
         }),
         ("volumes[0].serial is another's", |s| {
-            s.volumes.push(volume("data-part1", "/b"))
+            s.volumes.push(volume("data-part1", "/b"));
         }),
         ("volumes[1].mount is that", |s| {
-            s.volumes.push(volume("b", "/srv/"))
+            s.volumes.push(volume("b", "/srv/"));
         }),
         ("volumes[0].mount has white", |s| {
-            s.volumes[0].mount = "/a b".into()
+            s.volumes[0].mount = "/a b".into();
         }),
         ("volumes[0].mount has white", |s| {
-            s.volumes[0].mount = "/a\u{2003}b".into()
+            s.volumes[0].mount = "/a\u{2003}b".into();
         }),
         ("volumes[0].mount is the root", |s| {
-            s.volumes[0].mount = "//".into()
+            s.volumes[0].mount = "//".into();
         }),
         ("networks[0].mac is no card's", |s| {
-            s.networks[0].mac = Mac([1, 0, 0, 0, 0, 0])
+            s.networks[0].mac = Mac([1, 0, 0, 0, 0, 0]);
         }),
         ("networks[1].mac is that", |s| s.networks.push(nic())),
         ("networks[0].name is not", |s| {
-            s.networks[0].name = "a-very-long-name".into()
+            s.networks[0].name = "a-very-long-name".into();
         }),
         ("networks[0].name is not", |s| {
-            s.networks[0].name = "lo".into()
+            s.networks[0].name = "lo".into();
         }),
         ("networks[0].addresses has a prefix", |s| {
-            s.networks[0].addresses[0].1 = 33
+            s.networks[0].addresses[0].1 = 33;
         }),
         ("networks[0].addresses has one", |s| {
             s.networks[0].addresses[0].0 = "224.0.0.1".parse().unwrap();
@@ -220,7 +220,7 @@ fn a_field_out_of_form_is_named() {
             s.networks[0].nameservers.push("0.0.0.0".parse().unwrap());
         }),
         ("networks[0].search has one", |s| {
-            s.networks[0].search.push("a b".into())
+            s.networks[0].search.push("a b".into());
         }),
         ("networks[0].mtu is less", |s| s.networks[0].mtu = Some(67)),
     ];

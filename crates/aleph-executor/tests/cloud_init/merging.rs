@@ -290,6 +290,14 @@ fn expect_commands(spec: &GuestSpec, answer: &Value) {
         if let Owner::Ids { uid, gid } = file.owner {
             wanted.push(json!(["chown", format!("{uid}:{gid}"), "--", file.path]));
         }
+        if file.mode & 0o6000 != 0 {
+            wanted.push(json!([
+                "chmod",
+                format!("{:04o}", file.mode),
+                "--",
+                file.path
+            ]));
+        }
     }
     if spec.command.is_some() {
         let start = ["systemctl", "start", "--no-block", "aleph-job.service"];
