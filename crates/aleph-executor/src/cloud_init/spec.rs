@@ -244,6 +244,7 @@ impl GuestSpec {
                 field(),
                 "has control characters other than tab and newline",
             )?;
+            require(!text.chars().any(is_noncharacter), field(), NONCHARACTER)?;
         }
         Ok(())
     }
@@ -341,6 +342,8 @@ impl Command {
             "command.args",
             "has a NUL byte",
         )?;
+        let mut chars = self.args.iter().flat_map(|arg| arg.chars());
+        require(!chars.any(is_noncharacter), "command.args", NONCHARACTER)?;
         let bytes = self.args.iter().map(String::len).sum();
         at_most("the text of command.args", bytes, aleph_types::MAX_WORDS)?;
         for (field, name) in [("command.user", &self.user), ("command.group", &self.group)] {
@@ -350,7 +353,11 @@ impl Command {
             }
         }
         match &self.workdir {
-            Some(path) => check_path(path, || "command.workdir".into()),
+            Some(path) => {
+                let field = "command.workdir";
+                require(!path.chars().any(is_noncharacter), field, NONCHARACTER)?;
+                check_path(path, || field.into())
+            }
             None => Ok(()),
         }
     }
@@ -397,6 +404,15 @@ fn check_path(path: &str, field: impl Fn() -> String) -> Result<(), CloudInitErr
         field(),
         "has control characters",
     )
+}
+
+const NONCHARACTER: &str = "has a character that Unicode keeps from being one";
+
+/// To systemd text with one of these is no UTF-8, and it leaves out the line or the file that it is
+/// in (`unichar_is_valid` of `utf8.c`).
+fn is_noncharacter(c: char) -> bool {
+    let c = u32::from(c);
+    (0xfdd0..=0xfdef).contains(&c) || c & 0xfffe == 0xfffe
 }
 
 /// RFC 1123, and no longer than Linux takes.

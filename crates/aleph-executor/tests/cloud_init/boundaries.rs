@@ -117,6 +117,12 @@ fn a_field_out_of_form_is_named() {
         ("env.A has control", |s| {
             drop(s.env.insert("A".into(), "a\0b".into()));
         }),
+        ("env.A has a character that", |s| {
+            drop(s.env.insert("A".into(), "\u{ffff}".into()));
+        }),
+        ("command.args has a character", |s| {
+            s.command = Some(command(&["a", "\u{1fffe}"]));
+        }),
         ("the text of env has", |s| {
             drop(s.env.insert("A".into(), "a".repeat(1 << 20).into()));
         }),

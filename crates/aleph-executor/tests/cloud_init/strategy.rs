@@ -84,9 +84,19 @@ fn line() -> impl Strategy<Value = String> {
     text().prop_map(|text| text.replace(char::is_control, ""))
 }
 
+/// Text as systemd takes it.
+fn without_noncharacters(text: &str) -> String {
+    let kept = |c: &char| {
+        let c = u32::from(*c);
+        !(0xfdd0..=0xfdef).contains(&c) && c & 0xfffe != 0xfffe
+    };
+    text.chars().filter(kept).collect()
+}
+
 fn variable() -> impl Strategy<Value = (String, Secret)> {
     let value = text().prop_map(|text| {
-        text.replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "")
+        without_noncharacters(&text)
+            .replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "")
             .into()
     });
     ("V_[A-Za-z0-9_]{0,8}", value)
@@ -124,7 +134,10 @@ fn files() -> impl Strategy<Value = Vec<File>> {
 }
 
 fn command() -> impl Strategy<Value = Option<Command>> {
-    let args = vec(text().prop_map(|text| text.replace('\0', "")), 0..4);
+    let args = vec(
+        text().prop_map(|text| without_noncharacters(&text).replace('\0', "")),
+        0..4,
+    );
     let command = (
         args,
         proptest::option::of("[a-z_][a-z0-9_-]{0,8}"),
@@ -137,7 +150,8 @@ fn command() -> impl Strategy<Value = Option<Command>> {
             args,
             user,
             group,
-            workdir: workdir.map(|name| format!("/w{}x", name.replace('/', ""))),
+            workdir: workdir
+                .map(|name| format!("/w{}x", without_noncharacters(&name).replace('/', ""))),
         }
     }))
 }
