@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const SPECS: usize = 96;
 const OWN: usize = 192;
-const HOSTILE: usize = 1500;
+const HOSTILE: usize = 800;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
