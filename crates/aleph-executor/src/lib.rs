@@ -19,6 +19,7 @@
 //! | [`qemu`] | QEMU behind the seam | starts QEMU |
 //! | [`firecracker`] | Firecracker behind the seam | starts Firecracker |
 //! | [`functions`] | code that runs when an event comes, in clones of a template | through the others |
+//! | [`gpu`] | the GPUs of the host, and giving them to guests | sysfs, one file |
 //! | [`guest`] | the channel to the guest's agent | one socket |
 //! | [`vsock`] | connections to a guest's vsock ports | one socket |
 //! | [`cloud_init`] | what a full VM's cloud-init is told and answers | none: pure |
@@ -41,6 +42,7 @@ pub mod executor;
 mod failpoint;
 pub mod firecracker;
 pub mod functions;
+pub mod gpu;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;

@@ -12,6 +12,7 @@
 //! | [`MiB`] | an amount of memory or disk |
 //! | [`Resources`] | what one VM may use |
 //! | [`JobSpec`] | what a user asked to run |
+//! | [`GpuRequest`] | what a job asks of GPUs |
 //! | [`RestartPolicy`], [`HealthCheck`] | when it starts again, and how to tell that it works |
 //! | [`NetworkSpec`], [`VmNetwork`] | what it asks of the network, and what its VM got |
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
@@ -23,6 +24,7 @@
 
 mod error;
 mod exit;
+mod gpu;
 mod health;
 mod id;
 mod ipv6;
@@ -38,6 +40,7 @@ mod view;
 
 pub use error::{Classify, ErrorClass, Problem};
 pub use exit::ExitStatus;
+pub use gpu::{GpuRequest, ParseGpuRequestError};
 pub use health::{Health, HealthCheck, Probe};
 pub use id::{Incarnation, JobId, NodeId, ParseIdError, SnapshotId, VmId};
 pub use ipv6::Ipv6Network;

@@ -1,0 +1,105 @@
+//! What is known of one PCI function.
+
+use super::address::PciAddress;
+use aleph_types::MiB;
+use serde::Serialize;
+
+/// One function of a PCI device, as sysfs shows it. What one driver binds to, and the smallest thing
+/// that a guest can be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PciFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Who made it.
+    pub vendor: u16,
+    /// Which of the maker's devices it is.
+    pub device: u16,
+    /// Who made the board.
+    pub subsystem_vendor: u16,
+    /// Which of that maker's boards it is.
+    pub subsystem_device: u16,
+    /// Base class, subclass and programming interface, a byte each.
+    pub class: u32,
+    /// The driver that is bound to it.
+    pub driver: Option<String>,
+    /// The only driver that may bind to it, where one was named.
+    pub driver_override: Option<String>,
+    /// The NUMA node that it is nearest to, where the firmware says.
+    pub numa_node: Option<u16>,
+    /// Its IOMMU group; none without an IOMMU.
+    pub iommu_group: Option<u32>,
+    /// Its regions of memory.
+    pub bars: Vec<Bar>,
+    /// Whether the host's firmware shows its console on it.
+    pub boot_vga: bool,
+    /// How the kernel can reset it, the preferred way first. Kernels before 5.15 do not say how: then
+    /// this is `default` where they can.
+    pub reset_methods: Vec<String>,
+    /// Of a virtual function: the function that it is a part of.
+    pub physical_function: Option<PciAddress>,
+    /// The virtual functions that it was divided into (SR-IOV, or MIG with vGPU on top).
+    pub virtual_functions: Vec<PciAddress>,
+    /// Into how many it could be divided.
+    pub total_virtual_functions: u32,
+    /// Mediated devices that its driver would make of it (vGPU, MIG-backed ones among them).
+    pub mediated_types: Vec<MediatedType>,
+    /// The memory that its driver says it has: `mem_info_vram_total` of amdgpu.
+    pub driver_vram: Option<MiB>,
+}
+
+/// A kind of mediated device (`mdev_supported_types`, kernel documentation
+/// `vfio-mediated-device`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MediatedType {
+    /// The driver's name of it, such as `nvidia-699`.
+    pub id: String,
+    /// The name for people, such as `NVIDIA H100-1-10C`.
+    pub name: Option<String>,
+    /// How many more of them there could be.
+    pub available: u32,
+}
+
+/// A region of a function's memory (base address register).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bar {
+    /// Bytes.
+    pub size: u64,
+    /// Whether reading it has no effect, as of memory.
+    pub prefetchable: bool,
+}
+
+/// Base class of displays: VGA, 3D, and other controllers (PCI Code and ID Assignment Specification).
+const DISPLAY: u32 = 0x03;
+/// Base class of processing accelerators, which AMD's Instinct and Intel's Gaudi are of.
+const ACCELERATOR: u32 = 0x12;
+/// Bridges from PCI to PCI, from PCI to CardBus, and semi-transparent ones.
+const PCI_BRIDGES: [u32; 3] = [0x0604, 0x0607, 0x0609];
+
+impl PciFunction {
+    /// Whether it is what a job can ask for.
+    #[must_use]
+    pub const fn is_gpu(&self) -> bool {
+        matches!(self.class >> 16, DISPLAY | ACCELERATOR)
+    }
+
+    /// Whether it only connects buses. VFIO allows bridges in a group that belongs to a guest, and they
+    /// stay with the host. NVSwitches, whose class is another bridge, are no such bridges.
+    #[must_use]
+    pub fn is_bridge(&self) -> bool {
+        PCI_BRIDGES.contains(&(self.class >> 8))
+    }
+
+    /// The size of its largest region of prefetchable memory: of a data-centre GPU that is all its
+    /// memory, rounded up to a power of two; of others it may be a window of 256 MiB.
+    #[must_use]
+    pub fn largest_prefetchable(&self) -> Option<u64> {
+        let sizes = self.bars.iter().filter(|bar| bar.prefetchable);
+        sizes.map(|bar| bar.size).max()
+    }
+
+    /// Its vendor and device, as `10de:2335`.
+    #[must_use]
+    pub fn ids(&self) -> String {
+        format!("{:04x}:{:04x}", self.vendor, self.device)
+    }
+}

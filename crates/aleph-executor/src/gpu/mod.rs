@@ -1,0 +1,54 @@
+//! The host's GPUs, and giving them to guests whole (VFIO passthrough).
+//!
+//! | file | what it is | effects |
+//! | --- | --- | --- |
+//! | `address`, `function` | a PCI function, and what is known of it | none |
+//! | `model` | the memory and type of data-centre GPUs, by their ids | none |
+//! | `sysfs`, `users` | what the kernel shows: functions, and who has their device nodes open | reads |
+//! | `inventory` | the GPUs of a host, each with its group, companions and state | reads |
+//! | `choice` | which GPUs a job gets, or why each does not fit | none: pure |
+//! | `record` | who has which: a file, written before anything is changed | one folder |
+//! | `binding` | binding one function, giving it back, reset, check | writes to sysfs |
+//! | `assignment` | [`Gpus`]: gives GPUs to tenants and takes them back | through the others |
+//!
+//! Start at [`Gpus::inventory`], then [`Gpus::assign`], [`Gpus::release`], and [`Gpus::recover`] where a
+//! daemon starts. [`HostTree`] says where the kernel's files are, so that a recorded tree can be read.
+//!
+//! # What holds
+//! - An IOMMU group is given whole or not at all. Bridges in it stay with the host.
+//! - A device has one tenant at most: the record is one file, changed under a lock.
+//! - A device is reset and checked before each tenant and after it. One that fails goes into
+//!   quarantine with the reason, which outlives the daemon and the boot of the host, until
+//!   [`Gpus::end_quarantine`] finds it mended.
+//! - What is recorded says how each function was before, so the host gets back what it had. What a driver
+//!   of the host has and a process uses is not touched.
+//!
+//! # What fails
+//! [`GpuError`] where the host cannot give devices away (no IOMMU, no driver for guests), where none fits
+//! ([`NoFit`] says why for each GPU), where one is in use. A [`DeviceFault`] is a device's own.
+//!
+//! NVML is not asked: for a GPU that its ids do not tell, the size of its memory is the largest
+//! prefetchable region, or what amdgpu says in sysfs.
+
+mod address;
+mod assignment;
+mod binding;
+mod choice;
+mod error;
+mod function;
+mod inventory;
+mod model;
+mod record;
+mod sysfs;
+mod users;
+
+pub use address::{ParsePciAddressError, PciAddress};
+pub use assignment::{GpuConfig, Gpus, Released};
+pub use choice::{Allowed, ChosenGroup, Misfit, NoFit, choose};
+pub use error::{DeviceFault, GpuError};
+pub use function::{Bar, MediatedType, PciFunction};
+pub use inventory::{Gpu, GpuState, Inventory, Names, VFIO_PCI, Vram, VramSource, is_for_guests};
+pub use model::Model;
+pub use record::{Prior, Quarantine, Record, Taken, TakenFunction};
+pub use sysfs::HostTree;
+pub use users::DeviceUser;

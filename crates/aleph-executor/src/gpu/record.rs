@@ -1,0 +1,226 @@
+//! Who has which GPUs, in a file that outlives the daemon and the host's boot.
+//!
+//! It is written before anything on the host is changed, and says what was before: so whoever reads it
+//! after a crash at any point can go on or go back.
+
+use super::address::PciAddress;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// The version of the file's form.
+const VERSION: u32 = 1;
+
+/// Who has which GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    version: u32,
+    /// What each tenant has.
+    pub tenants: BTreeMap<String, Vec<Taken>>,
+    /// What nobody gets any more.
+    pub quarantines: Vec<Quarantine>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            tenants: BTreeMap::new(),
+            quarantines: Vec::new(),
+        }
+    }
+}
+
+/// An IOMMU group that was taken from the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Taken {
+    /// Its number, in the boot in which it was taken.
+    pub group: u32,
+    /// The GPUs in it.
+    pub gpus: Vec<PciAddress>,
+    /// All functions of it that go to the guest.
+    pub functions: Vec<TakenFunction>,
+}
+
+/// A function that was taken from the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TakenFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Who made it. With `device` it tells whether the address is still that of the same thing.
+    pub vendor: u16,
+    /// Which device it is.
+    pub device: u16,
+    /// How it was before.
+    pub prior: Prior,
+}
+
+/// Who drove a function before it was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prior {
+    /// The driver that was bound to it.
+    pub driver: Option<String>,
+    /// The only one that could bind.
+    pub driver_override: Option<String>,
+}
+
+/// A group that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quarantine {
+    /// What failed.
+    pub taken: Taken,
+    /// How.
+    pub reason: String,
+    /// When, in seconds since 1970.
+    pub since: u64,
+}
+
+impl Taken {
+    fn has(&self, address: PciAddress) -> bool {
+        self.functions.iter().any(|f| f.address == address)
+    }
+}
+
+impl Record {
+    /// Who has a function.
+    #[must_use]
+    pub fn tenant_of(&self, address: PciAddress) -> Option<&str> {
+        let mut tenants = self.tenants.iter();
+        let found = tenants.find(|(_, taken)| taken.iter().any(|taken| taken.has(address)));
+        found.map(|(tenant, _)| tenant.as_str())
+    }
+
+    /// The quarantine that a function is in.
+    #[must_use]
+    pub fn quarantine_of(&self, address: PciAddress) -> Option<&Quarantine> {
+        let mut quarantines = self.quarantines.iter();
+        quarantines.find(|quarantine| quarantine.taken.has(address))
+    }
+
+    /// Takes a group away from a tenant: for quarantine, or for good.
+    pub(super) fn remove(&mut self, tenant: &str, group: u32) -> Option<Taken> {
+        let groups = self.tenants.get_mut(tenant)?;
+        let at = groups.iter().position(|taken| taken.group == group)?;
+        let taken = groups.remove(at);
+        if groups.is_empty() {
+            self.tenants.remove(tenant);
+        }
+        Some(taken)
+    }
+}
+
+/// The folder of the record.
+#[derive(Debug, Clone)]
+pub(super) struct RecordFolder(PathBuf);
+
+impl RecordFolder {
+    pub(super) fn new(state: &Path) -> Self {
+        Self(state.join("gpu"))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("record.json")
+    }
+
+    /// What is recorded; nothing where there never was anything.
+    pub(super) fn read(&self) -> io::Result<Record> {
+        let text = match fs::read(self.file()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
+            other => other?,
+        };
+        let record: Record = serde_json::from_slice(&text)?;
+        if record.version != VERSION {
+            let version = record.version;
+            return Err(io::Error::other(format!(
+                "it is of version {version}, and only {VERSION} is known"
+            )));
+        }
+        Ok(record)
+    }
+
+    /// The record for one who changes it; others wait until it is dropped.
+    pub(super) fn lock(&self) -> io::Result<OpenRecord> {
+        fs::create_dir_all(&self.0)?;
+        let lock = File::create(self.0.join("lock"))?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        Ok(OpenRecord {
+            folder: self.clone(),
+            record: self.read()?,
+            _lock: lock,
+        })
+    }
+}
+
+/// The record in the hands of the only one who may change it.
+#[derive(Debug)]
+pub(super) struct OpenRecord {
+    folder: RecordFolder,
+    pub(super) record: Record,
+    _lock: File,
+}
+
+impl OpenRecord {
+    /// Puts what is recorded on disk, whole or not at all.
+    pub(super) fn save(&self) -> io::Result<()> {
+        let path = self.folder.file();
+        let temporary = path.with_extension("tmp");
+        let mut file = File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(&self.record)?)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        File::open(&self.folder.0)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_outlives_its_writer_and_is_never_guessed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RecordFolder::new(dir.path());
+        assert_eq!(folder.read().unwrap(), Record::default());
+
+        let address: PciAddress = "18:00.0".parse().unwrap();
+        let taken = Taken {
+            group: 7,
+            gpus: vec![address],
+            functions: vec![TakenFunction {
+                address,
+                vendor: 0x10de,
+                device: 0x2335,
+                prior: Prior {
+                    driver: Some("nvidia".into()),
+                    driver_override: None,
+                },
+            }],
+        };
+        let mut open = folder.lock().unwrap();
+        open.record.tenants.insert("job".into(), vec![taken]);
+        open.save().unwrap();
+        let kept = open.record.clone();
+        drop(open);
+        let mut read = folder.read().unwrap();
+        assert_eq!(read, kept);
+        assert_eq!(read.tenant_of(address), Some("job"));
+        assert!(read.remove("job", 8).is_none() && read.remove("job", 7).is_some());
+        assert!(read.tenants.is_empty());
+
+        fs::write(folder.file(), "{").unwrap();
+        assert!(folder.lock().is_err(), "half a file is not an empty one");
+        let newer = serde_json::to_string(&kept)
+            .unwrap()
+            .replace("\"version\":1", "\"version\":2");
+        fs::write(folder.file(), newer).unwrap();
+        assert!(folder.read().unwrap_err().to_string().contains("version 2"));
+    }
+}
