@@ -22,6 +22,7 @@
 //! | [`FaultedMemory`] | memory that another process fills, as a VMM hands it over |
 //! | [`expand_pci_tree`] | a host's PCI devices from a description, as sysfs shows them |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
+//! | [`PciHost`] | the same with a PCI bus and an IOMMU |
 //! | [`VsockDevice`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
@@ -37,6 +38,7 @@ pub mod functions;
 mod images;
 mod namespace;
 mod nats;
+mod pci_host;
 mod pci_tree;
 mod root;
 mod scripted;
@@ -57,6 +59,7 @@ pub use freestanding::freestanding_kernel;
 pub use images::{NoImages, TestImages};
 pub use namespace::Namespace;
 pub use nats::NatsServer;
+pub use pci_host::PciHost;
 pub use pci_tree::expand_pci_tree;
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};

@@ -27,7 +27,7 @@ use std::time::Duration;
 pub type Case = (&'static str, fn() -> Result<()>);
 
 /// Names the case that a guest is to run.
-const CASE: &str = "ALEPH_TEST_HOST_CASE";
+pub(crate) const CASE: &str = "ALEPH_TEST_HOST_CASE";
 /// Where this program is in a guest.
 const PROGRAM: &str = "/test-program";
 /// Only a case that hangs takes as long.
@@ -147,7 +147,7 @@ impl TestHost {
 }
 
 /// Why no VM can run here, if none can.
-fn missing() -> Option<String> {
+pub(crate) fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root".into());
     }
@@ -208,7 +208,7 @@ async fn copy_this_program(vm: &Vm) -> Result<()> {
 /// The shared libraries that a program needs, its loader among them: what the loader lists when
 /// it is asked to (ld.so(8), `LD_TRACE_LOADED_OBJECTS`). A static program has no loader and runs
 /// instead: it finds that no such case is there, and that is an error here.
-fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new(program)
         .env("LD_TRACE_LOADED_OBJECTS", "1")
         .env(CASE, "none: this is no guest")

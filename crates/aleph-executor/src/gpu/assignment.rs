@@ -4,6 +4,7 @@ use super::address::PciAddress;
 use super::binding::{apply, check, reset, undo};
 use super::choice::{Allowed, ChosenGroup, choose, host_owned};
 use super::error::{DeviceFault, GpuError};
+use super::function::PciFunction;
 use super::inventory::{Inventory, Names, VFIO_PCI};
 use super::record::{OpenRecord, Prior, Quarantine, Record, RecordFolder, Taken, TakenFunction};
 use super::sysfs::HostTree;
@@ -135,8 +136,12 @@ impl Gpus {
         Ok(taken)
     }
 
-    /// Binds, resets and checks a group.
+    /// Binds, resets and checks a group. What does not answer is not touched at all.
     fn make_ready(&self, group: &Taken) -> Result<(), DeviceFault> {
+        for function in &group.functions {
+            self.same(function)?;
+            check(&self.tree, function)?;
+        }
         for function in &group.functions {
             apply(&self.tree, function.address, &self.config.driver)?;
         }
@@ -144,22 +149,28 @@ impl Gpus {
         self.expect_viable(group)
     }
 
-    /// Resets and checks what is bound to the driver for guests; what is not, no guest has touched.
+    /// Resets and checks what is bound to the driver for guests; what is not, no guest has touched. A
+    /// device that does not answer is not reset: the kernel would wait a minute for it.
     fn clean(&self, group: &Taken) -> Result<(), DeviceFault> {
         for function in &group.functions {
-            let address = function.address;
-            let now = self.tree.read(address);
-            // After a boot another device may be at its address.
-            let now =
-                now.filter(|now| (now.vendor, now.device) == (function.vendor, function.device));
-            let now = now.ok_or(DeviceFault::Gone { address })?;
+            let now = self.same(function)?;
             if now.driver.as_deref() == Some(&self.config.driver) {
-                reset(&self.tree, address)?;
+                check(&self.tree, function)?;
+                reset(&self.tree, function.address)?;
                 pass("gpu.reset", "after");
                 check(&self.tree, function)?;
             }
         }
         Ok(())
+    }
+
+    /// The function as it is now. After a boot another device may be at its address.
+    fn same(&self, taken: &TakenFunction) -> Result<PciFunction, DeviceFault> {
+        let now = self.tree.read(taken.address);
+        now.filter(|now| (now.vendor, now.device) == (taken.vendor, taken.device))
+            .ok_or(DeviceFault::Gone {
+                address: taken.address,
+            })
     }
 
     /// Sees that the kernel would give the group to a guest.

@@ -247,8 +247,9 @@ fn vram(function: &PciFunction, model: Option<Model>) -> Option<Vram> {
     known(model.map(Model::vram), VramSource::Model)
         .or_else(|| known(function.driver_vram, VramSource::Driver))
         .or_else(|| {
-            let bytes = function.largest_prefetchable();
-            known(bytes.map(MiB::from_bytes), VramSource::Region)
+            // Emulated displays have one of some KiB.
+            let region = function.largest_prefetchable().map(MiB::from_bytes);
+            known(region.filter(|mib| mib.0 > 0), VramSource::Region)
         })
 }
 
