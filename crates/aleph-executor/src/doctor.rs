@@ -9,6 +9,7 @@ use crate::cgroup::mount_point;
 use crate::drivers::choice::{self, Choice, Facts, Hypervisor, HypervisorError};
 use crate::executor::ExecutorConfig;
 use crate::firecracker::program::Program;
+use crate::gpu::{self, GpuConfig, GpuError, Gpus, HostTree};
 use crate::host;
 use crate::hypervisor::LaunchError;
 use crate::paths::Paths;
@@ -122,6 +123,8 @@ pub fn examine(paths: &Paths, config: &ExecutorConfig) -> Vec<Finding> {
         let found = format!("{obstacle}, those of VMs too");
         Finding::warning("firewall", found, &obstacle.mend())
     }));
+    let tree = HostTree::default();
+    findings.extend(gpus(&tree, paths.state(), &config.gpu));
     match host::capacity(paths.state()) {
         Ok(host) => findings.extend([memory(host.available), disk(host.disk, paths.state())]),
         Err(error) => {
@@ -318,6 +321,52 @@ fn cgroups(mount: Option<(&str, &str)>) -> Finding {
             )
         }
     }
+}
+
+/// Nothing of a host without GPUs, unless jobs are to have some.
+fn gpus(tree: &HostTree, state: &Path, config: &GpuConfig) -> Option<Finding> {
+    let warning = |found: String, mend: Option<String>| {
+        Finding::warning("gpu", found, &mend.unwrap_or_default())
+    };
+    let gpus = Gpus::new(tree.clone(), state, config.clone());
+    let inventory = match gpus.inventory() {
+        Ok(inventory) => inventory,
+        Err(error) => return Some(warning(crate::vm::chain(&error), error.advice())),
+    };
+    let count = inventory.gpus().len();
+    let there = match count {
+        0 if !config.enabled => return None,
+        0 => {
+            return Some(warning(
+                "enable_gpu is on, and there is no GPU".into(),
+                None,
+            ));
+        }
+        1 => "1 GPU".to_owned(),
+        count => format!("{count} GPUs"),
+    };
+    if !config.enabled {
+        let found = format!("{there}, for the host alone: enable_gpu is off");
+        return Some(Finding::ok("gpu", found));
+    }
+    if let Err(error) = gpus.expect_passthrough() {
+        let found = format!("{there}, and {}", crate::vm::chain(&error));
+        let mend = match &error {
+            GpuError::NoVfio { driver } => Some(format!("sudo modprobe {driver}")),
+            other => other.advice(),
+        };
+        return Some(warning(found, mend));
+    }
+    let misfits = gpu::misfits(&inventory, &config.allowed);
+    let Some((address, why)) = misfits.iter().next() else {
+        return Some(Finding::ok("gpu", format!("{there} for jobs")));
+    };
+    let free = count - misfits.len();
+    let found = format!("{there}, {free} of them free for jobs; {address} {why}");
+    Some(match free {
+        0 => warning(found, Some("aleph gpu ls".into())),
+        _ => Finding::ok("gpu", found),
+    })
 }
 
 fn memory(available: MiB) -> Finding {

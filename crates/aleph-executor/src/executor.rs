@@ -6,6 +6,7 @@ use crate::capacity::{self, Capacity, Shortage};
 use crate::cgroup::CgroupTree;
 use crate::drivers::{Drivers, Hypervisor, HypervisorError};
 use crate::firecracker::jail::JailConfig;
+use crate::gpu::GpuConfig;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
 use crate::hypervisor::{Driver, LaunchError, Memory, Nic};
@@ -32,6 +33,8 @@ pub struct ExecutorConfig {
     pub accelerator: Option<Accelerator>,
     /// How Firecracker is run and locked up.
     pub firecracker: JailConfig,
+    /// Which GPUs jobs may have.
+    pub gpu: GpuConfig,
     /// How long each stage of a VM's life may take.
     pub timeouts: Timeouts,
 }
@@ -43,6 +46,7 @@ impl Default for ExecutorConfig {
             qemu: "qemu-system-x86_64".into(),
             accelerator: None,
             firecracker: JailConfig::default(),
+            gpu: GpuConfig::default(),
             timeouts: Timeouts::default(),
         }
     }

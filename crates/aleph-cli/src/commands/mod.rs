@@ -10,6 +10,7 @@ mod each;
 mod events;
 mod exec;
 mod function;
+mod gpu;
 mod image;
 mod inspect;
 mod kernel;
@@ -101,6 +102,9 @@ pub(crate) enum Command {
     /// Build and list kernel bundles
     #[command(subcommand)]
     Kernel(kernel::Kernel),
+    /// List the GPUs of this host, and take one out of quarantine
+    #[command(subcommand)]
+    Gpu(gpu::Gpu),
     /// Install what runs VMs, as a release that is checked
     #[command(subcommand)]
     Setup(setup::Setup),
@@ -134,6 +138,7 @@ impl Command {
             Self::Config(config) => config.run(),
             Self::Doctor(doctor) => doctor.run(context),
             Self::Kernel(kernel) => kernel.run(context),
+            Self::Gpu(gpu) => gpu.run(context),
             Self::Completion(completion) => completion.run(),
             other => {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -182,6 +187,7 @@ impl Command {
             | Self::Config(_)
             | Self::Doctor(_)
             | Self::Kernel(_)
+            | Self::Gpu(_)
             | Self::Completion(_) => Ok(0),
         }
     }

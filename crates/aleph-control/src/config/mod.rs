@@ -10,6 +10,7 @@
 mod firecracker;
 mod nats;
 mod problem;
+mod qemu;
 mod reader;
 mod reading;
 mod sections;

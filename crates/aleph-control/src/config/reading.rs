@@ -1,7 +1,7 @@
 //! From the text of a file to its sections: which keys there are, and what each may be.
 
 use super::reader::Document;
-use super::{Config, TlsFiles, firecracker, nats, value};
+use super::{Config, TlsFiles, firecracker, nats, qemu, value};
 
 /// Reads all sections; what is wrong is left with the document.
 pub(super) fn read(document: &mut Document<'_>) -> Config {
@@ -45,7 +45,9 @@ pub(super) fn read(document: &mut Document<'_>) -> Config {
     });
     document.section("executor", |s| {
         let executor = &mut config.executor;
-        s.read("qemu", &mut executor.qemu, value::program);
+        let mut qemu = (executor.qemu.clone(), executor.gpu.clone());
+        s.read("qemu", &mut qemu, qemu::settings);
+        (executor.qemu, executor.gpu) = qemu;
         s.read("hypervisor", &mut executor.hypervisor, value::hypervisor);
         s.optional("accel", &mut executor.accelerator, value::accelerator);
         let boot = value::seconds(1..=86_400);

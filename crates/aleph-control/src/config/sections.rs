@@ -4,6 +4,7 @@ use crate::lambda::{Credential, FunctionsConfig, Identity, NatsServer};
 use aleph_executor::accel::Accelerator;
 use aleph_executor::firecracker::jail::JailConfig;
 use aleph_executor::functions::PoolConfig;
+use aleph_executor::gpu::GpuConfig;
 use aleph_executor::node::Overcommit;
 use aleph_executor::{ExecutorConfig, Hypervisor};
 use aleph_image::oci::{PullOptions, Registries};
@@ -69,8 +70,11 @@ pub struct TlsFiles {
 pub struct ExecutorSection {
     /// `hypervisor`: `auto`, `qemu` or `firecracker`; Firecracker where it works by default.
     pub hypervisor: Hypervisor,
-    /// `qemu`: the program, by name or path.
+    /// `qemu`: the program, by name or path; or `program` in a table, with `gpu`.
     pub qemu: PathBuf,
+    /// `enable_gpu`, `gpu_devices`, `iommu_group` and `vfio_driver` in the table `qemu`: which GPUs jobs
+    /// may have.
+    pub gpu: GpuConfig,
     /// `accel`: `kvm` or `tcg`; KVM where it works by default.
     pub accelerator: Option<Accelerator>,
     /// `boot_timeout_seconds`: how long a guest may take to boot.
@@ -89,6 +93,7 @@ impl ExecutorSection {
         let mut config = ExecutorConfig {
             hypervisor: self.hypervisor,
             qemu: self.qemu.clone(),
+            gpu: self.gpu.clone(),
             accelerator: self.accelerator,
             firecracker: self.firecracker.clone(),
             ..ExecutorConfig::default()
@@ -104,6 +109,7 @@ impl Default for ExecutorSection {
         Self {
             hypervisor: executor.hypervisor,
             qemu: executor.qemu,
+            gpu: executor.gpu,
             accelerator: executor.accelerator,
             boot_timeout: executor.timeouts.boot,
             reclaim_after: Duration::from_secs(600),

@@ -39,6 +39,7 @@ fn table(config: &Config) -> Table {
             ExecutorSection {
                 hypervisor,
                 qemu,
+                gpu,
                 accelerator,
                 boot_timeout,
                 reclaim_after,
@@ -126,7 +127,7 @@ fn table(config: &Config) -> Table {
         (
             "executor",
             vec![
-                ("qemu", Some(path(qemu))),
+                ("qemu", Some(super::qemu::shown(qemu, gpu))),
                 ("hypervisor", Some(text(hypervisor))),
                 ("accel", accelerator.as_ref().map(text)),
                 ("boot_timeout_seconds", Some(number(boot_timeout.as_secs()))),
@@ -248,6 +249,11 @@ mod tests {
             [executor]
             hypervisor = "qemu"
             accel = "tcg"
+            [executor.qemu]
+            program = "/opt/qemu"
+            enable_gpu = true
+            gpu_devices = ["0000:18:00.0"]
+            iommu_group = [14, 20]
             [executor.firecracker]
             jailed = false
             chroot_base = "/srv/jail"

@@ -5,6 +5,7 @@ use aleph_executor::accel::Accelerator;
 use aleph_executor::firecracker::MemoryMode;
 use aleph_executor::firecracker::jail::JailConfig;
 use aleph_executor::functions::PoolConfig;
+use aleph_executor::gpu::{Allowed, GpuConfig};
 use aleph_executor::node::Overcommit;
 use aleph_types::MiB;
 use std::collections::BTreeMap;
@@ -24,11 +25,16 @@ fn every_key_is_read() {
         max_connections = 10
         drain_seconds = 3
         [executor]
-        qemu = "/opt/qemu"
         hypervisor = "firecracker"
         accel = "tcg"
         boot_timeout_seconds = 90
         reclaim_after_seconds = 0
+        [executor.qemu]
+        program = "/opt/qemu"
+        enable_gpu = true
+        gpu_devices = ["0000:18:00.0", "3a:00.0"]
+        iommu_group = [14, 20]
+        vfio_driver = "nvgrace_gpu_vfio_pci"
         [executor.firecracker]
         firecracker = "/opt/firecracker"
         jailer = "/opt/jailer"
@@ -98,6 +104,14 @@ fn every_key_is_read() {
         },
         executor: ExecutorSection {
             qemu: "/opt/qemu".into(),
+            gpu: GpuConfig {
+                enabled: true,
+                allowed: Allowed {
+                    devices: Some(["18:00.0", "3a:00.0"].map(|at| at.parse().unwrap()).into()),
+                    groups: Some([14, 20].into()),
+                },
+                driver: "nvgrace_gpu_vfio_pci".into(),
+            },
             hypervisor: Hypervisor::Firecracker,
             accelerator: Some(Accelerator::Tcg),
             boot_timeout: Duration::from_secs(90),

@@ -78,11 +78,34 @@ impl Gpus {
         self.inventory_with(&record)
     }
 
+    /// What an operator decided.
+    #[must_use]
+    pub fn config(&self) -> &GpuConfig {
+        &self.config
+    }
+
     fn inventory_with(&self, record: &Record) -> Result<Inventory, GpuError> {
         let mut inventory =
             Inventory::read(&self.tree, &self.names, record).map_err(GpuError::Inventory)?;
         inventory.look_for_users(&self.tree);
         Ok(inventory)
+    }
+
+    /// Sees that the host can give devices to guests at all.
+    ///
+    /// # Errors
+    /// Without an IOMMU, or without the driver for guests.
+    pub fn expect_passthrough(&self) -> Result<(), GpuError> {
+        if !self.tree.has_iommu() {
+            let amd = self.tree.is_amd();
+            return Err(GpuError::NoIommu { amd });
+        }
+        let driver = &self.config.driver;
+        if !self.tree.driver(driver).is_dir() {
+            let driver = driver.clone();
+            return Err(GpuError::NoVfio { driver });
+        }
+        Ok(())
     }
 
     /// Gives a tenant GPUs: chosen, recorded, bound to the driver for guests, reset and checked. Where
@@ -93,16 +116,8 @@ impl Gpus {
     /// Where the host can give no devices to guests, or none is left that fits. Nothing is changed then
     /// but what is in quarantine.
     pub fn assign(&self, tenant: &str, request: &GpuRequest) -> Result<Vec<Taken>, GpuError> {
+        self.expect_passthrough()?;
         let mut open = self.open()?;
-        if !self.tree.has_iommu() {
-            let amd = self.tree.is_amd();
-            return Err(GpuError::NoIommu { amd });
-        }
-        let driver = &self.config.driver;
-        if !self.tree.driver(driver).is_dir() {
-            let driver = driver.clone();
-            return Err(GpuError::NoVfio { driver });
-        }
         // Each turn but the last puts a GPU in quarantine, so there are no more than GPUs.
         loop {
             let taken = match open.record.tenants.get(tenant) {

@@ -164,6 +164,30 @@ pub fn choose(
     request: &GpuRequest,
 ) -> Result<Vec<ChosenGroup>, NoFit> {
     let count = usize::try_from(request.count).unwrap_or(usize::MAX);
+    let (groups, mut misfits) = fitting(inventory, allowed, request, count);
+    pick(&groups, count).ok_or_else(|| {
+        let gpus = inventory.gpus().iter();
+        let gpus = gpus.map(|gpu| (gpu.address, gpu.label(), misfits.remove(&gpu.address)));
+        NoFit {
+            request: request.clone(),
+            gpus: gpus.collect(),
+        }
+    })
+}
+
+/// Why no job could have a GPU now, whatever it asks for: those that are not named here can be given.
+#[must_use]
+pub fn misfits(inventory: &Inventory, allowed: &Allowed) -> BTreeMap<PciAddress, Misfit> {
+    fitting(inventory, allowed, &GpuRequest::default(), usize::MAX).1
+}
+
+/// The groups that can be given for a request of `count` GPUs, and why the GPUs of others cannot.
+fn fitting(
+    inventory: &Inventory,
+    allowed: &Allowed,
+    request: &GpuRequest,
+    count: usize,
+) -> (Vec<ChosenGroup>, BTreeMap<PciAddress, Misfit>) {
     let mut misfits: BTreeMap<PciAddress, Misfit> = BTreeMap::new();
     for gpu in inventory.gpus() {
         if let Some(misfit) = misfit_alone(gpu, inventory, allowed, request) {
@@ -191,14 +215,7 @@ pub fn choose(
             }
         }
     }
-    pick(&groups, count).ok_or_else(|| {
-        let gpus = inventory.gpus().iter();
-        let gpus = gpus.map(|gpu| (gpu.address, gpu.label(), misfits.remove(&gpu.address)));
-        NoFit {
-            request: request.clone(),
-            gpus: gpus.collect(),
-        }
-    })
+    (groups, misfits)
 }
 
 /// What is wrong with a GPU whatever stands beside it. What it is comes before who has it.

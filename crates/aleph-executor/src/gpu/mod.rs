@@ -9,6 +9,7 @@
 //! | `choice` | which GPUs a job gets, or why each does not fit | none: pure |
 //! | `record` | who has which: a file, written before anything is changed | one folder |
 //! | `binding` | binding one function, giving it back, reset, check | writes to sysfs |
+//! | `passthrough` | the arguments that give devices to a guest of QEMU | none: pure |
 //! | `assignment` | [`Gpus`]: gives GPUs to tenants and takes them back | through the others |
 //!
 //! Start at [`Gpus::inventory`], then [`Gpus::assign`], [`Gpus::release`], and [`Gpus::recover`] where a
@@ -38,17 +39,19 @@ mod error;
 mod function;
 mod inventory;
 mod model;
+mod passthrough;
 mod record;
 mod sysfs;
 mod users;
 
 pub use address::{ParsePciAddressError, PciAddress};
 pub use assignment::{GpuConfig, Gpus, Released};
-pub use choice::{Allowed, ChosenGroup, Misfit, NoFit, choose};
+pub use choice::{Allowed, ChosenGroup, Misfit, NoFit, choose, misfits};
 pub use error::{DeviceFault, GpuError};
 pub use function::{Bar, MediatedType, PciFunction};
 pub use inventory::{Gpu, GpuState, Inventory, Names, VFIO_PCI, Vram, VramSource, is_for_guests};
 pub use model::Model;
+pub use passthrough::{Passthrough, window_argv};
 pub use record::{Prior, Quarantine, Record, Taken, TakenFunction};
 pub use sysfs::HostTree;
 pub use users::DeviceUser;

@@ -1,0 +1,149 @@
+//! `aleph gpu`.
+
+use crate::context::Context;
+use crate::output::{Column, Listing, plain, print, print_json, print_json_line};
+use aleph_control::Config;
+use aleph_executor::Paths;
+use aleph_executor::gpu::{self, GpuState, Gpus, HostTree, Inventory, Misfit, PciAddress};
+use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What to do with GPUs.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Gpu {
+    /// List the GPUs of this host
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        node: NodeConfig,
+    },
+    /// Take a GPU out of quarantine, once it can be reset and answers again
+    Unquarantine {
+        /// Its address, such as 0000:18:00.0
+        address: PciAddress,
+        /// Print a line of JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        node: NodeConfig,
+    },
+}
+
+/// Where the node's settings are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeConfig {
+    /// The node's configuration [default: /etc/aleph/aleph.toml, if it is there]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        env = "ALEPH_CONFIG",
+        hide_env_values = true
+    )]
+    config: Option<PathBuf>,
+}
+
+/// A GPU, and why no job can have it now.
+#[derive(Debug, Serialize)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    gpu: &'a gpu::Gpu,
+    /// None where one can.
+    unavailable: Option<String>,
+}
+
+impl Gpu {
+    /// Works on this host's devices and the record of its node, which may run or not.
+    pub(super) fn run(self, context: &Context) -> Result<u8> {
+        match self {
+            Self::Ls { json, node } => {
+                let gpus = node.gpus(context)?;
+                let inventory = gpus.inventory()?;
+                let mut misfits = gpu::misfits(&inventory, &gpus.config().allowed);
+                if json {
+                    print_json(&listed(&inventory, &mut misfits))?;
+                } else {
+                    print(table(&listed(&inventory, &mut misfits)))?;
+                }
+            }
+            Self::Unquarantine {
+                address,
+                json,
+                node,
+            } => {
+                node.gpus(context)?.end_quarantine(address)?;
+                if json {
+                    print_json_line(&json!({ "address": address, "quarantined": false }))?;
+                } else {
+                    print(address)?;
+                }
+            }
+        }
+        Ok(0)
+    }
+}
+
+impl NodeConfig {
+    fn gpus(&self, context: &Context) -> Result<Gpus> {
+        if context.api.host.is_some() {
+            bail!("GPUs are listed on their own host: say it there, without --host");
+        }
+        let config = Config::load(self.config.as_deref())?;
+        let paths = match (&context.node.root, &config.node.root) {
+            (None, Some(root)) => Paths::new(Some(root)).context("cannot use the node's root")?,
+            _ => context.paths()?,
+        };
+        let tree = HostTree::default();
+        Ok(Gpus::new(tree, paths.state(), config.executor.gpu))
+    }
+}
+
+fn listed<'a>(
+    inventory: &'a Inventory,
+    misfits: &mut BTreeMap<PciAddress, Misfit>,
+) -> Vec<Listed<'a>> {
+    let gpus = inventory.gpus().iter();
+    let listed = gpus.map(|gpu| Listed {
+        gpu,
+        unavailable: misfits.remove(&gpu.address).map(|why| why.to_string()),
+    });
+    listed.collect()
+}
+
+fn table(gpus: &[Listed<'_>]) -> Listing {
+    let mut listing = Listing::new(&[
+        Column::Whole("ADDRESS"),
+        Column::Text("TYPE"),
+        Column::Number("VRAM"),
+        Column::Number("GROUP"),
+        Column::Number("NUMA"),
+        Column::Text("DRIVER"),
+        Column::Text("STATE"),
+        Column::Text("NOT FOR JOBS, SINCE IT"),
+    ]);
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    for Listed { gpu, unavailable } in gpus {
+        let state = match &gpu.state {
+            GpuState::Free => "free".to_owned(),
+            GpuState::Host => "host".to_owned(),
+            GpuState::Assigned { tenant } => format!("assigned to {tenant}"),
+            GpuState::Quarantined { .. } => "quarantined".to_owned(),
+        };
+        listing.row([
+            gpu.address.to_string(),
+            plain(&gpu.gpu_type),
+            or_none(gpu.vram.map(|vram| vram.mib.to_string())),
+            or_none(gpu.iommu_group.map(|group| group.to_string())),
+            or_none(gpu.numa_node.map(|node| node.to_string())),
+            or_none(gpu.driver.as_deref().map(plain)),
+            plain(&state),
+            plain(unavailable.as_deref().unwrap_or_default()),
+        ]);
+    }
+    listing
+}
