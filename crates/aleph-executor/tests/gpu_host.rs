@@ -91,6 +91,7 @@ fn main() -> ExitCode {
         memory: MiB(768),
         modules: &["virtio_pci", "vfio_iommu_type1", VFIO_PCI],
         devices: DEVICES,
+        files: &[],
     };
     host.main(CASES)
 }

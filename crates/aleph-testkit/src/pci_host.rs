@@ -19,6 +19,7 @@ use rustix::system::{RebootCommand, init_module, reboot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -39,6 +40,9 @@ pub struct PciHost {
     pub modules: &'static [&'static str],
     /// What QEMU's `-device` gets, once each.
     pub devices: &'static [&'static str],
+    /// Programs and other files of this machine that the guest gets at the same paths, with the shared
+    /// libraries of programs.
+    pub files: &'static [&'static str],
 }
 
 impl PciHost {
@@ -90,7 +94,7 @@ impl PciHost {
         let record = bundle.record().context("the kernel has no record")?;
         let modules = modules(&record.package, &record.package_version, self.modules)?;
         let initrd = root.path().join("initrd");
-        fs::write(&initrd, initramfs(&modules)?)?;
+        fs::write(&initrd, initramfs(&modules, self.files)?)?;
         let serial = root.path().join("serial");
 
         let mut command = Command::new("qemu-system-x86_64");
@@ -159,10 +163,19 @@ fn become_a_host() -> Result<()> {
 }
 
 /// An initramfs with this program as its init.
-fn initramfs(modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+fn initramfs(modules: &[(String, Vec<u8>)], more: &[&str]) -> Result<Vec<u8>> {
     let program = std::env::current_exe()?;
     let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
-    for library in libraries_of(&program)? {
+    let mut libraries = libraries_of(&program)?;
+    for file in more.iter().map(PathBuf::from) {
+        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let is_program = fs::metadata(&file)?.permissions().mode() & 0o111 != 0;
+        if is_program {
+            libraries.extend(libraries_of(&file)?);
+        }
+        files.insert(file, bytes);
+    }
+    for library in libraries {
         files.insert(library.clone(), fs::read(&library)?);
     }
     files.insert("/init".into(), stripped(&program)?);
