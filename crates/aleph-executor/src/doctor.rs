@@ -494,6 +494,44 @@ mod tests {
     }
 
     #[test]
+    fn gpus_are_for_jobs_where_all_that_takes_is_there() {
+        const ONE: &str = "0000:01:00.0 root 10de:2335 class=030200 group=1 reset=flr\n";
+        let look = |description: &str, enabled, change: &dyn Fn(&Path)| {
+            let dir = tempfile::tempdir().unwrap();
+            aleph_testkit::expand_pci_tree(description, dir.path()).unwrap();
+            change(dir.path());
+            let config = GpuConfig {
+                enabled,
+                ..GpuConfig::default()
+            };
+            gpus(&HostTree::recorded(dir.path()), dir.path(), &config)
+        };
+        let as_it_is = |_: &Path| ();
+        assert_eq!(look("", false, &as_it_is), None);
+        let none = look("", true, &as_it_is).unwrap();
+        assert!(none.found.contains("there is no GPU"), "{none:?}");
+
+        let off = look(ONE, false, &as_it_is).unwrap();
+        assert!(off.severity == Severity::Ok && off.found.contains("enable_gpu is off"));
+        assert_eq!(look(ONE, true, &as_it_is).unwrap().found, "1 GPU for jobs");
+        let no_iommu = look(&ONE.replace("group=1", ""), true, &as_it_is).unwrap();
+        assert!(no_iommu.mend.unwrap().contains("intel_iommu=on"));
+        let no_vfio = look(ONE, true, &|root| {
+            fs::remove_dir(root.join("sys/bus/pci/drivers/vfio-pci")).unwrap();
+        });
+        assert_eq!(
+            no_vfio.unwrap().mend.as_deref(),
+            Some("sudo modprobe vfio-pci")
+        );
+        let all_taken = look(&ONE.replace("reset=flr", ""), true, &as_it_is).unwrap();
+        assert_eq!(all_taken.severity, Severity::Warning);
+        assert!(
+            all_taken.found.contains("0000:01:00.0 cannot be reset"),
+            "{all_taken:?}"
+        );
+    }
+
+    #[test]
     fn missing_controllers_are_named() {
         let finding = cgroups(Some(("/sys/fs/cgroup/unified", "cpu pids")));
         assert!(

@@ -113,7 +113,9 @@ fn gpu(address: &str) -> Result<Gpu> {
 }
 
 /// Driver and override of a function.
-fn bound(address: &str) -> Result<(Option<String>, Option<String>)> {
+type Bound = (Option<String>, Option<String>);
+
+fn bound(address: &str) -> Result<Bound> {
     let function = HostTree::default().read(at(address)?);
     let function = function.with_context(|| format!("there is no {address}"))?;
     Ok((function.driver, function.driver_override))
@@ -127,7 +129,7 @@ fn expect_vfio(address: &str) -> Result<()> {
 }
 
 /// Drivers and overrides of all functions.
-fn host() -> Result<BTreeMap<PciAddress, (Option<String>, Option<String>)>> {
+fn host() -> Result<BTreeMap<PciAddress, Bound>> {
     let functions = HostTree::default().functions()?;
     let facts = functions
         .into_iter()

@@ -74,7 +74,7 @@ impl PciHost {
             }
             return code;
         }
-        let missing = missing();
+        let missing = missing().or_else(|| self.missing());
         let trials = cases.iter().map(|(name, _)| {
             let trial = Trial::test(*name, move || {
                 self.run(name).map_err(|error| format!("{error:#}").into())
@@ -85,6 +85,16 @@ impl PciHost {
             }
         });
         libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    }
+
+    /// What this host needs beside what every VM needs.
+    fn missing(&self) -> Option<String> {
+        if !cfg!(target_arch = "x86_64") {
+            return Some("needs a machine of x86-64".into());
+        }
+        let mut files = self.files.iter();
+        let missing = files.find(|file| !Path::new(file).exists());
+        missing.map(|file| format!("needs the file {file}"))
     }
 
     /// Runs one case in a guest of its own.

@@ -147,3 +147,39 @@ fn table(gpus: &[Listed<'_>]) -> Listing {
     }
     listing
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aleph_executor::gpu::{Allowed, Names, Record};
+
+    const HGX: &str = include_str!("../../../aleph-executor/tests/gpu/hgx_h200.txt");
+
+    #[test]
+    fn a_host_with_eight_gpus_lists_them() {
+        let dir = tempfile::tempdir().unwrap();
+        aleph_testkit::expand_pci_tree(HGX, dir.path()).unwrap();
+        let tree = HostTree::recorded(dir.path());
+        let inventory = Inventory::read(&tree, &Names::none(), &Record::default()).unwrap();
+        let allowed = Allowed {
+            devices: None,
+            groups: Some((0..40).collect()),
+        };
+        let mut misfits = gpu::misfits(&inventory, &allowed);
+        let gpus = listed(&inventory, &mut misfits);
+        insta::assert_snapshot!(table(&gpus).in_width(160), @"");
+        let json = serde_json::to_value(&gpus[1]).unwrap();
+        for (key, value) in [
+            ("address", json!("0000:18:00.0")),
+            ("type", json!("h200")),
+            ("vram", json!({ "mib": 144_384, "source": "model" })),
+            ("iommu_group", json!(14)),
+            ("numa_node", json!(0)),
+            ("driver", json!("nvidia")),
+            ("state", json!("host")),
+            ("unavailable", json!(null)),
+        ] {
+            assert_eq!(json[key], value, "{key}");
+        }
+    }
+}

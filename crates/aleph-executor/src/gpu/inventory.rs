@@ -278,7 +278,7 @@ impl Gpu {
 
 /// An amount of memory in GiB where it is a whole number of them.
 pub(crate) fn gib(mib: MiB) -> String {
-    if mib.0 != 0 && mib.0 % 1024 == 0 {
+    if mib.0 != 0 && mib.0.is_multiple_of(1024) {
         format!("{} GiB", mib.0 / 1024)
     } else {
         mib.to_string()

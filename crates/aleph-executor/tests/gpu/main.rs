@@ -1,6 +1,8 @@
 //! Inventory and choice of GPUs, on trees of hosts that nobody has here. What a kernel does with real
 //! devices is in `gpu_host`.
 
+#![allow(clippy::unwrap_used)]
+
 mod choice;
 mod inventory;
 mod machines;
