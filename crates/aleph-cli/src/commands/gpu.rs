@@ -137,7 +137,7 @@ fn table(gpus: &[Listed<'_>]) -> Listing {
         listing.row([
             gpu.address.to_string(),
             plain(&gpu.gpu_type),
-            or_none(gpu.vram.map(|vram| vram.mib.to_string())),
+            or_none(gpu.vram.map(|vram| vram.to_string())),
             or_none(gpu.iommu_group.map(|group| group.to_string())),
             or_none(gpu.numa_node.map(|node| node.to_string())),
             or_none(gpu.driver.as_deref().map(plain)),
@@ -167,7 +167,18 @@ mod tests {
         };
         let mut misfits = gpu::misfits(&inventory, &allowed);
         let gpus = listed(&inventory, &mut misfits);
-        insta::assert_snapshot!(table(&gpus).in_width(160), @"");
+        insta::assert_snapshot!(table(&gpus).in_width(160), @r"
+        ADDRESS       TYPE          VRAM  GROUP  NUMA  DRIVER  STATE  NOT FOR JOBS, SINCE IT
+        0000:03:00.0  1a03:2000        -      2     0  ast     host   shows the console of the host
+        0000:18:00.0  h200       141 GiB     14     0  nvidia  host
+        0000:3a:00.0  h200       141 GiB     20     0  nvidia  host
+        0000:4b:00.0  h200       141 GiB     26     0  nvidia  host
+        0000:5c:00.0  h200       141 GiB     32     0  nvidia  host
+        0000:9a:00.0  h200       141 GiB     38     1  nvidia  host
+        0000:ba:00.0  h200       141 GiB     44     1  nvidia  host   is not among gpu_devices and iommu_group
+        0000:ca:00.0  h200       141 GiB     50     1  nvidia  host   is not among gpu_devices and iommu_group
+        0000:da:00.0  h200       141 GiB     56     1  nvidia  host   is not among gpu_devices and iommu_group
+        ");
         let json = serde_json::to_value(&gpus[1]).unwrap();
         for (key, value) in [
             ("address", json!("0000:18:00.0")),

@@ -229,18 +229,27 @@ impl Gpus {
     /// Takes back the GPUs of all tenants that do not live any more: what a daemon does that starts.
     ///
     /// # Errors
-    /// As [`release`](Self::release). What was taken back until then is.
+    /// As [`release`](Self::release), the first of them; it goes on with the other tenants.
     pub fn recover(&self, lives: impl Fn(&str) -> bool) -> Result<Released, GpuError> {
         let mut open = self.open()?;
         let tenants = open.record.tenants.keys().filter(|tenant| !lives(tenant));
-        let mut all = Released::default();
+        let (mut all, mut failed) = (Released::default(), None);
         for tenant in tenants.cloned().collect::<Vec<_>>() {
-            self.expect_unused(&open.record, &tenant)?;
-            let released = self.give_back(&mut open, &tenant)?;
-            all.returned.extend(released.returned);
-            all.quarantined.extend(released.quarantined);
+            let released = self
+                .expect_unused(&open.record, &tenant)
+                .and_then(|()| self.give_back(&mut open, &tenant));
+            match released {
+                Ok(released) => {
+                    all.returned.extend(released.returned);
+                    all.quarantined.extend(released.quarantined);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, %tenant, "GPUs of a tenant that is gone are not taken back");
+                    failed.get_or_insert(error);
+                }
+            }
         }
-        Ok(all)
+        failed.map_or(Ok(all), Err)
     }
 
     /// A driver for guests waits for as long as one has its device open, so nothing is unbound then.

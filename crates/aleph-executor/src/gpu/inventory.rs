@@ -10,6 +10,7 @@ use aleph_types::MiB;
 use pciid_parser::Database;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 
 /// The driver of the host that gives a function to a guest, where nobody names another one.
@@ -74,6 +75,13 @@ pub struct Vram {
     pub mib: MiB,
     /// How that is known.
     pub source: VramSource,
+}
+
+/// As people say it: in GiB where that is a whole number.
+impl fmt::Display for Vram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&gib(self.mib))
+    }
 }
 
 /// How the memory of a GPU is known.
@@ -271,7 +279,7 @@ impl Gpu {
     /// What it is, in few words.
     #[must_use]
     pub fn label(&self) -> String {
-        let vram = self.vram.map(|vram| format!(", {}", gib(vram.mib)));
+        let vram = self.vram.map(|vram| format!(", {vram}"));
         format!("{}{}", self.gpu_type, vram.unwrap_or_default())
     }
 }
