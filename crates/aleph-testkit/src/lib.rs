@@ -27,9 +27,9 @@
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
 mod clients;
-mod driven_vm;
 mod debian;
 mod debian_root;
+mod driven_vm;
 mod faulted_memory;
 mod faults;
 mod firecracker;
@@ -49,9 +49,9 @@ mod vsock;
 mod wait;
 
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
-pub use driven_vm::{DrivenVm, Plan};
 pub use debian::{mtools, python_with_cloud_init};
 pub use debian_root::DebianRoot;
+pub use driven_vm::{DrivenVm, Plan};
 pub use faulted_memory::FaultedMemory;
 pub use faults::{Fault, FaultyFirecracker};
 pub use firecracker::{firecracker_double, jailer_double};
