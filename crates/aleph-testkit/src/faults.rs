@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 pub enum Fault {
     /// It never listens. Of no request: its number is 0.
     Deaf,
-    /// It is killed before the request is done.
+    /// It ends with [`Fault::DEATH`] before the request is done.
     Dies,
-    /// It is killed when the request is done, and not answered.
+    /// The same when the request is done, and not answered.
     DiesDone,
-    /// It is killed when the request is answered.
+    /// The same when the request is answered.
     DiesAnswered,
     /// It never does this request, nor any after it.
     Hangs,
@@ -34,6 +34,9 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// The exit code with which it dies: none of Firecracker's own.
+    pub const DEATH: i32 = 137;
+
     /// Each of them.
     pub const ALL: [Self; 9] = [
         Self::Deaf,

@@ -265,17 +265,18 @@ impl Ended {
             ensure!(said.contains(what), "{what:?} is not in {said:?}");
             Ok(())
         };
+        let death = format!("exit {}", Fault::DEATH);
         match fault {
             Fault::Dies | Fault::DiesDone => {
-                says("killed (signal 9)")?;
+                says(&death)?;
                 says(&format!("broke at {call}"))?;
             }
             Fault::DiesAnswered if is_last => {
                 let exit = self.exit.as_ref().map(|exit| exit.exit);
-                ensure!(exit == Some(ProcessExit::Signal(9)), "{said}");
+                ensure!(exit == Some(ProcessExit::Code(Fault::DEATH)), "{said}");
             }
             // What fails is the next thing that is asked, or nothing before its end is seen.
-            Fault::DiesAnswered => says("killed (signal 9)")?,
+            Fault::DiesAnswered => says(&death)?,
             Fault::Hangs | Fault::HangsDone if call == SNAPSHOT => {
                 says("killed (signal 9)")?;
             }
