@@ -123,8 +123,8 @@ fn files() -> impl Strategy<Value = Vec<File>> {
         let files = files.into_iter().enumerate();
         files
             .map(|(i, (name, content, mode, owner))| File {
-                // The last part is never a dot.
-                path: format!("/f{i}/x{name}x"),
+                // No part is . or ..
+                path: format!("/f{i}/x{}x", name.replace("/.", "/x")),
                 content,
                 mode,
                 owner,
