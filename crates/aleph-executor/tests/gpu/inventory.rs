@@ -1,7 +1,7 @@
 //! What is read of a host.
 
 use super::{HGX, at, inventory, tree};
-use aleph_executor::gpu::{GpuConfig, GpuError, GpuState, Gpus, Model, VramSource};
+use aleph_executor::gpu::{GpuConfig, GpuError, GpuState, Gpus, Model, VramSource, window_argv};
 use aleph_types::{Classify, GpuRequest, MiB};
 
 #[test]
@@ -132,4 +132,19 @@ fn a_host_that_cannot_give_devices_away_says_what_to_do() {
         &|_| (),
     );
     assert_eq!(error.to_string(), "no 1 GPU: this host has no GPU");
+}
+
+#[test]
+fn huge_regions_get_a_window_that_holds_them() {
+    let inventory = inventory(HGX);
+    let gpu = inventory.function(at("0000:18:00.0"));
+    let expected = [
+        "-global",
+        "q35-pcihost.pci-hole64-size=1024G",
+        "-fw_cfg",
+        "name=opt/ovmf/X-PciMmio64Mb,string=1048576",
+    ];
+    assert_eq!(window_argv(gpu), expected);
+    let card = inventory.function(at("0000:19:00.0"));
+    assert!(window_argv(card).is_empty(), "32 MiB fit anyway");
 }
