@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use support::{Daemon, LIMIT, Node};
 
 /// What the doubles stand for.
-const VERSION: &str = "1.16.1";
+const VERSION: &str = "1.15.1";
 
 type Test = fn() -> Result<()>;
 

@@ -47,7 +47,7 @@ fn invoke(daemon: &Daemon) -> Result<String> {
 }
 
 /// What the doubles stand for.
-const VERSION: &str = "1.16.1";
+const VERSION: &str = "1.15.1";
 
 fn main() {
     let root = rustix::process::geteuid().is_root();

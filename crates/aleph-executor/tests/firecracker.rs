@@ -27,7 +27,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What the doubles stand for.
-const VERSION: &str = "1.16.1";
+const VERSION: &str = "1.15.1";
 
 fn main() {
     let root = rustix::process::geteuid().is_root();

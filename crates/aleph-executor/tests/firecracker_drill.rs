@@ -27,7 +27,7 @@ const LIFE_MS: u64 = 3000;
 /// What only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(120);
 
-const VERSION: &str = "1.16.1";
+const VERSION: &str = "1.15.1";
 
 fn main() {
     let name = "alone_two_hundred_vms_are_killed_and_nothing_is_left";

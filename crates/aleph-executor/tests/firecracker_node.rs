@@ -21,8 +21,10 @@ use std::time::{Duration, Instant};
 /// What only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What the doubles stand for: a new one, and one whose guests may hear late of a snapshot.
-const VERSION: &str = "1.16.1";
+/// What the doubles stand for: the one that a node would install, the newest, and one whose guests may
+/// hear late of a snapshot.
+const VERSION: &str = "1.15.1";
+const NEWEST: &str = "1.17.0";
 const OLDER: &str = "1.12.1";
 
 /// Counts with a file on its disk, and draws a number of the kernel's with each step.
@@ -48,6 +50,7 @@ fn main() {
     let open = ("", VERSION, false);
     let older = ("_of_1_12", OLDER, false);
     let jailed = ("_in_jails", VERSION, true);
+    let newest = ("_of_1_17_in_jails", NEWEST, true);
     add(
         "jobs_run_and_their_words_and_codes_come",
         &[open, jailed],
@@ -60,7 +63,7 @@ fn main() {
     );
     add(
         "jobs_go_on_from_snapshots",
-        &[older, jailed],
+        &[older, jailed, newest],
         goes_on_from_a_snapshot,
     );
     add(

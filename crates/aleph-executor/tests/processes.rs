@@ -38,7 +38,7 @@ done
 "#;
 
 /// What the double stands for.
-const VERSION: &str = "1.16.1";
+const VERSION: &str = "1.15.1";
 
 /// What runs the guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -162,7 +162,7 @@ pub(crate) async fn ends_with_its_server() -> Result<()> {
 
 /// A launch that fails behind the start of its server leaves nobody, not even a zombie.
 pub(crate) async fn fails_behind_its_server(jailed: bool) -> Result<()> {
-    const VERSION: &str = "1.16.1";
+    const VERSION: &str = "1.15.1";
     let dir = tempfile::tempdir()?;
     let jailer = jailed.then(|| aleph_testkit::jailer_double(VERSION));
     let jail = jail(dir.path(), jailer.transpose()?)?;

@@ -60,13 +60,13 @@ fn main() -> ExitCode {
     let root = !rustix::process::geteuid().is_root();
     let root = root.then_some("needs root");
     add("a_linux_guest_goes_on", faults, || {
-        block_on(linux::goes_on("1.16.1", false))
+        block_on(linux::goes_on("1.15.1", false))
     });
     add("a_linux_guest_of_1_11_goes_on", faults, || {
         block_on(linux::goes_on("1.11.0", false))
     });
     add("a_linux_guest_goes_on_in_a_jail", faults.or(root), || {
-        block_on(linux::goes_on("1.16.1", true))
+        block_on(linux::goes_on("1.15.1", true))
     });
     add(
         "clones_go_on_in_the_real_one",

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What the double stands for.
-const VERSION: &str = "1.16.1";
+const VERSION: &str = "1.15.1";
 
 /// A runtime in shell that says what its guest has of its own.
 const RUNTIME: &str = r#"

@@ -133,7 +133,7 @@ fn qemu(root: &TestRoot) -> Result<Arc<dyn Driver>> {
 
 /// What stands for Firecracker, in jails.
 fn firecracker(root: &TestRoot) -> Result<Arc<dyn Driver>> {
-    const VERSION: &str = "1.16.1";
+    const VERSION: &str = "1.15.1";
     let jails = Jails::open(&root.path().join("jail"), UidRange::default())?;
     Ok(Arc::new(FirecrackerDriver::new(DriverConfig {
         program: aleph_testkit::firecracker_double(VERSION)?,
