@@ -217,9 +217,17 @@ async fn a_vm_that_cannot_be_looked_at_is_let_be_until_it_goes_by_force() -> Res
         .join("driver.json");
     std::fs::write(&signature, "torn")?;
     let node = open(root.path(), &driver).await?;
-    let held = wait(&node, id, JobState::Unknown).await?;
-    let reason = held.reason.unwrap_or_default();
-    assert!(reason.contains("who launched its VMM"), "{reason}");
+    // Every job is unknown until its node has looked.
+    let began = Instant::now();
+    loop {
+        let held = node.job(id)?;
+        let reason = held.reason.clone().unwrap_or_default();
+        if held.state == JobState::Unknown && reason.contains("who launched its VMM") {
+            break;
+        }
+        ensure!(began.elapsed() < LIMIT, "{held:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     for refused in [
         node.stop(id, None).await.err(),
         node.destroy(id, false).await.err(),
