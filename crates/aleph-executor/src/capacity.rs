@@ -29,6 +29,14 @@ pub enum Shortage {
         /// What there is.
         there: u16,
     },
+    /// More CPUs than a VM can have.
+    #[error("the job asks for {asked} CPUs, a VM of this node has at most {most}")]
+    CpusOfVm {
+        /// What was asked for.
+        asked: u16,
+        /// What the hypervisor gives one VM.
+        most: u16,
+    },
     /// More CPUs than the node has left to give.
     #[error("the job asks for {asked} CPUs, this node has {there} left to give")]
     CpusNow {
@@ -70,7 +78,7 @@ impl Classify for Shortage {
 
     fn code(&self) -> &'static str {
         match self {
-            Self::Cpus { .. } => "too_many_cpus",
+            Self::Cpus { .. } | Self::CpusOfVm { .. } => "too_many_cpus",
             Self::CpusNow { .. } => "cpus_exhausted",
             Self::Memory { .. } => "too_much_memory",
             Self::MemoryNow { .. } => "memory_exhausted",
@@ -80,7 +88,9 @@ impl Classify for Shortage {
 
     fn advice(&self) -> Option<String> {
         Some(match self {
-            Self::Cpus { there, .. } => format!("Ask for at most {there} with --cpus."),
+            Self::Cpus { there: most, .. } | Self::CpusOfVm { most, .. } => {
+                format!("Ask for at most {most} with --cpus.")
+            }
             Self::CpusNow { .. } => {
                 "Stop other jobs, ask for fewer with --cpus, or raise limits.overcommit_cpus."
                     .into()

@@ -333,6 +333,10 @@ impl Executor {
     /// Checks that the host has what a job asks for, and the VMM that it needs.
     pub(crate) fn admit(&self, job: &JobSpec, host: &Capacity) -> Result<(), ExecutorError> {
         capacity::admit(&job.resources, host)?;
+        let (asked, most) = (job.resources.cpus, self.driver().max_cpus());
+        if asked > most {
+            return Err(Shortage::CpusOfVm { asked, most }.into());
+        }
         Ok(self.driver().check()?)
     }
 

@@ -52,6 +52,11 @@ pub trait Driver: Send + Sync {
     /// Which kernel file this VMM boots fastest.
     fn wants_uncompressed_kernel(&self) -> bool;
 
+    /// How many CPUs a VM can have.
+    fn max_cpus(&self) -> u16 {
+        u16::MAX
+    }
+
     /// How many queues each network device can have.
     fn max_nic_queues(&self) -> usize {
         usize::MAX
@@ -175,8 +180,23 @@ pub trait Vmm: Send + Sync {
     /// Where there is no way to the guest, such as where the VMM has ended.
     fn channel(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
 
+    /// Listens for connections that the guest begins, to this port of its host (CID 2), each of which
+    /// is then a connection here. Nobody in the guest is asked who it is: what comes is the guest's, and
+    /// as hostile. They end with a snapshot, and those after it come here again.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where a guest of this VMM has no such way, and
+    /// [`io::ErrorKind::AddrInUse`] where somebody listens there.
+    fn listen(&self, port: u32) -> io::Result<tokio::net::UnixListener> {
+        let _ = port;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Asks the VMM, by its own interface, to end at once and in order.
     fn quit(&self) -> BoxFuture<'_, Result<(), VmmError>>;
+
+    /// Whether its process has ended, whatever of it is still being taken away.
+    fn has_ended(&self) -> bool;
 
     /// Kills it with all its threads.
     ///

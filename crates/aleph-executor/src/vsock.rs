@@ -14,6 +14,10 @@
 //! just taken: whoever reaches such a guest begins again where the connection closes before the guest
 //! has said a word.
 //!
+//! Connections that a guest begins go the other way, to whoever listens beside that socket, at its name
+//! with `_PORT` behind it ([`Vmm::listen`](crate::hypervisor::Vmm::listen)). Nobody is asked or told
+//! anything first: the first byte is the guest's.
+//!
 //! | failure | what it means | what may come of it |
 //! | --- | --- | --- |
 //! | [`VsockError::Connect`] | there is no such socket, or no VMM listens on it | nothing |

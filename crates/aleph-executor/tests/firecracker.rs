@@ -4,7 +4,7 @@
 use aleph_executor::executor::COMMAND_LINE;
 use aleph_executor::firecracker::jail::{Jails, UidRange};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
-use aleph_executor::guest::ExecRequest;
+use aleph_executor::guest::{ExecRequest, FileMeta};
 use aleph_executor::hypervisor::{Driver, Kernel, Link, Nic, Start};
 use aleph_executor::lifecycle::{Outcome, State, Timeouts};
 use aleph_executor::process::{Identity, ProcessExit};
@@ -22,6 +22,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -204,6 +205,7 @@ fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
             (stdout.as_slice(), status),
             (&b"hello\n"[..], ExitStatus::Code(3))
         );
+        is_called(&vm).await?;
         vm.pause().await?;
         assert_eq!(vm.status().state, State::Paused);
         vm.resume().await?;
@@ -215,6 +217,43 @@ fn lives_with_commands(jailer: Option<PathBuf>) -> Result<()> {
         }
         ended(&root, executor, vm).await
     })
+}
+
+/// A guest begins a connection to its host; to another port it is refused.
+async fn is_called(vm: &Vm) -> Result<()> {
+    // Whoever listened before is gone.
+    drop(vm.listen(52)?);
+    let listener = vm.listen(52)?;
+    let taken = vm.listen(52).err().context("it is there twice")?;
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    let answering = tokio::spawn(async move {
+        let (mut guest, _) = listener.accept().await?;
+        let mut said = Vec::new();
+        while said.last() != Some(&b'\n') {
+            said.push(guest.read_u8().await?);
+        }
+        guest.write_all(b"heard ").await?;
+        guest.write_all(&said).await?;
+        anyhow::Ok(())
+    });
+    let meta = FileMeta {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+    };
+    let program = aleph_testkit::vsock_call()?;
+    vm.agent()?.put("/call", meta, &program).await?;
+    let call = async |port: &str| {
+        let call = vm.exec(&ExecRequest::new(["/call", port, "hello"]))?;
+        let (stdout, _, status) = tokio::time::timeout(LIMIT, call.collect()).await??;
+        anyhow::Ok((String::from_utf8(stdout)?, status))
+    };
+    let answered = (String::from("heard hello\n"), ExitStatus::Code(0));
+    assert_eq!(call("52").await?, answered);
+    tokio::time::timeout(LIMIT, answering).await???;
+    let (said, status) = call("53").await?;
+    assert_eq!((said.as_str(), status), ("", ExitStatus::Code(3)));
+    Ok(())
 }
 
 /// A guest whose agent is asked for nothing restarts its machine in order: its VMM ends by itself.

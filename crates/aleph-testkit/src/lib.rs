@@ -18,6 +18,7 @@
 //! | [`FaultyFirecracker`] | the first of them, with something wrong at a request of a test's choice |
 //! | [`DrivenVm`] | a VM by a driver alone, and what its guest writes |
 //! | [`Namespace`] | a network namespace of a test's own |
+//! | [`vsock_call`] | a program for guests that begins a connection to its host |
 //! | [`freestanding_kernel`] | a guest that every KVM runs |
 //! | [`FaultedMemory`] | memory that another process fills, as a VMM hands it over |
 //! | [`expand_pci_tree`] | a host's PCI devices from a description, as sysfs shows them |
@@ -46,6 +47,7 @@ mod scripted_guest;
 mod scripted_runner;
 mod test_host;
 mod vsock;
+mod vsock_call;
 mod wait;
 
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
@@ -67,4 +69,5 @@ pub use scripted_guest::Guest;
 pub use scripted_runner::ScriptedRunner;
 pub use test_host::{Case, TestHost};
 pub use vsock::VsockDevice;
+pub use vsock_call::vsock_call;
 pub use wait::wait_until;

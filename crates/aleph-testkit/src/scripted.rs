@@ -223,6 +223,10 @@ impl hypervisor::Vmm for ScriptedVmm {
         self.obey()
     }
 
+    fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
     fn kill(&self) -> Result<(), VmmError> {
         end(&self.exit, ProcessExit::Signal(9));
         Ok(())

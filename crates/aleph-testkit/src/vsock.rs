@@ -23,7 +23,8 @@
     reason = "descriptors are handed over between fork and exec"
 )]
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::FdFlags;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -64,24 +65,30 @@ impl VsockDevice {
     }
 
     /// Gives the guest of a QEMU that is yet to be started the device, with its CID (3 or more).
-    /// Hosts connect to the listener; its path is its maker's. It is on the bus that a `microvm`
-    /// has.
+    /// Hosts connect to the listener; its path is its maker's. They listen for the guest at that path
+    /// with `_PORT` behind it, as long as it is there. It is on the bus that a `microvm` has.
     ///
     /// # Errors
     /// Where there is no descriptor left.
     pub fn attach(&self, qemu: &mut Command, hosts: UnixListener, cid: u32) -> Result<()> {
         // Any file that QEMU can set flags of: all else on it is the library's.
         let device = File::options().read(true).write(true).open("/dev/null")?;
+        let folder = folder_of(&hosts)?;
         let (device, hosts) = (OwnedFd::from(device), OwnedFd::from(hosts));
         let (at, listener) = (device.as_raw_fd(), hosts.as_raw_fd());
+        let listeners = folder
+            .as_ref()
+            .map(|(folder, name)| format!(",/proc/self/fd/{}/{name}", folder.as_raw_fd()));
+        let listeners = listeners.unwrap_or_default();
         qemu.env("LD_PRELOAD", &self.library)
-            .env("VSOCK_DEVICE", format!("{at},{listener}"))
+            .env("VSOCK_DEVICE", format!("{at},{listener}{listeners}"))
             .arg("-device")
             .arg(format!(
                 "vhost-vsock-device,guest-cid={cid},vhostfd={at},event_idx=off"
             ));
         let keep = move || {
-            for fd in [&device, &hosts] {
+            let folder = folder.as_ref().map(|(folder, _)| folder);
+            for fd in [&device, &hosts].into_iter().chain(folder) {
                 rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
             }
             Ok(())
@@ -91,4 +98,23 @@ impl VsockDevice {
         unsafe { qemu.pre_exec(keep) };
         Ok(())
     }
+}
+
+/// The folder of a listener's path, which QEMU may see by another name or not at all, and its name there.
+fn folder_of(listener: &UnixListener) -> Result<Option<(OwnedFd, String)>> {
+    let address = listener.local_addr()?;
+    let Some(path) = address.as_pathname() else {
+        return Ok(None);
+    };
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.context("a socket without a name")?.to_owned();
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(Some((
+        rustix::fs::open(folder, flags, Mode::empty())?,
+        name,
+    )))
 }

@@ -138,7 +138,7 @@ fn start_in(
     let listener = match settings.memory {
         MemoryMode::File => None,
         MemoryMode::Userfaultfd { .. } => {
-            let listener = quarters.listen(name::MEMORY_SERVER);
+            let listener = quarters.home.listen(name::MEMORY_SERVER);
             Some(listener.map_err(io("listen for the guest's memory"))?)
         }
     };

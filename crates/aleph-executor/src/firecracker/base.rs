@@ -8,10 +8,13 @@
 //! that was given up may come to its end behind the next.
 //!
 //! # Failure cases
-//! Without a base all of the memory is written.
+//! Without a base all of the memory is written; so it is where the file has gone.
 
+use rustix::fs::{Mode, OFlags};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,6 +26,17 @@ pub(super) enum Base {
     /// As a file of that length has it from there on.
     File {
         file: File,
+        offset: u64,
+        length: u64,
+    },
+    /// The same of one that others may take away: so it is not held open, which would keep as much
+    /// of the disk as a guest has memory.
+    Named {
+        /// The folder, whatever its name is by then.
+        folder: OwnedFd,
+        name: OsString,
+        /// Which device and which file of it.
+        id: (u64, u64),
         offset: u64,
         length: u64,
     },
@@ -38,22 +52,63 @@ impl Base {
         })
     }
 
+    /// By the name that an open file has now.
+    pub(super) fn named(file: &File, offset: u64) -> io::Result<Self> {
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let meta = file.metadata()?;
+        Ok(Self::Named {
+            folder: rustix::fs::open(folder, flags, Mode::empty())?,
+            name: name.to_owned(),
+            id: (meta.dev(), meta.ino()),
+            offset,
+            length: meta.len(),
+        })
+    }
+
     /// How much memory it is, where that is known.
     pub(super) fn size(&self) -> Option<u64> {
         match self {
             Self::Template => None,
-            Self::File { offset, length, .. } => Some(length.saturating_sub(*offset)),
+            Self::File { offset, length, .. } | Self::Named { offset, length, .. } => {
+                Some(length.saturating_sub(*offset))
+            }
         }
     }
 
-    /// Whether it is there still as it was, and is not what is written now.
-    fn stands(&self, to: &File) -> io::Result<bool> {
-        let Self::File { file, length, .. } = self else {
-            return Ok(true);
+    /// It, open, if it is there still as it was, and is not what is written now.
+    fn standing(self, to: &File) -> io::Result<Option<Self>> {
+        let (file, id, offset, length) = match self {
+            Self::Template => return Ok(Some(self)),
+            Self::File {
+                file,
+                offset,
+                length,
+            } => (file, None, offset, length),
+            Self::Named {
+                folder,
+                name,
+                id,
+                offset,
+                length,
+            } => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+                (file.into(), Some(id), offset, length)
+            }
         };
         let (meta, to) = (file.metadata()?, to.metadata()?);
-        let is_other = (meta.dev(), meta.ino()) != (to.dev(), to.ino());
-        Ok(is_other && meta.len() == *length)
+        let found = (meta.dev(), meta.ino());
+        let is_it = id.is_none_or(|id| id == found) && meta.len() == length;
+        let is_other = found != (to.dev(), to.ino());
+        Ok((is_it && is_other).then_some(Self::File {
+            file,
+            offset,
+            length,
+        }))
     }
 }
 
@@ -80,7 +135,7 @@ impl Bases {
         let mut bases = self.lock();
         bases.0 += 1;
         let base = bases.1.take();
-        let base = base.filter(|base| base.stands(to).unwrap_or(false));
+        let base = base.and_then(|base| base.standing(to).ok().flatten());
         (Turn(bases.0), base)
     }
 
@@ -124,6 +179,35 @@ mod tests {
         let _fourth = bases.begin(&to);
         bases.written(third, Base::of(file(8), 0).unwrap());
         assert_eq!(length(bases.begin(&to).1), None);
+    }
+
+    #[test]
+    fn a_file_that_is_taken_away_is_not_kept() {
+        let (bases, to) = (Bases::default(), file(0));
+        let dir = tempfile::tempdir().unwrap();
+        // What is being made has another name.
+        let begun = dir.path().join("begun");
+        std::fs::create_dir(&begun).unwrap();
+        let first = File::create(begun.join("memory")).unwrap();
+        first.set_len(7).unwrap();
+        bases.set(Base::named(&first, 2).unwrap());
+        let made = dir.path().join("made");
+        std::fs::rename(begun, &made).unwrap();
+        let path = made.join("memory");
+        let make = || {
+            let file = File::create(&path).unwrap();
+            file.set_len(7).unwrap();
+            file
+        };
+        assert_eq!(length(bases.begin(&to).1), Some(5));
+        bases.set(Base::named(&make(), 0).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(length(bases.begin(&to).1), None, "it has gone");
+        let first = make();
+        bases.set(Base::named(&first, 0).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        make();
+        assert_eq!(length(bases.begin(&to).1), None, "it is another");
     }
 
     #[test]

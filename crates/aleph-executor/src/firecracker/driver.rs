@@ -18,6 +18,7 @@
 //! | a VM's memory server ends | the VMM is killed, and its end says why |
 //! | the VM's links cannot be connected | it is killed, and its end says why |
 
+use super::api::MAX_VCPUS;
 use super::beginning::bring_up;
 use super::figures::Figures;
 use super::home::{Home, name};
@@ -154,6 +155,10 @@ impl Driver for FirecrackerDriver {
 
     fn wants_uncompressed_kernel(&self) -> bool {
         true
+    }
+
+    fn max_cpus(&self) -> u16 {
+        u16::from(MAX_VCPUS)
     }
 
     fn max_nic_queues(&self) -> usize {

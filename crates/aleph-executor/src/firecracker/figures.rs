@@ -152,6 +152,10 @@ impl Sums {
         match value {
             Value::Object(numbers) if depth > 0 => {
                 for (key, value) in numbers {
+                    // Before it is put together for each of them.
+                    if name.len() + 1 + key.len() > MAX_NAME {
+                        continue;
+                    }
                     self.add_below(&format!("{name}.{key}"), value, depth - 1);
                 }
             }

@@ -10,10 +10,12 @@ use crate::drivers::signature::Launched;
 use crate::process::{FIRST_FILE, path_of_file};
 use aleph_types::VmId;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::process::{Gid, Uid};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// The folder's name in the runtime folder of a VM.
@@ -124,6 +126,31 @@ impl Home {
             Self::Jailed { .. } => Path::new("/").join(name),
             Self::Open { .. } => Path::new(&path_of_file(FIRST_FILE)).join(name),
         }
+    }
+
+    /// Listens on a socket that the VMM may connect to.
+    pub(super) fn listen(&self, name: &str) -> io::Result<UnixListener> {
+        match self {
+            Self::Jailed { jail, .. } => Ok(jail.listen(name)?),
+            Self::Open { folder, .. } => {
+                let short = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+                // Binding follows no link.
+                let listener = UnixListener::bind(short)?;
+                let meta = folder.metadata()?;
+                let (user, group) = (Uid::from_raw(meta.uid()), Gid::from_raw(meta.gid()));
+                crate::socket::give(folder, name, user, group)?;
+                Ok(listener)
+            }
+        }
+    }
+
+    /// Whether it is a socket on which nobody listens.
+    pub(super) fn is_deserted(&self, name: &str) -> bool {
+        let refuses = |way: Way| match UnixStream::connect(&way.path) {
+            Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+            Ok(_) => false,
+        };
+        self.socket(name).is_ok_and(refuses)
     }
 
     /// The way to a socket that the VMM made.

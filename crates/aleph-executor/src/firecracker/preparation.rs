@@ -203,7 +203,7 @@ fn start_in(
         }
     };
     if let Some((server, prefetch, memory)) = served {
-        let listener = quarters.listen(name::MEMORY_SERVER);
+        let listener = quarters.home.listen(name::MEMORY_SERVER);
         let server = MemoryServer::start(Serve {
             program: server,
             prefetch,

@@ -30,9 +30,8 @@ use aleph_types::{MiB, VmId};
 use rustix::fs::{CWD, FileType, Mode};
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -225,19 +224,6 @@ impl Quarters {
         };
         // Nobody else can have been in the folder yet.
         File::options().read(true).write(true).open(path)
-    }
-
-    /// Listens on a socket that the VMM may connect to.
-    pub(super) fn listen(&self, name: &str) -> io::Result<UnixListener> {
-        match &self.home {
-            Home::Jailed { jail, .. } => Ok(jail.listen(name)?),
-            Home::Open { path, folder, .. } => {
-                let short = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
-                let listener = UnixListener::bind(short)?;
-                self.give(&path.join(name))?;
-                Ok(listener)
-            }
-        }
     }
 
     /// What the VMM says: its standard error, and its log by that path.

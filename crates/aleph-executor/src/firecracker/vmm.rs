@@ -25,15 +25,15 @@ use aleph_types::MiB;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-/// How long a guest may take until its agent listens: its boot.
-const BOOT: Duration = Duration::from_secs(120);
+/// How long a guest may take until its agent listens: more than any node gives it to boot, which ends
+/// it then.
+const BOOT: Duration = Duration::from_secs(2 * 86_400);
 
 /// How long a VMM whose guest's memory is gone may take to be gone itself.
 const GOING: Duration = Duration::from_millis(500);
@@ -333,6 +333,10 @@ impl FirecrackerVmm {
     }
 }
 
+fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
 impl Vmm for Arc<FirecrackerVmm> {
     fn identity(&self) -> Identity {
         self.process.identity().clone()
@@ -357,6 +361,21 @@ impl Vmm for Arc<FirecrackerVmm> {
         })
     }
 
+    fn listen(&self, port: u32) -> io::Result<UnixListener> {
+        // Firecracker connects there, as its user (`docs/vsock.md`, "Guest-initiated connections").
+        let name = format!("{}_{port}", name::VSOCK);
+        let listener = match self.home.listen(&name) {
+            // Whoever listened there is gone, such as an earlier process of this node.
+            Err(error) if is_taken(&error) && self.home.is_deserted(&name) => {
+                self.home.remove(&name)?;
+                self.home.listen(&name)?
+            }
+            listening => listening?,
+        };
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener)
+    }
+
     /// Firecracker has no such call, and nothing to do before its end: what its guest has written is
     /// with the host's kernel. So its guest is asked first, by the keys that have a kernel restart its
     /// machine, which ends Firecracker. Then, where the guest does not, Firecracker is told.
@@ -367,6 +386,10 @@ impl Vmm for Arc<FirecrackerVmm> {
             }
             Ok(())
         })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.process.has_ended()
     }
 
     fn kill(&self) -> Result<(), VmmError> {
@@ -477,10 +500,8 @@ impl Snapshot for Arc<FirecrackerVmm> {
                         let (file, offset) = (&memory, 0);
                         layers.push(Layer { file, offset });
                         let offset = packing::pack(&state, &mut from, &layers)?;
-                        // Whoever has it may have it for writing only.
-                        let path = format!("/proc/self/fd/{}", state.as_raw_fd());
-                        if let Ok(file) = File::open(path) {
-                            vmm.is_written(turn, Base::of(file, offset)?);
+                        if let Ok(base) = Base::named(&state, offset) {
+                            vmm.is_written(turn, base);
                         }
                         Ok(())
                     });

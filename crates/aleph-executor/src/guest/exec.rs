@@ -8,8 +8,9 @@ use std::future::poll_fn;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long a guest may take to be spoken with again whose connection ended with a snapshot.
-const NEXT: Duration = Duration::from_secs(60);
+/// How long a guest may take to be spoken with again whose connection ended with a snapshot: longer than
+/// its node waits for it by default, by far.
+const NEXT: Duration = Duration::from_secs(600);
 
 /// A command to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -253,12 +254,15 @@ impl ExecInput {
     /// From now on this and all its clones feed the same command over another connection, with what was
     /// held back first.
     pub(crate) fn goes_on_as(&self, next: &Self) {
-        let (before, next) = (self.port(), next.port());
-        if before.end_is_held() {
-            // Where that is closed too, nobody hears it.
-            let _ = next.end();
-        }
-        self.ports.send_replace(next);
+        let next = next.port();
+        // Nothing ends the one before in between.
+        self.ports.send_modify(|port| {
+            if port.end_is_held() {
+                // Where that is closed too, nobody hears it.
+                let _ = next.end();
+            }
+            *port = next;
+        });
     }
 
     /// Sends bytes to its standard input, waiting while it does not read, and while its guest is
@@ -288,7 +292,7 @@ impl ExecInput {
     /// # Errors
     /// Where the channel is closed.
     pub fn close(&self) -> Result<(), AgentError> {
-        self.port().end()
+        self.ports.borrow().end()
     }
 
     /// Sends a signal to its process group, by number.

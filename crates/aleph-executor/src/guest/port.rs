@@ -92,13 +92,21 @@ impl StreamPort {
     /// Says that no more data follows, once.
     pub(super) fn end(&self) -> Result<(), AgentError> {
         let mut table = self.shared.lock();
+        if table.held {
+            let is_closed = table.closed.is_some();
+            let is_new = match table.streams.get_mut(&self.id) {
+                Some(stream) => std::mem::replace(&mut stream.takes_input, false),
+                // Whoever feeds the command over another connection hears of it.
+                None => is_closed,
+            };
+            if is_new && !table.ends.contains(&self.id) {
+                table.ends.push(self.id);
+            }
+            return Ok(());
+        }
         match table.streams.get_mut(&self.id) {
             Some(stream) if stream.takes_input => stream.takes_input = false,
             _ => return table.closed.clone().map_or(Ok(()), Err),
-        }
-        if table.held {
-            table.ends.push(self.id);
-            return Ok(());
         }
         drop(table);
         self.send(&ToGuest::Eof)

@@ -390,6 +390,10 @@ impl Vmm for QemuVmm {
         Box::pin(async { self.command("quit").await.map(drop) })
     }
 
+    fn has_ended(&self) -> bool {
+        self.process.has_ended()
+    }
+
     fn kill(&self) -> Result<(), VmmError> {
         Ok(self.process.kill()?)
     }

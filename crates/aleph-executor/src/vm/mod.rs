@@ -298,6 +298,16 @@ impl Vm {
         self.vmm.borrow().clone()
     }
 
+    /// Listens for connections that its guest begins to this port of its host, as
+    /// [`Vmm::listen`](crate::hypervisor::Vmm::listen) has it.
+    ///
+    /// # Errors
+    /// The VMM's; [`std::io::ErrorKind::NotConnected`] where none runs.
+    pub fn listen(&self, port: u32) -> std::io::Result<tokio::net::UnixListener> {
+        let vmm = self.vmm().ok_or(std::io::ErrorKind::NotConnected)?;
+        vmm.listen(port)
+    }
+
     /// What its VMM counts of itself, where it runs and does.
     #[must_use]
     pub fn vmm_figures(&self) -> Option<BTreeMap<String, u64>> {

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::num::Wrapping;
 use std::os::unix::net::UnixStream;
 
-/// A connection that a host asked for.
+/// A connection that a host or the guest asked for.
 #[derive(Debug)]
 pub(crate) struct Connection {
     ports: Ports,
@@ -53,6 +53,18 @@ impl Connection {
             told: Wrapping(0),
             is_asked: false,
         }
+    }
+
+    /// One that the guest asked for, and what answers it.
+    pub(crate) fn begun(request: &FromGuest, stream: UnixStream) -> (Self, ToGuest) {
+        let mut connection = Self {
+            state: State::Open,
+            allocated: request.allocated,
+            read: request.forwarded,
+            ..Self::new(request.ports, stream)
+        };
+        let answer = connection.packet(op::RESPONSE);
+        (connection, answer)
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -7,8 +7,9 @@
 //! process. QEMU's other vsock device, `vhost-user-vsock-device`, would need no such thing, but a
 //! guest that has it cannot be written down.
 //!
-//! `VSOCK_DEVICE=FD,LISTENER` names the descriptor whose ioctls these are, which may be open on
-//! anything, and the Unix socket that hosts connect to. QEMU is told the first with `vhostfd=`.
+//! `VSOCK_DEVICE=FD,LISTENER[,PATH]` names the descriptor whose ioctls these are, which may be open on
+//! anything, the Unix socket that hosts connect to, and where hosts listen for the guest: at `PATH_52`
+//! for port 52. QEMU is told the first with `vhostfd=`.
 //!
 //! ```text
 //! host                           device                         guest
@@ -18,7 +19,7 @@
 //! ```
 //! A host that connects before the guest's driver runs, or while the guest stands still, waits in
 //! the queue of the socket. A host whose `CONNECT` line does not come in one piece is sent away.
-//! Guests that connect to the host are refused. Nothing here is timed.
+//! A guest that connects to the host is refused where nobody listens. Nothing here is timed.
 //!
 //! A guest is written down while it stands still; then nothing of it is written to. QEMU's log of
 //! written pages is not served, so one that runs is not to be migrated.
@@ -35,14 +36,25 @@ use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
 
-/// The two descriptors of `VSOCK_DEVICE`.
-fn descriptors() -> Option<(RawFd, RawFd)> {
-    static DESCRIPTORS: OnceLock<Option<(RawFd, RawFd)>> = OnceLock::new();
-    *DESCRIPTORS.get_or_init(|| {
+/// What `VSOCK_DEVICE` says.
+struct Ends {
+    device: RawFd,
+    listener: RawFd,
+    listeners: Option<String>,
+}
+
+fn ends() -> Option<&'static Ends> {
+    static ENDS: OnceLock<Option<Ends>> = OnceLock::new();
+    let read = || {
         let text = std::env::var("VSOCK_DEVICE").ok()?;
-        let (device, listener) = text.split_once(',')?;
-        Some((device.parse().ok()?, listener.parse().ok()?))
-    })
+        let mut words = text.splitn(3, ',');
+        Some(Ends {
+            device: words.next()?.parse().ok()?,
+            listener: words.next()?.parse().ok()?,
+            listeners: words.next().map(str::to_owned),
+        })
+    };
+    ENDS.get_or_init(read).as_ref()
 }
 
 /// Answers the requests of vhost on its descriptor, and hands all others to the kernel.
@@ -53,10 +65,10 @@ fn descriptors() -> Option<(RawFd, RawFd)> {
 pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     // The kernel takes 32 bits of a request, and some callers sign-extend theirs.
     let number = request as u32;
-    match descriptors() {
-        Some((device, listener)) if fd == device && vhost::is_request(number) => {
+    match ends() {
+        Some(ends) if fd == ends.device && vhost::is_request(number) => {
             // SAFETY: the caller vouches for the argument.
-            match unsafe { vhost::answer(listener, number, argument) } {
+            match unsafe { vhost::answer(ends, number, argument) } {
                 Ok(()) => 0,
                 Err(errno) => {
                     // SAFETY: errno is the thread's own.

@@ -20,6 +20,8 @@ const MAX_LINE: usize = 32;
 pub(crate) struct Muxer {
     cid: u64,
     hosts: UnixListener,
+    /// Where hosts listen for the guest: `_PORT` follows. Without it they do not.
+    listeners: Option<String>,
     events: Epoll,
     /// Hosts that have not said which port they want.
     newcomers: Vec<UnixStream>,
@@ -31,13 +33,14 @@ pub(crate) struct Muxer {
 }
 
 impl Muxer {
-    pub(crate) fn new(hosts: UnixListener) -> io::Result<Self> {
+    pub(crate) fn new(hosts: UnixListener, listeners: Option<String>) -> io::Result<Self> {
         hosts.set_nonblocking(true)?;
         let events = Epoll::new()?;
         watch(&events, hosts.as_raw_fd())?;
         Ok(Self {
             cid: 0,
             hosts,
+            listeners,
             events,
             newcomers: Vec::new(),
             connections: BTreeMap::new(),
@@ -102,9 +105,25 @@ impl Muxer {
         match connection {
             Some(connection) => self.answers.extend(connection.accept(packet, data)),
             None if packet.op == op::RST => {}
-            None => self.answers.push_back(ToGuest::bare(packet.ports, op::RST)),
+            None => {
+                let is_request = packet.op == op::REQUEST && kind == STREAM && to == HOST;
+                let begun = is_request.then(|| self.begin(packet)).flatten();
+                let refused = ToGuest::bare(packet.ports, op::RST);
+                self.answers.push_back(begun.unwrap_or(refused));
+            }
         }
         self.bury();
+    }
+
+    /// Connects the guest to who listens on its host's port, if anybody does.
+    fn begin(&mut self, request: &FromGuest) -> Option<ToGuest> {
+        let listeners = self.listeners.as_ref()?;
+        let stream = UnixStream::connect(format!("{listeners}_{}", request.ports.host)).ok()?;
+        stream.set_nonblocking(true).ok()?;
+        watch(&self.events, stream.as_raw_fd()).ok()?;
+        let (connection, answer) = Connection::begun(request, stream);
+        self.connections.insert(request.ports, connection);
+        Some(answer)
     }
 
     /// What the guest is to be told next, with at most so many bytes of data.

@@ -1,5 +1,6 @@
 //! The requests of vhost: what QEMU says of the guest's memory and of the rings in it.
 
+use crate::Ends;
 use crate::muxer::Muxer;
 use crate::rings::{Event, Memory, Ring, Rings};
 use std::ffi::{c_int, c_void};
@@ -101,13 +102,13 @@ pub(crate) fn is_request(request: u32) -> bool {
 /// # Safety
 /// `argument` must be what the request asks for.
 pub(crate) unsafe fn answer(
-    listener: RawFd,
+    ends: &Ends,
     request: u32,
     argument: *mut c_void,
 ) -> Result<(), c_int> {
     let mut device = device();
     if request & 0xff == number::SET_OWNER && device.is_none() {
-        *device = Some(Device::begin(listener).map_err(|error| errno(&error))?);
+        *device = Some(Device::begin(ends).map_err(|error| errno(&error))?);
         return Ok(());
     }
     let device = device.as_mut().ok_or(libc::EPERM)?;
@@ -189,10 +190,10 @@ fn duplicate(fd: RawFd) -> Result<Option<File>, c_int> {
 }
 
 impl Device {
-    fn begin(listener: RawFd) -> io::Result<Self> {
+    fn begin(ends: &Ends) -> io::Result<Self> {
         // SAFETY: whoever started QEMU gave it this descriptor for this, and no one else has it.
-        let hosts = UnixListener::from(unsafe { OwnedFd::from_raw_fd(listener) });
-        let muxer = Muxer::new(hosts)?;
+        let hosts = UnixListener::from(unsafe { OwnedFd::from_raw_fd(ends.listener) });
+        let muxer = Muxer::new(hosts, ends.listeners.clone())?;
         let events: &'static Epoll = Box::leak(Box::new(Epoll::new()?));
         let hosts = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, Event::Hosts as u64);
         events.ctl(ControlOperation::Add, muxer.events(), hosts)?;

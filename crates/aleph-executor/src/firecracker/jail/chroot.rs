@@ -230,8 +230,9 @@ impl Jail {
         // Binding follows no link: a name that is taken stays what it is.
         let short = format!("/proc/self/fd/{}/{name}", self.root.as_raw_fd());
         let listener = UnixListener::bind(short).map_err(at("listen on", &path))?;
-        // By its name, not followed: at worst the VMM gets what it put there itself.
-        self.give_named(name).map_err(at("give away", &path))?;
+        // The VMM may run by now, and have hard links of files that others share beside it.
+        let (user, group) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
+        crate::socket::give(&self.root, name, user, group).map_err(at("give away", &path))?;
         Ok(listener)
     }
 

@@ -53,6 +53,11 @@ impl Jails {
     /// # Errors
     /// As [`Jails::open`], and [`JailError::Base`] where the folder of jails is another node's.
     pub fn open_of_node(base: &Path, claims: &Path, range: UidRange) -> Result<Self, JailError> {
+        let link = base.join(USERS);
+        if link.is_symlink() && !link.exists() {
+            // To where the node's folder was before it was moved.
+            fs::remove_file(&link).map_err(at("remove", &link))?;
+        }
         let jails = Self::open(base, range)?;
         let claims = Users::open(claims.to_owned(), range)?;
         let claims = claims.take_over(&jails.users)?;

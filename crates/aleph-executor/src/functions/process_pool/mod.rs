@@ -177,7 +177,7 @@ impl ProcessPool {
             self.ask(shape.clone());
             let process = process?;
             let vm = process.vm();
-            if !process.is_alive().await {
+            if !process.is_alive() {
                 tracing::info!(%vm, "a process that was launched ahead has ended");
                 continue;
             }

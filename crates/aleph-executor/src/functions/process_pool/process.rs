@@ -121,13 +121,8 @@ impl PooledProcess {
     }
 
     /// Whether it has not been seen to end.
-    pub(super) async fn is_alive(&self) -> bool {
-        let vmm = self.waiting.vmm();
-        tokio::select! {
-            biased;
-            _ = vmm.wait() => false,
-            () = std::future::ready(()) => true,
-        }
+    pub(super) fn is_alive(&self) -> bool {
+        !self.waiting.vmm().has_ended()
     }
 
     /// Makes it a spare of a template of its shape.

@@ -30,7 +30,6 @@
 //! - A snapshot's memory is loaded into a copy before the guest goes on, also where it comes from a page
 //!   fault handler, which so is asked for all of it (see `page_faults`).
 //! - A triple fault looks like a reset: exit code 0 in all versions.
-//! - Connections of vsock that a guest begins are refused.
 //! - A VM that is only paused and resumed has no trouble with vsock in 1.16.0 and 1.16.1.
 
 mod action;
