@@ -74,7 +74,10 @@ impl DebianRoot {
 
     fn make(&self, tree: &Path) -> Result<()> {
         let languages = "--aptopt=Acquire::Languages \"none\"";
-        run(Command::new("mmdebstrap")
+        // What it mounts goes with it, also where it is killed.
+        run(Command::new("unshare")
+            .args(["--mount", "--pid", "--fork", "--kill-child"])
+            .args(["--mount-proc", "mmdebstrap"])
             .args(["--quiet", "--variant=minbase", languages])
             .args(PATHS.map(|path| format!("--dpkgopt=path-{path}")))
             .arg(format!("--include={PACKAGES}"))

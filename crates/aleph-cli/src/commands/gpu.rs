@@ -65,10 +65,11 @@ impl Gpu {
                 let gpus = node.gpus(context)?;
                 let inventory = gpus.inventory()?;
                 let mut misfits = gpu::misfits(&inventory, &gpus.config().allowed);
+                let gpus = listed(&inventory, &mut misfits, gpus.config().enabled);
                 if json {
-                    print_json(&listed(&inventory, &mut misfits))?;
+                    print_json(&gpus)?;
                 } else {
-                    print(table(&listed(&inventory, &mut misfits)))?;
+                    print(table(&gpus))?;
                 }
             }
             Self::Unquarantine {
@@ -106,11 +107,16 @@ impl NodeConfig {
 fn listed<'a>(
     inventory: &'a Inventory,
     misfits: &mut BTreeMap<PciAddress, Misfit>,
+    enabled: bool,
 ) -> Vec<Listed<'a>> {
     let gpus = inventory.gpus().iter();
+    let is_off = || (!enabled).then(|| "needs enable_gpu = true".to_owned());
     let listed = gpus.map(|gpu| Listed {
         gpu,
-        unavailable: misfits.remove(&gpu.address).map(|why| why.to_string()),
+        unavailable: misfits
+            .remove(&gpu.address)
+            .map(|why| why.to_string())
+            .or_else(is_off),
     });
     listed.collect()
 }
@@ -166,7 +172,13 @@ mod tests {
             groups: Some((0..40).collect()),
         };
         let mut misfits = gpu::misfits(&inventory, &allowed);
-        let gpus = listed(&inventory, &mut misfits);
+        let off = listed(&inventory, &mut misfits, false);
+        let why = off.iter().map(|gpu| gpu.unavailable.as_deref());
+        let why: Vec<_> = why.collect();
+        assert_eq!(why[0], Some("shows the console of the host"));
+        assert_eq!(why[1], Some("needs enable_gpu = true"));
+        let mut misfits = gpu::misfits(&inventory, &allowed);
+        let gpus = listed(&inventory, &mut misfits, true);
         insta::assert_snapshot!(table(&gpus).in_width(160), @r"
         ADDRESS       TYPE          VRAM  GROUP  NUMA  DRIVER  STATE  NOT FOR JOBS, SINCE IT
         0000:03:00.0  1a03:2000        -      2     0  ast     host   shows the console of the host

@@ -81,7 +81,9 @@ fn groups(value: &DeValue<'_>) -> Parsed<BTreeSet<u32>> {
 }
 
 fn group(value: &DeValue<'_>) -> Result<u32, Fault> {
-    let number = value.as_integer().map(|n| n.as_str().parse());
+    let number = value
+        .as_integer()
+        .map(|n| u32::from_str_radix(n.as_str(), n.radix()));
     match number {
         Some(Ok(number)) => Ok(number),
         Some(Err(_)) => Err(Fault::new("is no number of an IOMMU group")),

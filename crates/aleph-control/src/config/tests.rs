@@ -33,7 +33,7 @@ fn every_key_is_read() {
         program = "/opt/qemu"
         enable_gpu = true
         gpu_devices = ["0000:18:00.0", "3a:00.0"]
-        iommu_group = [14, 20]
+        iommu_group = [14, 0x14]
         vfio_driver = "nvgrace_gpu_vfio_pci"
         [executor.firecracker]
         firecracker = "/opt/firecracker"

@@ -29,6 +29,10 @@ pub(crate) fn trials() -> Vec<Trial> {
     let root =
         fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
     [
+        // Before the others, which have it then.
+        trial("alone_a_root_of_debian_is_made", || {
+            DebianRoot::new().expect("a root of Debian");
+        }),
         trial(
             "alone_debian_does_as_it_was_told",
             debian_does_as_it_was_told,
