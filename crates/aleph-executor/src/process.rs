@@ -162,6 +162,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(stdout.map_or_else(Stdio::null, Stdio::from))
             .stderr(stderr);
+        let beyond = FIRST_FILE + i32::try_from(files.len()).map_err(io::Error::other)?;
         let mappings = files
             .into_iter()
             .zip(FIRST_FILE..)
@@ -171,7 +172,12 @@ impl Process {
             })
             .collect();
         command.fd_mappings(mappings).map_err(io::Error::other)?;
-        let procs = cgroup.as_ref().map(Cgroup::open_procs).transpose()?;
+        // Used once the files have their numbers, of which it must have none.
+        let join = |cgroup: &Cgroup| {
+            let procs = cgroup.open_procs()?;
+            Ok::<_, io::Error>(rustix::io::fcntl_dupfd_cloexec(&procs, beyond)?)
+        };
+        let procs = cgroup.as_ref().map(join).transpose()?;
         prepare(&mut command, procs, user.map(|user| (user, device_group)));
         let mut child = start(&mut command)?;
         let held = i32::try_from(child.id())

@@ -74,10 +74,13 @@ pub(super) async fn bring_up(
 /// Has its guest go on as soon as its state has come. What fails from here on is told by its end.
 pub(super) fn go_on(vmm: &Arc<FirecrackerVmm>, restoring: Restoring, links: Links) {
     let vmm = Arc::clone(vmm);
+    // Its end waits for what is said here.
+    let done = vmm.goes_on();
     tokio::spawn(async move {
         if let Err(error) = restore(&vmm, restoring, links).await {
             vmm.fail(&error);
         }
+        drop(done);
     });
 }
 

@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 /// The folder's name in the runtime folder of a VM.
@@ -146,9 +146,11 @@ impl Home {
 
     /// Whether it is a socket on which nobody listens.
     pub(super) fn is_deserted(&self, name: &str) -> bool {
-        let refuses = |way: Way| match UnixStream::connect(&way.path) {
+        // One of another type is told whether anybody is there, and who listens hears nothing of it.
+        let asks = |way: Way| UnixDatagram::unbound()?.connect(&way.path);
+        let refuses = |way: Way| match asks(way) {
             Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
-            Ok(_) => false,
+            Ok(()) => false,
         };
         self.socket(name).is_ok_and(refuses)
     }

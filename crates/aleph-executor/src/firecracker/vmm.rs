@@ -35,7 +35,8 @@ use tokio::sync::watch;
 /// it then.
 const BOOT: Duration = Duration::from_secs(2 * 86_400);
 
-/// How long a VMM whose guest's memory is gone may take to be gone itself.
+/// How long a VMM whose guest's memory is gone may take to be gone itself, and how long who speaks with it
+/// may take to hear that it is.
 const GOING: Duration = Duration::from_millis(500);
 
 /// How long writing a guest down may take: all of its memory is in it.
@@ -99,6 +100,8 @@ pub(super) struct FirecrackerVmm {
     template: Option<Lent>,
     /// Why it was killed, where it does not say so itself.
     failure: Mutex<Option<String>>,
+    /// Closed once it is known whether its guest goes on from a state.
+    going_on: OnceLock<watch::Receiver<()>>,
     /// Whether its guest runs, or did.
     begun: watch::Sender<bool>,
     /// For as long as this lives.
@@ -138,6 +141,7 @@ impl FirecrackerVmm {
             figures,
             template,
             failure: Mutex::default(),
+            going_on: OnceLock::new(),
             begun: watch::Sender::new(is_adopted),
             _console: console,
             memory_server: memory_server.map(OnceLock::from).unwrap_or_default(),
@@ -172,6 +176,22 @@ impl FirecrackerVmm {
     pub(super) fn keep(&self, links: Links) {
         let mut kept = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         *kept = Some(links);
+    }
+
+    /// Its guest is to go on; whether it does is known once what this gives is dropped.
+    pub(super) fn goes_on(&self) -> watch::Sender<()> {
+        let (done, going_on) = watch::channel(());
+        let _ = self.going_on.set(going_on);
+        done
+    }
+
+    /// Waits until it is known whether its guest goes on, of which its end may be the reason.
+    async fn has_gone_on(&self) {
+        if let Some(going_on) = self.going_on.get() {
+            let mut going_on = going_on.clone();
+            let dropped = async { while going_on.changed().await.is_ok() {} };
+            let _ = tokio::time::timeout(GOING, dropped).await;
+        }
     }
 
     /// Its guest does not go on: it is killed, and its end says why.
@@ -399,6 +419,7 @@ impl Vmm for Arc<FirecrackerVmm> {
     fn wait(&self) -> BoxFuture<'_, VmmExit> {
         Box::pin(async {
             let exit = self.process.wait().await;
+            self.has_gone_on().await;
             self.leave().await;
             let log = self.tail.as_ref().map(Tail::text).unwrap_or_default();
             let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
