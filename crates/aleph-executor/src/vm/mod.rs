@@ -299,7 +299,7 @@ impl Vm {
     }
 
     /// Listens for connections that its guest begins to this port of its host, as
-    /// [`Vmm::listen`](crate::hypervisor::Vmm::listen) has it.
+    /// [`Vmm::listen`] has it.
     ///
     /// # Errors
     /// The VMM's; [`std::io::ErrorKind::NotConnected`] where none runs.
