@@ -13,6 +13,7 @@
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`python_with_cloud_init`], [`mtools`] | Debian's programs, without installing them |
 //! | [`DebianRoot`] | Debian 12 with its cloud-init, for a full VM |
+//! | [`DebianDisk`] | the same on a disk that firmware boots, as cloud images are |
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
 //! | [`FaultyFirecracker`] | the first of them, with something wrong at a request of a test's choice |
@@ -29,6 +30,7 @@
 
 mod clients;
 mod debian;
+mod debian_disk;
 mod debian_root;
 mod driven_vm;
 mod faulted_memory;
@@ -52,6 +54,7 @@ mod wait;
 
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use debian::{mtools, python_with_cloud_init};
+pub use debian_disk::DebianDisk;
 pub use debian_root::DebianRoot;
 pub use driven_vm::{DrivenVm, Plan};
 pub use faulted_memory::FaultedMemory;
