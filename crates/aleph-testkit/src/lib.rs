@@ -10,6 +10,7 @@
 //! | [`recipe_image`] | the image of a recipe, built once for all tests |
 //! | [`functions`] | functions for tests, packed as users pack them |
 //! | [`python_with_boto3`], [`python_with_cloudevents`] | clients of functions, from PyPI |
+//! | [`python_with_moto`] | a server that speaks S3, from PyPI |
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`python_with_cloud_init`], [`mtools`] | Debian's programs, without installing them |
 //! | [`DebianRoot`] | Debian 12 with its cloud-init, for a full VM |
@@ -52,7 +53,9 @@ mod vsock;
 mod vsock_call;
 mod wait;
 
-pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
+pub use clients::{
+    cargo_lambda, python_with_boto3, python_with_cloudevents, python_with_moto, workerd,
+};
 pub use debian::{mtools, python_with_cloud_init};
 pub use debian_disk::DebianDisk;
 pub use debian_root::DebianRoot;
