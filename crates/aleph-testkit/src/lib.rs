@@ -13,6 +13,7 @@
 //! | [`python_with_moto`] | a server that speaks S3, from PyPI |
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`python_with_cloud_init`], [`mtools`] | Debian's programs, without installing them |
+//! | [`boot_disk`] | a disk that SeaBIOS boots in a moment, and that listens to the power button |
 //! | [`DebianRoot`] | Debian 12 with its cloud-init, for a full VM |
 //! | [`DebianDisk`] | the same on a disk that firmware boots, as cloud images are |
 //! | [`NatsServer`] | a server of NATS, with streams |
@@ -29,6 +30,7 @@
 //! | [`VsockDevice`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
+mod boot_disk;
 mod clients;
 mod debian;
 mod debian_disk;
@@ -56,6 +58,8 @@ mod wait;
 pub use clients::{
     cargo_lambda, python_with_boto3, python_with_cloudevents, python_with_moto, workerd,
 };
+pub use boot_disk::{BootDisk, boot_disk};
+pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use debian::{mtools, python_with_cloud_init};
 pub use debian_disk::DebianDisk;
 pub use debian_root::DebianRoot;
