@@ -55,11 +55,10 @@ mod vsock;
 mod vsock_call;
 mod wait;
 
+pub use boot_disk::{BootDisk, boot_disk};
 pub use clients::{
     cargo_lambda, python_with_boto3, python_with_cloudevents, python_with_moto, workerd,
 };
-pub use boot_disk::{BootDisk, boot_disk};
-pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use debian::{mtools, python_with_cloud_init};
 pub use debian_disk::DebianDisk;
 pub use debian_root::DebianRoot;

@@ -315,7 +315,7 @@ impl Blueprint {
         if self.uuid.len() != 36 || !self.uuid.chars().all(is_uuid) {
             return invalid(format!("{:?} is no UUID", self.uuid));
         }
-        if self.memory.0 == 0 || self.memory_room.0 % MEMORY_UNIT.0 != 0 {
+        if self.memory.0 == 0 || !self.memory_room.0.is_multiple_of(MEMORY_UNIT.0) {
             return invalid(format!(
                 "its memory is 0, or the room for more no multiple of {} MiB",
                 MEMORY_UNIT.0
