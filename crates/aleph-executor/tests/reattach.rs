@@ -46,6 +46,7 @@ impl Machine {
         let launched = Instant::now();
         let vmm = driver
             .launch(Launch {
+                machine: aleph_executor::hypervisor::Machine::MicroVm,
                 vm: VmId::random(),
                 resources: Resources {
                     memory: MiB(128),
