@@ -48,6 +48,7 @@ impl Machine {
             .launch(Launch {
                 machine: aleph_executor::hypervisor::Machine::MicroVm,
                 vm: VmId::random(),
+                machine: aleph_executor::hypervisor::Machine::MicroVm,
                 resources: Resources {
                     memory: MiB(128),
                     ..Resources::default()

@@ -14,6 +14,7 @@
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`python_with_cloud_init`], [`mtools`] | Debian's programs, without installing them |
 //! | [`boot_disk`] | a disk that SeaBIOS boots in a moment, and that listens to the power button |
+//! | [`ShellGuest`] | a small Linux with a shell on its serial port |
 //! | [`DebianRoot`] | Debian 12 with its cloud-init, for a full VM |
 //! | [`DebianDisk`] | the same on a disk that firmware boots, as cloud images are |
 //! | [`NatsServer`] | a server of NATS, with streams |
@@ -50,6 +51,7 @@ mod root;
 mod scripted;
 mod scripted_guest;
 mod scripted_runner;
+mod shell_guest;
 mod test_host;
 mod vsock;
 mod vsock_call;
@@ -76,6 +78,7 @@ pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};
 pub use scripted_guest::Guest;
 pub use scripted_runner::ScriptedRunner;
+pub use shell_guest::ShellGuest;
 pub use test_host::{Case, TestHost};
 pub use vsock::VsockDevice;
 pub use vsock_call::vsock_call;

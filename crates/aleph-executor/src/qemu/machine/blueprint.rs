@@ -198,6 +198,8 @@ pub enum Firmware {
 pub enum GuestAgent {
     /// QEMU's guest agent, where the guest has it.
     Qemu,
+    /// A program of ours in a system of the guest's own, which tells how far that is.
+    Reports,
     /// Ours, which is the guest's first process: a reset is the machine's end.
     Aleph,
 }
