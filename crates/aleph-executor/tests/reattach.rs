@@ -46,7 +46,6 @@ impl Machine {
         let launched = Instant::now();
         let vmm = driver
             .launch(Launch {
-                machine: aleph_executor::hypervisor::Machine::MicroVm,
                 vm: VmId::random(),
                 machine: aleph_executor::hypervisor::Machine::MicroVm,
                 resources: Resources {
