@@ -13,6 +13,8 @@
 //! | [`Resources`] | what one VM may use |
 //! | [`JobSpec`] | what a user asked to run |
 //! | [`GpuRequest`] | what a job asks of GPUs |
+//! | [`MachineSpec`], [`CloudInitSpec`] | what a full VM is like, and what its guest is told |
+//! | [`CloudInit`] | how far that guest's cloud-init is |
 //! | [`RestartPolicy`], [`HealthCheck`] | when it starts again, and how to tell that it works |
 //! | [`NetworkSpec`], [`VmNetwork`] | what it asks of the network, and what its VM got |
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
@@ -29,6 +31,7 @@ mod health;
 mod id;
 mod ipv6;
 mod job;
+mod machine;
 mod network;
 mod node;
 mod resources;
@@ -46,6 +49,10 @@ pub use id::{Incarnation, JobId, NodeId, ParseIdError, SnapshotId, VmId};
 pub use ipv6::Ipv6Network;
 pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
+};
+pub use machine::{
+    CloudInit, CloudInitSpec, CloudInitState, Firmware, HotplugRoom, HugePages, MachineSpec,
+    Topology,
 };
 pub use network::{
     BothWays, DomainPattern, Egress, EgressTarget, ForwardedPort, InvalidNetwork, InvalidRate,
