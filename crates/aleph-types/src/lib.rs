@@ -51,8 +51,8 @@ pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
 };
 pub use machine::{
-    CloudInit, CloudInitSpec, CloudInitState, Firmware, HotplugRoom, HugePages, MachineSpec,
-    Topology,
+    CloudInit, CloudInitSpec, CloudInitState, Firmware, HotplugRoom, HugePages, MAX_PACKAGES,
+    MAX_SSH_KEYS, MAX_USER_DATA, MachineSpec, Topology,
 };
 pub use network::{
     BothWays, DomainPattern, Egress, EgressTarget, ForwardedPort, InvalidNetwork, InvalidRate,

@@ -262,6 +262,7 @@ mod tests {
             reason: None,
             exit: None,
             health: None,
+            cloud_init: None,
             incarnation: Incarnation::default(),
             restarts: 0,
             vm: None,

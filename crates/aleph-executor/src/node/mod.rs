@@ -279,6 +279,7 @@ impl Node {
                 reason: None,
                 exit: None,
                 health: None,
+                cloud_init: None,
                 incarnation: Incarnation::default(),
                 restarts: 0,
                 vm: None,
