@@ -1,7 +1,7 @@
 //! What a user asked to run.
 
 use crate::{
-    Classify, CloudInitSpec, ErrorClass, HealthCheck, InvalidNetwork, MachineSpec, MiB,
+    Classify, CloudInitSpec, ErrorClass, Firmware, HealthCheck, InvalidNetwork, MachineSpec, MiB,
     NetworkSpec, Resources, RestartPolicy, signal,
 };
 use serde::{Deserialize, Serialize};
@@ -396,6 +396,12 @@ impl JobSpec {
             return Ok(());
         };
         told.check()?;
+        if self.machine.as_ref().is_some_and(|it| it.firmware == Firmware::Kernel) {
+            return Err(InvalidJob::Machine {
+                field: "machine.firmware",
+                why: "kernel starts the node's own kernel, and a VM with cloud_init has its own",
+            });
+        }
         let asked = [
             ("tty", self.tty),
             ("stdin", self.stdin),
@@ -583,7 +589,7 @@ impl GuestFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Firmware, Topology};
+    use crate::Topology;
 
     fn job() -> JobSpec {
         JobSpec::new("busybox", vec!["true".into()])
@@ -665,7 +671,10 @@ mod tests {
         let machine = |job: &mut JobSpec, spoil: fn(&mut MachineSpec)| {
             spoil(job.machine.get_or_insert_default());
         };
-        let cases: [(&str, Spoil); 13] = [
+        let cases: [(&str, Spoil); 14] = [
+            ("bad_machine", |j| {
+                j.machine.get_or_insert_default().firmware = Firmware::Kernel;
+            }),
             ("not_full_vm", |j| j.mode = Mode::Auto),
             ("not_full_vm", |j| {
                 (j.mode, j.cloud_init, j.machine) =
@@ -730,6 +739,9 @@ mod tests {
             });
         });
         disk.resources.cpus = 1;
+        let told = disk.cloud_init.take();
+        assert_eq!(disk.validate(), Ok(()));
+        (disk.cloud_init, disk.machine) = (told, None);
         assert_eq!(disk.validate(), Ok(()));
         let json = serde_json::to_string(&disk).unwrap();
         assert_eq!(serde_json::from_str::<JobSpec>(&json).unwrap(), disk);

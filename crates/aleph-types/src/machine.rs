@@ -61,7 +61,8 @@ pub enum Firmware {
     Uefi,
     /// A BIOS.
     Bios,
-    /// None: the node's kernel is started at once, and finds its root on the VM's disk.
+    /// None: the node's kernel is started at once, with the node's agent. Not for VMs with
+    /// `cloud_init`, which have kernels of their own.
     Kernel,
 }
 

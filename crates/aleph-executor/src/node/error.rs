@@ -1,6 +1,7 @@
 //! What can go wrong with a node's jobs.
 
 use super::SnapshotError;
+use crate::cloud_init::CloudInitError;
 use crate::executor::ExecutorError;
 use crate::guest::AgentError;
 use crate::journal::JournalError;
@@ -60,6 +61,12 @@ pub enum NodeError {
     /// The state that is waited for cannot come any more.
     #[error("the job is {0}, and will not be what is waited for")]
     Never(JobState),
+    /// It would be done by an agent in the guest, and the guest has none.
+    #[error("the job boots a disk of its own, and has no agent of the node's that could {0}")]
+    NoAgent(&'static str),
+    /// Its guest's cloud-init cannot be told what the job says.
+    #[error(transparent)]
+    CloudInit(#[from] CloudInitError),
     /// It has to do with a snapshot.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -92,6 +99,8 @@ impl Classify for NodeError {
             Self::Executor(error) => error.class(),
             Self::Network(error) => error.class(),
             Self::Snapshot(error) => error.class(),
+            Self::CloudInit(error) => error.class(),
+            Self::NoAgent(_) => ErrorClass::Invalid,
             Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
             Self::NoJob(_) => ErrorClass::NotFound,
@@ -121,6 +130,8 @@ impl Classify for NodeError {
             Self::Executor(error) => error.code(),
             Self::Network(error) => error.code(),
             Self::Snapshot(error) => error.code(),
+            Self::CloudInit(error) => error.code(),
+            Self::NoAgent(_) => "no_agent",
             Self::NoNetwork => "no_network",
             Self::NetworkInUse(_) => "network_in_use",
             Self::Image(_) => "image",
@@ -146,6 +157,8 @@ impl Classify for NodeError {
             Self::Executor(error) => error.advice(),
             Self::Network(error) => error.advice(),
             Self::Snapshot(error) => error.advice(),
+            Self::CloudInit(error) => error.advice(),
+            Self::NoAgent(_) => Some("Speak with it by aleph ssh, or by aleph console.".into()),
             Self::NoNetwork => Some(
                 "Run it with --network none, or switch network.enabled on in aleph.toml.".into(),
             ),
