@@ -57,11 +57,7 @@ impl Machine {
                     command_line: format!("{COMMAND_LINE} {}", driver.kernel_arguments()),
                 }),
                 memory: Memory::Own,
-                disks: vec![Disk {
-                    serial: "rootfs",
-                    file: File::open(image.rootfs())?,
-                    read_only: true,
-                }],
+                disks: vec![Disk::raw("rootfs", File::open(image.rootfs())?, true)],
                 nics: Vec::new(),
                 links: Vec::new(),
                 sockets: Sockets {

@@ -12,6 +12,7 @@
 //! | [`python_with_boto3`], [`python_with_cloudevents`] | clients of functions, from PyPI |
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`python_with_cloud_init`], [`mtools`] | Debian's programs, without installing them |
+//! | [`boot_disk`] | a disk that SeaBIOS boots in a moment, and that listens to the power button |
 //! | [`DebianRoot`] | Debian 12 with its cloud-init, for a full VM |
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
@@ -27,6 +28,7 @@
 //! | [`VsockDevice`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
+mod boot_disk;
 mod clients;
 mod debian;
 mod debian_root;
@@ -50,6 +52,7 @@ mod vsock;
 mod vsock_call;
 mod wait;
 
+pub use boot_disk::{BootDisk, boot_disk};
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use debian::{mtools, python_with_cloud_init};
 pub use debian_root::DebianRoot;

@@ -18,6 +18,7 @@ struct Main {
     merge_how: &'static str,
     hostname: String,
     updates: Updates,
+    disable_network_activation: bool,
     users: [User; 1],
     write_files: Vec<WriteFile>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -118,7 +119,9 @@ pub(super) fn main(spec: &GuestSpec) -> Result<String, CloudInitError> {
     cloud_config(&Main {
         merge_how: AFTER,
         hostname: spec.hostname(),
-        // Its address is another one after each start.
+        // Its address is another one after each start. What is written before the network comes up
+        // needs nobody who brings it up once more, and waits for it.
+        disable_network_activation: true,
         updates: Updates {
             network: UpdatesWhen {
                 when: ["boot-new-instance", "boot"],

@@ -63,7 +63,11 @@ report() {
         sleep 2
     done
 }
-report </dev/null >/dev/null 2>&1 &
+# Cloud-init waits for the end of what it hears, and a shell would keep that open for a function.
+(
+    exec </dev/null >/dev/null 2>&1
+    report
+) &
 "#;
 
 impl GuestStatus {

@@ -7,7 +7,7 @@ use crate::cgroup::Limits;
 use crate::console::Console;
 use crate::guest::ExecRequest;
 use crate::hypervisor::{
-    Disk, Driver, Kernel, Launch, LaunchError, Start, Vmm, VmmExit, socket_name,
+    Disk, Driver, Kernel, Launch, LaunchError, Machine, Start, Vmm, VmmExit, socket_name,
 };
 use crate::place::{Place, PlaceError};
 use std::sync::Arc;
@@ -65,13 +65,13 @@ pub(super) async fn launch(
     };
     // One with disks of its own needs no other.
     let scratch_size = match &begin {
-        Begin::Disk => 0,
+        Begin::Disk(_) => 0,
         Begin::Boot { .. } | Begin::Snapshot(_) => resources.disk.0,
     };
     let prepare = {
         let place = Arc::clone(place);
         let original = match &begin {
-            Begin::Boot { .. } | Begin::Disk => None,
+            Begin::Boot { .. } | Begin::Disk(_) => None,
             Begin::Snapshot(origin) => origin.scratch.clone(),
         };
         move || -> Result<_, PlaceError> {
@@ -90,23 +90,13 @@ pub(super) async fn launch(
             .await
             .map_err(|join| LaunchFailure::Connect(std::io::Error::other(join)))??,
     };
-    let mut disks: Vec<Disk> = image
-        .map(|file| Disk {
-            serial: crate::guest::agent::IMAGE_SERIAL,
-            file,
-            read_only: true,
-        })
-        .into_iter()
-        .collect();
+    let image = image.map(|file| Disk::raw(crate::guest::agent::IMAGE_SERIAL, file, true));
+    let mut disks: Vec<Disk> = image.into_iter().collect();
     disks.extend(others);
-    disks.extend(scratch.map(|file| Disk {
-        serial: crate::guest::agent::SCRATCH_SERIAL,
-        file,
-        read_only: false,
-    }));
+    disks.extend(scratch.map(|file| Disk::raw(crate::guest::agent::SCRATCH_SERIAL, file, false)));
     let prepared_in = began.elapsed();
     let launched = Instant::now();
-    let (start, guest) = match begin {
+    let (machine, start, guest) = match begin {
         Begin::Boot {
             kernel,
             initrd,
@@ -119,17 +109,27 @@ pub(super) async fn launch(
                 initrd,
                 command_line,
             };
-            (Start::Boot(boot), Some(Guest::New(setup, main)))
+            (
+                Machine::MicroVm,
+                Start::Boot(boot),
+                Some(Guest::New(setup, main)),
+            )
         }
         Begin::Snapshot(origin) => {
             let (main, own) = (origin.main, Box::new(origin.own));
             let state = origin.state.into();
-            (Start::Restore { state }, Some(Guest::Old(main, own)))
+            (
+                Machine::MicroVm,
+                Start::Restore { state },
+                Some(Guest::Old(main, own)),
+            )
         }
+        Begin::Disk(machine) => (Machine::Full(machine), Start::Firmware, None),
     };
     let vmm: Arc<dyn Vmm> = driver
         .launch(Launch {
             vm: place.vm(),
+            machine,
             resources,
             start,
             memory,

@@ -69,11 +69,7 @@ impl Template {
                 command_line: "none".into(),
             }),
             memory: Memory::Template(file),
-            disks: vec![Disk {
-                serial: "image",
-                file: shared(&disk, &[0; 4096])?,
-                read_only: true,
-            }],
+            disks: vec![Disk::raw("image", shared(&disk, &[0; 4096])?, true)],
             nics: Vec::new(),
             links: vec![Link {
                 mac: MAC,
@@ -102,11 +98,7 @@ impl Template {
     fn late(&self) -> Result<Late> {
         Ok(Late {
             memory: File::open(&self.memory)?,
-            disks: vec![Disk {
-                serial: "image",
-                file: File::open(&self.disk)?,
-                read_only: true,
-            }],
+            disks: vec![Disk::raw("image", File::open(&self.disk)?, true)],
         })
     }
 }
