@@ -14,6 +14,7 @@
 //! | [`python_with_cloud_init`], [`mtools`] | Debian's programs, without installing them |
 //! | [`boot_disk`] | a disk that SeaBIOS boots in a moment, and that listens to the power button |
 //! | [`DebianRoot`] | Debian 12 with its cloud-init, for a full VM |
+//! | [`DebianDisk`] | the same on a disk that firmware boots, as cloud images are |
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
 //! | [`FaultyFirecracker`] | the first of them, with something wrong at a request of a test's choice |
@@ -31,6 +32,7 @@
 mod boot_disk;
 mod clients;
 mod debian;
+mod debian_disk;
 mod debian_root;
 mod driven_vm;
 mod faulted_memory;
@@ -55,6 +57,7 @@ mod wait;
 pub use boot_disk::{BootDisk, boot_disk};
 pub use clients::{cargo_lambda, python_with_boto3, python_with_cloudevents, workerd};
 pub use debian::{mtools, python_with_cloud_init};
+pub use debian_disk::DebianDisk;
 pub use debian_root::DebianRoot;
 pub use driven_vm::{DrivenVm, Plan};
 pub use faulted_memory::FaultedMemory;

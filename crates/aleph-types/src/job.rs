@@ -1,8 +1,8 @@
 //! What a user asked to run.
 
 use crate::{
-    Classify, CloudInitSpec, ErrorClass, Firmware, HealthCheck, InvalidNetwork, MachineSpec, MiB,
-    NetworkSpec, Resources, RestartPolicy, signal,
+    Classify, CloudInitSpec, ErrorClass, Firmware, HealthCheck, InvalidNetwork, MAX_VOLUMES,
+    MachineSpec, MiB, NetworkSpec, Resources, RestartPolicy, VolumeMount, signal,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -121,6 +121,10 @@ pub struct JobSpec {
     /// How the guest is connected.
     #[serde(default, skip_serializing_if = "NetworkSpec::is_default")]
     pub network: NetworkSpec,
+    /// Volumes that the guest has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(max_items = 16))]
+    pub volumes: Vec<VolumeMount>,
 }
 
 fn default_grace() -> u32 {
@@ -335,6 +339,7 @@ impl JobSpec {
             stop_grace_seconds: default_grace(),
             pull: PullPolicy::Missing,
             network: NetworkSpec::default(),
+            volumes: Vec::new(),
         }
     }
 
@@ -396,7 +401,11 @@ impl JobSpec {
             return Ok(());
         };
         told.check()?;
-        if self.machine.as_ref().is_some_and(|it| it.firmware == Firmware::Kernel) {
+        if self
+            .machine
+            .as_ref()
+            .is_some_and(|it| it.firmware == Firmware::Kernel)
+        {
             return Err(InvalidJob::Machine {
                 field: "machine.firmware",
                 why: "kernel starts the node's own kernel, and a VM with cloud_init has its own",
@@ -485,6 +494,17 @@ impl JobSpec {
         }
         self.network.check()?;
         self.validate_machine()?;
+        for (at, volume) in self.volumes.iter().enumerate() {
+            volume.check()?;
+            let before = self.volumes.iter().take(at);
+            // One mounted over another, or one disk mounted twice, is never what is meant.
+            if before.clone().any(|other| other.path == volume.path) {
+                return bad("volumes.path", &volume.path);
+            }
+            if before.clone().any(|other| other.name == volume.name) {
+                return bad("volumes.name", &volume.name);
+            }
+        }
         self.validate_limits()
     }
 
@@ -494,6 +514,7 @@ impl JobSpec {
             ("files", self.files.len(), 64),
             ("env", self.env.len(), 1024),
             ("command", self.command.len(), 4096),
+            ("volumes", self.volumes.len(), MAX_VOLUMES),
         ];
         if let Some((field, there, most)) = limited.into_iter().find(|(_, n, most)| n > most) {
             return Err(InvalidJob::TooMuch { field, there, most });

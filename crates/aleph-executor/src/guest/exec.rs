@@ -6,7 +6,7 @@ use aleph_guest_proto::{Exec, ListBuf, Terminal, ToGuest};
 use aleph_types::ExitStatus;
 use std::future::poll_fn;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// How long a guest may take to be spoken with again whose connection ended with a snapshot: longer than
 /// its node waits for it by default, by far.

@@ -3,6 +3,7 @@
 use crate::executor::ExecutorConfig;
 use crate::logs::LogLimits;
 use crate::paths::Paths;
+use crate::volumes::VolumesConfig;
 use aleph_types::MiB;
 use aleph_vm_networking::NetworkConfig;
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub struct NodeConfig {
     pub events_kept: u64,
     /// How many jobs an account may have at a time, those that ended included.
     pub jobs_per_account: usize,
+    /// How volumes are kept.
+    pub volumes: VolumesConfig,
     /// How VMs are connected; `None` connects none.
     pub network: Option<NetworkConfig>,
 }
@@ -50,6 +53,7 @@ impl NodeConfig {
             reclaim_after: Some(Duration::from_secs(600)),
             events_kept: 100_000,
             jobs_per_account: 20_000,
+            volumes: VolumesConfig::default(),
             network: None,
         }
     }

@@ -6,6 +6,7 @@ use crate::executor::ExecutorError;
 use crate::guest::AgentError;
 use crate::journal::JournalError;
 use crate::lifecycle::Denial;
+use crate::volumes::VolumeError;
 use aleph_types::{Classify, ErrorClass, InvalidJob, JobState, Problem};
 use aleph_vm_networking::NetworkError;
 use std::io;
@@ -64,6 +65,9 @@ pub enum NodeError {
     /// It would be done by an agent in the guest, and the guest has none.
     #[error("the job boots a disk of its own, and has no agent of the node's that could {0}")]
     NoAgent(&'static str),
+    /// Its disks cannot be had.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// Its guest's cloud-init cannot be told what the job says.
     #[error(transparent)]
     CloudInit(#[from] CloudInitError),
@@ -100,6 +104,7 @@ impl Classify for NodeError {
             Self::Network(error) => error.class(),
             Self::Snapshot(error) => error.class(),
             Self::CloudInit(error) => error.class(),
+            Self::Volume(error) => error.class(),
             Self::NoAgent(_) => ErrorClass::Invalid,
             Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
@@ -131,6 +136,7 @@ impl Classify for NodeError {
             Self::Network(error) => error.code(),
             Self::Snapshot(error) => error.code(),
             Self::CloudInit(error) => error.code(),
+            Self::Volume(error) => error.code(),
             Self::NoAgent(_) => "no_agent",
             Self::NoNetwork => "no_network",
             Self::NetworkInUse(_) => "network_in_use",
@@ -158,6 +164,7 @@ impl Classify for NodeError {
             Self::Network(error) => error.advice(),
             Self::Snapshot(error) => error.advice(),
             Self::CloudInit(error) => error.advice(),
+            Self::Volume(error) => error.advice(),
             Self::NoAgent(_) => Some("Speak with it by aleph ssh, or by aleph console.".into()),
             Self::NoNetwork => Some(
                 "Run it with --network none, or switch network.enabled on in aleph.toml.".into(),

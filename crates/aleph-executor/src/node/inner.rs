@@ -8,6 +8,7 @@ use super::{Images, NodeConfig, NodeError};
 use crate::capacity::Capacity;
 use crate::executor::Executor;
 use crate::journal::{Journal, JournalError};
+use crate::volumes::Volumes;
 use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp, VmId};
 use aleph_vm_networking::{Claim, Network, NetworkError};
 use std::collections::HashMap;
@@ -27,6 +28,8 @@ pub(super) struct Inner {
     pub(super) jobs: Mutex<Table>,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) keys: Turns,
+    /// Disks that outlive jobs, and those of jobs.
+    pub(super) volumes: Volumes,
     /// Where the node connects its VMs.
     pub(super) network: Option<Arc<Network>>,
     /// What is kept for the next VM of a job.

@@ -10,6 +10,7 @@
 //! | `launch` | from an opened image to a command that runs, and its output |
 //! | `recover` | what an earlier process left |
 //! | `snapshot` | guests that are written down, and those that go on from there |
+//! | `own_disk`, `words` | jobs whose guests boot disks of their own, and what those say |
 //! | `supervision` | what follows an end: pure |
 //! | `ledger` | what of the host is given away: pure |
 //! | `health` | tries whether a job works |
@@ -35,12 +36,14 @@ mod ledger;
 mod lookup;
 pub(crate) mod network;
 mod open;
+mod own_disk;
 mod prune;
 mod reclaim;
 mod recover;
 mod snapshot;
 mod stats;
 mod supervision;
+mod words;
 
 pub use config::{NodeConfig, Overcommit};
 pub use error::NodeError;
@@ -220,6 +223,9 @@ impl Node {
         options: CreateOptions,
     ) -> Result<Created, NodeError> {
         spec.validate()?;
+        if spec.has_own_disk() {
+            own_disk::check(self.inner.id, &spec)?;
+        }
         let Some(key) = options.idempotency_key.clone() else {
             return self.insert(spec, options, None, None).await;
         };
@@ -255,6 +261,7 @@ impl Node {
             return Err(NodeError::ShuttingDown);
         }
         let (id, account) = (JobId::random(), options.account);
+        let driver = self.inner.executor.driver_of(&spec)?.name();
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
         let (jobs, bytes) = lock(&self.inner.jobs).held(&account);
@@ -283,7 +290,7 @@ impl Node {
                 incarnation: Incarnation::default(),
                 restarts: 0,
                 vm: None,
-                driver: Some(self.inner.executor.driver().name()),
+                driver: Some(driver),
                 image_digest: None,
                 guest_boot_id: None,
                 network: None,
@@ -386,6 +393,7 @@ impl Node {
             return self.end(id, Ask::Kill).await;
         }
         let entry = self.inner.entry(id)?;
+        expect_agent(&entry, "send its command a signal")?;
         let input = entry.live().and_then(|live| live.input);
         match input {
             Some(input) if entry.job().state == JobState::Running => input.signal(signal)?,
@@ -522,6 +530,7 @@ impl Node {
     /// Where it does not run.
     pub fn agent(&self, id: JobId) -> Result<Agent, NodeError> {
         let entry = self.inner.entry(id)?;
+        expect_agent(&entry, "run commands or move files")?;
         let live = entry.live();
         match entry.job().state {
             JobState::Running | JobState::Stopping => {}
@@ -584,6 +593,14 @@ impl Node {
             job = over => job.map(|job| Job::clone(&job)).map_err(|_| NodeError::ShuttingDown),
             _ = leaving.wait_for(|leaving| *leaving) => Err(NodeError::ShuttingDown),
         }
+    }
+}
+
+/// Refuses what an agent would do in a guest that has none.
+fn expect_agent(entry: &Entry, what: &'static str) -> Result<(), NodeError> {
+    match entry.job().spec.has_own_disk() {
+        true => Err(NodeError::NoAgent(what)),
+        false => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::journal::{Desired, JobRecord, Journal, VmRow};
 use crate::place::Place;
 use crate::process::boot_id;
 use crate::sweep::sweep;
+use crate::volumes::Volumes;
 use aleph_types::{JobState, Restart, Timestamp, VmId};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashSet;
@@ -82,7 +83,9 @@ impl Node {
         let watch = network.and_then(super::guard::listen);
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
+        let volumes = Volumes::open(&state, config.volumes.clone())?;
         let inner = Arc::new(Inner {
+            volumes,
             id,
             executor,
             images,
@@ -102,6 +105,7 @@ impl Node {
         });
         inner.warn_of_few_connections();
         inner.recover_snapshots(&records).await?;
+        inner.recover_leases(&records)?;
         inner.recover(records);
         inner.sweep().await;
         inner.remove_stray_logs();

@@ -22,7 +22,6 @@
 //! reasons of a start that failed; what it had leased is given back. A node that dies between the steps
 //! finds a lease without a VM, and ends it when it opens next.
 
-use super::entry::lock;
 use super::inner::Inner;
 use super::{NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
@@ -34,8 +33,8 @@ use crate::qemu::machine::{self as qemu, Device, GuestAgent, Wanted};
 use crate::vm::Vm;
 use crate::volumes::{LayerFormat, Layers, NewVolume, Owner, Source, VolumeError};
 use aleph_types::{
-    Filesystem, Firmware, HugePages, Incarnation, InvalidJob, JobId, JobSpec, MachineSpec, NodeId,
-    Problem, Volume, VolumeAccess, VolumeMount, signal,
+    Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, NodeId, Problem,
+    Volume, VolumeAccess, VolumeMount, signal,
 };
 use std::io;
 use std::path::PathBuf;
@@ -300,7 +299,10 @@ impl Inner {
     }
 
     /// Removes what lasts as long as a job: its root disk and its machine. Can be done again.
-    pub(super) async fn remove_disks(self: &Arc<Self>, record: &JobRecord) -> Result<(), NodeError> {
+    pub(super) async fn remove_disks(
+        self: &Arc<Self>,
+        record: &JobRecord,
+    ) -> Result<(), NodeError> {
         if !record.job.spec.has_own_disk() {
             return Ok(());
         }

@@ -573,8 +573,6 @@ impl Actor {
         self.watchers.push(console_reader.abort_handle());
         let watcher = tokio::spawn(async move {
             let exit = vmm.wait().await;
-            // Firmware ends a VMM whose guest has powered off, and nothing else does with this code.
-            let powered_off = alone && exit.exit == ProcessExit::Code(0);
             // What the guest said last still waits in the sockets, and is worth more than how
             // the VMM ended. Both close with the VMM, so this takes no time.
             let drained = async {
@@ -586,13 +584,11 @@ impl Actor {
             };
             let _ = tokio::time::timeout(LAST_WORDS, drained).await;
             // A guest that panics takes its VMM with it: the kernel's words say more.
-            let panic = console.panic();
-            // One with its own disk may have panicked, and begun anew, long ago.
-            let in_order = powered_off;
-            let how = match panic {
-                Some(panic) => panic,
-                None => how_it_ended(&exit, place.cgroup()),
-            };
+            let how = console
+                .panic()
+                .unwrap_or_else(|| how_it_ended(&exit, place.cgroup()));
+            // So a machine ends whose guest has powered it off.
+            let in_order = alone && exit.exit == ProcessExit::Code(0);
             let _ = notes.send(Note::Ended { how, in_order });
         });
         self.watchers.push(watcher.abort_handle());

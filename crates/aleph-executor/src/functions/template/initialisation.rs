@@ -115,7 +115,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
                 network: cable.told.clone(),
             }),
         },
-        image,
+        image: Some(image),
         disks: others,
         memory: template_memory,
         nics,

@@ -252,7 +252,7 @@ impl Builder {
         self.device("virtio-serial-pci,id=channel,addr=2,disable-legacy=on");
         let name = match blueprint.agent {
             GuestAgent::Qemu => QEMU_AGENT_PORT,
-            GuestAgent::Aleph => PORT_NAME,
+            GuestAgent::Aleph | GuestAgent::Reports => PORT_NAME,
         };
         self.device(&format!(
             "virtserialport,bus=channel.0,chardev={agent},name={name}"

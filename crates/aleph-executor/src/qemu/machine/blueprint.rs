@@ -200,6 +200,8 @@ pub enum GuestAgent {
     Qemu,
     /// Ours, which is the guest's first process: a reset is the machine's end.
     Aleph,
+    /// Nobody: what its cloud-init did comes over the same port as our agent's words.
+    Reports,
 }
 
 /// A device that has a slot.
