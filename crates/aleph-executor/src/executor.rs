@@ -10,7 +10,7 @@ use crate::firecracker::jail::JailConfig;
 use crate::gpu::GpuConfig;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
-use crate::hypervisor::{Disk, Driver, FullMachine, LaunchError, Memory, Nic};
+use crate::hypervisor::{Disk, Driver, FullMachine, LaunchError, Machine, Memory, Nic};
 use crate::lifecycle::Timeouts;
 use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
@@ -428,7 +428,8 @@ impl Executor {
         disks.push(Disk::raw(serial, seed, true));
         let spec = VmSpec {
             resources: job.resources,
-            begin: Begin::Disk(Box::new(own.machine)),
+            machine: Machine::Full(Box::new(own.machine)),
+            begin: Begin::Disk,
             image: None,
             disks,
             memory: Memory::Own,
@@ -452,6 +453,7 @@ impl Executor {
     ) -> Vm {
         let spec = VmSpec {
             resources: job.resources,
+            machine: Machine::MicroVm,
             begin,
             image: Some(image),
             disks: Vec::new(),

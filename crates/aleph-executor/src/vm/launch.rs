@@ -7,7 +7,7 @@ use crate::cgroup::Limits;
 use crate::console::Console;
 use crate::guest::ExecRequest;
 use crate::hypervisor::{
-    Disk, Driver, Kernel, Launch, LaunchError, Machine, Start, Vmm, VmmExit, socket_name,
+    Disk, Driver, Kernel, Launch, LaunchError, Start, Vmm, VmmExit, socket_name,
 };
 use crate::place::{Place, PlaceError};
 use std::sync::Arc;
@@ -49,6 +49,7 @@ pub(super) async fn launch(
     let began = Instant::now();
     let VmSpec {
         resources,
+        machine,
         begin,
         image,
         disks: others,
@@ -65,13 +66,13 @@ pub(super) async fn launch(
     };
     // One with disks of its own needs no other.
     let scratch_size = match &begin {
-        Begin::Disk(_) => 0,
+        Begin::Disk => 0,
         Begin::Boot { .. } | Begin::Snapshot(_) => resources.disk.0,
     };
     let prepare = {
         let place = Arc::clone(place);
         let original = match &begin {
-            Begin::Boot { .. } | Begin::Disk(_) => None,
+            Begin::Boot { .. } | Begin::Disk => None,
             Begin::Snapshot(origin) => origin.scratch.clone(),
         };
         move || -> Result<_, PlaceError> {
@@ -96,7 +97,7 @@ pub(super) async fn launch(
     disks.extend(scratch.map(|file| Disk::raw(crate::guest::agent::SCRATCH_SERIAL, file, false)));
     let prepared_in = began.elapsed();
     let launched = Instant::now();
-    let (machine, start, guest) = match begin {
+    let (start, guest) = match begin {
         Begin::Boot {
             kernel,
             initrd,
@@ -109,22 +110,14 @@ pub(super) async fn launch(
                 initrd,
                 command_line,
             };
-            (
-                Machine::MicroVm,
-                Start::Boot(boot),
-                Some(Guest::New(setup, main)),
-            )
+            (Start::Boot(boot), Some(Guest::New(setup, main)))
         }
         Begin::Snapshot(origin) => {
             let (main, own) = (origin.main, Box::new(origin.own));
             let state = origin.state.into();
-            (
-                Machine::MicroVm,
-                Start::Restore { state },
-                Some(Guest::Old(main, own)),
-            )
+            (Start::Restore { state }, Some(Guest::Old(main, own)))
         }
-        Begin::Disk(machine) => (Machine::Full(machine), Start::Firmware, None),
+        Begin::Disk => (Start::Firmware, None),
     };
     let vmm: Arc<dyn Vmm> = driver
         .launch(Launch {

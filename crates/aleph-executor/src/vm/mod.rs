@@ -23,7 +23,7 @@ use crate::guest::{
     Agent, AgentError, BootReport, CloneRequest, ExecHandle, ExecRequest, MainPosition, Reattach,
     SetupRequest,
 };
-use crate::hypervisor::{Disk, Driver, FullMachine, Link, Memory, Nic, Vmm, VmmError};
+use crate::hypervisor::{Disk, Driver, Link, Machine, Memory, Nic, Vmm, VmmError};
 use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
 use crate::place::{Place, PlaceError};
 use crate::process::Identity;
@@ -42,6 +42,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub struct VmSpec {
     /// Its CPUs, memory and scratch disk.
     pub resources: Resources,
+    /// Which machine it has.
+    pub machine: Machine,
     /// What its guest begins with.
     pub begin: Begin,
     /// The root filesystem; none where the guest has a disk of its own.
@@ -79,7 +81,7 @@ pub enum Begin {
     Snapshot(Box<Origin>),
     /// With what is on its own disks. There is no agent in it: it runs as soon as its VMM does, and
     /// ends when it powers itself off.
-    Disk(Box<FullMachine>),
+    Disk,
 }
 
 /// A guest that was written down, for another VM to go on from.
@@ -201,7 +203,7 @@ impl Vm {
     pub fn create(place: Place, driver: Arc<dyn Driver>, spec: VmSpec) -> Self {
         // Image, memory and scratch disk: nothing of a VM outlives its main command, but the disks of
         // one that has its own. The end of a kept one counts once it is stored.
-        let alone = matches!(spec.begin, Begin::Disk(_));
+        let alone = matches!(spec.begin, Begin::Disk);
         let lifecycle = Lifecycle::new(spec.timeouts, !alone);
         let ending = spec.ending;
         Self::spawn(place, driver, (lifecycle, alone), ending, |_| Some(spec))

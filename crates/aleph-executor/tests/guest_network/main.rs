@@ -167,6 +167,7 @@ async fn create_over(
             memory: MiB(128),
             ..Resources::default()
         },
+        machine: Machine::MicroVm,
         begin: Begin::Boot {
             kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
             initrd: File::open(bundle.initrd())?,
