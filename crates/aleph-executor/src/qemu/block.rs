@@ -225,7 +225,8 @@ mod tests {
             read_only: false,
             layers: vec![kind(qcow2, false), kind(qcow2, false), kind(raw, true)],
         };
-        insta::assert_json_snapshot!(drive.nodes("disk-root", numbered()));
+        let nodes = drive.nodes("disk-root", numbered());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&nodes).unwrap());
         let alone = Drive {
             layers: vec![kind(qcow2, false)],
             ..drive

@@ -375,3 +375,163 @@ impl Builder {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::blueprint::{NumaNode, Wanted};
+    use super::*;
+    use crate::gpu::{Prior, Taken, TakenFunction};
+    use crate::qemu::block::Kind;
+    use aleph_types::MiB;
+
+    fn blueprint(wanted: &Wanted, accelerator: Accelerator) -> Blueprint {
+        let uuid = "01234567-89ab-4def-8123-456789abcdef";
+        Blueprint::draw(wanted, "pc-q35-7.2", accelerator, uuid).unwrap()
+    }
+
+    fn line<'a>(blueprint: &'a Blueprint, devices: &'a HostDevices) -> Line<'a> {
+        Line {
+            vm: VmId::from_bits(0x0123_4abc).unwrap(),
+            accelerator: Accelerator::Tcg,
+            blueprint,
+            kernel: None,
+            disks: &[],
+            nics: &[],
+            links: &[],
+            devices,
+        }
+    }
+
+    fn lines(line: &Line<'_>) -> String {
+        argv(line).unwrap().join("\n").replace("\n-", "\n\n-")
+    }
+
+    #[test]
+    fn a_small_one_by_seabios() {
+        let wanted = Wanted {
+            firmware: Firmware::Bios,
+            spare_slots: 1,
+            ..Wanted::default()
+        };
+        let blueprint = blueprint(&wanted, Accelerator::Tcg);
+        let disks = [Drive::raw("root", false)];
+        insta::assert_snapshot!(lines(&Line {
+            disks: &disks,
+            ..line(&blueprint, &HostDevices::default())
+        }));
+    }
+
+    #[test]
+    fn one_with_everything() {
+        let node = |cpus: &[u16], host| NumaNode {
+            cpus: cpus.to_vec(),
+            memory: MiB(1024),
+            host_node: host,
+        };
+        let mac = [0x52, 0x54, 0, 0xab, 0xcd, 1];
+        let wanted = Wanted {
+            cpus: 2,
+            cpu_room: 2,
+            memory: MiB(2048),
+            memory_room: MiB(1024),
+            numa: vec![node(&[0, 1], Some(0)), node(&[2, 3], None)],
+            huge_pages: Some(HugePages::Size2M),
+            firmware: Firmware::Uefi { secure_boot: true },
+            tpm: true,
+            display: true,
+            devices: vec![
+                Device::Disk("root".into()),
+                Device::Nic(mac),
+                Device::Disk("data".into()),
+            ],
+            spare_slots: 6,
+            ..Wanted::default()
+        };
+        let blueprint = blueprint(&wanted, Accelerator::Kvm);
+        let kind = |is_qcow2| Kind {
+            is_qcow2,
+            is_device: false,
+        };
+        let disks = [
+            Drive {
+                layers: vec![kind(true), kind(false)],
+                ..Drive::raw("root", false)
+            },
+            Drive::raw("seed", true),
+            Drive::raw("data", false),
+        ];
+        let function = TakenFunction {
+            address: "0000:18:00.0".parse().unwrap(),
+            vendor: 0x10de,
+            device: 0x2335,
+            prior: Prior::default(),
+        };
+        let devices = HostDevices {
+            groups: vec![Taken {
+                group: 14,
+                gpus: Vec::new(),
+                functions: vec![function],
+            }],
+            without_rom: true,
+            ..HostDevices::default()
+        };
+        let line = Line {
+            accelerator: Accelerator::Kvm,
+            disks: &disks,
+            nics: &[(mac, 2)],
+            ..line(&blueprint, &devices)
+        };
+        insta::assert_snapshot!(lines(&line));
+        // What was recorded gives the same line, byte for byte.
+        let record = serde_json::to_vec(&blueprint).unwrap();
+        let replayed: Blueprint = serde_json::from_slice(&record).unwrap();
+        let again = Line {
+            blueprint: &replayed,
+            ..line
+        };
+        assert_eq!(argv(&again).unwrap(), argv(&line).unwrap());
+    }
+
+    #[test]
+    fn one_with_our_agent_boots_a_kernel_that_it_is_given() {
+        let wanted = Wanted {
+            agent: GuestAgent::Aleph,
+            firmware: Firmware::Bios,
+            spare_slots: 2,
+            ..Wanted::default()
+        };
+        let blueprint = blueprint(&wanted, Accelerator::Tcg);
+        let disks = [Drive::raw("rootfs", true)];
+        insta::assert_snapshot!(lines(&Line {
+            kernel: Some("quiet"),
+            disks: &disks,
+            links: &[[0x52, 0x54, 0, 0xab, 0xcd, 1]],
+            ..line(&blueprint, &HostDevices::default())
+        }));
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_refused_in_words() {
+        let wanted = Wanted {
+            spare_slots: 1,
+            ..Wanted::default()
+        };
+        let devices = HostDevices::default();
+        let own = blueprint(&wanted, Accelerator::Tcg);
+        let disks = [Drive::raw("a", true), Drive::raw("b", true)];
+        let said = |line: &Line<'_>| argv(line).unwrap_err().to_string();
+        let two = Line {
+            disks: &disks,
+            ..line(&own, &devices)
+        };
+        assert_eq!(said(&two), "all 1 slots of the machine are taken");
+        let same = [Drive::raw("a", true), Drive::raw("a", true)];
+        let twice = Line {
+            disks: &same,
+            ..line(&own, &devices)
+        };
+        assert_eq!(said(&twice), "the machine has a disk \"a\" already");
+        let host = blueprint(&wanted, Accelerator::Kvm);
+        assert!(said(&line(&host, &devices)).contains("by KVM"));
+    }
+}

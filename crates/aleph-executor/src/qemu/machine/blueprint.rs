@@ -411,7 +411,7 @@ mod tests {
             ..Wanted::default()
         };
         let blueprint = draw(&wanted).unwrap();
-        insta::assert_json_snapshot!(blueprint);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&blueprint).unwrap());
         let text = serde_json::to_string(&blueprint).unwrap();
         assert_eq!(serde_json::from_str::<Blueprint>(&text).unwrap(), blueprint);
         let foreign = text.replace("\"tpm\"", "\"tpm2\"");
