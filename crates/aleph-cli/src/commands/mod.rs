@@ -4,6 +4,7 @@
 mod attach;
 mod completion;
 mod config;
+mod console;
 mod cp;
 mod doctor;
 mod each;
@@ -25,12 +26,14 @@ mod rm;
 mod run;
 mod setup;
 mod snapshot;
+mod ssh;
 mod start;
 mod stats;
 mod stop;
 mod token;
 mod up;
 mod version;
+mod vm;
 mod wait;
 
 pub(crate) use completion::complete;
@@ -105,6 +108,13 @@ pub(crate) enum Command {
     /// List the GPUs of this host, and take one out of quarantine
     #[command(subcommand)]
     Gpu(gpu::Gpu),
+    /// Make and manage full VMs, which boot disks of their own
+    #[command(subcommand)]
+    Vm(vm::Vm),
+    /// Log in to the guest of a job by ssh
+    Ssh(ssh::Ssh),
+    /// Connect this terminal with the serial console of a full VM
+    Console(console::Console),
     /// Install what runs VMs, as a release that is checked
     #[command(subcommand)]
     Setup(setup::Setup),
@@ -179,6 +189,9 @@ impl Command {
             Self::Pull(pull) => pull.run(context).await,
             Self::Images(ls) => ls.run(context).await,
             Self::Function(function) => function.run(context).await,
+            Self::Vm(vm) => vm.run(context).await,
+            Self::Ssh(ssh) => ssh.run(context).await,
+            Self::Console(console) => console.run(context).await,
             Self::Setup(setup) => setup.run(context).await,
             Self::Token(token) => token.run(context).await,
             Self::Prune(prune) => prune.run(context).await,
