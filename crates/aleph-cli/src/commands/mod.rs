@@ -34,6 +34,7 @@ mod token;
 mod up;
 mod version;
 mod vm;
+mod volume;
 mod wait;
 
 pub(crate) use completion::complete;
@@ -99,6 +100,9 @@ pub(crate) enum Command {
     /// List images; the same as image ls
     #[command(hide = true)]
     Images(image::Ls),
+    /// Make, copy, keep and remove volumes: disks that outlive jobs
+    #[command(subcommand)]
+    Volume(volume::Volume),
     /// Make, run and manage functions
     #[command(subcommand, name = "fn", visible_alias = "function")]
     Function(function::Function),
@@ -188,6 +192,7 @@ impl Command {
             Self::Image(image) => image.run(context).await,
             Self::Pull(pull) => pull.run(context).await,
             Self::Images(ls) => ls.run(context).await,
+            Self::Volume(volume) => Box::pin(volume.run(context)).await,
             Self::Function(function) => function.run(context).await,
             Self::Vm(vm) => vm.run(context).await,
             Self::Ssh(ssh) => ssh.run(context).await,

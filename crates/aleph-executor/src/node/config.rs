@@ -32,10 +32,10 @@ pub struct NodeConfig {
     pub events_kept: u64,
     /// How many jobs an account may have at a time, those that ended included.
     pub jobs_per_account: usize,
-    /// How volumes are kept.
-    pub volumes: VolumesConfig,
     /// How VMs are connected; `None` connects none.
     pub network: Option<NetworkConfig>,
+    /// How volumes are kept.
+    pub volumes: VolumesConfig,
 }
 
 impl NodeConfig {
@@ -53,8 +53,8 @@ impl NodeConfig {
             reclaim_after: Some(Duration::from_secs(600)),
             events_kept: 100_000,
             jobs_per_account: 20_000,
-            volumes: VolumesConfig::default(),
             network: None,
+            volumes: VolumesConfig::default(),
         }
     }
 }

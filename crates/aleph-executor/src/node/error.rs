@@ -65,7 +65,7 @@ pub enum NodeError {
     /// It would be done by an agent in the guest, and the guest has none.
     #[error("the job boots a disk of its own, and has no agent of the node's that could {0}")]
     NoAgent(&'static str),
-    /// Its disks cannot be had.
+    /// It has to do with a volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
     /// Its guest's cloud-init cannot be told what the job says.

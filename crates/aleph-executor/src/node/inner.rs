@@ -28,12 +28,12 @@ pub(super) struct Inner {
     pub(super) jobs: Mutex<Table>,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) keys: Turns,
-    /// Disks that outlive jobs, and those of jobs.
-    pub(super) volumes: Volumes,
     /// Where the node connects its VMs.
     pub(super) network: Option<Arc<Network>>,
     /// What is kept for the next VM of a job.
     pub(super) reserved: Mutex<HashMap<JobId, (VmId, Claim)>>,
+    /// Disks that outlive jobs.
+    pub(super) volumes: Volumes,
     /// Guests that were written down.
     pub(super) snapshots: Mutex<Snapshots>,
     /// The number of the newest event.

@@ -9,6 +9,7 @@
 //! | `actor` | the actor of one job: the only writer of its record |
 //! | `launch` | from an opened image to a command that runs, and its output |
 //! | `recover` | what an earlier process left |
+//! | `volumes` | when leases of volumes end, and what was removed is purged |
 //! | `snapshot` | guests that are written down, and those that go on from there |
 //! | `own_disk`, `words` | jobs whose guests boot disks of their own, and what those say |
 //! | `supervision` | what follows an end: pure |
@@ -43,6 +44,7 @@ mod recover;
 mod snapshot;
 mod stats;
 mod supervision;
+mod volumes;
 mod words;
 
 pub use config::{NodeConfig, Overcommit};
@@ -58,6 +60,7 @@ use crate::journal::{Desired, Inserted, JobRecord, Journal};
 use crate::lifecycle::Denial;
 use crate::logs::{Begin as LogBegin, LogQuery, LogReader};
 use crate::vm::VmError;
+use crate::volumes::Volumes;
 use actor::{Ask, Asked, Begin};
 use aleph_types::{
     Incarnation, Job, JobId, JobSpec, JobState, NodeId, Problem, SnapshotId, Timestamp,
@@ -213,6 +216,12 @@ impl Node {
         &self.inner.journal
     }
 
+    /// Its volumes. Calls of them block.
+    #[must_use]
+    pub fn volumes(&self) -> &Volumes {
+        &self.inner.volumes
+    }
+
     /// Takes a job.
     ///
     /// # Errors
@@ -223,9 +232,6 @@ impl Node {
         options: CreateOptions,
     ) -> Result<Created, NodeError> {
         spec.validate()?;
-        if spec.has_own_disk() {
-            own_disk::check(self.inner.id, &spec)?;
-        }
         let Some(key) = options.idempotency_key.clone() else {
             return self.insert(spec, options, None, None).await;
         };
@@ -259,6 +265,10 @@ impl Node {
     ) -> Result<Created, NodeError> {
         if *self.inner.leaving.borrow() {
             return Err(NodeError::ShuttingDown);
+        }
+        if spec.has_own_disk() {
+            let account = &options.account;
+            self.inner.expect_disks(account, &spec).await?;
         }
         let (id, account) = (JobId::random(), options.account);
         let driver = self.inner.executor.driver_of(&spec)?.name();

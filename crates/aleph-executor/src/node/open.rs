@@ -13,7 +13,6 @@ use crate::journal::{Desired, JobRecord, Journal, VmRow};
 use crate::place::Place;
 use crate::process::boot_id;
 use crate::sweep::sweep;
-use crate::volumes::Volumes;
 use aleph_types::{JobState, Restart, Timestamp, VmId};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashSet;
@@ -79,13 +78,12 @@ impl Node {
         if config.network.is_none() && connected > 0 {
             return Err(NodeError::NetworkInUse(connected));
         }
+        let volumes = super::volumes::open(&config).await?;
         let network = config.network.as_ref();
         let watch = network.and_then(super::guard::listen);
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
-        let volumes = Volumes::open(&state, config.volumes.clone())?;
         let inner = Arc::new(Inner {
-            volumes,
             id,
             executor,
             images,
@@ -95,6 +93,7 @@ impl Node {
             keys: super::lookup::Turns::default(),
             network,
             reserved: Mutex::default(),
+            volumes,
             snapshots: Mutex::default(),
             newest_event: watch::Sender::new(newest),
             leaving: watch::Sender::new(false),
@@ -105,9 +104,9 @@ impl Node {
         });
         inner.warn_of_few_connections();
         inner.recover_snapshots(&records).await?;
-        inner.recover_leases(&records)?;
         inner.recover(records);
         inner.sweep().await;
+        inner.tend_volumes().await;
         inner.remove_stray_logs();
         tokio::spawn(super::network::reap(Arc::downgrade(&inner)));
         if let (Some(network), Some(forwarder)) = (inner.network.clone(), forwarder) {
@@ -296,6 +295,7 @@ async fn tend(inner: Weak<Inner>, interval: Duration) {
             return;
         }
         inner.sweep().await;
+        inner.tend_volumes().await;
         let now = Timestamp::now().as_second();
         if let Err(error) = inner
             .journal

@@ -34,7 +34,7 @@ use crate::vm::Vm;
 use crate::volumes::{LayerFormat, Layers, NewVolume, Owner, Source, VolumeError};
 use aleph_types::{
     Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, NodeId, Problem,
-    Volume, VolumeAccess, VolumeMount, signal,
+    Volume, VolumeAccess, VolumeLease, VolumeMount, signal,
 };
 use std::io;
 use std::path::PathBuf;
@@ -65,7 +65,7 @@ pub(super) fn owner(record: &JobRecord) -> Owner {
 }
 
 /// Says so where a job's guest could not be told what the job says.
-pub(super) fn check(node: NodeId, job: &JobSpec) -> Result<(), CloudInitError> {
+fn check(node: NodeId, job: &JobSpec) -> Result<(), CloudInitError> {
     let volumes = job.volumes.iter().enumerate();
     let volumes = volumes.map(|(n, mount)| told(mount, format!("v{n}"), Filesystem::Ext4));
     guest_of(JobId::from_bits(0), node, job, volumes.collect())?
@@ -155,6 +155,36 @@ impl Drop for GivenUp {
 }
 
 impl Inner {
+    /// Says so where a job could not be started now, for want of its image or of a volume: whoever makes
+    /// it hears so at once.
+    pub(super) async fn expect_disks(
+        self: &Arc<Self>,
+        account: &str,
+        job: &JobSpec,
+    ) -> Result<(), NodeError> {
+        check(self.id, job)?;
+        let (inner, job) = (Arc::clone(self), job.clone());
+        let scope = Scope::Account(account.to_owned());
+        let work = tokio::task::spawn_blocking(move || {
+            inner.volumes.find(&scope, &job.image)?;
+            for mount in &job.volumes {
+                let volume = inner.volumes.find(&scope, &mount.name)?;
+                let in_the_way = |lease: &&VolumeLease| {
+                    !mount.read_only || lease.access == VolumeAccess::Exclusive
+                };
+                if let Some(lease) = volume.leases.iter().find(in_the_way) {
+                    return Err(NodeError::Volume(VolumeError::Attached {
+                        name: volume.name.clone(),
+                        job: lease.job.short(),
+                    }));
+                }
+            }
+            Ok(())
+        });
+        work.await
+            .map_err(|join| machine_error("look for the VM's disks", io::Error::other(join)))?
+    }
+
     fn root_name(id: JobId) -> String {
         format!("root-{}", &id.to_string()[2..])
     }
@@ -285,17 +315,6 @@ impl Inner {
             // A panic in it was told by itself.
             let _ = work.await;
         }
-    }
-
-    /// Ends the leases of starts that are no more.
-    pub(super) fn recover_leases(&self, records: &[JobRecord]) -> Result<(), VolumeError> {
-        let is_live = |owner: &Owner| {
-            records.iter().any(|record| {
-                record.job.vm.is_some()
-                    && (record.job.id, record.job.incarnation) == (owner.job, owner.incarnation)
-            })
-        };
-        self.volumes.recover(is_live).map(drop)
     }
 
     /// Removes what lasts as long as a job: its root disk and its machine. Can be done again.

@@ -75,6 +75,12 @@ impl Volumes {
         Ok(Staged { file, length: 0 })
     }
 
+    /// What a failure to write to a [`Staged`] file is.
+    #[must_use]
+    pub fn staging_error(source: io::Error) -> VolumeError {
+        at("write a file in", Path::new("volumes/work"))(source)
+    }
+
     /// Makes a volume of a disk image that nobody else changes meanwhile.
     ///
     /// A qcow2 image is one file that stands for itself: one that names another file is refused before
@@ -165,6 +171,7 @@ impl Volumes {
 }
 
 /// What is made.
+#[derive(Clone, Copy)]
 struct Form {
     size: MiB,
     filesystem: Filesystem,

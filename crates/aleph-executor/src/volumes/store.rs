@@ -7,10 +7,12 @@ use crate::node::Scope;
 use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +32,29 @@ pub enum BackendChoice {
     Files,
     /// qcow2 over raw files.
     Qcow2,
+}
+
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Files => "files",
+            Self::Qcow2 => "qcow2",
+        })
+    }
+}
+
+impl FromStr for BackendChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "files" => Ok(Self::Files),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(format!("{text:?} is none of auto, files and qcow2")),
+        }
+    }
 }
 
 /// What an account may have.
