@@ -212,7 +212,7 @@ fn a_vm_that_cannot_be_is_refused_at_once() -> Result<()> {
     let image = folder.join("image");
     fs::write(&image, vec![0_u8; 4 << 20])?;
     let image = image.to_str().context("a path")?;
-    daemon.ok(&["volume", "import", image, "small"])?;
+    daemon.ok(&["volume", "import", image, "small", "--format", "raw"])?;
     let user_data = folder.join("user-data");
     let create = |words: &[&str]| {
         let words = [&["vm", "create", "web"][..], words].concat();

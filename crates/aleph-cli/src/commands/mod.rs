@@ -34,6 +34,7 @@ mod token;
 mod up;
 mod version;
 mod vm;
+mod vnc;
 mod volume;
 mod wait;
 
@@ -119,6 +120,8 @@ pub(crate) enum Command {
     Ssh(ssh::Ssh),
     /// Connect this terminal with the serial console of a full VM
     Console(console::Console),
+    /// Have a full VM's screen at a socket, for a viewer of VNC
+    Vnc(vnc::Vnc),
     /// Install what runs VMs, as a release that is checked
     #[command(subcommand)]
     Setup(setup::Setup),
@@ -197,6 +200,7 @@ impl Command {
             Self::Vm(vm) => vm.run(context).await,
             Self::Ssh(ssh) => ssh.run(context).await,
             Self::Console(console) => console.run(context).await,
+            Self::Vnc(vnc) => vnc.run(context).await,
             Self::Setup(setup) => setup.run(context).await,
             Self::Token(token) => token.run(context).await,
             Self::Prune(prune) => prune.run(context).await,

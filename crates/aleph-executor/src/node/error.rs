@@ -65,6 +65,12 @@ pub enum NodeError {
     /// It would be done by an agent in the guest, and the guest has none.
     #[error("the job boots a disk of its own, and has no agent of the node's that could {0}")]
     NoAgent(&'static str),
+    /// Its machine has no screen.
+    #[error("the job's machine has no screen")]
+    NoScreen,
+    /// Its machine's screen cannot be reached.
+    #[error("the VMM does not show its screen")]
+    Screen(#[source] io::Error),
     /// It has to do with a volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -105,7 +111,8 @@ impl Classify for NodeError {
             Self::Snapshot(error) => error.class(),
             Self::CloudInit(error) => error.class(),
             Self::Volume(error) => error.class(),
-            Self::NoAgent(_) => ErrorClass::Invalid,
+            Self::NoAgent(_) | Self::NoScreen => ErrorClass::Invalid,
+            Self::Screen(_) => ErrorClass::Unavailable,
             Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
             Self::NoJob(_) => ErrorClass::NotFound,
@@ -138,6 +145,8 @@ impl Classify for NodeError {
             Self::CloudInit(error) => error.code(),
             Self::Volume(error) => error.code(),
             Self::NoAgent(_) => "no_agent",
+            Self::NoScreen => "no_screen",
+            Self::Screen(_) => "screen",
             Self::NoNetwork => "no_network",
             Self::NetworkInUse(_) => "network_in_use",
             Self::Image(_) => "image",
@@ -165,6 +174,8 @@ impl Classify for NodeError {
             Self::Snapshot(error) => error.advice(),
             Self::CloudInit(error) => error.advice(),
             Self::Volume(error) => error.advice(),
+            Self::NoScreen => Some("Only full VMs have one: aleph vm create.".into()),
+            Self::Screen(_) => Some("Try again, or use aleph console.".into()),
             Self::NoAgent(_) => Some("Speak with it by aleph ssh, or by aleph console.".into()),
             Self::NoNetwork => Some(
                 "Run it with --network none, or switch network.enabled on in aleph.toml.".into(),

@@ -558,6 +558,18 @@ impl Node {
         }
     }
 
+    /// A new connection to the screen of its machine, over which the VMM speaks RFB (RFC 6143).
+    ///
+    /// # Errors
+    /// Where it does not run, or has no screen.
+    pub async fn screen(&self, id: JobId) -> Result<tokio::net::UnixStream, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let vmm = entry.live().and_then(|live| live.vm.vmm());
+        let vmm = vmm.ok_or_else(|| denied(&entry, Denial::NotRunning))?;
+        let display = vmm.display().ok_or(NodeError::NoScreen)?;
+        display.connect().await.map_err(NodeError::Screen)
+    }
+
     /// Lets go of all guests, which run on, and ends.
     pub async fn shutdown(&self) {
         self.inner.leaving.send_replace(true);
