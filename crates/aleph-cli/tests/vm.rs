@@ -222,7 +222,7 @@ fn a_vm_that_cannot_be_is_refused_at_once() -> Result<()> {
     create(&["--image", "small", "-v", "none:/srv"])?.assert_failed_with(&["no volume \"none\""]);
     let file = user_data.to_str().context("a path")?;
     for (text, why) in [
-        ("#cloud-config\na: [\n", "line 3"),
+        ("#cloud-config\na: [\n", "line 2"),
         (
             "#cloud-config\ncloud_final_modules: []\n",
             "cloud_final_modules",

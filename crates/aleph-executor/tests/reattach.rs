@@ -47,6 +47,7 @@ impl Machine {
         let vmm = driver
             .launch(Launch {
                 vm: VmId::random(),
+                machine: aleph_executor::hypervisor::Machine::MicroVm,
                 resources: Resources {
                     memory: MiB(128),
                     ..Resources::default()

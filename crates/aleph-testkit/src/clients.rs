@@ -10,6 +10,7 @@ use std::process::Command;
 
 /// What is installed; what it needs follows from it.
 const BOTO3: &str = "boto3==1.44.8";
+const MOTO: &str = "moto[s3,server]==5.2.5";
 const CLOUDEVENTS: &str = "cloudevents==2.2.0";
 const CARGO_LAMBDA: &str = "cargo-lambda==1.9.2";
 const WORKERD: &str = "workerd@1.20261117.1";
@@ -20,6 +21,14 @@ const WORKERD: &str = "workerd@1.20261117.1";
 /// Where it cannot be made.
 pub fn python_with_boto3() -> Result<PathBuf> {
     Ok(from_pypi("boto3", BOTO3)?.join("bin/python"))
+}
+
+/// A Python with moto, a server that speaks S3, made at the first call.
+///
+/// # Errors
+/// Where it cannot be made.
+pub fn python_with_moto() -> Result<PathBuf> {
+    Ok(from_pypi("moto", MOTO)?.join("bin/python"))
 }
 
 /// A Python with the SDK of CloudEvents, made at the first call.

@@ -17,8 +17,7 @@ const MIB: u64 = 1 << 20;
 /// Room for the boot loader, the kernel and its initrd.
 const ESP: u64 = 64 * MIB;
 const LOADER: &str = "timeout 0\ndefault debian\n";
-const ENTRY: &str = "title Debian\nlinux /vmlinuz\ninitrd /initrd\n\
-    options root=PARTLABEL=root ro console=ttyS0 quiet\n";
+const OPTIONS: &str = "root=PARTLABEL=root ro console=ttyS0 quiet";
 const FSTAB: &str = "PARTLABEL=root / ext4 errors=remount-ro 0 1\n";
 
 /// [`DebianRoot`] on a disk with a partition table (GPT): systemd-boot, kernel and initrd in a
@@ -64,7 +63,8 @@ impl DebianDisk {
         copy_sparse(&root.disk, &own)?;
         without_report(&own, work)?;
         let esp = work.join("esp.fat");
-        system_partition(&esp, root, work)?;
+        let boot = [&root.kernel, &root.initrd];
+        system_partition(&esp, boot, OPTIONS, work)?;
         let length = fs::metadata(&own)?.len();
         // A megabyte before the partitions and one after them is for the tables.
         let mut file = OpenOptions::new()
@@ -137,7 +137,13 @@ fn without_report(root: &Path, work: &Path) -> Result<()> {
         .args([&script, root]))
 }
 
-fn system_partition(esp: &Path, root: &DebianRoot, work: &Path) -> Result<()> {
+/// A filesystem whose systemd-boot starts this kernel with this initrd, with these options.
+pub(crate) fn system_partition(
+    esp: &Path,
+    [kernel, initrd]: [&PathBuf; 2],
+    options: &str,
+    work: &Path,
+) -> Result<()> {
     let mut file = File::create(esp)?;
     file.set_len(ESP)?;
     file.seek(SeekFrom::Start(0))?;
@@ -146,7 +152,8 @@ fn system_partition(esp: &Path, root: &DebianRoot, work: &Path) -> Result<()> {
         .join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
     let (conf, entry) = (work.join("loader.conf"), work.join("debian.conf"));
     fs::write(&conf, LOADER)?;
-    fs::write(&entry, ENTRY)?;
+    let text = format!("title Debian\nlinux /vmlinuz\ninitrd /initrd\noptions {options}\n");
+    fs::write(&entry, text)?;
     let on = |program: &str| -> Result<Command> {
         let mut command = mtools(program)?;
         command.arg("-i").arg(esp);
@@ -158,8 +165,8 @@ fn system_partition(esp: &Path, root: &DebianRoot, work: &Path) -> Result<()> {
         (&loader, "::/EFI/BOOT/BOOTX64.EFI"),
         (&conf, "::/loader/loader.conf"),
         (&entry, "::/loader/entries/debian.conf"),
-        (&root.kernel, "::/vmlinuz"),
-        (&root.initrd, "::/initrd"),
+        (kernel, "::/vmlinuz"),
+        (initrd, "::/initrd"),
     ] {
         run(on("mcopy")?.arg(from).arg(to))?;
     }

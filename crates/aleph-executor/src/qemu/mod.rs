@@ -4,7 +4,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | [`argv`] | the command line of a microVM, as a pure function |
-//! | `block` | disks as block nodes, pure too |
+//! | [`block`] | disks as block nodes, pure too |
 //! | [`machine`] | whole computers |
 //! | [`probe`] | what an installed QEMU is and can do, asked once and remembered |
 //! | [`qmp`] | QEMU's machine protocol |
@@ -16,7 +16,7 @@
 
 mod ahead;
 pub mod argv;
-mod block;
+pub mod block;
 pub mod driver;
 mod late;
 pub mod machine;

@@ -61,6 +61,7 @@ impl Template {
         file.set_len(u64::from(MEMORY.0) << 20)?;
         let vm = VmId::random();
         let launch = Launch {
+            machine: aleph_executor::hypervisor::Machine::MicroVm,
             vm,
             resources: resources(),
             start: Start::Boot(Kernel {

@@ -252,7 +252,7 @@ impl Builder {
         self.device("virtio-serial-pci,id=channel,addr=2,disable-legacy=on");
         let name = match blueprint.agent {
             GuestAgent::Qemu => QEMU_AGENT_PORT,
-            GuestAgent::Aleph | GuestAgent::Reports => PORT_NAME,
+            GuestAgent::Reports | GuestAgent::Aleph => PORT_NAME,
         };
         self.device(&format!(
             "virtserialport,bus=channel.0,chardev={agent},name={name}"
@@ -380,7 +380,6 @@ impl Builder {
 mod tests {
     use super::super::blueprint::{NumaNode, Wanted};
     use super::*;
-    use crate::gpu::{Prior, Taken, TakenFunction};
     use crate::qemu::block::Kind;
     use aleph_types::MiB;
 
@@ -460,21 +459,7 @@ mod tests {
             Drive::raw("seed", true),
             Drive::raw("data", false),
         ];
-        let function = TakenFunction {
-            address: "0000:18:00.0".parse().unwrap(),
-            vendor: 0x10de,
-            device: 0x2335,
-            prior: Prior::default(),
-        };
-        let devices = HostDevices {
-            groups: vec![Taken {
-                group: 14,
-                gpus: Vec::new(),
-                functions: vec![function],
-            }],
-            without_rom: true,
-            ..HostDevices::default()
-        };
+        let devices = HostDevices::default();
         let line = Line {
             accelerator: Accelerator::Kvm,
             disks: &disks,

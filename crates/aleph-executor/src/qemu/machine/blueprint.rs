@@ -198,10 +198,10 @@ pub enum Firmware {
 pub enum GuestAgent {
     /// QEMU's guest agent, where the guest has it.
     Qemu,
+    /// A program of ours in a system of the guest's own, which tells how far that is.
+    Reports,
     /// Ours, which is the guest's first process: a reset is the machine's end.
     Aleph,
-    /// Nobody: what its cloud-init did comes over the same port as our agent's words.
-    Reports,
 }
 
 /// A device that has a slot.
@@ -317,7 +317,7 @@ impl Blueprint {
         if self.uuid.len() != 36 || !self.uuid.chars().all(is_uuid) {
             return invalid(format!("{:?} is no UUID", self.uuid));
         }
-        if self.memory.0 == 0 || self.memory_room.0 % MEMORY_UNIT.0 != 0 {
+        if self.memory.0 == 0 || !self.memory_room.0.is_multiple_of(MEMORY_UNIT.0) {
             return invalid(format!(
                 "its memory is 0, or the room for more no multiple of {} MiB",
                 MEMORY_UNIT.0

@@ -184,7 +184,7 @@ impl Hotplug for QemuVmm {
 
     fn add_memory(&self, memory: MiB) -> BoxFuture<'_, Result<(), MachineError>> {
         Box::pin(async move {
-            if memory.0 == 0 || memory.0 % MEMORY_UNIT.0 != 0 {
+            if memory.0 == 0 || !memory.0.is_multiple_of(MEMORY_UNIT.0) {
                 return Err(MachineError::Invalid(format!(
                     "memory is added in units of {} MiB, and {} MiB is none of them",
                     MEMORY_UNIT.0, memory.0

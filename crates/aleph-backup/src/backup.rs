@@ -1,0 +1,489 @@
+//! Making a snapshot of a volume.
+//!
+//! Reading, cutting, hashing and compressing happen for several leaves at a time on threads for
+//! blocking work; their blobs are put into packs in the volume's order, which keeps what is read together together.
+
+use crate::blob::{Blob, Kind};
+use crate::chunker::{self, Piece};
+use crate::error::BackupError;
+use crate::id::Id;
+use crate::index::{self, SharedIndex};
+use crate::lock::{Lock, Sharing};
+use crate::packer::Packer;
+use crate::progress::{Progress, ProgressSink};
+use crate::repository::Repository;
+use crate::snapshot::{self, Snapshot, SnapshotStats};
+use crate::source::{Source, normalized, within};
+use crate::tree::{
+    LARGEST_VOLUME, LeafWalk, Span, TreeBuilder, decode_leaf, encode_leaf, leaf_range, leaves,
+};
+use crate::wire::count;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
+use jiff::Timestamp;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How many leaves are worked on at a time.
+pub const WORKERS: usize = 3;
+
+/// Which snapshot a backup is made on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Parent {
+    /// The one that the source's record of changes began with, else the volume's latest.
+    #[default]
+    Latest,
+    /// This one.
+    Snapshot(Id),
+    /// None: all is read. What is there is still not sent again.
+    Nothing,
+}
+
+/// What to back up as what.
+#[derive(Debug, Clone, Default)]
+pub struct BackupRequest {
+    /// Which volume it is, as its owner identifies volumes.
+    pub volume: String,
+    /// What to call the snapshot; may be empty.
+    pub name: String,
+    /// What it is made on.
+    pub parent: Parent,
+    /// Who is told how far it is.
+    pub progress: ProgressSink,
+}
+
+impl Repository {
+    /// Makes a snapshot of a volume that does not change meanwhile.
+    ///
+    /// Other backups into the same repository may run beside it. Where it fails, what was sent is kept,
+    /// and the next one does not send it again.
+    ///
+    /// # Errors
+    /// [`BackupError::Locked`] beside a prune; [`BackupError::Source`] where the volume cannot be read;
+    /// [`BackupError::Store`] where the store does not take it.
+    pub async fn backup(
+        &self,
+        source: Arc<dyn Source>,
+        request: BackupRequest,
+    ) -> Result<Snapshot, BackupError> {
+        let work = format!("backup of {}", request.volume);
+        let lock = Lock::take(&self.objects, Sharing::Shared, &work).await?;
+        let done = self.backup_locked(&lock, source, request).await;
+        lock.release().await;
+        done
+    }
+
+    async fn backup_locked(
+        &self,
+        lock: &Lock,
+        source: Arc<dyn Source>,
+        request: BackupRequest,
+    ) -> Result<Snapshot, BackupError> {
+        let time = Timestamp::now();
+        let mut records = index::read(&self.objects).await?;
+        records.retain_present(&index::present(&self.objects).await?);
+        let index = SharedIndex::of(&records.packs);
+        drop(records);
+        let planner = Planner::new(self, &source, &request, index.clone()).await?;
+        let (size, parent) = (
+            planner.size,
+            planner.parent.as_ref().map(|parent| parent.id),
+        );
+
+        let mut packer = Packer::new(self.objects.clone());
+        let sent = self
+            .send(source, &request.progress, planner, &mut packer)
+            .await;
+        let (root, mut stats) = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                packer.salvage().await;
+                return Err(error);
+            }
+        };
+        stats.stored = packer.finish().await?;
+        // Whoever took the lock away may have pruned what this snapshot refers to.
+        lock.still_held().await?;
+        let snapshot = Snapshot {
+            id: Id::from_bytes([0; 32]),
+            volume: request.volume,
+            name: request.name,
+            time,
+            size,
+            parent,
+            root,
+            stats,
+        };
+        snapshot.write(&self.objects).await
+    }
+
+    /// Sends what is new of all leaves, and the tree above them.
+    async fn send(
+        &self,
+        source: Arc<dyn Source>,
+        progress: &ProgressSink,
+        mut planner: Planner<'_>,
+        packer: &mut Packer,
+    ) -> Result<(Option<Id>, SnapshotStats), BackupError> {
+        let size = planner.size;
+        let index = planner.index.clone();
+        let mut stats = SnapshotStats::default();
+        let mut tree = TreeBuilder::new(size);
+        let mut nodes = Vec::new();
+        let mut store = |node: Vec<u8>| {
+            let id = self.keys.id(Kind::Node, &node);
+            if index.claim(&id) {
+                nodes.push(Blob::encode(id, Kind::Node, &node));
+            }
+            id
+        };
+        let mut running = FuturesOrdered::new();
+        let (mut next, mut done) = (0, 0);
+        loop {
+            while running.len() < WORKERS && next < leaves(size) {
+                let range = leaf_range(next, size);
+                let plan = planner.plan(next).await?;
+                let work = self.work(Arc::clone(&source), index.clone(), range, plan);
+                running.push_back(work.boxed());
+                next += 1;
+            }
+            let Some(leaf) = running.next().await else {
+                break;
+            };
+            let leaf: Leaf = leaf?;
+            for blob in &leaf.blobs {
+                packer.add(blob).await?;
+            }
+            tree.push(leaf.node, &mut store);
+            stats.read += leaf.read;
+            stats.new_chunks += leaf.new_chunks;
+            done += leaf.length;
+            progress.tell(Progress {
+                done,
+                total: size,
+                read: stats.read,
+                written: packer.stored(),
+            });
+        }
+        let root = tree.finish(&mut store);
+        for node in &nodes {
+            packer.add(node).await?;
+        }
+        Ok((root, stats))
+    }
+
+    /// Does what was planned for a leaf.
+    async fn work(
+        &self,
+        source: Arc<dyn Source>,
+        index: SharedIndex,
+        range: Range<u64>,
+        plan: Plan,
+    ) -> Result<Leaf, BackupError> {
+        let (parent, allocated, dirty) = match plan {
+            Plan::Keep(node) => {
+                return Ok(Leaf {
+                    node,
+                    length: range.end - range.start,
+                    ..Leaf::default()
+                });
+            }
+            Plan::Read { allocated } => (None, allocated, Vec::new()),
+            Plan::Change {
+                node,
+                allocated,
+                dirty,
+            } => {
+                let length = range.end - range.start;
+                // What the parent lost is read anew.
+                let spans = match node {
+                    None => Some(zeros(length)),
+                    Some(id) if index.has(&id) => {
+                        let bytes = self.read_node(&index, &id).await?;
+                        Some(decode_leaf(&bytes, length, &id)?)
+                    }
+                    Some(_) => None,
+                };
+                (spans, allocated, dirty)
+            }
+        };
+        let cutter = Cutter {
+            repository: self.clone(),
+            source,
+            index,
+            allocated,
+            dirty,
+            spans: Vec::new(),
+            leaf: Leaf::default(),
+        };
+        tokio::task::spawn_blocking(move || cutter.cut(range, parent))
+            .await
+            .map_err(|_| BackupError::Stopped)?
+    }
+}
+
+fn zeros(length: u64) -> Vec<Span> {
+    vec![Span {
+        length: u32::try_from(length).unwrap_or(u32::MAX),
+        chunk: None,
+    }]
+}
+
+/// What to do for a leaf.
+enum Plan {
+    /// It is what it was, or nothing but zeros.
+    Keep(Option<Id>),
+    /// Read all that is allocated.
+    Read { allocated: Vec<Range<u64>> },
+    /// Take the parent's leaf but where it changed.
+    Change {
+        node: Option<Id>,
+        allocated: Vec<Range<u64>>,
+        dirty: Vec<Range<u64>>,
+    },
+}
+
+/// Decides for one leaf after the other what has to be read.
+struct Planner<'a> {
+    size: u64,
+    index: SharedIndex,
+    parent: Option<Snapshot>,
+    allocated: Vec<Range<u64>>,
+    /// What changed since the parent, and the parent's leaves.
+    changes: Option<(Vec<Range<u64>>, LeafWalk<'a>)>,
+}
+
+impl<'a> Planner<'a> {
+    async fn new(
+        repository: &'a Repository,
+        source: &Arc<dyn Source>,
+        request: &BackupRequest,
+        index: SharedIndex,
+    ) -> Result<Self, BackupError> {
+        let reader = Arc::clone(source);
+        let looked = tokio::task::spawn_blocking(move || {
+            let allocated = reader.allocated()?;
+            Ok::<_, io::Error>((reader.size(), allocated, reader.dirty()))
+        });
+        let unreadable = |source| BackupError::Source { offset: 0, source };
+        let (size, allocated, dirty) = looked
+            .await
+            .map_err(|_| BackupError::Stopped)?
+            .map_err(unreadable)?;
+        if size > LARGEST_VOLUME {
+            return Err(unreadable(io::Error::from(io::ErrorKind::FileTooLarge)));
+        }
+        let snapshots = match request.parent {
+            Parent::Nothing => Vec::new(),
+            Parent::Latest | Parent::Snapshot(_) => snapshot::read_all(&repository.objects).await?,
+        };
+        let by_id = |id: Id| snapshots.iter().find(|snapshot| snapshot.id == id);
+        let parent = match request.parent {
+            Parent::Nothing => None,
+            Parent::Snapshot(id) => Some(by_id(id).ok_or_else(|| BackupError::NoSnapshot {
+                reference: id.to_string(),
+            })?),
+            Parent::Latest => dirty
+                .as_ref()
+                .and_then(|dirty| by_id(dirty.since))
+                .or_else(|| {
+                    let mut newest_first = snapshots.iter().rev();
+                    newest_first.find(|snapshot| snapshot.volume == request.volume)
+                }),
+        }
+        .cloned();
+        let changes = match (&parent, dirty) {
+            (Some(parent), Some(dirty)) if dirty.since == parent.id => Some((
+                normalized(dirty.ranges),
+                LeafWalk::new(repository, index.clone(), parent.root, parent.size),
+            )),
+            _ => None,
+        };
+        Ok(Self {
+            size,
+            index,
+            parent,
+            allocated: normalized(allocated),
+            changes,
+        })
+    }
+
+    async fn plan(&mut self, leaf: u64) -> Result<Plan, BackupError> {
+        let range = leaf_range(leaf, self.size);
+        let allocated = within(&self.allocated, &range);
+        if let (Some((dirty, walk)), Some(parent)) = (&mut self.changes, &self.parent)
+            // A volume that grew or shrank has another last leaf.
+            && leaf_range(leaf, parent.size) == range
+        {
+            match walk.leaf(leaf).await {
+                Ok(node) => {
+                    let dirty = within(dirty, &range);
+                    let there = node.is_none_or(|id| self.index.has(&id));
+                    if dirty.is_empty() && there {
+                        return Ok(Plan::Keep(node));
+                    }
+                    if there {
+                        return Ok(Plan::Change {
+                            node,
+                            allocated,
+                            dirty,
+                        });
+                    }
+                }
+                Err(BackupError::Missing { object }) => {
+                    tracing::warn!(object, "the parent has lost a part, which is read anew");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if allocated.is_empty() {
+            return Ok(Plan::Keep(None));
+        }
+        Ok(Plan::Read { allocated })
+    }
+}
+
+/// A leaf that is done.
+#[derive(Default)]
+struct Leaf {
+    node: Option<Id>,
+    length: u64,
+    /// What the repository lacked of it.
+    blobs: Vec<Blob>,
+    read: u64,
+    new_chunks: u64,
+}
+
+/// Reads and cuts one leaf. All of it blocks.
+struct Cutter {
+    repository: Repository,
+    source: Arc<dyn Source>,
+    index: SharedIndex,
+    allocated: Vec<Range<u64>>,
+    dirty: Vec<Range<u64>>,
+    spans: Vec<Span>,
+    leaf: Leaf,
+}
+
+impl Cutter {
+    fn cut(mut self, range: Range<u64>, parent: Option<Vec<Span>>) -> Result<Leaf, BackupError> {
+        self.leaf.length = range.end - range.start;
+        match parent {
+            None => self.read(range)?,
+            Some(spans) => self.change(range.start, &spans)?,
+        }
+        if self.spans.iter().any(|span| span.chunk.is_some()) {
+            let node = encode_leaf(&self.spans);
+            let id = self.repository.keys.id(Kind::Node, &node);
+            if self.index.claim(&id) {
+                self.leaf.blobs.push(Blob::encode(id, Kind::Node, &node));
+            }
+            self.leaf.node = Some(id);
+        }
+        Ok(self.leaf)
+    }
+
+    /// Takes the parent's spans but where they changed. What changed is read from the start to the end
+    /// of the chunks that it touches, so most cuts fall where they were.
+    fn change(&mut self, start: u64, spans: &[Span]) -> Result<(), BackupError> {
+        let mut at = start;
+        let mut run = start..start;
+        for span in spans {
+            let range = at..at + u64::from(span.length);
+            at = range.end;
+            let changed = within(&self.dirty, &range);
+            let lost = span.chunk.is_some_and(|chunk| !self.index.has(&chunk));
+            let parts = match span.chunk {
+                // Of zeros only what was written is read.
+                None => changed,
+                Some(_) if changed.is_empty() && !lost => Vec::new(),
+                Some(_) => vec![range.clone()],
+            };
+            let mut kept = range.start;
+            for part in parts {
+                if part.start > kept {
+                    self.read(std::mem::replace(&mut run, part.start..part.start))?;
+                    self.keep(span, kept..part.start);
+                } else if run.is_empty() {
+                    run = part.start..part.start;
+                }
+                run.end = part.end;
+                kept = part.end;
+            }
+            if kept < range.end {
+                self.read(std::mem::replace(&mut run, range.end..range.end))?;
+                self.keep(span, kept..range.end);
+            }
+        }
+        self.read(run)
+    }
+
+    fn keep(&mut self, span: &Span, range: Range<u64>) {
+        match span.chunk {
+            Some(chunk) => self.spans.push(Span {
+                length: span.length,
+                chunk: Some(chunk),
+            }),
+            None => self.zeros(range.end - range.start),
+        }
+    }
+
+    fn zeros(&mut self, length: u64) {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        match self.spans.last_mut() {
+            Some(Span {
+                length: before,
+                chunk: None,
+            }) => *before += length,
+            _ => self.spans.push(Span {
+                length,
+                chunk: None,
+            }),
+        }
+    }
+
+    /// Reads and cuts a part of the leaf.
+    fn read(&mut self, range: Range<u64>) -> Result<(), BackupError> {
+        let data = within(&self.allocated, &range);
+        if data.is_empty() {
+            if !range.is_empty() {
+                self.zeros(range.end - range.start);
+            }
+            return Ok(());
+        }
+        let index = |at: u64| usize::try_from(at - range.start).unwrap_or(usize::MAX);
+        let mut buffer = vec![0; index(range.end)];
+        for extent in data {
+            let part = buffer
+                .get_mut(index(extent.start)..index(extent.end))
+                .unwrap_or_default();
+            self.leaf.read += extent.end - extent.start;
+            self.source
+                .read_at(extent.start, part)
+                .map_err(|source| BackupError::Source {
+                    offset: extent.start,
+                    source,
+                })?;
+        }
+        for piece in chunker::cut(&buffer, &self.repository.config.chunks) {
+            match piece {
+                Piece::Zeros(zeros) => self.zeros(u64::from(count(zeros.len()))),
+                Piece::Data(data) => self.chunk(buffer.get(data).unwrap_or_default()),
+            }
+        }
+        Ok(())
+    }
+
+    fn chunk(&mut self, bytes: &[u8]) {
+        let id = self.repository.keys.id(Kind::Chunk, bytes);
+        if self.index.claim(&id) {
+            self.leaf.blobs.push(Blob::encode(id, Kind::Chunk, bytes));
+            self.leaf.new_chunks += 1;
+        }
+        self.spans.push(Span {
+            length: count(bytes.len()),
+            chunk: Some(id),
+        });
+    }
+}

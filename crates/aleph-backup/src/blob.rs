@@ -1,0 +1,149 @@
+//! Blobs: what an id stands for, and how it is stored.
+
+use crate::error::BackupError;
+use crate::id::Id;
+use bytes::Bytes;
+
+/// The largest blob before compression. Chunks and nodes are far smaller.
+pub(crate) const LARGEST: usize = 4 << 20;
+
+/// The level of zstd: its default, the best ratio that keeps up with disks on one core.
+const LEVEL: i32 = 3;
+
+/// What a blob is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Bytes of a volume.
+    Chunk,
+    /// A node of a tree.
+    Node,
+}
+
+impl Kind {
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Chunk => 0,
+            Self::Node => 1,
+        }
+    }
+
+    pub(crate) const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Chunk),
+            1 => Some(Self::Node),
+            _ => None,
+        }
+    }
+}
+
+/// How the bytes are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Codec {
+    /// As they are.
+    Plain,
+    /// A frame of zstd.
+    Zstd,
+}
+
+impl Codec {
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Plain => 0,
+            Self::Zstd => 1,
+        }
+    }
+
+    pub(crate) const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Plain),
+            1 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// The keys of ids, one for each kind of blob.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    chunk: [u8; 32],
+    node: [u8; 32],
+}
+
+impl Keys {
+    pub(crate) fn of_repository(key: &Id) -> Self {
+        Self {
+            chunk: blake3::derive_key("aleph-backup 2026-11-29 id of a chunk", key.as_bytes()),
+            node: blake3::derive_key("aleph-backup 2026-11-29 id of a node", key.as_bytes()),
+        }
+    }
+
+    pub(crate) fn id(&self, kind: Kind, raw: &[u8]) -> Id {
+        let key = match kind {
+            Kind::Chunk => &self.chunk,
+            Kind::Node => &self.node,
+        };
+        Id::from_bytes(*blake3::keyed_hash(key, raw).as_bytes())
+    }
+}
+
+/// A blob as it is stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Blob {
+    pub(crate) id: Id,
+    pub(crate) kind: Kind,
+    pub(crate) codec: Codec,
+    /// Its length before compression.
+    pub(crate) raw: usize,
+    pub(crate) stored: Bytes,
+}
+
+impl Blob {
+    /// Compresses a blob whose id is known. It blocks for as long as that takes.
+    pub(crate) fn encode(id: Id, kind: Kind, raw: &[u8]) -> Self {
+        let (codec, stored) = match zstd::bulk::compress(raw, LEVEL) {
+            Ok(small) if small.len() < raw.len() => (Codec::Zstd, Bytes::from(small)),
+            _ => (Codec::Plain, Bytes::copy_from_slice(raw)),
+        };
+        Self {
+            id,
+            kind,
+            codec,
+            raw: raw.len(),
+            stored,
+        }
+    }
+}
+
+/// The bytes that a stored blob stands for, checked against its id.
+///
+/// # Errors
+/// [`BackupError::Damaged`] naming `object`, where they are something else.
+pub(crate) fn decode(
+    keys: &Keys,
+    kind: Kind,
+    id: &Id,
+    codec: Codec,
+    raw: usize,
+    stored: &[u8],
+    object: &str,
+) -> Result<Vec<u8>, BackupError> {
+    let named = || format!("{object} (blob {id})");
+    if raw > LARGEST {
+        return Err(BackupError::damaged(
+            named(),
+            "it says to be larger than any",
+        ));
+    }
+    let bytes = match codec {
+        Codec::Plain => stored.to_vec(),
+        Codec::Zstd => zstd::bulk::decompress(stored, raw)
+            .map_err(|error| BackupError::damaged(named(), error))?,
+    };
+    if bytes.len() != raw || keys.id(kind, &bytes) != *id {
+        return Err(BackupError::damaged(
+            named(),
+            "its content has another hash",
+        ));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,273 @@
+//! The index: which blobs are in which packs.
+
+use crate::blob::Codec;
+use crate::error::BackupError;
+use crate::id::Id;
+use crate::objects::{INDEX, Objects, PACKS, id_of, name};
+use crate::pack::{Entry, PackRecord};
+use crate::wire::Reader;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use std::collections::{HashMap, HashSet};
+use std::io::Read;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+const MAGIC: &[u8; 8] = b"alephix1";
+
+/// The largest index object before compression: what checkpoints and prunes write is far smaller.
+const LARGEST: usize = 256 << 20;
+
+/// A prune begins a new index object after so many entries.
+const ENTRIES: usize = 1 << 20;
+
+/// How many index objects are read at a time.
+const READS: usize = 8;
+
+/// The first half of an id. Ids are keyed hashes, so 128 bits identify a blob; whoever reads one
+/// checks the whole id against its content.
+type Short = [u8; 16];
+
+fn short(id: &Id) -> Short {
+    id.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// Where a blob is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) pack: Id,
+    pub(crate) codec: Codec,
+    pub(crate) offset: u32,
+    pub(crate) stored: u32,
+    pub(crate) raw: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    pack: u32,
+    offset: u32,
+    stored: u32,
+    raw: u32,
+    codec: Codec,
+}
+
+/// All blobs of a repository that index objects name.
+#[derive(Default)]
+pub(crate) struct Index {
+    packs: Vec<Id>,
+    slots: HashMap<Short, Slot>,
+    /// Blobs that this operation will store.
+    pending: HashSet<Short>,
+}
+
+impl Index {
+    /// The index of these packs. A blob that several have is looked up in the first.
+    pub(crate) fn of(records: &[PackRecord]) -> Self {
+        let mut index = Self::default();
+        for record in records {
+            index.add(record);
+        }
+        index
+    }
+
+    pub(crate) fn add(&mut self, record: &PackRecord) {
+        let pack = crate::wire::count(self.packs.len());
+        self.packs.push(record.id);
+        for entry in &record.entries {
+            self.slots.entry(short(&entry.id)).or_insert(Slot {
+                pack,
+                offset: entry.offset,
+                stored: entry.stored,
+                raw: entry.raw,
+                codec: entry.codec,
+            });
+        }
+    }
+
+    pub(crate) fn place(&self, id: &Id) -> Option<Place> {
+        let slot = self.slots.get(&short(id))?;
+        let pack = *self.packs.get(usize::try_from(slot.pack).ok()?)?;
+        Some(Place {
+            pack,
+            codec: slot.codec,
+            offset: slot.offset,
+            stored: slot.stored,
+            raw: slot.raw,
+        })
+    }
+
+    /// Whether the repository has this blob.
+    pub(crate) fn has(&self, id: &Id) -> bool {
+        self.slots.contains_key(&short(id))
+    }
+
+    /// Whether the caller has to store this blob: nobody has, and nobody else was told to.
+    pub(crate) fn claim(&mut self, id: &Id) -> bool {
+        !self.has(id) && self.pending.insert(short(id))
+    }
+}
+
+/// An index that several tasks use.
+#[derive(Clone)]
+pub(crate) struct SharedIndex(Arc<Mutex<Index>>);
+
+impl SharedIndex {
+    pub(crate) fn of(records: &[PackRecord]) -> Self {
+        Self(Arc::new(Mutex::new(Index::of(records))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn has(&self, id: &Id) -> bool {
+        self.lock().has(id)
+    }
+
+    pub(crate) fn claim(&self, id: &Id) -> bool {
+        self.lock().claim(id)
+    }
+
+    /// Where a blob is that something refers to.
+    pub(crate) fn require(&self, id: &Id) -> Result<Place, BackupError> {
+        self.lock().place(id).ok_or_else(|| BackupError::Missing {
+            object: format!("blob {id}: no index names it, or its pack is gone"),
+        })
+    }
+
+    /// Whether the index leads to this entry for its blob: what several packs have counts in one.
+    pub(crate) fn is_at(&self, record: &PackRecord, entry: &Entry) -> bool {
+        self.lock()
+            .place(&entry.id)
+            .is_some_and(|place| place.pack == record.id && place.offset == entry.offset)
+    }
+}
+
+/// All pack records of a repository, and the index objects that they are in.
+pub(crate) struct Records {
+    pub(crate) packs: Vec<PackRecord>,
+    pub(crate) objects: Vec<Id>,
+}
+
+impl Records {
+    /// Leaves out packs that are not there, or not whole.
+    pub(crate) fn retain_present(&mut self, present: &HashMap<Id, u64>) {
+        self.packs
+            .retain(|record| present.get(&record.id) == Some(&record.size));
+    }
+}
+
+/// Which packs are in the store, and their sizes.
+pub(crate) async fn present(objects: &Objects) -> Result<HashMap<Id, u64>, BackupError> {
+    let listed = objects.list(PACKS).await?;
+    Ok(listed
+        .iter()
+        .filter_map(|meta| Some((id_of(meta)?, meta.size)))
+        .collect())
+}
+
+/// Reads all index objects. A pack that several name is there once.
+pub(crate) async fn read(objects: &Objects) -> Result<Records, BackupError> {
+    let (records, mut errors) = read_what_can_be(objects).await?;
+    errors.pop().map_or(Ok(records), Err)
+}
+
+/// Reads the index objects that can be read, and says why the others cannot.
+pub(crate) async fn read_what_can_be(
+    objects: &Objects,
+) -> Result<(Records, Vec<BackupError>), BackupError> {
+    let names = objects.list(INDEX).await?;
+    let ids: Vec<Id> = names.iter().filter_map(id_of).collect();
+    let mut reads = stream::iter(ids.clone())
+        .map(|id| read_object(objects, id))
+        .buffered(READS);
+    let mut seen = HashSet::new();
+    let mut packs = Vec::new();
+    let mut errors = Vec::new();
+    while let Some(read) = reads.next().await {
+        match read {
+            Ok(records) => {
+                packs.extend(records.into_iter().filter(|record| seen.insert(record.id)));
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    drop(reads);
+    let records = Records {
+        packs,
+        objects: ids,
+    };
+    Ok((records, errors))
+}
+
+async fn read_object(objects: &Objects, id: Id) -> Result<Vec<PackRecord>, BackupError> {
+    let object = name(INDEX, &id);
+    let bytes = objects.get(&object).await?;
+    let read = tokio::task::spawn_blocking(move || decode(id, &bytes)).await;
+    read.map_err(|_| BackupError::Stopped)?
+        .map_err(|why| BackupError::damaged(object, why))
+}
+
+fn decode(id: Id, bytes: &[u8]) -> Result<Vec<PackRecord>, String> {
+    if Id::of(bytes) != id {
+        return Err("its content has another hash".to_owned());
+    }
+    let limit = u64::try_from(LARGEST).unwrap_or(u64::MAX);
+    let mut plain = Vec::new();
+    zstd::stream::read::Decoder::new(bytes)
+        .and_then(|decoder| decoder.take(limit + 1).read_to_end(&mut plain))
+        .map_err(|error| error.to_string())?;
+    if plain.len() > LARGEST {
+        return Err("it is larger than any".to_owned());
+    }
+    let mut reader = Reader::new(&plain);
+    let mut parse = || {
+        if reader.array()? != *MAGIC {
+            return Err(crate::wire::Cut);
+        }
+        let mut records = Vec::new();
+        while reader.len() > 0 {
+            records.push(PackRecord::decode(&mut reader)?);
+        }
+        Ok(records)
+    };
+    parse().map_err(|cut| cut.to_string())
+}
+
+/// Writes what these packs hold as one index object.
+pub(crate) async fn write(objects: &Objects, records: &[PackRecord]) -> Result<Id, BackupError> {
+    let mut plain = MAGIC.to_vec();
+    for record in records {
+        record.encode(&mut plain);
+    }
+    let packed = tokio::task::spawn_blocking(move || zstd::bulk::compress(&plain, 3))
+        .await
+        .map_err(|_| BackupError::Stopped)?
+        .map_err(|error| BackupError::damaged(INDEX, error))?;
+    let id = Id::of(&packed);
+    objects.put(&name(INDEX, &id), Bytes::from(packed)).await?;
+    Ok(id)
+}
+
+/// Writes an index of all these packs, in objects of a bounded size.
+pub(crate) async fn write_all(
+    objects: &Objects,
+    records: &[PackRecord],
+) -> Result<Vec<Id>, BackupError> {
+    let mut written = Vec::new();
+    let mut rest = records;
+    while !rest.is_empty() {
+        let mut entries = 0;
+        let fitting = rest
+            .iter()
+            .take_while(|record| {
+                entries += record.entries.len();
+                entries <= ENTRIES
+            })
+            .count()
+            .max(1);
+        let (now, later) = rest.split_at(fitting);
+        written.push(write(objects, now).await?);
+        rest = later;
+    }
+    Ok(written)
+}

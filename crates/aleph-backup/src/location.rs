@@ -1,0 +1,182 @@
+//! Where a repository is: a URL, and the store behind it.
+
+use crate::error::BackupError;
+use object_store::ObjectStore;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::local::LocalFileSystem;
+use object_store::prefix::PrefixStore;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A place for backups. It prints without credentials: it has none, they come from the
+/// environment of the process (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`
+/// and the others that AWS's own clients read).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A folder of this host, `file:///path`.
+    Folder(PathBuf),
+    /// A prefix in a bucket, `s3://bucket/prefix`.
+    Bucket {
+        /// The bucket.
+        bucket: String,
+        /// The prefix, without slashes at its ends; may be empty.
+        prefix: String,
+    },
+}
+
+impl Location {
+    /// The place that a URL means.
+    ///
+    /// # Errors
+    /// [`BackupError::BadLocation`] for another scheme, a relative path, no bucket, or credentials
+    /// in the URL.
+    pub fn parse(text: &str) -> Result<Self, BackupError> {
+        let bad = |why: &str| BackupError::BadLocation {
+            text: redacted(text),
+            why: why.to_owned(),
+        };
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(bad("it has no scheme"));
+        };
+        if rest.contains(['?', '#']) {
+            return Err(bad("it has a query or a fragment"));
+        }
+        match scheme {
+            "file" => {
+                let path = Path::new(rest);
+                let plain = path
+                    .components()
+                    .all(|part| !matches!(part, std::path::Component::ParentDir));
+                if !path.is_absolute() || !plain {
+                    return Err(bad("the path is not absolute"));
+                }
+                Ok(Self::Folder(path.to_owned()))
+            }
+            "s3" => {
+                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                if bucket.contains('@') {
+                    return Err(bad("credentials have no place in it"));
+                }
+                let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+                if bucket.is_empty() || !bucket.chars().all(fine) {
+                    return Err(bad("it names no bucket"));
+                }
+                Ok(Self::Bucket {
+                    bucket: bucket.to_owned(),
+                    prefix: prefix.trim_matches('/').to_owned(),
+                })
+            }
+            _ => Err(bad("the scheme is neither file nor s3")),
+        }
+    }
+
+    /// The store there. A folder is made where it is missing, a bucket is not.
+    ///
+    /// # Errors
+    /// Where the folder cannot be made, or the environment's settings make no client.
+    pub fn store(&self) -> Result<Arc<dyn ObjectStore>, BackupError> {
+        match self {
+            Self::Folder(path) => folder(path),
+            Self::Bucket { bucket, prefix } => {
+                self.bucket(AmazonS3Builder::from_env().with_bucket_name(bucket), prefix)
+            }
+        }
+    }
+
+    fn bucket(
+        &self,
+        builder: AmazonS3Builder,
+        prefix: &str,
+    ) -> Result<Arc<dyn ObjectStore>, BackupError> {
+        // One provider of TLS in the whole program; who installed one before has the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let plain = builder
+            .get_config_value(&AmazonS3ConfigKey::Endpoint)
+            .is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let store = builder
+            .with_allow_http(plain)
+            .build()
+            .map_err(|error| BackupError::store("reach", self, &error))?;
+        Ok(if prefix.is_empty() {
+            Arc::new(store)
+        } else {
+            Arc::new(PrefixStore::new(store, prefix))
+        })
+    }
+}
+
+/// A folder as a store, whose writes are on the disk when they have been acknowledged.
+fn folder(path: &Path) -> Result<Arc<dyn ObjectStore>, BackupError> {
+    let failed = |source| BackupError::Target {
+        operation: "make the folder",
+        path: path.to_owned(),
+        source,
+    };
+    // What is in it are whole volumes of tenants.
+    if !path.is_dir() {
+        std::fs::create_dir_all(path).map_err(failed)?;
+        let owner = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(path, owner).map_err(failed)?;
+    }
+    let store = LocalFileSystem::new_with_prefix(path)
+        .map_err(|error| BackupError::store("open", path.display(), &error))?;
+    Ok(Arc::new(store.with_fsync(true)))
+}
+
+/// The text without what stands where URLs have credentials.
+fn redacted(text: &str) -> String {
+    match (text.split_once("://"), text.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
+        _ => text.to_owned(),
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path) => write!(f, "file://{}", path.display()),
+            Self::Bucket { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            Self::Bucket { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_strictly() {
+        assert_eq!(
+            Location::parse("s3://b-1/a/b/").unwrap(),
+            Location::Bucket {
+                bucket: "b-1".to_owned(),
+                prefix: "a/b".to_owned()
+            }
+        );
+        for text in ["file:///srv/b", "s3://b", "s3://b/a/b"] {
+            assert_eq!(Location::parse(text).unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "/srv",
+            "file://srv",
+            "file:///a/../etc",
+            "s3://",
+            "s3:///a",
+            "ftp://x/y",
+            "s3://b?x=1",
+            "s3://b c/x",
+        ] {
+            assert!(Location::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_a_url_is_refused_and_not_repeated() {
+        let error = Location::parse("s3://KEY:SECRET@bucket/x").unwrap_err();
+        assert!(!error.to_string().contains("SECRET"), "{error}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Objects by name: the store without what the format does not need of it.
+
+use crate::error::BackupError;
+use crate::id::Id;
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(crate) const CONFIG: &str = "config";
+pub(crate) const PACKS: &str = "packs";
+pub(crate) const INDEX: &str = "index";
+pub(crate) const SNAPSHOTS: &str = "snapshots";
+pub(crate) const LOCKS: &str = "locks";
+pub(crate) const TRASH: &str = "trash";
+
+/// Where a pack is. The folders keep directories small where the store is one.
+pub(crate) fn pack_name(id: &Id) -> Path {
+    let hex = id.to_string();
+    let folder = hex.get(..2).unwrap_or_default();
+    Path::from_iter([PACKS, folder, &hex])
+}
+
+/// Where another object of this id is.
+pub(crate) fn name(folder: &str, id: &Id) -> Path {
+    Path::from_iter([folder, &id.to_string()])
+}
+
+/// The id that an object is named after.
+pub(crate) fn id_of(meta: &ObjectMeta) -> Option<Id> {
+    meta.location.filename()?.parse().ok()
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Objects(Arc<dyn ObjectStore>);
+
+impl Objects {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>) -> Self {
+        Self(store)
+    }
+
+    pub(crate) async fn put(&self, name: &Path, content: Bytes) -> Result<(), BackupError> {
+        self.0
+            .put(name, PutPayload::from_bytes(content))
+            .await
+            .map(drop)
+            .map_err(|error| BackupError::store("write", name, &error))
+    }
+
+    /// Writes an object where there is none; says whether it did.
+    pub(crate) async fn create(&self, name: &Path, content: Bytes) -> Result<bool, BackupError> {
+        let options = PutOptions::from(PutMode::Create);
+        let payload = PutPayload::from_bytes(content.clone());
+        match self.0.put_opts(name, payload, options).await {
+            Ok(_) => Ok(true),
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => Ok(false),
+            // A store without conditional writes: two that make a repository at one instant meet.
+            Err(object_store::Error::NotImplemented { .. }) => {
+                if self.exists(name).await? {
+                    return Ok(false);
+                }
+                self.put(name, content).await?;
+                Ok(true)
+            }
+            Err(error) => Err(BackupError::store("write", name, &error)),
+        }
+    }
+
+    pub(crate) async fn exists(&self, name: &Path) -> Result<bool, BackupError> {
+        Ok(self.head(name).await?.is_some())
+    }
+
+    pub(crate) async fn head(&self, name: &Path) -> Result<Option<ObjectMeta>, BackupError> {
+        match self.0.head(name).await {
+            Ok(meta) => Ok(Some(meta)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(BackupError::store("look at", name, &error)),
+        }
+    }
+
+    pub(crate) async fn get(&self, name: &Path) -> Result<Bytes, BackupError> {
+        let read = async { self.0.get(name).await?.bytes().await };
+        read.await.map_err(|error| failed_read(name, &error))
+    }
+
+    pub(crate) async fn get_ranges(
+        &self,
+        name: &Path,
+        ranges: &[Range<u64>],
+    ) -> Result<Vec<Bytes>, BackupError> {
+        let parts = match self.0.get_ranges(name, ranges).await {
+            Ok(parts) => parts,
+            Err(error) => return Err(self.failed_ranges(name, ranges, &error).await),
+        };
+        let whole = parts.len() == ranges.len()
+            && parts
+                .iter()
+                .zip(ranges)
+                .all(|(part, range)| u64::try_from(part.len()) == Ok(range.end - range.start));
+        if whole {
+            Ok(parts)
+        } else {
+            Err(BackupError::damaged(name, "it is shorter than it was"))
+        }
+    }
+
+    /// Stores differ in how they refuse what is beyond the end, so its size decides.
+    async fn failed_ranges(
+        &self,
+        name: &Path,
+        ranges: &[Range<u64>],
+        error: &object_store::Error,
+    ) -> BackupError {
+        let needed = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+        match self.head(name).await {
+            Ok(Some(meta)) if meta.size < needed => BackupError::damaged(
+                name,
+                format_args!("it has {} bytes, at least {needed} are needed", meta.size),
+            ),
+            _ => failed_read(name, error),
+        }
+    }
+
+    pub(crate) async fn list(&self, folder: &'static str) -> Result<Vec<ObjectMeta>, BackupError> {
+        self.0
+            .list(Some(&Path::from(folder)))
+            .try_collect()
+            .await
+            .map_err(|error| BackupError::store("list", folder, &error))
+    }
+
+    /// Deletes an object; one that is not there is no error.
+    pub(crate) async fn delete(&self, name: &Path) -> Result<(), BackupError> {
+        match self.0.delete(name).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(BackupError::store("delete", name, &error)),
+        }
+    }
+}
+
+fn failed_read(name: &Path, error: &object_store::Error) -> BackupError {
+    match error {
+        object_store::Error::NotFound { .. } => BackupError::Missing {
+            object: name.to_string(),
+        },
+        error => BackupError::store("read", name, error),
+    }
+}

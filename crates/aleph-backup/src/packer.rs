@@ -1,0 +1,139 @@
+//! Blobs on their way into the store: packs, uploads, checkpoints.
+
+use crate::blob::{Blob, Kind};
+use crate::error::BackupError;
+use crate::index;
+use crate::objects::{Objects, pack_name};
+use crate::pack::{PackBuilder, PackRecord};
+use tokio::task::JoinSet;
+
+/// How many packs are on their way at a time.
+pub const UPLOADS: usize = 3;
+
+/// An index is written after so many packs.
+pub const CHECKPOINT: usize = 8;
+
+/// Puts blobs into packs and sends them.
+pub(crate) struct Packer {
+    objects: Objects,
+    chunks: PackBuilder,
+    // Nodes have packs of their own: whoever walks trees reads no chunks.
+    nodes: PackBuilder,
+    uploads: JoinSet<Result<PackRecord, BackupError>>,
+    /// Packs that are in the store and in no index.
+    unindexed: Vec<PackRecord>,
+    /// All that were written.
+    written: Vec<PackRecord>,
+    stored: u64,
+}
+
+impl Packer {
+    pub(crate) fn new(objects: Objects) -> Self {
+        Self {
+            objects,
+            chunks: PackBuilder::default(),
+            nodes: PackBuilder::default(),
+            uploads: JoinSet::new(),
+            unindexed: Vec::new(),
+            written: Vec::new(),
+            stored: 0,
+        }
+    }
+
+    /// Bytes that are in the store, or on the way.
+    pub(crate) const fn stored(&self) -> u64 {
+        self.stored
+    }
+
+    /// Adds a blob; it waits where as many packs as may be are under way.
+    pub(crate) async fn add(&mut self, blob: &Blob) -> Result<(), BackupError> {
+        let pack = match blob.kind {
+            Kind::Chunk => &mut self.chunks,
+            Kind::Node => &mut self.nodes,
+        };
+        pack.add(blob);
+        self.stored += u64::from(crate::wire::count(blob.stored.len()));
+        if pack.is_full() {
+            let pack = std::mem::take(pack);
+            self.send(pack).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, pack: PackBuilder) -> Result<(), BackupError> {
+        while self.uploads.len() >= UPLOADS {
+            self.join_next().await?;
+        }
+        let objects = self.objects.clone();
+        self.uploads.spawn(async move {
+            let (record, content) = tokio::task::spawn_blocking(|| pack.finish())
+                .await
+                .map_err(|_| BackupError::Stopped)?;
+            objects.put(&pack_name(&record.id), content).await?;
+            Ok(record)
+        });
+        if self.unindexed.len() >= CHECKPOINT {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
+    async fn join_next(&mut self) -> Result<(), BackupError> {
+        if let Some(joined) = self.uploads.join_next().await {
+            let record = joined.map_err(|_| BackupError::Stopped)??;
+            self.unindexed.push(record);
+        }
+        Ok(())
+    }
+
+    /// Writes an index of what is there and in none.
+    async fn checkpoint(&mut self) -> Result<(), BackupError> {
+        if !self.unindexed.is_empty() {
+            index::write(&self.objects, &self.unindexed).await?;
+            self.written.append(&mut self.unindexed);
+        }
+        Ok(())
+    }
+
+    /// Sends what is left, and waits until all is in the store.
+    async fn flush(&mut self) -> Result<(), BackupError> {
+        for pack in [
+            std::mem::take(&mut self.chunks),
+            std::mem::take(&mut self.nodes),
+        ] {
+            if !pack.is_empty() {
+                self.send(pack).await?;
+            }
+        }
+        while !self.uploads.is_empty() {
+            self.join_next().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is left, and indexes it. Nothing that was added is missing afterwards.
+    pub(crate) async fn finish(mut self) -> Result<u64, BackupError> {
+        self.flush().await?;
+        self.checkpoint().await?;
+        Ok(self.stored)
+    }
+
+    /// Sends what is left, for a caller that writes an index of its own.
+    pub(crate) async fn finish_unindexed(mut self) -> Result<Vec<PackRecord>, BackupError> {
+        self.flush().await?;
+        self.written.append(&mut self.unindexed);
+        Ok(self.written)
+    }
+
+    /// After a failure: indexes what got into the store, so that nobody has to send it again.
+    pub(crate) async fn salvage(mut self) {
+        while let Some(joined) = self.uploads.join_next().await {
+            if let Ok(Ok(record)) = joined {
+                self.unindexed.push(record);
+            }
+        }
+        if let Err(error) = self.checkpoint().await {
+            tracing::debug!(%error, "no checkpoint after a failed backup");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Getting back the space of what no snapshot needs.
+//!
+//! The first prune after a snapshot was forgotten takes its packs out of the index and lists them in a
+//! trash object; a later one deletes them. The crate's docs say why in this order.
+
+use crate::blob::Blob;
+use crate::error::BackupError;
+use crate::id::Id;
+use crate::index::{self, SharedIndex};
+use crate::lock::{Lock, Sharing};
+use crate::mark::{Marked, mark};
+use crate::objects::{INDEX, LOCKS, TRASH, name, pack_name};
+use crate::pack::{FOOTER, PackRecord, read_trailer, trailer_length};
+use crate::packer::Packer;
+use crate::repository::Repository;
+use crate::snapshot;
+use bytes::Bytes;
+use object_store::ObjectMeta;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+/// How to prune.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PruneOptions {
+    /// How long packs stay after they were found to be needed by nobody. A day by default; it must be longer
+    /// than any backup can go on without noticing that its lock was taken away.
+    pub grace: Duration,
+    /// A pack of which more than so many percent are needed by nobody is written anew. 20 by default.
+    pub unused_percent: u8,
+}
+
+impl Default for PruneOptions {
+    fn default() -> Self {
+        Self {
+            grace: Duration::from_secs(24 * 60 * 60),
+            unused_percent: 20,
+        }
+    }
+}
+
+/// What a prune did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PruneReport {
+    /// Packs that stay as they are.
+    pub kept: usize,
+    /// Packs whose needed blobs were written anew.
+    pub repacked: usize,
+    /// Packs that a later prune deletes.
+    pub trashed: usize,
+    /// Packs that were deleted.
+    pub deleted: usize,
+    /// Bytes of the packs that were deleted.
+    pub freed: u64,
+}
+
+/// Packs that nobody needed.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Trash {
+    packs: Vec<Id>,
+}
+
+/// What becomes of the packs.
+#[derive(Default)]
+struct Sorted {
+    keep: Vec<PackRecord>,
+    repack: Vec<PackRecord>,
+    drop: Vec<Id>,
+}
+
+impl Repository {
+    /// Gets back the space of what no snapshot needs. Nobody else works in the repository meanwhile.
+    ///
+    /// # Errors
+    /// [`BackupError::Locked`] beside any other work; [`BackupError::Missing`] and
+    /// [`BackupError::Damaged`] where a snapshot is not whole: then nothing is deleted.
+    pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport, BackupError> {
+        let lock = Lock::take(&self.objects, Sharing::Exclusive, "prune").await?;
+        let done = self.prune_locked(&lock, options).await;
+        lock.release().await;
+        done
+    }
+
+    async fn prune_locked(
+        &self,
+        lock: &Lock,
+        options: PruneOptions,
+    ) -> Result<PruneReport, BackupError> {
+        let mut records = index::read(&self.objects).await?;
+        let present = index::present(&self.objects).await?;
+        records.retain_present(&present);
+        let old_trash = self.read_trash().await?;
+        let (index, marked) = self.mark_all(&mut records.packs, &present).await?;
+        let sorted = sort(records.packs, &index, &marked, options);
+        let mut report = PruneReport {
+            kept: sorted.keep.len(),
+            repacked: sorted.repack.len(),
+            ..PruneReport::default()
+        };
+
+        let mut live = sorted.keep;
+        live.extend(self.repack(&sorted.repack, &index, &marked).await?);
+        let written = index::write_all(&self.objects, &live).await?;
+        let live: HashSet<Id> = live.iter().map(|record| record.id).collect();
+
+        // What is in the store and in no index now: dropped, repacked, or sent by a backup that
+        // ended before it wrote an index.
+        let known: HashSet<Id> = old_trash
+            .iter()
+            .flat_map(|(_, trash)| trash.packs.iter().copied())
+            .collect();
+        let candidates = present.keys().chain(&sorted.drop).copied();
+        let packs: Vec<Id> = candidates
+            .filter(|id| !live.contains(id) && !known.contains(id))
+            .collect::<HashSet<Id>>()
+            .into_iter()
+            .collect();
+        report.trashed = packs.len();
+        self.write_trash(Trash { packs }).await?;
+        lock.still_held().await?;
+        for id in records.objects {
+            if !written.contains(&id) {
+                self.objects.delete(&name(INDEX, &id)).await?;
+            }
+        }
+        self.empty_trash(old_trash, &live, &present, options.grace, &mut report)
+            .await?;
+        Ok(report)
+    }
+
+    /// Which blobs snapshots need. Where the index lacks some, packs that no index names are looked
+    /// into: a backup whose lock was taken away may have come to need what is in the trash.
+    async fn mark_all(
+        &self,
+        records: &mut Vec<PackRecord>,
+        present: &HashMap<Id, u64>,
+    ) -> Result<(SharedIndex, Marked), BackupError> {
+        let snapshots = snapshot::read_all(&self.objects).await?;
+        let index = SharedIndex::of(records);
+        let marked = mark(self, &index, &snapshots).await;
+        if marked.errors.is_empty() {
+            return Ok((index, marked));
+        }
+        let indexed: HashSet<Id> = records.iter().map(|record| record.id).collect();
+        for (id, size) in present.iter().filter(|(id, _)| !indexed.contains(*id)) {
+            records.push(self.read_record(*id, *size).await?);
+        }
+        let index = SharedIndex::of(records);
+        let mut marked = mark(self, &index, &snapshots).await;
+        match marked.errors.pop() {
+            Some((_, error)) => Err(error),
+            None => Ok((index, marked)),
+        }
+    }
+
+    /// What a pack says about itself.
+    async fn read_record(&self, id: Id, size: u64) -> Result<PackRecord, BackupError> {
+        let object = pack_name(&id);
+        let damaged = |why: crate::wire::Cut| BackupError::damaged(&object, why);
+        let footer = u64::from(crate::wire::count(FOOTER));
+        let read = async |range| -> Result<Bytes, BackupError> {
+            let mut parts = self.objects.get_ranges(&object, &[range]).await?;
+            Ok(parts.pop().unwrap_or_default())
+        };
+        let end = read(size.saturating_sub(footer)..size).await?;
+        let length = trailer_length(&end).map_err(damaged)?;
+        let trailer = read(size.saturating_sub(length)..size).await?;
+        Ok(PackRecord {
+            id,
+            size,
+            entries: read_trailer(&trailer).map_err(damaged)?,
+        })
+    }
+
+    /// Writes what is needed of these packs into new ones.
+    async fn repack(
+        &self,
+        records: &[PackRecord],
+        index: &SharedIndex,
+        marked: &Marked,
+    ) -> Result<Vec<PackRecord>, BackupError> {
+        let mut packer = Packer::new(self.objects.clone());
+        for record in records {
+            let object = pack_name(&record.id);
+            let needed: Vec<_> = record
+                .entries
+                .iter()
+                .filter(|entry| is_needed(index, marked, record, entry))
+                .collect();
+            let ranges: Vec<_> = needed.iter().map(|entry| entry.range()).collect();
+            let parts = self.objects.get_ranges(&object, &ranges).await?;
+            for (entry, stored) in needed.iter().zip(parts) {
+                let place = index.require(&entry.id)?;
+                // What is damaged is not carried on under a new hash.
+                self.decode(entry.kind, &entry.id, &place, &stored)?;
+                let blob = Blob {
+                    id: entry.id,
+                    kind: entry.kind,
+                    codec: entry.codec,
+                    raw: usize::try_from(entry.raw).unwrap_or(usize::MAX),
+                    stored,
+                };
+                packer.add(&blob).await?;
+            }
+        }
+        packer.finish_unindexed().await
+    }
+
+    async fn read_trash(&self) -> Result<Vec<(ObjectMeta, Trash)>, BackupError> {
+        let mut all = Vec::new();
+        for meta in self.objects.list(TRASH).await? {
+            let content = self.objects.get(&meta.location).await?;
+            let trash = serde_json::from_slice(&content)
+                .map_err(|error| BackupError::damaged(&meta.location, error))?;
+            all.push((meta, trash));
+        }
+        Ok(all)
+    }
+
+    async fn write_trash(&self, trash: Trash) -> Result<(), BackupError> {
+        if trash.packs.is_empty() {
+            return Ok(());
+        }
+        let json =
+            serde_json::to_vec(&trash).map_err(|error| BackupError::damaged(TRASH, error))?;
+        let id = Id::random().map_err(|source| BackupError::Random { source })?;
+        self.objects.put(&name(TRASH, &id), Bytes::from(json)).await
+    }
+
+    /// Deletes packs that were in the trash for long enough and that no index names.
+    async fn empty_trash(
+        &self,
+        trash: Vec<(ObjectMeta, Trash)>,
+        live: &HashSet<Id>,
+        present: &HashMap<Id, u64>,
+        grace: Duration,
+        report: &mut PruneReport,
+    ) -> Result<(), BackupError> {
+        // The store's time: that of this prune's lock.
+        let now = self
+            .objects
+            .list(LOCKS)
+            .await?
+            .iter()
+            .map(|meta| meta.last_modified)
+            .max();
+        for (meta, trash) in trash {
+            let age = now.and_then(|now| (now - meta.last_modified).to_std().ok());
+            if age.is_none_or(|age| age < grace) {
+                continue;
+            }
+            for id in trash.packs.iter().filter(|id| !live.contains(*id)) {
+                self.objects.delete(&pack_name(id)).await?;
+                if let Some(size) = present.get(id) {
+                    report.deleted += 1;
+                    report.freed += size;
+                }
+            }
+            self.objects.delete(&meta.location).await?;
+        }
+        Ok(())
+    }
+}
+
+fn is_needed(
+    index: &SharedIndex,
+    marked: &Marked,
+    record: &PackRecord,
+    entry: &crate::pack::Entry,
+) -> bool {
+    marked.used.contains(&entry.id) && index.is_at(record, entry)
+}
+
+fn sort(
+    records: Vec<PackRecord>,
+    index: &SharedIndex,
+    marked: &Marked,
+    options: PruneOptions,
+) -> Sorted {
+    let mut sorted = Sorted::default();
+    for record in records {
+        let (mut needed, mut all) = (0u64, 0u64);
+        for entry in &record.entries {
+            all += u64::from(entry.stored);
+            if is_needed(index, marked, &record, entry) {
+                needed += u64::from(entry.stored);
+            }
+        }
+        if needed == 0 {
+            sorted.drop.push(record.id);
+        } else if (all - needed) * 100 > all * u64::from(options.unused_percent) {
+            sorted.repack.push(record);
+        } else {
+            sorted.keep.push(record);
+        }
+    }
+    sorted
+}

@@ -1,0 +1,183 @@
+//! A repository that is open.
+
+use crate::blob::{self, Keys, Kind};
+use crate::config::{ChunkBounds, Config};
+use crate::error::BackupError;
+use crate::id::Id;
+use crate::index::{Place, SharedIndex};
+use crate::location::Location;
+use crate::lock;
+use crate::objects::{Objects, SNAPSHOTS, name, pack_name};
+use crate::snapshot::{self, Snapshot};
+use object_store::ObjectStore;
+use std::sync::Arc;
+
+/// A repository. Cloning gives the same one.
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) objects: Objects,
+    pub(crate) keys: Keys,
+    pub(crate) config: Arc<Config>,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repository")
+            .field("id", &self.config.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Opens the repository at a place, and makes it where there is none.
+    ///
+    /// # Errors
+    /// Where the place cannot be reached or written, or has a later format.
+    pub async fn open_or_create(location: &Location) -> Result<Self, BackupError> {
+        Self::create_in(location.store()?, ChunkBounds::default()).await
+    }
+
+    /// Opens the repository at a place.
+    ///
+    /// # Errors
+    /// [`BackupError::NoRepository`] where there is none.
+    pub async fn open(location: &Location) -> Result<Self, BackupError> {
+        let absent = || BackupError::NoRepository {
+            location: location.to_string(),
+        };
+        // Looking for one makes no folder.
+        if let Location::Folder(path) = location
+            && !path.is_dir()
+        {
+            return Err(absent());
+        }
+        let objects = Objects::new(location.store()?);
+        let config = Config::read(&objects).await?.ok_or_else(absent)?;
+        Ok(Self::with(objects, config))
+    }
+
+    /// Opens the repository in a store, and makes it with these bounds where there is none.
+    ///
+    /// # Errors
+    /// As [`Repository::open_or_create`].
+    pub async fn create_in(
+        store: Arc<dyn ObjectStore>,
+        chunks: ChunkBounds,
+    ) -> Result<Self, BackupError> {
+        let objects = Objects::new(store);
+        if let Some(config) = Config::read(&objects).await? {
+            return Ok(Self::with(objects, config));
+        }
+        let config = Config::new(chunks)?;
+        if config.create(&objects).await? {
+            return Ok(Self::with(objects, config));
+        }
+        // Somebody else was faster.
+        let config = Config::read(&objects)
+            .await?
+            .ok_or_else(|| BackupError::Missing {
+                object: crate::objects::CONFIG.to_owned(),
+            })?;
+        Ok(Self::with(objects, config))
+    }
+
+    fn with(objects: Objects, config: Config) -> Self {
+        Self {
+            keys: Keys::of_repository(&config.key),
+            config: Arc::new(config),
+            objects,
+        }
+    }
+
+    /// Which repository this is; it was drawn when it was made.
+    #[must_use]
+    pub fn id(&self) -> Id {
+        self.config.id
+    }
+
+    /// All snapshots, the oldest first.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, BackupError> {
+        snapshot::read_all(&self.objects).await
+    }
+
+    /// The snapshot whose id begins so.
+    ///
+    /// # Errors
+    /// [`BackupError::NoSnapshot`] or [`BackupError::Ambiguous`] where it is not one.
+    pub async fn snapshot(&self, reference: &str) -> Result<Snapshot, BackupError> {
+        let ids = snapshot::ids(&self.objects).await?;
+        let mut matching = ids
+            .into_iter()
+            .filter(|id| !reference.is_empty() && id.to_string().starts_with(reference));
+        let Some(id) = matching.next() else {
+            return Err(BackupError::NoSnapshot {
+                reference: reference.to_owned(),
+            });
+        };
+        match matching.count() {
+            0 => Snapshot::read(&self.objects, id).await,
+            others => Err(BackupError::Ambiguous {
+                reference: reference.to_owned(),
+                count: others + 1,
+            }),
+        }
+    }
+
+    /// Removes snapshots. Their space comes back with the next prunes; other snapshots keep all they need.
+    ///
+    /// # Errors
+    /// Where one cannot be removed; one that is not there is none.
+    pub async fn forget(&self, snapshots: &[Id]) -> Result<(), BackupError> {
+        for id in snapshots {
+            self.objects.delete(&name(SNAPSHOTS, id)).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes all locks, whoever holds them, and says how many there were. Who was still at work ends
+    /// with [`BackupError::LockLost`].
+    ///
+    /// # Errors
+    /// Where they cannot be removed.
+    pub async fn unlock(&self) -> Result<usize, BackupError> {
+        lock::remove_all(&self.objects).await
+    }
+
+    /// A node of a tree.
+    pub(crate) async fn read_node(
+        &self,
+        index: &SharedIndex,
+        id: &Id,
+    ) -> Result<Vec<u8>, BackupError> {
+        let place = index.require(id)?;
+        let object = pack_name(&place.pack);
+        let start = u64::from(place.offset);
+        let range = start..start + u64::from(place.stored);
+        let parts = self.objects.get_ranges(&object, &[range]).await?;
+        let stored = parts.first().cloned().unwrap_or_default();
+        self.decode(Kind::Node, id, &place, &stored)
+    }
+
+    pub(crate) fn decode(
+        &self,
+        kind: Kind,
+        id: &Id,
+        place: &Place,
+        stored: &[u8],
+    ) -> Result<Vec<u8>, BackupError> {
+        let raw = usize::try_from(place.raw).unwrap_or(usize::MAX);
+        let object = pack_name(&place.pack);
+        blob::decode(
+            &self.keys,
+            kind,
+            id,
+            place.codec,
+            raw,
+            stored,
+            object.as_ref(),
+        )
+    }
+}

@@ -1,0 +1,128 @@
+//! Snapshots: what a volume was at one time.
+
+use crate::error::BackupError;
+use crate::id::Id;
+use crate::objects::{Objects, SNAPSHOTS, id_of, name};
+use crate::tree::LARGEST_VOLUME;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What a backup did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStats {
+    /// Bytes that were read of the volume.
+    pub read: u64,
+    /// Bytes that were sent to the store, indexes included.
+    pub stored: u64,
+    /// Chunks that were new to the repository.
+    pub new_chunks: u64,
+}
+
+/// A volume at one time. Times are when the backup began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id: the hash of its record.
+    #[serde(skip_deserializing, default = "no_id")]
+    pub id: Id,
+    /// Which volume it is of, as its owner identifies volumes.
+    pub volume: String,
+    /// What it was called; may be empty.
+    pub name: String,
+    /// When the backup began.
+    pub time: Timestamp,
+    /// Bytes of the volume.
+    pub size: u64,
+    /// The snapshot that it was made on.
+    pub parent: Option<Id>,
+    /// The root of its tree; `None` where all is zeros.
+    pub root: Option<Id>,
+    /// What its backup did.
+    pub stats: SnapshotStats,
+}
+
+const fn no_id() -> Id {
+    Id::from_bytes([0; 32])
+}
+
+/// A record as it is stored; the id is its name.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    volume: String,
+    name: String,
+    time: Timestamp,
+    size: u64,
+    parent: Option<Id>,
+    root: Option<Id>,
+    stats: SnapshotStats,
+}
+
+impl Snapshot {
+    /// Writes it, and gives it its id.
+    pub(crate) async fn write(mut self, objects: &Objects) -> Result<Self, BackupError> {
+        let stored = Stored {
+            version: crate::config::VERSION,
+            volume: self.volume.clone(),
+            name: self.name.clone(),
+            time: self.time,
+            size: self.size,
+            parent: self.parent,
+            root: self.root,
+            stats: self.stats,
+        };
+        let json =
+            serde_json::to_vec(&stored).map_err(|error| BackupError::damaged(SNAPSHOTS, error))?;
+        self.id = Id::of(&json);
+        objects
+            .put(&name(SNAPSHOTS, &self.id), Bytes::from(json))
+            .await?;
+        Ok(self)
+    }
+
+    pub(crate) async fn read(objects: &Objects, id: Id) -> Result<Self, BackupError> {
+        let object = name(SNAPSHOTS, &id);
+        let bytes = objects.get(&object).await?;
+        if Id::of(&bytes) != id {
+            return Err(BackupError::damaged(object, "its content has another hash"));
+        }
+        let stored: Stored =
+            serde_json::from_slice(&bytes).map_err(|error| BackupError::damaged(&object, error))?;
+        if stored.version > crate::config::VERSION {
+            return Err(BackupError::Newer {
+                version: stored.version,
+            });
+        }
+        if stored.size > LARGEST_VOLUME {
+            return Err(BackupError::damaged(object, "no volume is so large"));
+        }
+        Ok(Self {
+            id,
+            volume: stored.volume,
+            name: stored.name,
+            time: stored.time,
+            size: stored.size,
+            parent: stored.parent,
+            root: stored.root,
+            stats: stored.stats,
+        })
+    }
+}
+
+/// The ids of all snapshots.
+pub(crate) async fn ids(objects: &Objects) -> Result<Vec<Id>, BackupError> {
+    let listed = objects.list(SNAPSHOTS).await?;
+    Ok(listed.iter().filter_map(id_of).collect())
+}
+
+/// All snapshots, the oldest first.
+pub(crate) async fn read_all(objects: &Objects) -> Result<Vec<Snapshot>, BackupError> {
+    let mut all: Vec<Snapshot> = stream::iter(ids(objects).await?)
+        .map(|id| Snapshot::read(objects, id))
+        .buffered(8)
+        .try_collect()
+        .await?;
+    all.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
+    Ok(all)
+}

@@ -1,0 +1,157 @@
+//! Looking whether a repository is whole.
+
+use crate::error::BackupError;
+use crate::id::Id;
+use crate::index::{self, Place, SharedIndex};
+use crate::lock::{Lock, Sharing};
+use crate::mark::mark;
+use crate::objects::pack_name;
+use crate::pack::PackRecord;
+use crate::repository::Repository;
+use crate::snapshot::{self, Snapshot};
+use futures_util::{StreamExt, stream};
+use std::collections::HashMap;
+
+/// How many packs are read at a time.
+const READS: usize = 3;
+
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Every index, snapshot and tree; every pack is there with its size.
+    Structure,
+    /// Also each byte of each pack.
+    Full,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// A snapshot that is not whole because of it, where one was found.
+    pub snapshot: Option<Id>,
+    /// The object and what is wrong, as a sentence.
+    pub what: String,
+}
+
+/// What was looked at, and what was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Snapshots that could be read.
+    pub snapshots: usize,
+    /// Packs that an index names.
+    pub packs: usize,
+    /// Bytes of packs that were read whole.
+    pub read: u64,
+    /// What is wrong; empty where all is well.
+    pub damage: Vec<Damage>,
+}
+
+impl VerifyReport {
+    fn add(&mut self, snapshot: Option<Id>, error: &BackupError) {
+        self.damage.push(Damage {
+            snapshot,
+            what: error.to_string(),
+        });
+    }
+}
+
+impl Repository {
+    /// Looks whether all that snapshots need is there and is what was written. It mends nothing.
+    ///
+    /// # Errors
+    /// Where the store cannot be listed, or a prune runs. Damage is no error: the report has it.
+    pub async fn verify(&self, depth: Depth) -> Result<VerifyReport, BackupError> {
+        let lock = Lock::take(&self.objects, Sharing::Shared, "verification").await?;
+        let done = self.verify_locked(depth).await;
+        lock.release().await;
+        done
+    }
+
+    async fn verify_locked(&self, depth: Depth) -> Result<VerifyReport, BackupError> {
+        let mut report = VerifyReport::default();
+        let (mut records, errors) = index::read_what_can_be(&self.objects).await?;
+        for error in &errors {
+            report.add(None, error);
+        }
+        let present = index::present(&self.objects).await?;
+        report.packs = records.packs.len();
+        for record in &records.packs {
+            if let Err(error) = check_presence(record, &present) {
+                report.add(None, &error);
+            }
+        }
+        records.retain_present(&present);
+        let index = SharedIndex::of(&records.packs);
+
+        let mut snapshots = Vec::new();
+        for id in snapshot::ids(&self.objects).await? {
+            match Snapshot::read(&self.objects, id).await {
+                Ok(snapshot) => snapshots.push(snapshot),
+                Err(error) => report.add(Some(id), &error),
+            }
+        }
+        report.snapshots = snapshots.len();
+        let marked = mark(self, &index, &snapshots).await;
+        for (snapshot, error) in &marked.errors {
+            report.add(Some(*snapshot), error);
+        }
+        if depth == Depth::Full {
+            let mut reads = stream::iter(records.packs)
+                .map(|record| self.check_pack(record))
+                .buffer_unordered(READS);
+            while let Some(read) = reads.next().await {
+                match read {
+                    Ok(bytes) => report.read += bytes,
+                    Err(error) => report.add(None, &error),
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// Reads a pack whole; says how long it is.
+    async fn check_pack(&self, record: PackRecord) -> Result<u64, BackupError> {
+        let object = pack_name(&record.id);
+        let content = self.objects.get(&object).await?;
+        let repository = self.clone();
+        let check = move || {
+            for entry in &record.entries {
+                let start = usize::try_from(entry.offset).unwrap_or(usize::MAX);
+                let end = start.saturating_add(usize::try_from(entry.stored).unwrap_or(usize::MAX));
+                let stored = content
+                    .get(start..end)
+                    .ok_or_else(|| BackupError::damaged(&object, "it is shorter than its index"))?;
+                let place = Place {
+                    pack: record.id,
+                    codec: entry.codec,
+                    offset: entry.offset,
+                    stored: entry.stored,
+                    raw: entry.raw,
+                };
+                repository.decode(entry.kind, &entry.id, &place, stored)?;
+            }
+            if Id::of(&content) == record.id {
+                Ok(record.size)
+            } else {
+                Err(BackupError::damaged(object, "its content has another hash"))
+            }
+        };
+        tokio::task::spawn_blocking(check)
+            .await
+            .map_err(|_| BackupError::Stopped)?
+    }
+}
+
+fn check_presence(record: &PackRecord, present: &HashMap<Id, u64>) -> Result<(), BackupError> {
+    let object = pack_name(&record.id);
+    match present.get(&record.id) {
+        None => Err(BackupError::Missing {
+            object: object.to_string(),
+        }),
+        Some(size) if *size != record.size => Err(BackupError::damaged(
+            object,
+            format_args!("it has {size} bytes instead of {}", record.size),
+        )),
+        Some(_) => Ok(()),
+    }
+}
