@@ -20,6 +20,7 @@ mod jobs;
 mod logs;
 mod node;
 mod prune;
+mod screen;
 mod session;
 mod snapshots;
 mod stats;
@@ -45,6 +46,7 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(attach::routes())
+        .merge(screen::routes())
         .merge(archive::routes())
         .merge(events::routes())
         .merge(images::routes())
