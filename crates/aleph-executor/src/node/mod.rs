@@ -89,6 +89,8 @@ pub struct Prepared {
     pub boot: Boot,
     /// The image's digest.
     pub digest: String,
+    /// The digest of the kernel, where the job asks for one.
+    pub kernel: Option<String>,
     /// What the image says where the job does not.
     pub defaults: ImageDefaults,
 }
@@ -284,6 +286,7 @@ impl Node {
                 vm: None,
                 driver: Some(self.inner.executor.driver().name()),
                 image_digest: None,
+                kernel_digest: None,
                 guest_boot_id: None,
                 network: None,
                 created_at: Timestamp::now(),
