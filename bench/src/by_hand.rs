@@ -7,6 +7,7 @@
 use crate::Bench;
 use aleph_executor::guest::ExecRequest;
 use aleph_executor::qemu::argv::{Begin, Machine, Ram, argv};
+use aleph_executor::qemu::block::Drive;
 use aleph_guest_proto::{CONTROL, Exec, ListBuf, MARK, Root, Setup, ToGuest, Upper, Versions};
 use aleph_types::{Resources, VmId};
 use anyhow::{Context, Result, ensure};
@@ -62,7 +63,7 @@ impl ByHand {
             resources: Resources::default(),
             begin: Begin::Boot(&words.join(" ")),
             ram: Ram::Own,
-            disks: &[("rootfs", true)],
+            disks: &[Drive::raw("rootfs", true)],
             nics: &[],
             links: &[],
         });

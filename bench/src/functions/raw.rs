@@ -6,7 +6,7 @@ use super::pool::Pool;
 use aleph_executor::accel::Accelerator;
 use aleph_executor::guest::{Agent, Reattach};
 use aleph_executor::host;
-use aleph_executor::hypervisor::{Disk, Driver, Launch, Link, Memory, Sockets, Start};
+use aleph_executor::hypervisor::{Disk, Driver, Launch, Link, Machine, Memory, Sockets, Start};
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
 use aleph_types::{MiB, Resources, VmId};
 use anyhow::Result;
@@ -27,18 +27,15 @@ pub(super) async fn restore_and_answer(pool: &Pool) -> Result<f64> {
     });
     driver.check()?;
     let listen = |name: &str| UnixListener::bind(dir.path().join(name));
-    let disk = |serial, path| {
-        Ok::<_, std::io::Error>(Disk {
-            serial,
-            file: File::open(path)?,
-            read_only: true,
-        })
+    let disk = |serial: &'static str, path| {
+        Ok::<_, std::io::Error>(Disk::raw(serial, File::open(path)?, true))
     };
     let (_ours, theirs) = UnixDatagram::pair()?;
     let began = Instant::now();
     let vmm = driver
         .launch(Launch {
             vm: VmId::random(),
+            machine: Machine::MicroVm,
             resources: Resources {
                 memory: MiB(128),
                 ..Resources::default()

@@ -88,6 +88,9 @@ pub enum ExecutorError {
     /// What VMs are to run on cannot be had.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    /// It asks for volumes, which microVMs do not have.
+    #[error("the job asks for volumes, and a microVM has none")]
+    NoVolumes,
     /// Its place could not be made.
     #[error("cannot make room for the VM")]
     Place(#[from] PlaceError),
@@ -108,6 +111,7 @@ impl Classify for ExecutorError {
             Self::Shortage(shortage) => shortage.class(),
             Self::Vmm(vmm) => vmm.class(),
             Self::Hypervisor(hypervisor) => hypervisor.class(),
+            Self::NoVolumes => ErrorClass::Invalid,
             Self::Place(place) if place.is_full() => ErrorClass::Capacity,
             Self::Place(_) | Self::Host { .. } => ErrorClass::Unavailable,
         }
@@ -119,6 +123,7 @@ impl Classify for ExecutorError {
             Self::Shortage(shortage) => shortage.code(),
             Self::Vmm(vmm) => vmm.code(),
             Self::Hypervisor(hypervisor) => hypervisor.code(),
+            Self::NoVolumes => "no_volumes",
             Self::Place(place) if place.is_full() => "disk_full",
             Self::Place(_) => "no_place",
             Self::Host { .. } => "host",
@@ -131,6 +136,9 @@ impl Classify for ExecutorError {
             Self::Shortage(shortage) => shortage.advice(),
             Self::Vmm(vmm) => vmm.advice(),
             Self::Hypervisor(hypervisor) => hypervisor.advice(),
+            Self::NoVolumes => {
+                Some("Leave the volumes out, or run it as a full VM (mode vm).".into())
+            }
             Self::Place(place) if place.is_full() => Some("Free some disk and try again.".into()),
             Self::Place(_) | Self::Host { .. } => {
                 Some("Run as root, or name a folder of your own with --root DIR.".into())
@@ -332,6 +340,9 @@ impl Executor {
 
     /// Checks that the host has what a job asks for, and the VMM that it needs.
     pub(crate) fn admit(&self, job: &JobSpec, host: &Capacity) -> Result<(), ExecutorError> {
+        if !job.volumes.is_empty() {
+            return Err(ExecutorError::NoVolumes);
+        }
         capacity::admit(&job.resources, host)?;
         let (asked, most) = (job.resources.cpus, self.driver().max_cpus());
         if asked > most {

@@ -15,7 +15,9 @@ use crate::firecracker::NicError;
 use crate::firecracker::client::advice_of;
 use crate::firecracker::jail::JailError;
 use crate::process::{Identity, ProcessExit};
+use crate::qemu::machine::MachineError;
 use aleph_types::{Classify, ErrorClass, MiB, Resources, VmId};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
@@ -26,6 +28,10 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::net::UnixStream;
+
+mod full;
+
+pub use full::{Display, FullMachine, FullMachines, HostDevices, Hotplug, Machine, Power};
 
 /// A future that a trait object returns.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -86,6 +92,11 @@ pub trait Driver: Send + Sync {
     /// The facet of starting a VMM's process before it is known what its guest goes on from, where
     /// the VMM has it. Asking may block for as long as [`Driver::check`].
     fn ahead(&self) -> Option<&dyn Ahead> {
+        None
+    }
+
+    /// The facet of building whole computers, where the VMM has it.
+    fn full(&self) -> Option<&dyn FullMachines> {
         None
     }
 }
@@ -226,6 +237,26 @@ pub trait Vmm: Send + Sync {
     fn snapshot(&self) -> Option<&dyn Snapshot> {
         None
     }
+
+    /// The facet of a power button, where the machine has one.
+    fn power(&self) -> Option<&dyn Power> {
+        None
+    }
+
+    /// The facet of changing a machine that runs, where the VMM has it.
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        None
+    }
+
+    /// The facet of a screen, where the machine has one.
+    fn display(&self) -> Option<&dyn Display> {
+        None
+    }
+
+    /// What of the machine has broken while it runs, as part of a sentence.
+    fn impairment(&self) -> Option<String> {
+        None
+    }
 }
 
 impl std::fmt::Debug for dyn Vmm {
@@ -278,6 +309,8 @@ pub trait Pause: Send + Sync {
 pub struct Launch {
     /// Which VM.
     pub vm: VmId,
+    /// Which machine it has.
+    pub machine: Machine,
     /// Its CPUs and memory.
     pub resources: Resources,
     /// What its guest begins with.
@@ -305,6 +338,8 @@ pub struct Launch {
 pub enum Start {
     /// With a kernel.
     Boot(Kernel),
+    /// With what the firmware of a whole computer finds on its disks, the first of them first.
+    Firmware,
     /// Where another left off: it runs as soon as all of the state of its devices has come. Until
     /// then the VMM waits, so one can be started ahead of need.
     Restore {
@@ -340,11 +375,47 @@ pub enum Memory {
 #[derive(Debug)]
 pub struct Disk {
     /// The serial number that the guest finds it by, at most 20 bytes.
-    pub serial: &'static str,
-    /// Its bytes, opened as the guest may use them.
+    pub serial: Cow<'static, str>,
+    /// Its file, opened for reading and writing, or for reading where the guest may do no more.
     pub file: File,
+    /// What the file holds.
+    pub format: DiskFormat,
     /// Whether the guest may only read it.
     pub read_only: bool,
+}
+
+impl Disk {
+    /// A disk that a file holds as it is.
+    pub fn raw(serial: impl Into<Cow<'static, str>>, file: File, read_only: bool) -> Self {
+        Self {
+            serial: serial.into(),
+            file,
+            format: DiskFormat::Raw,
+            read_only,
+        }
+    }
+}
+
+/// How a file holds a disk.
+#[derive(Debug, Default)]
+pub enum DiskFormat {
+    /// As it is. The file may be a block device.
+    #[default]
+    Raw,
+    /// In QEMU's format. What its header says of other files is not followed.
+    Qcow2 {
+        /// The layers below, from the next one down; none where it stands alone.
+        backing: Vec<Layer>,
+    },
+}
+
+/// A layer below a disk's own, which nobody writes to.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its file, opened for reading.
+    pub file: File,
+    /// Whether it is in QEMU's format; else the file holds it as it is, and it is the lowest.
+    pub is_qcow2: bool,
 }
 
 /// A network device: the guest's end of a TAP interface.
@@ -471,7 +542,7 @@ pub enum LaunchError {
         /// Its version.
         version: String,
         /// What it lacks.
-        machine: &'static str,
+        machine: String,
     },
     /// The accelerator cannot be used.
     #[error("the accelerator {0} cannot be used here")]
@@ -506,6 +577,17 @@ pub enum LaunchError {
     /// There is no jail to put the VMM in.
     #[error(transparent)]
     Jail(#[from] JailError),
+    /// A whole computer cannot be built so.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The VMM does not do what it was to be launched for.
+    #[error("{vmm} has no {what}")]
+    Unsupported {
+        /// Which VMM, or which of its machines.
+        vmm: &'static str,
+        /// What it lacks.
+        what: &'static str,
+    },
     /// A call of the operating system failed.
     #[error("cannot {what}")]
     Io {
@@ -520,6 +602,8 @@ impl Classify for LaunchError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Jail(error) => error.class(),
+            Self::Machine(error) => error.class(),
+            Self::Unsupported { .. } => ErrorClass::Invalid,
             _ => ErrorClass::Unavailable,
         }
     }
@@ -534,6 +618,8 @@ impl Classify for LaunchError {
             Self::Late { .. } => "vmm_late_file",
             Self::Nic(error) => error.code(),
             Self::Jail(error) => error.code(),
+            Self::Machine(error) => error.code(),
+            Self::Unsupported { .. } => "vmm_unsupported",
             Self::Io { .. } => "vmm_launch",
         }
     }
@@ -551,6 +637,10 @@ impl Classify for LaunchError {
             ),
             Self::Nic(error) => error.advice(),
             Self::Jail(error) => error.advice(),
+            Self::Machine(error) => error.advice(),
+            Self::Unsupported { .. } => {
+                Some("Have it run by QEMU as a full VM, which has everything.".into())
+            }
             Self::Accelerator(_) => Some("Leave --accel away, or see aleph doctor.".into()),
             Self::Io { source, .. } => advice_of(source),
             Self::Restore { .. } | Self::Late { .. } => None,

@@ -24,6 +24,7 @@
 //! | [`vsock`] | connections to a guest's vsock ports | one socket |
 //! | [`cloud_init`] | what a full VM's cloud-init is told and answers | none: pure |
 //! | [`seed_file`] | the disk that tells it, in a file | one file |
+//! | [`volumes`] | disks that outlive jobs | files, `qemu-img`, `mke2fs` |
 //! | [`place`] | what the host holds for a VM | folders, sockets, cgroup |
 //! | [`sweep`] | removes what dead owners left | the same |
 //! | [`process`], [`cgroup`] | host objects | yes |
@@ -59,6 +60,7 @@ mod socket;
 pub mod sweep;
 mod tail;
 pub mod vm;
+pub mod volumes;
 pub mod vsock;
 
 pub use drivers::Hypervisor;

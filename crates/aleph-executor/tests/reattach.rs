@@ -47,6 +47,7 @@ impl Machine {
         let vmm = driver
             .launch(Launch {
                 vm: VmId::random(),
+                machine: aleph_executor::hypervisor::Machine::MicroVm,
                 resources: Resources {
                     memory: MiB(128),
                     ..Resources::default()
@@ -57,11 +58,7 @@ impl Machine {
                     command_line: format!("{COMMAND_LINE} {}", driver.kernel_arguments()),
                 }),
                 memory: Memory::Own,
-                disks: vec![Disk {
-                    serial: "rootfs",
-                    file: File::open(image.rootfs())?,
-                    read_only: true,
-                }],
+                disks: vec![Disk::raw("rootfs", File::open(image.rootfs())?, true)],
                 nics: Vec::new(),
                 links: Vec::new(),
                 sockets: Sockets {

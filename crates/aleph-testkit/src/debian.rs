@@ -56,7 +56,7 @@ pub fn mtools(program: &str) -> Result<Command> {
 }
 
 /// A folder in the build folder with these packages unpacked.
-fn unpacked(name: &str, packages: &[&str]) -> Result<PathBuf> {
+pub(crate) fn unpacked(name: &str, packages: &[&str]) -> Result<PathBuf> {
     let debian = target().join("debian");
     fs::create_dir_all(&debian)?;
     let debian = debian.canonicalize()?;

@@ -2,33 +2,37 @@
 
 use aleph_executor::cgroup::Cgroup;
 use aleph_executor::hypervisor::{
-    Disk, Driver, Kernel, Launch, Link, Memory, Nic, Sockets, Start, Vmm,
+    Disk, Driver, Kernel, Launch, Link, Machine, Memory, Nic, Sockets, Start, Vmm,
 };
 use aleph_types::{MiB, Resources, VmId};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
 /// What only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What a VM is launched with. It has one CPU, and runs as who we are, unless in a jail.
+/// What a VM is launched with. It runs as who we are, unless in a jail.
 #[derive(Debug)]
 pub struct Plan {
     /// Which VM.
     pub vm: VmId,
+    /// Which machine it has.
+    pub machine: Machine,
     /// What its guest begins with.
     pub start: Start,
     /// Where its memory is.
     pub memory: Memory,
     /// How much of it there is.
     pub size: MiB,
+    /// How many CPUs.
+    pub cpus: u16,
     /// Block devices in order.
     pub disks: Vec<Disk>,
     /// Network devices in order.
@@ -45,9 +49,11 @@ impl Plan {
     pub fn new(start: Start) -> Self {
         Self {
             vm: VmId::random(),
+            machine: Machine::MicroVm,
             start,
             memory: Memory::Own,
             size: MiB(32),
+            cpus: 1,
             disks: Vec::new(),
             nics: Vec::new(),
             links: Vec::new(),
@@ -110,9 +116,11 @@ impl DrivenVm {
     pub async fn launch(driver: &dyn Driver, dir: &Path, plan: Plan) -> Result<Self> {
         let Plan {
             vm,
+            machine,
             start,
             memory,
             size,
+            cpus,
             disks,
             nics,
             links,
@@ -123,8 +131,10 @@ impl DrivenVm {
         let listen = |name: &str| UnixListener::bind(run_dir.join(name));
         let launch = Launch {
             vm,
+            machine,
             resources: Resources {
                 memory: size,
+                cpus,
                 ..Resources::default()
             },
             start,
@@ -176,6 +186,39 @@ impl DrivenVm {
         let read = console.read_exact(&mut letters);
         tokio::time::timeout(LIMIT, read).await??;
         Ok(String::from_utf8(letters)?)
+    }
+
+    /// What its guest writes to its console up to this text, with it.
+    ///
+    /// # Errors
+    /// Where it ends, or does not write it within a minute.
+    pub async fn says(&self, text: &str) -> Result<String> {
+        let mut said = Vec::new();
+        let mut console = self.console.lock().await;
+        let read = async {
+            // By letters, so that what comes after it is not lost. A minute holds fewer than this.
+            for _ in 0..1 << 20 {
+                said.push(console.read_u8().await?);
+                if said.ends_with(text.as_bytes()) {
+                    return Ok(());
+                }
+            }
+            bail!("it never stops")
+        };
+        let read = tokio::time::timeout(LIMIT, read).await;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        read.with_context(|| format!("no {text:?} after {said}"))?
+            .with_context(|| format!("no {text:?} after {said}"))?;
+        Ok(said)
+    }
+
+    /// Writes to its guest's console.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub async fn tell(&self, text: &str) -> Result<()> {
+        let mut console = self.console.lock().await;
+        Ok(console.write_all(text.as_bytes()).await?)
     }
 
     /// Has its guest stand still.

@@ -13,7 +13,10 @@
 //! | [`python_with_moto`] | a server that speaks S3, from PyPI |
 //! | [`cargo_lambda`], [`workerd`] | what functions are compared with |
 //! | [`python_with_cloud_init`], [`mtools`] | Debian's programs, without installing them |
+//! | [`boot_disk`] | a disk that SeaBIOS boots in a moment, and that listens to the power button |
+//! | [`ShellGuest`] | a small Linux with a shell on its serial port |
 //! | [`DebianRoot`] | Debian 12 with its cloud-init, for a full VM |
+//! | [`DebianDisk`] | the same on a disk that firmware boots, as cloud images are |
 //! | [`NatsServer`] | a server of NATS, with streams |
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
 //! | [`FaultyFirecracker`] | the first of them, with something wrong at a request of a test's choice |
@@ -28,8 +31,10 @@
 //! | [`VsockDevice`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
+mod boot_disk;
 mod clients;
 mod debian;
+mod debian_disk;
 mod debian_root;
 mod driven_vm;
 mod faulted_memory;
@@ -46,15 +51,18 @@ mod root;
 mod scripted;
 mod scripted_guest;
 mod scripted_runner;
+mod shell_guest;
 mod test_host;
 mod vsock;
 mod vsock_call;
 mod wait;
 
+pub use boot_disk::{BootDisk, boot_disk};
 pub use clients::{
     cargo_lambda, python_with_boto3, python_with_cloudevents, python_with_moto, workerd,
 };
 pub use debian::{mtools, python_with_cloud_init};
+pub use debian_disk::DebianDisk;
 pub use debian_root::DebianRoot;
 pub use driven_vm::{DrivenVm, Plan};
 pub use faulted_memory::FaultedMemory;
@@ -70,6 +78,7 @@ pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};
 pub use scripted_guest::Guest;
 pub use scripted_runner::ScriptedRunner;
+pub use shell_guest::ShellGuest;
 pub use test_host::{Case, TestHost};
 pub use vsock::VsockDevice;
 pub use vsock_call::vsock_call;

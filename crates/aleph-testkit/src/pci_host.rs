@@ -197,6 +197,11 @@ fn initramfs(modules: &[(String, Vec<u8>)], more: &[&str]) -> Result<Vec<u8>> {
     for (name, bytes) in modules {
         files.insert(format!("/modules/{name}.ko").into(), bytes.clone());
     }
+    archive(&files)
+}
+
+/// An initramfs with these files, all of them programs, and the folders that a system needs.
+pub(crate) fn archive(files: &BTreeMap<PathBuf, Vec<u8>>) -> Result<Vec<u8>> {
     let above = files.keys().flat_map(|path| path.ancestors().skip(1));
     let mut dirs: BTreeSet<&Path> = above.collect();
     dirs.extend(["/proc", "/sys", "/dev", "/tmp", "/state"].map(Path::new));
@@ -216,7 +221,7 @@ fn initramfs(modules: &[(String, Vec<u8>)], more: &[&str]) -> Result<Vec<u8>> {
     let console = builder(Path::new("/dev/console"), 0o020_600)?;
     let console = console.rdev_major(5).rdev_minor(1);
     console.write(&mut out, 0).finish()?;
-    for (path, bytes) in &files {
+    for (path, bytes) in files {
         let size = u32::try_from(bytes.len())?;
         let mut writer = builder(path, 0o100_755)?.write(&mut out, size);
         writer.write_all(bytes)?;
@@ -243,7 +248,11 @@ fn stripped(program: &Path) -> Result<Vec<u8>> {
 
 /// Modules of a kernel package in the order to load, those that they need before them. What the package
 /// does not have is built in.
-fn modules(package: &str, version: &str, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+pub(crate) fn modules(
+    package: &str,
+    version: &str,
+    wanted: &[&str],
+) -> Result<Vec<(String, Vec<u8>)>> {
     let unpacked = unpacked(package, version)?;
     let mut files = BTreeMap::new();
     find_modules(&unpacked.join("lib/modules"), &mut files)?;
@@ -303,7 +312,7 @@ fn add(
 }
 
 /// The files of a kernel package, fetched and unpacked once for all tests.
-fn unpacked(package: &str, version: &str) -> Result<PathBuf> {
+pub(crate) fn unpacked(package: &str, version: &str) -> Result<PathBuf> {
     let dir = target().join("test-root/kernel-packages");
     fs::create_dir_all(&dir)?;
     let lock = File::create(dir.join("lock"))?;

@@ -113,6 +113,11 @@ wide_id!(
     "A guest that was written down, for others to go on from."
 );
 wide_id!(
+    VolumeId,
+    "a volume id (0x and 32 hex digits)",
+    "A disk that outlives jobs."
+);
+wide_id!(
     NodeId,
     "a node id (0x and 32 hex digits)",
     "A host that runs jobs."

@@ -1,8 +1,8 @@
 //! What a user asked to run.
 
 use crate::{
-    Classify, ErrorClass, HealthCheck, InvalidNetwork, MiB, NetworkSpec, Resources, RestartPolicy,
-    signal,
+    Classify, ErrorClass, HealthCheck, InvalidNetwork, MAX_VOLUMES, MiB, NetworkSpec, Resources,
+    RestartPolicy, VolumeMount, signal,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -124,6 +124,10 @@ pub struct JobSpec {
     /// How the guest is connected.
     #[serde(default, skip_serializing_if = "NetworkSpec::is_default")]
     pub network: NetworkSpec,
+    /// Volumes that the guest has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(max_items = 16))]
+    pub volumes: Vec<VolumeMount>,
 }
 
 fn default_grace() -> u32 {
@@ -323,6 +327,7 @@ impl JobSpec {
             stop_grace_seconds: default_grace(),
             pull: PullPolicy::Missing,
             network: NetworkSpec::default(),
+            volumes: Vec::new(),
         }
     }
 
@@ -432,6 +437,17 @@ impl JobSpec {
             }
         }
         self.network.check()?;
+        for (at, volume) in self.volumes.iter().enumerate() {
+            volume.check()?;
+            let before = self.volumes.iter().take(at);
+            // One mounted over another, or one disk mounted twice, is never what is meant.
+            if before.clone().any(|other| other.path == volume.path) {
+                return bad("volumes.path", &volume.path);
+            }
+            if before.clone().any(|other| other.name == volume.name) {
+                return bad("volumes.name", &volume.name);
+            }
+        }
         self.validate_limits()
     }
 
@@ -441,6 +457,7 @@ impl JobSpec {
             ("files", self.files.len(), 64),
             ("env", self.env.len(), 1024),
             ("command", self.command.len(), 4096),
+            ("volumes", self.volumes.len(), MAX_VOLUMES),
         ];
         if let Some((field, there, most)) = limited.into_iter().find(|(_, n, most)| n > most) {
             return Err(InvalidJob::TooMuch { field, there, most });

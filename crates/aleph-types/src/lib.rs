@@ -6,7 +6,7 @@
 //!
 //! | type | what it is |
 //! | --- | --- |
-//! | [`JobId`], [`SnapshotId`], [`NodeId`] | 128 random bits, printed as `0x` and 32 hex digits |
+//! | [`JobId`], [`SnapshotId`], [`VolumeId`], [`NodeId`] | 128 random bits, printed as `0x` and 32 hex digits |
 //! | [`VmId`] | 8 hex digits, unique on one node: names of TAPs, cgroups and folders derive from it |
 //! | [`Incarnation`] | how many times a job was started or moved |
 //! | [`MiB`] | an amount of memory or disk |
@@ -17,6 +17,7 @@
 //! | [`NetworkSpec`], [`VmNetwork`] | what it asks of the network, and what its VM got |
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
 //! | [`Snapshot`] | a guest that was written down |
+//! | [`Volume`], [`VolumeMount`] | a disk that outlives jobs, and where a job has it |
 //! | [`Problem`] | an error as a client gets it |
 //! | [`ExitStatus`] | how a command ended |
 //! | [`signal`] | signals by name |
@@ -37,12 +38,13 @@ pub mod signal;
 mod size;
 mod snapshot;
 mod view;
+mod volume;
 
 pub use error::{Classify, ErrorClass, Problem};
 pub use exit::ExitStatus;
 pub use gpu::{GpuRequest, ParseGpuRequestError};
 pub use health::{Health, HealthCheck, Probe};
-pub use id::{Incarnation, JobId, NodeId, ParseIdError, SnapshotId, VmId};
+pub use id::{Incarnation, JobId, NodeId, ParseIdError, SnapshotId, VmId, VolumeId};
 pub use ipv6::Ipv6Network;
 pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
@@ -58,3 +60,9 @@ pub use restart::{Restart, RestartPolicy};
 pub use size::{MiB, ParseSizeError};
 pub use snapshot::{ForkRequest, Forked, MAX_COPIES, RestoreRequest, Snapshot, SnapshotRequest};
 pub use view::{Event, Job, JobList, JobState, JobStats, LogStream, ParseStateError, Timestamp};
+pub use volume::{
+    DiskImageFormat, Filesystem, MAX_VOLUMES, ParseDiskImageFormatError, ParseFilesystemError,
+    ParseVolumeMountError, Volume, VolumeAccess, VolumeLease, VolumeMount, VolumeOrigin,
+    VolumeRequest, VolumeResize, VolumeSnapshot, VolumeSnapshotRequest, VolumeState,
+    VolumeUndelete,
+};

@@ -205,7 +205,9 @@ struct Given {
 impl FirecrackerAhead {
     fn give(self, late: Late) -> Result<Given, LaunchError> {
         let Late { memory, disks } = late;
-        let there = disks.iter().map(|disk| (disk.serial, disk.read_only));
+        let there = disks
+            .iter()
+            .map(|disk| (disk.serial.as_ref(), disk.read_only));
         if !there.eq(self.shape.disks.iter().copied()) {
             return Err(io("give a VMM the disks of its shape")(
                 io::ErrorKind::InvalidInput.into(),
@@ -242,7 +244,7 @@ impl FirecrackerAhead {
             } else {
                 Use::Own
             };
-            show(disk.serial, &disk.file, how)?;
+            show(&disk.serial, &disk.file, how)?;
         }
         let backend = match (&self.settings.memory, self.listener) {
             (

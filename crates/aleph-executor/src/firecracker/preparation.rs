@@ -19,7 +19,7 @@ use super::vmm::{Base, Begun, FirecrackerVmm, Lent};
 use super::{Feature, FirecrackerConfig, Version, serial};
 use crate::cgroup::Cgroup;
 use crate::drivers::{FIRECRACKER, Signature};
-use crate::hypervisor::{Disk, Launch, LaunchError, Memory, Start};
+use crate::hypervisor::{Disk, DiskFormat, Launch, LaunchError, Machine, Memory, Start};
 use crate::process::{Process, Spawn};
 use aleph_guest_proto::DISKS_ARGUMENT;
 use aleph_types::VmId;
@@ -105,6 +105,11 @@ pub(super) struct Means<'a> {
     pub(super) settings: &'a DriverConfig,
 }
 
+fn unsupported(what: &'static str) -> LaunchError {
+    let vmm = "Firecracker";
+    LaunchError::Unsupported { vmm, what }
+}
+
 fn start_in(
     mut quarters: Quarters,
     means: Means<'_>,
@@ -114,6 +119,9 @@ fn start_in(
     let Means {
         program, settings, ..
     } = means;
+    if matches!(launch.machine, Machine::Full(_)) {
+        return Err(unsupported("machines of whole computers"));
+    }
     sign(&quarters, program, &launch.run_dir)?;
     let owner = quarters.owner(launch.vm);
     let nics = Nics::of(launch.nics, launch.links, owner)?;
@@ -128,15 +136,19 @@ fn start_in(
     for Disk {
         serial,
         file,
+        format,
         read_only,
     } in launch.disks
     {
+        if !matches!(format, DiskFormat::Raw) {
+            return Err(unsupported("disks in QEMU's format"));
+        }
         let how = if read_only { Use::Shared } else { Use::Own };
-        serials.push(serial);
         drives.push(Drive {
             is_read_only: Some(read_only),
-            ..Drive::file(serial, bring(serial, file, how)?)
+            ..Drive::file(serial.as_ref(), bring(&serial, file, how)?)
         });
+        serials.push(serial);
     }
     let size = u64::from(launch.resources.memory.0) << 20;
     let mut base = None;
@@ -189,6 +201,7 @@ fn start_in(
                 source: io::Error::other(invalid),
             })?)
         }
+        Start::Firmware => return Err(unsupported("firmware")),
         Start::Restore { state } => {
             let files = snapshot_files(&quarters)?;
             let nics = nics.overrides();

@@ -28,12 +28,36 @@ pub struct Program {
     pub version: Version,
 }
 
+/// How long one that said nothing of use is not asked again: each ask may take [`LIMIT`], and many
+/// want to know.
+const FORGIVEN: Duration = Duration::from_secs(60);
+
 /// The program that is configured, asked again whenever it is another one.
 #[derive(Debug)]
 pub(crate) struct Programs {
     name: PathBuf,
     read: fn(&str) -> Result<Version, VersionError>,
-    known: Mutex<Option<(Stamp, Program)>>,
+    known: Mutex<Option<Known>>,
+}
+
+/// What the program at a path said.
+#[derive(Debug)]
+struct Known {
+    path: PathBuf,
+    stamp: Stamp,
+    /// Its version, or why that is not known and when it was asked.
+    said: Result<Version, (String, Instant)>,
+}
+
+impl Known {
+    /// Whether it still holds for a program.
+    fn is_of(&self, path: &Path, stamp: Stamp) -> bool {
+        let holds = match &self.said {
+            Ok(_) => true,
+            Err((_, asked)) => asked.elapsed() < FORGIVEN,
+        };
+        holds && self.path == path && self.stamp == stamp
+    }
 }
 
 /// What changes when a program is replaced.
@@ -77,16 +101,25 @@ impl Programs {
         })?;
         let stamp = stamp(&meta);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, program)) = &*known
-            && *of == stamp
-            && program.path == path
-        {
-            return Ok(program.clone());
+        let now = match known.take().filter(|known| known.is_of(&path, stamp)) {
+            Some(known) => known,
+            None => Known {
+                stamp,
+                said: ask(&path, self.read, LIMIT).map_err(|why| (why, Instant::now())),
+                path,
+            },
+        };
+        let Known { path, said, .. } = known.insert(now);
+        match said {
+            Ok(version) => Ok(Program {
+                path: path.clone(),
+                version: *version,
+            }),
+            Err((why, _)) => Err(LaunchError::Probe {
+                program: path.display().to_string(),
+                why: why.clone(),
+            }),
         }
-        let version = ask(&path, self.read, LIMIT)?;
-        let program = Program { path, version };
-        *known = Some((stamp, program.clone()));
-        Ok(program)
     }
 }
 
@@ -94,17 +127,12 @@ fn ask(
     program: &Path,
     read: fn(&str) -> Result<Version, VersionError>,
     limit: Duration,
-) -> Result<Version, LaunchError> {
-    let unknown = |why: String| LaunchError::Probe {
-        program: program.display().to_string(),
-        why,
-    };
-    let said = said(program, limit).map_err(|error| unknown(error.to_string()))?;
-    let version =
-        read(&String::from_utf8_lossy(&said)).map_err(|error| unknown(error.to_string()))?;
+) -> Result<Version, String> {
+    let said = said(program, limit).map_err(|error| error.to_string())?;
+    let version = read(&String::from_utf8_lossy(&said)).map_err(|error| error.to_string())?;
     version
         .check_supported()
-        .map_err(|error| unknown(error.to_string()))?;
+        .map_err(|error| error.to_string())?;
     Ok(version)
 }
 
@@ -163,14 +191,33 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    fn write(program: &Path, script: &str) {
+        std::fs::write(program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(program, mode).unwrap();
+    }
+
     /// What is said of a program that does this.
-    fn asked(script: &str, limit: Duration) -> Result<Version, LaunchError> {
+    fn asked(script: &str, limit: Duration) -> Result<Version, String> {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("firecracker");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&program, mode).unwrap();
+        write(&program, script);
         ask(&program, Version::of_program, limit)
+    }
+
+    #[test]
+    fn one_that_says_nothing_of_use_is_asked_once_until_it_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, asked) = (dir.path().join("firecracker"), dir.path().join("asked"));
+        write(&program, &format!("echo >> {}", asked.display()));
+        let programs = Programs::firecracker(program.clone());
+        let first = programs.find().unwrap_err().to_string();
+        assert_eq!(programs.find().unwrap_err().to_string(), first);
+        assert_eq!(std::fs::read(&asked).unwrap(), b"\n");
+        let next = dir.path().join("next");
+        write(&next, "echo Firecracker v1.16.1");
+        std::fs::rename(&next, &program).unwrap();
+        assert_eq!(programs.find().unwrap().version, Version::new(1, 16, 1));
     }
 
     #[test]
@@ -178,16 +225,12 @@ mod tests {
         // What it has started keeps its standard output open.
         let script = "sleep 1000 & echo Firecracker v1.16.1; exec sleep 1000";
         let error = asked(script, Duration::from_millis(200)).unwrap_err();
-        let said = error.to_string();
         assert!(
-            said.contains("does not answer --version within 200ms"),
-            "{said}"
-        );
-        let error = asked("exec yes", LIMIT).unwrap_err();
-        assert!(
-            error.to_string().contains("more than 65536 bytes"),
+            error.contains("does not answer --version within 200ms"),
             "{error}"
         );
+        let error = asked("exec yes", LIMIT).unwrap_err();
+        assert!(error.contains("more than 65536 bytes"), "{error}");
         assert!(asked("echo nothing", LIMIT).is_err());
         let version = asked("echo Firecracker v1.16.1", LIMIT).unwrap();
         assert_eq!(version, Version::new(1, 16, 1));

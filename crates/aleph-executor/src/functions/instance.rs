@@ -25,7 +25,7 @@ use super::stack::{self, Stack};
 use super::template::{Template, TemplateError};
 use crate::cgroup::Limits;
 use crate::guest::{Agent, AgentError, CloneRequest, Reattach};
-use crate::hypervisor::{Launch, LaunchError, Link, Memory, Nic, Start, Vmm, VmmError};
+use crate::hypervisor::{Launch, LaunchError, Link, Machine, Memory, Nic, Start, Vmm, VmmError};
 use crate::place::{Place, PlaceError};
 use aleph_types::{Classify, ErrorClass, VmId};
 use aleph_vm_networking::NetworkError;
@@ -251,6 +251,7 @@ impl Spare {
             .driver
             .launch(Launch {
                 vm: place.vm(),
+                machine: Machine::MicroVm,
                 resources: template.resources,
                 start: Start::Restore {
                     state: OwnedFd::from(theirs),

@@ -18,6 +18,7 @@
 //! | we are killed while files are shown | links stay in the folder, and go with it |
 
 use super::argv::{Begin, Machine, Ram, argv};
+use super::block::Drive;
 use super::driver::{Program, QemuDriver, QemuVmm};
 use super::late::{self, Command, MEMORY};
 use crate::hypervisor::{
@@ -55,6 +56,10 @@ impl QemuDriver {
     fn start_ahead(&self, launch: AheadLaunch) -> Result<QemuAhead, LaunchError> {
         let qemu = self.probe()?;
         let shape = launch.shape;
+        let disks = shape.disks.iter();
+        let disks: Vec<_> = disks
+            .map(|(serial, read_only)| Drive::raw(serial, *read_only))
+            .collect();
         let nics = vec![(ANY_MAC, 1); shape.nics];
         let argv = argv(&Machine {
             vm: launch.vm,
@@ -62,7 +67,7 @@ impl QemuDriver {
             resources: shape.resources,
             begin: Begin::Ahead,
             ram: Ram::Private,
-            disks: &shape.disks,
+            disks: &disks,
             nics: &nics,
             links: &shape.links,
         });
@@ -184,6 +189,6 @@ impl QemuAhead {
 /// nothing is written to it.
 fn files(late: &Late) -> impl Iterator<Item = (&str, &File, bool)> {
     let disks = late.disks.iter();
-    let disks = disks.map(|disk| (disk.serial, &disk.file, !disk.read_only));
+    let disks = disks.map(|disk| (disk.serial.as_ref(), &disk.file, !disk.read_only));
     [(MEMORY, &late.memory, true)].into_iter().chain(disks)
 }

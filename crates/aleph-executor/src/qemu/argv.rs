@@ -5,6 +5,7 @@
 //! same VM always gives the same line. What the line leaves out is as much part of it: no
 //! default devices, no user configuration, no display, and no network but the queues it is given.
 
+use super::block::Drive;
 use crate::accel::Accelerator;
 use crate::process::{FIRST_FILE, path_of_file};
 use aleph_guest_proto::PORT_NAME;
@@ -81,8 +82,8 @@ pub struct Machine<'a> {
     pub begin: Begin<'a>,
     /// Where its memory is.
     pub ram: Ram,
-    /// Serial number of each block device, and whether it is read-only.
-    pub disks: &'a [(&'static str, bool)],
+    /// Its block devices.
+    pub disks: &'a [Drive<'a>],
     /// Hardware address of each network device, and how many queues it has.
     pub nics: &'a [([u8; 6], usize)],
     /// Hardware address of each network device whose other end is a datagram socket.
@@ -189,21 +190,17 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
         &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
     ]);
 
-    for (serial, read_only) in *disks {
+    for disk in *disks {
+        let serial = disk.serial;
         if !is_ahead {
-            let descriptor = next();
-            let access = if *read_only {
-                "read-only=on"
-            } else {
-                "read-only=off,discard=unmap"
-            };
-            add(&["-add-fd", &format!("fd={descriptor},set={descriptor}")]);
-            add(&[
-                "-blockdev",
-                &format!(
-                    "driver=file,node-name={serial},filename=/dev/fdset/{descriptor},{access}"
-                ),
-            ]);
+            let descriptors: Vec<i32> = disk.layers.iter().map(|_| next()).collect();
+            for descriptor in &descriptors {
+                add(&["-add-fd", &format!("fd={descriptor},set={descriptor}")]);
+            }
+            let mut files = descriptors.iter().map(|set| format!("/dev/fdset/{set}"));
+            for node in disk.nodes(serial, || files.next().unwrap_or_default()) {
+                add(&["-blockdev", &node.to_string()]);
+            }
         }
         add(&[
             "-device",
@@ -261,7 +258,7 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
     argv
 }
 
-fn mac_text(mac: [u8; 6]) -> String {
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -274,6 +271,12 @@ mod tests {
         argv(machine).join("\n").replace("\n-", "\n\n-")
     }
 
+    fn drives(disks: &'static [(&'static str, bool)]) -> &'static [Drive<'static>] {
+        let drives = disks.iter();
+        let drives = drives.map(|(serial, read_only)| Drive::raw(serial, *read_only));
+        drives.collect::<Vec<_>>().leak()
+    }
+
     fn machine() -> Machine<'static> {
         Machine {
             vm: VmId::from_bits(0x0123_4abc).unwrap(),
@@ -281,7 +284,7 @@ mod tests {
             resources: Resources::default(),
             begin: Begin::Boot("quiet"),
             ram: Ram::Own,
-            disks: &[("rootfs", true)],
+            disks: drives(&[("rootfs", true)]),
             nics: &[],
             links: &[],
         }
@@ -302,7 +305,7 @@ mod tests {
                 disk: MiB(10_240),
                 ..Resources::default()
             },
-            disks: &[("rootfs", true), ("scratch", false)],
+            disks: drives(&[("rootfs", true), ("scratch", false)]),
             ..machine()
         }));
     }
@@ -326,7 +329,7 @@ mod tests {
         insta::assert_snapshot!(lines(&Machine {
             begin: Begin::Ahead,
             ram: Ram::Private,
-            disks: &[("rootfs", true), ("task", true)],
+            disks: drives(&[("rootfs", true), ("task", true)]),
             nics: &[([0x52, 0x54, 0, 0, 0, 1], 1)],
             links: &[[0x52, 0x54, 0, 0xab, 0xcd, 1]],
             ..machine()
@@ -347,7 +350,7 @@ mod tests {
     #[test]
     fn a_microvm_with_networks() {
         insta::assert_snapshot!(lines(&Machine {
-            disks: &[("rootfs", true), ("scratch", false)],
+            disks: drives(&[("rootfs", true), ("scratch", false)]),
             nics: &[
                 ([0x52, 0x54, 0, 0xab, 0xcd, 1], 1),
                 ([0x52, 0x54, 0, 0xab, 0xcd, 2], 2),

@@ -1,14 +1,16 @@
 //! QEMU behind the hypervisor seam.
 
 use super::argv::{Begin, Machine, Ram, argv, state_uri};
+use super::block::{self, Drive};
+use super::machine::{FirmwareFiles, Full};
 use super::probe::{self, MICROVM, Qemu};
 use super::qmp::{Qmp, QmpError};
 use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
 use crate::drivers::{QEMU, Signature};
 use crate::hypervisor::{
-    AdoptError, Ahead, BoxFuture, Driver, Launch, LaunchError, Memory, Pause, Snapshot, Start, Vmm,
-    VmmError, VmmExit, socket_name,
+    self, AdoptError, Ahead, Balloon, BoxFuture, Display, Driver, FullMachines, Hotplug, Launch,
+    LaunchError, Memory, Pause, Power, Snapshot, Start, Vmm, VmmError, VmmExit, socket_name,
 };
 use crate::process::{Identity, Process, Spawn, is_world_readable};
 use crate::tail::Tail;
@@ -18,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -49,17 +51,25 @@ pub struct QemuConfig {
     pub cache: PathBuf,
 }
 
-/// Starts QEMU's `microvm` machines.
+/// Starts QEMU's `microvm` machines, and whole computers.
 #[derive(Debug)]
 pub struct QemuDriver {
     config: QemuConfig,
+    firmware: FirmwareFiles,
 }
 
 impl QemuDriver {
     /// A driver of this configuration. QEMU is looked for when it is first needed.
     #[must_use]
     pub fn new(config: QemuConfig) -> Self {
-        Self { config }
+        let firmware = FirmwareFiles::default();
+        Self { config, firmware }
+    }
+
+    /// The same, with firmware from elsewhere.
+    #[must_use]
+    pub fn with_firmware(self, firmware: FirmwareFiles) -> Self {
+        Self { firmware, ..self }
     }
 
     /// What the configured program is.
@@ -70,18 +80,21 @@ impl QemuDriver {
         probe::probe(&self.config.program, &self.config.cache)
     }
 
-    fn start(&self, launch: Launch) -> Result<QemuVmm, LaunchError> {
+    fn start(&self, mut launch: Launch) -> Result<QemuVmm, LaunchError> {
+        if let hypervisor::Machine::Full(machine) = std::mem::take(&mut launch.machine) {
+            return self.start_full(launch, *machine);
+        }
         let qemu = self.probe()?;
         let signed = Signature::of(QEMU).write(&launch.run_dir);
         signed.map_err(|source| LaunchError::Io {
             what: "sign for the VMM".into(),
             source,
         })?;
-        let disks: Vec<_> = launch
+        let disks: Vec<Drive<'_>> = launch
             .disks
             .iter()
-            .map(|d| (d.serial, d.read_only))
-            .collect();
+            .map(Drive::of)
+            .collect::<Result<_, _>>()?;
         let nics: Vec<_> = launch
             .nics
             .iter()
@@ -111,6 +124,12 @@ impl QemuDriver {
                 command_line = boot.command_line;
                 Begin::Boot(&command_line)
             }
+            Start::Firmware => {
+                return Err(LaunchError::Unsupported {
+                    vmm: "QEMU's microvm machine",
+                    what: "firmware that boots from disks",
+                });
+            }
             Start::Restore { state } => {
                 files.push(state);
                 Begin::Restore
@@ -131,12 +150,8 @@ impl QemuDriver {
             nics: &nics,
             links: &links,
         });
-        files.extend(
-            launch
-                .disks
-                .into_iter()
-                .map(|disk| OwnedFd::from(disk.file)),
-        );
+        drop(disks);
+        files.extend(launch.disks.into_iter().flat_map(block::files));
         files.extend(launch.nics.into_iter().flat_map(|nic| nic.queues));
         files.extend(launch.links.into_iter().map(|link| link.socket));
         files.extend(memory.map(OwnedFd::from));
@@ -157,9 +172,17 @@ impl QemuDriver {
         self.config.accelerator
     }
 
+    pub(super) fn program(&self) -> &Path {
+        &self.config.program
+    }
+
+    pub(super) fn firmware(&self) -> &FirmwareFiles {
+        &self.firmware
+    }
+
     /// Another one of the same, for a thread that may block.
     pub(super) fn again(&self) -> Self {
-        Self::new(self.config.clone())
+        Self::new(self.config.clone()).with_firmware(self.firmware.clone())
     }
 
     /// Starts QEMU's process.
@@ -194,6 +217,7 @@ impl QemuDriver {
             run_dir: program.run_dir,
             tail: Some(tail),
             memory_in_file: program.memory_in_file,
+            full: None,
             qmp: tokio::sync::OnceCell::new(),
         })
     }
@@ -212,7 +236,7 @@ pub(super) struct Program {
 
 /// A descriptor whose file QEMU can open again under another user: QEMU takes kernels by path
 /// only, so a file that is private to us is copied into anonymous memory first.
-fn readable(file: File) -> io::Result<OwnedFd> {
+pub(super) fn readable(file: File) -> io::Result<OwnedFd> {
     if is_world_readable(&file)? {
         return Ok(file.into());
     }
@@ -289,9 +313,11 @@ impl Driver for QemuDriver {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AdoptError::Gone),
             Err(error) => return Err(error.into()),
         };
+        let full = Full::adopt(&run_dir)?;
         Ok(Box::new(QemuVmm {
             process,
             run_dir,
+            full,
             tail: None,
             // Only functions' guests have their memory in a file, and those are never adopted.
             memory_in_file: false,
@@ -302,6 +328,10 @@ impl Driver for QemuDriver {
     fn ahead(&self) -> Option<&dyn Ahead> {
         let can_wait = self.probe().is_ok_and(|qemu| qemu.preconfig);
         can_wait.then_some(self)
+    }
+
+    fn full(&self) -> Option<&dyn FullMachines> {
+        Some(self)
     }
 }
 
@@ -314,11 +344,18 @@ pub(super) struct QemuVmm {
     /// Its standard error; an adopted one's goes nowhere.
     tail: Option<Tail>,
     memory_in_file: bool,
+    /// What it has where it is a whole computer.
+    pub(super) full: Option<Full>,
     /// Connected at the first command: a boot needs none.
     qmp: tokio::sync::OnceCell<Qmp>,
 }
 
 impl QemuVmm {
+    pub(super) fn with_full(self, full: Full) -> Self {
+        let full = Some(full);
+        Self { full, ..self }
+    }
+
     pub(super) async fn qmp(&self) -> Result<&Qmp, QmpError> {
         let socket = self.run_dir.join(socket_name::CONTROL);
         let connect = || async { Qmp::connect(&socket, ANSWER).await.map(|(qmp, _)| qmp) };
@@ -332,7 +369,7 @@ impl QemuVmm {
         LaunchError::Restore { why, said }
     }
 
-    async fn command(&self, command: &'static str) -> Result<Value, VmmError> {
+    pub(super) async fn command(&self, command: &'static str) -> Result<Value, VmmError> {
         self.command_with(command, json!({})).await
     }
 
@@ -343,6 +380,25 @@ impl QemuVmm {
     ) -> Result<Value, VmmError> {
         let told = async { self.qmp().await?.execute(command, arguments, ANSWER).await };
         Self::told(command, told.await)
+    }
+
+    /// Gives QEMU a descriptor with a command.
+    pub(super) async fn hand_over(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        fd: OwnedFd,
+    ) -> Result<Value, VmmError> {
+        let handed = async {
+            let qmp = self.qmp().await?;
+            qmp.hand_over(command, arguments, fd, ANSWER).await
+        };
+        Self::told(command, handed.await)
+    }
+
+    /// Waits for the end of its process.
+    pub(super) async fn ended(&self) {
+        self.process.wait().await;
     }
 
     /// Says whether the memory is in the state that is written or read.
@@ -402,7 +458,11 @@ impl Vmm for QemuVmm {
         Box::pin(async {
             let exit = self.process.wait().await;
             let stderr = self.tail.as_ref().map(Tail::text).unwrap_or_default();
-            VmmExit { exit, stderr }
+            let mut exit = VmmExit { exit, stderr };
+            if let Some(full) = &self.full {
+                full.end(&mut exit).await;
+            }
+            exit
         })
     }
 
@@ -411,7 +471,29 @@ impl Vmm for QemuVmm {
     }
 
     fn snapshot(&self) -> Option<&dyn Snapshot> {
-        Some(self)
+        // Nothing goes on from one of a whole computer.
+        self.full.is_none().then_some(self as _)
+    }
+
+    fn balloon(&self) -> Option<&dyn Balloon> {
+        self.full.is_some().then_some(self as _)
+    }
+
+    fn power(&self) -> Option<&dyn Power> {
+        self.full.is_some().then_some(self as _)
+    }
+
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        self.full.is_some().then_some(self as _)
+    }
+
+    fn display(&self) -> Option<&dyn Display> {
+        let has_display = self.full.as_ref().is_some_and(Full::has_display);
+        has_display.then_some(self as _)
+    }
+
+    fn impairment(&self) -> Option<String> {
+        self.full.as_ref().and_then(Full::impairment)
     }
 }
 
@@ -427,11 +509,8 @@ const SAVE: Duration = Duration::from_secs(600);
 impl Snapshot for QemuVmm {
     fn save(&self, state: File) -> BoxFuture<'_, Result<(), VmmError>> {
         Box::pin(async move {
-            let handed = async {
-                let qmp = self.qmp().await?;
-                qmp.hand_over(STATE, state.into(), ANSWER).await
-            };
-            Self::told("getfd", handed.await)?;
+            let name = json!({ "fdname": STATE });
+            self.hand_over("getfd", name, state.into()).await?;
             self.leave_memory_out().await?;
             // There is no other guest's traffic to go easy on.
             let parameters = json!({ "max-bandwidth": i64::MAX });

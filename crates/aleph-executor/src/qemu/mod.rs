@@ -1,8 +1,11 @@
-//! QEMU as the VMM: its `microvm` machine for microVMs, with KVM or software emulation.
+//! QEMU as the VMM: its `microvm` machine for microVMs, its q35 for whole computers, with KVM or software
+//! emulation.
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | [`argv`] | the command line, as a pure function |
+//! | [`argv`] | the command line of a microVM, as a pure function |
+//! | [`block`] | disks as block nodes, pure too |
+//! | [`machine`] | whole computers |
 //! | [`probe`] | what an installed QEMU is and can do, asked once and remembered |
 //! | [`qmp`] | QEMU's machine protocol |
 //! | [`driver`] | the [`crate::hypervisor::Driver`] over the three |
@@ -13,10 +16,13 @@
 
 mod ahead;
 pub mod argv;
+pub mod block;
 pub mod driver;
 mod late;
+pub mod machine;
 pub mod probe;
 pub mod qmp;
 
 pub use driver::{QemuConfig, QemuDriver};
+pub use machine::FirmwareFiles;
 pub use probe::find;

@@ -22,6 +22,8 @@ pub struct Qemu {
     pub version: String,
     /// The machines it has, by name.
     pub machines: Vec<String>,
+    /// Its newest machine q35 by its own name, which says the version, such as `pc-q35-7.2`.
+    pub q35: Option<String>,
     /// Whether it can wait with its own interface open before it makes its machine (`-preconfig`).
     pub preconfig: bool,
     stamp: Stamp,
@@ -100,13 +102,15 @@ pub fn probe(program: &Path, cache: &Path) -> Result<Qemu, LaunchError> {
     let version = ask(&["-version"])?;
     let version = parse_version(&version)
         .ok_or_else(|| failed(format!("no version in {:?}", version.lines().next())))?;
-    let machines = parse_machines(&ask(&["-machine", "help"])?);
+    let help = ask(&["-machine", "help"])?;
+    let (machines, q35) = (parse_machines(&help), parse_alias(&help, "q35"));
     // One that does not say what it takes is asked for nothing special.
     let preconfig = ask(&["-help"]).is_ok_and(|help| has_preconfig(&help));
     let qemu = Qemu {
         program,
         version,
         machines,
+        q35,
         preconfig,
         stamp,
     };
@@ -119,14 +123,14 @@ impl Qemu {
     ///
     /// # Errors
     /// [`LaunchError::NoMachine`] where it has not.
-    pub fn require(&self, machine: &'static str) -> Result<(), LaunchError> {
+    pub fn require(&self, machine: &str) -> Result<(), LaunchError> {
         if self.machines.iter().any(|m| m == machine) {
             return Ok(());
         }
         Err(LaunchError::NoMachine {
             program: self.program.display().to_string(),
             version: self.version.clone(),
-            machine,
+            machine: machine.to_owned(),
         })
     }
 }
@@ -145,6 +149,14 @@ fn parse_machines(text: &str) -> Vec<String> {
         .skip(1)
         .filter_map(|line| line.split_whitespace().next());
     names.map(str::to_owned).collect()
+}
+
+/// What a name stands for: `q35  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)`.
+fn parse_alias(text: &str, name: &str) -> Option<String> {
+    let mut lines = text.lines();
+    let line = lines.find(|line| line.split_whitespace().next() == Some(name))?;
+    let (_, alias) = line.rsplit_once("(alias of ")?;
+    Some(alias.trim_end().strip_suffix(')')?.to_owned())
 }
 
 fn has_preconfig(help: &str) -> bool {
@@ -187,6 +199,11 @@ mod tests {
         assert_eq!(parse_version("bash 5.2"), None);
         let help = "Supported machines are:\nmicrovm              microvm (i386)\nnone  empty\n";
         assert_eq!(parse_machines(help), ["microvm", "none"]);
+        let help = "Supported machines are:\n\
+            q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n\
+            pc-q35-7.2           Standard PC (Q35 + ICH9, 2009)\n";
+        assert_eq!(parse_alias(help, "q35").as_deref(), Some("pc-q35-7.2"));
+        assert_eq!(parse_alias(help, "pc-q35-7.2"), None);
         let help = "--preconfig     pause QEMU before machine is initialized (experimental)\n";
         assert!(has_preconfig(help));
         assert!(!has_preconfig("-incoming defer  see -preconfig\n"));

@@ -114,18 +114,18 @@ impl Qmp {
             .unwrap_or(Err(QmpError::Silent))
     }
 
-    /// Gives QEMU a descriptor under a name that later commands use (`getfd`).
+    /// Gives QEMU a descriptor, by a command that takes one (`getfd`, `add-fd`).
     ///
     /// # Errors
     /// As [`Qmp::execute`].
     pub async fn hand_over(
         &self,
-        name: &str,
+        command: &str,
+        arguments: Value,
         fd: OwnedFd,
         limit: Duration,
     ) -> Result<Value, QmpError> {
-        let arguments = json!({ "fdname": name });
-        self.exchange("getfd", arguments, Some(fd), limit).await
+        self.exchange(command, arguments, Some(fd), limit).await
     }
 
     /// Carries a command out and returns what it returns.

@@ -7,7 +7,7 @@ use crate::cgroup::Limits;
 use crate::console::Console;
 use crate::guest::ExecRequest;
 use crate::hypervisor::{
-    Disk, Driver, Kernel, Launch, LaunchError, Start, Vmm, VmmExit, socket_name,
+    Disk, Driver, Kernel, Launch, LaunchError, Machine, Start, Vmm, VmmExit, socket_name,
 };
 use crate::place::{Place, PlaceError};
 use std::sync::Arc;
@@ -84,17 +84,9 @@ pub(super) async fn launch(
             .await
             .map_err(|join| LaunchFailure::Connect(std::io::Error::other(join)))??,
     };
-    let mut disks = vec![Disk {
-        serial: crate::guest::agent::IMAGE_SERIAL,
-        file: image,
-        read_only: true,
-    }];
+    let mut disks = vec![Disk::raw(crate::guest::agent::IMAGE_SERIAL, image, true)];
     disks.extend(others);
-    disks.extend(scratch.map(|file| Disk {
-        serial: crate::guest::agent::SCRATCH_SERIAL,
-        file,
-        read_only: false,
-    }));
+    disks.extend(scratch.map(|file| Disk::raw(crate::guest::agent::SCRATCH_SERIAL, file, false)));
     let prepared_in = began.elapsed();
     let launched = Instant::now();
     let (start, guest) = match begin {
@@ -121,6 +113,7 @@ pub(super) async fn launch(
     let vmm: Arc<dyn Vmm> = driver
         .launch(Launch {
             vm: place.vm(),
+            machine: Machine::MicroVm,
             resources,
             start,
             memory,

@@ -127,11 +127,8 @@ impl<'a> World<'a> {
         if let Some(cgroup) = &plan.cgroup {
             cgroup.create()?;
         }
-        plan.disks.push(Disk {
-            serial: "image",
-            file: File::open(&self.parts.image)?,
-            read_only: true,
-        });
+        plan.disks
+            .push(Disk::raw("image", File::open(&self.parts.image)?, true));
         if let Some(space) = &self.space {
             // It is persistent: one that was there before is made anew.
             let _ = space.ip("link delete tap0");

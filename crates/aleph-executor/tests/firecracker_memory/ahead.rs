@@ -61,6 +61,7 @@ impl Template {
         file.set_len(u64::from(MEMORY.0) << 20)?;
         let vm = VmId::random();
         let launch = Launch {
+            machine: aleph_executor::hypervisor::Machine::MicroVm,
             vm,
             resources: resources(),
             start: Start::Boot(Kernel {
@@ -69,11 +70,7 @@ impl Template {
                 command_line: "none".into(),
             }),
             memory: Memory::Template(file),
-            disks: vec![Disk {
-                serial: "image",
-                file: shared(&disk, &[0; 4096])?,
-                read_only: true,
-            }],
+            disks: vec![Disk::raw("image", shared(&disk, &[0; 4096])?, true)],
             nics: Vec::new(),
             links: vec![Link {
                 mac: MAC,
@@ -102,11 +99,7 @@ impl Template {
     fn late(&self) -> Result<Late> {
         Ok(Late {
             memory: File::open(&self.memory)?,
-            disks: vec![Disk {
-                serial: "image",
-                file: File::open(&self.disk)?,
-                read_only: true,
-            }],
+            disks: vec![Disk::raw("image", File::open(&self.disk)?, true)],
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use crate::{LIMIT, jail, server_program};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver, MemoryMode};
-use aleph_executor::hypervisor::{Disk, Driver, Kernel, Launch, Memory, Sockets, Start, Vmm};
+use aleph_executor::hypervisor::{
+    Disk, Driver, Kernel, Launch, Machine, Memory, Sockets, Start, Vmm,
+};
 use aleph_testkit::TestRoot;
 use aleph_types::{MiB, Resources, VmId};
 use anyhow::{Context, Result};
@@ -25,17 +27,18 @@ async fn begin(
     let listen = |name: &str| UnixListener::bind(run_dir.join(name));
     let launch = Launch {
         vm,
+        machine: Machine::MicroVm,
         resources: Resources {
             memory: MEMORY,
             ..Resources::default()
         },
         start,
         memory,
-        disks: vec![Disk {
-            serial: "image",
-            file: File::open(root.busybox()?.rootfs())?,
-            read_only: true,
-        }],
+        disks: vec![Disk::raw(
+            "image",
+            File::open(root.busybox()?.rootfs())?,
+            true,
+        )],
         nics: Vec::new(),
         links: Vec::new(),
         sockets: Sockets {

@@ -39,6 +39,7 @@ async fn refused(
     let nics = nics.into_iter().map(|queues| Nic { mac: MAC, queues });
     let links = links.into_iter().map(|socket| Link { mac: MAC, socket });
     let launch = Launch {
+        machine: aleph_executor::hypervisor::Machine::MicroVm,
         vm: VmId::random(),
         resources: Resources {
             memory: MiB(128),

@@ -9,6 +9,7 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `wire` | frames: which are let in, and those that are made here |
+//! | `allowance` | how many frames of a guest are read |
 //! | `frames` | the socket, which takes and gives them |
 //! | `link` | what passes by on it |
 //! | `core` | smoltcp's interface and sockets, and whose they are |
@@ -26,12 +27,14 @@
 //! | the guest sends anything but whole TCP segments to this host | it is dropped; ARP is answered |
 //! | it opens more connections than there may be | those that nobody has any more make room, others are refused |
 //! | it does not read | what is written waits in its connection, and then the writer does |
+//! | it sends frames without end | so many a second are read, the others wait in the guest |
 //! | it reads no frames | a few wait, and no more of its frames are read |
 //! | a connection is not quiet when the guest is frozen | it is not kept: its program sees a reset, and connects again |
 //! | what is kept does not fit | the same |
 //! | the VMM is gone | streams end with `ConnectionReset` when something is sent next, or with [`Stack::close`] |
 //! | smoltcp panics | all connections of this guest end |
 
+mod allowance;
 mod connection;
 mod core;
 mod frames;
@@ -43,6 +46,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+use self::allowance::Allowance;
 use self::core::Core;
 use self::frames::Frames;
 use self::link::Link;
@@ -88,6 +92,9 @@ pub(super) fn told() -> aleph_guest_proto::Link {
 
 /// The most frames that are read before others have their turn.
 const FRAMES: usize = 64;
+
+/// How long a guest that has sent all that it may is not heard.
+const REFILL: Duration = Duration::from_millis(2);
 
 /// How long what is under way has to come to its end, once the guest stands still.
 const SETTLING: Duration = Duration::from_secs(1);
@@ -262,15 +269,19 @@ struct Rest {
     is_over: bool,
     /// Whether frames may be left to read.
     is_cut: bool,
+    /// Whether the guest has sent all that it may for now.
+    is_spent: bool,
     /// Whether frames wait until the socket takes them.
     is_blocked: bool,
     until: Option<Duration>,
 }
 
 impl Shared {
-    fn work(&self) -> Rest {
+    fn work(&self, allowance: &mut Allowance) -> Rest {
         let mut core = self.core();
-        let unread = self.turn_with(&mut core, FRAMES);
+        let most = allowance.take(core.now(), FRAMES);
+        let unread = self.turn_with(&mut core, most);
+        allowance.give_back(unread);
         let now = core.now();
         // What has no room now is sent once there is some.
         let has_room = core.link.has_room();
@@ -281,7 +292,8 @@ impl Shared {
         core.armed = core.armed.filter(still).or(next);
         Rest {
             is_over: core.is_over,
-            is_cut: unread == 0,
+            is_cut: most > 0 && unread == 0,
+            is_spent: most == 0,
             is_blocked: core.link.is_blocked(),
             until: core.armed.map(|armed| (armed - now).into()),
         }
@@ -290,8 +302,9 @@ impl Shared {
 
 /// Reads what comes, and does what is due, until the stack ends.
 async fn drive(shared: Arc<Shared>) {
+    let mut allowance = Allowance::new(shared.core().now());
     loop {
-        let rest = shared.work();
+        let rest = shared.work(&mut allowance);
         if rest.is_over {
             return;
         }
@@ -311,7 +324,8 @@ async fn drive(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.ended.cancelled() => return,
             // Errors of the socket are seen by who reads or writes.
-            _ = shared.socket.readable(), if !rest.is_blocked => {}
+            _ = shared.socket.readable(), if !rest.is_blocked && !rest.is_spent => {}
+            () = tokio::time::sleep(REFILL), if rest.is_spent => {}
             _ = shared.socket.writable(), if rest.is_blocked => {}
             () = alarm => {}
             () = shared.sooner.notified() => {}

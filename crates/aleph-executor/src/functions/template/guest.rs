@@ -38,16 +38,8 @@ pub(super) fn resources(deployment: &Deployment) -> Resources {
 }
 
 pub(super) fn disks(image: File, task: Option<File>) -> Vec<Disk> {
-    let task = task.map(|file| Disk {
-        serial: TASK_SERIAL,
-        file,
-        read_only: true,
-    });
-    let image = Disk {
-        serial: crate::guest::agent::IMAGE_SERIAL,
-        file: image,
-        read_only: true,
-    };
+    let task = task.map(|file| Disk::raw(TASK_SERIAL, file, true));
+    let image = Disk::raw(crate::guest::agent::IMAGE_SERIAL, image, true);
     [image].into_iter().chain(task).collect()
 }
 

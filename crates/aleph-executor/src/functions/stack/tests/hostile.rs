@@ -501,3 +501,37 @@ fn only_whole_segments_to_this_host_are_let_in() {
         assert_eq!(look(&good[..length]), Frame::Other, "{length} bytes");
     }
 }
+
+/// What is read of a guest that sends all the time is what it may send in that time.
+#[test]
+fn frames_without_end_are_read_by_the_second() {
+    use super::super::Stack;
+    const RATE: u128 = 50_000;
+    const BURST: u128 = 8192;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (guest, host) = UnixDatagram::pair().unwrap();
+    host.set_nonblocking(true).unwrap();
+    let began = std::time::Instant::now();
+    let stack = {
+        let _entered = runtime.enter();
+        Stack::over(host.into(), PORT, &[]).unwrap()
+    };
+    // Sending waits for who reads.
+    guest
+        .set_write_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut sent = 0_u128;
+    while sent < 4 * BURST {
+        guest.send(&[0; 64]).unwrap();
+        sent += 1;
+    }
+    let may = began.elapsed().as_micros() * RATE / 1_000_000 + BURST;
+    // What waits in the socket was sent and is not read.
+    let waiting = 4096;
+    assert!(sent <= may + waiting, "{sent} of {may}");
+    drop(stack);
+}

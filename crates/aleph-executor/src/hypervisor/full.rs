@@ -1,0 +1,138 @@
+//! The part of the seam that is for whole computers: what one is launched with, and its facets.
+//!
+//! A driver that has them gives [`FullMachines`] ([`Driver::full`](super::Driver::full)). It draws a
+//! [`Blueprint`] up once, when a VM is created, into a folder that lasts as long as the VM's disks do;
+//! each start opens that folder and launches what it says.
+
+use super::{BoxFuture, Disk, Nic, VmmError};
+use crate::gpu::{PciFunction, Taken};
+use crate::qemu::machine::{Blueprint, MachineError, Wanted};
+use aleph_types::MiB;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// Which machine a guest has.
+#[derive(Debug, Default)]
+pub enum Machine {
+    /// The smallest that runs Linux.
+    #[default]
+    MicroVm,
+    /// A whole computer.
+    Full(Box<FullMachine>),
+}
+
+/// A whole computer, with what it keeps over its restarts.
+#[derive(Debug)]
+pub struct FullMachine {
+    /// How it is built.
+    pub blueprint: Blueprint,
+    /// The variables of its UEFI, opened for reading and writing.
+    pub variables: Option<File>,
+    /// The folder of its TPM.
+    pub tpm: Option<OwnedFd>,
+    /// What it gets of the host's devices, which are bound to `vfio-pci`.
+    pub devices: HostDevices,
+}
+
+/// Devices of the host that a guest gets.
+#[derive(Debug, Default)]
+pub struct HostDevices {
+    /// As [`Gpus::assign`](crate::gpu::Gpus::assign) gives them.
+    pub groups: Vec<Taken>,
+    /// What is known of them: how large their regions are.
+    pub functions: Vec<PciFunction>,
+    /// Whether the guest's firmware does not see their ROMs.
+    pub without_rom: bool,
+}
+
+/// The facet of a driver that builds whole computers. Its calls block.
+pub trait FullMachines: Send + Sync {
+    /// Draws a computer up into a folder, which is made, with what it keeps over its restarts.
+    ///
+    /// # Errors
+    /// [`MachineError`]: where it cannot be built so, or firmware is missing. Then no folder is left.
+    fn create(&self, folder: &Path, wanted: &Wanted) -> Result<Blueprint, MachineError>;
+
+    /// Opens what [`FullMachines::create`] made.
+    ///
+    /// # Errors
+    /// Where it is not there, or no longer fits this host.
+    fn open(&self, folder: &Path) -> Result<FullMachine, MachineError>;
+}
+
+/// The facet of a computer's power button.
+pub trait Power: Send + Sync {
+    /// Presses it, and waits until the guest has shut down and the VMM has ended. A guest that does not
+    /// listen yet is asked again every few seconds.
+    ///
+    /// # Errors
+    /// [`VmmError::Silent`] where it still runs after `limit`.
+    fn powerdown(&self, limit: Duration) -> BoxFuture<'_, Result<(), VmmError>>;
+
+    /// Resets it at once, as the button in front does.
+    fn reset(&self) -> BoxFuture<'_, Result<(), VmmError>>;
+}
+
+/// The facet of changing a computer that runs.
+///
+/// What is added is not in its [`Blueprint`]: who wants it there after the next start says so when it is
+/// launched.
+pub trait Hotplug: Send + Sync {
+    /// Adds a disk.
+    ///
+    /// # Errors
+    /// [`MachineError::NoSlot`] where no slot is free, [`MachineError::Conflict`] where there is one with
+    /// its serial number.
+    fn attach_disk(&self, disk: Disk) -> BoxFuture<'_, Result<(), MachineError>>;
+
+    /// Takes a disk away, once the guest has let go of it, and closes its files. One that is not there
+    /// is taken away already.
+    ///
+    /// # Errors
+    /// [`MachineError::Kept`] where the guest does not let go in `limit`. It may later: asking again
+    /// finishes it.
+    fn detach_disk<'a>(
+        &'a self,
+        serial: &'a str,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<(), MachineError>>;
+
+    /// Makes a disk larger: its file, where that is not as large yet, and what the guest sees.
+    fn resize_disk<'a>(
+        &'a self,
+        serial: &'a str,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<(), MachineError>>;
+
+    /// Adds a network device.
+    fn attach_nic(&self, nic: Nic) -> BoxFuture<'_, Result<(), MachineError>>;
+
+    /// Takes a network device away, as [`Hotplug::detach_disk`] does.
+    fn detach_nic(&self, mac: [u8; 6], limit: Duration) -> BoxFuture<'_, Result<(), MachineError>>;
+
+    /// Adds memory, within the room that its blueprint has, in units of 128 MiB.
+    ///
+    /// # Errors
+    /// [`MachineError::NoRoom`] where there is less.
+    fn add_memory(&self, memory: MiB) -> BoxFuture<'_, Result<(), MachineError>>;
+
+    /// Adds processors, within the room that its blueprint has.
+    ///
+    /// # Errors
+    /// [`MachineError::NoRoom`] where there is less.
+    fn add_cpus(&self, cpus: u16) -> BoxFuture<'_, Result<(), MachineError>>;
+}
+
+/// The facet of a computer's screen, keyboard and mouse.
+pub trait Display: Send + Sync {
+    /// A new connection over which the VMM speaks RFB, VNC's protocol (RFC 6143), and begins. There is no
+    /// other way to it: no socket has a name, so whoever may connect is ours to say.
+    ///
+    /// # Errors
+    /// Where the VMM has ended, or gives none.
+    fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
+}

@@ -1,0 +1,397 @@
+//! Changing a computer that runs.
+//!
+//! QEMU itself is asked which slots are free and which disks there are: so nothing is kept beside it that
+//! could be wrong after a restart of the node, or where an earlier change was given up half-way. What is
+//! left of such a one is taken away before the next one of the same name.
+//!
+//! A device is gone when QEMU's list of them lacks it (QEMU tells it by an event too, `DEVICE_DELETED`,
+//! which is lost where nobody is connected). Linux lets go of any disk, and says nothing where its driver
+//! does not answer: waiting has a bound.
+
+use super::argv::{memory_backend, port};
+use super::blueprint::{Blueprint, Device, MEMORY_UNIT};
+use super::error::MachineError;
+use crate::hypervisor::{BoxFuture, Disk, Hotplug, Nic, VmmError};
+use crate::qemu::argv::mac_text;
+use crate::qemu::block::{self, Drive};
+use crate::qemu::driver::QemuVmm;
+use aleph_types::MiB;
+use serde_json::{Value, json};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The path of devices that have a name.
+const PERIPHERAL: &str = "/machine/peripheral";
+
+/// How often it is looked whether a device is gone.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How often a guest that keeps a device is asked again: one that booted meanwhile has not heard.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// How long files of a device may stay in use after it is gone.
+const RELEASE: Duration = Duration::from_secs(5);
+
+impl Hotplug for QemuVmm {
+    fn attach_disk(&self, disk: Disk) -> BoxFuture<'_, Result<(), MachineError>> {
+        Box::pin(async move {
+            let serial = disk.serial.clone();
+            let device = Device::Disk(serial.to_string());
+            let id = device.id();
+            let drive = Drive::of(&disk)?;
+            let (layers, read_only) = (drive.layers.clone(), drive.read_only);
+            let _changing = self.changing().await;
+            let slot = self.free_slot_for(&device).await?;
+            self.forget_disk(&id).await?;
+            let attached = async {
+                let mut files = Vec::with_capacity(layers.len());
+                for file in block::files(disk) {
+                    files.push(self.add_file(&id, file).await?);
+                }
+                files.reverse();
+                let drive = Drive {
+                    serial: &serial,
+                    read_only,
+                    layers,
+                };
+                for node in drive.nodes(&id, || files.pop().unwrap_or_default()) {
+                    self.command_with("blockdev-add", node).await?;
+                }
+                let device = json!({
+                    "driver": "virtio-blk-pci",
+                    "id": id,
+                    "bus": port(slot),
+                    "drive": id,
+                    "serial": serial,
+                });
+                self.command_with("device_add", device).await
+            };
+            if let Err(error) = attached.await {
+                let _ = self.forget_disk(&id).await;
+                return Err(error.into());
+            }
+            Ok(())
+        })
+    }
+
+    fn detach_disk<'a>(
+        &'a self,
+        serial: &'a str,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<(), MachineError>> {
+        Box::pin(async move {
+            let device = Device::Disk(serial.to_owned());
+            self.unplug(&device, limit).await?;
+            let end = Instant::now() + RELEASE;
+            loop {
+                match self.forget_disk(&device.id()).await {
+                    Ok(()) => return Ok(()),
+                    // What the device still had in flight ends meanwhile.
+                    Err(_) if Instant::now() < end => tokio::time::sleep(LOOK).await,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        })
+    }
+
+    fn resize_disk<'a>(
+        &'a self,
+        serial: &'a str,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<(), MachineError>> {
+        Box::pin(async move {
+            let device = Device::Disk(serial.to_owned());
+            let nodes = self.nodes().await?;
+            let id = device.id();
+            let node = nodes.iter().find(|node| node["node-name"] == id.as_str());
+            let unknown = || MachineError::Unknown {
+                what: device.to_string(),
+            };
+            let size = &node.ok_or_else(unknown)?["image"]["virtual-size"];
+            if size.as_u64().is_some_and(|size| bytes < size) {
+                return Err(MachineError::Disk {
+                    serial: serial.to_owned(),
+                    why: format!("it has {size} bytes, and disks do not get smaller"),
+                });
+            }
+            let size = json!({ "node-name": id, "size": bytes });
+            Ok(self.command_with("block_resize", size).await.map(drop)?)
+        })
+    }
+
+    fn attach_nic(&self, nic: Nic) -> BoxFuture<'_, Result<(), MachineError>> {
+        Box::pin(async move {
+            let device = Device::Nic(nic.mac);
+            let id = device.id();
+            if nic.queues.is_empty() {
+                let why = "a network device without a queue".into();
+                return Err(MachineError::Invalid(why));
+            }
+            let _changing = self.changing().await;
+            let slot = self.free_slot_for(&device).await?;
+            self.forget_nic(&id).await;
+            let queues = nic.queues.len();
+            let attached = async {
+                let mut names = Vec::with_capacity(queues);
+                for (n, queue) in nic.queues.into_iter().enumerate() {
+                    let name = format!("{id}-{n}");
+                    self.hand_over("getfd", json!({ "fdname": name }), queue)
+                        .await?;
+                    names.push(name);
+                }
+                let end = json!({
+                    "type": "tap",
+                    "id": id,
+                    if queues == 1 { "fd" } else { "fds" }: names.join(":"),
+                    "vhost": false,
+                });
+                self.command_with("netdev_add", end).await?;
+                let mut device = json!({
+                    "driver": "virtio-net-pci",
+                    "id": id,
+                    "bus": port(slot),
+                    "netdev": id,
+                    "mac": mac_text(nic.mac),
+                    "romfile": "",
+                });
+                if queues > 1 {
+                    device["mq"] = true.into();
+                    device["vectors"] = (2 * queues + 2).into();
+                }
+                self.command_with("device_add", device).await
+            };
+            if let Err(error) = attached.await {
+                self.forget_nic(&id).await;
+                for n in 0..queues {
+                    let name = json!({ "fdname": format!("{id}-{n}") });
+                    let _ = self.command_with("closefd", name).await;
+                }
+                return Err(error.into());
+            }
+            Ok(())
+        })
+    }
+
+    fn detach_nic(&self, mac: [u8; 6], limit: Duration) -> BoxFuture<'_, Result<(), MachineError>> {
+        Box::pin(async move {
+            let device = Device::Nic(mac);
+            self.unplug(&device, limit).await?;
+            self.forget_nic(&device.id()).await;
+            Ok(())
+        })
+    }
+
+    fn add_memory(&self, memory: MiB) -> BoxFuture<'_, Result<(), MachineError>> {
+        Box::pin(async move {
+            if memory.0 == 0 || !memory.0.is_multiple_of(MEMORY_UNIT.0) {
+                return Err(MachineError::Invalid(format!(
+                    "memory is added in units of {} MiB, and {} MiB is none of them",
+                    MEMORY_UNIT.0, memory.0
+                )));
+            }
+            let _changing = self.changing().await;
+            let blueprint = self.blueprint()?;
+            let modules = self.command("query-memory-devices").await?;
+            let there = modules.as_array().into_iter().flatten();
+            let sizes = there.filter_map(|module| module["data"]["size"].as_u64());
+            let added: u64 = sizes.sum();
+            let left = blueprint.memory_room.bytes().saturating_sub(added) >> 20;
+            let left = MiB(u32::try_from(left).unwrap_or(u32::MAX));
+            if left < memory {
+                return Err(MachineError::no_memory(left, memory));
+            }
+            // Each is one more than there are: none is ever taken away.
+            let n = modules.as_array().map_or(0, Vec::len);
+            let (backend, id) = (format!("ram-added{n}"), format!("memory{n}"));
+            let mut object = json!({
+                "qom-type": memory_backend(blueprint.huge_pages).0,
+                "id": backend,
+                "size": memory.bytes(),
+            });
+            if let Some(pages) = blueprint.huge_pages {
+                object["hugetlb"] = true.into();
+                object["hugetlbsize"] = pages.size().bytes().into();
+                object["prealloc"] = true.into();
+            }
+            // What an earlier call left.
+            let _ = self
+                .command_with("object-del", json!({ "id": backend }))
+                .await;
+            self.command_with("object-add", object).await?;
+            let module = json!({ "driver": "pc-dimm", "id": id, "memdev": backend, "node": 0 });
+            if let Err(error) = self.command_with("device_add", module).await {
+                let _ = self
+                    .command_with("object-del", json!({ "id": backend }))
+                    .await;
+                return Err(error.into());
+            }
+            Ok(())
+        })
+    }
+
+    fn add_cpus(&self, cpus: u16) -> BoxFuture<'_, Result<(), MachineError>> {
+        Box::pin(async move {
+            let _changing = self.changing().await;
+            let places = self.command("query-hotpluggable-cpus").await?;
+            let places = places.as_array().into_iter().flatten();
+            let mut free: Vec<&Value> = places
+                .filter(|place| place.get("qom-path").is_none())
+                .collect();
+            if free.len() < usize::from(cpus) {
+                return Err(MachineError::NoRoom {
+                    what: "processors",
+                    left: u64::try_from(free.len()).unwrap_or(u64::MAX),
+                    wanted: cpus.into(),
+                });
+            }
+            let part = |place: &Value, key: &str| place["props"][key].as_u64().unwrap_or(0);
+            let parts = ["socket-id", "core-id", "thread-id"];
+            free.sort_by_key(|place| parts.map(|key| part(place, key)));
+            for place in free.into_iter().take(usize::from(cpus)) {
+                let mut device = place["props"].clone();
+                let where_it_is = parts.map(|key| part(place, key).to_string());
+                device["driver"] = place["type"].clone();
+                device["id"] = format!("cpu-{}", where_it_is.join("-")).into();
+                self.command_with("device_add", device).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl QemuVmm {
+    fn blueprint(&self) -> Result<&Blueprint, MachineError> {
+        let full = self.full.as_ref().map(|full| &full.blueprint);
+        full.ok_or_else(|| MachineError::Unknown {
+            what: "slots: it is a microVM".into(),
+        })
+    }
+
+    /// Waits until nobody else changes the machine.
+    pub(super) async fn changing(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        match &self.full {
+            Some(full) => Some(full.changes.lock().await),
+            None => None,
+        }
+    }
+
+    /// The names of what is at a path of QEMU's objects.
+    async fn list(&self, path: &str) -> Result<Vec<String>, VmmError> {
+        let list = self
+            .command_with("qom-list", json!({ "path": path }))
+            .await?;
+        let names = list.as_array().into_iter().flatten();
+        let names = names.filter_map(|property| property["name"].as_str());
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    async fn is_there(&self, id: &str) -> Result<bool, VmmError> {
+        Ok(self.list(PERIPHERAL).await?.iter().any(|name| name == id))
+    }
+
+    /// The slot that a device which is to come gets.
+    async fn free_slot_for(&self, device: &Device) -> Result<usize, MachineError> {
+        let slots = self.blueprint()?.slots.len();
+        if self.is_there(&device.id()).await? {
+            let what = device.to_string();
+            return Err(MachineError::Conflict { what });
+        }
+        for slot in 0..slots {
+            // A port's bus has the port's name. What is on it are its children.
+            let port = port(slot);
+            let bus = self.list(&format!("{PERIPHERAL}/{port}/{port}")).await?;
+            if !bus.iter().any(|name| name.starts_with("child[")) {
+                return Ok(slot);
+            }
+        }
+        Err(MachineError::NoSlot { slots })
+    }
+
+    /// Has the guest let go of a device.
+    async fn unplug(&self, device: &Device, limit: Duration) -> Result<(), MachineError> {
+        let id = device.id();
+        let end = Instant::now() + limit;
+        let mut asked: Option<Instant> = None;
+        while self.is_there(&id).await? {
+            let now = Instant::now();
+            if now >= end {
+                let what = device.to_string();
+                return Err(MachineError::Kept { what, limit });
+            }
+            if asked.is_none_or(|asked| now >= asked + AGAIN) {
+                let told = self.command_with("device_del", json!({ "id": id })).await;
+                match told {
+                    // It is gone meanwhile, or is being taken away: seen at the next look.
+                    Ok(_) | Err(VmmError::Refused { .. }) => asked = Some(now),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Gives QEMU a file for a device; where its nodes find it.
+    async fn add_file(&self, id: &str, file: OwnedFd) -> Result<String, VmmError> {
+        let added = self
+            .hand_over("add-fd", json!({ "opaque": id }), file)
+            .await?;
+        Ok(format!("/dev/fdset/{}", added["fdset-id"]))
+    }
+
+    async fn nodes(&self) -> Result<Vec<Value>, VmmError> {
+        let flat = json!({ "flat": true });
+        let nodes = self.command_with("query-named-block-nodes", flat).await?;
+        Ok(match nodes {
+            Value::Array(nodes) => nodes,
+            _ => Vec::new(),
+        })
+    }
+
+    /// Takes away all nodes and files of a disk whose device is not there.
+    async fn forget_disk(&self, id: &str) -> Result<(), VmmError> {
+        let below = format!("{id}.");
+        let nodes = self.nodes().await?;
+        let mut names: Vec<&str> = nodes
+            .iter()
+            .filter_map(|node| node["node-name"].as_str())
+            .filter(|name| *name == id || name.starts_with(&below))
+            .collect();
+        // A node that another one uses stays: from the top down, each pass takes one at least.
+        let mut refused = None;
+        for _ in 0..names.len() {
+            let mut kept = Vec::new();
+            for name in names {
+                let node = json!({ "node-name": name });
+                match self.command_with("blockdev-del", node).await {
+                    Ok(_) => {}
+                    Err(error @ VmmError::Refused { .. }) => {
+                        refused = Some(error);
+                        kept.push(name);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            names = kept;
+        }
+        if let (Some(error), false) = (refused, names.is_empty()) {
+            return Err(error);
+        }
+        let sets = self.command("query-fdsets").await?;
+        for set in sets.as_array().into_iter().flatten() {
+            let files = set["fds"].as_array();
+            let is_its = |file: &Value| file["opaque"] == id;
+            if files.is_some_and(|files| files.iter().any(is_its)) {
+                let set = json!({ "fdset-id": set["fdset-id"] });
+                self.command_with("remove-fd", set).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn forget_nic(&self, id: &str) {
+        // Where there is none, that is refused.
+        let _ = self.command_with("netdev_del", json!({ "id": id })).await;
+    }
+}

@@ -1,0 +1,252 @@
+//! What can go wrong with volumes.
+
+use super::qcow2::Qcow2Error;
+use super::sandbox::ToolError;
+use aleph_types::{Classify, ErrorClass, Filesystem, MiB};
+use std::io;
+use std::path::PathBuf;
+
+/// An operation on volumes that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// Its name is none.
+    #[error("{0:?} cannot be a name")]
+    BadName(String),
+    /// It is too small or too large.
+    #[error("a volume of {size} cannot be made: {why}")]
+    BadSize {
+        /// What was asked for.
+        size: MiB,
+        /// Why not.
+        why: String,
+    },
+    /// What is asked for does not go together.
+    #[error("{0}")]
+    BadRequest(&'static str),
+    /// There is no such volume.
+    #[error("there is no volume {0:?}")]
+    NoVolume(String),
+    /// Several are meant.
+    #[error("{0:?} means {1} volumes")]
+    Ambiguous(String, usize),
+    /// The volume has no such snapshot.
+    #[error("the volume has no snapshot {0:?}")]
+    NoSnapshot(String),
+    /// The name is another one's.
+    #[error("the name {0:?} is taken")]
+    NameTaken(String),
+    /// The account has no room left.
+    #[error(
+        "the account {account:?} may have {most} of {what}, has {has} and asks for {more} more"
+    )]
+    Quota {
+        /// Whose.
+        account: String,
+        /// Of what: `volumes`, or `bytes of volumes`.
+        what: &'static str,
+        /// How much there may be.
+        most: u64,
+        /// How much there is.
+        has: u64,
+        /// How much was asked for.
+        more: u64,
+    },
+    /// A volume has as many snapshots as it may.
+    #[error("the volume has {0} snapshots, and may have no more")]
+    TooManySnapshots(usize),
+    /// A job has it.
+    #[error("the volume {name:?} is attached to job {job}")]
+    Attached {
+        /// Which volume.
+        name: String,
+        /// Who has it.
+        job: String,
+    },
+    /// A process still has its file, whatever the records say.
+    #[error("the disk of volume {0:?} is locked by a process")]
+    Locked(String),
+    /// Something else is done with it at this moment.
+    #[error("the volume {0:?} is being worked on")]
+    Busy(String),
+    /// It was removed.
+    #[error("the volume {0:?} was removed")]
+    Deleted(String),
+    /// It was not removed.
+    #[error("the volume {0:?} was not removed")]
+    NotDeleted(String),
+    /// The image's bytes are none that are taken.
+    #[error("this is no disk image that is taken: {0}")]
+    NotAnImage(String),
+    /// The qcow2 image is not taken.
+    #[error("the image is not taken")]
+    Qcow2(#[from] Qcow2Error),
+    /// Its filesystem is damaged beyond what is mended without asking.
+    #[error("the {filesystem} filesystem of volume {name:?} is damaged")]
+    Damaged {
+        /// Which volume.
+        name: String,
+        /// Which kind.
+        filesystem: Filesystem,
+        /// What the check said.
+        source: ToolError,
+    },
+    /// A program that makes or reads disks failed.
+    #[error("cannot {what}")]
+    Tool {
+        /// What was to be done.
+        what: &'static str,
+        /// How it failed.
+        source: ToolError,
+    },
+    /// A file cannot be used.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        /// What was to be done.
+        what: &'static str,
+        /// With which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What was sent broke off.
+    #[error("the image broke off")]
+    Source(#[source] io::Error),
+    /// The records of volumes cannot be read or written.
+    #[error("the records of volumes cannot be used")]
+    Records(#[from] rusqlite::Error),
+    /// They are of a newer program.
+    #[error("the records of volumes have form {0}, and this program knows {1}")]
+    Newer(u32, u32),
+    /// Another process has these volumes.
+    #[error("the volumes in {} are another process's", .0.display())]
+    Owned(PathBuf),
+}
+
+impl VolumeError {
+    /// Whether the host's disk is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::File { source, .. } => is_full(source),
+            Self::Tool { source, .. } => source.is_full(),
+            Self::Records(error) => {
+                error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            _ => false,
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+impl Classify for VolumeError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::BadName(_)
+            | Self::BadSize { .. }
+            | Self::BadRequest(_)
+            | Self::NotAnImage(_)
+            | Self::Qcow2(_)
+            | Self::Source(_) => ErrorClass::Invalid,
+            Self::NoVolume(_) | Self::NoSnapshot(_) => ErrorClass::NotFound,
+            Self::Ambiguous(..)
+            | Self::NameTaken(_)
+            | Self::Attached { .. }
+            | Self::Locked(_)
+            | Self::Busy(_)
+            | Self::Deleted(_)
+            | Self::NotDeleted(_)
+            | Self::Damaged { .. }
+            | Self::Owned(_) => ErrorClass::Conflict,
+            Self::Quota { .. } | Self::TooManySnapshots(_) => ErrorClass::Capacity,
+            full if full.is_full() => ErrorClass::Capacity,
+            Self::Tool { .. } | Self::File { .. } => ErrorClass::Unavailable,
+            Self::Records(_) | Self::Newer(..) => ErrorClass::Internal,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::BadName(_) => "bad_volume_name",
+            Self::BadSize { .. } => "bad_volume_size",
+            Self::BadRequest(_) => "bad_volume_request",
+            Self::NoVolume(_) => "no_volume",
+            Self::Ambiguous(..) => "ambiguous",
+            Self::NoSnapshot(_) => "no_volume_snapshot",
+            Self::NameTaken(_) => "name_taken",
+            Self::Quota { .. } => "volume_quota",
+            Self::TooManySnapshots(_) => "too_many_snapshots",
+            Self::Attached { .. } => "volume_attached",
+            Self::Locked(_) => "volume_locked",
+            Self::Busy(_) => "volume_busy",
+            Self::Deleted(_) => "volume_deleted",
+            Self::NotDeleted(_) => "volume_not_deleted",
+            Self::NotAnImage(_) => "not_an_image",
+            Self::Qcow2(_) => "bad_qcow2",
+            Self::Damaged { .. } => "volume_damaged",
+            full if full.is_full() => "disk_full",
+            Self::Tool { source, .. } if source.is_missing() => "volume_tool_missing",
+            Self::Tool { .. } => "volume_tool",
+            Self::File { .. } => "volume_file",
+            Self::Source(_) => "bad_body",
+            Self::Records(_) => "volume_records",
+            Self::Newer(..) => "newer_volume_records",
+            Self::Owned(_) => "volumes_in_use",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        let advice = match self {
+            Self::BadName(_) => {
+                "Begin with a letter or digit, then letters, digits, _, . and -; 63 at most."
+            }
+            Self::NoVolume(_) => "aleph volume ls shows the volumes that there are.",
+            Self::Ambiguous(..) => "Name it by its whole id.",
+            Self::NoSnapshot(_) => "aleph volume inspect shows the snapshots that there are.",
+            Self::NameTaken(_) => "Choose another name.",
+            Self::Quota { .. } => {
+                "Remove volumes that nobody needs: aleph volume rm --now does at once."
+            }
+            Self::TooManySnapshots(_) => "Remove some of them first.",
+            Self::Attached { .. } => "Stop the job first.",
+            Self::Locked(_) => "End the process that has it, or wait for its end.",
+            Self::Busy(_) => "Try again in a moment.",
+            Self::Deleted(_) => "aleph volume undelete has it back.",
+            Self::NotAnImage(_) => {
+                "Raw disks and qcow2 are taken. Unpack what is compressed, convert others with \
+                 qemu-img convert, or say --format raw where the bytes are a disk all the same."
+            }
+            Self::Qcow2(Qcow2Error::BackingFile | Qcow2Error::DataFile) => {
+                "Make one file of it: qemu-img convert -O qcow2 FROM TO."
+            }
+            Self::Qcow2(_) => "See that the file is whole: qemu-img check says.",
+            Self::Damaged { .. } => {
+                "Attach it to a VM as a second disk and mend it there, or restore a snapshot of it."
+            }
+            full if full.is_full() => "Free some disk and try again.",
+            Self::Tool { source, .. } if source.is_missing() => {
+                "Install the packages qemu-utils, e2fsprogs and xfsprogs."
+            }
+            Self::Owned(_) => "Use the daemon that has them: leave --root out, or name its socket.",
+            _ => return None,
+        };
+        Some(advice.into())
+    }
+}
+
+/// A step with a file that failed.
+pub(super) fn at(
+    what: &'static str,
+    path: &std::path::Path,
+) -> impl FnOnce(io::Error) -> VolumeError {
+    move |source| VolumeError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}

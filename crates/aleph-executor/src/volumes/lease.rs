@@ -1,0 +1,282 @@
+//! Who has which volume: one job that writes, or any number that read.
+//!
+//! There are two lines of defence. A lease is a row, written before the files are handed over: it outlives
+//! the daemon as guests do, and goes when its owner's end is journaled ([`Volumes::release`]), or when a
+//! node that starts finds its owner gone ([`Volumes::recover`]). The lock of the file (flock(2)) is on the
+//! very descriptor that the VMM has, so it holds for as long as that VMM lives, whatever any record says:
+//! two never write to one disk.
+
+use super::backend::OpenLayer;
+use super::error::{VolumeError, at};
+use super::filesystem;
+use super::records::{LayerFormat, LayerRow, Tx, VolumeRow};
+use super::store::{Inner, Volumes, present};
+use aleph_types::{
+    Filesystem, Incarnation, JobId, Timestamp, Volume, VolumeAccess, VolumeId, VolumeLease,
+};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+
+/// Who has a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The job.
+    pub job: JobId,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+}
+
+/// A volume that is attached.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The volume.
+    pub volume: Volume,
+    /// Its files.
+    pub layers: Layers,
+}
+
+/// The files of a volume, as a VMM needs them.
+///
+/// Where `backing` is empty, the top is raw. Else the top and all of `backing` but its last are qcow2,
+/// each over the one that follows, and the last is raw. The headers say nothing about each other: whoever
+/// opens them has to.
+#[derive(Debug)]
+pub struct Layers {
+    /// The layer that is written. Its descriptor has the lock: hand this very one over.
+    pub top: File,
+    /// How the top is written down.
+    pub format: LayerFormat,
+    /// The layers below it, to be read only.
+    pub backing: Vec<File>,
+    /// Whether nobody may write to the top either.
+    pub read_only: bool,
+}
+
+type Result<T> = std::result::Result<T, VolumeError>;
+
+impl Volumes {
+    /// Attaches a volume to a job: by name, in the job's account. Its filesystem is checked first where its
+    /// last writer did not end in order.
+    ///
+    /// The same job gets what an earlier incarnation of it had, once that one's VMM is gone. The lease
+    /// stays until it is released: dropping the files is not enough.
+    ///
+    /// # Errors
+    /// Where another job has it (or, for a reader, writes to it), or its filesystem is damaged.
+    pub fn attach(
+        &self,
+        account: &str,
+        name: &str,
+        owner: &Owner,
+        access: VolumeAccess,
+    ) -> Result<Attachment> {
+        let inner = &self.inner;
+        let row = inner.records.read(|tx| by_name(tx, account, name))?;
+        let _turn = inner.turn(&row)?;
+        // Looked at again now that nobody else changes it.
+        let (row, chain) = inner.records.read(|tx| {
+            let row = present(tx, row.id)?;
+            check_others(tx, &row, owner, access)?;
+            let chain = tx.chain(row.top)?;
+            Ok((row, chain))
+        })?;
+        let write = access == VolumeAccess::Exclusive;
+        let mut opened = inner.open_chain(&chain, write)?;
+        let lock = match write {
+            true => FlockOperation::NonBlockingLockExclusive,
+            false => FlockOperation::NonBlockingLockShared,
+        };
+        inner.lock(&row, &opened, lock)?;
+        let is_checked = row.unclean && inner.mend(&row, &chain)?;
+        let lease = VolumeLease {
+            job: owner.job,
+            incarnation: owner.incarnation,
+            access,
+            since: Timestamp::now(),
+        };
+        let volume = inner.records.write("volume.attach", |tx| {
+            let mut row = present(tx, row.id)?;
+            tx.put_lease(row.id, &lease)?;
+            row.unclean = write || (row.unclean && !is_checked);
+            tx.put_volume(&row)?;
+            if write {
+                let mut top = tx.layer(row.top)?;
+                top.written = true;
+                tx.put_layer(&top)?;
+            }
+            inner.view(tx, &row)
+        })?;
+        let top = opened.remove(0);
+        let backing = opened.into_iter().map(|layer| layer.file);
+        Ok(Attachment {
+            volume,
+            layers: Layers {
+                top: top.file,
+                format: top.format,
+                backing: backing.collect(),
+                read_only: !write,
+            },
+        })
+    }
+
+    /// Ends all leases of an owner. `clean` says that its guest ended in order, so that what it wrote needs
+    /// no check. An owner that has none is no error.
+    ///
+    /// # Errors
+    /// Where the records cannot be written.
+    pub fn release(&self, owner: &Owner, clean: bool) -> Result<()> {
+        self.inner.records.write("volume.release", |tx| {
+            for (id, lease) in tx.all_leases()? {
+                if (lease.job, lease.incarnation) == (owner.job, owner.incarnation) {
+                    end(tx, id, &lease, clean)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Ends the leases of owners that are gone, as `alive` knows. One whose VMM still has the file stays:
+    /// what is not known to be dead is left alone. Returns the volumes that were freed.
+    ///
+    /// # Errors
+    /// Where the records cannot be read or written.
+    pub fn recover(&self, alive: impl Fn(&Owner) -> bool) -> Result<Vec<VolumeId>> {
+        let leases = self.inner.records.read(|tx: &Tx<'_>| {
+            let leases = tx.all_leases()?;
+            Ok(leases)
+        })?;
+        let mut freed = Vec::new();
+        for (id, lease) in leases {
+            let owner = Owner {
+                job: lease.job,
+                incarnation: lease.incarnation,
+            };
+            if alive(&owner) {
+                continue;
+            }
+            if lease.access == VolumeAccess::Exclusive && self.inner.is_locked(id)? {
+                tracing::warn!(volume = %id, job = %lease.job, "a process still has the disk of a job that is gone");
+                continue;
+            }
+            let ended = |tx: &Tx<'_>| end(tx, id, &lease, false);
+            self.inner.records.write("volume.recover", ended)?;
+            freed.push(id);
+        }
+        Ok(freed)
+    }
+}
+
+fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -> Result<()> {
+    tx.drop_lease(id, lease.job)?;
+    if let Some(mut row) = tx.volume(id)?
+        && clean
+        && lease.access == VolumeAccess::Exclusive
+    {
+        row.unclean = false;
+        tx.put_volume(&row)?;
+    }
+    Ok(())
+}
+
+fn by_name(tx: &Tx<'_>, account: &str, name: &str) -> Result<VolumeRow> {
+    let mut rows = tx.volumes()?.into_iter();
+    let found = rows.find(|row| {
+        (row.account.as_str(), row.name.as_str()) == (account, name)
+            && row.life == super::records::Life::Ready
+    });
+    found.ok_or_else(|| VolumeError::NoVolume(name.to_owned()))
+}
+
+/// Checks that nobody else has it in a way that does not go together.
+fn check_others(tx: &Tx<'_>, row: &VolumeRow, owner: &Owner, access: VolumeAccess) -> Result<()> {
+    let both_read = |lease: &VolumeLease| {
+        access == VolumeAccess::ReadOnly && lease.access == VolumeAccess::ReadOnly
+    };
+    let is_earlier =
+        |lease: &VolumeLease| lease.job == owner.job && lease.incarnation <= owner.incarnation;
+    let mut leases = tx.leases(row.id)?.into_iter();
+    match leases.find(|lease| !both_read(lease) && !is_earlier(lease)) {
+        Some(lease) => Err(attached(row, &lease)),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn attached(row: &VolumeRow, lease: &VolumeLease) -> VolumeError {
+    VolumeError::Attached {
+        name: row.name.clone(),
+        job: lease.job.short(),
+    }
+}
+
+impl Inner {
+    /// Checks that nobody writes to it.
+    pub(super) fn check_unwritten(&self, tx: &Tx<'_>, row: &VolumeRow) -> Result<()> {
+        let mut leases = tx.leases(row.id)?.into_iter();
+        match leases.find(|lease| lease.access == VolumeAccess::Exclusive) {
+            Some(lease) => Err(attached(row, &lease)),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that nobody has it.
+    pub(super) fn check_detached(&self, tx: &Tx<'_>, row: &VolumeRow) -> Result<()> {
+        match tx.leases(row.id)?.first() {
+            Some(lease) => Err(attached(row, lease)),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that no process writes to its top, and has none begin for as long as this is open.
+    pub(super) fn check_unlocked(&self, row: &VolumeRow, opened: &[OpenLayer]) -> Result<()> {
+        self.lock(row, opened, FlockOperation::NonBlockingLockShared)
+    }
+
+    pub(super) fn lock(
+        &self,
+        row: &VolumeRow,
+        opened: &[OpenLayer],
+        how: FlockOperation,
+    ) -> Result<()> {
+        let Some(top) = opened.first() else {
+            return Err(VolumeError::NoVolume(row.id.to_string()));
+        };
+        match flock(&top.file, how) {
+            Err(Errno::WOULDBLOCK) => Err(VolumeError::Locked(row.name.clone())),
+            locked => {
+                let path = self.path(row.top, top.format);
+                locked.map_err(io::Error::from).map_err(at("lock", &path))
+            }
+        }
+    }
+
+    /// Whether a process has a volume's top to write.
+    fn is_locked(&self, id: VolumeId) -> Result<bool> {
+        let top = self.records.read(|tx| match tx.volume(id)? {
+            Some(row) => tx.layer(row.top).map(Some),
+            None => Ok(None),
+        })?;
+        let Some(top) = top else { return Ok(false) };
+        let opened = self.open_chain(&[top], false)?;
+        let lock = FlockOperation::NonBlockingLockShared;
+        Ok(opened
+            .iter()
+            .any(|layer| flock(&layer.file, lock) == Err(Errno::WOULDBLOCK)))
+    }
+
+    /// Checks the filesystem that a writer left. `false` where only its guest can: of an overlay there is no
+    /// one file to look at, and its guest goes by its journal.
+    fn mend(&self, row: &VolumeRow, chain: &[LayerRow]) -> Result<bool> {
+        let [only] = chain else { return Ok(false) };
+        if only.format != LayerFormat::Raw || row.filesystem != Filesystem::Ext4 {
+            return Ok(false);
+        }
+        let path = self.path(only.id, only.format);
+        let disk = File::options().read(true).write(true).open(&path);
+        let disk = disk.map_err(at("open", &path))?;
+        filesystem::check(&disk, row.filesystem, row.size, &row.name)?;
+        disk.sync_all().map_err(at("write", &path))?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,400 @@
+//! New volumes: empty ones, copies of others, and imported disk images.
+//!
+//! | step | what a crash before the next leaves |
+//! | --- | --- |
+//! | `volume.intend`: rows of volume and layer, both `making`; name and quota are taken | rows that nobody sees: they go |
+//! | the layer's file, its filesystem, synced | the same and a file: both go |
+//! | `volume.ready`: both rows are ready | a volume |
+
+use super::backend::{Branch, OpenLayer, head_of, new_file, scratch_file, unpack};
+use super::content::{self, Content};
+use super::error::{VolumeError, at};
+use super::filesystem::{self, least};
+use super::qcow2::{self, Header};
+use super::records::{LayerFormat, LayerId, LayerRow, Life, VolumeRow};
+use super::store::{Inner, Volumes, check_name, check_size, present};
+use crate::place::copy_sparse;
+use aleph_types::{DiskImageFormat, Filesystem, MiB, Timestamp, Volume, VolumeId};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Whose volume, and what it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewVolume<'a> {
+    /// The account that it belongs to.
+    pub account: &'a str,
+    /// Its name.
+    pub name: &'a str,
+}
+
+/// What a new volume is a copy of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// A volume as it is now. It must not be attached for writing.
+    Volume(VolumeId),
+    /// A snapshot of one, by its name.
+    Snapshot(VolumeId, &'a str),
+}
+
+/// How an image is imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Import {
+    /// What it is; by its bytes, when absent.
+    pub format: Option<DiskImageFormat>,
+    /// The volume's size, where it is to be larger than the image's.
+    pub size: Option<MiB>,
+}
+
+type Result<T> = std::result::Result<T, VolumeError>;
+
+impl Volumes {
+    /// Makes an empty volume.
+    ///
+    /// # Errors
+    /// Where name, size or quota do not allow it, or there is no room; nothing is left then.
+    pub fn create(&self, new: NewVolume<'_>, size: MiB, filesystem: Filesystem) -> Result<Volume> {
+        check_name(new.name)?;
+        check_size(size, least(filesystem), &filesystem.to_string())?;
+        self.inner.make(new, Form::raw(size, filesystem), |path| {
+            let file = self.inner.backend.create(path, size)?;
+            filesystem::make(&file, filesystem, size)?;
+            Ok(file)
+        })
+    }
+
+    /// A file to gather an image in before [`Volumes::import`]. It has no name, and goes with its
+    /// descriptor.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn stage(&self) -> Result<Staged> {
+        let work = self.inner.work();
+        let file = scratch_file(&work).map_err(at("make a file in", &work))?;
+        Ok(Staged { file, length: 0 })
+    }
+
+    /// Makes a volume of a disk image that nobody else changes meanwhile.
+    ///
+    /// A qcow2 image is one file that stands for itself: one that names another file is refused before
+    /// any program sees it.
+    ///
+    /// # Errors
+    /// Where it is no image that is taken, or as [`Volumes::create`].
+    pub fn import(&self, new: NewVolume<'_>, image: &File, how: Import) -> Result<Volume> {
+        check_name(new.name)?;
+        let (head, length) = head_of(image, content::HEAD).map_err(VolumeError::Source)?;
+        let bytes = match format_of(&head, how.format)? {
+            DiskImageFormat::Raw => (length, None),
+            DiskImageFormat::Qcow2 => {
+                let most = head.len().min(qcow2::HEAD);
+                let header = Header::parse(&head[..most], length)?;
+                (header.size, Some(header))
+            }
+        };
+        let (bytes, header) = bytes;
+        let own = u32::try_from(bytes.div_ceil(1 << 20))
+            .map(MiB)
+            .map_err(|_| {
+                let size = MiB(u32::MAX);
+                let why = format!("the image has {bytes} bytes");
+                VolumeError::BadSize { size, why }
+            })?;
+        let size = how.size.unwrap_or(own);
+        check_size(size, own.max(MiB(1)), "the image")?;
+        self.inner
+            .make(new, Form::raw(size, Filesystem::None), |path| {
+                let file = match header {
+                    None => copy_sparse(image, path).map_err(at("copy the image to", path))?,
+                    Some(_) => new_file(path)?,
+                };
+                open_to_tools(&file, path)?;
+                file.set_len(size.bytes()).map_err(at("size", path))?;
+                if header.is_some() {
+                    unpack(image, &file, size)?;
+                }
+                Ok(file)
+            })
+    }
+
+    /// Makes a volume that is a copy of another one, or of a snapshot. With qcow2 this takes the same
+    /// short time however much there is.
+    ///
+    /// # Errors
+    /// Where the original is being written, or as [`Volumes::create`].
+    pub fn clone_of(
+        &self,
+        new: NewVolume<'_>,
+        source: Source<'_>,
+        size: Option<MiB>,
+    ) -> Result<Volume> {
+        check_name(new.name)?;
+        let id = match source {
+            Source::Volume(id) | Source::Snapshot(id, _) => id,
+        };
+        let inner = &self.inner;
+        let original = inner.records.read(|tx| present(tx, id))?;
+        let _turn = inner.turn(&original)?;
+        let (layer, least) = match source {
+            Source::Snapshot(_, name) => {
+                let snapshots = inner.records.read(|tx| tx.snapshots(id))?;
+                let mut found = snapshots.into_iter();
+                let found = found.find(|(snapshot, _)| snapshot.name == name);
+                let found = found.ok_or_else(|| VolumeError::NoSnapshot(name.to_owned()))?;
+                (found.1, found.0.size)
+            }
+            Source::Volume(_) => (inner.frozen(id)?, original.size),
+        };
+        let size = size.unwrap_or(least);
+        check_size(size, least, "a copy of it")?;
+        let chain = inner.records.read(|tx| tx.chain(layer))?;
+        let branch = inner.backend.branch(chain.len());
+        let (format, parent) = form_of(branch, layer);
+        let opened = inner.open_chain(&chain, false)?;
+        let form = Form {
+            size,
+            filesystem: original.filesystem,
+            format,
+            parent,
+        };
+        inner.make(new, form, |path| {
+            inner.backend.make(&opened, branch, path, size)
+        })
+    }
+}
+
+/// What is made.
+struct Form {
+    size: MiB,
+    filesystem: Filesystem,
+    format: LayerFormat,
+    parent: Option<LayerId>,
+}
+
+impl Form {
+    fn raw(size: MiB, filesystem: Filesystem) -> Self {
+        Self {
+            size,
+            filesystem,
+            format: LayerFormat::Raw,
+            parent: None,
+        }
+    }
+}
+
+impl Inner {
+    /// The three steps of making a volume.
+    fn make(
+        &self,
+        new: NewVolume<'_>,
+        form: Form,
+        fill: impl FnOnce(&Path) -> Result<File>,
+    ) -> Result<Volume> {
+        let Form {
+            size,
+            filesystem,
+            format,
+            parent,
+        } = form;
+        let id = VolumeId::random();
+        let mut row = self.records.write("volume.intend", |tx| {
+            if tx.is_taken(new.account, new.name)? {
+                return Err(VolumeError::NameTaken(new.name.to_owned()));
+            }
+            self.check_quota(tx, new.account, (1, size.bytes()))?;
+            let row = VolumeRow {
+                id,
+                account: new.account.to_owned(),
+                name: new.name.to_owned(),
+                size,
+                filesystem,
+                life: Life::Making,
+                top: tx.add_layer(new.account, format, parent, size.bytes())?,
+                unclean: false,
+                created: Timestamp::now(),
+                purged: None,
+            };
+            tx.add_volume(&row)?;
+            Ok(row)
+        })?;
+        let made = self.fill(row.top, format, fill).and_then(|()| {
+            row.life = Life::Ready;
+            self.records.write("volume.ready", |tx| {
+                tx.finish_layer(row.top)?;
+                tx.put_volume(&row)?;
+                self.view(tx, &row)
+            })
+        });
+        if made.is_err() {
+            self.abandon(row.top, format);
+            let forgotten = self
+                .records
+                .write("volume.abandon", |tx| tx.drop_volume(id));
+            if let Err(error) = forgotten {
+                tracing::warn!(%error, "a half-made volume stays until they are opened again");
+            }
+        }
+        made
+    }
+
+    /// Makes a layer's file, durable.
+    pub(super) fn fill(
+        &self,
+        layer: LayerId,
+        format: LayerFormat,
+        fill: impl FnOnce(&Path) -> Result<File>,
+    ) -> Result<()> {
+        let path = self.path(layer, format);
+        let file = fill(&path)?;
+        file.sync_all().map_err(at("write", &path))?;
+        self.sync_layers()
+    }
+
+    /// A layer with what a volume holds now, which nobody writes any more. Its turn is the caller's.
+    pub(super) fn frozen(&self, id: VolumeId) -> Result<LayerId> {
+        let (row, chain) = self.records.read(|tx| {
+            let row = present(tx, id)?;
+            self.check_unwritten(tx, &row)?;
+            let chain = tx.chain(row.top)?;
+            Ok((row, chain))
+        })?;
+        let top = self.open_chain(&chain, false)?;
+        self.check_unlocked(&row, &top)?;
+        match (chain.first(), self.backend.branch(chain.len())) {
+            // Nothing was written since it was made: what it holds is what its parent does.
+            (
+                Some(LayerRow {
+                    parent: Some(parent),
+                    written: false,
+                    ..
+                }),
+                _,
+            ) => Ok(*parent),
+            // The copy is made of the very top, while the caller keeps others from it.
+            (_, Branch::Copy) => Ok(row.top),
+            _ => {
+                self.freeze(&row, &chain, &top, |_, _| Ok(()))?;
+                Ok(row.top)
+            }
+        }
+    }
+
+    /// Has a volume go on in a new top, and leaves what it held in the old one. `note` writes down what
+    /// else has to be true from then on: it gets the old top.
+    pub(super) fn freeze(
+        &self,
+        row: &VolumeRow,
+        chain: &[LayerRow],
+        opened: &[OpenLayer],
+        note: impl FnOnce(&super::records::Tx<'_>, LayerId) -> Result<()>,
+    ) -> Result<()> {
+        let Some(old) = chain.first() else {
+            return Err(VolumeError::NoVolume(row.id.to_string()));
+        };
+        // While it was written, its account paid for all that it could hold.
+        let held = self.allocated(old)?;
+        let branch = self.backend.branch(chain.len());
+        let (format, parent) = form_of(branch, old.id);
+        let new = self.records.write("volume.branch", |tx| {
+            self.check_quota(tx, &row.account, (0, held))?;
+            tx.add_layer(&row.account, format, parent, row.size.bytes())
+        })?;
+        let made = self.fill(new, format, |path| {
+            self.backend.make(opened, branch, path, row.size)
+        });
+        let done = made.and_then(|()| {
+            self.records.write("volume.freeze", |tx| {
+                tx.finish_layer(new)?;
+                let mut old = tx.layer(old.id)?;
+                old.charge = held;
+                tx.put_layer(&old)?;
+                tx.put_volume(&VolumeRow {
+                    top: new,
+                    ..row.clone()
+                })?;
+                note(tx, old.id)
+            })
+        });
+        if done.is_err() {
+            self.abandon(new, format);
+        }
+        done
+    }
+}
+
+/// The form of a new top over a layer, and what it needs from then on.
+pub(super) fn form_of(branch: Branch, over: LayerId) -> (LayerFormat, Option<LayerId>) {
+    match branch {
+        Branch::Overlay => (LayerFormat::Qcow2, Some(over)),
+        Branch::Copy => (LayerFormat::Raw, None),
+    }
+}
+
+fn open_to_tools(file: &File, path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::Permissions::from_mode(0o644);
+    file.set_permissions(mode).map_err(at("open", path))
+}
+
+/// What an image is.
+fn format_of(head: &[u8], said: Option<DiskImageFormat>) -> Result<DiskImageFormat> {
+    let not = |why: &str| VolumeError::NotAnImage(why.to_owned());
+    match (Content::of(head), said) {
+        // What reads the header says what is wrong with it.
+        (_, Some(DiskImageFormat::Qcow2)) => Ok(DiskImageFormat::Qcow2),
+        (_, Some(DiskImageFormat::Raw)) if !head.is_empty() => Ok(DiskImageFormat::Raw),
+        (Content::Disk(format), _) => Ok(format),
+        (Content::Foreign(what), _) => Err(not(&format!("it is {what}"))),
+        (Content::Empty, _) => Err(not("there is nothing in it")),
+        (Content::Unknown, _) => Err(not("it has no partition table and no filesystem")),
+    }
+}
+
+/// An image while it comes.
+#[derive(Debug)]
+pub struct Staged {
+    file: File,
+    length: u64,
+}
+
+impl Staged {
+    /// How much there is by now, in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether there is nothing yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// Where there is no room.
+    pub fn finish(self) -> io::Result<File> {
+        self.file.set_len(self.length)?;
+        Ok(self.file)
+    }
+}
+
+/// Zeros are left out: they are holes in the file.
+impl Write for Staged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        const PIECE: usize = 64 * 1024;
+        for piece in bytes.chunks(PIECE) {
+            if piece.iter().any(|byte| *byte != 0) {
+                self.file.write_all_at(piece, self.length)?;
+            }
+            self.length += u64::try_from(piece.len()).map_err(io::Error::other)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,513 @@
+//! What is known of volumes, in one SQLite database beside their layers.
+//!
+//! | table | what it holds |
+//! | --- | --- |
+//! | `volumes` | each volume, from before its first file is made until its last is to go |
+//! | `layers` | each file, from before it is made until after it is gone |
+//! | `snapshots` | names of layers that are kept |
+//! | `leases` | which job has which volume |
+//!
+//! Each change is one transaction, durable when it returns (WAL, full synchronisation). A crash leaves
+//! layers that are `making` or `removing`, and volumes that are `making`: nobody sees those, and whoever
+//! opens the volumes next removes them. A file without a row is never ours to remove.
+
+use super::error::VolumeError;
+use crate::failpoint;
+use aleph_types::{
+    Filesystem, Incarnation, JobId, MiB, Timestamp, VolumeAccess, VolumeId, VolumeLease,
+    VolumeSnapshot,
+};
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+
+/// The form of the tables, in `PRAGMA user_version`.
+const FORM: u32 = 1;
+
+const TABLES: &str = "
+    CREATE TABLE volumes (
+        id TEXT PRIMARY KEY, account TEXT NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL,
+        filesystem TEXT NOT NULL, state TEXT NOT NULL, top INTEGER NOT NULL,
+        unclean INTEGER NOT NULL, created INTEGER NOT NULL, purged INTEGER
+    );
+    CREATE UNIQUE INDEX volumes_name ON volumes (account, name) WHERE state != 'deleted';
+    CREATE TABLE layers (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, account TEXT NOT NULL, format TEXT NOT NULL,
+        parent INTEGER, state TEXT NOT NULL, charge INTEGER NOT NULL, written INTEGER NOT NULL
+    );
+    CREATE INDEX layers_parent ON layers (parent);
+    CREATE TABLE snapshots (
+        volume TEXT NOT NULL, name TEXT NOT NULL, layer INTEGER NOT NULL, size INTEGER NOT NULL,
+        created INTEGER NOT NULL, PRIMARY KEY (volume, name)
+    );
+    CREATE INDEX snapshots_layer ON snapshots (layer);
+    CREATE TABLE leases (
+        volume TEXT NOT NULL, job TEXT NOT NULL, incarnation INTEGER NOT NULL,
+        access TEXT NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (volume, job)
+    );
+";
+
+type Result<T> = std::result::Result<T, VolumeError>;
+type SqlResult<T> = rusqlite::Result<T>;
+
+/// Where a volume's or a layer's life is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Nobody sees it.
+    Making,
+    Ready,
+    /// A volume that can be had back.
+    Deleted,
+    /// A layer whose file goes.
+    Removing,
+}
+
+impl Life {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Making => "making",
+            Self::Ready => "ready",
+            Self::Deleted => "deleted",
+            Self::Removing => "removing",
+        }
+    }
+}
+
+impl FromStr for Life {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let all = [Self::Making, Self::Ready, Self::Deleted, Self::Removing];
+        let found = all.into_iter().find(|life| life.word() == text);
+        found.ok_or_else(|| format!("{text:?} is no state"))
+    }
+}
+
+/// How a layer's file is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerFormat {
+    /// The disk's bytes. It has no parent.
+    Raw,
+    /// What is different from its parent.
+    Qcow2,
+}
+
+impl LayerFormat {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl FromStr for LayerFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(format!("{text:?} is no format")),
+        }
+    }
+}
+
+/// The number of a layer, which none had before it.
+pub(super) type LayerId = i64;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VolumeRow {
+    pub(super) id: VolumeId,
+    pub(super) account: String,
+    pub(super) name: String,
+    pub(super) size: MiB,
+    pub(super) filesystem: Filesystem,
+    pub(super) life: Life,
+    pub(super) top: LayerId,
+    pub(super) unclean: bool,
+    pub(super) created: Timestamp,
+    pub(super) purged: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LayerRow {
+    pub(super) id: LayerId,
+    pub(super) account: String,
+    pub(super) format: LayerFormat,
+    pub(super) parent: Option<LayerId>,
+    /// Bytes that its account pays for: all that it can hold while it is written, then what it does hold.
+    pub(super) charge: u64,
+    /// Whether anybody may have written to it since it was made from its parent.
+    pub(super) written: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Records(Mutex<Connection>);
+
+impl Records {
+    /// Opens the records, or makes them.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let mut connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let form: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        match form {
+            FORM => {}
+            0 => {
+                let tx = connection.transaction()?;
+                tx.execute_batch(TABLES)?;
+                tx.pragma_update(None, "user_version", FORM)?;
+                tx.commit()?;
+            }
+            newer => return Err(VolumeError::Newer(newer, FORM)),
+        }
+        Ok(Self(Mutex::new(connection)))
+    }
+
+    /// One change, whole or not at all. A test may have the process die before and after it.
+    pub(super) fn write<T>(
+        &self,
+        step: &'static str,
+        work: impl FnOnce(&Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
+        failpoint::pass(step, "before");
+        let mut connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tx = Tx(connection.transaction()?);
+        let done = work(&tx)?;
+        tx.0.commit()?;
+        failpoint::pass(step, "after");
+        Ok(done)
+    }
+
+    /// Looks at one state of all.
+    pub(super) fn read<T>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        let mut connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&Tx(connection.transaction()?))
+    }
+}
+
+/// The records within a transaction.
+pub(super) struct Tx<'a>(Transaction<'a>);
+
+const VOLUME: &str =
+    "SELECT id, account, name, size, filesystem, state, top, unclean, created, purged FROM volumes";
+const LAYER: &str = "SELECT id, account, format, parent, charge, written FROM layers";
+
+impl Tx<'_> {
+    pub(super) fn add_volume(&self, row: &VolumeRow) -> Result<()> {
+        self.0.execute(
+            "INSERT INTO volumes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![
+                row.id.to_string(),
+                row.account,
+                row.name,
+                row.size.0,
+                row.filesystem.to_string(),
+                row.life.word(),
+                row.top,
+                row.unclean,
+                row.created.as_millisecond(),
+                row.purged.map(Timestamp::as_millisecond),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Puts down what has changed of a volume.
+    pub(super) fn put_volume(&self, row: &VolumeRow) -> Result<()> {
+        self.0.execute(
+            "UPDATE volumes SET name = ?2, size = ?3, state = ?4, top = ?5, unclean = ?6, purged = ?7
+             WHERE id = ?1",
+            params![
+                row.id.to_string(),
+                row.name,
+                row.size.0,
+                row.life.word(),
+                row.top,
+                row.unclean,
+                row.purged.map(Timestamp::as_millisecond),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Forgets a volume with its snapshots. Its layers are for [`Tx::orphans`].
+    pub(super) fn drop_volume(&self, id: VolumeId) -> Result<()> {
+        let id = id.to_string();
+        for table in ["snapshots", "leases"] {
+            let sql = format!("DELETE FROM {table} WHERE volume = ?1");
+            self.0.execute(&sql, [&id])?;
+        }
+        self.0.execute("DELETE FROM volumes WHERE id = ?1", [&id])?;
+        Ok(())
+    }
+
+    pub(super) fn volume(&self, id: VolumeId) -> Result<Option<VolumeRow>> {
+        let sql = format!("{VOLUME} WHERE id = ?1");
+        let found = self.0.query_row(&sql, [id.to_string()], volume_row);
+        Ok(found.optional()?)
+    }
+
+    /// All volumes, the oldest first; also those that nobody sees.
+    pub(super) fn volumes(&self) -> Result<Vec<VolumeRow>> {
+        let sql = format!("{VOLUME} ORDER BY created, id");
+        self.all(&sql, &[], volume_row)
+    }
+
+    /// Whether another volume than one that was deleted has this name.
+    pub(super) fn is_taken(&self, account: &str, name: &str) -> Result<bool> {
+        let sql = "SELECT count(*) FROM volumes
+                   WHERE account = ?1 AND name = ?2 AND state != 'deleted'";
+        let count: u32 = self.0.query_row(sql, [account, name], |row| row.get(0))?;
+        Ok(count > 0)
+    }
+
+    /// How many volumes an account has, and what it is charged for in bytes.
+    pub(super) fn held(&self, account: &str) -> Result<(u64, u64)> {
+        let sql = "SELECT (SELECT count(*) FROM volumes WHERE account = ?1),
+                   (SELECT coalesce(sum(charge), 0) FROM layers WHERE account = ?1)";
+        Ok(self
+            .0
+            .query_row(sql, [account], |row| Ok((number(row, 0)?, number(row, 1)?)))?)
+    }
+
+    /// Begins a layer.
+    pub(super) fn add_layer(
+        &self,
+        account: &str,
+        format: LayerFormat,
+        parent: Option<LayerId>,
+        charge: u64,
+    ) -> Result<LayerId> {
+        self.0.execute(
+            "INSERT INTO layers (account, format, parent, state, charge, written)
+             VALUES (?1, ?2, ?3, 'making', ?4, 0)",
+            params![account, format.word(), parent, whole(charge)?],
+        )?;
+        Ok(self.0.last_insert_rowid())
+    }
+
+    pub(super) fn put_layer(&self, row: &LayerRow) -> Result<()> {
+        self.0.execute(
+            "UPDATE layers SET state = 'ready', charge = ?2, written = ?3 WHERE id = ?1",
+            params![row.id, whole(row.charge)?, row.written],
+        )?;
+        Ok(())
+    }
+
+    pub(super) fn finish_layer(&self, id: LayerId) -> Result<()> {
+        let sql = "UPDATE layers SET state = 'ready' WHERE id = ?1";
+        self.0.execute(sql, [id])?;
+        Ok(())
+    }
+
+    /// What comes before its file is removed.
+    pub(super) fn condemn_layer(&self, id: LayerId) -> Result<()> {
+        let sql = "UPDATE layers SET state = 'removing' WHERE id = ?1";
+        self.0.execute(sql, [id])?;
+        Ok(())
+    }
+
+    pub(super) fn drop_layer(&self, id: LayerId) -> Result<()> {
+        self.0.execute("DELETE FROM layers WHERE id = ?1", [id])?;
+        Ok(())
+    }
+
+    pub(super) fn layer(&self, id: LayerId) -> Result<LayerRow> {
+        let sql = format!("{LAYER} WHERE id = ?1");
+        Ok(self.0.query_row(&sql, [id], layer_row)?)
+    }
+
+    /// A layer with those below it, down to the one without a parent.
+    pub(super) fn chain(&self, top: LayerId) -> Result<Vec<LayerRow>> {
+        let mut chain = vec![self.layer(top)?];
+        // Each parent is older than its child, so this ends.
+        while let Some(parent) = chain.last().and_then(|layer| layer.parent) {
+            chain.push(self.layer(parent)?);
+        }
+        Ok(chain)
+    }
+
+    /// Layers that nothing leads to: of no volume, no snapshot and no other layer.
+    pub(super) fn orphans(&self) -> Result<Vec<LayerRow>> {
+        let sql = format!(
+            "{LAYER} AS l WHERE state = 'ready'
+             AND NOT EXISTS (SELECT 1 FROM volumes WHERE top = l.id)
+             AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = l.id)
+             AND NOT EXISTS (SELECT 1 FROM layers WHERE parent = l.id)"
+        );
+        self.all(&sql, &[], layer_row)
+    }
+
+    /// Layers that were never finished, or whose removal was not.
+    pub(super) fn unfinished(&self) -> Result<Vec<LayerRow>> {
+        let sql = format!("{LAYER} WHERE state != 'ready' ORDER BY id DESC");
+        self.all(&sql, &[], layer_row)
+    }
+
+    pub(super) fn add_snapshot(
+        &self,
+        volume: VolumeId,
+        layer: LayerId,
+        snapshot: &VolumeSnapshot,
+    ) -> Result<()> {
+        self.0.execute(
+            "INSERT INTO snapshots VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                volume.to_string(),
+                snapshot.name,
+                layer,
+                snapshot.size.0,
+                snapshot.created_at.as_millisecond(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Whether there was one.
+    pub(super) fn drop_snapshot(&self, volume: VolumeId, name: &str) -> Result<bool> {
+        let sql = "DELETE FROM snapshots WHERE volume = ?1 AND name = ?2";
+        Ok(self.0.execute(sql, [volume.to_string().as_str(), name])? > 0)
+    }
+
+    /// A volume's snapshots, the oldest first, with their layers.
+    pub(super) fn snapshots(&self, volume: VolumeId) -> Result<Vec<(VolumeSnapshot, LayerId)>> {
+        let sql = "SELECT name, layer, size, created FROM snapshots WHERE volume = ?1
+                   ORDER BY created, rowid";
+        self.all(sql, &[&volume.to_string()], |row| {
+            let snapshot = VolumeSnapshot {
+                name: row.get(0)?,
+                size: MiB(row.get(2)?),
+                created_at: time(row, 3)?,
+            };
+            Ok((snapshot, row.get(1)?))
+        })
+    }
+
+    /// Puts a lease down, over one that the job had before.
+    pub(super) fn put_lease(&self, volume: VolumeId, lease: &VolumeLease) -> Result<()> {
+        let incarnation = whole(lease.incarnation.get())?;
+        self.0.execute(
+            "INSERT OR REPLACE INTO leases VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                volume.to_string(),
+                lease.job.to_string(),
+                incarnation,
+                word_of(lease.access),
+                lease.since.as_millisecond(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    pub(super) fn drop_lease(&self, volume: VolumeId, job: JobId) -> Result<()> {
+        let sql = "DELETE FROM leases WHERE volume = ?1 AND job = ?2";
+        self.0.execute(sql, [volume.to_string(), job.to_string()])?;
+        Ok(())
+    }
+
+    pub(super) fn leases(&self, volume: VolumeId) -> Result<Vec<VolumeLease>> {
+        let sql = "SELECT job, incarnation, access, since FROM leases WHERE volume = ?1
+                   ORDER BY since, job";
+        self.all(sql, &[&volume.to_string()], |row| lease(row, 0))
+    }
+
+    /// All leases, with their volumes.
+    pub(super) fn all_leases(&self) -> Result<Vec<(VolumeId, VolumeLease)>> {
+        let sql = "SELECT job, incarnation, access, since, volume FROM leases";
+        self.all(sql, &[], |row| Ok((parsed(row, 4)?, lease(row, 0)?)))
+    }
+
+    fn all<T>(
+        &self,
+        sql: &str,
+        values: &[&dyn rusqlite::ToSql],
+        read: impl FnMut(&Row<'_>) -> SqlResult<T>,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.0.prepare_cached(sql)?;
+        let rows = statement.query_map(values, read)?;
+        Ok(rows.collect::<SqlResult<_>>()?)
+    }
+}
+
+fn word_of(access: VolumeAccess) -> &'static str {
+    match access {
+        VolumeAccess::Exclusive => "exclusive",
+        VolumeAccess::ReadOnly => "read-only",
+    }
+}
+
+fn whole(number: u64) -> Result<i64> {
+    i64::try_from(number)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()).into())
+}
+
+fn number(row: &Row<'_>, at: usize) -> SqlResult<u64> {
+    let number: i64 = row.get(at)?;
+    u64::try_from(number).map_err(|error| wrong(at, Type::Integer, error))
+}
+
+fn time(row: &Row<'_>, at: usize) -> SqlResult<Timestamp> {
+    Timestamp::from_millisecond(row.get(at)?).map_err(|error| wrong(at, Type::Integer, error))
+}
+
+fn parsed<T: FromStr>(row: &Row<'_>, at: usize) -> SqlResult<T>
+where
+    T::Err: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let text: String = row.get(at)?;
+    text.parse()
+        .map_err(|error: T::Err| wrong(at, Type::Text, error))
+}
+
+fn wrong(
+    at: usize,
+    kind: Type,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(at, kind, error.into())
+}
+
+fn lease(row: &Row<'_>, at: usize) -> SqlResult<VolumeLease> {
+    let access: String = row.get(at + 2)?;
+    Ok(VolumeLease {
+        job: parsed(row, at)?,
+        incarnation: Incarnation::from_count(number(row, at + 1)?),
+        access: match access.as_str() {
+            "exclusive" => VolumeAccess::Exclusive,
+            "read-only" => VolumeAccess::ReadOnly,
+            other => return Err(wrong(at + 2, Type::Text, format!("{other:?} is no access"))),
+        },
+        since: time(row, at + 3)?,
+    })
+}
+
+fn volume_row(row: &Row<'_>) -> SqlResult<VolumeRow> {
+    let purged: Option<i64> = row.get(9)?;
+    Ok(VolumeRow {
+        id: parsed(row, 0)?,
+        account: row.get(1)?,
+        name: row.get(2)?,
+        size: MiB(row.get(3)?),
+        filesystem: parsed(row, 4)?,
+        life: parsed(row, 5)?,
+        top: row.get(6)?,
+        unclean: row.get(7)?,
+        created: time(row, 8)?,
+        purged: purged.map(|_| time(row, 9)).transpose()?,
+    })
+}
+
+fn layer_row(row: &Row<'_>) -> SqlResult<LayerRow> {
+    Ok(LayerRow {
+        id: row.get(0)?,
+        account: row.get(1)?,
+        format: parsed(row, 2)?,
+        parent: row.get(3)?,
+        charge: number(row, 4)?,
+        written: row.get(5)?,
+    })
+}

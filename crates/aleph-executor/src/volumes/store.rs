@@ -1,0 +1,478 @@
+//! [`Volumes`]: opening them, sweeping what a crash left, finding and listing.
+
+use super::backend::{Backend, Files, OpenLayer, Overlays, shares_blocks};
+use super::error::{VolumeError, at};
+use super::records::{LayerFormat, LayerId, LayerRow, Life, Records, Tx, VolumeRow};
+use crate::node::Scope;
+use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
+use rustix::fs::{FlockOperation, flock};
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The largest volume: what one file of ext4 can hold.
+pub const MAX_SIZE: MiB = MiB(16 << 20);
+
+/// The most snapshots of one volume.
+pub const MAX_SNAPSHOTS: usize = 256;
+
+/// Which back end new layers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendChoice {
+    /// Files where the filesystem lets them share blocks, else qcow2.
+    #[default]
+    Auto,
+    /// Raw files.
+    Files,
+    /// qcow2 over raw files.
+    Qcow2,
+}
+
+/// What an account may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VolumeQuota {
+    /// How many volumes, those included that can be had back.
+    pub count: Option<u64>,
+    /// Bytes: the sizes of all volumes, and what their snapshots hold.
+    pub bytes: Option<u64>,
+}
+
+/// How a node keeps volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumesConfig {
+    /// How their bytes are kept.
+    pub backend: BackendChoice,
+    /// How long one that was removed can be had back.
+    pub grace: Duration,
+    /// What each account may have.
+    pub quota: VolumeQuota,
+}
+
+impl Default for VolumesConfig {
+    fn default() -> Self {
+        Self {
+            backend: BackendChoice::Auto,
+            grace: Duration::from_secs(24 * 3600),
+            quota: VolumeQuota::default(),
+        }
+    }
+}
+
+/// The volumes of a node. Clones are the same ones. All calls block.
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    folder: PathBuf,
+    pub(super) config: VolumesConfig,
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) records: Records,
+    /// Volumes that something is done with.
+    busy: Mutex<BTreeSet<VolumeId>>,
+    /// Other processes stay out for as long as this lives.
+    _lock: File,
+}
+
+/// A volume that nobody else works on.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    inner: &'a Inner,
+    id: VolumeId,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut busy = self
+            .inner
+            .busy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        busy.remove(&self.id);
+    }
+}
+
+type Result<T> = std::result::Result<T, VolumeError>;
+
+impl Volumes {
+    /// Opens the volumes below a node's state folder. What a crash left is removed first.
+    ///
+    /// # Errors
+    /// Where the folders cannot be made, another process has them, or the records are of a newer program.
+    pub fn open(state: &Path, config: VolumesConfig) -> Result<Self> {
+        let folder = state.join("volumes");
+        for path in [folder.clone(), folder.join("layers"), folder.join("work")] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(at("make", &path))?;
+        }
+        let path = folder.join("lock");
+        let lock = File::create(&path).map_err(at("open", &path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(VolumeError::Owned(folder)),
+            locked => locked.map_err(io::Error::from).map_err(at("lock", &path))?,
+        }
+        let layers = folder.join("layers");
+        let shares = || shares_blocks(&layers).map_err(at("look at", &layers));
+        let backend: Box<dyn Backend> = match config.backend {
+            BackendChoice::Files => Box::new(Files),
+            BackendChoice::Qcow2 => Box::new(Overlays),
+            BackendChoice::Auto => match shares()? {
+                true => Box::new(Files),
+                false => Box::new(Overlays),
+            },
+        };
+        let records = Records::open(&folder.join("volumes.db"))?;
+        let inner = Inner {
+            folder,
+            config,
+            backend,
+            records,
+            busy: Mutex::default(),
+            _lock: lock,
+        };
+        let volumes = Self {
+            inner: Arc::new(inner),
+        };
+        volumes.inner.sweep()?;
+        volumes.purge_due(Timestamp::now())?;
+        Ok(volumes)
+    }
+
+    /// What the back end's configuration calls it: `files` or `qcow2`.
+    #[must_use]
+    pub fn backend(&self) -> &'static str {
+        self.inner.backend.name()
+    }
+
+    /// How many layers a volume has, the one that is written included: 1 where it is one raw file.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn depth(&self, id: VolumeId) -> Result<usize> {
+        let records = &self.inner.records;
+        records.read(|tx| Ok(tx.chain(present(tx, id)?.top)?.len()))
+    }
+
+    /// All volumes that a caller may see, by name; those that can be had back, where `deleted` says so.
+    ///
+    /// # Errors
+    /// Where the records cannot be read.
+    pub fn list(&self, scope: &Scope, deleted: bool) -> Result<Vec<Volume>> {
+        let mut found = self.inner.records.read(|tx| {
+            let rows = tx.volumes()?.into_iter().filter(|row| {
+                let is_seen = match row.life {
+                    Life::Ready => true,
+                    Life::Deleted => deleted,
+                    Life::Making | Life::Removing => false,
+                };
+                is_seen && scope.covers(&row.account)
+            });
+            rows.map(|row| self.inner.view(tx, &row))
+                .collect::<Result<Vec<_>>>()
+        })?;
+        found.sort_by(|a, b| (&a.account, &a.name).cmp(&(&b.account, &b.name)));
+        Ok(found)
+    }
+
+    /// The volume that a caller means: by name, by whole id, or by 4 or more hex digits that begin it
+    /// alone. One that was removed is found where no other has its name.
+    ///
+    /// # Errors
+    /// Where there is none, or there are several.
+    pub fn find(&self, scope: &Scope, reference: &str) -> Result<Volume> {
+        self.inner.records.read(|tx| {
+            let mut rows = tx.volumes()?;
+            rows.retain(|row| {
+                matches!(row.life, Life::Ready | Life::Deleted) && scope.covers(&row.account)
+            });
+            let digits = reference.strip_prefix("0x").unwrap_or(reference);
+            let is_id = digits.len() >= 4 && !is_job_name_only(reference);
+            let by_name = |life: Life| {
+                let named = rows.iter().filter(move |row| row.life == life);
+                named
+                    .filter(|row| row.name == reference)
+                    .collect::<Vec<_>>()
+            };
+            let by_id = || {
+                let begins = |row: &&VolumeRow| row.id.to_string()[2..].starts_with(digits);
+                rows.iter().filter(|row| is_id && begins(row)).collect()
+            };
+            let found = [by_name(Life::Ready), by_id(), by_name(Life::Deleted)];
+            match found
+                .iter()
+                .find(|found| !found.is_empty())
+                .map(Vec::as_slice)
+            {
+                None => Err(VolumeError::NoVolume(reference.to_owned())),
+                Some([one]) => self.inner.view(tx, one),
+                Some(several) => Err(VolumeError::Ambiguous(reference.to_owned(), several.len())),
+            }
+        })
+    }
+
+    /// A volume.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn get(&self, id: VolumeId) -> Result<Volume> {
+        let inner = &self.inner;
+        inner.records.read(|tx| inner.view(tx, &known(tx, id)?))
+    }
+}
+
+/// Whether it can only be a name: an id has hex digits alone.
+fn is_job_name_only(reference: &str) -> bool {
+    let digits = reference.strip_prefix("0x").unwrap_or(reference);
+    !digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+impl Inner {
+    /// A layer's file.
+    pub(super) fn path(&self, layer: LayerId, format: LayerFormat) -> PathBuf {
+        let name = format!("{layer:08}.{}", format.word());
+        self.folder.join("layers").join(name)
+    }
+
+    /// The folder for files without a name.
+    pub(super) fn work(&self) -> PathBuf {
+        self.folder.join("work")
+    }
+
+    /// Makes what was made in the folder of layers durable.
+    pub(super) fn sync_layers(&self) -> Result<()> {
+        let path = self.folder.join("layers");
+        let folder = File::open(&path).and_then(|folder| folder.sync_all());
+        folder.map_err(at("write", &path))
+    }
+
+    /// Takes a volume for as long as something is done with it.
+    pub(super) fn turn(&self, row: &VolumeRow) -> Result<Turn<'_>> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        match busy.insert(row.id) {
+            true => Ok(Turn {
+                inner: self,
+                id: row.id,
+            }),
+            false => Err(VolumeError::Busy(row.name.clone())),
+        }
+    }
+
+    /// Opens the layers of a chain, all to read but the top, where that is to be written.
+    pub(super) fn open_chain(&self, chain: &[LayerRow], write: bool) -> Result<Vec<OpenLayer>> {
+        let layers = chain.iter().enumerate().map(|(place, layer)| {
+            let path = self.path(layer.id, layer.format);
+            let file = File::options()
+                .read(true)
+                .write(write && place == 0)
+                .open(&path)
+                .map_err(at("open", &path))?;
+            let format = layer.format;
+            Ok(OpenLayer { file, format })
+        });
+        layers.collect()
+    }
+
+    pub(super) fn view(&self, tx: &Tx<'_>, row: &VolumeRow) -> Result<Volume> {
+        let layer = tx.layer(row.top)?;
+        // A list goes on where a file is missing; whoever uses it is told.
+        let stored = self.allocated(&layer).unwrap_or(0);
+        let snapshots = tx.snapshots(row.id)?;
+        Ok(Volume {
+            id: row.id,
+            name: row.name.clone(),
+            account: row.account.clone(),
+            size: row.size,
+            filesystem: row.filesystem,
+            state: match row.life {
+                Life::Deleted => VolumeState::Deleted,
+                _ => VolumeState::Ready,
+            },
+            stored,
+            snapshots: snapshots
+                .into_iter()
+                .map(|(snapshot, _)| snapshot)
+                .collect(),
+            leases: tx.leases(row.id)?,
+            unclean: row.unclean,
+            created_at: row.created,
+            purged_at: row.purged,
+        })
+    }
+
+    /// Bytes that a layer takes on disk.
+    pub(super) fn allocated(&self, layer: &LayerRow) -> Result<u64> {
+        let path = self.path(layer.id, layer.format);
+        let meta = fs::metadata(&path).map_err(at("look at", &path))?;
+        Ok(meta.blocks() * 512)
+    }
+
+    /// Checks that an account may have so much more.
+    pub(super) fn check_quota(
+        &self,
+        tx: &Tx<'_>,
+        account: &str,
+        (volumes, bytes): (u64, u64),
+    ) -> Result<()> {
+        let quota = self.config.quota;
+        let (count, held) = tx.held(account)?;
+        let limits = [
+            ("volumes", quota.count, count, volumes),
+            ("bytes of volumes", quota.bytes, held, bytes),
+        ];
+        for (what, most, has, more) in limits {
+            if let Some(most) = most.filter(|most| more > 0 && has.saturating_add(more) > *most) {
+                let account = account.to_owned();
+                return Err(VolumeError::Quota {
+                    account,
+                    what,
+                    most,
+                    has,
+                    more,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a crash left half made or half removed, and ends what it left half grown.
+    fn sweep(&self) -> Result<()> {
+        let work = self.work();
+        for entry in fs::read_dir(&work).map_err(at("read", &work))? {
+            let path = entry.map_err(at("read", &work))?.path();
+            fs::remove_file(&path).map_err(at("remove", &path))?;
+        }
+        let unfinished = self.records.read(|tx| {
+            let unfinished = tx.unfinished()?;
+            Ok(unfinished)
+        })?;
+        for layer in &unfinished {
+            self.remove_file(layer)?;
+        }
+        self.records.write("volumes.sweep", |tx| {
+            for row in tx.volumes()? {
+                if row.life == Life::Making {
+                    tx.drop_volume(row.id)?;
+                }
+            }
+            unfinished
+                .iter()
+                .try_for_each(|layer| tx.drop_layer(layer.id))
+        })?;
+        self.grow_on()?;
+        self.collect()
+    }
+
+    /// Gives each volume the size that its record has, where a crash came before its file got it.
+    fn grow_on(&self) -> Result<()> {
+        let tops = self.records.read(|tx| {
+            let rows = tx.volumes()?.into_iter();
+            rows.map(|row| Ok((tx.layer(row.top)?, row)))
+                .collect::<Result<Vec<_>>>()
+        })?;
+        for (layer, row) in tops {
+            let opened = self.open_chain(std::slice::from_ref(&layer), true);
+            // A file that is missing costs its own volume only: whoever uses that is told.
+            let Ok([top]) = opened.as_deref() else {
+                continue;
+            };
+            if top.size().is_ok_and(|size| size < row.size.bytes()) {
+                let path = self.path(layer.id, layer.format);
+                self.backend.grow(top, &path, row.size)?;
+                top.file.sync_all().map_err(at("write", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_file(&self, layer: &LayerRow) -> Result<()> {
+        let path = self.path(layer.id, layer.format);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(at("remove", &path)),
+        }
+    }
+
+    /// Forgets a layer that came to nothing, with its file.
+    pub(super) fn abandon(&self, layer: LayerId, format: LayerFormat) {
+        let path = self.path(layer, format);
+        let removed = match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(at("remove", &path)),
+        };
+        let forgotten = removed.and_then(|()| {
+            self.records
+                .write("layer.abandon", |tx| tx.drop_layer(layer))
+        });
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, layer, "a layer stays until the volumes are opened again");
+        }
+    }
+
+    /// Removes the layers that nothing leads to any more.
+    pub(super) fn collect(&self) -> Result<()> {
+        loop {
+            // Those below them have no child any more after that.
+            let orphans = self.records.write("layers.condemn", |tx| {
+                let orphans = tx.orphans()?;
+                for layer in &orphans {
+                    tx.condemn_layer(layer.id)?;
+                }
+                Ok(orphans)
+            })?;
+            if orphans.is_empty() {
+                return Ok(());
+            }
+            for layer in &orphans {
+                self.remove_file(layer)?;
+            }
+            self.sync_layers()?;
+            self.records.write("layers.forget", |tx| {
+                orphans.iter().try_for_each(|layer| tx.drop_layer(layer.id))
+            })?;
+        }
+    }
+}
+
+/// A volume that is there, deleted or not.
+pub(super) fn known(tx: &Tx<'_>, id: VolumeId) -> Result<VolumeRow> {
+    let row = tx.volume(id)?;
+    row.filter(|row| matches!(row.life, Life::Ready | Life::Deleted))
+        .ok_or_else(|| VolumeError::NoVolume(id.to_string()))
+}
+
+/// A volume that can be used.
+pub(super) fn present(tx: &Tx<'_>, id: VolumeId) -> Result<VolumeRow> {
+    let row = known(tx, id)?;
+    match row.life {
+        Life::Ready => Ok(row),
+        _ => Err(VolumeError::Deleted(row.name)),
+    }
+}
+
+pub(super) fn check_name(name: &str) -> Result<()> {
+    match is_job_name(name) {
+        true => Ok(()),
+        false => Err(VolumeError::BadName(name.to_owned())),
+    }
+}
+
+pub(super) fn check_size(size: MiB, least: MiB, why: &str) -> Result<()> {
+    if size < least {
+        let why = format!("{why} takes at least {least}");
+        return Err(VolumeError::BadSize { size, why });
+    }
+    if size > MAX_SIZE {
+        let why = format!("{MAX_SIZE} is the most");
+        return Err(VolumeError::BadSize { size, why });
+    }
+    Ok(())
+}

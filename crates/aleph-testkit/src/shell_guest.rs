@@ -1,0 +1,145 @@
+//! The smallest Linux that can be asked anything: Debian's kernel, and busybox in an initramfs.
+
+use crate::debian::unpacked;
+use crate::debian_disk::system_partition;
+use crate::{DrivenVm, TestRoot, pci_host};
+use aleph_executor::hypervisor::{Kernel, Start};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// What a whole computer has, and what a test looks at in it.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio_balloon",
+    // The power button, and where it can be read.
+    "button",
+    "evdev",
+    "efivarfs",
+];
+
+/// Runs each line that comes over the serial port, and says how that ended.
+const INIT: &str = "#!/bin/busybox sh
+/bin/busybox mkdir -p /sbin /usr/bin /usr/sbin
+/bin/busybox --install -s
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for name in $(cat /modules/order); do insmod /modules/$name.ko; done
+echo 0 >/proc/sys/kernel/printk
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+stty raw -echo
+for event in /sys/class/input/event*; do
+    grep -q Power $event/device/name && button=/dev/input/${event##*/}
+done
+(dd if=$button bs=24 count=1 >/dev/null 2>&1; poweroff -f) &
+echo ready
+while read -r line; do eval \"$line\"; echo status=$?; done
+";
+
+/// The end of what is said to each line.
+const STATUS: &str = "status=";
+
+/// What a kernel is told.
+const OPTIONS: &str = "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off";
+
+/// A kernel and an initramfs, whose shell is on the first serial port and which powers off when its
+/// button is pressed.
+#[derive(Debug)]
+pub struct ShellGuest {
+    kernel: PathBuf,
+    /// The same kernel as a program of UEFI.
+    stub: PathBuf,
+    initrd: PathBuf,
+}
+
+impl ShellGuest {
+    /// One whose initramfs is made in this folder.
+    ///
+    /// # Errors
+    /// Where its packages cannot be had.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let bundle = TestRoot::new()?.bundle()?;
+        let record = bundle.record().context("the kernel has no record")?;
+        let (package, version) = (&record.package, &record.package_version);
+        let modules = pci_host::modules(package, version, MODULES)?;
+        let busybox = unpacked("busybox-static", &["busybox-static"])?.join("bin/busybox");
+        let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
+        files.insert("/bin/busybox".into(), fs::read(busybox)?);
+        files.insert("/init".into(), INIT.into());
+        let order: String = modules
+            .iter()
+            .map(|(name, _)| format!("{name}\n"))
+            .collect();
+        files.insert("/modules/order".into(), order.into_bytes());
+        for (name, bytes) in modules {
+            files.insert(format!("/modules/{name}.ko").into(), bytes);
+        }
+        let initrd = dir.join("shell.initrd");
+        fs::write(&initrd, pci_host::archive(&files)?)?;
+        let boot = fs::read_dir(pci_host::unpacked(package, version)?.join("boot"))?;
+        let stub = boot
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| {
+                let name = path.file_name();
+                name.is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
+            })
+            .context("the package has no kernel")?;
+        let kernel = bundle.fastest_kernel().to_owned();
+        ensure!(kernel.exists(), "the bundle has no kernel");
+        Ok(Self {
+            kernel,
+            stub,
+            initrd,
+        })
+    }
+
+    /// Its start with the kernel.
+    ///
+    /// # Errors
+    /// Those of opening files.
+    pub fn boot(&self, more_options: &str) -> Result<Start> {
+        Ok(Start::Boot(Kernel {
+            kernel: File::open(&self.kernel)?,
+            initrd: File::open(&self.initrd)?,
+            command_line: format!("{OPTIONS} {more_options}"),
+        }))
+    }
+
+    /// Makes a disk that UEFI boots it from, by systemd-boot, and gives it opened for reading and writing.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn disk(&self, path: &Path) -> Result<File> {
+        let work = path.with_extension("work");
+        fs::create_dir(&work)?;
+        system_partition(path, [&self.stub, &self.initrd], OPTIONS, &work)?;
+        Ok(File::options().read(true).write(true).open(path)?)
+    }
+
+    /// Waits until its shell listens.
+    ///
+    /// # Errors
+    /// Where that takes a minute.
+    pub async fn ready(vm: &DrivenVm) -> Result<()> {
+        vm.says("ready\n").await.map(drop)
+    }
+
+    /// Runs a line in it; gives what that wrote.
+    ///
+    /// # Errors
+    /// Where it fails, or takes a minute.
+    pub async fn run(vm: &DrivenVm, line: &str) -> Result<String> {
+        vm.tell(&format!("{line}\n")).await?;
+        let said = vm.says(STATUS).await?;
+        let status = vm.says("\n").await?;
+        let said = said.trim_end_matches(STATUS);
+        ensure!(status.trim() == "0", "{line:?} ended with {status}: {said}");
+        Ok(said.to_owned())
+    }
+}
