@@ -31,6 +31,7 @@ mod stop;
 mod token;
 mod up;
 mod version;
+mod volume;
 mod wait;
 
 pub(crate) use completion::complete;
@@ -96,6 +97,9 @@ pub(crate) enum Command {
     /// List images; the same as image ls
     #[command(hide = true)]
     Images(image::Ls),
+    /// Make, copy, keep and remove volumes: disks that outlive jobs
+    #[command(subcommand)]
+    Volume(volume::Volume),
     /// Make, run and manage functions
     #[command(subcommand, name = "fn", visible_alias = "function")]
     Function(function::Function),
@@ -178,6 +182,7 @@ impl Command {
             Self::Image(image) => image.run(context).await,
             Self::Pull(pull) => pull.run(context).await,
             Self::Images(ls) => ls.run(context).await,
+            Self::Volume(volume) => Box::pin(volume.run(context)).await,
             Self::Function(function) => function.run(context).await,
             Self::Setup(setup) => setup.run(context).await,
             Self::Token(token) => token.run(context).await,

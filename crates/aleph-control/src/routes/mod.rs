@@ -24,6 +24,7 @@ mod session;
 mod snapshots;
 mod stats;
 mod tokens;
+mod volumes;
 
 pub use images::{ImageConfig, ImageInfo, PullLine, PullRequest};
 pub use prune::{PruneReport, PruneRequest};
@@ -39,6 +40,7 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
         .merge(jobs::routes())
         .merge(actions::routes())
         .merge(snapshots::routes())
+        .merge(volumes::routes())
         .merge(stats::routes())
         .merge(logs::routes())
         .merge(exec::routes())

@@ -5,6 +5,7 @@ use crate::executor::ExecutorError;
 use crate::guest::AgentError;
 use crate::journal::JournalError;
 use crate::lifecycle::Denial;
+use crate::volumes::VolumeError;
 use aleph_types::{Classify, ErrorClass, InvalidJob, JobState, Problem};
 use aleph_vm_networking::NetworkError;
 use std::io;
@@ -60,6 +61,9 @@ pub enum NodeError {
     /// The state that is waited for cannot come any more.
     #[error("the job is {0}, and will not be what is waited for")]
     Never(JobState),
+    /// It has to do with a volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// It has to do with a snapshot.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -92,6 +96,7 @@ impl Classify for NodeError {
             Self::Executor(error) => error.class(),
             Self::Network(error) => error.class(),
             Self::Snapshot(error) => error.class(),
+            Self::Volume(error) => error.class(),
             Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
             Self::NoJob(_) => ErrorClass::NotFound,
@@ -121,6 +126,7 @@ impl Classify for NodeError {
             Self::Executor(error) => error.code(),
             Self::Network(error) => error.code(),
             Self::Snapshot(error) => error.code(),
+            Self::Volume(error) => error.code(),
             Self::NoNetwork => "no_network",
             Self::NetworkInUse(_) => "network_in_use",
             Self::Image(_) => "image",
@@ -146,6 +152,7 @@ impl Classify for NodeError {
             Self::Executor(error) => error.advice(),
             Self::Network(error) => error.advice(),
             Self::Snapshot(error) => error.advice(),
+            Self::Volume(error) => error.advice(),
             Self::NoNetwork => Some(
                 "Run it with --network none, or switch network.enabled on in aleph.toml.".into(),
             ),

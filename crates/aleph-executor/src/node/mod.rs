@@ -9,6 +9,7 @@
 //! | `actor` | the actor of one job: the only writer of its record |
 //! | `launch` | from an opened image to a command that runs, and its output |
 //! | `recover` | what an earlier process left |
+//! | `volumes` | when leases of volumes end, and what was removed is purged |
 //! | `snapshot` | guests that are written down, and those that go on from there |
 //! | `supervision` | what follows an end: pure |
 //! | `ledger` | what of the host is given away: pure |
@@ -41,6 +42,7 @@ mod recover;
 mod snapshot;
 mod stats;
 mod supervision;
+mod volumes;
 
 pub use config::{NodeConfig, Overcommit};
 pub use error::NodeError;
@@ -55,6 +57,7 @@ use crate::journal::{Desired, Inserted, JobRecord, Journal};
 use crate::lifecycle::Denial;
 use crate::logs::{Begin as LogBegin, LogQuery, LogReader};
 use crate::vm::VmError;
+use crate::volumes::Volumes;
 use actor::{Ask, Asked, Begin};
 use aleph_types::{
     Incarnation, Job, JobId, JobSpec, JobState, NodeId, Problem, SnapshotId, Timestamp,
@@ -210,6 +213,12 @@ impl Node {
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.inner.journal
+    }
+
+    /// Its volumes. Calls of them block.
+    #[must_use]
+    pub fn volumes(&self) -> &Volumes {
+        &self.inner.volumes
     }
 
     /// Takes a job.
