@@ -11,6 +11,7 @@ mod exec;
 mod firecracker;
 mod functions;
 mod image;
+mod machines;
 mod network;
 mod node;
 mod results;
@@ -32,13 +33,14 @@ struct Bench {
 
 type Group = fn(&Bench) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 9] = [
+const GROUPS: [(&str, Group); 10] = [
     ("backup", backup::backup),
     ("boot", boot::boot),
     ("exec", exec::exec),
     ("firecracker", firecracker::firecracker),
     ("functions", functions::functions),
     ("image", image::image),
+    ("machines", machines::machines),
     ("network", network::network),
     ("node", node::node),
     ("size", size::size),
@@ -50,7 +52,7 @@ fn main() -> Result<()> {
         && !GROUPS.iter().any(|(name, _)| name == only)
     {
         bail!(
-            "there is no group {only:?}: the groups are backup, boot, exec, firecracker, functions, image, network, node and size"
+            "there is no group {only:?}: the groups are backup, boot, exec, firecracker, functions, image, machines, network, node and size"
         );
     }
     let exe = std::env::current_exe()?;

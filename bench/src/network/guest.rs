@@ -12,7 +12,7 @@ use aleph_executor::accel::Accelerator;
 use aleph_executor::executor::COMMAND_LINE;
 use aleph_executor::guest::{GuestNetwork, SetupRequest, UpperKind};
 use aleph_executor::host;
-use aleph_executor::hypervisor::{Memory, Nic};
+use aleph_executor::hypervisor::{Machine, Memory, Nic};
 use aleph_executor::lifecycle::Timeouts;
 use aleph_executor::place::Place;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
@@ -144,7 +144,8 @@ async fn boot(bench: &Bench, attached: Attachment) -> Result<Vm> {
                 }),
             }),
         },
-        image: boot.image,
+        machine: Machine::MicroVm,
+        image: Some(boot.image),
         disks: Vec::new(),
         memory: Memory::Own,
         nics: vec![Nic {

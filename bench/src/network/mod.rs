@@ -18,6 +18,8 @@ mod path;
 mod rules;
 mod space;
 
+pub(crate) use space::{alone, sh};
+
 use crate::Bench;
 use crate::row::Row;
 use aleph_types::{NetworkLimits, NetworkSpec, VmId};

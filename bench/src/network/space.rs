@@ -7,7 +7,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::process::Command;
 
 /// Does something in a network namespace of its own, which ends with it.
-pub(super) fn alone<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(crate) fn alone<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // SAFETY: only the network namespace of this one thread changes.
@@ -21,7 +21,7 @@ pub(super) fn alone<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<
 }
 
 /// Runs commands in the namespace of this thread.
-pub(super) fn sh(script: &str) -> Result<()> {
+pub(crate) fn sh(script: &str) -> Result<()> {
     let output = Command::new("sh").args(["-euc", script]).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "{script}: {said}");
