@@ -587,8 +587,9 @@ impl Actor {
             let how = console
                 .panic()
                 .unwrap_or_else(|| how_it_ended(&exit, place.cgroup()));
-            // So a machine ends whose guest has powered it off.
-            let in_order = alone && exit.exit == ProcessExit::Code(0);
+            // So a machine ends whose guest has powered it off, and QEMU at a signal, which it says.
+            let by_signal = exit.stderr.contains("terminating on signal");
+            let in_order = alone && exit.exit == ProcessExit::Code(0) && !by_signal;
             let _ = notes.send(Note::Ended { how, in_order });
         });
         self.watchers.push(watcher.abort_handle());
