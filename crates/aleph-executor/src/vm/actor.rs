@@ -515,7 +515,7 @@ impl Actor {
         let notes = self.notes.clone();
         let status = self.status.subscribe();
         let reaching = tokio::spawn(async move {
-            match go_on_with(&*vmm, (reattach, thaw), status, timeouts.boot).await {
+            match go_on_with(&*vmm, (*reattach, thaw), status, timeouts.boot).await {
                 Ok((agent, handle)) => {
                     let _ = notes.send(Note::Reattached(agent, handle, main));
                 }
