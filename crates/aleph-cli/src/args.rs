@@ -234,7 +234,7 @@ mod tests {
             &["run", "-m", "lots", "x"],
             &["run", "--boot-timeout", "0", "x"],
             &["run", "--boot-timeout", "1e300", "x"],
-            &["run", "--kernel", "k", "x"],
+            &["run", "--initrd", "i", "x"],
             &["run", "--restart", "sometimes", "x"],
             &["run", "--stop-signal", "SIGNONE", "x"],
             &["run", "--restart", "always", "--rm", "x"],

@@ -35,6 +35,18 @@ pub struct JobSpec {
         schema(min_length = 1, max_length = 512, pattern = "^[!-~]+$")
     )]
     pub image: String,
+    /// The kernel to boot, by name or by digest, of those that were imported or built; the node's
+    /// default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "schema",
+        schema(
+            min_length = 1,
+            max_length = 128,
+            pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+        )
+    )]
+    pub kernel: Option<String>,
     /// The command with its arguments; the image's own where it is empty. A full VM with
     /// `cloud_init` needs none, and runs it as a service.
     #[serde(default)]
@@ -309,6 +321,16 @@ pub fn is_job_name(name: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
+/// Whether `text` can name a kernel: a letter or digit, then letters, digits, `.`, `_`, `:` and `-`,
+/// at most 128 bytes.
+fn is_kernel_reference(text: &str) -> bool {
+    text.len() <= 128
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'))
+}
+
 impl JobSpec {
     /// A job that runs `command` from `image`, all else at its default.
     #[must_use]
@@ -316,6 +338,7 @@ impl JobSpec {
         Self {
             name: None,
             image: image.into(),
+            kernel: None,
             command,
             entrypoint: None,
             env: BTreeMap::new(),
@@ -440,6 +463,9 @@ impl JobSpec {
         if self.image.is_empty() || self.image.len() > 512 || self.image.contains(['\0', '\n', ' '])
         {
             return bad("image", &self.image);
+        }
+        if let Some(kernel) = self.kernel.as_deref().filter(|k| !is_kernel_reference(k)) {
+            return bad("kernel", kernel);
         }
         let entrypoint = self.entrypoint.iter().flatten();
         if let Some(argument) = self

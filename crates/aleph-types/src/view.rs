@@ -165,6 +165,10 @@ pub struct Job {
     /// The digest of the image that it was last started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
+    /// The digest of the kernel that it was first started with, where it asked for one: each later
+    /// start takes the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_digest: Option<String>,
     /// The id of its guest's boot (`/proc/sys/kernel/random/boot_id` in the guest).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_boot_id: Option<String>,

@@ -305,6 +305,7 @@ mod tests {
             vm: None,
             driver: None,
             image_digest: None,
+            kernel_digest: None,
             guest_boot_id: None,
             network: None,
             created_at: Timestamp::from_second(1_000_000).unwrap(),

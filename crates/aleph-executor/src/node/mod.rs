@@ -95,6 +95,8 @@ pub struct Prepared {
     pub boot: Boot,
     /// The image's digest.
     pub digest: String,
+    /// The digest of the kernel, where the job asks for one.
+    pub kernel: Option<String>,
     /// What the image says where the job does not.
     pub defaults: ImageDefaults,
 }
@@ -302,6 +304,7 @@ impl Node {
                 vm: None,
                 driver: Some(driver),
                 image_digest: None,
+                kernel_digest: None,
                 guest_boot_id: None,
                 network: None,
                 created_at: Timestamp::now(),

@@ -13,6 +13,7 @@ use super::filesystem::{self, least};
 use super::qcow2::{self, Header};
 use super::records::{LayerFormat, LayerId, LayerRow, Life, VolumeRow};
 use super::store::{Inner, Volumes, check_name, check_size, present};
+use crate::failpoint;
 use crate::place::copy_sparse;
 use aleph_types::{DiskImageFormat, Filesystem, MiB, Timestamp, Volume, VolumeId};
 use std::fs::File;
@@ -254,6 +255,7 @@ impl Inner {
     ) -> Result<()> {
         let path = self.path(layer, format);
         let file = fill(&path)?;
+        failpoint::pass("layer.fill", "made");
         file.sync_all().map_err(at("write", &path))?;
         self.sync_layers()
     }

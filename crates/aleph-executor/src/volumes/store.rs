@@ -3,6 +3,7 @@
 use super::backend::{Backend, Files, OpenLayer, Overlays, shares_blocks};
 use super::error::{VolumeError, at};
 use super::records::{LayerFormat, LayerId, LayerRow, Life, Records, Tx, VolumeRow};
+use crate::failpoint;
 use crate::node::Scope;
 use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
 use rustix::fs::{FlockOperation, flock};
@@ -458,6 +459,7 @@ impl Inner {
             }
             for layer in &orphans {
                 self.remove_file(layer)?;
+                failpoint::pass("layers.remove", "one");
             }
             self.sync_layers()?;
             self.records.write("layers.forget", |tx| {

@@ -306,12 +306,16 @@ impl Actor {
         let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
         let job = &self.record.job;
         let account = job.account.clone();
-        let spec = match self.record.from.map(|id| self.inner.snapshot(id)) {
+        let mut spec = match self.record.from.map(|id| self.inner.snapshot(id)) {
             None => job.spec.clone(),
             Some(Ok(kept)) => image_of(&kept.record),
             // The launch says so.
             Some(Err(_)) => job.spec.clone(),
         };
+        // The kernel that its name meant at the first start, whatever it means by now.
+        if spec.kernel.is_some() && job.kernel_digest.is_some() {
+            spec.kernel.clone_from(&job.kernel_digest);
+        }
         let incarnation = job.incarnation;
         self.phase = Phase::Preparing(tokio::spawn(async move {
             let uncompressed = inner.executor.driver().wants_uncompressed_kernel();
@@ -397,9 +401,9 @@ impl Actor {
             .as_ref()
             .and_then(|claim| self.inner.view(vm_id, claim));
         record.job.state = JobState::Starting;
-        record.job.image_digest = match &parts {
-            Parts::Image(prepared) => Some(prepared.digest.clone()),
-            Parts::Disks(_) => None,
+        (record.job.image_digest, record.job.kernel_digest) = match &parts {
+            Parts::Image(prepared) => (Some(prepared.digest.clone()), prepared.kernel.clone()),
+            Parts::Disks(_) => (None, None),
         };
         record.job.generation += 1;
         record.run = Some(run.clone());
