@@ -730,7 +730,7 @@ mod tests {
             ("guest_without_agent", |j| j.tty = true),
             ("guest_without_agent", |j| j.stdin = true),
             ("guest_without_agent", |j| {
-                j.stop_signal = Some("INT".into())
+                j.stop_signal = Some("INT".into());
             }),
             ("guest_without_agent", |j| {
                 j.health = serde_json::from_str(r#"{"probe":{"tcp":{"port":80}}}"#).ok();
@@ -762,7 +762,7 @@ mod tests {
                 j.machine.get_or_insert_default().boot_args = Some("quiet".into());
             }),
             ("bad_machine", |j| {
-                j.machine.get_or_insert_default().room.slots = 65
+                j.machine.get_or_insert_default().room.slots = 65;
             }),
         ];
         for (code, spoil) in cases {

@@ -65,6 +65,9 @@ pub enum NodeError {
     /// It would be done by an agent in the guest, and the guest has none.
     #[error("the job boots a disk of its own, and has no agent of the node's that could {0}")]
     NoAgent(&'static str),
+    /// Its root disk was removed.
+    #[error("the job's root disk, the volume {0:?}, was removed")]
+    NoRoot(String),
     /// Its machine has no screen.
     #[error("the job's machine has no screen")]
     NoScreen,
@@ -112,6 +115,7 @@ impl Classify for NodeError {
             Self::CloudInit(error) => error.class(),
             Self::Volume(error) => error.class(),
             Self::NoAgent(_) | Self::NoScreen => ErrorClass::Invalid,
+            Self::NoRoot(_) => ErrorClass::Conflict,
             Self::Screen(_) => ErrorClass::Unavailable,
             Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
@@ -146,6 +150,7 @@ impl Classify for NodeError {
             Self::Volume(error) => error.code(),
             Self::NoAgent(_) => "no_agent",
             Self::NoScreen => "no_screen",
+            Self::NoRoot(_) => "root_disk_removed",
             Self::Screen(_) => "screen",
             Self::NoNetwork => "no_network",
             Self::NetworkInUse(_) => "network_in_use",
@@ -174,6 +179,9 @@ impl Classify for NodeError {
             Self::Snapshot(error) => error.advice(),
             Self::CloudInit(error) => error.advice(),
             Self::Volume(error) => error.advice(),
+            Self::NoRoot(name) => Some(format!(
+                "Have it back with aleph volume undelete {name}, or remove the job."
+            )),
             Self::NoScreen => Some("Only full VMs have one: aleph vm create.".into()),
             Self::Screen(_) => Some("Try again, or use aleph console.".into()),
             Self::NoAgent(_) => Some("Speak with it by aleph ssh, or by aleph console.".into()),

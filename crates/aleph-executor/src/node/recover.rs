@@ -103,10 +103,10 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     let guest = match alone {
         true => Adoptee::Alone,
         false => Adoptee::Agent {
-            reattach: Reattach {
+            reattach: Box::new(Reattach {
                 main: None,
                 setup: Some(setup),
-            },
+            }),
             thaw: thaw.filter(|_| !ends_here),
         },
     };

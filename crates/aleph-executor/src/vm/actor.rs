@@ -515,7 +515,7 @@ impl Actor {
         let notes = self.notes.clone();
         let status = self.status.subscribe();
         let reaching = tokio::spawn(async move {
-            match go_on_with(&*vmm, (reattach, thaw), status, timeouts.boot).await {
+            match go_on_with(&*vmm, (*reattach, thaw), status, timeouts.boot).await {
                 Ok((agent, handle)) => {
                     let _ = notes.send(Note::Reattached(agent, handle, main));
                 }
@@ -587,8 +587,9 @@ impl Actor {
             let how = console
                 .panic()
                 .unwrap_or_else(|| how_it_ended(&exit, place.cgroup()));
-            // So a machine ends whose guest has powered it off.
-            let in_order = alone && exit.exit == ProcessExit::Code(0);
+            // So a machine ends whose guest has powered it off, and QEMU at a signal, which it says.
+            let by_signal = exit.stderr.contains("terminating on signal");
+            let in_order = alone && exit.exit == ProcessExit::Code(0) && !by_signal;
             let _ = notes.send(Note::Ended { how, in_order });
         });
         self.watchers.push(watcher.abort_handle());

@@ -125,7 +125,7 @@ pub enum Adoptee {
     /// Our agent.
     Agent {
         /// What is known of its main command, and how its guest is set up where that did not happen.
-        reattach: Reattach,
+        reattach: Box<Reattach>,
         /// What it has of its own, where its processes may stand still: to be written down, or since
         /// it began with a snapshot. They go on with that.
         thaw: Option<Thaw>,

@@ -54,9 +54,34 @@ pub(crate) struct Cp {
     json: bool,
 }
 
+/// Looks whether there is somebody in a guest who takes files; the answer to a question for what is at a
+/// path has no words (RFC 9110, 9.3.2).
+async fn expect_agent(client: &Client, job: &str) -> Result<()> {
+    let job = client.job(job).await?;
+    if job.spec.has_own_disk() {
+        return Err(Advised {
+            what: format!(
+                "the job {} boots a disk of its own, and has no agent that takes files",
+                job.name
+            ),
+            advice: format!(
+                "Copy by way of aleph ssh, as in: aleph ssh {} -- tar c PATH | tar x",
+                job.name
+            ),
+        }
+        .into());
+    }
+    Ok(())
+}
+
 impl Cp {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let client = context.client()?;
+        for place in [&self.source, &self.destination] {
+            if let Place::Guest { job, .. } = place {
+                expect_agent(&client, job).await?;
+            }
+        }
         let mut progress = Transfer::new(self.quiet);
         let follow = self.follow_link;
         match (&self.source, &self.destination) {
