@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
 /// What only a hang exceeds.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// What a VM is launched with.
 #[derive(Debug)]
@@ -182,7 +182,7 @@ impl DrivenVm {
     /// The next letters that its guest writes to its console.
     ///
     /// # Errors
-    /// Where it ends, or writes nothing for a minute.
+    /// Where it ends, or writes nothing for three minutes.
     pub async fn writes(&self, count: usize) -> Result<String> {
         let mut letters = vec![0; count];
         let mut console = self.console.lock().await;
@@ -194,12 +194,12 @@ impl DrivenVm {
     /// What its guest writes to its console up to this text, with it.
     ///
     /// # Errors
-    /// Where it ends, or does not write it within a minute.
+    /// Where it ends, or does not write it within three minutes.
     pub async fn says(&self, text: &str) -> Result<String> {
         let mut said = Vec::new();
         let mut console = self.console.lock().await;
         let read = async {
-            // By letters, so that what comes after it is not lost. A minute holds fewer than this.
+            // By letters, so that what comes after it is not lost. Far fewer than this come.
             for _ in 0..1 << 20 {
                 said.push(console.read_u8().await?);
                 if said.ends_with(text.as_bytes()) {
@@ -254,7 +254,7 @@ impl DrivenVm {
     /// Kills its VMM, and waits until that and all that was its is gone.
     ///
     /// # Errors
-    /// Where that takes a minute.
+    /// Where that takes three minutes.
     pub async fn end(self) -> Result<()> {
         self.vmm.kill()?;
         tokio::time::timeout(LIMIT, self.vmm.wait()).await?;

@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -170,10 +170,6 @@ impl QemuDriver {
 
     pub(super) fn accelerator(&self) -> Accelerator {
         self.config.accelerator
-    }
-
-    pub(super) fn program(&self) -> &Path {
-        &self.config.program
     }
 
     pub(super) fn firmware(&self) -> &FirmwareFiles {

@@ -88,9 +88,12 @@ impl Full {
 
 impl FullMachines for QemuDriver {
     fn create(&self, folder: &Path, wanted: &Wanted) -> Result<Blueprint, MachineError> {
-        let qemu = self.probe().map_err(|_| MachineError::Missing {
-            what: self.program().display().to_string(),
-            package: "qemu-system-x86",
+        let qemu = self.probe().map_err(|error| match error {
+            LaunchError::Missing { program } => MachineError::Missing {
+                what: program,
+                package: "qemu-system-x86",
+            },
+            error => MachineError::io("ask QEMU what it is")(io::Error::other(error)),
         })?;
         let machine = qemu.q35.ok_or_else(|| MachineError::Gone {
             wanted: "the machine q35".into(),
