@@ -102,12 +102,15 @@ pub struct DrivenVm {
     /// Its runtime folder.
     pub run_dir: PathBuf,
     console: Mutex<UnixStream>,
+    is_abandoned: bool,
 }
 
 /// Where a test fails, its VMs end with it.
 impl Drop for DrivenVm {
     fn drop(&mut self) {
-        let _ = self.vmm.kill();
+        if !self.is_abandoned {
+            let _ = self.vmm.kill();
+        }
     }
 }
 
@@ -168,7 +171,8 @@ impl DrivenVm {
             Ok(console) => Mutex::new(console),
             Err(error) => {
                 let _ = vmm.kill();
-                return Err(error).context("the console");
+                let exit = vmm.wait().await;
+                return Err(error).with_context(|| format!("the console; {exit}"));
             }
         };
         Ok(Self {
@@ -176,6 +180,7 @@ impl DrivenVm {
             vmm,
             run_dir,
             console,
+            is_abandoned: false,
         })
     }
 
@@ -249,6 +254,11 @@ impl DrivenVm {
         let mut options = File::options();
         let to = options.write(true).create(true).truncate(false).open(to)?;
         Ok(snapshot.save(to).await?)
+    }
+
+    /// Lets go of it as a node does that is killed: its VMM runs on.
+    pub fn abandon(mut self) {
+        self.is_abandoned = true;
     }
 
     /// Kills its VMM, and waits until that and all that was its is gone.

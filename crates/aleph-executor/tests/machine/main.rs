@@ -214,5 +214,6 @@ async fn powers_off(vm: &DrivenVm) -> Result<()> {
     let exit = vm.vmm.wait().await;
     ensure!(exit.exit == ProcessExit::Code(0), "{exit}");
     ensure!(exit.stderr.is_empty(), "{exit}");
+    ensure!(vm.vmm.ended_by_guest() == Some(true), "not by its guest");
     Ok(())
 }

@@ -341,7 +341,7 @@ impl Builder {
             self.node(&node);
         }
         self.device(&format!(
-            "virtio-blk-pci,id={id},bus={port},drive={id},serial={serial},bootindex={}",
+            "virtio-blk-pci,id={id},bus={port},drive={id},serial={serial},werror=enospc,rerror=report,bootindex={}",
             n + 1
         ));
         Ok(())
