@@ -4,6 +4,7 @@
 //! that did not run stay. Samples of a figure and of its reference are
 //! taken in turn, so that a host whose speed drifts slows both. It exits 0 whatever holds.
 
+mod backup;
 mod boot;
 mod by_hand;
 mod exec;
@@ -31,7 +32,8 @@ struct Bench {
 
 type Group = fn(&Bench) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 8] = [
+const GROUPS: [(&str, Group); 9] = [
+    ("backup", backup::backup),
     ("boot", boot::boot),
     ("exec", exec::exec),
     ("firecracker", firecracker::firecracker),
@@ -48,7 +50,7 @@ fn main() -> Result<()> {
         && !GROUPS.iter().any(|(name, _)| name == only)
     {
         bail!(
-            "there is no group {only:?}: the groups are boot, exec, firecracker, functions, image, network, node and size"
+            "there is no group {only:?}: the groups are backup, boot, exec, firecracker, functions, image, network, node and size"
         );
     }
     let exe = std::env::current_exe()?;

@@ -385,6 +385,7 @@ impl Images for NoImages {
         };
         Box::pin(async move {
             Ok(Prepared {
+                kernel: None,
                 boot: Boot {
                     kernel: null()?,
                     initrd: null()?,

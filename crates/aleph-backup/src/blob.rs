@@ -114,6 +114,16 @@ impl Blob {
     }
 }
 
+/// A blob's bytes as they came out of a pack.
+pub(crate) struct Stored<'a> {
+    pub(crate) codec: Codec,
+    /// The length before compression that the index tells.
+    pub(crate) raw: usize,
+    pub(crate) bytes: &'a [u8],
+    /// The pack.
+    pub(crate) object: &'a str,
+}
+
 /// The bytes that a stored blob stands for, checked against its id.
 ///
 /// # Errors
@@ -122,11 +132,14 @@ pub(crate) fn decode(
     keys: &Keys,
     kind: Kind,
     id: &Id,
-    codec: Codec,
-    raw: usize,
-    stored: &[u8],
-    object: &str,
+    blob: &Stored<'_>,
 ) -> Result<Vec<u8>, BackupError> {
+    let Stored {
+        codec,
+        raw,
+        bytes: stored,
+        object,
+    } = *blob;
     let named = || format!("{object} (blob {id})");
     if raw > LARGEST {
         return Err(BackupError::damaged(

@@ -69,7 +69,6 @@ fn cut_data(bytes: &[u8], range: Range<usize>, bounds: &ChunkBounds, pieces: &mu
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

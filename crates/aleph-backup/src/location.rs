@@ -143,7 +143,6 @@ impl fmt::Display for Location {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -16,6 +16,7 @@ use crate::repository::Repository;
 use crate::snapshot;
 use bytes::Bytes;
 use object_store::ObjectMeta;
+use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -123,8 +124,17 @@ impl Repository {
                 self.objects.delete(&name(INDEX, &id)).await?;
             }
         }
-        self.empty_trash(old_trash, &live, &present, options.grace, &mut report)
-            .await?;
+        let ripe = self.ripe(old_trash, options.grace).await?;
+        for (object, trash) in ripe {
+            for id in trash.packs.iter().filter(|id| !live.contains(*id)) {
+                self.objects.delete(&pack_name(id)).await?;
+                if let Some(size) = present.get(id) {
+                    report.deleted += 1;
+                    report.freed += size;
+                }
+            }
+            self.objects.delete(&object).await?;
+        }
         Ok(report)
     }
 
@@ -227,38 +237,24 @@ impl Repository {
         self.objects.put(&name(TRASH, &id), Bytes::from(json)).await
     }
 
-    /// Deletes packs that were in the trash for long enough and that no index names.
-    async fn empty_trash(
+    /// What was in the trash for long enough.
+    async fn ripe(
         &self,
         trash: Vec<(ObjectMeta, Trash)>,
-        live: &HashSet<Id>,
-        present: &HashMap<Id, u64>,
         grace: Duration,
-        report: &mut PruneReport,
-    ) -> Result<(), BackupError> {
+    ) -> Result<Vec<(Path, Trash)>, BackupError> {
         // The store's time: that of this prune's lock.
-        let now = self
-            .objects
-            .list(LOCKS)
-            .await?
-            .iter()
-            .map(|meta| meta.last_modified)
-            .max();
-        for (meta, trash) in trash {
+        let locks = self.objects.list(LOCKS).await?;
+        let now = locks.iter().map(|meta| meta.last_modified).max();
+        let ripe = |meta: &ObjectMeta| {
             let age = now.and_then(|now| (now - meta.last_modified).to_std().ok());
-            if age.is_none_or(|age| age < grace) {
-                continue;
-            }
-            for id in trash.packs.iter().filter(|id| !live.contains(*id)) {
-                self.objects.delete(&pack_name(id)).await?;
-                if let Some(size) = present.get(id) {
-                    report.deleted += 1;
-                    report.freed += size;
-                }
-            }
-            self.objects.delete(&meta.location).await?;
-        }
-        Ok(())
+            age.is_some_and(|age| age >= grace)
+        };
+        Ok(trash
+            .into_iter()
+            .filter(|(meta, _)| ripe(meta))
+            .map(|(meta, trash)| (meta.location, trash))
+            .collect())
     }
 }
 

@@ -1,6 +1,6 @@
 //! A repository that is open.
 
-use crate::blob::{self, Keys, Kind};
+use crate::blob::{self, Keys, Kind, Stored};
 use crate::config::{ChunkBounds, Config};
 use crate::error::BackupError;
 use crate::id::Id;
@@ -168,16 +168,13 @@ impl Repository {
         place: &Place,
         stored: &[u8],
     ) -> Result<Vec<u8>, BackupError> {
-        let raw = usize::try_from(place.raw).unwrap_or(usize::MAX);
         let object = pack_name(&place.pack);
-        blob::decode(
-            &self.keys,
-            kind,
-            id,
-            place.codec,
-            raw,
-            stored,
-            object.as_ref(),
-        )
+        let blob = Stored {
+            codec: place.codec,
+            raw: usize::try_from(place.raw).unwrap_or(usize::MAX),
+            bytes: stored,
+            object: object.as_ref(),
+        };
+        blob::decode(&self.keys, kind, id, &blob)
     }
 }

@@ -83,7 +83,7 @@ impl Target {
     }
 
     fn write_zeros(&self, range: &Range<u64>) -> Result<(), BackupError> {
-        const BLOCK: [u8; 64 << 10] = [0; 64 << 10];
+        static BLOCK: [u8; 64 << 10] = [0; 64 << 10];
         let mut at = range.start;
         while at < range.end {
             let length =

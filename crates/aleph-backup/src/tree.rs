@@ -237,7 +237,6 @@ impl<'a> LeafWalk<'a> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use std::collections::HashMap;
@@ -266,7 +265,7 @@ mod tests {
     fn every_leaf_is_found_again_for_all_sizes() {
         for leaves in [0u64, 1, 2, 255, 256, 257, 65_536, 65_537] {
             let size = leaves * LEAF;
-            let leaf = |at: u64| (at % 3 != 0).then(|| Id::of(&at.to_le_bytes()));
+            let leaf = |at: u64| (!at.is_multiple_of(3)).then(|| Id::of(&at.to_le_bytes()));
             let mut nodes = HashMap::new();
             let mut store = |bytes: Vec<u8>| {
                 let id = Id::of(&bytes);

@@ -1,5 +1,7 @@
 //! Backups, increments, restores, damage and pruning, in a store in memory and in a folder.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use aleph_backup::{
@@ -7,8 +9,8 @@ use aleph_backup::{
     ProgressSink, PruneOptions, Refusal, Repository, RestoreRequest, Snapshot,
 };
 use aleph_types::Classify;
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, ObjectStoreExt};
 use proptest::prelude::*;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

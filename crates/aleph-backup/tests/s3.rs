@@ -1,5 +1,7 @@
 //! Against a server that speaks S3: moto, on loopback.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use aleph_backup::{
     BackupRequest, Depth, FileSource, Location, ProgressSink, PruneOptions, Repository,
     RestoreRequest,

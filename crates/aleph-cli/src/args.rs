@@ -24,7 +24,7 @@ pub(crate) struct Args {
     pub(crate) api: ApiArgs,
 
     /// Log more to standard error; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, hide_short_help = true)]
+    #[arg(long, global = true, action = clap::ArgAction::Count, hide_short_help = true)]
     pub(crate) verbose: u8,
 
     #[command(subcommand)]
@@ -234,7 +234,7 @@ mod tests {
             &["run", "-m", "lots", "x"],
             &["run", "--boot-timeout", "0", "x"],
             &["run", "--boot-timeout", "1e300", "x"],
-            &["run", "--kernel", "k", "x"],
+            &["run", "--initrd", "i", "x"],
             &["run", "--restart", "sometimes", "x"],
             &["run", "--stop-signal", "SIGNONE", "x"],
             &["run", "--restart", "always", "--rm", "x"],

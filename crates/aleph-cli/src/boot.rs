@@ -4,10 +4,9 @@ use crate::output::Advised;
 use crate::progress::Pulls;
 use aleph_executor::{Boot, Paths};
 use aleph_image::oci::Reference;
-use aleph_image::{Bundle, Image, ImageError, KernelStore, Store};
+use aleph_image::{Bundle, GuestMode, Image, ImageError, KernelStore, Store};
 use aleph_types::{Classify, PullPolicy};
-use anyhow::{Context, Result};
-use std::fs::File;
+use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -55,29 +54,35 @@ pub(crate) async fn pull(paths: &Paths, reference: &str, quiet: bool) -> Result<
     Ok(store.pull(reference, &options, listener).await?)
 }
 
-/// Opens kernel and image for the executor. `own` is a kernel with its initramfs, instead of
-/// the node's bundle. `uncompressed` is what the VMM boots fastest.
+/// Which kernel a node in this process boots.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kernel<'a> {
+    /// The node's default.
+    Default,
+    /// One of its store.
+    Stored(&'a str),
+    /// A file with its initramfs.
+    Files(&'a Path, &'a Path),
+}
+
+/// Opens kernel and image for the executor. `uncompressed` is what the VMM boots fastest.
 pub(crate) fn open(
     paths: &Paths,
-    own: Option<(&Path, &Path)>,
+    kernel: Kernel<'_>,
     image: &Image,
     uncompressed: bool,
 ) -> Result<Boot> {
-    let bundle = match own {
-        Some((kernel, initrd)) => Bundle::custom(kernel, initrd)?,
-        None => KernelStore::open(paths.state())?.default_bundle()?,
+    let store = || KernelStore::open(paths.state());
+    let bundle = match kernel {
+        Kernel::Files(kernel, initrd) => Bundle::custom(kernel, initrd)?,
+        Kernel::Stored(reference) => store()?.resolve(reference)?,
+        Kernel::Default => store()?.default_bundle()?,
     };
-    // An uncompressed kernel can be booted at once only where it has a PVH entry.
-    let kernel = match bundle.vmlinux() {
-        Some(vmlinux) if uncompressed && bundle.pvh() => vmlinux,
-        _ => bundle.kernel(),
-    };
-    let open =
-        |path: &Path| File::open(path).with_context(|| format!("cannot open {}", path.display()));
+    let files = bundle.open(GuestMode::Microvm, uncompressed)?;
     let held = image.hold()?;
     Ok(Boot {
-        kernel: open(kernel)?,
-        initrd: open(bundle.initrd())?,
+        kernel: files.kernel,
+        initrd: files.initrd,
         filesystem: held.image().filesystem().to_string(),
         // The lock on the image belongs to the open file, so it lasts as long as its VM.
         image: held.into_file(),

@@ -16,12 +16,11 @@ use aleph_executor::hypervisor::BoxFuture;
 use aleph_executor::node::{ImageDefaults, Images, Prepared};
 use aleph_image::oci::{PullEvent, PullOptions, Reference};
 use aleph_image::{
-    DiskError, Image, ImageError, KernelError, KernelStore, NoProgress, PruneOptions, Pruned,
-    Recipe, Removed, Store,
+    DiskError, GuestMode, Image, ImageError, KernelError, KernelStore, NoProgress, PruneOptions,
+    Pruned, Recipe, Removed, Store,
 };
 use aleph_types::signal;
 use aleph_types::{Classify, ErrorClass, JobSpec, Problem, PullPolicy};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::task::spawn_blocking;
@@ -45,14 +44,6 @@ pub enum ImagesError {
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// A file of the kernel bundle.
-    #[error("cannot open {}", path.display())]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
     /// An account may not fetch it.
     #[error("accounts of this node may not fetch images from {registry}")]
     RegistryNotAllowed {
@@ -69,7 +60,6 @@ impl Classify for ImagesError {
         match self {
             Self::Image(error) => error.class(),
             Self::Kernel(error) => error.class(),
-            Self::Open { .. } => ErrorClass::Unavailable,
             Self::RegistryNotAllowed { .. } => ErrorClass::Forbidden,
             Self::Panicked => ErrorClass::Internal,
         }
@@ -79,7 +69,6 @@ impl Classify for ImagesError {
         match self {
             Self::Image(error) => error.code(),
             Self::Kernel(error) => error.code(),
-            Self::Open { .. } => "kernel_file",
             Self::RegistryNotAllowed { .. } => "registry_not_allowed",
             Self::Panicked => "internal",
         }
@@ -89,7 +78,6 @@ impl Classify for ImagesError {
         match self {
             Self::Image(error) => error.advice(),
             Self::Kernel(error) => error.advice(),
-            Self::Open { .. } => Some("Build the kernel bundle again: aleph kernel build.".into()),
             Self::RegistryNotAllowed { .. } => Some(
                 "Take an image that is here, or ask an operator to pull this one or to list its \
                  registry in images.account_registries."
@@ -251,7 +239,8 @@ impl StoreImages {
     ) -> Result<Prepared, ImagesError> {
         let image = self.fetch(spec, account != DEFAULT_ACCOUNT).await?;
         let state = self.state.clone();
-        run(move || prepare(&state, &image, uncompressed)).await
+        let kernel = spec.kernel.clone();
+        run(move || prepare(&state, &image, kernel, uncompressed)).await
     }
 
     async fn with_store<T: Send + 'static>(
@@ -285,23 +274,24 @@ async fn run<T: Send + 'static>(
         .unwrap_or(Err(ImagesError::Panicked))
 }
 
-fn prepare(state: &Path, image: &Image, uncompressed: bool) -> Result<Prepared, ImagesError> {
-    let bundle = KernelStore::open(state)?.default_bundle()?;
-    // An uncompressed kernel can be booted at once only where it has a PVH entry.
-    let kernel = match bundle.vmlinux() {
-        Some(vmlinux) if uncompressed && bundle.pvh() => vmlinux,
-        _ => bundle.kernel(),
+fn prepare(
+    state: &Path,
+    image: &Image,
+    kernel: Option<String>,
+    uncompressed: bool,
+) -> Result<Prepared, ImagesError> {
+    let store = KernelStore::open(state)?;
+    let bundle = match &kernel {
+        Some(reference) => store.resolve(reference)?,
+        None => store.default_bundle()?,
     };
-    let open = |path: &Path| {
-        File::open(path).map_err(|source| ImagesError::Open {
-            path: path.to_owned(),
-            source,
-        })
-    };
+    // Today every job with an image is a microVM's.
+    let files = bundle.open(GuestMode::Microvm, uncompressed)?;
     let held = image.hold()?;
     let config = &image.record().config;
     Ok(Prepared {
         digest: image.digest().to_string(),
+        kernel: kernel.map(|_| bundle.digest().to_string()),
         defaults: ImageDefaults {
             entrypoint: config.entrypoint.clone(),
             command: config.cmd.clone(),
@@ -311,8 +301,8 @@ fn prepare(state: &Path, image: &Image, uncompressed: bool) -> Result<Prepared, 
             stop_signal: config.stop_signal.as_deref().and_then(signal::number),
         },
         boot: Boot {
-            kernel: open(kernel)?,
-            initrd: open(bundle.initrd())?,
+            kernel: files.kernel,
+            initrd: files.initrd,
             filesystem: image.filesystem().to_string(),
             // The lock on the image belongs to the open file, so it lasts as long as its VM.
             image: held.into_file(),

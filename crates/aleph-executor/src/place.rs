@@ -31,7 +31,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -394,13 +394,21 @@ pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
         while at < end {
             let part = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
             let (mut read, mut written) = (at, at);
-            let copied = rustix::fs::copy_file_range(
+            let copied = match rustix::fs::copy_file_range(
                 from,
                 Some(&mut read),
                 &copy,
                 Some(&mut written),
                 part,
-            )?;
+            ) {
+                // Filesystems of different kinds (copy_file_range(2)).
+                Err(rustix::io::Errno::XDEV) => {
+                    let copied = copy_piece(from, &copy, at, part)?;
+                    read = at + copied as u64;
+                    copied
+                }
+                copied => copied?,
+            };
             if copied == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -408,6 +416,14 @@ pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
         }
     }
     Ok(copy)
+}
+
+/// Copies what one read gives of `most` bytes at a place.
+fn copy_piece(from: &File, to: &File, at: u64, most: usize) -> io::Result<usize> {
+    let mut piece = vec![0; most.min(1 << 20)];
+    let read = from.read_at(&mut piece, at)?;
+    to.write_all_at(&piece[..read], at)?;
+    Ok(read)
 }
 
 /// The lock that keeps births and removals apart from a sweep.
@@ -449,7 +465,7 @@ fn private_dir(path: &Path) -> Result<(), PlaceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_copy_has_the_same_bytes_and_holes() {

@@ -45,3 +45,12 @@ pub fn unpack_task(tree: &Path, zip: &[u8]) {
     };
     let _ = unpack_code(zip, tree, bounds);
 }
+
+/// Looks into what somebody calls a kernel and an initramfs.
+pub fn inspect_kernel(bytes: &[u8]) {
+    let _ = crate::kernel::inspection::inspect(bytes);
+    let _ = crate::kernel::archive::inspect(bytes);
+    if let Ok(config) = crate::kernel::config::Config::parse(bytes) {
+        let _ = crate::kernel::config::lacks(&config, &std::collections::BTreeSet::new());
+    }
+}

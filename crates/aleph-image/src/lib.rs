@@ -29,6 +29,7 @@
 //! images/blobs/sha256-<64 hex>{,.part,.lock}                  layers from registries: a cache
 //! kernels/<16 hex>/{vmlinuz, vmlinux, initrd, bundle.json}    read-only, never changed
 //! kernels/default -> <16 hex>
+//! kernels/names/<name> -> ../<16 hex>                         those that were imported
 //! firecracker/<version>/{firecracker, jailer, release.json}    read-only, never changed
 //! firecracker/default -> <version>
 //! {images,kernels,firecracker}/.tmp-<pid>-<n>/                work in progress, locked
@@ -77,7 +78,8 @@ pub use error::ImageError;
 pub use filesystem::{FORMAT, Filesystem};
 pub use image::{Config, Held, Image, ImageRecord, Source};
 pub use kernel::{
-    Bundle, BundleFile, BundleRecord, ExtractError, KernelError, KernelStore, ModuleError, Stage,
+    Bundle, BundleFile, BundleFiles, BundleRecord, ExtractError, GuestMode, Imported, KernelError,
+    KernelFault, KernelForm, KernelImport, KernelStore, ModuleError, Stage,
 };
 pub use program::ProgramError;
 pub use progress::{NoProgress, Progress};

@@ -44,6 +44,7 @@ impl TestImages {
         let image = crate::recipe_image(recipe)?;
         let config = &image.record().config;
         Ok(Prepared {
+            kernel: None,
             boot: Boot {
                 kernel: File::open(&self.kernel)?,
                 initrd: File::open(&self.initrd)?,
@@ -64,6 +65,7 @@ impl TestImages {
 
     fn open(&self) -> std::io::Result<Prepared> {
         Ok(Prepared {
+            kernel: None,
             boot: Boot {
                 kernel: File::open(&self.kernel)?,
                 initrd: File::open(&self.initrd)?,
@@ -138,6 +140,7 @@ impl Images for NoImages {
             }
             let null = || File::open("/dev/null").map_err(|error| problem(error.to_string()));
             Ok(Prepared {
+                kernel: None,
                 boot: Boot {
                     kernel: null()?,
                     initrd: null()?,

@@ -5,7 +5,7 @@
 //! | `endpoint` | where a node listens, and how to reach it |
 //! | `error` | what can go wrong, with advice |
 //! | `request` | one request and its answer: JSON, streams, upgrades |
-//! | `jobs`, `snapshots`, `images`, `functions`, `node` | the API's routes with their types |
+//! | `jobs`, `snapshots`, `volumes`, `images`, `functions`, `node` | the API's routes with their types |
 //! | `path` | job and image references as parts of a path, and queries |
 //! | `lines` | answers of one JSON value for each line, and server-sent events |
 //! | `frames` | the raw form of logs |
@@ -28,6 +28,7 @@ mod path;
 mod request;
 mod snapshots;
 mod sources;
+mod volumes;
 
 pub(crate) use channel::{Channel, ChannelEvent, ChannelInput, ExecStart};
 pub(crate) use endpoint::{Access, Endpoint};

@@ -85,6 +85,16 @@ pub(super) fn snapshots(beginning: &OsStr) -> Vec<CompletionCandidate> {
     candidates(beginning, ids)
 }
 
+/// Names of volumes.
+pub(super) fn volumes(beginning: &OsStr) -> Vec<CompletionCandidate> {
+    let names = ask(async |client| {
+        let volumes = client.volumes(false).await.ok()?.into_iter();
+        let names = volumes.map(|one| (one.name, one.size.to_string()));
+        Some(names.collect())
+    });
+    candidates(beginning, names)
+}
+
 /// Names of jobs, by what can be done with them.
 pub(super) mod jobs {
     use super::{CompletionCandidate, OsStr, ask, candidates};

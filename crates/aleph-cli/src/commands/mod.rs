@@ -4,6 +4,7 @@
 mod attach;
 mod completion;
 mod config;
+mod console;
 mod cp;
 mod doctor;
 mod each;
@@ -25,12 +26,16 @@ mod rm;
 mod run;
 mod setup;
 mod snapshot;
+mod ssh;
 mod start;
 mod stats;
 mod stop;
 mod token;
 mod up;
 mod version;
+mod vm;
+mod vnc;
+mod volume;
 mod wait;
 
 pub(crate) use completion::complete;
@@ -96,6 +101,9 @@ pub(crate) enum Command {
     /// List images; the same as image ls
     #[command(hide = true)]
     Images(image::Ls),
+    /// Make, copy, keep and remove volumes: disks that outlive jobs
+    #[command(subcommand)]
+    Volume(volume::Volume),
     /// Make, run and manage functions
     #[command(subcommand, name = "fn", visible_alias = "function")]
     Function(function::Function),
@@ -105,6 +113,15 @@ pub(crate) enum Command {
     /// List the GPUs of this host, and take one out of quarantine
     #[command(subcommand)]
     Gpu(gpu::Gpu),
+    /// Make and manage full VMs, which boot disks of their own
+    #[command(subcommand)]
+    Vm(vm::Vm),
+    /// Log in to the guest of a job by ssh
+    Ssh(ssh::Ssh),
+    /// Connect this terminal with the serial console of a full VM
+    Console(console::Console),
+    /// Have a full VM's screen at a socket, for a viewer of VNC
+    Vnc(vnc::Vnc),
     /// Install what runs VMs, as a release that is checked
     #[command(subcommand)]
     Setup(setup::Setup),
@@ -178,7 +195,12 @@ impl Command {
             Self::Image(image) => image.run(context).await,
             Self::Pull(pull) => pull.run(context).await,
             Self::Images(ls) => ls.run(context).await,
+            Self::Volume(volume) => Box::pin(volume.run(context)).await,
             Self::Function(function) => function.run(context).await,
+            Self::Vm(vm) => vm.run(context).await,
+            Self::Ssh(ssh) => ssh.run(context).await,
+            Self::Console(console) => console.run(context).await,
+            Self::Vnc(vnc) => vnc.run(context).await,
             Self::Setup(setup) => setup.run(context).await,
             Self::Token(token) => token.run(context).await,
             Self::Prune(prune) => prune.run(context).await,

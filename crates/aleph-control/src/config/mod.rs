@@ -20,7 +20,7 @@ mod value;
 pub use problem::ConfigProblem;
 pub use sections::{
     ApiSection, ExecutorSection, FunctionsSection, ImagesSection, LimitsSection, LogsSection,
-    NetworkSection, NodeSection, RetentionSection, TlsFiles,
+    NetworkSection, NodeSection, RetentionSection, TlsFiles, VolumesSection,
 };
 
 use aleph_executor::logs::LogLimits;
@@ -52,6 +52,8 @@ pub struct Config {
     pub logs: LogsSection,
     /// `[images]`: where images come from.
     pub images: ImagesSection,
+    /// `[volumes]`: how disks that outlive jobs are kept.
+    pub volumes: VolumesSection,
     /// `[functions]`: who may call functions, and where.
     pub functions: FunctionsSection,
     /// `[retention]`: how much history it keeps.
@@ -158,6 +160,7 @@ impl Config {
         node.overcommit = self.limits.overcommit;
         node.reserved_memory = self.limits.reserved_memory;
         node.pids = self.limits.pids;
+        node.volumes = self.volumes.volumes_config();
         let reclaim = self.executor.reclaim_after;
         node.reclaim_after = (!reclaim.is_zero()).then_some(reclaim);
         let segments = u64::try_from(self.logs.segments).unwrap_or(1).max(1);

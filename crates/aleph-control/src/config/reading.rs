@@ -122,6 +122,15 @@ pub(super) fn read(document: &mut Document<'_>) -> Config {
             }
         }
     });
+    document.section("volumes", |s| {
+        let volumes = &mut config.volumes;
+        s.read("backend", &mut volumes.backend, value::volume_backend);
+        let year = value::seconds(0..=366 * 86_400);
+        s.read("grace_seconds", &mut volumes.grace, year);
+        let count = value::whole(0..=1_000_000);
+        s.optional("max_per_account", &mut volumes.count, count);
+        s.optional("max_size_per_account", &mut volumes.size, value::size);
+    });
     document.section("functions", |s| {
         let functions = &mut config.functions;
         s.optional("listen", &mut functions.listen, value::address);

@@ -6,6 +6,7 @@ use aleph_executor::firecracker::jail::JailConfig;
 use aleph_executor::functions::PoolConfig;
 use aleph_executor::gpu::GpuConfig;
 use aleph_executor::node::Overcommit;
+use aleph_executor::volumes::{BackendChoice, VolumeQuota, VolumesConfig};
 use aleph_executor::{ExecutorConfig, Hypervisor};
 use aleph_image::oci::{PullOptions, Registries};
 use aleph_types::{BothWays, Ipv4Network, MiB};
@@ -239,6 +240,48 @@ impl Default for ImagesSection {
             docker_config: None,
             certificates: Vec::new(),
             account_registries: Vec::new(),
+        }
+    }
+}
+
+/// `[volumes]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumesSection {
+    /// `backend`: how new ones are kept: `files`, `qcow2`, or `auto`, which is files where the filesystem
+    /// lets them share blocks.
+    pub backend: BackendChoice,
+    /// `grace_seconds`: how long one that was removed can be had back.
+    pub grace: Duration,
+    /// `max_per_account`: how many an account may have, those that can be had back included. No limit by
+    /// default.
+    pub count: Option<u64>,
+    /// `max_size_per_account`: how much those may hold, with their snapshots. No limit by default.
+    pub size: Option<MiB>,
+}
+
+impl VolumesSection {
+    /// What the node needs of it.
+    #[must_use]
+    pub fn volumes_config(&self) -> VolumesConfig {
+        VolumesConfig {
+            backend: self.backend,
+            grace: self.grace,
+            quota: VolumeQuota {
+                count: self.count,
+                bytes: self.size.map(MiB::bytes),
+            },
+        }
+    }
+}
+
+impl Default for VolumesSection {
+    fn default() -> Self {
+        let volumes = VolumesConfig::default();
+        Self {
+            backend: volumes.backend,
+            grace: volumes.grace,
+            count: None,
+            size: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     ApiSection, Config, ExecutorSection, FunctionsSection, ImagesSection, LimitsSection,
-    LogsSection, NetworkSection, NodeSection, RetentionSection,
+    LogsSection, NetworkSection, NodeSection, RetentionSection, VolumesSection,
 };
 use aleph_executor::functions::PoolConfig;
 use std::path::PathBuf;
@@ -73,6 +73,13 @@ fn table(config: &Config) -> Table {
                 docker_config,
                 certificates,
                 account_registries,
+            },
+        volumes:
+            VolumesSection {
+                backend,
+                grace,
+                count,
+                size,
             },
         functions:
             FunctionsSection {
@@ -188,6 +195,18 @@ fn table(config: &Config) -> Table {
             ],
         ),
         (
+            "volumes",
+            vec![
+                ("backend", Some(text(backend))),
+                ("grace_seconds", Some(number(grace.as_secs()))),
+                ("max_per_account", count.map(number)),
+                (
+                    "max_size_per_account",
+                    size.map(|size| text(&format!("{}m", size.0))),
+                ),
+            ],
+        ),
+        (
             "functions",
             vec![
                 ("listen", functions_listen.as_ref().map(text)),
@@ -269,6 +288,11 @@ mod tests {
             docker_config = "/etc/aleph/docker.json"
             certificates = ["/etc/aleph/registry.pem"]
             account_registries = ["docker.io"]
+            [volumes]
+            backend = "qcow2"
+            grace_seconds = 60
+            max_per_account = 5
+            max_size_per_account = "100g"
             [functions]
             listen = "127.0.0.1:9000"
             region = "eu-west-3"

@@ -7,6 +7,7 @@ use aleph_executor::firecracker::jail::JailConfig;
 use aleph_executor::functions::PoolConfig;
 use aleph_executor::gpu::{Allowed, GpuConfig};
 use aleph_executor::node::Overcommit;
+use aleph_executor::volumes::BackendChoice;
 use aleph_types::MiB;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,6 +68,11 @@ fn every_key_is_read() {
         docker_config = "/etc/aleph/docker.json"
         certificates = ["/etc/aleph/registry.pem"]
         account_registries = ["docker.io", "registry.local:5000"]
+        [volumes]
+        backend = "files"
+        grace_seconds = 60
+        max_per_account = 10
+        max_size_per_account = "100g"
         [functions]
         listen = "0.0.0.0:9000"
         region = "eu-central-1"
@@ -156,6 +162,12 @@ fn every_key_is_read() {
             certificates: vec!["/etc/aleph/registry.pem".into()],
             account_registries: vec!["docker.io".into(), "registry.local:5000".into()],
         },
+        volumes: VolumesSection {
+            backend: BackendChoice::Files,
+            grace: Duration::from_secs(60),
+            count: Some(10),
+            size: Some(MiB(100 * 1024)),
+        },
         functions: FunctionsSection {
             listen: Some("0.0.0.0:9000".parse().unwrap()),
             region: "eu-central-1".into(),
@@ -205,6 +217,7 @@ fn the_example_is_valid_and_says_the_defaults() {
     let config = Config::check(&keys).unwrap();
     assert_eq!(config.limits, LimitsSection::default());
     assert_eq!(config.logs, LogsSection::default());
+    assert_eq!(config.volumes, VolumesSection::default());
     assert_eq!(config.retention, RetentionSection::default());
     assert_eq!(config.executor.boot_timeout, Duration::from_secs(60));
     assert_eq!(config.executor.hypervisor, Hypervisor::Auto);

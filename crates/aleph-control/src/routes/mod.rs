@@ -20,10 +20,12 @@ mod jobs;
 mod logs;
 mod node;
 mod prune;
+mod screen;
 mod session;
 mod snapshots;
 mod stats;
 mod tokens;
+mod volumes;
 
 pub use images::{ImageConfig, ImageInfo, PullLine, PullRequest};
 pub use prune::{PruneReport, PruneRequest};
@@ -39,10 +41,12 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
         .merge(jobs::routes())
         .merge(actions::routes())
         .merge(snapshots::routes())
+        .merge(volumes::routes())
         .merge(stats::routes())
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(attach::routes())
+        .merge(screen::routes())
         .merge(archive::routes())
         .merge(events::routes())
         .merge(images::routes())

@@ -52,6 +52,20 @@ impl<S: Sync + Send> FromRequestParts<S> for Segment {
     }
 }
 
+/// Two parts of the path.
+#[derive(Debug)]
+pub(crate) struct Segments(pub(crate) String, pub(crate) String);
+
+impl<S: Sync + Send> FromRequestParts<S> for Segments {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let path = axum::extract::Path::<(String, String)>::from_request_parts(parts, state).await;
+        path.map(|axum::extract::Path((first, second))| Self(first, second))
+            .map_err(|error| Refusal::invalid("bad_path", error.to_string()))
+    }
+}
+
 /// A body as JSON.
 #[derive(Debug)]
 pub(crate) struct Body<T>(pub(crate) T);

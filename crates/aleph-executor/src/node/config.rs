@@ -3,6 +3,7 @@
 use crate::executor::ExecutorConfig;
 use crate::logs::LogLimits;
 use crate::paths::Paths;
+use crate::volumes::VolumesConfig;
 use aleph_types::MiB;
 use aleph_vm_networking::NetworkConfig;
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub struct NodeConfig {
     pub jobs_per_account: usize,
     /// How VMs are connected; `None` connects none.
     pub network: Option<NetworkConfig>,
+    /// How volumes are kept.
+    pub volumes: VolumesConfig,
 }
 
 impl NodeConfig {
@@ -51,6 +54,7 @@ impl NodeConfig {
             events_kept: 100_000,
             jobs_per_account: 20_000,
             network: None,
+            volumes: VolumesConfig::default(),
         }
     }
 }

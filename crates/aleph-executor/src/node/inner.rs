@@ -8,6 +8,7 @@ use super::{Images, NodeConfig, NodeError};
 use crate::capacity::Capacity;
 use crate::executor::Executor;
 use crate::journal::{Journal, JournalError};
+use crate::volumes::Volumes;
 use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp, VmId};
 use aleph_vm_networking::{Claim, Network, NetworkError};
 use std::collections::HashMap;
@@ -31,6 +32,8 @@ pub(super) struct Inner {
     pub(super) network: Option<Arc<Network>>,
     /// What is kept for the next VM of a job.
     pub(super) reserved: Mutex<HashMap<JobId, (VmId, Claim)>>,
+    /// Disks that outlive jobs.
+    pub(super) volumes: Volumes,
     /// Guests that were written down.
     pub(super) snapshots: Mutex<Snapshots>,
     /// The number of the newest event.

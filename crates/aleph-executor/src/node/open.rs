@@ -78,6 +78,7 @@ impl Node {
         if config.network.is_none() && connected > 0 {
             return Err(NodeError::NetworkInUse(connected));
         }
+        let volumes = super::volumes::open(&config).await?;
         let network = config.network.as_ref();
         let watch = network.and_then(super::guard::listen);
         let network = network.map(|network| super::network::open(network, &rows, &records));
@@ -92,6 +93,7 @@ impl Node {
             keys: super::lookup::Turns::default(),
             network,
             reserved: Mutex::default(),
+            volumes,
             snapshots: Mutex::default(),
             newest_event: watch::Sender::new(newest),
             leaving: watch::Sender::new(false),
@@ -104,6 +106,7 @@ impl Node {
         inner.recover_snapshots(&records).await?;
         inner.recover(records);
         inner.sweep().await;
+        inner.tend_volumes().await;
         inner.remove_stray_logs();
         tokio::spawn(super::network::reap(Arc::downgrade(&inner)));
         if let (Some(network), Some(forwarder)) = (inner.network.clone(), forwarder) {
@@ -292,6 +295,7 @@ async fn tend(inner: Weak<Inner>, interval: Duration) {
             return;
         }
         inner.sweep().await;
+        inner.tend_volumes().await;
         let now = Timestamp::now().as_second();
         if let Err(error) = inner
             .journal

@@ -273,6 +273,27 @@ pub(super) fn unpack(image: &File, into: &File, size: MiB) -> Result<(), VolumeE
         "backing": null,
         "file": {"driver": "file", "filename": read_path(0)},
     });
+    let broken = |error| match error {
+        // Our own disk is fine, so it is the image.
+        ToolError::Failed { said, .. } if !said.contains("No space left") => {
+            VolumeError::NotAnImage(said)
+        }
+        error => tool_error("read the image")(error),
+    };
+    // What is behind the end of a file that was cut off reads as zeros: only this finds it.
+    let check = Tool {
+        program: "qemu-img",
+        arguments: vec!["check".into(), "-q".into(), format!("json:{node}")],
+        reads: vec![image],
+        writes: None,
+        time: time_for(size),
+        output: 0,
+    };
+    match check.run() {
+        // 3: clusters that nothing uses, which do no harm (qemu-img(1)).
+        Ok(()) | Err(ToolError::Failed { code: Some(3), .. }) => {}
+        Err(error) => return Err(broken(error)),
+    }
     let tool = Tool {
         program: "qemu-img",
         arguments: vec![
@@ -289,13 +310,7 @@ pub(super) fn unpack(image: &File, into: &File, size: MiB) -> Result<(), VolumeE
         time: time_for(size),
         output: size.bytes(),
     };
-    tool.run().map_err(|error| match error {
-        // Our own disk is fine, so it is the image.
-        ToolError::Failed { said, .. } if !said.contains("No space left") => {
-            VolumeError::NotAnImage(said)
-        }
-        error => tool_error("read the image")(error),
-    })
+    tool.run().map_err(broken)
 }
 
 fn resize(file: &File, size: MiB) -> Result<(), VolumeError> {

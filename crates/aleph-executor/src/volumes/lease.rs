@@ -18,6 +18,11 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a program may take to start.
+const STARTING: Duration = Duration::from_millis(500);
 
 /// Who has a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,7 +247,16 @@ impl Inner {
         let Some(top) = opened.first() else {
             return Err(VolumeError::NoVolume(row.id.to_string()));
         };
-        match flock(&top.file, how) {
+        // A program that is being started has copies of all descriptors until it is another program.
+        let began = Instant::now();
+        let locked = loop {
+            let locked = flock(&top.file, how);
+            if locked != Err(Errno::WOULDBLOCK) || began.elapsed() > STARTING {
+                break locked;
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        match locked {
             Err(Errno::WOULDBLOCK) => Err(VolumeError::Locked(row.name.clone())),
             locked => {
                 let path = self.path(row.top, top.format);

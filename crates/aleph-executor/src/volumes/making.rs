@@ -13,6 +13,7 @@ use super::filesystem::{self, least};
 use super::qcow2::{self, Header};
 use super::records::{LayerFormat, LayerId, LayerRow, Life, VolumeRow};
 use super::store::{Inner, Volumes, check_name, check_size, present};
+use crate::failpoint;
 use crate::place::copy_sparse;
 use aleph_types::{DiskImageFormat, Filesystem, MiB, Timestamp, Volume, VolumeId};
 use std::fs::File;
@@ -73,6 +74,12 @@ impl Volumes {
         let work = self.inner.work();
         let file = scratch_file(&work).map_err(at("make a file in", &work))?;
         Ok(Staged { file, length: 0 })
+    }
+
+    /// What a failure to write to a [`Staged`] file is.
+    #[must_use]
+    pub fn staging_error(source: io::Error) -> VolumeError {
+        at("write a file in", Path::new("volumes/work"))(source)
     }
 
     /// Makes a volume of a disk image that nobody else changes meanwhile.
@@ -165,6 +172,7 @@ impl Volumes {
 }
 
 /// What is made.
+#[derive(Clone, Copy)]
 struct Form {
     size: MiB,
     filesystem: Filesystem,
@@ -247,6 +255,7 @@ impl Inner {
     ) -> Result<()> {
         let path = self.path(layer, format);
         let file = fill(&path)?;
+        failpoint::pass("layer.fill", "made");
         file.sync_all().map_err(at("write", &path))?;
         self.sync_layers()
     }

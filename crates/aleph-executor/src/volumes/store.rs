@@ -3,14 +3,17 @@
 use super::backend::{Backend, Files, OpenLayer, Overlays, shares_blocks};
 use super::error::{VolumeError, at};
 use super::records::{LayerFormat, LayerId, LayerRow, Life, Records, Tx, VolumeRow};
+use crate::failpoint;
 use crate::node::Scope;
 use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +33,29 @@ pub enum BackendChoice {
     Files,
     /// qcow2 over raw files.
     Qcow2,
+}
+
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Files => "files",
+            Self::Qcow2 => "qcow2",
+        })
+    }
+}
+
+impl FromStr for BackendChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "files" => Ok(Self::Files),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(format!("{text:?} is none of auto, files and qcow2")),
+        }
+    }
 }
 
 /// What an account may have.
@@ -433,6 +459,7 @@ impl Inner {
             }
             for layer in &orphans {
                 self.remove_file(layer)?;
+                failpoint::pass("layers.remove", "one");
             }
             self.sync_layers()?;
             self.records.write("layers.forget", |tx| {

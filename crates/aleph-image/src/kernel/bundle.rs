@@ -1,11 +1,14 @@
 //! One kernel bundle: its record, its files, and those that a user brings.
 
 use super::bzimage;
+use super::config::GuestMode;
 use super::elf;
 use super::error::KernelError;
+use super::inspection::KernelForm;
 use super::wanted::Stage;
 use crate::digest::Digest;
 use crate::disk::Doing;
+use crate::lock;
 use crate::progress::NoProgress;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,6 +48,30 @@ pub struct BundleRecord {
     pub modules: Vec<(Stage, String)>,
     /// Digest and size of each file.
     pub files: BTreeMap<String, BundleFile>,
+    /// What was found when a user imported it; nothing of one that was built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
+}
+
+/// What was found when a kernel was imported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// What kind of file it was.
+    pub form: KernelForm,
+    /// Whether its drivers were checked: its configuration was known.
+    pub checked: bool,
+    /// What it lacks for kinds of guests, which it does not serve then.
+    pub unfit: BTreeMap<GuestMode, Vec<String>>,
+}
+
+/// The files that a guest boots with, opened. They hold a shared lock, so the bundle of an imported
+/// kernel is not removed before they are closed.
+#[derive(Debug)]
+pub struct BundleFiles {
+    /// The kernel.
+    pub kernel: File,
+    /// The initramfs.
+    pub initrd: File,
 }
 
 /// Digest and size of a bundle's file.
@@ -153,6 +180,63 @@ impl Bundle {
     #[must_use]
     pub fn vmlinux(&self) -> Option<&Path> {
         self.vmlinux.as_deref()
+    }
+
+    /// Opens the files to boot a guest with. `uncompressed` is which form the VMM boots fastest.
+    ///
+    /// # Errors
+    /// [`KernelError::Unfit`] where the kernel was found to lack something for this kind of guest;
+    /// [`KernelError::NotFound`] where it was removed meanwhile.
+    pub fn open(&self, mode: GuestMode, uncompressed: bool) -> Result<BundleFiles, KernelError> {
+        let imported = self.record.as_ref().and_then(|r| r.imported.as_ref());
+        if let Some(lacks) = imported.and_then(|imported| imported.unfit.get(&mode)) {
+            return Err(KernelError::Unfit {
+                digest: self.digest.to_string(),
+                mode,
+                lacks: lacks.join(", "),
+            });
+        }
+        // An uncompressed kernel can be booted at once only where it has a PVH entry.
+        let kernel = match self.vmlinux() {
+            Some(vmlinux) if uncompressed && self.pvh => vmlinux,
+            _ => &self.kernel,
+        };
+        let open = |path: &Path| {
+            let file = File::open(path).doing("open", path)?;
+            if !lock::try_shared(&file, path)? {
+                return Err(KernelError::NotFound {
+                    reference: self.digest.to_string(),
+                });
+            }
+            Ok(file)
+        };
+        Ok(BundleFiles {
+            kernel: open(kernel)?,
+            initrd: open(&self.initrd)?,
+        })
+    }
+
+    /// Takes the files of an imported kernel for oneself.
+    pub(super) fn claim(&self, reference: &str) -> Result<Vec<File>, KernelError> {
+        if !self.record.as_ref().is_some_and(|r| r.imported.is_some()) {
+            return Ok(Vec::new());
+        }
+        let paths = [
+            Some(&self.kernel),
+            self.vmlinux.as_ref(),
+            Some(&self.initrd),
+        ];
+        let mut held = Vec::new();
+        for path in paths.into_iter().flatten() {
+            let file = File::open(path).doing("open", path)?;
+            if !lock::try_exclusive(&file, path)? {
+                return Err(KernelError::InUse {
+                    reference: reference.to_owned(),
+                });
+            }
+            held.push(file);
+        }
+        Ok(held)
     }
 
     /// The form that boots fastest where a VMM takes both: a guest need not decompress it.

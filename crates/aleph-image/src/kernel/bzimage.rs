@@ -79,6 +79,29 @@ pub(crate) fn extract(image: &[u8]) -> Result<Vec<u8>, ExtractError> {
     }
 }
 
+/// The ELF kernel in a compressed file; `None` where it is compressed in no known way.
+pub(crate) fn decompress_elf(file: &[u8]) -> Result<Option<Vec<u8>>, ExtractError> {
+    match decompress_any(file)? {
+        Some(kernel) if kernel.starts_with(b"\x7fELF") => Ok(Some(kernel)),
+        Some(_) => Err(ExtractError::NotElf),
+        None => Ok(None),
+    }
+}
+
+/// The content of a file of gzip, xz or zstd; `None` where it is none.
+pub(crate) fn decompress_any(file: &[u8]) -> Result<Option<Vec<u8>>, ExtractError> {
+    Ok(Some(match *file {
+        [0x1f, 0x8b, ..] => read_all(flate2::read::GzDecoder::new(file))?,
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read_all(xz2::read::XzDecoder::new(file))?,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let mut decoder = zstd::stream::read::Decoder::new(file)?;
+            decoder.window_log_max(27)?;
+            read_all(decoder)?
+        }
+        _ => return Ok(None),
+    }))
+}
+
 fn payload(image: &[u8]) -> Result<&[u8], ExtractError> {
     if !is_bzimage(image) {
         return Err(ExtractError::NoHeader);

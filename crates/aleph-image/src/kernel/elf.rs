@@ -51,6 +51,20 @@ pub(crate) fn modinfo(elf: &[u8]) -> object::read::Result<ModInfo> {
     Ok(parse(section.data(endian, elf)?))
 }
 
+/// The release of the kernel that a module is for: the first word of its `vermagic`.
+pub(crate) fn release(module: &[u8]) -> Option<String> {
+    let header = Header::parse(module).ok()?;
+    let endian = header.endian().ok()?;
+    let sections = header.sections(endian, module).ok()?;
+    let (_, section) = sections.section_by_name(endian, b".modinfo")?;
+    let texts = section.data(endian, module).ok()?.split(|b| *b == 0);
+    let magic = texts
+        .filter_map(|text| text.strip_prefix(b"vermagic="))
+        .next()?;
+    let word = magic.split(|b| *b == b' ').next()?;
+    Some(String::from_utf8_lossy(word).into_owned())
+}
+
 fn parse(section: &[u8]) -> ModInfo {
     let mut info = ModInfo::default();
     for text in section.split(|b| *b == 0) {

@@ -1,6 +1,7 @@
 //! What can go wrong with a kernel bundle.
 
 use super::bzimage::ExtractError;
+use super::config::GuestMode;
 use super::modules::ModuleError;
 use crate::apt::PackageError;
 use crate::disk::DiskError;
@@ -75,6 +76,56 @@ pub enum KernelError {
         /// Why not.
         why: String,
     },
+    /// A file that is no kernel's configuration.
+    #[error("{} is not a kernel's configuration: {why}", path.display())]
+    NotAConfig {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// A kernel that no guest could run with.
+    #[error("{} lacks what guests need: {lacks}", path.display())]
+    LacksDrivers {
+        /// The kernel.
+        path: PathBuf,
+        /// What is missing for which kind of guest.
+        lacks: String,
+    },
+    /// A kernel without an initramfs that fits it.
+    #[error("{} ({release}) needs an initramfs of its own: {needs}", path.display())]
+    NeedsInitrd {
+        /// The kernel.
+        path: PathBuf,
+        /// Its release.
+        release: String,
+        /// What it needs of it.
+        needs: String,
+    },
+    /// A kernel that does not serve this kind of guest.
+    #[error("the kernel {digest} does not serve {mode}: {lacks}")]
+    Unfit {
+        /// Its bundle.
+        digest: String,
+        /// The kind of guest.
+        mode: GuestMode,
+        /// What is missing.
+        lacks: String,
+    },
+    /// A name that no bundle can have.
+    #[error("{name:?} cannot be a kernel's name: {why}")]
+    BadName {
+        /// The name.
+        name: String,
+        /// Why not.
+        why: String,
+    },
+    /// A guest runs with it.
+    #[error("the kernel {reference:?} is in use")]
+    InUse {
+        /// What should be removed.
+        reference: String,
+    },
     /// What is stored is not what was stored.
     #[error("the kernel bundle in {} is damaged: {why}", path.display())]
     Damaged {
@@ -111,7 +162,13 @@ impl Classify for KernelError {
             Self::Ambiguous { .. }
             | Self::NotMeta { .. }
             | Self::NotAKernel { .. }
-            | Self::NotAnInitrd { .. } => ErrorClass::Invalid,
+            | Self::NotAnInitrd { .. }
+            | Self::NotAConfig { .. }
+            | Self::LacksDrivers { .. }
+            | Self::NeedsInitrd { .. }
+            | Self::Unfit { .. }
+            | Self::BadName { .. } => ErrorClass::Invalid,
+            Self::InUse { .. } => ErrorClass::Conflict,
             Self::Extract { .. }
             | Self::Modules { .. }
             | Self::Damaged { .. }
@@ -133,6 +190,12 @@ impl Classify for KernelError {
             Self::Modules { .. } => "kernel_modules",
             Self::NotAKernel { .. } => "not_a_kernel",
             Self::NotAnInitrd { .. } => "not_an_initrd",
+            Self::NotAConfig { .. } => "not_a_kernel_config",
+            Self::LacksDrivers { .. } => "kernel_lacks_drivers",
+            Self::NeedsInitrd { .. } => "kernel_needs_initrd",
+            Self::Unfit { .. } => "kernel_unfit",
+            Self::BadName { .. } => "kernel_bad_name",
+            Self::InUse { .. } => "kernel_in_use",
             Self::Damaged { .. } => "kernel_damaged",
             Self::BadRecord { .. } => "kernel_record",
             Self::Newer { .. } => "kernel_newer",
@@ -161,6 +224,19 @@ impl Classify for KernelError {
             Self::NotAnInitrd { .. } => {
                 Some("Name a cpio archive in the newc format, plain or compressed.".into())
             }
+            Self::NotAConfig { .. } => {
+                Some("Name the .config of the kernel's build, such as /boot/config-RELEASE.".into())
+            }
+            Self::LacksDrivers { .. } | Self::Unfit { .. } => {
+                Some("Build the kernel with what it lacks, or bring an initramfs that has it.".into())
+            }
+            Self::NeedsInitrd { .. } => Some(
+                "Give one with --initrd, with the guest agent as /init, or build the kernel without modules and \
+                 give its configuration with --config."
+                    .into(),
+            ),
+            Self::BadName { .. } => None,
+            Self::InUse { .. } => Some("Stop the jobs that run with it first.".into()),
             Self::Damaged { .. } | Self::BadRecord { .. } | Self::Newer { .. } => {
                 Some("Remove it with aleph kernel rm and build it again.".into())
             }

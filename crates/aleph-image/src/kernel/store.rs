@@ -47,6 +47,10 @@ impl KernelStore {
         }
     }
 
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Opens the store in `kernels/` of the node's state folder `dir`, creating it where it is
     /// missing, and removes what builds that died have left.
     ///
@@ -133,6 +137,7 @@ impl KernelStore {
                     .map(|m| (m.stage, m.name.clone()))
                     .collect(),
                 files,
+                imported: None,
             }
         })?;
         let path = object.join(RECORD);
@@ -144,7 +149,7 @@ impl KernelStore {
         Bundle::load(&self.dir_of(&digest))
     }
 
-    fn publish(
+    pub(super) fn publish(
         &self,
         staging: &Staging,
         object: &Path,
@@ -192,6 +197,34 @@ impl KernelStore {
         )?)
     }
 
+    /// Gives a bundle of this store a name.
+    pub(super) fn name_bundle(&self, name: &str, digest: &Digest) -> Result<(), KernelError> {
+        let _lock = lock::folder(&self.dir)?;
+        self.set_name(name, &folder_name(digest))
+    }
+
+    /// The bundle with this name, or whose digest begins so.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn resolve(&self, reference: &str) -> Result<Bundle, KernelError> {
+        match self.folders_by_name()?.get(reference) {
+            Some(folder) => Bundle::load(&self.dir.join(folder)),
+            None => self.by_digest(reference),
+        }
+    }
+
+    /// The names of a bundle.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn names(&self, bundle: &Bundle) -> Result<Vec<String>, KernelError> {
+        let folder = folder_name(&bundle.digest());
+        let names = self.folders_by_name()?;
+        let own = names.into_iter().filter(|(_, target)| *target == folder);
+        Ok(own.map(|(name, _)| name).collect())
+    }
+
     /// The bundle whose digest begins with `prefix`, 8 hex digits or more, with or without
     /// `sha256:` before them.
     ///
@@ -217,19 +250,44 @@ impl KernelStore {
         Ok(bundles)
     }
 
-    /// Removes a bundle, even a damaged one; if it is the default, there is none afterwards.
-    /// Guests that run are not affected: a VMM reads these files when it starts.
+    /// Removes a bundle, even a damaged one; if it is the default, there is none afterwards. A
+    /// name takes its bundle with it where it is the last one; a digest takes all names.
     ///
     /// # Errors
-    /// When there is no such bundle, or more than one.
-    pub fn remove(&self, prefix: &str) -> Result<(), KernelError> {
+    /// When there is no such bundle, or more than one; [`KernelError::InUse`] where a guest runs with
+    /// one that was imported. Those that were built a guest does not need once it has booted.
+    pub fn remove(&self, reference: &str) -> Result<(), KernelError> {
         let _lock = lock::folder(&self.dir)?;
-        let dir = self.find(prefix)?;
+        let names = self.folders_by_name()?;
+        let dir = match names.get(reference) {
+            Some(folder) => self.dir.join(folder),
+            None => self.find(reference)?,
+        };
+        let own: Vec<&String> = names
+            .iter()
+            .filter(|(_, folder)| self.dir.join(folder) == dir)
+            .map(|(name, _)| name)
+            .collect();
+        if own.len() > 1 && names.contains_key(reference) {
+            return self.remove_name(reference);
+        }
+        // Held until the files have no path any more, so nobody begins to use them meanwhile.
+        let _held = match Bundle::load(&dir) {
+            Ok(bundle) => bundle.claim(reference)?,
+            Err(_) => Vec::new(),
+        };
+        for name in own {
+            self.remove_name(name)?;
+        }
         let link = self.dir.join(DEFAULT);
         if fs::read_link(&link).is_ok_and(|target| self.dir.join(target) == dir) {
             fs::remove_file(&link).doing("remove", &link)?;
         }
-        self.remove_dir(&dir)
+        if dir.is_dir() {
+            self.remove_dir(&dir)
+        } else {
+            Ok(())
+        }
     }
 
     /// Moves a folder out of its place in one step, then removes its files.

@@ -32,8 +32,12 @@ pub(super) async fn run(
         output::say(&format!("aleph: {notice}"));
     }
     let uncompressed = executor.driver().wants_uncompressed_kernel();
-    let own = flags.kernel.as_deref().zip(flags.initrd.as_deref());
-    let opened = boot::open(executor.paths(), own, &image, uncompressed)?;
+    let kernel = match (flags.files(), &job.kernel) {
+        (Some((kernel, initrd)), _) => boot::Kernel::Files(kernel, initrd),
+        (None, Some(reference)) => boot::Kernel::Stored(reference),
+        (None, None) => boot::Kernel::Default,
+    };
+    let opened = boot::open(executor.paths(), kernel, &image, uncompressed)?;
     let vm = executor.create(JobId::random(), &job, opened)?;
     let session = Session {
         vm: &vm,

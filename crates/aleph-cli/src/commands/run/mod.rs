@@ -17,7 +17,7 @@ use crate::spec::{self, JobFlags};
 use aleph_types::{JobSpec, NetworkMode, Restart};
 use anyhow::Result;
 use clap_complete::ArgValueCompleter;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What to run, and how.
@@ -64,13 +64,13 @@ pub(crate) struct Run {
 
 /// How a node in this process boots.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Without the daemon")]
+#[command(next_help_heading = "Booting")]
 pub(crate) struct BootFlags {
-    /// Boot this kernel, by a node in this process
-    #[arg(long, value_name = "FILE", requires = "initrd")]
+    /// Boot this kernel of the node (aleph kernel ls); with --initrd a file, by a node in this process
+    #[arg(long, value_name = "NAME|FILE")]
     kernel: Option<PathBuf>,
 
-    /// The initramfs that goes with --kernel; it must hold the guest agent
+    /// The initramfs that goes with a kernel's file; it must hold the guest agent
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
 
@@ -90,12 +90,19 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+impl BootFlags {
+    /// A kernel and an initramfs of the user's own.
+    fn files(&self) -> Option<(&Path, &Path)> {
+        self.kernel.as_deref().zip(self.initrd.as_deref())
+    }
+}
+
 impl Run {
     /// Runs the command and gives its exit code.
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let spec = self.spec()?;
-        // A kernel of the user's own is booted here: the node boots its bundle.
-        if self.boot.kernel.is_none()
+        // A kernel's file is booted here: the node boots what is in its store.
+        if self.boot.files().is_none()
             && let Some(client) = context.daemon().await?
         {
             let run = remote::Remote {
@@ -125,6 +132,18 @@ impl Run {
             spec.command.clone_from(&self.command);
         }
         self.job.apply(&mut spec)?;
+        match (&self.boot.kernel, self.boot.files()) {
+            (Some(_), Some(_)) => spec.kernel = None,
+            (Some(file), None) if file.components().count() > 1 => {
+                return Err(Advised {
+                    what: format!("{} is a file, not the name of a kernel", file.display()),
+                    advice: "Import it with aleph kernel import, or add its --initrd.".into(),
+                }
+                .into());
+            }
+            (Some(name), None) => spec.kernel = Some(name.to_string_lossy().into_owned()),
+            (None, _) => {}
+        }
         spec.validate()?;
         if spec.auto_destroy && spec.restart.policy != Restart::No {
             return Err(Advised {

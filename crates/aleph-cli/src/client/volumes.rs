@@ -1,0 +1,135 @@
+//! The routes of volumes.
+
+use super::path::{Query, part};
+use super::request::{Answer, Asking};
+use super::{Client, ClientError};
+use aleph_types::{
+    DiskImageFormat, MiB, Volume, VolumeRequest, VolumeResize, VolumeSnapshotRequest,
+    VolumeUndelete,
+};
+use bytes::Bytes;
+use hyper::Method;
+use hyper::body::Body;
+
+impl Client {
+    pub(crate) async fn volumes(&self, deleted: bool) -> Result<Vec<Volume>, ClientError> {
+        let query = Query::default().flag("deleted", deleted);
+        self.ask_json(Asking::get(format!("/v1/volumes{query}")))
+            .await
+    }
+
+    /// A volume, as the node tells it.
+    pub(crate) async fn volume(&self, volume: &str) -> Result<Volume, ClientError> {
+        self.ask_json(Asking::get(of(volume))).await
+    }
+
+    /// Makes an empty volume, or a copy.
+    pub(crate) async fn create_volume(
+        &self,
+        request: &VolumeRequest,
+    ) -> Result<Volume, ClientError> {
+        self.ask_json(Asking::post("/v1/volumes").json(request)?)
+            .await
+    }
+
+    /// Makes a volume of an image that is sent while it is read.
+    pub(crate) async fn import_volume<B>(
+        &self,
+        name: &str,
+        (format, size): (Option<DiskImageFormat>, Option<MiB>),
+        image: B,
+    ) -> Result<Volume, ClientError>
+    where
+        B: Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
+    {
+        let format = format.map(|format| format.to_string());
+        let size = size.map(|size| format!("{}m", size.0));
+        let query = Query::default()
+            .with("name", name)
+            .with_some("format", format.as_deref())
+            .with_some("size", size.as_deref());
+        let asking = Asking::post(format!("/v1/volumes/import{query}"));
+        self.ask_json(asking.stream("application/octet-stream", image))
+            .await
+    }
+
+    /// A volume's bytes as an image.
+    pub(crate) async fn export_volume(
+        &self,
+        volume: &str,
+        snapshot: Option<&str>,
+        format: DiskImageFormat,
+    ) -> Result<Answer, ClientError> {
+        let query = Query::default()
+            .with("format", &format.to_string())
+            .with_some("snapshot", snapshot);
+        self.ask(Asking::get(format!("{}/export{query}", of(volume))))
+            .await
+    }
+
+    pub(crate) async fn remove_volume(&self, volume: &str, now: bool) -> Result<(), ClientError> {
+        let query = Query::default().flag("now", now);
+        let path = format!("{}{query}", of(volume));
+        self.ask(Asking::new(Method::DELETE, path)).await.map(drop)
+    }
+
+    pub(crate) async fn undelete_volume(
+        &self,
+        volume: &str,
+        name: Option<String>,
+    ) -> Result<Volume, ClientError> {
+        let asking = Asking::post(format!("{}/undelete", of(volume)));
+        self.ask_json(asking.json(&VolumeUndelete { name })?).await
+    }
+
+    pub(crate) async fn resize_volume(
+        &self,
+        volume: &str,
+        size: MiB,
+    ) -> Result<Volume, ClientError> {
+        let asking = Asking::post(format!("{}/resize", of(volume)));
+        self.ask_json(asking.json(&VolumeResize { size })?).await
+    }
+
+    /// Keeps a volume's present state under a name.
+    pub(crate) async fn snapshot_volume(
+        &self,
+        volume: &str,
+        name: &str,
+    ) -> Result<Volume, ClientError> {
+        self.by_snapshot(volume, "snapshots", name).await
+    }
+
+    pub(crate) async fn restore_volume(
+        &self,
+        volume: &str,
+        name: &str,
+    ) -> Result<Volume, ClientError> {
+        self.by_snapshot(volume, "restore", name).await
+    }
+
+    pub(crate) async fn remove_volume_snapshot(
+        &self,
+        volume: &str,
+        name: &str,
+    ) -> Result<(), ClientError> {
+        let path = format!("{}/snapshots/{}", of(volume), part(name));
+        self.ask(Asking::new(Method::DELETE, path)).await.map(drop)
+    }
+
+    async fn by_snapshot(
+        &self,
+        volume: &str,
+        action: &str,
+        name: &str,
+    ) -> Result<Volume, ClientError> {
+        let asking = Asking::post(format!("{}/{action}", of(volume)));
+        let name = name.to_owned();
+        self.ask_json(asking.json(&VolumeSnapshotRequest { name })?)
+            .await
+    }
+}
+
+fn of(volume: &str) -> String {
+    format!("/v1/volumes/{}", part(volume))
+}

@@ -1,0 +1,456 @@
+//! Volumes: make, list, look at, grow, keep states of, remove, and their images in and out.
+
+use crate::server::extract::{Body, Query, Segment, Segments};
+use crate::server::{Caller, Refusal, Service};
+use aleph_executor::volumes::{Import, MAX_SIZE, NewVolume, Source, VolumeError, Volumes};
+use aleph_types::{
+    DiskImageFormat, ErrorClass, MiB, Volume, VolumeId, VolumeRequest, VolumeResize,
+    VolumeSnapshotRequest, VolumeUndelete,
+};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// What an image travels as.
+const IMAGE: &str = "application/octet-stream";
+/// How long a client may take to send the next piece of an image.
+const PIECE_TIME: Duration = Duration::from_secs(60);
+/// How much of an image is read at a time.
+const PIECE: usize = 256 * 1024;
+
+pub(super) fn routes() -> OpenApiRouter<Service> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(import))
+        .routes(routes!(get, remove))
+        .routes(routes!(resize))
+        .routes(routes!(undelete))
+        .routes(routes!(snapshot))
+        .routes(routes!(remove_snapshot))
+        .routes(routes!(restore))
+        .routes(routes!(export))
+}
+
+/// The volume in a path.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "it describes; `Segment` is what reads the path")]
+struct VolumePath {
+    /// Its name, its full id, or 4 or more hex digits that begin it alone, with or without `0x`.
+    #[param(
+        min_length = 1,
+        max_length = 63,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    )]
+    volume: String,
+}
+
+/// The snapshot of a volume in a path.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "it describes; `Segments` is what reads the path")]
+struct SnapshotPath {
+    /// The volume, as elsewhere.
+    #[param(
+        min_length = 1,
+        max_length = 63,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    )]
+    volume: String,
+    /// The snapshot's name.
+    #[param(
+        min_length = 1,
+        max_length = 63,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    )]
+    snapshot: String,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Whether those are told, too, that were removed and can be had back.
+    #[serde(default)]
+    deleted: bool,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct RemoveQuery {
+    /// Whether it is gone at once, and cannot be had back.
+    #[serde(default)]
+    now: bool,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ImportQuery {
+    /// The new volume's name.
+    #[param(
+        min_length = 1,
+        max_length = 63,
+        pattern = "^(?!0x)[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    )]
+    name: String,
+    /// What the image is; by its bytes, when absent.
+    #[serde(default)]
+    #[param(inline)]
+    format: Option<DiskImageFormat>,
+    /// The volume's size, such as 20g, where it is to be larger than the image's.
+    #[serde(default)]
+    #[param(pattern = "^[0-9]{1,9}[mMgG]$")]
+    size: Option<String>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ExportQuery {
+    /// How the image is written down; raw when absent.
+    #[serde(default)]
+    #[param(inline)]
+    format: Option<DiskImageFormat>,
+    /// A snapshot of the volume; as it is now, when absent.
+    #[serde(default)]
+    #[param(min_length = 1, max_length = 63)]
+    snapshot: Option<String>,
+}
+
+/// Does something with volumes, which blocks. It goes on when the client goes away.
+async fn with<T: Send + 'static>(
+    service: &Service,
+    work: impl FnOnce(&Volumes) -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, Refusal> {
+    let volumes = service.node.volumes().clone();
+    let done = service.settle(async move {
+        let done = spawn_blocking(move || work(&volumes)).await;
+        done.unwrap_or_else(|_| Err(VolumeError::BadRequest("the request panicked")))
+    });
+    done.await
+}
+
+/// The same with the volume that a caller means.
+async fn with_one<T: Send + 'static>(
+    service: &Service,
+    caller: &Caller,
+    reference: String,
+    work: impl FnOnce(&Volumes, VolumeId) -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, Refusal> {
+    let scope = caller.scope.clone();
+    with(service, move |volumes| {
+        let id = volumes.find(&scope, &reference)?.id;
+        work(volumes, id)
+    })
+    .await
+}
+
+/// List volumes, by name
+#[utoipa::path(
+    get, path = "/v1/volumes", tag = "volumes", params(ListQuery),
+    responses((status = 200, description = "All that the caller has.", body = Vec<Volume>)),
+)]
+async fn list(
+    State(service): State<Service>,
+    caller: Caller,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Vec<Volume>>, Refusal> {
+    let scope = caller.scope;
+    with(&service, move |volumes| volumes.list(&scope, query.deleted))
+        .await
+        .map(Json)
+}
+
+/// Make a volume: an empty one, or a copy
+///
+/// An empty one has a size and a filesystem. A copy is of another volume, which must not be attached for
+/// writing, or of a snapshot.
+#[utoipa::path(
+    post, path = "/v1/volumes", tag = "volumes", request_body = VolumeRequest,
+    responses((status = 201, description = "It is made.", body = Volume)),
+)]
+async fn create(
+    State(service): State<Service>,
+    caller: Caller,
+    Body(request): Body<VolumeRequest>,
+) -> Result<(StatusCode, Json<Volume>), Refusal> {
+    let made = with(&service, move |volumes| {
+        let VolumeRequest {
+            name,
+            size,
+            filesystem,
+            from,
+        } = request;
+        let new = NewVolume {
+            account: &caller.account,
+            name: &name,
+        };
+        let Some(from) = from else {
+            let size = size.ok_or(VolumeError::BadRequest(
+                "the volume has no size, and is no copy of one that has",
+            ))?;
+            return volumes.create(new, size, filesystem.unwrap_or_default());
+        };
+        if filesystem.is_some() {
+            let why = "a copy has what it is a copy of, and no filesystem of its own";
+            return Err(VolumeError::BadRequest(why));
+        }
+        let id = volumes.find(&caller.scope, &from.volume)?.id;
+        let source = match &from.snapshot {
+            Some(name) => Source::Snapshot(id, name),
+            None => Source::Volume(id),
+        };
+        volumes.clone_of(new, source, size)
+    })
+    .await?;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// Make a volume of a disk image
+///
+/// The body is a raw disk or a qcow2 file. One that names another file (a backing file, an external data
+/// file) is refused with `bad_qcow2`, and what is no disk image with `not_an_image`.
+#[utoipa::path(
+    post, path = "/v1/volumes/import", tag = "volumes", params(ImportQuery),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 201, description = "It is made.", body = Volume)),
+)]
+async fn import(
+    State(service): State<Service>,
+    caller: Caller,
+    Query(query): Query<ImportQuery>,
+    body: axum::body::Body,
+) -> Result<(StatusCode, Json<Volume>), Refusal> {
+    let size = query.size.as_deref().map(str::parse::<MiB>).transpose();
+    let size = size.map_err(|error| Refusal::invalid("bad_query", error.to_string()))?;
+    let image = receive(&service, body).await?;
+    let made = with(&service, move |volumes| {
+        let new = NewVolume {
+            account: &caller.account,
+            name: &query.name,
+        };
+        let format = query.format;
+        volumes.import(new, &image, Import { format, size })
+    })
+    .await?;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// Gathers an image in a file.
+async fn receive(service: &Service, mut body: axum::body::Body) -> Result<File, Refusal> {
+    let mut staged = service.node.volumes().stage()?;
+    loop {
+        let piece = tokio::select! {
+            piece = timeout(PIECE_TIME, body.frame()) => piece,
+            () = service.stopping.cancelled() => return Err(Refusal::stopping()),
+        };
+        let Ok(piece) = piece else {
+            let (status, class) = (StatusCode::REQUEST_TIMEOUT, ErrorClass::Invalid);
+            let message = "the image stopped coming";
+            return Err(Refusal::new(status, class, "body_timeout", message));
+        };
+        let Some(piece) = piece else { break };
+        let piece = piece.map_err(|error| VolumeError::Source(io::Error::other(error)))?;
+        let Ok(bytes) = piece.into_data() else {
+            continue;
+        };
+        if staged.len().saturating_add(bytes.len() as u64) > MAX_SIZE.bytes() {
+            let (status, class) = (StatusCode::PAYLOAD_TOO_LARGE, ErrorClass::Invalid);
+            let message = format!("the image is larger than {MAX_SIZE}");
+            return Err(Refusal::new(status, class, "too_large", message));
+        }
+        let written = spawn_blocking(move || staged.write_all(&bytes).map(|()| staged)).await;
+        staged = match written {
+            Ok(written) => written.map_err(Volumes::staging_error)?,
+            Err(_) => return Err(Refusal::internal("a request panicked")),
+        };
+    }
+    Ok(staged.finish().map_err(Volumes::staging_error)?)
+}
+
+/// Look at a volume
+#[utoipa::path(
+    get, path = "/v1/volumes/{volume}", tag = "volumes", params(VolumePath),
+    responses((status = 200, description = "The volume.", body = Volume)),
+)]
+async fn get(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(volume): Segment,
+) -> Result<Json<Volume>, Refusal> {
+    let found = with(&service, move |volumes| {
+        volumes.find(&caller.scope, &volume)
+    });
+    found.await.map(Json)
+}
+
+/// Remove a volume
+///
+/// It can be had back until the time that `purged_at` tells, unless it is to be gone at once. One that a
+/// job has is refused with 409 `volume_attached`.
+#[utoipa::path(
+    delete, path = "/v1/volumes/{volume}", tag = "volumes", params(VolumePath, RemoveQuery),
+    responses((status = 204, description = "It is removed.")),
+)]
+async fn remove(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(volume): Segment,
+    Query(query): Query<RemoveQuery>,
+) -> Result<StatusCode, Refusal> {
+    let now = query.now;
+    let removed = move |volumes: &Volumes, id| volumes.remove(id, now);
+    with_one(&service, &caller, volume, removed).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Make a volume larger
+///
+/// What is on it grows when its guest says so, as with `resize2fs` or `xfs_growfs`.
+#[utoipa::path(
+    post, path = "/v1/volumes/{volume}/resize", tag = "volumes", params(VolumePath),
+    request_body = VolumeResize,
+    responses((status = 200, description = "It has its new size.", body = Volume)),
+)]
+async fn resize(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(volume): Segment,
+    Body(request): Body<VolumeResize>,
+) -> Result<Json<Volume>, Refusal> {
+    let resized = move |volumes: &Volumes, id| volumes.resize(id, request.size);
+    with_one(&service, &caller, volume, resized).await.map(Json)
+}
+
+/// Have a volume back that was removed
+#[utoipa::path(
+    post, path = "/v1/volumes/{volume}/undelete", tag = "volumes", params(VolumePath),
+    request_body = VolumeUndelete,
+    responses((status = 200, description = "It is there again.", body = Volume)),
+)]
+async fn undelete(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(volume): Segment,
+    Body(request): Body<VolumeUndelete>,
+) -> Result<Json<Volume>, Refusal> {
+    let back = move |volumes: &Volumes, id| volumes.undelete(id, request.name.as_deref());
+    with_one(&service, &caller, volume, back).await.map(Json)
+}
+
+/// Keep a volume's present state
+///
+/// With qcow2 this takes the same short time however much there is.
+#[utoipa::path(
+    post, path = "/v1/volumes/{volume}/snapshots", tag = "volumes", params(VolumePath),
+    request_body = VolumeSnapshotRequest,
+    responses((status = 201, description = "It is kept.", body = Volume)),
+)]
+async fn snapshot(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(volume): Segment,
+    Body(request): Body<VolumeSnapshotRequest>,
+) -> Result<(StatusCode, Json<Volume>), Refusal> {
+    let kept = move |volumes: &Volumes, id| volumes.snapshot(id, &request.name);
+    let volume = with_one(&service, &caller, volume, kept).await?;
+    Ok((StatusCode::CREATED, Json(volume)))
+}
+
+/// Forget a state that was kept
+#[utoipa::path(
+    delete, path = "/v1/volumes/{volume}/snapshots/{snapshot}", tag = "volumes",
+    params(SnapshotPath),
+    responses((status = 204, description = "It is forgotten.")),
+)]
+async fn remove_snapshot(
+    State(service): State<Service>,
+    caller: Caller,
+    Segments(volume, snapshot): Segments,
+) -> Result<StatusCode, Refusal> {
+    let forgotten = move |volumes: &Volumes, id| volumes.remove_snapshot(id, &snapshot);
+    with_one(&service, &caller, volume, forgotten).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Have a volume go on from a state that was kept
+///
+/// What it held since then is gone. Its snapshots stay.
+#[utoipa::path(
+    post, path = "/v1/volumes/{volume}/restore", tag = "volumes", params(VolumePath),
+    request_body = VolumeSnapshotRequest,
+    responses((status = 200, description = "It holds what it held then.", body = Volume)),
+)]
+async fn restore(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(volume): Segment,
+    Body(request): Body<VolumeSnapshotRequest>,
+) -> Result<Json<Volume>, Refusal> {
+    let restored = move |volumes: &Volumes, id| volumes.restore(id, &request.name);
+    with_one(&service, &caller, volume, restored)
+        .await
+        .map(Json)
+}
+
+/// Take a volume as a disk image
+#[utoipa::path(
+    get, path = "/v1/volumes/{volume}/export", tag = "volumes", params(VolumePath, ExportQuery),
+    responses((status = 200, description = "The image.",
+        body = Vec<u8>, content_type = "application/octet-stream")),
+)]
+async fn export(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(volume): Segment,
+    Query(query): Query<ExportQuery>,
+) -> Result<Response, Refusal> {
+    let format = query.format.unwrap_or(DiskImageFormat::Raw);
+    let image = move |volumes: &Volumes, id| volumes.export(id, query.snapshot.as_deref(), format);
+    let image = with_one(&service, &caller, volume, image).await?;
+    let (length, stopping) = (image.length, service.stopping.clone());
+    // An image that breaks off breaks the response off, so that nobody takes it for whole.
+    let pieces = stream::try_unfold((image.file, length), move |(file, left)| {
+        let stopping = stopping.clone();
+        async move {
+            if stopping.is_cancelled() {
+                return Err(io::Error::other("the node is shutting down"));
+            }
+            if left == 0 {
+                return Ok(None);
+            }
+            let read = spawn_blocking(move || read(file, left));
+            let (bytes, file) = read.await.map_err(io::Error::other)??;
+            let left = left - bytes.len() as u64;
+            Ok(Some((bytes, (file, left))))
+        }
+    });
+    let headers = [
+        (CONTENT_TYPE, IMAGE.to_owned()),
+        (CONTENT_LENGTH, length.to_string()),
+    ];
+    Ok((headers, axum::body::Body::from_stream(pieces)).into_response())
+}
+
+/// The next bytes of an image that has `left` more.
+fn read(mut file: File, left: u64) -> io::Result<(Bytes, File)> {
+    let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
+    file.read_exact(&mut piece)?;
+    Ok((piece.into(), file))
+}
