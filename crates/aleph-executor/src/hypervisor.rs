@@ -257,6 +257,12 @@ pub trait Vmm: Send + Sync {
     fn impairment(&self) -> Option<String> {
         None
     }
+
+    /// Whether the guest itself ended the machine in order, once [`Vmm::wait`] has returned; `None` where
+    /// that is not known. An exit code of 0 says less: a VMM may have it also where it was told to end.
+    fn ended_by_guest(&self) -> Option<bool> {
+        None
+    }
 }
 
 impl std::fmt::Debug for dyn Vmm {

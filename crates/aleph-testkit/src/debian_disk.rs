@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{EFI, LINUX_FS};
 use rustix::fs::{FlockOperation, flock};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -144,31 +144,65 @@ pub(crate) fn system_partition(
     options: &str,
     work: &Path,
 ) -> Result<()> {
-    let mut file = File::create(esp)?;
-    file.set_len(ESP)?;
-    file.seek(SeekFrom::Start(0))?;
-    file.flush()?;
     let loader = unpacked("systemd-boot-efi", &["systemd-boot-efi"])?
         .join("usr/lib/systemd/boot/efi/systemd-bootx64.efi");
     let (conf, entry) = (work.join("loader.conf"), work.join("debian.conf"));
     fs::write(&conf, LOADER)?;
     let text = format!("title Debian\nlinux /vmlinuz\ninitrd /initrd\noptions {options}\n");
     fs::write(&entry, text)?;
+    let files = [
+        (&loader, "EFI/BOOT/BOOTX64.EFI"),
+        (&conf, "loader/loader.conf"),
+        (&entry, "loader/entries/debian.conf"),
+        (kernel, "vmlinuz"),
+        (initrd, "initrd"),
+    ];
+    partition_with(esp, &files)
+}
+
+/// The same by what Debian has signed: shim, which Microsoft has, GRUB, and the kernel.
+pub(crate) fn signed_partition(
+    esp: &Path,
+    [kernel, initrd]: [&PathBuf; 2],
+    options: &str,
+    work: &Path,
+) -> Result<()> {
+    let packages = unpacked("signed-boot", &["shim-signed", "grub-efi-amd64-signed"])?;
+    let shim = packages.join("usr/lib/shim/shimx64.efi.signed");
+    let grub = packages.join("usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed");
+    let conf = work.join("grub.cfg");
+    let text = format!("linux /vmlinuz {options}\ninitrd /initrd\nboot\n");
+    fs::write(&conf, text)?;
+    let files = [
+        (&shim, "EFI/BOOT/BOOTX64.EFI"),
+        (&grub, "EFI/BOOT/grubx64.efi"),
+        (&conf, "EFI/debian/grub.cfg"),
+        (kernel, "vmlinuz"),
+        (initrd, "initrd"),
+    ];
+    partition_with(esp, &files)
+}
+
+/// A FAT filesystem with these files.
+fn partition_with(esp: &Path, files: &[(&PathBuf, &str)]) -> Result<()> {
+    File::create(esp)?.set_len(ESP)?;
     let on = |program: &str| -> Result<Command> {
         let mut command = mtools(program)?;
         command.arg("-i").arg(esp);
         Ok(command)
     };
     run(on("mformat")?.args(["-F", "::"]))?;
-    run(on("mmd")?.args(["::/EFI", "::/EFI/BOOT", "::/loader", "::/loader/entries"]))?;
-    for (from, to) in [
-        (&loader, "::/EFI/BOOT/BOOTX64.EFI"),
-        (&conf, "::/loader/loader.conf"),
-        (&entry, "::/loader/entries/debian.conf"),
-        (kernel, "::/vmlinuz"),
-        (initrd, "::/initrd"),
-    ] {
-        run(on("mcopy")?.arg(from).arg(to))?;
+    let above = files.iter().flat_map(|(_, to)| Path::new(to).ancestors());
+    // In the order of their names a folder comes before what is in it.
+    let mut folders: BTreeSet<&Path> = above.filter(|path| path.parent().is_some()).collect();
+    for (_, to) in files {
+        folders.remove(Path::new(to));
+    }
+    for folder in folders {
+        run(on("mmd")?.arg(format!("::/{}", folder.display())))?;
+    }
+    for (from, to) in files {
+        run(on("mcopy")?.arg(from).arg(format!("::/{to}")))?;
     }
     Ok(())
 }

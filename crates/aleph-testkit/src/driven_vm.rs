@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
 /// What only a hang exceeds.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// What a VM is launched with.
 #[derive(Debug)]
@@ -102,12 +102,15 @@ pub struct DrivenVm {
     /// Its runtime folder.
     pub run_dir: PathBuf,
     console: Mutex<UnixStream>,
+    is_abandoned: bool,
 }
 
 /// Where a test fails, its VMs end with it.
 impl Drop for DrivenVm {
     fn drop(&mut self) {
-        let _ = self.vmm.kill();
+        if !self.is_abandoned {
+            let _ = self.vmm.kill();
+        }
     }
 }
 
@@ -168,7 +171,8 @@ impl DrivenVm {
             Ok(console) => Mutex::new(console),
             Err(error) => {
                 let _ = vmm.kill();
-                return Err(error).context("the console");
+                let exit = vmm.wait().await;
+                return Err(error).with_context(|| format!("the console; {exit}"));
             }
         };
         Ok(Self {
@@ -176,13 +180,14 @@ impl DrivenVm {
             vmm,
             run_dir,
             console,
+            is_abandoned: false,
         })
     }
 
     /// The next letters that its guest writes to its console.
     ///
     /// # Errors
-    /// Where it ends, or writes nothing for a minute.
+    /// Where it ends, or writes nothing for three minutes.
     pub async fn writes(&self, count: usize) -> Result<String> {
         let mut letters = vec![0; count];
         let mut console = self.console.lock().await;
@@ -194,12 +199,12 @@ impl DrivenVm {
     /// What its guest writes to its console up to this text, with it.
     ///
     /// # Errors
-    /// Where it ends, or does not write it within a minute.
+    /// Where it ends, or does not write it within three minutes.
     pub async fn says(&self, text: &str) -> Result<String> {
         let mut said = Vec::new();
         let mut console = self.console.lock().await;
         let read = async {
-            // By letters, so that what comes after it is not lost. A minute holds fewer than this.
+            // By letters, so that what comes after it is not lost. Far fewer than this come.
             for _ in 0..1 << 20 {
                 said.push(console.read_u8().await?);
                 if said.ends_with(text.as_bytes()) {
@@ -251,10 +256,15 @@ impl DrivenVm {
         Ok(snapshot.save(to).await?)
     }
 
+    /// Lets go of it as a node does that is killed: its VMM runs on.
+    pub fn abandon(mut self) {
+        self.is_abandoned = true;
+    }
+
     /// Kills its VMM, and waits until that and all that was its is gone.
     ///
     /// # Errors
-    /// Where that takes a minute.
+    /// Where that takes three minutes.
     pub async fn end(self) -> Result<()> {
         self.vmm.kill()?;
         tokio::time::timeout(LIMIT, self.vmm.wait()).await?;

@@ -1,7 +1,7 @@
 //! The smallest Linux that can be asked anything: Debian's kernel, and busybox in an initramfs.
 
 use crate::debian::unpacked;
-use crate::debian_disk::system_partition;
+use crate::debian_disk::{signed_partition, system_partition};
 use crate::{DrivenVm, TestRoot, pci_host};
 use aleph_executor::hypervisor::{Kernel, Start};
 use anyhow::{Context, Result, ensure};
@@ -47,6 +47,9 @@ const STATUS: &str = "status=";
 
 /// What a kernel is told.
 const OPTIONS: &str = "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off";
+
+/// Makes a filesystem with a kernel and its initramfs.
+type Make = fn(&Path, [&PathBuf; 2], &str, &Path) -> Result<()>;
 
 /// A kernel and an initramfs, whose shell is on the first serial port and which powers off when its
 /// button is pressed.
@@ -116,16 +119,28 @@ impl ShellGuest {
     /// # Errors
     /// Where it cannot be made.
     pub fn disk(&self, path: &Path) -> Result<File> {
+        self.disk_by(path, system_partition)
+    }
+
+    /// Makes one that UEFI boots with Secure Boot too: by shim and GRUB.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn signed_disk(&self, path: &Path) -> Result<File> {
+        self.disk_by(path, signed_partition)
+    }
+
+    fn disk_by(&self, path: &Path, make: Make) -> Result<File> {
         let work = path.with_extension("work");
         fs::create_dir(&work)?;
-        system_partition(path, [&self.stub, &self.initrd], OPTIONS, &work)?;
+        make(path, [&self.stub, &self.initrd], OPTIONS, &work)?;
         Ok(File::options().read(true).write(true).open(path)?)
     }
 
     /// Waits until its shell listens.
     ///
     /// # Errors
-    /// Where that takes a minute.
+    /// Where that takes three minutes.
     pub async fn ready(vm: &DrivenVm) -> Result<()> {
         vm.says("ready\n").await.map(drop)
     }
@@ -133,7 +148,7 @@ impl ShellGuest {
     /// Runs a line in it; gives what that wrote.
     ///
     /// # Errors
-    /// Where it fails, or takes a minute.
+    /// Where it fails, or takes three minutes.
     pub async fn run(vm: &DrivenVm, line: &str) -> Result<String> {
         vm.tell(&format!("{line}\n")).await?;
         let said = vm.says(STATUS).await?;

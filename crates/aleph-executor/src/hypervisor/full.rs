@@ -86,7 +86,8 @@ pub trait Hotplug: Send + Sync {
     ///
     /// # Errors
     /// [`MachineError::NoSlot`] where no slot is free, [`MachineError::Conflict`] where there is one with
-    /// its serial number.
+    /// its serial number. After [`VmmError::Silent`] it may be attached all the same: detaching it makes
+    /// sure.
     fn attach_disk(&self, disk: Disk) -> BoxFuture<'_, Result<(), MachineError>>;
 
     /// Takes a disk away, once the guest has let go of it, and closes its files. One that is not there
@@ -114,16 +115,19 @@ pub trait Hotplug: Send + Sync {
     /// Takes a network device away, as [`Hotplug::detach_disk`] does.
     fn detach_nic(&self, mac: [u8; 6], limit: Duration) -> BoxFuture<'_, Result<(), MachineError>>;
 
-    /// Adds memory, within the room that its blueprint has, in units of 128 MiB.
+    /// Adds memory, within the room that its blueprint has, in units of 128 MiB. The limits of its group
+    /// are the caller's: they have to be raised before.
     ///
     /// # Errors
     /// [`MachineError::NoRoom`] where there is less.
     fn add_memory(&self, memory: MiB) -> BoxFuture<'_, Result<(), MachineError>>;
 
-    /// Adds processors, within the room that its blueprint has.
+    /// Adds processors, within the room that its blueprint has. As for [`Hotplug::add_memory`], limits are
+    /// the caller's.
     ///
     /// # Errors
-    /// [`MachineError::NoRoom`] where there is less.
+    /// [`MachineError::NoRoom`] where there is less, and nothing was added. Where the VMM fails, some may
+    /// have been.
     fn add_cpus(&self, cpus: u16) -> BoxFuture<'_, Result<(), MachineError>>;
 }
 

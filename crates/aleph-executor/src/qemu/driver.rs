@@ -2,6 +2,7 @@
 
 use super::argv::{Begin, Machine, Ram, argv, state_uri};
 use super::block::{self, Drive};
+use super::control::{ANSWER, Control};
 use super::machine::{FirmwareFiles, Full};
 use super::probe::{self, MICROVM, Qemu};
 use super::qmp::{Qmp, QmpError};
@@ -20,13 +21,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
-
-/// How long QEMU may take to answer a command.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// What only an emulated guest's kernel is told:
 /// - `mitigations=off`: what keeps a processor from speculating keeps an emulator from nothing, as
@@ -164,16 +163,13 @@ impl QemuDriver {
                 cgroup: launch.cgroup,
                 user: launch.user,
                 memory_in_file: ram != Ram::Own,
+                full: None,
             },
         )
     }
 
     pub(super) fn accelerator(&self) -> Accelerator {
         self.config.accelerator
-    }
-
-    pub(super) fn program(&self) -> &Path {
-        &self.config.program
     }
 
     pub(super) fn firmware(&self) -> &FirmwareFiles {
@@ -214,11 +210,11 @@ impl QemuDriver {
         .map_err(io(&format!("start {}", qemu.program.display())))?;
         Ok(QemuVmm {
             process,
+            control: Control::new(program.run_dir.clone(), program.full.is_some()),
             run_dir: program.run_dir,
             tail: Some(tail),
             memory_in_file: program.memory_in_file,
-            full: None,
-            qmp: tokio::sync::OnceCell::new(),
+            full: program.full,
         })
     }
 }
@@ -232,6 +228,8 @@ pub(super) struct Program {
     pub(super) user: Option<u32>,
     /// Whether the guest's memory is in a file, or will be.
     pub(super) memory_in_file: bool,
+    /// What it has where it is a whole computer.
+    pub(super) full: Option<Full>,
 }
 
 /// A descriptor whose file QEMU can open again under another user: QEMU takes kernels by path
@@ -310,18 +308,21 @@ impl Driver for QemuDriver {
     fn adopt(&self, identity: Identity, run_dir: PathBuf) -> Result<Box<dyn Vmm>, AdoptError> {
         let process = match Process::adopt(&identity) {
             Ok(process) => process,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AdoptError::Gone),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                super::machine::bury(&run_dir);
+                return Err(AdoptError::Gone);
+            }
             Err(error) => return Err(error.into()),
         };
         let full = Full::adopt(&run_dir)?;
         Ok(Box::new(QemuVmm {
             process,
+            control: Control::new(run_dir.clone(), full.is_some()),
             run_dir,
             full,
             tail: None,
             // Only functions' guests have their memory in a file, and those are never adopted.
             memory_in_file: false,
-            qmp: tokio::sync::OnceCell::new(),
         }))
     }
 
@@ -346,20 +347,13 @@ pub(super) struct QemuVmm {
     memory_in_file: bool,
     /// What it has where it is a whole computer.
     pub(super) full: Option<Full>,
-    /// Connected at the first command: a boot needs none.
-    qmp: tokio::sync::OnceCell<Qmp>,
+    /// Connected at the first command: a microVM's boot needs none.
+    control: Arc<Control>,
 }
 
 impl QemuVmm {
-    pub(super) fn with_full(self, full: Full) -> Self {
-        let full = Some(full);
-        Self { full, ..self }
-    }
-
-    pub(super) async fn qmp(&self) -> Result<&Qmp, QmpError> {
-        let socket = self.run_dir.join(socket_name::CONTROL);
-        let connect = || async { Qmp::connect(&socket, ANSWER).await.map(|(qmp, _)| qmp) };
-        self.qmp.get_or_try_init(connect).await
+    pub(super) async fn qmp(&self) -> Result<Arc<Qmp>, QmpError> {
+        self.control.qmp().await
     }
 
     /// Ends one that does not go on from a snapshot.
@@ -378,7 +372,17 @@ impl QemuVmm {
         command: &'static str,
         arguments: Value,
     ) -> Result<Value, VmmError> {
-        let told = async { self.qmp().await?.execute(command, arguments, ANSWER).await };
+        self.command_within(command, arguments, ANSWER).await
+    }
+
+    /// The same, for what may take longer.
+    pub(super) async fn command_within(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        limit: Duration,
+    ) -> Result<Value, VmmError> {
+        let told = async { self.qmp().await?.execute(command, arguments, limit).await };
         Self::told(command, told.await)
     }
 
@@ -461,6 +465,7 @@ impl Vmm for QemuVmm {
             let mut exit = VmmExit { exit, stderr };
             if let Some(full) = &self.full {
                 full.end(&mut exit).await;
+                self.control.hear_out().await;
             }
             exit
         })
@@ -493,7 +498,14 @@ impl Vmm for QemuVmm {
     }
 
     fn impairment(&self) -> Option<String> {
+        if self.control.told().is_disk_full {
+            return Some("it stands still, as a disk of it has no more room on the host".into());
+        }
         self.full.as_ref().and_then(Full::impairment)
+    }
+
+    fn ended_by_guest(&self) -> Option<bool> {
+        self.control.told().ended_by_guest
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`machine`] | whole computers |
 //! | [`probe`] | what an installed QEMU is and can do, asked once and remembered |
 //! | [`qmp`] | QEMU's machine protocol |
+//! | `control` | the connection by it, and what is told over it unasked |
 //! | [`driver`] | the [`crate::hypervisor::Driver`] over the three |
 //! | `late` | what one is told that was launched before it was known what for |
 //! | `ahead` | the facet of that: [`crate::hypervisor::Ahead`] |
@@ -17,6 +18,7 @@
 mod ahead;
 pub mod argv;
 pub mod block;
+mod control;
 pub mod driver;
 mod late;
 pub mod machine;

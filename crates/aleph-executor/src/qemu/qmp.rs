@@ -20,8 +20,9 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
-/// The longest line that is read. QEMU's longest answers are some 100 KiB of schema.
-const MAX_LINE: u64 = 1024 * 1024;
+/// The longest line that is read. QEMU's longest answers name all block nodes: some 50 KiB for a disk of 16
+/// layers.
+const MAX_LINE: u64 = 16 * 1024 * 1024;
 
 /// How many events wait for a reader that does not read; later ones are dropped.
 const MAX_EVENTS: usize = 64;
@@ -114,6 +115,12 @@ impl Qmp {
             .unwrap_or(Err(QmpError::Silent))
     }
 
+    /// Whether it is of no use any more.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        lock(&self.answers).broken.is_some()
+    }
+
     /// Gives QEMU a descriptor, by a command that takes one (`getfd`, `add-fd`).
     ///
     /// # Errors
@@ -167,11 +174,16 @@ impl Qmp {
         line.push('\n');
         let exchange = async {
             let mut writer = self.writer.lock().await;
+            let mut writing = Writing {
+                answers: &self.answers,
+                is_whole: false,
+            };
             let sent = match fd {
                 Some(fd) => send_with(&writer, line.as_bytes(), fd).await?,
                 None => 0,
             };
             writer.write_all(&line.as_bytes()[sent..]).await?;
+            writing.is_whole = true;
             drop(writer);
             answered
                 .await
@@ -202,6 +214,21 @@ async fn send_with(socket: &OwnedWriteHalf, line: &[u8], fd: OwnedFd) -> io::Res
             )?)
         })
         .await
+}
+
+/// A line that is being written. Where its caller gives up in the middle of it, the next one would be glued
+/// to it: the connection is of no use any more.
+struct Writing<'a> {
+    answers: &'a Answers,
+    is_whole: bool,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            give_up(self.answers, "a command was cut off");
+        }
+    }
 }
 
 /// Takes a command off the list when its caller no longer waits, whyever.
@@ -259,11 +286,15 @@ async fn read_all(
             Err(error) => break error.to_string(),
         }
     };
-    let mut pending = lock(&answers);
+    give_up(&answers, &why);
+}
+
+fn give_up(answers: &Answers, why: &str) {
+    let mut pending = lock(answers);
     for (_, waiting) in pending.waiting.drain() {
-        let _ = waiting.send(Err(QmpError::Broken(why.clone())));
+        let _ = waiting.send(Err(QmpError::Broken(why.to_owned())));
     }
-    pending.broken = Some(why);
+    pending.broken.get_or_insert_with(|| why.to_owned());
 }
 
 fn answer(mut message: Value) -> Result<Value, QmpError> {

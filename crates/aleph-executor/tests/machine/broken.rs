@@ -1,7 +1,7 @@
 //! What is missing, edited, or killed.
 
 use crate::{UEFI, World, wanted};
-use aleph_executor::hypervisor::{Disk, Driver, LaunchError, Start};
+use aleph_executor::hypervisor::{Disk, DiskFormat, Driver, LaunchError, Start};
 use aleph_executor::process::ProcessExit;
 use aleph_executor::qemu::machine::{Firmware, MachineError, Wanted};
 use aleph_testkit::{BootDisk, Plan, wait_until};
@@ -9,6 +9,7 @@ use aleph_types::{Classify, MiB};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
+use std::path::Path;
 
 async fn refused(world: &World, plan: Plan, why: &str) -> Result<()> {
     let Err(error) = world.launch(plan).await else {
@@ -46,6 +47,30 @@ pub(crate) async fn what_cannot_be_started_leaves_nothing() -> Result<()> {
     let again = File::open(world.path("disk"))?;
     twice.disks.push(Disk::raw("root", again, true));
     refused(&world, twice, "has a disk \"root\" already").await?;
+    // QEMU refuses this one itself, before it has come as far as its TPM.
+    let spoilt = world.path("spoilt");
+    fs::write(
+        &spoilt,
+        [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 504]].concat(),
+    )?;
+    let with_tpm = World::new()?;
+    let full = Wanted {
+        tpm: Path::new("/usr/bin/swtpm").exists(),
+        ..wanted.clone()
+    };
+    let mut plan = with_tpm.plan(&full, Start::Firmware)?;
+    plan.disks.push(Disk {
+        format: DiskFormat::Qcow2 {
+            backing: Vec::new(),
+        },
+        ..Disk::raw("root", File::open(&spoilt)?, true)
+    });
+    if let Ok(vm) = with_tpm.launch(plan).await {
+        let exit = vm.vmm.wait().await;
+        ensure!(exit.exit == ProcessExit::Code(1), "{exit}");
+    }
+    let left = with_tpm.processes();
+    ensure!(left.is_empty(), "{left:?}");
     let other_size = Plan {
         size: MiB(512),
         ..world.boots(&wanted, BootDisk::Listens)?

@@ -3,12 +3,12 @@
 use crate::{LIMIT, World, powers_off, wanted};
 use aleph_executor::hypervisor::{Disk, DiskFormat, Hotplug, Layer, Nic};
 use aleph_executor::qemu::machine::{Firmware, MachineError, Wanted};
-use aleph_testkit::{BootDisk, DrivenVm, Namespace, ShellGuest};
+use aleph_testkit::{BootDisk, DrivenVm, Namespace, ShellGuest, wait_until};
 use aleph_types::MiB;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ pub(crate) async fn a_guest_sees_what_is_added_and_taken_away() -> Result<()> {
     let hotplug = vm.vmm.hotplug().context("no hotplug")?;
     disks(&world, &vm, hotplug).await?;
     network(&vm, hotplug).await?;
+    full_disk(&world, &vm, hotplug).await?;
 
     hotplug.add_cpus(1).await?;
     see(&vm, "test -e /sys/devices/system/cpu/cpu1").await?;
@@ -144,6 +145,50 @@ async fn disks(world: &World, vm: &DrivenVm, hotplug: &dyn Hotplug) -> Result<()
     for name in ["one", "two"] {
         hotplug.detach_disk(name, LIMIT).await?;
     }
+    Ok(())
+}
+
+/// A filesystem of the host, as long as this lives.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(&self, options: &str) -> Result<()> {
+        let mut mount = Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]);
+        let mounted = mounted.arg(&self.0).status()?;
+        ensure!(mounted.success(), "mount: {mounted}");
+        Ok(())
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// The guest stands still, loses nothing, and goes on once there is room.
+async fn full_disk(world: &World, vm: &DrivenVm, hotplug: &dyn Hotplug) -> Result<()> {
+    let small = Small(world.path("small"));
+    std::fs::create_dir(&small.0)?;
+    small.mount("size=1m")?;
+    let path = small.0.join("disk");
+    File::create(&path)?.set_len(4 * MIB)?;
+    hotplug
+        .attach_disk(Disk::raw("full", writable(&path)?, false))
+        .await?;
+    see(vm, "grep -q full /sys/block/vd*/serial").await?;
+    vm.tell("dd if=/dev/urandom of=/dev/vda bs=64k count=64 conv=fsync 2>/dev/null\n")
+        .await?;
+    let said = wait_until("a full disk to be said", LIMIT, || vm.vmm.impairment());
+    ensure!(said.contains("no more room"), "{said}");
+    small.mount("remount,size=8m")?;
+    let status = "status=0\n";
+    ensure!(vm.says(status).await? == status, "the write failed");
+    wait_until("the guest to go on", LIMIT, || {
+        vm.vmm.impairment().is_none().then_some(())
+    });
+    hotplug.detach_disk("full", LIMIT).await?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use aleph_executor::qemu::machine::{Firmware, MAX_SLOTS, NumaNode, Topology, Wan
 use aleph_testkit::BootDisk;
 use aleph_types::MiB;
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -68,7 +69,9 @@ pub(crate) async fn a_vm_is_taken_over() -> Result<()> {
     let plan = world.boots(&wanted, BootDisk::Listens)?;
     let vm = world.launch(plan).await?;
     vm.says("booted\n").await?;
-    let adopted = world.driver.adopt(vm.vmm.identity(), vm.run_dir.clone())?;
+    let (identity, run_dir) = (vm.vmm.identity(), vm.run_dir.clone());
+    vm.abandon();
+    let adopted = world.driver.adopt(identity, run_dir)?;
     ensure!(adopted.snapshot().is_none(), "it is no microVM");
     ensure!(adopted.display().is_none(), "it has no screen");
     ensure!(adopted.impairment().is_none(), "its TPM is taken over, too");
@@ -79,6 +82,7 @@ pub(crate) async fn a_vm_is_taken_over() -> Result<()> {
         .await?;
     let exit = adopted.wait().await;
     ensure!(exit.exit == ProcessExit::Code(0), "{exit}");
+    ensure!(adopted.ended_by_guest() == Some(true), "not by its guest");
     Ok(())
 }
 
@@ -123,8 +127,11 @@ pub(crate) async fn a_guest_that_ignores_its_power_button_is_said_to() -> Result
         other => bail!("{other:?}"),
     }
     ensure!(!vm.vmm.has_ended(), "it goes on");
-    vm.vmm.quit().await?;
+    // QEMU ends in order where it is told to. The guest has not.
+    let qemu = Pid::from_raw(vm.vmm.identity().pid).context("no process")?;
+    kill_process(qemu, Signal::TERM)?;
     let exit = vm.vmm.wait().await;
     ensure!(exit.exit == ProcessExit::Code(0), "{exit}");
+    ensure!(vm.vmm.ended_by_guest() == Some(false), "not by its guest");
     Ok(())
 }

@@ -7,10 +7,11 @@ use aleph_executor::qemu::machine::{Firmware, Wanted};
 use aleph_testkit::{DrivenVm, Plan, ShellGuest};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use std::fs::File;
 
 const VARIABLE: &str = "/vars/Kept-01234567-89ab-4def-8123-456789abcdef";
 
-fn plan(world: &World, disk: std::fs::File) -> Result<Plan> {
+fn plan(world: &World, disk: File) -> Result<Plan> {
     let wanted = Wanted {
         tpm: true,
         ..wanted(UEFI)
@@ -20,7 +21,7 @@ fn plan(world: &World, disk: std::fs::File) -> Result<Plan> {
     Ok(plan)
 }
 
-async fn boots(world: &World, disk: &std::fs::File) -> Result<DrivenVm> {
+async fn boots(world: &World, disk: &File) -> Result<DrivenVm> {
     let vm = world.launch(plan(world, disk.try_clone()?)?).await?;
     ShellGuest::ready(&vm).await?;
     ShellGuest::run(&vm, "mkdir /vars; mount -t efivarfs efivarfs /vars").await?;
@@ -65,18 +66,29 @@ pub(crate) async fn what_uefi_and_tpm_remember_is_there_after_a_restart() -> Res
     Ok(())
 }
 
-/// The loader of Debian that is not signed.
-pub(crate) async fn secure_boot_refuses_what_nobody_signed() -> Result<()> {
+/// The loader of Debian that is not signed, and the one that is.
+pub(crate) async fn secure_boot_boots_what_is_signed_alone() -> Result<()> {
     let world = World::new()?;
     let guest = ShellGuest::new(world.dir.path())?;
-    let disk = guest.disk(&world.path("disk"))?;
     let wanted = wanted(Firmware::Uefi { secure_boot: true });
-    let mut plan = world.plan(&wanted, Start::Firmware)?;
-    plan.disks.push(Disk::raw("root", disk, false));
-    let vm = world.launch(plan).await?;
+    let plan = |disk: File| -> Result<Plan> {
+        let mut plan = world.plan(&wanted, Start::Firmware)?;
+        plan.disks.push(Disk::raw("root", disk, false));
+        Ok(plan)
+    };
+    let unsigned = guest.disk(&world.path("unsigned"))?;
+    let vm = world.launch(plan(unsigned)?).await?;
     vm.says("Access Denied").await?;
     vm.vmm.kill()?;
     let exit = vm.vmm.wait().await;
     ensure!(exit.exit == ProcessExit::Signal(9), "{exit}");
-    Ok(())
+
+    let signed = guest.signed_disk(&world.path("signed"))?;
+    let vm = world.launch(plan(signed)?).await?;
+    ShellGuest::ready(&vm).await?;
+    ShellGuest::run(&vm, "mkdir /vars; mount -t efivarfs efivarfs /vars").await?;
+    let is_secure = "tail -c 1 /vars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c | od -An -tu1";
+    let is_secure = ShellGuest::run(&vm, is_secure).await?;
+    ensure!(is_secure.trim() == "1", "{is_secure:?}");
+    powers_off(&vm).await
 }

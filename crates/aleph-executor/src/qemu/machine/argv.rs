@@ -1,7 +1,8 @@
 //! The command line of a whole computer, as a pure function of its blueprint and what a start adds.
 //!
-//! As in [`crate::qemu::argv`], every file comes as an open descriptor in a fixed order; [`files`] gives
-//! them in that order. What QEMU opens by itself is its own: option ROMs, and what `vfio-pci` is.
+//! As in [`crate::qemu::argv`], every file comes as an open descriptor in a fixed order, which
+//! `launch` hands them over in: sockets, firmware, variables, TPM, kernel and initramfs, disks' layers,
+//! queues, links. What QEMU opens by itself is its own: option ROMs, and what `vfio-pci` is.
 //!
 //! # The root bus
 //! | device | what |
@@ -340,7 +341,7 @@ impl Builder {
             self.node(&node);
         }
         self.device(&format!(
-            "virtio-blk-pci,id={id},bus={port},drive={id},serial={serial},bootindex={}",
+            "virtio-blk-pci,id={id},bus={port},drive={id},serial={serial},werror=enospc,rerror=report,bootindex={}",
             n + 1
         ));
         Ok(())

@@ -8,7 +8,7 @@
 //!
 //! It is made under another name and renamed when it is whole: a folder without a blueprint is none.
 
-use super::blueprint::{Blueprint, VERSION};
+use super::blueprint::{Blueprint, Firmware, VERSION};
 use super::error::MachineError;
 use super::firmware::FirmwareFiles;
 use crate::hypervisor::{FullMachine, HostDevices};
@@ -42,8 +42,13 @@ pub(super) fn create(
     if folder.exists() {
         return Err(failed("make")(io::ErrorKind::AlreadyExists.into()));
     }
-    let temporary = folder.with_extension(format!("tmp-{}", std::process::id()));
+    let temporary = folder.with_extension("tmp");
     let made = (|| {
+        // What one left that was killed here.
+        match fs::remove_dir_all(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         DirBuilder::new().mode(0o700).create(&temporary)?;
         if let Some(mut variables) = variables {
             let mut copy = create_file(&temporary.join(VARIABLES))?;
@@ -56,6 +61,7 @@ pub(super) fn create(
         let mut record = create_file(&temporary.join(BLUEPRINT))?;
         record.write_all(&serde_json::to_vec_pretty(blueprint)?)?;
         record.sync_all()?;
+        File::open(&temporary)?.sync_all()?;
         fs::rename(&temporary, folder)?;
         let parent = folder.parent().unwrap_or(Path::new("/"));
         File::open(parent)?.sync_all()
@@ -84,6 +90,10 @@ pub(super) fn open(folder: &Path) -> Result<FullMachine, MachineError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(MachineError::io(format!("open {}", path.display()))(error)),
     };
+    if variables.is_none() && matches!(blueprint.firmware, Firmware::Uefi { .. }) {
+        let why = "it is not there".into();
+        return Err(MachineError::Record { path, why });
+    }
     let path = folder.join(TPM);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let tpm = match blueprint.tpm {
@@ -100,6 +110,13 @@ pub(super) fn open(folder: &Path) -> Result<FullMachine, MachineError> {
         tpm,
         devices: HostDevices::default(),
     })
+}
+
+/// Writes a file that is whole or not there.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, bytes)?;
+    fs::rename(temporary, path)
 }
 
 /// Reads a blueprint and checks it.

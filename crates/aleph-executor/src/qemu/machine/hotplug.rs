@@ -30,6 +30,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How often a guest that keeps a device is asked again: one that booted meanwhile has not heard.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// How long memory may take that is filled at once, beside a second for each GiB.
+const FILL: Duration = Duration::from_secs(60);
+
 /// How long files of a device may stay in use after it is gone.
 const RELEASE: Duration = Duration::from_secs(5);
 
@@ -64,11 +67,16 @@ impl Hotplug for QemuVmm {
                     "bus": port(slot),
                     "drive": id,
                     "serial": serial,
+                    "werror": "enospc",
+                    "rerror": "report",
                 });
                 self.command_with("device_add", device).await
             };
             if let Err(error) = attached.await {
-                let _ = self.forget_disk(&id).await;
+                // What was not answered may be carried out yet: the next change of this disk looks.
+                if !matches!(error, VmmError::Silent { .. }) {
+                    let _ = self.forget_disk(&id).await;
+                }
                 return Err(error.into());
             }
             Ok(())
@@ -85,6 +93,11 @@ impl Hotplug for QemuVmm {
             self.unplug(&device, limit).await?;
             let end = Instant::now() + RELEASE;
             loop {
+                let _changing = self.changing().await;
+                // Somebody has attached another one of this name meanwhile.
+                if self.is_there(&device.id()).await? {
+                    return Ok(());
+                }
                 match self.forget_disk(&device.id()).await {
                     Ok(()) => return Ok(()),
                     // What the device still had in flight ends meanwhile.
@@ -102,6 +115,7 @@ impl Hotplug for QemuVmm {
     ) -> BoxFuture<'a, Result<(), MachineError>> {
         Box::pin(async move {
             let device = Device::Disk(serial.to_owned());
+            let _changing = self.changing().await;
             let nodes = self.nodes().await?;
             let id = device.id();
             let node = nodes.iter().find(|node| node["node-name"] == id.as_str());
@@ -177,7 +191,10 @@ impl Hotplug for QemuVmm {
         Box::pin(async move {
             let device = Device::Nic(mac);
             self.unplug(&device, limit).await?;
-            self.forget_nic(&device.id()).await;
+            let _changing = self.changing().await;
+            if !self.is_there(&device.id()).await? {
+                self.forget_nic(&device.id()).await;
+            }
             Ok(())
         })
     }
@@ -213,12 +230,21 @@ impl Hotplug for QemuVmm {
                 object["hugetlb"] = true.into();
                 object["hugetlbsize"] = pages.size().bytes().into();
                 object["prealloc"] = true.into();
+                object["prealloc-threads"] = blueprint.cpus.into();
             }
+            // Pages are filled with zeroes before it answers.
+            let limit = FILL + Duration::from_secs(u64::from(memory.0 / 1024));
             // What an earlier call left.
             let _ = self
                 .command_with("object-del", json!({ "id": backend }))
                 .await;
-            self.command_with("object-add", object).await?;
+            let added = self.command_within("object-add", object, limit);
+            if let Err(error) = added.await {
+                let _ = self
+                    .command_with("object-del", json!({ "id": backend }))
+                    .await;
+                return Err(error.into());
+            }
             let module = json!({ "driver": "pc-dimm", "id": id, "memdev": backend, "node": 0 });
             if let Err(error) = self.command_with("device_add", module).await {
                 let _ = self
@@ -292,12 +318,20 @@ impl QemuVmm {
 
     /// The slot that a device which is to come gets.
     async fn free_slot_for(&self, device: &Device) -> Result<usize, MachineError> {
-        let slots = self.blueprint()?.slots.len();
+        let record = &self.blueprint()?.slots;
+        let slots = record.len();
         if self.is_there(&device.id()).await? {
             let what = device.to_string();
             return Err(MachineError::Conflict { what });
         }
-        for slot in 0..slots {
+        // Its own, then one that is nobody's by the record, then any.
+        let mut order: Vec<usize> = (0..slots).collect();
+        order.sort_by_key(|slot| match &record[*slot] {
+            Some(owner) if owner == device => 0,
+            None => 1,
+            Some(_) => 2,
+        });
+        for slot in order {
             // A port's bus has the port's name. What is on it are its children.
             let port = port(slot);
             let bus = self.list(&format!("{PERIPHERAL}/{port}/{port}")).await?;

@@ -20,6 +20,13 @@ use std::path::Path;
 /// The blueprint of a VM that runs, in its runtime folder.
 const RUNNING: &str = "machine.json";
 
+/// Ends what is left of a computer whose QEMU has ended unseen.
+pub(in crate::qemu) fn bury(run_dir: &Path) {
+    if let Some(tpm) = Tpm::adopt(run_dir) {
+        tpm.bury();
+    }
+}
+
 /// What a running QEMU has where it is a whole computer.
 #[derive(Debug)]
 pub(crate) struct Full {
@@ -48,7 +55,8 @@ impl Full {
         if !path.exists() {
             return Ok(None);
         }
-        let blueprint = folder::read(&path).map_err(io::Error::other)?;
+        // It runs, whatever a newer program would say to it.
+        let blueprint = serde_json::from_slice(&fs::read(&path)?)?;
         Ok(Some(Self::new(blueprint, Tpm::adopt(run_dir))))
     }
 
@@ -76,6 +84,10 @@ impl Full {
     /// Sees what belongs to it end, once QEMU has.
     pub(crate) async fn end(&self, exit: &mut VmmExit) {
         let Some(tpm) = &self.tpm else { return };
+        if exit.exit != ProcessExit::Code(0) {
+            // It may not have come as far as its TPM, which does not see then that it has ended.
+            tpm.kill();
+        }
         // Where both are killed together nothing is to be said.
         if let ProcessExit::Code(code @ 1..) = tpm.end().await {
             let said = tpm.said();
@@ -88,9 +100,12 @@ impl Full {
 
 impl FullMachines for QemuDriver {
     fn create(&self, folder: &Path, wanted: &Wanted) -> Result<Blueprint, MachineError> {
-        let qemu = self.probe().map_err(|_| MachineError::Missing {
-            what: self.program().display().to_string(),
-            package: "qemu-system-x86",
+        let qemu = self.probe().map_err(|error| match error {
+            LaunchError::Missing { program } => MachineError::Missing {
+                what: program,
+                package: "qemu-system-x86",
+            },
+            error => MachineError::io("ask QEMU what it is")(io::Error::other(error)),
         })?;
         let machine = qemu.q35.ok_or_else(|| MachineError::Gone {
             wanted: "the machine q35".into(),
@@ -196,7 +211,7 @@ impl QemuDriver {
         signed.map_err(io("sign for the VMM"))?;
         let record = serde_json::to_vec(&blueprint).map_err(io::Error::from);
         record
-            .and_then(|record| fs::write(launch.run_dir.join(RUNNING), record))
+            .and_then(|record| folder::write_whole(&launch.run_dir.join(RUNNING), &record))
             .map_err(io("record the machine"))?;
         if let Some(user) = launch.user {
             // The node of a group goes when its functions are given back to the host.
@@ -230,15 +245,8 @@ impl QemuDriver {
             cgroup: launch.cgroup,
             user: launch.user,
             memory_in_file: false,
+            full: Some(Full::new(blueprint, running)),
         };
-        match self.spawn(&qemu, program) {
-            Ok(vmm) => Ok(vmm.with_full(Full::new(blueprint, running))),
-            Err(error) => {
-                if let Some(tpm) = running {
-                    tpm.kill();
-                }
-                Err(error)
-            }
-        }
+        self.spawn(&qemu, program)
     }
 }

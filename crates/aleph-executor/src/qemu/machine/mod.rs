@@ -43,4 +43,4 @@ pub use blueprint::{
 };
 pub use error::MachineError;
 pub use firmware::FirmwareFiles;
-pub(super) use launch::Full;
+pub(super) use launch::{Full, bury};

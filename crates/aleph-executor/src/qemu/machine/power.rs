@@ -3,7 +3,7 @@
 //! Before a guest's system listens to it, pressing it does nothing, and nobody says so: it is pressed
 //! again until the guest has shut down, which ends QEMU.
 
-use crate::hypervisor::{BoxFuture, Power, Vmm, VmmError};
+use crate::hypervisor::{BoxFuture, Power, VmmError};
 use crate::qemu::driver::QemuVmm;
 use std::time::Duration;
 
@@ -16,24 +16,20 @@ const POWERDOWN: &str = "system_powerdown";
 impl Power for QemuVmm {
     fn powerdown(&self, limit: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
         Box::pin(async move {
+            let mut last = VmmError::Silent { command: POWERDOWN };
             let pressed = async {
                 loop {
-                    match self.command(POWERDOWN).await {
-                        Ok(_) => {}
-                        // It has just ended, or is about to.
-                        Err(_) if self.has_ended() => {}
-                        Err(VmmError::Refused { .. } | VmmError::Silent { .. }) => {}
-                        Err(error) => return Err(error),
+                    // One that is about to end does not answer any more.
+                    if let Err(error) = self.command(POWERDOWN).await {
+                        last = error;
                     }
                     if tokio::time::timeout(AGAIN, self.ended()).await.is_ok() {
-                        return Ok(());
+                        return;
                     }
                 }
             };
-            let silent = VmmError::Silent { command: POWERDOWN };
-            tokio::time::timeout(limit, pressed)
-                .await
-                .unwrap_or(Err(silent))
+            let ended = tokio::time::timeout(limit, pressed).await;
+            ended.map_err(|_| last)
         })
     }
 

@@ -1,14 +1,15 @@
 //! A TPM 2.0: a process of `swtpm` beside QEMU's, under the same user and in the same group.
 //!
 //! The two speak over a pair of sockets that nobody else has, so it ends with its VM by itself, also
-//! where this node is not there to see it. What it remembers is in a folder of the VM's, whose owner is
+//! where this node is not there to see it. One whose QEMU ended before it had come as far as its TPM does
+//! not see that (`--terminate` looks at the second connection, which QEMU hands it): it is killed. What it remembers is in a folder of the VM's, whose owner is
 //! the VMM's user of this start.
 
 use super::error::MachineError;
 use crate::cgroup::Cgroup;
 use crate::process::{Identity, Process, ProcessExit, Spawn, path_of_file};
 use crate::tail::Tail;
-use rustix::fs::{AtFlags, Mode, OFlags, chownat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat};
 use rustix::process::{Gid, Uid};
 use std::fs;
 use std::io;
@@ -92,12 +93,14 @@ impl Tpm {
         // One that is not recorded ends with its VM all the same.
         let recorded = serde_json::to_vec(tpm.process.identity())
             .map_err(io::Error::from)
-            .and_then(|record| fs::write(run_dir.join(RECORD), record));
-        if let Err(error) = recorded {
-            let _ = tpm.process.kill();
-            return Err(failed("record")(error));
+            .and_then(|record| super::folder::write_whole(&run_dir.join(RECORD), &record));
+        match recorded {
+            Ok(()) => Ok((tpm, ours.into())),
+            Err(error) => {
+                tpm.bury();
+                Err(failed("record")(error))
+            }
         }
-        Ok((tpm, ours.into()))
     }
 
     /// Takes over the one of a VM; `None` where it has none, or it has ended.
@@ -131,23 +134,32 @@ impl Tpm {
     pub(super) fn kill(&self) {
         let _ = self.process.kill();
     }
+
+    /// Kills one that nobody will see end.
+    pub(super) fn bury(self) {
+        self.kill();
+        tokio::spawn(async move { self.process.wait().await });
+    }
 }
 
-/// Gives a folder and what is in it to a user. Its last user may have put anything there: no link is
-/// followed.
+/// Gives a folder and what is in it to a user. Its last user may have put anything there: only what is a file
+/// by this one name is given away.
 fn own(folder: &OwnedFd, user: u32) -> io::Result<()> {
     let (uid, gid) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(user)));
     chownat(folder, "", uid, gid, AtFlags::EMPTY_PATH)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let listed = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
     for entry in fs::read_dir(path_of_file(listed.as_raw_fd()))? {
-        chownat(
-            &listed,
-            entry?.file_name(),
-            uid,
-            gid,
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&listed, entry?.file_name(), flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "its folder holds something else than files of its own",
+            ));
+        }
+        chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?;
     }
     Ok(())
 }

@@ -1,0 +1,140 @@
+//! The connection to QEMU's own interface, made when it is first needed and anew where it broke; for whole
+//! computers also what QEMU tells over it unasked.
+//!
+//! # What is told
+//! - That the machine stands still since a disk of it is full (`BLOCK_IO_ERROR`): no write is lost, and it
+//!   is let go on every few seconds, which it does once there is room.
+//! - Who ended it (`SHUTDOWN`): QEMU's exit code is 0 also where somebody sent it SIGTERM.
+//!
+//! What was told while nobody listened is lost, but for a machine that stands still, which is looked for
+//! after each connect.
+
+use super::qmp::{Qmp, QmpError, QmpEvent};
+use crate::hypervisor::socket_name;
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::{Mutex, mpsc, watch};
+
+/// How long QEMU may take to answer a command.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// How often a machine that stands still is let go on.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// How long the last that QEMU told may take to arrive after its end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The connection.
+#[derive(Debug)]
+pub(super) struct Control {
+    run_dir: PathBuf,
+    /// Whether it is followed what QEMU tells.
+    follows: bool,
+    qmp: Mutex<Option<Arc<Qmp>>>,
+    told: watch::Sender<Told>,
+}
+
+/// What QEMU told.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    is_listened_to: bool,
+    /// Whether the machine stands still since a disk is full.
+    pub(super) is_disk_full: bool,
+    /// Whether the guest ended the machine, where somebody did.
+    pub(super) ended_by_guest: Option<bool>,
+}
+
+impl Control {
+    pub(super) fn new(run_dir: PathBuf, follows: bool) -> Arc<Self> {
+        let control = Arc::new(Self {
+            run_dir,
+            follows,
+            qmp: Mutex::new(None),
+            told: watch::Sender::default(),
+        });
+        if follows {
+            let control = Arc::clone(&control);
+            // Where that fails, the next command connects.
+            tokio::spawn(async move { control.qmp().await.map(drop) });
+        }
+        control
+    }
+
+    /// The connection, a new one where the last one broke.
+    pub(super) async fn qmp(&self) -> Result<Arc<Qmp>, QmpError> {
+        let mut there = self.qmp.lock().await;
+        if let Some(qmp) = there.as_ref().filter(|qmp| !qmp.is_broken()) {
+            return Ok(Arc::clone(qmp));
+        }
+        // QEMU serves one at a time.
+        *there = None;
+        let socket = self.run_dir.join(socket_name::CONTROL);
+        let (qmp, events) = Qmp::connect(&socket, ANSWER).await?;
+        let qmp = Arc::new(qmp);
+        if self.follows {
+            self.told.send_modify(|told| told.is_listened_to = true);
+            let (qmp, told) = (Arc::downgrade(&qmp), self.told.clone());
+            tokio::spawn(follow(qmp, events, told));
+        }
+        *there = Some(Arc::clone(&qmp));
+        Ok(qmp)
+    }
+
+    pub(super) fn told(&self) -> Told {
+        self.told.borrow().clone()
+    }
+
+    /// Waits for the last that an ended QEMU told.
+    pub(super) async fn hear_out(&self) {
+        let mut told = self.told.subscribe();
+        let silent = told.wait_for(|told| !told.is_listened_to);
+        let _ = tokio::time::timeout(LAST_WORDS, silent).await;
+    }
+}
+
+async fn follow(qmp: Weak<Qmp>, mut events: mpsc::Receiver<QmpEvent>, told: watch::Sender<Told>) {
+    go_on(&qmp, &told).await;
+    loop {
+        let event = if told.borrow().is_disk_full {
+            match tokio::time::timeout(AGAIN, events.recv()).await {
+                Ok(event) => event,
+                Err(_) => {
+                    go_on(&qmp, &told).await;
+                    continue;
+                }
+            }
+        } else {
+            events.recv().await
+        };
+        // The connection is gone.
+        let Some(event) = event else { break };
+        match event.name.as_str() {
+            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+                told.send_modify(|told| told.is_disk_full = true);
+            }
+            "RESUME" => {
+                told.send_modify(|told| told.is_disk_full = false);
+            }
+            "SHUTDOWN" => {
+                let by_guest = event.data["reason"] == "guest-shutdown";
+                told.send_modify(|told| told.ended_by_guest = Some(by_guest));
+            }
+            _ => {}
+        }
+    }
+    told.send_modify(|told| told.is_listened_to = false);
+}
+
+/// Lets a machine go on that stands still since a disk was full; one that was paused stays so.
+async fn go_on(qmp: &Weak<Qmp>, told: &watch::Sender<Told>) {
+    let Some(qmp) = qmp.upgrade() else { return };
+    let status = qmp.execute("query-status", json!({}), ANSWER).await;
+    let is_disk_full = status.is_ok_and(|status| status["status"] == "io-error");
+    told.send_modify(|told| told.is_disk_full = is_disk_full);
+    if is_disk_full {
+        // Where there still is no room, it stands still again at once, which is told.
+        let _ = qmp.execute("cont", json!({}), ANSWER).await;
+    }
+}
