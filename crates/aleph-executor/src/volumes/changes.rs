@@ -170,6 +170,18 @@ impl Volumes {
         let inner = &self.inner;
         let row = inner.records.read(|tx| known(tx, id))?;
         let _turn = inner.turn(&row)?;
+        let (row, top) = inner.records.read(|tx| {
+            let row = known(tx, id)?;
+            inner.check_detached(tx, &row)?;
+            let top = tx.layer(row.top)?;
+            Ok((row, top))
+        })?;
+        match inner.open_chain(&[top], false) {
+            // Whatever the records say: nobody's disk is taken away.
+            Ok(opened) => inner.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?,
+            // What is damaged can be removed.
+            Err(error) => tracing::warn!(%error, volume = %id, "a volume has no file any more"),
+        }
         inner.records.write("volume.remove", |tx| {
             let mut row = known(tx, id)?;
             inner.check_detached(tx, &row)?;

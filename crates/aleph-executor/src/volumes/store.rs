@@ -369,35 +369,41 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes what a crash left half made or half removed, and ends what it left half grown.
+    /// Removes what a crash left half made or half removed, and ends what it left half grown. What cannot
+    /// be removed now is tried again at the next start, and keeps nobody from the rest.
     fn sweep(&self) -> Result<()> {
         let work = self.work();
-        for entry in fs::read_dir(&work).map_err(at("read", &work))? {
-            let path = entry.map_err(at("read", &work))?.path();
-            fs::remove_file(&path).map_err(at("remove", &path))?;
+        for entry in fs::read_dir(&work).map_err(at("read", &work))?.flatten() {
+            if let Err(error) = fs::remove_file(entry.path()) {
+                tracing::warn!(%error, path = %entry.path().display(), "a file stays");
+            }
         }
         let unfinished = self.records.read(|tx| {
             let unfinished = tx.unfinished()?;
             Ok(unfinished)
         })?;
-        for layer in &unfinished {
-            self.remove_file(layer)?;
-        }
+        let is_gone = |layer: &LayerRow| match self.remove_file(layer) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, layer = layer.id, "a layer's file stays");
+                false
+            }
+        };
+        let gone: Vec<_> = unfinished.iter().filter(|layer| is_gone(layer)).collect();
         self.records.write("volumes.sweep", |tx| {
             for row in tx.volumes()? {
                 if row.life == Life::Making {
                     tx.drop_volume(row.id)?;
                 }
             }
-            unfinished
-                .iter()
-                .try_for_each(|layer| tx.drop_layer(layer.id))
+            gone.iter().try_for_each(|layer| tx.drop_layer(layer.id))
         })?;
         self.grow_on()?;
         self.collect()
     }
 
-    /// Gives each volume the size that its record has, where a crash came before its file got it.
+    /// Gives each volume the size that its record has, where a crash came before its file got it. One that
+    /// cannot be grown now is tried again when it is attached.
     fn grow_on(&self) -> Result<()> {
         let tops = self.records.read(|tx| {
             let rows = tx.volumes()?.into_iter();
@@ -405,18 +411,36 @@ impl Inner {
                 .collect::<Result<Vec<_>>>()
         })?;
         for (layer, row) in tops {
-            let opened = self.open_chain(std::slice::from_ref(&layer), true);
-            // A file that is missing costs its own volume only: whoever uses that is told.
-            let Ok([top]) = opened.as_deref() else {
-                continue;
-            };
-            if top.size().is_ok_and(|size| size < row.size.bytes()) {
-                let path = self.path(layer.id, layer.format);
-                self.backend.grow(top, &path, row.size)?;
-                top.file.sync_all().map_err(at("write", &path))?;
+            let grown = self
+                .open_chain(std::slice::from_ref(&layer), true)
+                .and_then(
+                    |opened| match opened.first().map(OpenLayer::size).transpose()? {
+                        Some(size) if size < row.size.bytes() => {
+                            // A guest that has outlived its node may have it.
+                            self.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?;
+                            self.grow_to_record(&row, &opened)
+                        }
+                        _ => Ok(()),
+                    },
+                );
+            if let Err(error) = grown {
+                tracing::warn!(%error, volume = %row.id, "a volume's disk is not in order");
             }
         }
         Ok(())
+    }
+
+    /// Grows a top that is smaller than its volume, and that the caller has locked.
+    pub(super) fn grow_to_record(&self, row: &VolumeRow, opened: &[OpenLayer]) -> Result<()> {
+        let Some(top) = opened.first() else {
+            return Err(VolumeError::NoVolume(row.id.to_string()));
+        };
+        if top.size()? >= row.size.bytes() {
+            return Ok(());
+        }
+        let path = self.path(row.top, top.format);
+        self.backend.grow(top, &path, row.size)?;
+        top.file.sync_all().map_err(at("write", &path))
     }
 
     fn remove_file(&self, layer: &LayerRow) -> Result<()> {

@@ -225,9 +225,11 @@ fn compare(volumes: &Volumes, id: VolumeId, state: Option<&str>, disk: &Disk) ->
         let at = usize::try_from(sector * 512)?;
         wanted[at..at + 512].fill(*byte);
     }
+    if wanted == found {
+        return Ok(());
+    }
     let differs = (0..wanted.len()).find(|at| wanted[*at] != found[*at]);
-    ensure!(differs.is_none(), "it differs at byte {differs:?}");
-    Ok(())
+    anyhow::bail!("it differs at byte {differs:?}")
 }
 
 /// Checks that both have the same volumes with the same states.
