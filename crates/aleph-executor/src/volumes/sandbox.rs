@@ -11,6 +11,7 @@
 //! [`ToolError`]: it is missing, it fails (with the end of what it said), it takes too long.
 
 use crate::process::{FIRST_FILE, path_of_file};
+use aleph_types::VmId;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, MemfdFlags, Uid, fchown, memfd_create};
@@ -25,6 +26,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -120,7 +122,9 @@ impl Tool<'_> {
         let program = self.program;
         let start = |source| ToolError::Start { program, source };
         let user = rustix::process::geteuid().is_root().then(|| {
-            static NEXT: AtomicU32 = AtomicU32::new(0);
+            // What an earlier process may have left to such a user is not the first of this one's.
+            static NEXT: LazyLock<AtomicU32> =
+                LazyLock::new(|| AtomicU32::new(VmId::random().bits()));
             FIRST_USER + NEXT.fetch_add(1, Ordering::Relaxed) % USERS
         });
         let _owned = match (user, self.writes) {
@@ -287,7 +291,7 @@ fn wait(mut child: Child, time: Duration) -> io::Result<Option<ExitStatus>> {
     });
     if !matches!(ended, Ok(true)) {
         // What has ended already is no error here; it is not reaped yet.
-        child.kill()?;
+        let _ = child.kill();
     }
     let status = child.wait()?;
     Ok(ended?.then_some(status))
