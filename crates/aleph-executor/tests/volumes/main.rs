@@ -322,7 +322,7 @@ fn one_writes_or_many_read() -> Result<()> {
             .map(|who| attach(who, VolumeAccess::ReadOnly))
             .collect::<Result<_, _>>()?;
         assert!(held.iter().all(|held| held.layers.read_only));
-        assert!((&held[0].layers.top).write_at(b"x", 0).is_err());
+        assert!(held[0].layers.top.write_at(b"x", 0).is_err());
         assert_eq!(code(attach(&other, exclusive)), "volume_attached");
         volumes.snapshot(disk.id, "s")?;
         assert_eq!(code(volumes.restore(disk.id, "s")), "volume_attached");
