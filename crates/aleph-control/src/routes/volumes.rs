@@ -2,7 +2,9 @@
 
 use crate::server::extract::{Body, Query, Segment, Segments};
 use crate::server::{Caller, Refusal, Service};
-use aleph_executor::volumes::{Import, MAX_SIZE, NewVolume, Source, VolumeError, Volumes};
+use aleph_executor::volumes::{
+    Exported, Import, MAX_SIZE, NewVolume, Source, Staged, VolumeError, Volumes,
+};
 use aleph_types::{
     DiskImageFormat, ErrorClass, MiB, Volume, VolumeId, VolumeRequest, VolumeResize,
     VolumeSnapshotRequest, VolumeUndelete,
@@ -239,7 +241,13 @@ async fn import(
 ) -> Result<(StatusCode, Json<Volume>), Refusal> {
     let size = query.size.as_deref().map(str::parse::<MiB>).transpose();
     let size = size.map_err(|error| Refusal::invalid("bad_query", error.to_string()))?;
-    let image = receive(&service, body).await?;
+    let (account, name) = (caller.account.clone(), query.name.clone());
+    let staged = with(&service, move |volumes| {
+        let (account, name) = (account.as_str(), name.as_str());
+        volumes.stage(NewVolume { account, name })
+    })
+    .await?;
+    let image = receive(&service, staged, body).await?;
     let made = with(&service, move |volumes| {
         let new = NewVolume {
             account: &caller.account,
@@ -253,8 +261,11 @@ async fn import(
 }
 
 /// Gathers an image in a file.
-async fn receive(service: &Service, mut body: axum::body::Body) -> Result<File, Refusal> {
-    let mut staged = service.node.volumes().stage()?;
+async fn receive(
+    service: &Service,
+    mut staged: Staged,
+    mut body: axum::body::Body,
+) -> Result<File, Refusal> {
     loop {
         let piece = tokio::select! {
             piece = timeout(PIECE_TIME, body.frame()) => piece,
@@ -426,7 +437,7 @@ async fn export(
     let image = with_one(&service, &caller, volume, image).await?;
     let (length, stopping) = (image.length, service.stopping.clone());
     // An image that breaks off breaks the response off, so that nobody takes it for whole.
-    let pieces = stream::try_unfold((image.file, length), move |(file, left)| {
+    let pieces = stream::try_unfold((image, length), move |(image, left)| {
         let stopping = stopping.clone();
         async move {
             if stopping.is_cancelled() {
@@ -435,10 +446,10 @@ async fn export(
             if left == 0 {
                 return Ok(None);
             }
-            let read = spawn_blocking(move || read(file, left));
-            let (bytes, file) = read.await.map_err(io::Error::other)??;
+            let read = spawn_blocking(move || read(image, left));
+            let (bytes, image) = read.await.map_err(io::Error::other)??;
             let left = left - bytes.len() as u64;
-            Ok(Some((bytes, (file, left))))
+            Ok(Some((bytes, (image, left))))
         }
     });
     let headers = [
@@ -449,8 +460,8 @@ async fn export(
 }
 
 /// The next bytes of an image that has `left` more.
-fn read(mut file: File, left: u64) -> io::Result<(Bytes, File)> {
+fn read(mut image: Exported, left: u64) -> io::Result<(Bytes, Exported)> {
     let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
-    file.read_exact(&mut piece)?;
-    Ok((piece.into(), file))
+    image.file.read_exact(&mut piece)?;
+    Ok((piece.into(), image))
 }

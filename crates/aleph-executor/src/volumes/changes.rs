@@ -88,7 +88,11 @@ impl Volumes {
             created_at: Timestamp::now(),
         };
         let note = |tx: &Tx<'_>, layer: LayerId| tx.add_snapshot(id, layer, &snapshot);
-        match chain.first() {
+        let is_as_large = match opened.as_slice() {
+            [top, below, ..] => top.size()? == below.size()?,
+            _ => false,
+        };
+        match chain.first().filter(|_| is_as_large) {
             // Nothing was written since it was made: its parent is what it holds.
             Some(LayerRow {
                 parent: Some(parent),
@@ -116,7 +120,8 @@ impl Volumes {
                 false => Err(VolumeError::NoSnapshot(name.to_owned())),
             }
         })?;
-        inner.collect()
+        inner.collect_later();
+        Ok(())
     }
 
     /// Has a volume go on from a state that was kept. What it held since then is gone; its snapshots stay.
@@ -136,7 +141,9 @@ impl Volumes {
         let (format, parent) = form_of(branch, layer.id);
         let size = snapshot.size;
         let new = inner.records.write("volume.branch", |tx| {
-            inner.check_quota(tx, &row.account, (0, size.bytes()))?;
+            // What it has now goes.
+            let more = size.bytes().saturating_sub(row.size.bytes());
+            inner.check_quota(tx, &row.account, (0, more))?;
             tx.add_layer(&row.account, format, parent, size.bytes())
         })?;
         let made = inner.fill(new, format, |path| {
@@ -148,8 +155,8 @@ impl Volumes {
                 tx.put_volume(&VolumeRow {
                     top: new,
                     size,
-                    // A state that was kept is one that nobody wrote to.
-                    unclean: false,
+                    // What was kept may be of a filesystem whose writer did not end in order.
+                    unclean: true,
                     ..row.clone()
                 })
             })
@@ -158,7 +165,7 @@ impl Volumes {
             inner.abandon(new, format);
             return Err(error);
         }
-        inner.collect()?;
+        inner.collect_later();
         self.get(id)
     }
 
@@ -170,6 +177,18 @@ impl Volumes {
         let inner = &self.inner;
         let row = inner.records.read(|tx| known(tx, id))?;
         let _turn = inner.turn(&row)?;
+        let (row, top) = inner.records.read(|tx| {
+            let row = known(tx, id)?;
+            inner.check_detached(tx, &row)?;
+            let top = tx.layer(row.top)?;
+            Ok((row, top))
+        })?;
+        match inner.open_chain(&[top], false) {
+            // Whatever the records say: nobody's disk is taken away.
+            Ok(opened) => inner.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?,
+            // What is damaged can be removed.
+            Err(error) => tracing::warn!(%error, volume = %id, "a volume has no file any more"),
+        }
         inner.records.write("volume.remove", |tx| {
             let mut row = known(tx, id)?;
             inner.check_detached(tx, &row)?;
@@ -187,10 +206,10 @@ impl Volumes {
             );
             tx.put_volume(&row)
         })?;
-        match now {
-            true => inner.collect(),
-            false => Ok(()),
+        if now {
+            inner.collect_later();
         }
+        Ok(())
     }
 
     /// Has a volume back that was removed.

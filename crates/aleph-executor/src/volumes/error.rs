@@ -54,6 +54,9 @@ pub enum VolumeError {
     /// A volume has as many snapshots as it may.
     #[error("the volume has {0} snapshots, and may have no more")]
     TooManySnapshots(usize),
+    /// As many images come in and go out as may.
+    #[error("{0} images come in or go out, and no more may at a time")]
+    TooManyImages(usize),
     /// A job has it.
     #[error("the volume {name:?} is attached to job {job}")]
     Attached {
@@ -163,7 +166,9 @@ impl Classify for VolumeError {
             | Self::NotDeleted(_)
             | Self::Damaged { .. }
             | Self::Owned(_) => ErrorClass::Conflict,
-            Self::Quota { .. } | Self::TooManySnapshots(_) => ErrorClass::Capacity,
+            Self::Quota { .. } | Self::TooManySnapshots(_) | Self::TooManyImages(_) => {
+                ErrorClass::Capacity
+            }
             full if full.is_full() => ErrorClass::Capacity,
             Self::Tool { .. } | Self::File { .. } => ErrorClass::Unavailable,
             Self::Records(_) | Self::Newer(..) => ErrorClass::Internal,
@@ -181,6 +186,7 @@ impl Classify for VolumeError {
             Self::NameTaken(_) => "name_taken",
             Self::Quota { .. } => "volume_quota",
             Self::TooManySnapshots(_) => "too_many_snapshots",
+            Self::TooManyImages(_) => "too_many_images",
             Self::Attached { .. } => "volume_attached",
             Self::Locked(_) => "volume_locked",
             Self::Busy(_) => "volume_busy",
@@ -213,6 +219,9 @@ impl Classify for VolumeError {
                 "Remove volumes that nobody needs: aleph volume rm --now does at once."
             }
             Self::TooManySnapshots(_) => "Remove some of them first.",
+            Self::TooManyImages(_) => "Try again in a while.",
+            Self::BadSize { .. } => "Ask for another size.",
+            Self::Source(_) => "Send the image again.",
             Self::Attached { .. } => "Stop the job first.",
             Self::Locked(_) => "End the process that has it, or wait for its end.",
             Self::Busy(_) => "Try again in a moment.",
@@ -226,13 +235,17 @@ impl Classify for VolumeError {
             }
             Self::Qcow2(_) => "See that the file is whole: qemu-img check says.",
             Self::Damaged { .. } => {
-                "Attach it to a VM as a second disk and mend it there, or restore a snapshot of it."
+                "Restore a snapshot of it; or export it, mend the image (e2fsck -f), and import that."
             }
             full if full.is_full() => "Free some disk and try again.",
             Self::Tool { source, .. } if source.is_missing() => {
                 "Install the packages qemu-utils, e2fsprogs and xfsprogs."
             }
             Self::Owned(_) => "Use the daemon that has them: leave --root out, or name its socket.",
+            Self::Tool { .. } | Self::File { .. } | Self::Records(_) => {
+                "See that the node's state folder has room and can be written to."
+            }
+            Self::Newer(..) => "Run the program that wrote them, or a newer one.",
             _ => return None,
         };
         Some(advice.into())

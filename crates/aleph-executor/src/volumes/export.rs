@@ -3,9 +3,11 @@
 use super::backend::{OpenLayer, flatten, pack, scratch_file};
 use super::error::{VolumeError, at};
 use super::records::LayerFormat;
-use super::store::{Volumes, present};
+use super::store::{OnItsWay, Volumes, present};
 use aleph_types::{DiskImageFormat, MiB, VolumeId};
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 
 /// An image that is read from its beginning.
 #[derive(Debug)]
@@ -14,6 +16,7 @@ pub struct Exported {
     pub file: File,
     /// How many there are.
     pub length: u64,
+    _place: OnItsWay,
 }
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -32,6 +35,7 @@ impl Volumes {
         format: DiskImageFormat,
     ) -> Result<Exported> {
         let inner = &self.inner;
+        let (place, free) = inner.image()?;
         let row = inner.records.read(|tx| present(tx, id))?;
         let _turn = inner.turn(&row)?;
         let (size, opened) = match snapshot {
@@ -51,21 +55,36 @@ impl Volumes {
                 (row.size, opened)
             }
         };
-        let file = self.image(opened, format, size)?;
+        let file = self.image(opened, format, (size, free))?;
         let work = inner.work();
         let length = file
             .metadata()
             .map_err(at("look at a file in", &work))?
             .len();
-        Ok(Exported { file, length })
+        Ok(Exported {
+            file,
+            length,
+            _place: place,
+        })
     }
 
-    fn image(&self, mut chain: Vec<OpenLayer>, format: DiskImageFormat, size: MiB) -> Result<File> {
+    fn image(
+        &self,
+        mut chain: Vec<OpenLayer>,
+        format: DiskImageFormat,
+        (size, free): (MiB, u64),
+    ) -> Result<File> {
         let is_one = matches!(chain.as_slice(), [only] if only.format == LayerFormat::Raw);
         if is_one && format == DiskImageFormat::Raw {
             return Ok(chain.remove(0).file);
         }
         let work = self.inner.work();
+        let held = chain.iter().map(|layer| layer.file.metadata());
+        let held = held.map(|meta| meta.map_or(0, |meta| meta.blocks() * 512));
+        if held.sum::<u64>() > free {
+            let full = io::ErrorKind::StorageFull.into();
+            return Err(at("write an image in", &work)(full));
+        }
         let file = scratch_file(&work).map_err(at("make a file in", &work))?;
         match format {
             DiskImageFormat::Raw => {

@@ -94,6 +94,9 @@ impl Volumes {
             false => FlockOperation::NonBlockingLockShared,
         };
         inner.lock(&row, &opened, lock)?;
+        if write {
+            inner.grow_to_record(&row, &opened)?;
+        }
         let is_checked = row.unclean && inner.mend(&row, &chain)?;
         let lease = VolumeLease {
             job: owner.job,
@@ -161,20 +164,24 @@ impl Volumes {
             if alive(&owner) {
                 continue;
             }
-            if lease.access == VolumeAccess::Exclusive && self.inner.is_locked(id)? {
+            if lease.access == VolumeAccess::Exclusive && self.inner.may_be_locked(id)? {
                 tracing::warn!(volume = %id, job = %lease.job, "a process still has the disk of a job that is gone");
                 continue;
             }
             let ended = |tx: &Tx<'_>| end(tx, id, &lease, false);
-            self.inner.records.write("volume.recover", ended)?;
-            freed.push(id);
+            if self.inner.records.write("volume.recover", ended)? {
+                freed.push(id);
+            }
         }
         Ok(freed)
     }
 }
 
-fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -> Result<()> {
-    tx.drop_lease(id, lease.job)?;
+/// Ends a lease. `false` where it was ended before.
+fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -> Result<bool> {
+    if !tx.drop_lease(id, lease.job, lease.incarnation)? {
+        return Ok(false);
+    }
     if let Some(mut row) = tx.volume(id)?
         && clean
         && lease.access == VolumeAccess::Exclusive
@@ -182,7 +189,7 @@ fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -> Result<()
         row.unclean = false;
         tx.put_volume(&row)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn by_name(tx: &Tx<'_>, account: &str, name: &str) -> Result<VolumeRow> {
@@ -265,14 +272,21 @@ impl Inner {
         }
     }
 
-    /// Whether a process has a volume's top to write.
-    fn is_locked(&self, id: VolumeId) -> Result<bool> {
+    /// Whether a process has a volume's top to write, or that cannot be known.
+    fn may_be_locked(&self, id: VolumeId) -> Result<bool> {
         let top = self.records.read(|tx| match tx.volume(id)? {
             Some(row) => tx.layer(row.top).map(Some),
             None => Ok(None),
         })?;
         let Some(top) = top else { return Ok(false) };
-        let opened = self.open_chain(&[top], false)?;
+        let opened = match self.open_chain(std::slice::from_ref(&top), false) {
+            Ok(opened) => opened,
+            // Nobody opens what is not there; one volume that is damaged keeps no other from its end.
+            Err(VolumeError::File { source, .. }) => {
+                return Ok(source.kind() != io::ErrorKind::NotFound);
+            }
+            Err(error) => return Err(error),
+        };
         let lock = FlockOperation::NonBlockingLockShared;
         Ok(opened
             .iter()

@@ -12,7 +12,7 @@ use super::error::{VolumeError, at};
 use super::filesystem::{self, least};
 use super::qcow2::{self, Header};
 use super::records::{LayerFormat, LayerId, LayerRow, Life, VolumeRow};
-use super::store::{Inner, Volumes, check_name, check_size, present};
+use super::store::{Inner, OnItsWay, Volumes, check_name, check_size, present};
 use crate::failpoint;
 use crate::place::copy_sparse;
 use aleph_types::{DiskImageFormat, Filesystem, MiB, Timestamp, Volume, VolumeId};
@@ -65,15 +65,34 @@ impl Volumes {
         })
     }
 
-    /// A file to gather an image in before [`Volumes::import`]. It has no name, and goes with its
-    /// descriptor.
+    /// A file to gather an image in before [`Volumes::import`] under this name. It has no name of its own,
+    /// and goes with its descriptor. It takes no more of the disk than the account may have, and leaves
+    /// some of it free.
     ///
     /// # Errors
-    /// Where it cannot be made.
-    pub fn stage(&self) -> Result<Staged> {
-        let work = self.inner.work();
+    /// Where the volume could not be made whatever comes, or there are as many images on their way as may
+    /// be.
+    pub fn stage(&self, new: NewVolume<'_>) -> Result<Staged> {
+        check_name(new.name)?;
+        let inner = &self.inner;
+        let held = inner.records.read(|tx| {
+            if tx.is_taken(new.account, new.name)? {
+                return Err(VolumeError::NameTaken(new.name.to_owned()));
+            }
+            inner.check_quota(tx, new.account, (1, 1 << 20))?;
+            Ok(tx.held(new.account)?.1)
+        })?;
+        let (place, free) = inner.image()?;
+        let quota = inner.config.quota.bytes;
+        let left = quota.map(|most| most.saturating_sub(held));
+        let work = inner.work();
         let file = scratch_file(&work).map_err(at("make a file in", &work))?;
-        Ok(Staged { file, length: 0 })
+        Ok(Staged {
+            file,
+            length: 0,
+            room: left.map_or(free, |left| left.min(free)),
+            _place: place,
+        })
     }
 
     /// What a failure to write to a [`Staged`] file is.
@@ -161,6 +180,8 @@ impl Volumes {
         let opened = inner.open_chain(&chain, false)?;
         let form = Form {
             size,
+            // A state that was kept may be of a filesystem whose writer did not end in order.
+            unclean: original.unclean || matches!(source, Source::Snapshot(..)),
             filesystem: original.filesystem,
             format,
             parent,
@@ -175,6 +196,7 @@ impl Volumes {
 #[derive(Clone, Copy)]
 struct Form {
     size: MiB,
+    unclean: bool,
     filesystem: Filesystem,
     format: LayerFormat,
     parent: Option<LayerId>,
@@ -184,6 +206,7 @@ impl Form {
     fn raw(size: MiB, filesystem: Filesystem) -> Self {
         Self {
             size,
+            unclean: false,
             filesystem,
             format: LayerFormat::Raw,
             parent: None,
@@ -201,6 +224,7 @@ impl Inner {
     ) -> Result<Volume> {
         let Form {
             size,
+            unclean,
             filesystem,
             format,
             parent,
@@ -219,7 +243,7 @@ impl Inner {
                 filesystem,
                 life: Life::Making,
                 top: tx.add_layer(new.account, format, parent, size.bytes())?,
-                unclean: false,
+                unclean,
                 created: Timestamp::now(),
                 purged: None,
             };
@@ -301,6 +325,11 @@ impl Inner {
         let Some(old) = chain.first() else {
             return Err(VolumeError::NoVolume(row.id.to_string()));
         };
+        // What its VMM wrote and its guest did not sync: it is kept from now on, over a loss of power, too.
+        if let Some(top) = opened.first() {
+            let path = self.path(old.id, old.format);
+            top.file.sync_all().map_err(at("write", &path))?;
+        }
         // While it was written, its account paid for all that it could hold.
         let held = self.allocated(old)?;
         let branch = self.backend.branch(chain.len());
@@ -365,6 +394,9 @@ fn format_of(head: &[u8], said: Option<DiskImageFormat>) -> Result<DiskImageForm
 pub struct Staged {
     file: File,
     length: u64,
+    /// How much more it may take of the disk.
+    room: u64,
+    _place: OnItsWay,
 }
 
 impl Staged {
@@ -396,6 +428,9 @@ impl Write for Staged {
         const PIECE: usize = 64 * 1024;
         for piece in bytes.chunks(PIECE) {
             if piece.iter().any(|byte| *byte != 0) {
+                let bytes = u64::try_from(piece.len()).map_err(io::Error::other)?;
+                let left = self.room.checked_sub(bytes);
+                self.room = left.ok_or(io::ErrorKind::QuotaExceeded)?;
                 self.file.write_all_at(piece, self.length)?;
             }
             self.length += u64::try_from(piece.len()).map_err(io::Error::other)?;

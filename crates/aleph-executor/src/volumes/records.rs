@@ -403,10 +403,20 @@ impl Tx<'_> {
         Ok(())
     }
 
-    pub(super) fn drop_lease(&self, volume: VolumeId, job: JobId) -> Result<()> {
-        let sql = "DELETE FROM leases WHERE volume = ?1 AND job = ?2";
-        self.0.execute(sql, [volume.to_string(), job.to_string()])?;
-        Ok(())
+    /// Ends a lease of one start of a job. Whether there was one: a later start may have it by now.
+    pub(super) fn drop_lease(
+        &self,
+        volume: VolumeId,
+        job: JobId,
+        incarnation: Incarnation,
+    ) -> Result<bool> {
+        let sql = "DELETE FROM leases WHERE volume = ?1 AND job = ?2 AND incarnation = ?3";
+        let of = params![
+            volume.to_string(),
+            job.to_string(),
+            whole(incarnation.get())?
+        ];
+        Ok(self.0.execute(sql, of)? > 0)
     }
 
     pub(super) fn leases(&self, volume: VolumeId) -> Result<Vec<VolumeLease>> {

@@ -3,28 +3,32 @@
 //! Such a program reads what a tenant chose byte by byte, so it is taken for broken into. Where the node
 //! runs as root, it gets a user of its own that owns nothing but the file it writes, and no network. It
 //! has no path into the node's folders: its files are descriptors, which it opens again by
-//! [`path_of_file`]. It can gain no rights, its time, memory and output have bounds, and it ends with
+//! [`path_of_file`]. It can gain no rights, and its time, memory, processes and output have bounds. It is
+//! the first process of a namespace of its own, so whatever it starts ends with it, and it ends with
 //! whoever started it.
 //!
 //! # Failure cases
 //! [`ToolError`]: it is missing, it fails (with the end of what it said), it takes too long.
 
 use crate::process::{FIRST_FILE, path_of_file};
+use aleph_types::VmId;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, MemfdFlags, Uid, fchown, memfd_create};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, pidfd_open,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Users of such programs: below those of VMs, above those that distributions use. Two that run at a time
@@ -34,8 +38,14 @@ const USERS: u32 = 0x1_0000;
 
 /// Bytes of address space that a program may have.
 const MEMORY: u64 = 4 << 30;
+/// Processes and threads that a program may have, where it has a user of its own.
+const PROCESSES: u64 = 64;
 /// How much of what a program said is kept.
 const SAID: u64 = 1024;
+/// How much it may say: that is a file, too.
+const MOST_SAID: u64 = 64 * 1024;
+/// How often what a program has left is looked for.
+const LOOKS: u32 = 100;
 
 /// A program that failed.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +122,9 @@ impl Tool<'_> {
         let program = self.program;
         let start = |source| ToolError::Start { program, source };
         let user = rustix::process::geteuid().is_root().then(|| {
-            static NEXT: AtomicU32 = AtomicU32::new(0);
+            // What an earlier process may have left to such a user is not the first of this one's.
+            static NEXT: LazyLock<AtomicU32> =
+                LazyLock::new(|| AtomicU32::new(VmId::random().bits()));
             FIRST_USER + NEXT.fetch_add(1, Ordering::Relaxed) % USERS
         });
         let _owned = match (user, self.writes) {
@@ -122,8 +134,22 @@ impl Tool<'_> {
         let said = memfd_create("said", MemfdFlags::CLOEXEC)
             .map(File::from)
             .map_err(|error| start(error.into()))?;
-        let child = self.spawn(user, &said).map_err(start)?;
-        let status = wait(child, self.time).map_err(start)?;
+        let ended = match user {
+            // What it is killed with, where we die, is about the thread that starts it: that one waits.
+            Some(user) => thread::scope(|scope| {
+                let running = thread::Builder::new().name("tool".into());
+                let running = running.spawn_scoped(scope, || self.run_first(user, &said))?;
+                let ended = running.join();
+                ended.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+            }),
+            None => self
+                .spawn(None, &said)
+                .and_then(|child| wait(child, self.time)),
+        };
+        if let Some(user) = user {
+            end_all_of(user);
+        }
+        let status = ended.map_err(start)?;
         let Some(status) = status else {
             let time = self.time;
             return Err(ToolError::Late { program, time });
@@ -137,6 +163,17 @@ impl Tool<'_> {
             said: end_of(&said),
             code: status.code(),
         })
+    }
+
+    /// Runs it as the first process of a namespace, which this thread is for.
+    #[allow(unsafe_code)]
+    fn run_first(&self, user: u32, said: &File) -> io::Result<Option<ExitStatus>> {
+        // SAFETY: only children of this thread are in the new namespace, and it has one.
+        let made = unsafe { unshare_unsafe(UnshareFlags::NEWPID) };
+        if let Err(error) = made {
+            tracing::debug!(%error, "there is no namespace of processes: the other walls stand");
+        }
+        wait(self.spawn(Some(user), said)?, self.time)
     }
 
     fn spawn(&self, user: Option<u32>, said: &File) -> io::Result<Child> {
@@ -189,6 +226,7 @@ impl Drop for Lent<'_> {
 #[allow(unsafe_code)]
 fn lock_up(command: &mut Command, user: Option<u32>, output: u64) {
     let parent = getpid();
+    let is_root = user.is_some();
     // SAFETY: between fork and exec the closure makes only system calls, on values that were ready
     // before the fork; it allocates nothing and takes no lock.
     unsafe {
@@ -197,7 +235,7 @@ fn lock_up(command: &mut Command, user: Option<u32>, output: u64) {
             rustix::thread::set_no_new_privs(true)?;
             let limits = [
                 (Resource::Core, 0),
-                (Resource::Fsize, output),
+                (Resource::Fsize, output.max(MOST_SAID)),
                 (Resource::As, MEMORY),
                 (Resource::Nofile, 64),
             ];
@@ -209,6 +247,11 @@ fn lock_up(command: &mut Command, user: Option<u32>, output: u64) {
                 setrlimit(resource, most)?;
             }
             if let Some(user) = user {
+                let most = Rlimit {
+                    current: Some(PROCESSES),
+                    maximum: Some(PROCESSES),
+                };
+                setrlimit(Resource::Nproc, most)?;
                 // A host that gives us no such namespaces has the other walls.
                 let _ = unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC);
                 rustix::thread::set_thread_groups(&[])?;
@@ -218,7 +261,8 @@ fn lock_up(command: &mut Command, user: Option<u32>, output: u64) {
             }
             // After the change of user, which takes it away.
             set_parent_process_death_signal(Some(Signal::KILL))?;
-            match getppid() == Some(parent) {
+            // From within a namespace of its own there is no parent to be seen.
+            match is_root || getppid() == Some(parent) {
                 true => Ok(()),
                 false => Err(io::ErrorKind::Interrupted.into()),
             }
@@ -247,10 +291,42 @@ fn wait(mut child: Child, time: Duration) -> io::Result<Option<ExitStatus>> {
     });
     if !matches!(ended, Ok(true)) {
         // What has ended already is no error here; it is not reaped yet.
-        child.kill()?;
+        let _ = child.kill();
     }
     let status = child.wait()?;
     Ok(ended?.then_some(status))
+}
+
+/// Kills what a program has left behind, on hosts that gave it no namespace of its own.
+fn end_all_of(user: u32) {
+    for _ in 0..LOOKS {
+        let mut found = false;
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let is_theirs = || entry.metadata().is_ok_and(|meta| meta.uid() == user);
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            let Some(pid) = number.and_then(Pid::from_raw).filter(|_| is_theirs()) else {
+                continue;
+            };
+            // Looked at again once it is held: a number can change hands.
+            if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+                && is_theirs()
+            {
+                let killed = pidfd_send_signal(&pidfd, Signal::KILL);
+                found |= killed != Err(rustix::io::Errno::SRCH);
+            }
+        }
+        if !found {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    tracing::warn!(
+        user,
+        "a program of a volume's left processes that do not end"
+    );
 }
 
 /// The end of what a program said, as one line.
@@ -272,7 +348,7 @@ fn end_of(said: &File) -> String {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
 
     fn shell<'a>(script: &str, reads: Vec<&'a File>, writes: Option<&'a File>) -> Tool<'a> {
         Tool {
@@ -320,12 +396,26 @@ mod tests {
     fn time_and_output_have_bounds() {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create_new(dir.path().join("w")).unwrap();
-        let flood = format!("dd if=/dev/zero of={} bs=1024 count=64", read_path(0));
+        let flood = format!("dd if=/dev/zero of={} bs=1024 count=640", read_path(0));
         shell(&flood, vec![], Some(&file)).run().unwrap_err();
-        assert!(file.metadata().unwrap().len() <= 4096);
+        assert!(file.metadata().unwrap().len() <= MOST_SAID);
         let mut slow = shell("exec sleep 600", vec![], None);
         slow.time = Duration::from_millis(50);
         assert!(matches!(slow.run(), Err(ToolError::Late { .. })));
+        // What it leaves behind ends, too.
+        let mark = dir.path().join("mark").display().to_string();
+        let fork = format!("exec -a {mark} sleep 600 & exit 0");
+        let mut forks = shell("", vec![], None);
+        (forks.program, forks.arguments) = ("bash", vec!["-c".into(), fork]);
+        forks.run().unwrap();
+        if rustix::process::geteuid().is_root() {
+            let lines = std::fs::read_dir("/proc").unwrap().flatten();
+            let lines = lines.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+            let left = lines
+                .filter(|line| line.starts_with(mark.as_bytes()))
+                .count();
+            assert_eq!(left, 0);
+        }
         let failed = shell("echo no; echo 'why not' >&2; exit 3", vec![], None).run();
         let said = failed.unwrap_err().to_string();
         assert!(said.ends_with(": why not") && said.contains('3'), "{said}");

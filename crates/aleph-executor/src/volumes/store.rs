@@ -14,11 +14,21 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The largest volume: what one file of ext4 can hold.
 pub const MAX_SIZE: MiB = MiB(16 << 20);
+
+/// How long somebody waits for others to be done with a volume.
+const TURN: Duration = Duration::from_secs(30);
+
+/// How many images come in and go out at a time: each may take as much of the disk as a volume.
+const IMAGES: usize = 8;
+
+/// What images leave free of the disk: one part in this many.
+const RESERVE: u64 = 20;
 
 /// The most snapshots of one volume.
 pub const MAX_SNAPSHOTS: usize = 256;
@@ -102,8 +112,21 @@ pub(super) struct Inner {
     pub(super) records: Records,
     /// Volumes that something is done with.
     busy: Mutex<BTreeSet<VolumeId>>,
+    turns: Condvar,
+    /// Images that are gathered, or written for somebody to read.
+    images: Arc<AtomicUsize>,
     /// Other processes stay out for as long as this lives.
     _lock: File,
+}
+
+/// One of the images that may be on their way.
+#[derive(Debug)]
+pub(super) struct OnItsWay(Arc<AtomicUsize>);
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A volume that nobody else works on.
@@ -121,6 +144,7 @@ impl Drop for Turn<'_> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         busy.remove(&self.id);
+        self.inner.turns.notify_all();
     }
 }
 
@@ -163,6 +187,8 @@ impl Volumes {
             backend,
             records,
             busy: Mutex::default(),
+            turns: Condvar::new(),
+            images: Arc::default(),
             _lock: lock,
         };
         let volumes = Self {
@@ -280,9 +306,12 @@ impl Inner {
         folder.map_err(at("write", &path))
     }
 
-    /// Takes a volume for as long as something is done with it.
+    /// Takes a volume for as long as something is done with it. Waits for others a while.
     pub(super) fn turn(&self, row: &VolumeRow) -> Result<Turn<'_>> {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_others = |busy: &mut BTreeSet<VolumeId>| busy.contains(&row.id);
+        let waited = self.turns.wait_timeout_while(busy, TURN, is_others);
+        let (mut busy, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match busy.insert(row.id) {
             true => Ok(Turn {
                 inner: self,
@@ -369,35 +398,76 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes what a crash left half made or half removed, and ends what it left half grown.
+    /// Removes what a crash left half made or half removed, and ends what it left half grown. What cannot
+    /// be removed now is tried again at the next start, and keeps nobody from the rest.
     fn sweep(&self) -> Result<()> {
         let work = self.work();
-        for entry in fs::read_dir(&work).map_err(at("read", &work))? {
-            let path = entry.map_err(at("read", &work))?.path();
-            fs::remove_file(&path).map_err(at("remove", &path))?;
+        for entry in fs::read_dir(&work).map_err(at("read", &work))?.flatten() {
+            if let Err(error) = fs::remove_file(entry.path()) {
+                tracing::warn!(%error, path = %entry.path().display(), "a file stays");
+            }
         }
         let unfinished = self.records.read(|tx| {
             let unfinished = tx.unfinished()?;
             Ok(unfinished)
         })?;
-        for layer in &unfinished {
-            self.remove_file(layer)?;
-        }
+        let is_gone = |layer: &LayerRow| match self.remove_file(layer) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, layer = layer.id, "a layer's file stays");
+                false
+            }
+        };
+        let gone: Vec<_> = unfinished.iter().filter(|layer| is_gone(layer)).collect();
+        self.sync_layers()?;
+        self.take_back_layers()?;
         self.records.write("volumes.sweep", |tx| {
             for row in tx.volumes()? {
                 if row.life == Life::Making {
                     tx.drop_volume(row.id)?;
                 }
             }
-            unfinished
-                .iter()
-                .try_for_each(|layer| tx.drop_layer(layer.id))
+            gone.iter().try_for_each(|layer| tx.drop_layer(layer.id))
         })?;
         self.grow_on()?;
         self.collect()
     }
 
-    /// Gives each volume the size that its record has, where a crash came before its file got it.
+    /// Takes back what a crash left with the user of a program.
+    fn take_back_layers(&self) -> Result<()> {
+        let us = rustix::process::geteuid();
+        let layers = self.folder.join("layers");
+        for entry in fs::read_dir(&layers)
+            .map_err(at("read", &layers))?
+            .flatten()
+        {
+            let path = entry.path();
+            if entry.metadata().is_ok_and(|meta| meta.uid() != us.as_raw()) {
+                let taken = rustix::fs::chown(&path, Some(us), Some(rustix::process::getegid()));
+                taken
+                    .map_err(io::Error::from)
+                    .map_err(at("take back", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One more image on its way, and how many bytes it may take of the disk.
+    pub(super) fn image(&self) -> Result<(OnItsWay, u64)> {
+        let before = self.images.fetch_add(1, Ordering::SeqCst);
+        let place = OnItsWay(Arc::clone(&self.images));
+        if before >= IMAGES {
+            return Err(VolumeError::TooManyImages(IMAGES));
+        }
+        let work = self.work();
+        let disk = rustix::fs::statvfs(&work).map_err(io::Error::from);
+        let disk = disk.map_err(at("look at", &work))?;
+        let free = disk.f_bavail.saturating_sub(disk.f_blocks / RESERVE);
+        Ok((place, free.saturating_mul(disk.f_frsize)))
+    }
+
+    /// Gives each volume the size that its record has, where a crash came before its file got it. One that
+    /// cannot be grown now is tried again when it is attached.
     fn grow_on(&self) -> Result<()> {
         let tops = self.records.read(|tx| {
             let rows = tx.volumes()?.into_iter();
@@ -405,18 +475,36 @@ impl Inner {
                 .collect::<Result<Vec<_>>>()
         })?;
         for (layer, row) in tops {
-            let opened = self.open_chain(std::slice::from_ref(&layer), true);
-            // A file that is missing costs its own volume only: whoever uses that is told.
-            let Ok([top]) = opened.as_deref() else {
-                continue;
-            };
-            if top.size().is_ok_and(|size| size < row.size.bytes()) {
-                let path = self.path(layer.id, layer.format);
-                self.backend.grow(top, &path, row.size)?;
-                top.file.sync_all().map_err(at("write", &path))?;
+            let grown = self
+                .open_chain(std::slice::from_ref(&layer), true)
+                .and_then(
+                    |opened| match opened.first().map(OpenLayer::size).transpose()? {
+                        Some(size) if size < row.size.bytes() => {
+                            // A guest that has outlived its node may have it.
+                            self.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?;
+                            self.grow_to_record(&row, &opened)
+                        }
+                        _ => Ok(()),
+                    },
+                );
+            if let Err(error) = grown {
+                tracing::warn!(%error, volume = %row.id, "a volume's disk is not in order");
             }
         }
         Ok(())
+    }
+
+    /// Grows a top that is smaller than its volume, and that the caller has locked.
+    pub(super) fn grow_to_record(&self, row: &VolumeRow, opened: &[OpenLayer]) -> Result<()> {
+        let Some(top) = opened.first() else {
+            return Err(VolumeError::NoVolume(row.id.to_string()));
+        };
+        if top.size()? >= row.size.bytes() {
+            return Ok(());
+        }
+        let path = self.path(row.top, top.format);
+        self.backend.grow(top, &path, row.size)?;
+        top.file.sync_all().map_err(at("write", &path))
     }
 
     fn remove_file(&self, layer: &LayerRow) -> Result<()> {
@@ -434,12 +522,21 @@ impl Inner {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed.map_err(at("remove", &path)),
         };
-        let forgotten = removed.and_then(|()| {
+        let synced = removed.and_then(|()| self.sync_layers());
+        let forgotten = synced.and_then(|()| {
             self.records
                 .write("layer.abandon", |tx| tx.drop_layer(layer))
         });
         if let Err(error) = forgotten {
             tracing::warn!(%error, layer, "a layer stays until the volumes are opened again");
+        }
+    }
+
+    /// The same after what made it needful was done: what cannot be removed now is removed when they are
+    /// opened next.
+    pub(super) fn collect_later(&self) {
+        if let Err(error) = self.collect() {
+            tracing::warn!(%error, "layers that nobody needs stay for now");
         }
     }
 

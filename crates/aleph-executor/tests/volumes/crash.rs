@@ -56,7 +56,7 @@ fn id(volumes: &Volumes, name: &str) -> Result<VolumeId> {
 const OPERATIONS: &[Operation] = &[
     |v, _| empty(v, "a", 4).map(drop),
     |v, _| write(v, "a", 1, 1),
-    |v, _| Ok(v.snapshot(id(v, "a")?, "s")?).map(drop),
+    |v, _| Ok(v.snapshot(id(v, "a")?, "s").map(drop)?),
     |v, _| write(v, "a", 1, 2),
     |v, _| {
         Ok(

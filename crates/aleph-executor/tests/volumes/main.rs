@@ -206,6 +206,19 @@ fn hostile_images_are_refused_and_leave_nothing() -> Result<()> {
         );
     }
     assert!(volumes.list(&Scope::All, true)?.is_empty());
+    // A cluster that nothing uses does no harm; what does is told.
+    let leaky = spoilt("leaky", &|bytes| {
+        let block = usize::from(bytes[0x1_0005]) << 16;
+        let last = bytes.len() / 0x1_0000;
+        bytes[block + 2 * last + 1] = 1;
+        bytes.resize((last + 1) * 0x1_0000, 0);
+    })?;
+    let leaky = volumes.import(named("leaky"), &File::open(leaky)?, Import::default())?;
+    volumes.remove(leaky.id, true)?;
+    let cut = File::open(dir.path().join("end"))?;
+    let refused = volumes.import(named("x"), &cut, Import::default());
+    let said = refused.unwrap_err().to_string();
+    ensure!(said.len() > 60, "it says why: {said}");
     // What is named as qcow2 is read as such, and zeros are a disk where somebody says so.
     let zeros = File::open(dir.path().join("zeros"))?;
     for (format, wanted) in [
@@ -309,7 +322,7 @@ fn one_writes_or_many_read() -> Result<()> {
             .map(|who| attach(who, VolumeAccess::ReadOnly))
             .collect::<Result<_, _>>()?;
         assert!(held.iter().all(|held| held.layers.read_only));
-        assert!((&held[0].layers.top).write_at(b"x", 0).is_err());
+        assert!(held[0].layers.top.write_at(b"x", 0).is_err());
         assert_eq!(code(attach(&other, exclusive)), "volume_attached");
         volumes.snapshot(disk.id, "s")?;
         assert_eq!(code(volumes.restore(disk.id, "s")), "volume_attached");
@@ -340,6 +353,7 @@ fn a_process_with_the_file_keeps_others_out_whatever_the_records_say() -> Result
     assert_eq!(code(attach()), "volume_locked");
     assert_eq!(code(volumes.resize(disk.id, MiB(16))), "volume_locked");
     assert_eq!(code(volumes.snapshot(disk.id, "s")), "volume_locked");
+    assert_eq!(code(volumes.remove(disk.id, true)), "volume_locked");
     // The lock is the descriptor's, which a VMM has from us.
     let inherited = held.layers.top.try_clone()?;
     drop(held);
