@@ -37,12 +37,14 @@ struct Holder {
     since: Timestamp,
 }
 
-/// A lock that is held. Dropping it leaves the object to grow stale; [`Lock::release`] removes it.
+/// A lock that is held. [`Lock::release`] gives it back; one that is dropped, since its work was, is given
+/// back by a task of its own.
 #[derive(Debug)]
 pub(crate) struct Lock {
     objects: Objects,
     object: Path,
     refresh: AbortHandle,
+    released: bool,
 }
 
 impl Lock {
@@ -74,6 +76,7 @@ impl Lock {
             objects: objects.clone(),
             object,
             refresh: refresh.abort_handle(),
+            released: false,
         };
         match lock.excluded_by(sharing).await {
             Ok(None) => Ok(lock),
@@ -140,17 +143,28 @@ impl Lock {
     }
 
     /// Gives it back. A store that fails now leaves the object to grow stale.
-    pub(crate) async fn release(self) {
-        self.refresh.abort();
-        if let Err(error) = self.objects.delete(&self.object).await {
-            tracing::warn!(object = %self.object, %error, "a lock stays behind");
-        }
+    pub(crate) async fn release(mut self) {
+        self.released = true;
+        give_back(&self.objects, &self.object).await;
+    }
+}
+
+async fn give_back(objects: &Objects, object: &Path) {
+    if let Err(error) = objects.delete(object).await {
+        tracing::warn!(%object, %error, "a lock stays behind");
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         self.refresh.abort();
+        if self.released {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (objects, object) = (self.objects.clone(), self.object.clone());
+            runtime.spawn(async move { give_back(&objects, &object).await });
+        }
     }
 }
 

@@ -121,31 +121,86 @@ impl Repository {
         done
     }
 
-    async fn restore_locked(&self, request: RestoreRequest) -> Result<RestoreReport, BackupError> {
-        let snapshot = match Snapshot::read(&self.objects, request.snapshot).await {
-            Err(BackupError::Missing { .. }) => {
-                return Err(BackupError::NoSnapshot {
-                    reference: request.snapshot.to_string(),
-                });
+    /// Writes a snapshot into an open file that is empty, and says what it wrote. It is on the disk
+    /// afterwards.
+    ///
+    /// # Errors
+    /// As [`Repository::restore`].
+    pub async fn restore_into(
+        &self,
+        snapshot: Id,
+        file: File,
+        progress: ProgressSink,
+    ) -> Result<RestoreReport, BackupError> {
+        let lock = Lock::take(
+            &self.objects,
+            Sharing::Shared,
+            &format!("restore of {snapshot}"),
+        )
+        .await?;
+        let done = self.restore_into_locked(snapshot, file, &progress).await;
+        lock.release().await;
+        done
+    }
+
+    async fn restore_into_locked(
+        &self,
+        snapshot: Id,
+        file: File,
+        progress: &ProgressSink,
+    ) -> Result<RestoreReport, BackupError> {
+        let snapshot = self.wanted(snapshot).await?;
+        let size = snapshot.size;
+        let target = blocking(move || {
+            let target = Target {
+                file,
+                fresh: true,
+                path: PathBuf::from("the restored volume"),
+            };
+            let empty = target.file.metadata().is_ok_and(|file| file.len() == 0);
+            if !empty {
+                return Err(BackupError::TargetExists { path: target.path });
             }
-            read => read?,
-        };
-        let records = index::read(&self.objects).await?;
-        let index = SharedIndex::of(&records.packs);
-        let (path, size) = (request.target.clone(), snapshot.size);
-        let opened = blocking(move || open(&path, size)).await?;
-        let (target, renames) = (Arc::new(opened.0), opened.1);
-        let report = self
-            .write(&snapshot, &index, &target, &request.progress)
-            .await?;
-        blocking(move || {
-            target.file.sync_all().map_err(target.failed("write"))?;
-            if renames {
-                finish(&target, &request.target)?;
-            }
-            Ok(())
+            target.file.set_len(size).map_err(target.failed("resize"))?;
+            Ok(Arc::new(target))
         })
         .await?;
+        self.fill(&snapshot, &target, progress).await
+    }
+
+    async fn restore_locked(&self, request: RestoreRequest) -> Result<RestoreReport, BackupError> {
+        let snapshot = self.wanted(request.snapshot).await?;
+        let (path, size) = (request.target.clone(), snapshot.size);
+        let (target, renames) = blocking(move || open(&path, size)).await?;
+        let target = Arc::new(target);
+        let report = self.fill(&snapshot, &target, &request.progress).await?;
+        if renames {
+            blocking(move || finish(&target, &request.target)).await?;
+        }
+        Ok(report)
+    }
+
+    async fn wanted(&self, id: Id) -> Result<Snapshot, BackupError> {
+        match Snapshot::read(&self.objects, id).await {
+            Err(BackupError::Missing { .. }) => Err(BackupError::NoSnapshot {
+                reference: id.to_string(),
+            }),
+            read => read,
+        }
+    }
+
+    /// Writes all of a snapshot, to the disk.
+    async fn fill(
+        &self,
+        snapshot: &Snapshot,
+        target: &Arc<Target>,
+        progress: &ProgressSink,
+    ) -> Result<RestoreReport, BackupError> {
+        let records = index::read(&self.objects).await?;
+        let index = SharedIndex::of(&records.packs);
+        let report = self.write(snapshot, &index, target, progress).await?;
+        let target = Arc::clone(target);
+        blocking(move || target.file.sync_all().map_err(target.failed("write"))).await?;
         Ok(report)
     }
 
