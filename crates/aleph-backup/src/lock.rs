@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 /// A lock without a sign of its holder for so long was left behind.
 const STALE: Duration = Duration::from_secs(30 * 60);
@@ -43,7 +43,7 @@ struct Holder {
 pub(crate) struct Lock {
     objects: Objects,
     object: Path,
-    refresh: AbortHandle,
+    refresh: JoinHandle<()>,
     released: bool,
 }
 
@@ -75,7 +75,7 @@ impl Lock {
         let lock = Self {
             objects: objects.clone(),
             object,
-            refresh: refresh.abort_handle(),
+            refresh,
             released: false,
         };
         match lock.excluded_by(sharing).await {
@@ -102,11 +102,8 @@ impl Lock {
         for other in all.iter().filter(|meta| meta.location != self.object) {
             let age = (now - other.last_modified).to_std().unwrap_or_default();
             if age > STALE {
-                // An exclusive holder takes away what was left behind, so that whoever lives on
-                // after all notices (`still_held`).
-                if sharing == Sharing::Exclusive {
-                    self.objects.delete(&other.location).await?;
-                }
+                // Taken away, so that whoever lives on after all notices (`still_held`).
+                self.objects.delete(&other.location).await?;
                 continue;
             }
             let content = match self.objects.get(&other.location).await {
@@ -145,6 +142,9 @@ impl Lock {
     /// Gives it back. A store that fails now leaves the object to grow stale.
     pub(crate) async fn release(mut self) {
         self.released = true;
+        // One that is refreshed at this moment must not be written after it was deleted.
+        self.refresh.abort();
+        let _ = (&mut self.refresh).await;
         give_back(&self.objects, &self.object).await;
     }
 }

@@ -17,14 +17,24 @@ use crate::tree::{LeafWalk, decode_leaf, leaf_range, leaves};
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{
+    CWD, FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with,
+};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// `O_EXCL` and `O_NOFOLLOW` of open(2), as on every architecture of Linux that this is built for.
+const EXCLUSIVE: i32 = 0o200;
+const NO_LINKS: i32 = if cfg!(target_arch = "aarch64") {
+    0o100_000
+} else {
+    0o400_000
+};
 
 /// How many leaves are restored at a time.
 const WORKERS: usize = 4;
@@ -77,7 +87,8 @@ impl Target {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, flags, range.start, range.end - range.start) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeros(range),
+            // Devices take multiples of their blocks alone.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => self.write_zeros(range),
             Err(error) => Err(self.failed("make a hole in")(error.into())),
         }
     }
@@ -414,10 +425,23 @@ fn open(path: &Path, size: u64) -> Result<(Target, bool), BackupError> {
         .create(!device)
         .truncate(false)
         .mode(0o600)
+        // Of a device: one that is mounted, or part of another, is busy.
+        .custom_flags(if device { EXCLUSIVE } else { NO_LINKS })
         .open(&written)
         .map_err(failed("open"))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|error| failed("lock")(error.into()))?;
+    if !device {
+        // Another restore may have finished and renamed it meanwhile.
+        let (open, named) = (file.metadata(), std::fs::symlink_metadata(&written));
+        let (open, named) = (
+            open.map_err(failed("look at"))?,
+            named.map_err(failed("look at"))?,
+        );
+        if !open.is_file() || (open.dev(), open.ino()) != (named.dev(), named.ino()) {
+            return Err(BackupError::TargetExists { path: written });
+        }
+    }
     let before = file.seek(SeekFrom::End(0)).map_err(failed("measure"))?;
     if device {
         if before < size {
@@ -432,6 +456,10 @@ fn open(path: &Path, size: u64) -> Result<(Target, bool), BackupError> {
         fresh: before == 0,
         path: written,
     };
+    if device {
+        // Nobody is to find what somebody else had there.
+        target.punch(&(size..before))?;
+    }
     Ok((target, !device))
 }
 
@@ -444,7 +472,16 @@ fn partial(path: &Path) -> PathBuf {
 
 /// Gives a complete file its name, durably.
 fn finish(target: &Target, path: &Path) -> Result<(), BackupError> {
-    std::fs::rename(&target.path, path).map_err(target.failed("rename"))?;
+    let renamed = renameat_with(CWD, &target.path, CWD, path, RenameFlags::NOREPLACE);
+    match renamed {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => {
+            return Err(BackupError::TargetExists {
+                path: path.to_owned(),
+            });
+        }
+        Err(error) => return Err(target.failed("rename")(error.into())),
+    }
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())

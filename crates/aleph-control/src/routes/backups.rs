@@ -65,8 +65,8 @@ struct ListQuery {
 /// Back a volume up
 ///
 /// Chunks that are there already are not sent again, whichever volume they are of. The answer is a line of
-/// JSON for each step; the last one has `backup` or `error`. It ends with the request; what was sent is kept for the
-/// next one. A volume that a job writes to is refused with `volume_attached`: back a snapshot up.
+/// JSON for each step; the last one has `backup` or `error`. It ends with the request; most of what was sent is kept
+/// for the next one. A volume that a job writes to is refused with `volume_attached`: back a snapshot up.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/backups", tag = "volumes", params(VolumePath),
     request_body = VolumeBackupRequest,
@@ -92,6 +92,10 @@ async fn make(
     });
     let (id, source) = opened.await?;
     let name = request.name.or(request.snapshot).unwrap_or_default();
+    if name.len() > 128 {
+        let why = "a backup's name has at most 128 bytes";
+        return Err(Refusal::invalid("bad_name", why));
+    }
     Ok(answer(&service, async move |progress| {
         let repository = Repository::open_or_create(&location).await?;
         let request = BackupRequest {
@@ -142,7 +146,15 @@ async fn restore(
     let snapshot = repository.snapshot(&request.backup).await?;
     let volumes = service.node.volumes().clone();
     let staging = volumes.clone();
+    let (scope, name) = (caller.scope.clone(), request.name.clone());
     let file = blocking(move || {
+        // Told before all of it is fetched; the import looks again.
+        if staging
+            .find(&scope, &name)
+            .is_ok_and(|found| found.name == name)
+        {
+            return Err(VolumeError::NameTaken(name));
+        }
         let staged = staging.stage()?.finish();
         staged.map_err(aleph_executor::volumes::Volumes::staging_error)
     })
