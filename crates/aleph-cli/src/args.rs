@@ -24,7 +24,7 @@ pub(crate) struct Args {
     pub(crate) api: ApiArgs,
 
     /// Log more to standard error; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, hide_short_help = true)]
+    #[arg(long, global = true, action = clap::ArgAction::Count, hide_short_help = true)]
     pub(crate) verbose: u8,
 
     #[command(subcommand)]

@@ -1,26 +1,82 @@
-//! The end of what a guest wrote to its serial console.
+//! A guest's serial console: the end of what the guest wrote, whoever hears all of it, and what it is
+//! told.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc;
 
 /// How many bytes of a console are kept.
 pub const CAPACITY: usize = 64 * 1024;
+/// Pieces that wait for whoever hears a console, and for the guest that is told something.
+const WAITING: usize = 16;
 
-/// The last bytes of a guest's console. However much a guest writes, it costs no more.
+/// A guest's console. However much a guest writes, it costs no more than its last bytes and those
+/// that whoever hears it has not taken.
 #[derive(Debug)]
-pub struct Console(Mutex<VecDeque<u8>>);
+pub struct Console {
+    ring: Mutex<VecDeque<u8>>,
+    ear: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
+    keys: mpsc::Sender<Vec<u8>>,
+    typed: tokio::sync::Mutex<mpsc::Receiver<Vec<u8>>>,
+}
 
 impl Default for Console {
     fn default() -> Self {
-        Self(Mutex::new(VecDeque::new()))
+        let (keys, typed) = mpsc::channel(WAITING);
+        Self {
+            ring: Mutex::new(VecDeque::new()),
+            ear: Mutex::new(None),
+            keys,
+            typed: tokio::sync::Mutex::new(typed),
+        }
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Console {
+    /// All that the guest writes from now on, until its VMM ends. It waits for whoever hears it, and
+    /// for one at a time: the one before hears no more.
+    #[must_use]
+    pub fn hear(&self) -> mpsc::Receiver<Vec<u8>> {
+        let (ear, heard) = mpsc::channel(WAITING);
+        *lock(&self.ear) = Some(ear);
+        heard
+    }
+
+    /// What writes to the guest as its terminal would, while the VMM runs.
+    #[must_use]
+    pub fn keys(&self) -> mpsc::Sender<Vec<u8>> {
+        self.keys.clone()
+    }
+
+    /// The next bytes that somebody wrote to the guest.
+    pub(crate) async fn typed(&self) -> Option<Vec<u8>> {
+        self.typed.lock().await.recv().await
+    }
+
+    /// Passes on what the guest wrote.
+    pub(crate) async fn tell(&self, bytes: &[u8]) {
+        let ear = lock(&self.ear).clone();
+        if let Some(ear) = ear
+            && ear.send(bytes.to_vec()).await.is_err()
+        {
+            // Nobody hears it any more, unless somebody else does by now.
+            lock(&self.ear).take_if(|ear| ear.is_closed());
+        }
+    }
+
+    /// The guest says no more.
+    pub(crate) fn hush(&self) {
+        lock(&self.ear).take();
+    }
+
     /// Adds what the guest wrote.
     pub fn push(&self, bytes: &[u8]) {
         let kept = &bytes[bytes.len().saturating_sub(CAPACITY)..];
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = lock(&self.ring);
         let excess = (ring.len() + kept.len()).saturating_sub(CAPACITY);
         ring.drain(..excess);
         ring.extend(kept);
@@ -30,13 +86,7 @@ impl Console {
     /// chose them, and they may end up on somebody's terminal.
     #[must_use]
     pub fn last_lines(&self, count: usize) -> Vec<String> {
-        let bytes: Vec<u8> = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .copied()
-            .collect();
+        let bytes: Vec<u8> = lock(&self.ring).iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text
             .split('\n')
@@ -88,9 +138,9 @@ mod tests {
             console.push(format!("line {n}\n").as_bytes());
         }
         assert_eq!(console.last_lines(2), ["line 99998", "line 99999"]);
-        assert!(console.0.lock().unwrap().len() <= CAPACITY);
+        assert!(console.ring.lock().unwrap().len() <= CAPACITY);
         console.push(&vec![b'x'; 3 * CAPACITY]);
-        assert_eq!(console.0.lock().unwrap().len(), CAPACITY);
+        assert_eq!(console.ring.lock().unwrap().len(), CAPACITY);
     }
 
     #[test]

@@ -4,18 +4,20 @@
 use crate::accel::{Accelerator, Device};
 use crate::capacity::{self, Capacity, Shortage};
 use crate::cgroup::CgroupTree;
+use crate::cloud_init::Secret;
 use crate::drivers::{Drivers, Hypervisor, HypervisorError};
 use crate::firecracker::jail::JailConfig;
 use crate::gpu::GpuConfig;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
-use crate::hypervisor::{Driver, LaunchError, Memory, Nic};
+use crate::hypervisor::{Disk, Driver, FullMachine, LaunchError, Machine, Memory, Nic};
 use crate::lifecycle::Timeouts;
 use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
+use crate::seed_file::write_seed;
 use crate::sweep::{Grounds, sweep};
 use crate::vm::{Begin, Ending, Origin, Vm, VmSpec};
-use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, VmId, signal};
+use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, Mode, VmId, signal};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -65,6 +67,16 @@ pub struct Boot {
     pub image: File,
 }
 
+/// What a VM that boots its own disks is made from.
+pub(crate) struct OwnDisks {
+    /// Its machine.
+    pub(crate) machine: FullMachine,
+    /// Its disks, the one that it boots first.
+    pub(crate) disks: Vec<Disk>,
+    /// The disk that its cloud-init reads, with its serial number.
+    pub(crate) seed: (&'static str, Secret),
+}
+
 /// Runs VMs on this host.
 pub struct Executor {
     paths: Paths,
@@ -88,6 +100,12 @@ pub enum ExecutorError {
     /// What VMs are to run on cannot be had.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    /// It asks for a full VM, and nothing here runs one.
+    #[error("no VMM of this node runs full VMs")]
+    NoFullVms,
+    /// A full VM without a disk of its own.
+    #[error("the job asks for a full VM and has no cloud_init")]
+    NoOwnDisk,
     /// It asks for volumes, which microVMs do not have.
     #[error("the job asks for volumes, and a microVM has none")]
     NoVolumes,
@@ -111,7 +129,8 @@ impl Classify for ExecutorError {
             Self::Shortage(shortage) => shortage.class(),
             Self::Vmm(vmm) => vmm.class(),
             Self::Hypervisor(hypervisor) => hypervisor.class(),
-            Self::NoVolumes => ErrorClass::Invalid,
+            Self::NoVolumes | Self::NoOwnDisk => ErrorClass::Invalid,
+            Self::NoFullVms => ErrorClass::Unavailable,
             Self::Place(place) if place.is_full() => ErrorClass::Capacity,
             Self::Place(_) | Self::Host { .. } => ErrorClass::Unavailable,
         }
@@ -124,6 +143,8 @@ impl Classify for ExecutorError {
             Self::Vmm(vmm) => vmm.code(),
             Self::Hypervisor(hypervisor) => hypervisor.code(),
             Self::NoVolumes => "no_volumes",
+            Self::NoFullVms => "no_full_vms",
+            Self::NoOwnDisk => "no_cloud_init",
             Self::Place(place) if place.is_full() => "disk_full",
             Self::Place(_) => "no_place",
             Self::Host { .. } => "host",
@@ -136,6 +157,13 @@ impl Classify for ExecutorError {
             Self::Shortage(shortage) => shortage.advice(),
             Self::Vmm(vmm) => vmm.advice(),
             Self::Hypervisor(hypervisor) => hypervisor.advice(),
+            Self::NoFullVms => Some(
+                "Install QEMU: apt-get install -y --no-install-recommends qemu-system-x86 ovmf"
+                    .into(),
+            ),
+            Self::NoOwnDisk => {
+                Some("Make it with aleph vm create, or leave mode vm out for a microVM.".into())
+            }
             Self::NoVolumes => {
                 Some("Leave the volumes out, or run it as a full VM (mode vm).".into())
             }
@@ -340,15 +368,80 @@ impl Executor {
 
     /// Checks that the host has what a job asks for, and the VMM that it needs.
     pub(crate) fn admit(&self, job: &JobSpec, host: &Capacity) -> Result<(), ExecutorError> {
-        if !job.volumes.is_empty() {
+        if !job.volumes.is_empty() && !job.has_own_disk() {
             return Err(ExecutorError::NoVolumes);
         }
+        if job.mode == Mode::Vm && !job.has_own_disk() {
+            return Err(ExecutorError::NoOwnDisk);
+        }
         capacity::admit(&job.resources, host)?;
-        let (asked, most) = (job.resources.cpus, self.driver().max_cpus());
+        let driver = self.driver_of(job)?;
+        let (asked, most) = (job.resources.cpus, driver.max_cpus());
         if asked > most {
             return Err(Shortage::CpusOfVm { asked, most }.into());
         }
-        Ok(self.driver().check()?)
+        Ok(driver.check()?)
+    }
+
+    /// The driver that starts a job's VMs.
+    ///
+    /// # Errors
+    /// Where it needs a full VM, and no driver has them.
+    pub(crate) fn driver_of(&self, job: &JobSpec) -> Result<&Arc<dyn Driver>, ExecutorError> {
+        match job.has_own_disk() {
+            true => self.full_driver(),
+            false => Ok(self.drivers.chosen()),
+        }
+    }
+
+    /// The driver that starts full VMs.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub(crate) fn full_driver(&self) -> Result<&Arc<dyn Driver>, ExecutorError> {
+        self.drivers.full().ok_or(ExecutorError::NoFullVms)
+    }
+
+    /// Makes a VM that boots its own disks and outlives this process, under an id that its owner has
+    /// recorded.
+    pub(crate) fn create_with_disks(
+        &self,
+        vm: VmId,
+        job: &JobSpec,
+        own: OwnDisks,
+        nics: Vec<Nic>,
+    ) -> Result<Vm, ExecutorError> {
+        let driver = Arc::clone(self.full_driver()?);
+        let place = Place::create_for(&self.paths, self.cgroups.as_ref(), vm, true)?;
+        let (serial, seed) = own.seed;
+        let path = self.paths.vm_state(vm).join("seed.img");
+        let written = write_seed(&path, &seed).and_then(|()| File::open(&path));
+        let seed = match written {
+            Ok(seed) => seed,
+            Err(source) => {
+                place.remove()?;
+                let what = format!("write {}", path.display());
+                return Err(ExecutorError::Host { what, source });
+            }
+        };
+        let mut disks = own.disks;
+        disks.push(Disk::raw(serial, seed, true));
+        let spec = VmSpec {
+            resources: job.resources,
+            machine: Machine::Full(Box::new(own.machine)),
+            begin: Begin::Disk,
+            image: None,
+            disks,
+            memory: Memory::Own,
+            nics,
+            links: Vec::new(),
+            timeouts: self.timeouts,
+            ending: Ending {
+                kept: true,
+                stop_signal: signal::TERM,
+            },
+        };
+        Ok(Vm::create(place, driver, spec))
     }
 
     fn begin(
@@ -360,8 +453,9 @@ impl Executor {
     ) -> Vm {
         let spec = VmSpec {
             resources: job.resources,
+            machine: Machine::MicroVm,
             begin,
-            image,
+            image: Some(image),
             disks: Vec::new(),
             memory: Memory::Own,
             nics,

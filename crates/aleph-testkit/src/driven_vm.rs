@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 /// What only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What a VM is launched with. It runs as who we are, unless in a jail.
+/// What a VM is launched with.
 #[derive(Debug)]
 pub struct Plan {
     /// Which VM.
@@ -41,6 +41,8 @@ pub struct Plan {
     pub links: Vec<Link>,
     /// The group that its process joins.
     pub cgroup: Option<Cgroup>,
+    /// The user that it runs as: who we are, who may open `/dev/kvm`, where none is said.
+    pub user: Option<u32>,
 }
 
 impl Plan {
@@ -58,6 +60,7 @@ impl Plan {
             nics: Vec::new(),
             links: Vec::new(),
             cgroup: None,
+            user: None,
         }
     }
 
@@ -125,6 +128,7 @@ impl DrivenVm {
             nics,
             links,
             cgroup,
+            user,
         } = plan;
         let run_dir = dir.join(vm.to_string());
         std::fs::create_dir(&run_dir)?;
@@ -149,8 +153,7 @@ impl DrivenVm {
             },
             run_dir: run_dir.clone(),
             cgroup,
-            // Whoever may open /dev/kvm.
-            user: None,
+            user,
         };
         Self::of(vm, driver.launch(launch).await?.into(), run_dir).await
     }

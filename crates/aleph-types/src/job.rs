@@ -1,8 +1,8 @@
 //! What a user asked to run.
 
 use crate::{
-    Classify, ErrorClass, HealthCheck, InvalidNetwork, MAX_VOLUMES, MiB, NetworkSpec, Resources,
-    RestartPolicy, VolumeMount, signal,
+    Classify, CloudInitSpec, ErrorClass, Firmware, HealthCheck, InvalidNetwork, MAX_VOLUMES,
+    MachineSpec, MiB, NetworkSpec, Resources, RestartPolicy, VolumeMount, signal,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -28,7 +28,8 @@ pub struct JobSpec {
         )
     )]
     pub name: Option<String>,
-    /// The image to run, by name or by digest.
+    /// The image to run, by name or by digest. Of a full VM with `cloud_init` it is the disk image
+    /// that its root disk is a copy of.
     #[cfg_attr(
         feature = "schema",
         schema(min_length = 1, max_length = 512, pattern = "^[!-~]+$")
@@ -46,7 +47,8 @@ pub struct JobSpec {
         )
     )]
     pub kernel: Option<String>,
-    /// The command with its arguments; the image's own where it is empty.
+    /// The command with its arguments; the image's own where it is empty. A full VM with
+    /// `cloud_init` needs none, and runs it as a service.
     #[serde(default)]
     pub command: Vec<String>,
     /// What the command is given to, instead of the image's entrypoint. An empty list takes the
@@ -80,6 +82,13 @@ pub struct JobSpec {
     /// Which VMM runs it.
     #[serde(default)]
     pub hypervisor: Hypervisor,
+    /// What its machine is like, where it is a full VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineSpec>,
+    /// What the cloud-init of its guest is told. A full VM that has this boots from its own disk,
+    /// and has no agent of the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInitSpec>,
     /// Whether the command gets a terminal.
     #[serde(default)]
     pub tty: bool,
@@ -144,6 +153,8 @@ pub enum Mode {
     Auto,
     /// A microVM.
     Microvm,
+    /// A full VM: a machine with firmware, PCI and ACPI.
+    Vm,
 }
 
 /// Which VMM runs a job.
@@ -240,6 +251,20 @@ pub enum InvalidJob {
     /// A network that no node could make.
     #[error(transparent)]
     Network(#[from] InvalidNetwork),
+    /// Something of full VMs, for a job that is none.
+    #[error("the job has {0}, and is no full VM")]
+    NotFullVm(&'static str),
+    /// A machine that no node could make.
+    #[error("{field} {why}")]
+    Machine {
+        /// The field's path.
+        field: &'static str,
+        /// What is wrong, to be read after it.
+        why: &'static str,
+    },
+    /// Something for which the node would need an agent in the guest.
+    #[error("{0} needs an agent of the node's in the guest, and a VM with its own disk has none")]
+    NoAgent(&'static str),
 }
 
 impl Classify for InvalidJob {
@@ -255,6 +280,9 @@ impl Classify for InvalidJob {
             Self::BadText { .. } => "bad_text",
             Self::TooMuch { .. } => "too_much",
             Self::Network(_) => "bad_network",
+            Self::NotFullVm(_) => "not_full_vm",
+            Self::Machine { .. } => "bad_machine",
+            Self::NoAgent(_) => "guest_without_agent",
         }
     }
 
@@ -266,6 +294,11 @@ impl Classify for InvalidJob {
             Self::BadText { field, .. } => format!("Mend {field}."),
             Self::TooMuch { field, most, .. } => format!("Keep {field} within {most}."),
             Self::Network(network) => network.advice(),
+            Self::NotFullVm(field) => format!("Set mode to vm, or leave {field} out."),
+            Self::Machine { field, .. } => format!("Mend {field}."),
+            Self::NoAgent(field) => {
+                format!("Leave {field} out, and speak with the guest by aleph ssh.")
+            }
         })
     }
 }
@@ -315,6 +348,8 @@ impl JobSpec {
             resources: Resources::default(),
             mode: Mode::Auto,
             hypervisor: Hypervisor::Auto,
+            machine: None,
+            cloud_init: None,
             tty: false,
             stdin: false,
             restart: RestartPolicy::default(),
@@ -361,7 +396,54 @@ impl JobSpec {
             let content = [&file.text, &file.base64].into_iter().flatten();
             file.path.len() + content.map(String::len).sum::<usize>()
         });
-        1024 + self.words() + labels.chain(files).sum::<usize>()
+        let told = self.cloud_init.as_ref().map_or(0, CloudInitSpec::weight);
+        1024 + self.words() + told + labels.chain(files).sum::<usize>()
+    }
+
+    /// Whether its guest boots from a disk of its own, without an agent of the node's.
+    #[must_use]
+    pub fn has_own_disk(&self) -> bool {
+        self.mode == Mode::Vm && self.cloud_init.is_some()
+    }
+
+    /// Checks what full VMs have.
+    fn validate_machine(&self) -> Result<(), InvalidJob> {
+        let parts = [
+            ("machine", self.machine.is_some()),
+            ("cloud_init", self.cloud_init.is_some()),
+        ];
+        if self.mode != Mode::Vm
+            && let Some((field, _)) = parts.into_iter().find(|(_, there)| *there)
+        {
+            return Err(InvalidJob::NotFullVm(field));
+        }
+        if let Some(machine) = &self.machine {
+            machine.check(self.resources.cpus)?;
+        }
+        let Some(told) = &self.cloud_init else {
+            return Ok(());
+        };
+        told.check()?;
+        if self
+            .machine
+            .as_ref()
+            .is_some_and(|it| it.firmware == Firmware::Kernel)
+        {
+            return Err(InvalidJob::Machine {
+                field: "machine.firmware",
+                why: "kernel starts the node's own kernel, and a VM with cloud_init has its own",
+            });
+        }
+        let asked = [
+            ("tty", self.tty),
+            ("stdin", self.stdin),
+            ("health", self.health.is_some()),
+            ("stop_signal", self.stop_signal.is_some()),
+        ];
+        match asked.into_iter().find(|(_, there)| *there) {
+            Some((field, _)) => Err(InvalidJob::NoAgent(field)),
+            None => Ok(()),
+        }
     }
 
     /// Checks all that can be known without a node and its images.
@@ -437,6 +519,7 @@ impl JobSpec {
             }
         }
         self.network.check()?;
+        self.validate_machine()?;
         for (at, volume) in self.volumes.iter().enumerate() {
             volume.check()?;
             let before = self.volumes.iter().take(at);
@@ -553,6 +636,7 @@ impl GuestFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Topology;
 
     fn job() -> JobSpec {
         JobSpec::new("busybox", vec!["true".into()])
@@ -622,6 +706,94 @@ mod tests {
         job.files.clear();
         job.command.push("x".repeat(MAX_WORDS));
         assert_eq!(job.validate().unwrap_err().code(), "too_much");
+    }
+
+    #[test]
+    fn what_full_vms_have_is_for_them_alone() {
+        let mut disk = JobSpec::new("debian", vec![]);
+        (disk.mode, disk.cloud_init) = (Mode::Vm, Some(CloudInitSpec::default()));
+        assert_eq!(disk.validate(), Ok(()));
+        assert!(disk.has_own_disk());
+        type Spoil = fn(&mut JobSpec);
+        let machine = |job: &mut JobSpec, spoil: fn(&mut MachineSpec)| {
+            spoil(job.machine.get_or_insert_default());
+        };
+        let cases: [(&str, Spoil); 14] = [
+            ("bad_machine", |j| {
+                j.machine.get_or_insert_default().firmware = Firmware::Kernel;
+            }),
+            ("not_full_vm", |j| j.mode = Mode::Auto),
+            ("not_full_vm", |j| {
+                (j.mode, j.cloud_init, j.machine) =
+                    (Mode::Microvm, None, Some(MachineSpec::default()));
+            }),
+            ("guest_without_agent", |j| j.tty = true),
+            ("guest_without_agent", |j| j.stdin = true),
+            ("guest_without_agent", |j| {
+                j.stop_signal = Some("INT".into())
+            }),
+            ("guest_without_agent", |j| {
+                j.health = serde_json::from_str(r#"{"probe":{"tcp":{"port":80}}}"#).ok();
+                assert!(j.health.is_some());
+            }),
+            ("too_much", |j| {
+                j.cloud_init.get_or_insert_default().packages = vec!["x".into(); 257];
+            }),
+            ("too_much", |j| {
+                let text = "#".repeat(crate::machine::MAX_USER_DATA + 1);
+                j.cloud_init.get_or_insert_default().user_data = Some(text);
+            }),
+            ("bad_machine", |j| {
+                let machine = j.machine.get_or_insert_default();
+                (machine.firmware, machine.secure_boot) = (Firmware::Bios, true);
+            }),
+            ("bad_machine", |j| {
+                j.machine.get_or_insert_default().cpu_model = Some("max,+x".into());
+            }),
+            ("bad_machine", |j| {
+                let (sockets, cores, threads) = (1, 3, 2);
+                j.machine.get_or_insert_default().topology = Some(Topology {
+                    sockets,
+                    cores,
+                    threads,
+                });
+            }),
+            ("bad_machine", |j| {
+                j.machine.get_or_insert_default().boot_args = Some("quiet".into());
+            }),
+            ("bad_machine", |j| {
+                j.machine.get_or_insert_default().room.slots = 65
+            }),
+        ];
+        for (code, spoil) in cases {
+            let mut job = disk.clone();
+            spoil(&mut job);
+            let error = job.validate().unwrap_err();
+            assert_eq!(
+                (error.code(), error.class()),
+                (code, ErrorClass::Invalid),
+                "{error}"
+            );
+            assert!(error.advice().is_some());
+        }
+        machine(&mut disk, |m| {
+            (m.firmware, m.boot_args) = (Firmware::Kernel, Some("root=/dev/vda rw".into()));
+            (m.room.cpus, m.room.memory) = (3, MiB(1024));
+            m.topology = Some(Topology {
+                sockets: 2,
+                cores: 2,
+                threads: 1,
+            });
+        });
+        disk.resources.cpus = 1;
+        let told = disk.cloud_init.take();
+        assert_eq!(disk.validate(), Ok(()));
+        (disk.cloud_init, disk.machine) = (told, None);
+        assert_eq!(disk.validate(), Ok(()));
+        let json = serde_json::to_string(&disk).unwrap();
+        assert_eq!(serde_json::from_str::<JobSpec>(&json).unwrap(), disk);
+        disk.cloud_init.get_or_insert_default().user_data = Some("#!secret".into());
+        assert!(!format!("{disk:?}").contains("secret"));
     }
 
     #[test]

@@ -13,6 +13,8 @@
 //! | [`Resources`] | what one VM may use |
 //! | [`JobSpec`] | what a user asked to run |
 //! | [`GpuRequest`] | what a job asks of GPUs |
+//! | [`MachineSpec`], [`CloudInitSpec`] | what a full VM is like, and what its guest is told |
+//! | [`CloudInit`] | how far that guest's cloud-init is |
 //! | [`RestartPolicy`], [`HealthCheck`] | when it starts again, and how to tell that it works |
 //! | [`NetworkSpec`], [`VmNetwork`] | what it asks of the network, and what its VM got |
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
@@ -32,6 +34,7 @@ mod health;
 mod id;
 mod ipv6;
 mod job;
+mod machine;
 mod network;
 mod node;
 mod resources;
@@ -51,6 +54,10 @@ pub use id::{Incarnation, JobId, NodeId, ParseIdError, SnapshotId, VmId, VolumeI
 pub use ipv6::Ipv6Network;
 pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
+};
+pub use machine::{
+    CloudInit, CloudInitSpec, CloudInitState, Firmware, HotplugRoom, HugePages, MAX_PACKAGES,
+    MAX_SSH_KEYS, MAX_USER_DATA, MachineSpec, Topology,
 };
 pub use network::{
     BothWays, DomainPattern, Egress, EgressTarget, ForwardedPort, InvalidNetwork, InvalidRate,

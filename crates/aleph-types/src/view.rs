@@ -1,6 +1,8 @@
 //! What a node tells about its jobs.
 
-use crate::{ExitStatus, Health, Incarnation, JobId, JobSpec, NetworkUsage, VmId, VmNetwork};
+use crate::{
+    CloudInit, ExitStatus, Health, Incarnation, JobId, JobSpec, NetworkUsage, VmId, VmNetwork,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -141,6 +143,10 @@ pub struct Job {
     /// What its health check says, where it has one and runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// How far its guest's cloud-init is, where it is a full VM with a disk of its own that was
+    /// started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInit>,
     /// How often it was started.
     #[cfg_attr(feature = "schema", schema(value_type = u32))]
     pub incarnation: Incarnation,

@@ -1,7 +1,7 @@
 //! The routes of jobs.
 
 use super::path::{Query, part};
-use super::request::{Answer, Asking};
+use super::request::{Answer, Asking, Socket};
 use super::{Channel, Client, ClientError, ExecStart, Frames, Lines};
 use aleph_types::{Job, JobList, JobSpec, JobState, JobStats};
 use base64::Engine;
@@ -224,6 +224,12 @@ impl Client {
         let query = Query::default().flag("stdin", stdin).flag("logs", logs);
         let path = format!("/v1/jobs/{}/attach{query}", part(job));
         Ok(Channel::new(self.open_socket(path).await?))
+    }
+
+    /// A full VM's screen: binary messages are a stream of RFB.
+    pub(crate) async fn screen(&self, job: &str) -> Result<Socket, ClientError> {
+        self.open_socket(format!("/v1/jobs/{}/vnc", part(job)))
+            .await
     }
 
     /// Runs a command in a job's guest.

@@ -33,13 +33,23 @@ impl Attach {
 /// Connects with a job that runs, until it ends or its user leaves; the code is the job's.
 /// `logs` begins with what it wrote in this life.
 pub(super) async fn attach(client: &Client, job: &Job, stdin: bool, logs: bool) -> Result<u8> {
+    let stdin = stdin && job.spec.stdin;
+    converse(client, job, (stdin, job.spec.tty), logs).await
+}
+
+/// The same of a job whose specification says nothing of input and terminal.
+pub(super) async fn converse(
+    client: &Client,
+    job: &Job,
+    (stdin, tty): (bool, bool),
+    logs: bool,
+) -> Result<u8> {
     let mut signals = Signals::listen()?;
     let id = job.id.to_string();
-    let stdin = stdin && job.spec.stdin;
     let mut channel = client.attach(&id, stdin, logs).await?;
     fit(&channel.input(), job);
     let conversation = Conversation {
-        tty: job.spec.tty,
+        tty,
         stdin,
         detachable: true,
         // Whoever watches a job does not decide how long it lives.

@@ -5,6 +5,7 @@ mod attach;
 mod backup;
 mod completion;
 mod config;
+mod console;
 mod cp;
 mod doctor;
 mod each;
@@ -26,12 +27,15 @@ mod rm;
 mod run;
 mod setup;
 mod snapshot;
+mod ssh;
 mod start;
 mod stats;
 mod stop;
 mod token;
 mod up;
 mod version;
+mod vm;
+mod vnc;
 mod volume;
 mod wait;
 
@@ -110,6 +114,15 @@ pub(crate) enum Command {
     /// List the GPUs of this host, and take one out of quarantine
     #[command(subcommand)]
     Gpu(gpu::Gpu),
+    /// Make and manage full VMs, which boot disks of their own
+    #[command(subcommand)]
+    Vm(vm::Vm),
+    /// Log in to the guest of a job by ssh
+    Ssh(ssh::Ssh),
+    /// Connect this terminal with the serial console of a full VM
+    Console(console::Console),
+    /// Have a full VM's screen at a socket, for a viewer of VNC
+    Vnc(vnc::Vnc),
     /// Install what runs VMs, as a release that is checked
     #[command(subcommand)]
     Setup(setup::Setup),
@@ -185,6 +198,10 @@ impl Command {
             Self::Images(ls) => ls.run(context).await,
             Self::Volume(volume) => Box::pin(volume.run(context)).await,
             Self::Function(function) => function.run(context).await,
+            Self::Vm(vm) => vm.run(context).await,
+            Self::Ssh(ssh) => ssh.run(context).await,
+            Self::Console(console) => console.run(context).await,
+            Self::Vnc(vnc) => vnc.run(context).await,
             Self::Setup(setup) => setup.run(context).await,
             Self::Token(token) => token.run(context).await,
             Self::Prune(prune) => prune.run(context).await,

@@ -3,7 +3,7 @@
 use crate::client::JobQuery;
 use crate::context::Context;
 use crate::output::{self, Color, Column, Listing, coloured, print, print_json, print_json_line};
-use aleph_types::{ExitStatus, Health, Job, JobState, Timestamp};
+use aleph_types::{CloudInitState, ExitStatus, Health, Job, JobState, Timestamp};
 use anyhow::Result;
 use std::net::SocketAddr;
 
@@ -188,6 +188,40 @@ fn listing(jobs: &[Job], no_trunc: bool, now: Timestamp) -> Listing {
     listing
 }
 
+/// Full VMs.
+pub(super) fn vms(jobs: &[Job]) -> Listing {
+    let mut listing = Listing::new(&[
+        Column::Whole("ID"),
+        Column::Text("IMAGE"),
+        Column::Least("STATUS", 14),
+        Column::Text("CLOUD-INIT"),
+        Column::Text("ADDRESS"),
+        Column::Whole("NAME"),
+    ]);
+    let now = Timestamp::now();
+    for job in jobs {
+        let address = job
+            .network
+            .as_ref()
+            .map(|network| network.vm_ip.to_string());
+        // In its own column is more of it.
+        let mut bare = job.clone();
+        let told = bare.cloud_init.take().map(|told| match told.reason {
+            Some(reason) => format!("{}: {reason}", told.state),
+            None => told.state.to_string(),
+        });
+        listing.row([
+            coloured(job.id.short(), None),
+            coloured(output::plain(&job.spec.image), None),
+            coloured(status(&bare, now), colour(job)),
+            coloured(output::plain(&told.unwrap_or_default()), None),
+            coloured(address.unwrap_or_default(), None),
+            coloured(job.name.as_str(), None),
+        ]);
+    }
+    listing
+}
+
 /// What leads to its guest, as docker has it.
 fn ports(job: &Job) -> String {
     let ports = job.network.iter().flat_map(|n| &n.forwarded_ports);
@@ -215,7 +249,10 @@ fn status(job: &Job, now: Timestamp) -> String {
     let code = code.unwrap_or_default();
     match job.state {
         JobState::Running => match job.health {
-            None => up(),
+            None => match job.cloud_init.as_ref().map(|told| told.state) {
+                None | Some(CloudInitState::Done) => up(),
+                Some(state) => format!("{} (cloud-init: {state})", up()),
+            },
             Some(Health::Starting) => format!("{} (health: starting)", up()),
             Some(health) => format!("{} ({})", up(), health_name(Some(health))),
         },
@@ -262,6 +299,7 @@ mod tests {
             reason: None,
             exit: None,
             health: None,
+            cloud_init: None,
             incarnation: Incarnation::default(),
             restarts: 0,
             vm: None,

@@ -25,7 +25,11 @@ impl Daemon {
 
     /// With a configuration and further words.
     pub(crate) fn configured(config: &str, words: &[&str]) -> Result<Self> {
-        let node = Node::new()?;
+        Self::over(Node::new()?, config, words)
+    }
+
+    /// The same over a node's folder that has something in it.
+    pub(crate) fn over(node: Node, config: &str, words: &[&str]) -> Result<Self> {
         let file = node.root.path().join("aleph.toml");
         std::fs::write(&file, config)?;
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();

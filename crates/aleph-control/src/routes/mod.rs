@@ -21,6 +21,7 @@ mod jobs;
 mod logs;
 mod node;
 mod prune;
+mod screen;
 mod session;
 mod snapshots;
 mod stats;
@@ -47,6 +48,7 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(attach::routes())
+        .merge(screen::routes())
         .merge(archive::routes())
         .merge(events::routes())
         .merge(images::routes())

@@ -17,6 +17,8 @@ const BEFORE: &str = "dict(no_replace,recurse_list,recurse_str)+list(prepend)+st
 struct Main {
     merge_how: &'static str,
     hostname: String,
+    updates: Updates,
+    disable_network_activation: bool,
     users: [User; 1],
     write_files: Vec<WriteFile>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -76,6 +78,17 @@ struct VendorData {
     manage_etc_hosts: &'static str,
 }
 
+/// When a guest takes what its seed says of its network.
+#[derive(Serialize)]
+struct Updates {
+    network: UpdatesWhen,
+}
+
+#[derive(Serialize)]
+struct UpdatesWhen {
+    when: [&'static str; 2],
+}
+
 #[derive(Serialize)]
 struct GrowPart {
     mode: &'static str,
@@ -106,6 +119,14 @@ pub(super) fn main(spec: &GuestSpec) -> Result<String, CloudInitError> {
     cloud_config(&Main {
         merge_how: AFTER,
         hostname: spec.hostname(),
+        // Its address is another one after each start. What is written before the network comes up
+        // needs nobody who brings it up once more, and waits for it.
+        disable_network_activation: true,
+        updates: Updates {
+            network: UpdatesWhen {
+                when: ["boot-new-instance", "boot"],
+            },
+        },
         users: [User {
             name: USER,
             gecos: "Aleph",
@@ -186,23 +207,23 @@ fn words(words: &[&str]) -> Vec<String> {
 
 fn files(spec: &GuestSpec) -> Result<Vec<WriteFile>, CloudInitError> {
     let root = || "root:root".to_owned();
-    let mut files = vec![WriteFile {
-        path: unit::ENV_FILE.into(),
-        permissions: "0600".into(),
-        owner: root(),
-        encoding: None,
-        content: unit::environment(spec)?,
-        defer: false,
-    }];
+    let mut own = vec![(unit::ENV_FILE, "0600", unit::environment(spec)?)];
     if let Some(command) = &spec.command {
-        files.push(WriteFile {
-            path: unit::UNIT_FILE.into(),
-            permissions: "0644".into(),
-            owner: root(),
-            encoding: None,
-            content: unit::unit(command),
-            defer: false,
-        });
+        own.push((unit::UNIT_FILE, "0644", unit::unit(command)));
+    }
+    let mut files = Vec::new();
+    for (path, permissions, content) in own {
+        // At once, for what reads them early, and again after the user's that come late.
+        for defer in [false, true] {
+            files.push(WriteFile {
+                path: path.into(),
+                permissions: permissions.into(),
+                owner: root(),
+                encoding: None,
+                content: content.clone(),
+                defer,
+            });
+        }
     }
     for file in &spec.files {
         let (encoding, content) = match file.content.expose_text() {

@@ -79,6 +79,23 @@ pub enum UserDataError {
     /// A part handler takes the place of cloud-init's own.
     #[error("user-data has a part handler")]
     PartHandler,
+    /// A character that ends a line to some readers of YAML and not to others.
+    #[error("user-data has U+0085, U+2028 or U+2029, which ends a line to cloud-init")]
+    LineBreak,
+    /// A `#cloud-config-archive` that is no list of documents.
+    #[error("user-data is an archive that is not a list of documents")]
+    NotArchive,
+    /// A `#cloud-config-jsonp` that is no JSON patch.
+    #[error("user-data is not a JSON patch: line {line}, column {column} of it")]
+    NotPatch {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+    },
+    /// A MIME message that cannot be taken apart.
+    #[error("user-data {0}")]
+    Message(&'static str),
     /// A MIME message of which cloud-init would change the characters.
     #[error("user-data is a MIME message with characters beyond ASCII")]
     MimeText,
@@ -142,6 +159,12 @@ impl UserDataError {
             Self::MergeHow(key) => {
                 format!("Write {key} as in \"list(append)+dict(recurse_list)+str()\".")
             }
+            Self::LineBreak => {
+                "Write it as an escape, such as \"\\u2028\", or leave it out.".into()
+            }
+            Self::NotArchive => "Write a list of texts, or of mappings with content.".into(),
+            Self::NotPatch { .. } => "Write a list of operations, as RFC 6902 has them.".into(),
+            Self::Message(_) => "Make it with cloud-init devel make-mime.".into(),
             Self::PartHandler => "Give what it handles as a script.".into(),
             Self::MimeText => {
                 "Encode its parts with Content-Transfer-Encoding: base64, as cloud-init devel \

@@ -7,16 +7,15 @@ use sha2::{Digest, Sha256};
 /// Bytes of a line of base64 (RFC 2045, 6.8).
 const LINE: usize = 76;
 
-/// One part.
-pub(super) enum Part<'a> {
-    /// A document: its type, the name that cloud-init stores and sorts it by, its text.
-    Document {
-        kind: &'static str,
-        name: &'static str,
-        text: &'a str,
-    },
-    /// A message with headers of its own, in ASCII.
-    Message(&'a str),
+/// One document.
+pub(super) struct Part<'a> {
+    /// Its type.
+    pub(super) kind: &'a str,
+    /// What cloud-init stores and sorts it by; it makes one up where there is none.
+    pub(super) name: Option<&'a str>,
+    /// How it is merged with those before it, where that is not in it.
+    pub(super) merge: Option<&'a str>,
+    pub(super) text: &'a str,
 }
 
 /// The message with these parts in this order. Texts are in base64: cloud-init reads other
@@ -26,28 +25,25 @@ pub(super) fn message(parts: &[Part<'_>]) -> String {
     let mut text =
         format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n");
     for part in parts {
-        text.push_str(&format!("--{boundary}\n"));
-        match part {
-            Part::Document {
-                kind,
-                name,
-                text: document,
-            } => {
-                text.push_str(&format!(
-                    "Content-Type: {kind}; charset=\"utf-8\"\n\
-                     Content-Transfer-Encoding: base64\n\
-                     Content-Disposition: attachment; filename=\"{name}\"\n\n"
-                ));
-                // So many bytes give a whole line.
-                for bytes in document.as_bytes().chunks(LINE / 4 * 3) {
-                    BASE64.encode_string(bytes, &mut text);
-                    text.push('\n');
-                }
-            }
-            Part::Message(message) => {
-                text.push_str(message);
-                text.push('\n');
-            }
+        text.push_str(&format!(
+            "--{boundary}\n\
+             Content-Type: {}; charset=\"utf-8\"\n\
+             Content-Transfer-Encoding: base64\n",
+            part.kind
+        ));
+        if let Some(name) = part.name {
+            text.push_str(&format!(
+                "Content-Disposition: attachment; filename=\"{name}\"\n"
+            ));
+        }
+        if let Some(merge) = part.merge {
+            text.push_str(&format!("X-Merge-Type: {merge}\n"));
+        }
+        text.push('\n');
+        // So many bytes give a whole line.
+        for bytes in part.text.as_bytes().chunks(LINE / 4 * 3) {
+            BASE64.encode_string(bytes, &mut text);
+            text.push('\n');
         }
     }
     text.push_str(&format!("--{boundary}--\n"));
@@ -59,11 +55,9 @@ pub(super) fn message(parts: &[Part<'_>]) -> String {
 fn boundary(parts: &[Part<'_>]) -> String {
     let mut digest = Sha256::new();
     for part in parts {
-        let text = match part {
-            Part::Document { text, .. } | Part::Message(text) => text,
-        };
-        digest.update(u64::try_from(text.len()).unwrap_or(u64::MAX).to_be_bytes());
-        digest.update(text);
+        let length = u64::try_from(part.text.len()).unwrap_or(u64::MAX);
+        digest.update(length.to_be_bytes());
+        digest.update(part.text);
     }
     let digest: String = digest
         .finalize()

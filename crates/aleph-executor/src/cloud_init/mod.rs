@@ -24,10 +24,11 @@
 //! | `config` | the node's own cloud-config, meta-data and vendor-data |
 //! | `unit` | the job's environment, its unit of systemd, the check in the guest |
 //! | `user_data`, `shape` | what the user's own user-data is, and whether the node's part survives it |
+//! | `message` | a user's MIME message, taken apart |
 //! | `mime` | both in one message |
 //! | `network` | `network-config`, version 2 |
 //! | `seed` | all of it, and the disk |
-//! | `status` | what the guest reports |
+//! | `status`, `report` | what the guest reports, and how it does |
 //!
 //! # How the user's part and the node's come together
 //! cloud-init has two ways to have several documents, and both are used.
@@ -53,11 +54,15 @@
 //!   guest fetches by itself, and MIME messages are parts of their own kind.
 //!
 //! Gzip is undone before that, and so is base64 around what cloud-init knows: what is in it is
-//! bounded and looked at. Refused is what would take the node's part away without a word: keys that
+//! bounded and looked at, and so is each part of a message and each document of an archive. Refused is
+//! what would take the node's part away without a word: keys that
 //! decide which stages there are, keys that the node sets, `users: default` and its kind (a list is not
-//! joined with what is none), a user of the name `aleph`, part handlers. A template or an included
-//! document can still do such a thing in the guest, where it has all rights anyway; the last part is a
-//! script that looks for the job's environment, user, unit and volumes, so cloud-init's status says so.
+//! joined with what is none), a user of the name `aleph` in `users` or `user`, part handlers, and line breaks
+//! that not all readers of YAML know. A template or an included
+//! document can still do such a thing in the guest, where it has all rights anyway. So the last part is a
+//! script that looks for the job's environment, user, unit and volumes, and leaves a mark where they are
+//! there. Without that mark a guest is not [`GuestStatus::Done`], whatever its cloud-init says: one whose
+//! final modules were switched off runs no script, and calls itself done.
 //!
 //! # Failure cases
 //! | what | where it shows |
@@ -67,6 +72,7 @@
 //! | a package, script or mount that fails in the guest | [`GuestStatus::Error`] or [`GuestStatus::Degraded`] |
 //! | a part that only cloud-init finds wrong, such as a template | its log; [`GuestStatus::with_log`] |
 //! | a volume with another file system than was said | not formatted, not mounted; the check's script fails |
+//! | the node's part is taken away in the guest | [`GuestStatus::Error`], by the check or for want of its mark |
 //! | a report that is none, from a guest that lies | [`StatusError`] |
 //!
 //! Secrets are environment, files and user-data: [`Secret`] prints its length alone. In the guest
@@ -88,8 +94,10 @@
 mod config;
 mod error;
 mod job;
+mod message;
 mod mime;
 mod network;
+mod report;
 mod secret;
 mod seed;
 mod shape;
@@ -99,6 +107,7 @@ mod unit;
 mod user_data;
 
 pub use error::{CloudInitError, UserDataError};
+pub use report::{MAX_REPORT, SEEN};
 pub use secret::Secret;
 pub use seed::Seed;
 pub use spec::{

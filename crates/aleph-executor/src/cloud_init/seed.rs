@@ -1,7 +1,7 @@
 //! The disk from which a guest's cloud-init reads, in cloud-init's `NoCloud` form.
 
 use super::user_data::{self, UserDataKind};
-use super::{CloudInitError, GuestSpec, Secret, config, mime, network, unit};
+use super::{CloudInitError, GuestSpec, Secret, config, mime, network, report, unit};
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 use std::fmt;
 use std::io::{Cursor, Write};
@@ -51,15 +51,26 @@ impl GuestSpec {
         let first = config::first(self)?;
         let main = config::main(self)?;
         let check = unit::check(self);
+        let report = report::script();
 
-        let document = |kind, name, text| mime::Part::Document { kind, name, text };
-        let mut parts = Vec::new();
-        if let Some(own) = &own {
-            parts.push(match own.kind.mime_type() {
-                Some(kind) => document(kind, "user-data", &own.text),
-                None => mime::Part::Message(&own.text),
-            });
-        }
+        let document = |kind, name, text| mime::Part {
+            kind,
+            name: Some(name),
+            merge: None,
+            text,
+        };
+        // First of all, so that a guest in which all else goes wrong tells so.
+        let mut parts = vec![document("text/cloud-boothook", "aleph-report", &report)];
+        parts.extend(
+            own.iter()
+                .flat_map(|own| &own.documents)
+                .map(|own| mime::Part {
+                    kind: own.mime,
+                    name: own.name.as_deref(),
+                    merge: own.merge.as_deref(),
+                    text: &own.text,
+                }),
+        );
         if let Some(first) = &first {
             parts.push(document("text/cloud-config", "aleph-first.yaml", first));
         }

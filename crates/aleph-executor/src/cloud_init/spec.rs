@@ -1,5 +1,6 @@
 //! What a VM's job says of its guest.
 
+use super::unit::UNIT_FILE;
 use super::{CloudInitError, Secret};
 use aleph_types::{JobId, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -254,6 +255,8 @@ impl GuestSpec {
         for (i, file) in self.files.iter().enumerate() {
             let field = |name: &str| format!("files[{i}].{name}");
             check_path(&file.path, || field("path"))?;
+            // To the kernel it is another spelling of a path that may be the node's.
+            require(!file.path.contains("//"), field("path"), "has // in it")?;
             require(
                 !file.path.ends_with('/'),
                 field("path"),
@@ -263,6 +266,12 @@ impl GuestSpec {
                 !file.path.starts_with("/etc/aleph/"),
                 field("path"),
                 "is in /etc/aleph, which is the node's",
+            )?;
+            let drop_ins = format!("{UNIT_FILE}.d/");
+            require(
+                file.path != UNIT_FILE && !file.path.starts_with(&drop_ins),
+                field("path"),
+                "is that of the job's unit, which is the node's",
             )?;
             require(
                 paths.insert(&file.path),

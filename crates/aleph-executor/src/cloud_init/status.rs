@@ -47,6 +47,9 @@ pub enum StatusError {
     /// Not of its form.
     #[error("the guest's report is not cloud-init's")]
     Malformed(#[from] serde_json::Error),
+    /// Not of the form of [`GuestStatus::from_report`].
+    #[error("the guest's report is none")]
+    NoReport,
     /// A word for a state that cloud-init does not have.
     #[error("the guest's report has an unknown status")]
     Unknown,

@@ -7,6 +7,9 @@ use super::{CloudInitError, GuestSpec};
 pub const ENV_FILE: &str = "/etc/aleph/job.env";
 /// The unit of systemd that runs it.
 pub const UNIT: &str = "aleph-job.service";
+/// What the check leaves where all is as it was described; it belongs to the instance, as the check
+/// does, which runs at the first boot of a root disk alone.
+pub(super) const CHECKED: &str = "/var/lib/cloud/instance/aleph-checked";
 /// Where the unit is.
 pub(super) const UNIT_FILE: &str = "/etc/systemd/system/aleph-job.service";
 
@@ -121,6 +124,7 @@ pub(super) fn check(spec: &GuestSpec) -> String {
             volume.serial
         ));
     }
+    text.push_str(&format!(": > {CHECKED}\n"));
     text
 }
 

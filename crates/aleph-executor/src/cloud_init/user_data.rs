@@ -1,7 +1,7 @@
 //! The user's own user-data: what it is, and whether the node's part survives it.
 
 use super::shape::{self, Shape};
-use super::{UserDataError, spec::USER};
+use super::{UserDataError, message, spec::USER};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::read::MultiGzDecoder;
@@ -9,6 +9,9 @@ use std::io::Read;
 
 /// Bytes of user-data, as given and as decompressed.
 pub const MAX_USER_DATA: usize = 1024 * 1024;
+
+/// How deep archives may be in archives.
+const MAX_ARCHIVES: u8 = 4;
 
 /// What cloud-init takes it for.
 ///
@@ -66,6 +69,17 @@ impl UserDataKind {
 /// User-data that was looked at.
 pub(super) struct UserData {
     pub(super) kind: UserDataKind,
+    pub(super) documents: Vec<Document>,
+}
+
+/// One document of it, as it goes to the guest.
+pub(super) struct Document {
+    /// Its MIME type.
+    pub(super) mime: &'static str,
+    /// What cloud-init stores it as; a number where it has none.
+    pub(super) name: Option<String>,
+    /// How it is merged with those before it, where that was said beside it.
+    pub(super) merge: Option<String>,
     pub(super) text: String,
 }
 
@@ -93,7 +107,7 @@ const LISTS: [&str; 6] = [
     "mounts",
     "runcmd",
 ];
-/// In what cannot be read here without being carried out, these words are looked for.
+/// In a template, which cannot be read without being carried out, these words are looked for.
 const STAGES: [&str; 3] = [
     "cloud_init_modules",
     "cloud_config_modules",
@@ -117,8 +131,21 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<UserData>, UserDataError> {
             (kind(&text)?.ok_or(UserDataError::Unknown)?, text)
         }
     };
-    check(kind, &text)?;
-    Ok(Some(UserData { kind, text }))
+    let Some(mime) = kind.mime_type() else {
+        let documents = message::read(&text)?;
+        return Ok(Some(UserData { kind, documents }));
+    };
+    check(kind, &text, 0)?;
+    let document = Document {
+        mime,
+        name: Some("user-data".into()),
+        merge: None,
+        text,
+    };
+    Ok(Some(UserData {
+        kind,
+        documents: vec![document],
+    }))
 }
 
 fn text_of(bytes: &[u8]) -> Result<Option<String>, UserDataError> {
@@ -144,7 +171,7 @@ fn text_of(bytes: &[u8]) -> Result<Option<String>, UserDataError> {
 }
 
 /// What cloud-init takes a text for; `None` where it would ignore it.
-fn kind(text: &str) -> Result<Option<UserDataKind>, UserDataError> {
+pub(super) fn kind(text: &str) -> Result<Option<UserDataKind>, UserDataError> {
     let start = text.trim_start().as_bytes();
     for (beginning, kind) in UserDataKind::BEGINNINGS {
         if start
@@ -163,31 +190,120 @@ fn kind(text: &str) -> Result<Option<UserDataKind>, UserDataError> {
     Ok(message.then_some(UserDataKind::Message))
 }
 
-fn check(kind: UserDataKind, text: &str) -> Result<(), UserDataError> {
+/// Looks whether the node's part survives a document. `depth` counts the archives that it is in.
+pub(super) fn check(kind: UserDataKind, text: &str, depth: u8) -> Result<(), UserDataError> {
+    match kind {
+        UserDataKind::Script | UserDataKind::Boothook | UserDataKind::Include => return Ok(()),
+        // Their parts are looked at one by one, outside of archives.
+        UserDataKind::Message => return Err(UserDataError::Message("is in an archive")),
+        // Its escapes are JSON's.
+        UserDataKind::JsonPatch => return check_patch(text),
+        UserDataKind::CloudConfig | UserDataKind::Archive | UserDataKind::Jinja => {}
+    }
+    // To YAML 1.1, which cloud-init reads, each of these ends a line: what is behind one is no comment.
+    if text.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
+        return Err(UserDataError::LineBreak);
+    }
     match kind {
         UserDataKind::CloudConfig => check_config(text),
-        UserDataKind::Script | UserDataKind::Boothook | UserDataKind::Include => Ok(()),
-        UserDataKind::Message if !text.is_ascii() => Err(UserDataError::MimeText),
-        UserDataKind::Archive
-        | UserDataKind::JsonPatch
-        | UserDataKind::Jinja
-        | UserDataKind::Message => {
-            if let Some(stage) = STAGES.into_iter().find(|stage| text.contains(stage)) {
-                return Err(UserDataError::Owned(stage));
-            }
-            let handles = text.contains("#part-handler") || text.contains("text/part-handler");
-            if handles {
-                return Err(UserDataError::PartHandler);
-            }
-            Ok(())
-        }
+        UserDataKind::Archive => check_archive(text, depth),
+        // What it becomes is known in the guest alone, where the node's check looks.
+        _ => match STAGES.into_iter().find(|stage| text.contains(stage)) {
+            Some(stage) => Err(UserDataError::Owned(stage)),
+            None => Ok(()),
+        },
     }
 }
 
+/// A list of documents: texts, or mappings with `content` and perhaps `type`
+/// (`cloudinit/user_data.py`, `_explode_archive`).
+fn check_archive(text: &str, depth: u8) -> Result<(), UserDataError> {
+    if depth >= MAX_ARCHIVES {
+        return Err(UserDataError::Message("is in archives too deep"));
+    }
+    let Shape::List(entries) = read_shape(text)? else {
+        return Err(UserDataError::NotArchive);
+    };
+    for entry in entries {
+        let (content, said) = match entry {
+            Shape::Text(content) => (content, None),
+            Shape::Map(keys) => {
+                let text_of = |wanted: &str| {
+                    let found = keys.iter().filter(|(key, _)| key == wanted);
+                    match found.map(|(_, value)| value).collect::<Vec<_>>()[..] {
+                        [] => Ok(None),
+                        [Shape::Text(text)] => Ok(Some(text.clone())),
+                        _ => Err(UserDataError::NotArchive),
+                    }
+                };
+                let content = text_of("content")?.ok_or(UserDataError::NotArchive)?;
+                (content, text_of("type")?)
+            }
+            Shape::Null | Shape::List(_) => return Err(UserDataError::NotArchive),
+        };
+        let kind = match said.as_deref() {
+            None | Some("text/plain" | "text/x-not-multipart") => {
+                kind(&content)?.ok_or(UserDataError::Unknown)?
+            }
+            Some(said) => message::kind_of(said)?,
+        };
+        check(kind, &content, depth + 1)?;
+    }
+    Ok(())
+}
+
+/// A patch of what was merged so far (RFC 6902).
+fn check_patch(text: &str) -> Result<(), UserDataError> {
+    let start = "#cloud-config-jsonp";
+    let body = text.trim_start();
+    // A part of a message need not begin so.
+    let body = match body.get(..start.len()) {
+        Some(head) if head.eq_ignore_ascii_case(start) => &body[start.len()..],
+        _ => body,
+    };
+    let operations: Vec<Operation> =
+        serde_json::from_str(body).map_err(|error| UserDataError::NotPatch {
+            line: error.line(),
+            column: error.column(),
+        })?;
+    for Operation { path, from, value } in operations {
+        for pointer in std::iter::once(path.as_str()).chain(from.as_deref()) {
+            let mut steps = pointer.split('/').skip(1);
+            let key = steps.next().unwrap_or_default();
+            let key = key.replace("~1", "/").replace("~0", "~");
+            let owned = OWNED.into_iter().chain(["user", "users"]);
+            if let Some(key) = owned.into_iter().find(|owned| *owned == key) {
+                return Err(UserDataError::Owned(key));
+            }
+            let whole = steps.next().is_none();
+            let is_list = value.as_ref().is_some_and(serde_json::Value::is_array);
+            if let Some(key) = LISTS.into_iter().find(|list| *list == key)
+                && whole
+                && !is_list
+            {
+                return Err(UserDataError::NotList(key));
+            }
+            if pointer.is_empty() {
+                return Err(UserDataError::NotMapping);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(serde::Deserialize)]
+struct Operation {
+    path: String,
+    from: Option<String>,
+    value: Option<serde_json::Value>,
+}
+
+fn read_shape(text: &str) -> Result<Shape, UserDataError> {
+    shape::read(text).map_err(|(line, column)| UserDataError::NotYaml { line, column })
+}
+
 fn check_config(text: &str) -> Result<(), UserDataError> {
-    let document =
-        shape::read(text).map_err(|(line, column)| UserDataError::NotYaml { line, column })?;
-    let keys = match document {
+    let keys = match read_shape(text)? {
         Shape::Map(keys) => keys,
         Shape::Null => return Err(UserDataError::Empty),
         Shape::Text(_) | Shape::List(_) => return Err(UserDataError::NotMapping),
@@ -208,6 +324,10 @@ fn check_config(text: &str) -> Result<(), UserDataError> {
     if let Some(Shape::List(users)) = find("users")
         && users.iter().any(is_our_user)
     {
+        return Err(UserDataError::OurUser(USER));
+    }
+    // It is merged with the entry of `users` that has its name, and wins.
+    if find("user").is_some_and(is_our_user) {
         return Err(UserDataError::OurUser(USER));
     }
     for key in ["merge_how", "merge_type"] {
@@ -233,7 +353,7 @@ fn is_our_user(entry: &Shape) -> bool {
 
 /// Whether cloud-init finds these mergers (`cloudinit/mergers/__init__.py`): `list(append)+dict()`,
 /// or a list of `name` and `settings`.
-fn is_merge_how(how: &Shape) -> bool {
+pub(super) fn is_merge_how(how: &Shape) -> bool {
     let known = |name: &str| matches!(name, "list" | "dict" | "str");
     match how {
         Shape::Null => true,

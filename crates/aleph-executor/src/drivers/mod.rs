@@ -112,6 +112,13 @@ impl Drivers {
         &self.chosen
     }
 
+    /// The one that starts full VMs, if any does.
+    #[must_use]
+    pub fn full(&self) -> Option<&Arc<dyn Driver>> {
+        let mut all = std::iter::once(&self.chosen).chain(&self.others);
+        all.find(|driver| driver.full().is_some())
+    }
+
     /// Why it is that one; `None` where the caller brought it.
     #[must_use]
     pub fn choice(&self) -> Option<&Choice> {

@@ -6,7 +6,7 @@ use aleph_guest_proto::{Exec, ListBuf, Terminal, ToGuest};
 use aleph_types::ExitStatus;
 use std::future::poll_fn;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// How long a guest may take to be spoken with again whose connection ended with a snapshot: longer than
 /// its node waits for it by default, by far.
@@ -229,34 +229,52 @@ impl ExecHandle {
 
 /// Feeds and steers a running command. On one that has ended it does nothing.
 #[derive(Debug, Clone)]
-pub struct ExecInput {
-    /// Where it goes now: over another connection, once the one before ended with a snapshot.
-    ports: watch::Sender<StreamPort>,
+pub struct ExecInput(Feeds);
+
+#[derive(Debug, Clone)]
+enum Feeds {
+    /// A command, over the connection that it has now: over another one, once the one before ended
+    /// with a snapshot.
+    Command(watch::Sender<StreamPort>),
+    /// The serial console of a guest without an agent.
+    Console(mpsc::Sender<Vec<u8>>),
 }
 
 impl ExecInput {
     fn of(port: StreamPort) -> Self {
-        Self {
-            ports: watch::Sender::new(port),
+        Self(Feeds::Command(watch::Sender::new(port)))
+    }
+
+    /// What types at a guest's serial console, which has no end, no signals and no size.
+    pub(crate) fn of_console(keys: mpsc::Sender<Vec<u8>>) -> Self {
+        Self(Feeds::Console(keys))
+    }
+
+    fn ports(&self) -> Option<&watch::Sender<StreamPort>> {
+        match &self.0 {
+            Feeds::Command(ports) => Some(ports),
+            Feeds::Console(_) => None,
         }
     }
 
-    fn port(&self) -> StreamPort {
-        self.ports.borrow().clone()
+    fn port(&self) -> Option<StreamPort> {
+        Some(self.ports()?.borrow().clone())
     }
 
     /// Whether it waits, as its guest is written down.
     #[must_use]
     pub(crate) fn is_held(&self) -> bool {
-        self.port().is_held()
+        self.port().is_some_and(|port| port.is_held())
     }
 
     /// From now on this and all its clones feed the same command over another connection, with what was
     /// held back first.
     pub(crate) fn goes_on_as(&self, next: &Self) {
-        let next = next.port();
+        let (Some(ports), Some(next)) = (self.ports(), next.port()) else {
+            return;
+        };
         // Nothing ends the one before in between.
-        self.ports.send_modify(|port| {
+        ports.send_modify(|port| {
             if port.end_is_held() {
                 // Where that is closed too, nobody hears it.
                 let _ = next.end();
@@ -271,7 +289,14 @@ impl ExecInput {
     /// # Errors
     /// Where the channel closes. What was sent before that has arrived, as far as the guest lives.
     pub async fn write(&self, mut bytes: &[u8]) -> Result<(), AgentError> {
-        let mut ports = self.ports.subscribe();
+        let ports = match &self.0 {
+            Feeds::Command(ports) => ports,
+            Feeds::Console(keys) => {
+                let typed = keys.send(bytes.to_vec()).await;
+                return typed.map_err(|_| AgentError::Closed);
+            }
+        };
+        let mut ports = ports.subscribe();
         while !bytes.is_empty() {
             let port = ports.borrow_and_update().clone();
             match poll_fn(|cx| port.poll_write(cx, bytes)).await {
@@ -292,7 +317,7 @@ impl ExecInput {
     /// # Errors
     /// Where the channel is closed.
     pub fn close(&self) -> Result<(), AgentError> {
-        self.ports.borrow().end()
+        self.port().map_or(Ok(()), |port| port.end())
     }
 
     /// Sends a signal to its process group, by number.
@@ -300,7 +325,8 @@ impl ExecInput {
     /// # Errors
     /// Where the channel is closed.
     pub fn signal(&self, signal: u8) -> Result<(), AgentError> {
-        self.port().send(&ToGuest::Signal(signal))
+        let port = self.port();
+        port.map_or(Ok(()), |port| port.send(&ToGuest::Signal(signal)))
     }
 
     /// Gives its terminal a new size.
@@ -309,7 +335,7 @@ impl ExecInput {
     /// Where the channel is closed.
     pub fn resize(&self, rows: u16, columns: u16) -> Result<(), AgentError> {
         let size = ToGuest::Resize(Terminal { rows, columns });
-        self.port().send(&size)
+        self.port().map_or(Ok(()), |port| port.send(&size))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can go wrong with a node's jobs.
 
 use super::SnapshotError;
+use crate::cloud_init::CloudInitError;
 use crate::executor::ExecutorError;
 use crate::guest::AgentError;
 use crate::journal::JournalError;
@@ -61,9 +62,21 @@ pub enum NodeError {
     /// The state that is waited for cannot come any more.
     #[error("the job is {0}, and will not be what is waited for")]
     Never(JobState),
+    /// It would be done by an agent in the guest, and the guest has none.
+    #[error("the job boots a disk of its own, and has no agent of the node's that could {0}")]
+    NoAgent(&'static str),
+    /// Its machine has no screen.
+    #[error("the job's machine has no screen")]
+    NoScreen,
+    /// Its machine's screen cannot be reached.
+    #[error("the VMM does not show its screen")]
+    Screen(#[source] io::Error),
     /// It has to do with a volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// Its guest's cloud-init cannot be told what the job says.
+    #[error(transparent)]
+    CloudInit(#[from] CloudInitError),
     /// It has to do with a snapshot.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -96,7 +109,10 @@ impl Classify for NodeError {
             Self::Executor(error) => error.class(),
             Self::Network(error) => error.class(),
             Self::Snapshot(error) => error.class(),
+            Self::CloudInit(error) => error.class(),
             Self::Volume(error) => error.class(),
+            Self::NoAgent(_) | Self::NoScreen => ErrorClass::Invalid,
+            Self::Screen(_) => ErrorClass::Unavailable,
             Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
             Self::NoJob(_) => ErrorClass::NotFound,
@@ -126,7 +142,11 @@ impl Classify for NodeError {
             Self::Executor(error) => error.code(),
             Self::Network(error) => error.code(),
             Self::Snapshot(error) => error.code(),
+            Self::CloudInit(error) => error.code(),
             Self::Volume(error) => error.code(),
+            Self::NoAgent(_) => "no_agent",
+            Self::NoScreen => "no_screen",
+            Self::Screen(_) => "screen",
             Self::NoNetwork => "no_network",
             Self::NetworkInUse(_) => "network_in_use",
             Self::Image(_) => "image",
@@ -152,7 +172,11 @@ impl Classify for NodeError {
             Self::Executor(error) => error.advice(),
             Self::Network(error) => error.advice(),
             Self::Snapshot(error) => error.advice(),
+            Self::CloudInit(error) => error.advice(),
             Self::Volume(error) => error.advice(),
+            Self::NoScreen => Some("Only full VMs have one: aleph vm create.".into()),
+            Self::Screen(_) => Some("Try again, or use aleph console.".into()),
+            Self::NoAgent(_) => Some("Speak with it by aleph ssh, or by aleph console.".into()),
             Self::NoNetwork => Some(
                 "Run it with --network none, or switch network.enabled on in aleph.toml.".into(),
             ),

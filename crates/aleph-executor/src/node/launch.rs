@@ -120,6 +120,31 @@ pub(super) fn start(
     });
 }
 
+/// The same of a VM whose guest boots its own disk: what its cloud-init did is heard.
+pub(super) fn start_alone(tasks: &mut JoinSet<()>, vm: &Vm, record: &JobRecord, notes: &Notes) {
+    let incarnation = record.job.incarnation;
+    watch(tasks, vm, incarnation, notes);
+    let (vm, notes) = (vm.clone(), notes.clone());
+    tasks.spawn(async move {
+        match vm.start(None).await {
+            Ok(_) => hear_alone(&vm, notes, incarnation).await,
+            // What ended is told by the VM itself, with more to say.
+            Err(VmError::Ended(_) | VmError::Gone | VmError::Denied(_)) => {}
+            Err(error) => {
+                let note = Note::Unfit(crate::vm::chain(&error));
+                let _ = notes.send((incarnation, note));
+            }
+        }
+    });
+}
+
+/// Hears what the guest of a VM that runs says of its cloud-init.
+pub(super) async fn hear_alone(vm: &Vm, notes: Notes, incarnation: Incarnation) {
+    if let Some(vmm) = vm.vmm() {
+        super::words::hear_report(vmm, notes, incarnation).await;
+    }
+}
+
 /// Without files the command goes over before the guest is up, and costs no round trip.
 async fn begin(vm: &Vm, job: &JobSpec) -> Result<ExecHandle, VmError> {
     if job.files.is_empty() {
@@ -275,7 +300,7 @@ async fn tell_exit(
     }
 }
 
-async fn wait_for_room(log: &Log, error: &std::io::Error) {
+pub(super) async fn wait_for_room(log: &Log, error: &std::io::Error) {
     tracing::warn!(job = %log.entry.id, %error, "a log cannot be written; its command waits");
     tokio::time::sleep(FULL).await;
 }

@@ -11,6 +11,7 @@
 //! | `recover` | what an earlier process left |
 //! | `volumes` | when leases of volumes end, and what was removed is purged |
 //! | `snapshot` | guests that are written down, and those that go on from there |
+//! | `own_disk`, `words` | jobs whose guests boot disks of their own, and what those say |
 //! | `supervision` | what follows an end: pure |
 //! | `ledger` | what of the host is given away: pure |
 //! | `health` | tries whether a job works |
@@ -36,6 +37,7 @@ mod ledger;
 mod lookup;
 pub(crate) mod network;
 mod open;
+mod own_disk;
 mod prune;
 mod reclaim;
 mod recover;
@@ -43,6 +45,7 @@ mod snapshot;
 mod stats;
 mod supervision;
 mod volumes;
+mod words;
 
 pub use config::{NodeConfig, Overcommit};
 pub use error::NodeError;
@@ -265,7 +268,12 @@ impl Node {
         if *self.inner.leaving.borrow() {
             return Err(NodeError::ShuttingDown);
         }
+        if spec.has_own_disk() {
+            let account = &options.account;
+            self.inner.expect_disks(account, &spec).await?;
+        }
         let (id, account) = (JobId::random(), options.account);
+        let driver = self.inner.executor.driver_of(&spec)?.name();
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
         let (jobs, bytes) = lock(&self.inner.jobs).held(&account);
@@ -290,10 +298,11 @@ impl Node {
                 reason: None,
                 exit: None,
                 health: None,
+                cloud_init: None,
                 incarnation: Incarnation::default(),
                 restarts: 0,
                 vm: None,
-                driver: Some(self.inner.executor.driver().name()),
+                driver: Some(driver),
                 image_digest: None,
                 kernel_digest: None,
                 guest_boot_id: None,
@@ -397,6 +406,7 @@ impl Node {
             return self.end(id, Ask::Kill).await;
         }
         let entry = self.inner.entry(id)?;
+        expect_agent(&entry, "send its command a signal")?;
         let input = entry.live().and_then(|live| live.input);
         match input {
             Some(input) if entry.job().state == JobState::Running => input.signal(signal)?,
@@ -533,6 +543,7 @@ impl Node {
     /// Where it does not run.
     pub fn agent(&self, id: JobId) -> Result<Agent, NodeError> {
         let entry = self.inner.entry(id)?;
+        expect_agent(&entry, "run commands or move files")?;
         let live = entry.live();
         match entry.job().state {
             JobState::Running | JobState::Stopping => {}
@@ -548,6 +559,18 @@ impl Node {
             Some(Err(VmError::Denied(why))) => Err(denied(&entry, why)),
             _ => Err(denied(&entry, Denial::NotRunning)),
         }
+    }
+
+    /// A new connection to the screen of its machine, over which the VMM speaks RFB (RFC 6143).
+    ///
+    /// # Errors
+    /// Where it does not run, or has no screen.
+    pub async fn screen(&self, id: JobId) -> Result<tokio::net::UnixStream, NodeError> {
+        let entry = self.inner.entry(id)?;
+        let vmm = entry.live().and_then(|live| live.vm.vmm());
+        let vmm = vmm.ok_or_else(|| denied(&entry, Denial::NotRunning))?;
+        let display = vmm.display().ok_or(NodeError::NoScreen)?;
+        display.connect().await.map_err(NodeError::Screen)
     }
 
     /// Lets go of all guests, which run on, and ends.
@@ -595,6 +618,14 @@ impl Node {
             job = over => job.map(|job| Job::clone(&job)).map_err(|_| NodeError::ShuttingDown),
             _ = leaving.wait_for(|leaving| *leaving) => Err(NodeError::ShuttingDown),
         }
+    }
+}
+
+/// Refuses what an agent would do in a guest that has none.
+fn expect_agent(entry: &Entry, what: &'static str) -> Result<(), NodeError> {
+    match entry.job().spec.has_own_disk() {
+        true => Err(NodeError::NoAgent(what)),
+        false => Ok(()),
     }
 }
 

@@ -130,7 +130,8 @@ pub(super) async fn reclaim(inner: Weak<Inner>, after: Option<Duration>) {
                 seen.insert(vm.id(), busy.clone());
                 continue;
             }
-            if !runs(&entry) {
+            // A guest with its own disk gives what it frees back by itself, and keeps its caches.
+            if !runs(&entry) || entry.job().spec.has_own_disk() {
                 continue;
             }
             let Some(vmm) = vm.vmm().filter(|vmm| vmm.balloon().is_some()) else {

@@ -22,8 +22,8 @@ use crate::journal::Desired;
 use crate::lifecycle::Outcome;
 use crate::place::Place;
 use crate::sweep;
-use crate::vm::{Adoption, Thaw, Vm, chain};
-use aleph_types::{JobState, VmId};
+use crate::vm::{Adoptee, Adoption, Thaw, Vm, chain};
+use aleph_types::{CloudInitState, JobState, VmId};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -99,14 +99,21 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
         (true, true) => Some(Thaw::Another(own)),
         (true, false) => Some(Thaw::Itself(own)),
     };
+    let alone = run.effective.has_own_disk();
+    let guest = match alone {
+        true => Adoptee::Alone,
+        false => Adoptee::Agent {
+            reattach: Reattach {
+                main: None,
+                setup: Some(setup),
+            },
+            thaw: thaw.filter(|_| !ends_here),
+        },
+    };
     let adoption = Adoption {
         vmm,
         paused,
-        reattach: Reattach {
-            main: None,
-            setup: Some(setup),
-        },
-        thaw: thaw.filter(|_| !ends_here),
+        guest,
         timeouts: inner.executor.timeouts(),
         stop_signal: run.stop_signal,
     };
@@ -115,7 +122,15 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     let mut tasks = JoinSet::new();
     launch::watch(&mut tasks, &vm, incarnation, &actor.notes);
     let (notes, adopted) = (actor.notes.clone(), vm.clone());
+    let is_told = job.cloud_init.as_ref();
+    let is_told = is_told.is_some_and(|told| told.state != CloudInitState::Running);
     tasks.spawn(async move {
+        if alone {
+            if !is_told {
+                launch::hear_alone(&adopted, notes, incarnation).await;
+            }
+            return;
+        }
         let note = match main.await {
             // The VM's end says why its guest did not answer.
             Err(_) => return,

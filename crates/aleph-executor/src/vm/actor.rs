@@ -2,13 +2,15 @@
 
 use super::awakening::{ends_connections, reach, thaw, why};
 use super::launch::{LaunchFailure, Launched, launch, read_console};
-use super::{Adoption, Ending, Status, Thaw, VmError, VmSpec, chain};
+use super::{Adoptee, Adoption, Ending, Status, Thaw, VmError, VmSpec, chain};
 use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::guest::{Agent, AgentError, BootReport, ExecHandle, ExecRequest, Reattach};
 use crate::hypervisor::{Driver, Vmm, VmmExit, socket_name};
-use crate::lifecycle::{Admission, Effect, Event, Lifecycle, Moment, Request, State};
+use crate::lifecycle::{Admission, Effect, Event, Lifecycle, Moment, Request, Stage, State};
 use crate::place::{Place, PlaceError};
+use crate::process::ProcessExit;
+use aleph_types::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +39,11 @@ pub(super) enum Note {
     Awake(Agent, Option<ExecHandle>, Duration),
     /// The guest that was written down goes on, and its connection is a new one.
     Again(Agent, Option<ExecHandle>),
+    /// The VMM ended: how, and whether its guest had powered itself off.
+    Ended {
+        how: String,
+        in_order: bool,
+    },
     Removed(Result<(), PlaceError>),
     Trouble(PlaceError),
 }
@@ -51,6 +58,8 @@ pub(super) struct Actor {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) spec: Option<VmSpec>,
     pub(super) ending: Ending,
+    /// Whether nobody of ours is in its guest.
+    pub(super) alone: bool,
     /// A request to end that no agent was there for.
     pub(super) unasked: Option<(Duration, u8)>,
     /// Tasks that hear what VMM and agent do.
@@ -204,6 +213,20 @@ impl Actor {
                 // Only now: whoever hears of it may ask the agent for more.
                 let _ = main.send(handle);
             }
+            Note::Ended { how, in_order } => {
+                // A VMM that was told to quit ends like that, too.
+                let by_itself = !matches!(
+                    self.lifecycle.state(),
+                    State::Stopping {
+                        stage: Stage::Quitting | Stage::Killing,
+                        ..
+                    }
+                );
+                if in_order && by_itself {
+                    self.step(Event::MainExited(ExitStatus::Code(0)));
+                }
+                self.step(Event::VmmExited(how));
+            }
             Note::Removed(outcome) => {
                 self.removal_failed = outcome.is_err();
                 let (event, answer) = match outcome {
@@ -234,6 +257,10 @@ impl Actor {
         self.watch_vmm(&vmm, console);
         self.running.send_replace(Some(Arc::clone(&vmm)));
         self.vmm = Some(Arc::clone(&vmm));
+        let Some(awakening) = awakening else {
+            self.step(Event::Launched);
+            return self.runs_alone();
+        };
         let (notes, launched) = (self.notes.clone(), awakening.launched);
         let waiting = tokio::spawn(async move {
             match awakening.done().await {
@@ -245,6 +272,20 @@ impl Actor {
         });
         self.watchers.push(waiting.abort_handle());
         self.step(Event::Launched);
+    }
+
+    /// A guest with nobody of ours in it counts as up once its VMM is.
+    fn runs_alone(&mut self) {
+        if !matches!(self.lifecycle.state(), State::Starting { .. }) {
+            // It is to end already, and whoever waits for the launch hears of that end.
+            return;
+        }
+        self.status
+            .send_modify(|s| s.boot = Some(BootReport::default()));
+        self.step(Event::GuestReady);
+        if let Some((starter, _)) = self.starter.take() {
+            let _ = starter.send(Ok(None));
+        }
     }
 
     /// The guest can be spoken with; what it was to be asked before, it is asked now.
@@ -290,6 +331,19 @@ impl Actor {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Launch => self.launch(),
+            Effect::Shutdown { grace } if self.alone => self.tell(move |vmm| {
+                Box::pin(async move {
+                    let Some(power) = vmm.power() else {
+                        let why = "its machine has no power button";
+                        return Some(Event::GuestFailed(why.into()));
+                    };
+                    // Where the guest does not power off in time, the deadline's next stage ends it.
+                    if let Err(error) = power.powerdown(grace).await {
+                        tracing::debug!(%error, "the guest does not power off");
+                    }
+                    None
+                })
+            }),
             Effect::Shutdown { grace } => {
                 let signal = self.ending.stop_signal;
                 let asked = self
@@ -437,8 +491,7 @@ impl Actor {
         let Adoption {
             vmm,
             paused,
-            reattach,
-            thaw,
+            guest,
             timeouts,
             ..
         } = adoption;
@@ -453,6 +506,12 @@ impl Actor {
         self.running.send_replace(Some(Arc::clone(&vmm)));
         self.vmm = Some(Arc::clone(&vmm));
         self.step(Event::Adopted { paused });
+        let Adoptee::Agent { reattach, thaw } = guest else {
+            self.status
+                .send_modify(|s| s.boot = Some(BootReport::default()));
+            let _ = main.send(None);
+            return;
+        };
         let notes = self.notes.clone();
         let status = self.status.subscribe();
         let reaching = tokio::spawn(async move {
@@ -510,6 +569,7 @@ impl Actor {
             Arc::clone(&self.console),
             Arc::clone(&self.place),
         );
+        let alone = self.alone;
         self.watchers.push(console_reader.abort_handle());
         let watcher = tokio::spawn(async move {
             let exit = vmm.wait().await;
@@ -527,7 +587,9 @@ impl Actor {
             let how = console
                 .panic()
                 .unwrap_or_else(|| how_it_ended(&exit, place.cgroup()));
-            let _ = notes.send(Note::Event(Event::VmmExited(how)));
+            // So a machine ends whose guest has powered it off.
+            let in_order = alone && exit.exit == ProcessExit::Code(0);
+            let _ = notes.send(Note::Ended { how, in_order });
         });
         self.watchers.push(watcher.abort_handle());
     }

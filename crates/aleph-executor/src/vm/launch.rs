@@ -7,18 +7,19 @@ use crate::cgroup::Limits;
 use crate::console::Console;
 use crate::guest::ExecRequest;
 use crate::hypervisor::{
-    Disk, Driver, Kernel, Launch, LaunchError, Machine, Start, Vmm, VmmExit, socket_name,
+    Disk, Driver, Kernel, Launch, LaunchError, Start, Vmm, VmmExit, socket_name,
 };
 use crate::place::{Place, PlaceError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 /// A VMM that runs, and the guest that it is to have.
 pub(super) struct Launched {
     pub(super) vmm: Arc<dyn Vmm>,
-    pub(super) awakening: Awakening,
+    /// None where nobody is in its guest to speak with.
+    pub(super) awakening: Option<Awakening>,
     pub(super) console: JoinHandle<()>,
     pub(super) prepared_in: Duration,
 }
@@ -48,6 +49,7 @@ pub(super) async fn launch(
     let began = Instant::now();
     let VmSpec {
         resources,
+        machine,
         begin,
         image,
         disks: others,
@@ -62,14 +64,19 @@ pub(super) async fn launch(
         pids: resources.pids.unwrap_or(DEFAULT_PIDS),
         io_bytes_per_second: resources.io_bytes_per_second,
     };
+    // One with disks of its own needs no other.
+    let scratch_size = match &begin {
+        Begin::Disk => 0,
+        Begin::Boot { .. } | Begin::Snapshot(_) => resources.disk.0,
+    };
     let prepare = {
         let place = Arc::clone(place);
         let original = match &begin {
-            Begin::Boot { .. } => None,
+            Begin::Boot { .. } | Begin::Disk => None,
             Begin::Snapshot(origin) => origin.scratch.clone(),
         };
         move || -> Result<_, PlaceError> {
-            let scratch = match (resources.disk.0, original) {
+            let scratch = match (scratch_size, original) {
                 (0, _) => None,
                 (_, Some(original)) => Some(place.copy_scratch(&original)?),
                 (_, None) => Some(place.make_scratch(resources.disk)?),
@@ -77,14 +84,15 @@ pub(super) async fn launch(
             Ok((place.listen()?, place.make_cgroup(&limits)?, scratch))
         }
     };
-    let (sockets, cgroup, scratch) = match resources.disk.0 {
+    let (sockets, cgroup, scratch) = match scratch_size {
         0 => prepare()?,
         // Making or copying a filesystem takes long enough to be done elsewhere.
         _ => tokio::task::spawn_blocking(prepare)
             .await
             .map_err(|join| LaunchFailure::Connect(std::io::Error::other(join)))??,
     };
-    let mut disks = vec![Disk::raw(crate::guest::agent::IMAGE_SERIAL, image, true)];
+    let image = image.map(|file| Disk::raw(crate::guest::agent::IMAGE_SERIAL, file, true));
+    let mut disks: Vec<Disk> = image.into_iter().collect();
     disks.extend(others);
     disks.extend(scratch.map(|file| Disk::raw(crate::guest::agent::SCRATCH_SERIAL, file, false)));
     let prepared_in = began.elapsed();
@@ -102,18 +110,19 @@ pub(super) async fn launch(
                 initrd,
                 command_line,
             };
-            (Start::Boot(boot), Guest::New(setup, main))
+            (Start::Boot(boot), Some(Guest::New(setup, main)))
         }
         Begin::Snapshot(origin) => {
             let (main, own) = (origin.main, Box::new(origin.own));
             let state = origin.state.into();
-            (Start::Restore { state }, Guest::Old(main, own))
+            (Start::Restore { state }, Some(Guest::Old(main, own)))
         }
+        Begin::Disk => (Start::Firmware, None),
     };
     let vmm: Arc<dyn Vmm> = driver
         .launch(Launch {
             vm: place.vm(),
-            machine: Machine::MicroVm,
+            machine,
             resources,
             start,
             memory,
@@ -139,11 +148,11 @@ pub(super) async fn launch(
     };
     match connected.await {
         Ok(console) => Ok(Note::Launched(Box::new(Launched {
-            awakening: Awakening {
+            awakening: guest.map(|guest| Awakening {
                 vmm: Arc::clone(&vmm),
                 guest,
                 launched,
-            },
+            }),
             vmm,
             console,
             prepared_in,
@@ -169,11 +178,29 @@ pub(super) async fn launch(
 /// most 64 at once).
 const DEFAULT_PIDS: u32 = 512;
 
-pub(super) async fn read_console(mut socket: tokio::net::UnixStream, console: Arc<Console>) {
-    let mut chunk = vec![0; 4096];
-    while let Ok(n @ 1..) = socket.read(&mut chunk).await {
-        console.push(&chunk[..n]);
+/// Reads what the guest writes and writes what it is told, until the VMM closes the console.
+pub(super) async fn read_console(socket: tokio::net::UnixStream, console: Arc<Console>) {
+    let (mut from, mut to) = socket.into_split();
+    let reading = async {
+        let mut chunk = vec![0; 4096];
+        while let Ok(n @ 1..) = from.read(&mut chunk).await {
+            console.push(&chunk[..n]);
+            console.tell(&chunk[..n]).await;
+        }
+    };
+    let typing = async {
+        while let Some(keys) = console.typed().await {
+            if to.write_all(&keys).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = reading => {}
+        () = typing => {}
     }
+    console.hush();
 }
 
 /// An error with its causes, on one line.

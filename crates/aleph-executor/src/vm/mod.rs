@@ -23,7 +23,7 @@ use crate::guest::{
     Agent, AgentError, BootReport, CloneRequest, ExecHandle, ExecRequest, MainPosition, Reattach,
     SetupRequest,
 };
-use crate::hypervisor::{Disk, Driver, Link, Memory, Nic, Vmm, VmmError};
+use crate::hypervisor::{Disk, Driver, Link, Machine, Memory, Nic, Vmm, VmmError};
 use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
 use crate::place::{Place, PlaceError};
 use crate::process::Identity;
@@ -42,10 +42,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub struct VmSpec {
     /// Its CPUs, memory and scratch disk.
     pub resources: Resources,
+    /// Which machine it has.
+    pub machine: Machine,
     /// What its guest begins with.
     pub begin: Begin,
-    /// The root filesystem.
-    pub image: File,
+    /// The root filesystem; none where the guest has a disk of its own.
+    pub image: Option<File>,
     /// Further disks, behind the root filesystem's.
     pub disks: Vec<Disk>,
     /// Where its memory is.
@@ -77,6 +79,9 @@ pub enum Begin {
     /// Where another one stood still. Its main command is there already: [`Vm::start`] is given
     /// none, and gives that one.
     Snapshot(Box<Origin>),
+    /// With what is on its own disks. There is no agent in it: it runs as soon as its VMM does, and
+    /// ends when it powers itself off.
+    Disk,
 }
 
 /// A guest that was written down, for another VM to go on from.
@@ -107,15 +112,26 @@ pub struct Adoption {
     pub vmm: Arc<dyn Vmm>,
     /// Whether its guest is frozen.
     pub paused: bool,
-    /// What is known of its main command, and how its guest is set up where that did not happen.
-    pub reattach: Reattach,
-    /// What it has of its own, where its processes may stand still: to be written down, or since
-    /// it began with a snapshot. They go on with that.
-    pub thaw: Option<Thaw>,
+    /// Who is in its guest.
+    pub guest: Adoptee,
     /// How long each stage of its life may take.
     pub timeouts: Timeouts,
     /// The signal that asks its main command to end.
     pub stop_signal: u8,
+}
+
+/// Who is in the guest of a VM that is adopted.
+pub enum Adoptee {
+    /// Our agent.
+    Agent {
+        /// What is known of its main command, and how its guest is set up where that did not happen.
+        reattach: Reattach,
+        /// What it has of its own, where its processes may stand still: to be written down, or since
+        /// it began with a snapshot. They go on with that.
+        thaw: Option<Thaw>,
+    },
+    /// Nobody of ours: see [`Begin::Disk`].
+    Alone,
 }
 
 /// What a guest whose processes may stand still goes on as.
@@ -185,11 +201,12 @@ impl Vm {
     /// Begins the life of a VM at its place.
     #[must_use]
     pub fn create(place: Place, driver: Arc<dyn Driver>, spec: VmSpec) -> Self {
-        // Image, memory and scratch disk: nothing of a VM outlives its main command. The end of
-        // a kept one counts once it is stored.
-        let lifecycle = Lifecycle::new(spec.timeouts, true);
+        // Image, memory and scratch disk: nothing of a VM outlives its main command, but the disks of
+        // one that has its own. The end of a kept one counts once it is stored.
+        let alone = matches!(spec.begin, Begin::Disk);
+        let lifecycle = Lifecycle::new(spec.timeouts, !alone);
         let ending = spec.ending;
-        Self::spawn(place, driver, lifecycle, ending, |_| Some(spec))
+        Self::spawn(place, driver, (lifecycle, alone), ending, |_| Some(spec))
     }
 
     /// Goes on with a VM that an earlier process left running. The second is its main command,
@@ -200,13 +217,14 @@ impl Vm {
         driver: Arc<dyn Driver>,
         adoption: Adoption,
     ) -> (Self, oneshot::Receiver<Option<ExecHandle>>) {
-        let lifecycle = Lifecycle::after_restart(adoption.timeouts, true);
+        let alone = matches!(adoption.guest, Adoptee::Alone);
+        let lifecycle = Lifecycle::after_restart(adoption.timeouts, !alone);
         let ending = Ending {
             kept: true,
             stop_signal: adoption.stop_signal,
         };
         let (main, told) = oneshot::channel();
-        let handle = Self::spawn(place, driver, lifecycle, ending, |actor| {
+        let handle = Self::spawn(place, driver, (lifecycle, alone), ending, |actor| {
             actor.adopt(adoption, main);
             None
         });
@@ -216,7 +234,7 @@ impl Vm {
     fn spawn(
         place: Place,
         driver: Arc<dyn Driver>,
-        lifecycle: Lifecycle,
+        (lifecycle, alone): (Lifecycle, bool),
         ending: Ending,
         begin: impl FnOnce(&mut Actor) -> Option<VmSpec>,
     ) -> Self {
@@ -254,6 +272,7 @@ impl Vm {
             driver,
             spec: None,
             ending,
+            alone,
             unasked: None,
             watchers: Vec::new(),
             agent_watcher: Arc::default(),
@@ -287,9 +306,9 @@ impl Vm {
         self.status.borrow().clone()
     }
 
-    /// The end of its serial console.
+    /// Its serial console.
     #[must_use]
-    pub fn console(&self) -> &Console {
+    pub fn console(&self) -> &Arc<Console> {
         &self.console
     }
 
@@ -388,8 +407,8 @@ impl Vm {
             .ok_or(VmError::Denied(Denial::NotRunning))
     }
 
-    /// Ends it: the guest's processes get TERM, after `grace` KILL; a guest that does not power
-    /// off is ended through its VMM, and at last killed. Waits for the end.
+    /// Ends it: the guest's processes get TERM, after `grace` KILL, or its power button is pressed where
+    /// nobody of ours is in it; a guest that does not power off is ended through its VMM, and at last killed. Waits for the end.
     ///
     /// # Errors
     /// Where it makes no sense now.

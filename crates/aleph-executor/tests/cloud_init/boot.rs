@@ -79,6 +79,7 @@ say before cat /opt/before
 say args cat /opt/args
 say address ip -o -4 address show eth0
 say route ip route show default
+say checked ls /var/lib/cloud/instance/aleph-checked
 say log cat /var/log/cloud-init.log
 say result cat /run/cloud-init/result.json
 say files cat /run/cloud-init/status.json
@@ -149,7 +150,10 @@ fn debian_does_as_it_was_told() {
     spec.user_data = Some(
         "#cloud-config\n\
          users: [default, {name: bob}]\n\
-         write_files: [{path: /etc/aleph/job.env, content: JOB_ID=mine}]\n\
+         write_files:\n\
+         - {path: /etc/aleph/job.env, content: JOB_ID=mine}\n\
+         - {path: /etc/aleph/job.env, content: JOB_ID=mine, defer: true}\n\
+         - {path: /etc/systemd/system/aleph-job.service, content: '[Unit]', defer: true}\n\
          runcmd: [[sh, -c, 'echo user > /user-ran'], exit 0]\n"
             .into(),
     );
@@ -157,6 +161,10 @@ fn debian_does_as_it_was_told() {
     let is = |name: &str, wanted: &str| assert_eq!(said[name], wanted, "{name}\n{said:#?}");
     assert_eq!(status(&said), GuestStatus::Done, "{said:#?}");
     assert_eq!(files(&said), GuestStatus::Done);
+    // What a boot that does as it was told warns of is nothing.
+    let logged = GuestStatus::Done.with_log(said["log"].as_bytes());
+    assert_eq!(logged, GuestStatus::Done);
+    is("checked", "/var/lib/cloud/instance/aleph-checked");
     is("hostname", "job-0x1234abcd");
     is("user", "aleph");
     is("bob", "bob");
@@ -221,6 +229,11 @@ fn a_guest_that_cannot_says_so() {
         };
         assert!(reason.contains("zz-aleph-check"), "{reason}");
     }
+    assert!(
+        said["checked"].contains("No such file"),
+        "{}",
+        said["checked"]
+    );
     let warned = GuestStatus::Done.with_log(said["log"].as_bytes());
     assert!(warned.to_string().contains("yaml"), "{warned}");
 }

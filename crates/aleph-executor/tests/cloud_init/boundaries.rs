@@ -136,6 +136,19 @@ fn a_field_out_of_form_is_named() {
         ("files[1].path is in /etc/aleph", |s| {
             s.files.push(file("/etc/aleph/job.env"));
         }),
+        ("files[1].path has // in it", |s| {
+            s.files.push(file("//etc/aleph/job.env"));
+        }),
+        ("files[1].path has // in it", |s| {
+            s.files.push(file("/etc//aleph/job.env"));
+        }),
+        ("files[1].path is that of the job's unit", |s| {
+            s.files.push(file("/etc/systemd/system/aleph-job.service"));
+        }),
+        ("files[1].path is that of the job's unit", |s| {
+            s.files
+                .push(file("/etc/systemd/system/aleph-job.service.d/x.conf"));
+        }),
         ("files[0].mode has bits", |s| s.files[0].mode = 0o10000),
         ("files[0].owner is not a user", |s| {
             s.files[0].owner = Owner::Named {
@@ -195,7 +208,7 @@ fn a_field_out_of_form_is_named() {
             s.volumes[0].mount = "/a\u{2003}b".into();
         }),
         ("volumes[0].mount is the root", |s| {
-            s.volumes[0].mount = "//".into();
+            s.volumes[0].mount = "/".into();
         }),
         ("networks[0].mac is no card's", |s| {
             s.networks[0].mac = Mac([1, 0, 0, 0, 0, 0]);
@@ -331,6 +344,17 @@ fn user_data_is_refused_with_a_reason() {
         ("users: ['bob, aleph']\n", E::OurUser("aleph")),
         ("users: [{name: aleph, sudo: false}]\n", E::OurUser("aleph")),
         ("users: [[aleph]]\n", E::OurUser("aleph")),
+        ("user: aleph\n", E::OurUser("aleph")),
+        (
+            "user: {name: aleph, ssh_authorized_keys: [x], sudo: false}\n",
+            E::OurUser("aleph"),
+        ),
+        (
+            "# note\u{2028}cloud_final_modules: []\na: 1\n",
+            E::LineBreak,
+        ),
+        ("a: b #\u{85}users: default\n", E::LineBreak),
+        ("a: \"\u{2029}\"\n", E::LineBreak),
         ("a: 1\nmerge_how: nonsense\n", E::MergeHow("merge_how")),
         (
             "a: 1\nmerge_type: [{name: set, settings: []}]\n",
@@ -375,6 +399,81 @@ fn user_data_is_refused_with_a_reason() {
         let error = CloudInitError::from(error);
         assert_eq!(error.code(), "bad_user_data");
         assert!(error.advice().is_some());
+    }
+    // What is encoded is looked at as what it is.
+    let part = |head: &str, text: &str| {
+        with(format!(
+            "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n--b\n{head}\n\
+             Content-Transfer-Encoding: base64\n\n{}\n--b--\n",
+            BASE64.encode(text)
+        ))
+    };
+    let config = "Content-Type: text/cloud-config; charset=\"utf-8\"";
+    let plain = "Content-Type: text/plain";
+    for (head, text, error) in [
+        (
+            config,
+            "cloud_final_modules: []",
+            E::Owned("cloud_final_modules"),
+        ),
+        (config, "users: default", E::NotList("users")),
+        (plain, "#cloud-config\nuser: aleph", E::OurUser("aleph")),
+        (plain, "#part-handler\n", E::PartHandler),
+        (plain, "text", E::Unknown),
+        ("Content-Type: text/x-part-handler", "x", E::PartHandler),
+        (config, "", E::Empty),
+        (
+            "Content-Type: text/cloud-config-archive",
+            "- {content: \"#cloud-config\\n\\x75sers: {}\"}",
+            E::NotList("users"),
+        ),
+        (
+            "Content-Type: text/cloud-config\nMerge-Type: set()",
+            "a: 1",
+            E::MergeHow("Merge-Type"),
+        ),
+    ] {
+        assert_eq!(part(head, text), Err(error), "{head} {text}");
+    }
+    for head in [
+        "Content-Type: application/x-unknown",
+        "Content-Type: text/cloud-config; charset=utf-16",
+        "Content-Type: text/x-shellscript\nContent-Disposition: attachment; filename=\"../x\"",
+    ] {
+        assert!(
+            matches!(part(head, "#!/bin/sh"), Err(E::Message(_))),
+            "{head}"
+        );
+    }
+    assert_eq!(part(config, "runcmd: [a]"), Ok(Some(UserDataKind::Message)));
+
+    for (text, error) in [
+        ("#cloud-config-archive\na: b\n", E::NotArchive),
+        ("#cloud-config-archive\n- [a]\n", E::NotArchive),
+        ("#cloud-config-archive\n- text\n", E::Unknown),
+        (
+            "#cloud-config-archive\n- type: text/cloud-config\n  content: 'hostname: x'\n",
+            E::Owned("hostname"),
+        ),
+        (
+            "#cloud-config-jsonp\n[{\"op\":\"add\",\"path\":\"/cloud_final_mod\\u0075les\",\"value\":[]}]",
+            E::Owned("cloud_final_modules"),
+        ),
+        (
+            "#cloud-config-jsonp\n[{\"op\":\"move\",\"from\":\"/users/0\",\"path\":\"/a\"}]",
+            E::Owned("users"),
+        ),
+        (
+            "#cloud-config-jsonp\n[{\"op\":\"remove\",\"path\":\"/runcmd\"}]",
+            E::NotList("runcmd"),
+        ),
+        (
+            "#cloud-config-jsonp\n[{\"op\":\"replace\",\"path\":\"\",\"value\":{}}]",
+            E::NotMapping,
+        ),
+        ("#cloud-config-jsonp\nx", E::NotPatch { line: 2, column: 1 }),
+    ] {
+        assert_eq!(with(text), Err(error), "{text}");
     }
     let long = format!("#!{}", "x".repeat(MAX_USER_DATA));
     assert_eq!(with(long), Err(E::TooLong(MAX_USER_DATA)));

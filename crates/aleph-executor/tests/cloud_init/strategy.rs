@@ -124,7 +124,7 @@ fn files() -> impl Strategy<Value = Vec<File>> {
         files
             .map(|(i, (name, content, mode, owner))| File {
                 // No part is . or ..
-                path: format!("/f{i}/x{}x", name.replace("/.", "/x")),
+                path: format!("/f{i}/x{}x", name.replace("/.", "/x").replace("//", "/y")),
                 content,
                 mode,
                 owner,
@@ -302,6 +302,10 @@ pub(crate) fn user_data() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// The beginning of a message whose part is in base64.
+const ENCODED: &str = "Content-Type: multipart/mixed; boundary=b\nMIME-Version: 1.0\n\n--b\n\
+    Content-Type: text/cloud-config; charset=\"utf-8\"\nContent-Transfer-Encoding: base64";
+
 /// User-data of lines that are meant to do harm; many are no YAML at all.
 pub(crate) fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let line = prop_oneof![
@@ -315,6 +319,12 @@ pub(crate) fn hostile() -> impl Strategy<Value = Vec<u8>> {
             "network: {config: disabled}", "cloud_final_modules: []", "users: !x [a]",
             "1: 2", "null: x", "[a]: b", "{a: b}: c", "a: b", "\ta: b", "a: \u{feff}b", "--aleph",
             "Content-Type: text/plain", "MIME-Version: 1.0", "--b--", "vendor_data: {enabled: false}",
+            "# note\u{2028}cloud_final_modules: []", "a: b #\u{85}users: default",
+            "user: {name: aleph, sudo: false}", "user: aleph", "user: bob",
+            "write_files: [{path: /etc/aleph/job.env, content: x, defer: true}]",
+            "- '#cloud-config\n  users: default'", "- {content: \"#cloud-config\\nusers: {}\"}",
+            "[{\"op\": \"add\", \"path\": \"/\\u0075sers\", \"value\": 1}]",
+            "[{\"op\": \"add\", \"path\": \"/runcmd\", \"value\": {}}]",
         ]).prop_map(str::to_owned),
         1 => text(),
     ];
@@ -334,9 +344,20 @@ pub(crate) fn hostile() -> impl Strategy<Value = Vec<u8>> {
          MIME-Version: 1.0\n\n--b\nContent-Type: text/cloud-config\n\n#cloud-config",
         "MIME-Version: 1.0\nContent-Type: message/rfc822\n",
         "From x\nMIME-Version: 1.0",
+        ENCODED,
     ]);
-    (start, vec(line, 0..6))
-        .prop_map(|(start, lines)| format!("{start}\n{}\n", lines.join("\n")).into_bytes())
+    (start, vec(line, 0..6)).prop_map(|(start, lines)| {
+        let lines = lines.join("\n");
+        let text = match start {
+            // As cloud-init devel make-mime writes it.
+            ENCODED => format!(
+                "{start}\n\n{}\n--b--\n",
+                BASE64.encode(format!("#cloud-config\n{lines}\n"))
+            ),
+            start => format!("{start}\n{lines}\n"),
+        };
+        text.into_bytes()
+    })
 }
 
 /// A guest with some of everything, and no user-data.

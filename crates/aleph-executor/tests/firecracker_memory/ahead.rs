@@ -4,8 +4,8 @@ use crate::guests::{MEMORY, by_server, is_in_order, save, settings, writes};
 use crate::{LIMIT, jail, program};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver, MemoryMode};
 use aleph_executor::hypervisor::{
-    AheadLaunch, Disk, Driver, Kernel, Late, Launch, LaunchError, Link, Memory, Shape, Sockets,
-    Start, Vmm, Waiting,
+    AheadLaunch, Disk, Driver, Kernel, Late, Launch, LaunchError, Link, Machine, Memory, Shape,
+    Sockets, Start, Vmm, Waiting,
 };
 use aleph_testkit::DrivenVm;
 use aleph_types::{Resources, VmId};
@@ -63,6 +63,7 @@ impl Template {
         let launch = Launch {
             machine: aleph_executor::hypervisor::Machine::MicroVm,
             vm,
+            machine: Machine::MicroVm,
             resources: resources(),
             start: Start::Boot(Kernel {
                 kernel: shared(&dir.join("kernel"), &aleph_testkit::freestanding_kernel())?,

@@ -4,7 +4,7 @@
 use crate::{LIMIT, jail, program, server_program};
 use aleph_executor::firecracker::jail::Jails;
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver, MemoryMode};
-use aleph_executor::hypervisor::{Driver, Launch, Memory, Sockets, Start};
+use aleph_executor::hypervisor::{Driver, Launch, Machine, Memory, Sockets, Start};
 use aleph_executor::process::{Identity, Process};
 use aleph_testkit::{DrivenVm, Plan};
 use aleph_types::{MiB, Resources, VmId};
@@ -184,6 +184,7 @@ pub(crate) async fn fails_behind_its_server(jailed: bool) -> Result<()> {
     let launch = Launch {
         machine: aleph_executor::hypervisor::Machine::MicroVm,
         vm: VmId::random(),
+        machine: Machine::MicroVm,
         resources: Resources {
             memory: MEMORY,
             ..Resources::default()

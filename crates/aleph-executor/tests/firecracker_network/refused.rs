@@ -3,7 +3,7 @@
 use super::{VERSION, block_on};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::hypervisor::{
-    Driver, Kernel, Launch, LaunchError, Link, LinkEnds, Memory, Nic, Sockets, Start,
+    Driver, Kernel, Launch, LaunchError, Link, LinkEnds, Machine, Memory, Nic, Sockets, Start,
 };
 use aleph_testkit::Namespace;
 use aleph_types::{Classify, MiB, Resources, VmId};
@@ -41,6 +41,7 @@ async fn refused(
     let launch = Launch {
         machine: aleph_executor::hypervisor::Machine::MicroVm,
         vm: VmId::random(),
+        machine: Machine::MicroVm,
         resources: Resources {
             memory: MiB(128),
             ..Resources::default()

@@ -9,7 +9,7 @@ use aleph_executor::executor::COMMAND_LINE;
 use aleph_executor::firecracker::jail::{Jails, UidRange};
 use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::guest::{ExecRequest, GuestNetwork, GuestNetworkV6, SetupRequest, UpperKind};
-use aleph_executor::hypervisor::{Driver, Memory, Nic};
+use aleph_executor::hypervisor::{Driver, Machine, Memory, Nic};
 use aleph_executor::lifecycle::{Outcome, Timeouts};
 use aleph_executor::place::Place;
 use aleph_executor::qemu::{QemuConfig, QemuDriver};
@@ -167,6 +167,7 @@ async fn create_over(
             memory: MiB(128),
             ..Resources::default()
         },
+        machine: Machine::MicroVm,
         begin: Begin::Boot {
             kernel: File::open(bundle.vmlinux().context("no uncompressed kernel")?)?,
             initrd: File::open(bundle.initrd())?,
@@ -179,7 +180,7 @@ async fn create_over(
                 network,
             }),
         },
-        image: File::open(image.rootfs())?,
+        image: Some(File::open(image.rootfs())?),
         disks: Vec::new(),
         memory: Memory::Own,
         nics,

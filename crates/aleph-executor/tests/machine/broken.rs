@@ -87,9 +87,14 @@ pub(crate) async fn a_qemu_that_is_killed_takes_all_with_it() -> Result<()> {
         tpm: true,
         ..wanted(Firmware::Bios)
     };
-    let vm = world
-        .launch(world.boots(&wanted, BootDisk::Listens)?)
-        .await?;
+    // As a node starts it: under a user of its own, who has nothing but what it is given.
+    let is_root = rustix::process::geteuid().is_root();
+    let plan = || -> Result<Plan> {
+        let plan = world.boots(&wanted, BootDisk::Listens)?;
+        let user = is_root.then(|| plan.vm.uid());
+        Ok(Plan { user, ..plan })
+    };
+    let vm = world.launch(plan()?).await?;
     vm.says("booted\n").await?;
     ensure!(world.processes().len() >= 2, "{:?}", world.processes());
     let qemu = Pid::from_raw(vm.vmm.identity().pid).context("no process")?;
@@ -99,10 +104,9 @@ pub(crate) async fn a_qemu_that_is_killed_takes_all_with_it() -> Result<()> {
     wait_until("the TPM to end, too", crate::LIMIT, || {
         world.processes().is_empty().then_some(())
     });
-    // Its disk and its TPM can be used again.
-    let vm = world
-        .launch(world.boots(&wanted, BootDisk::Listens)?)
-        .await?;
+    ensure!(exit.stderr.is_empty(), "{exit}");
+    // Its disk and its TPM can be used again, by another user.
+    let vm = world.launch(plan()?).await?;
     vm.says("booted\n").await?;
     crate::powers_off(&vm).await
 }

@@ -29,7 +29,16 @@ fn main() {
             None,
             power::a_disk_boots_by_seabios,
         ),
-        trial("a_vm_is_taken_over", None, power::a_vm_is_taken_over),
+        trial(
+            "a_vm_is_taken_over",
+            needs(&["/usr/bin/swtpm"]),
+            power::a_vm_is_taken_over,
+        ),
+        trial(
+            "the_largest_machine_boots",
+            needs(&["/usr/bin/swtpm"]),
+            power::the_largest_machine_boots,
+        ),
         trial(
             "a_guest_that_ignores_its_power_button_is_said_to",
             None,
@@ -204,5 +213,6 @@ async fn powers_off(vm: &DrivenVm) -> Result<()> {
     ensure!(vm.vmm.has_ended(), "it was said to have ended");
     let exit = vm.vmm.wait().await;
     ensure!(exit.exit == ProcessExit::Code(0), "{exit}");
+    ensure!(exit.stderr.is_empty(), "{exit}");
     Ok(())
 }

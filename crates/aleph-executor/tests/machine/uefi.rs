@@ -1,6 +1,6 @@
 //! UEFI with variables of a VM's own, its TPM, and Secure Boot.
 
-use crate::{UEFI, World, powers_off, wanted};
+use crate::{LIMIT, UEFI, World, powers_off, wanted};
 use aleph_executor::hypervisor::{Disk, Start};
 use aleph_executor::process::ProcessExit;
 use aleph_executor::qemu::machine::{Firmware, Wanted};
@@ -54,12 +54,15 @@ pub(crate) async fn what_uefi_and_tpm_remember_is_there_after_a_restart() -> Res
     ensure!(kept.trim() == "kept", "{kept:?}");
     ensure!(vm.vmm.impairment().is_none(), "{:?}", vm.vmm.impairment());
     kill_process(tpm_of(&vm)?, Signal::KILL)?;
-    aleph_testkit::wait_until("the TPM's end to be said", crate::LIMIT, || {
-        vm.vmm.impairment()
-    });
+    aleph_testkit::wait_until("the TPM's end to be said", LIMIT, || vm.vmm.impairment());
     // The guest goes on without it.
     ShellGuest::run(&vm, "true").await?;
-    powers_off(&vm).await
+    let power = vm.vmm.power().context("no power button")?;
+    power.powerdown(LIMIT).await?;
+    let exit = vm.vmm.wait().await;
+    ensure!(exit.exit == ProcessExit::Code(0), "{exit}");
+    ensure!(exit.stderr.contains("TPM"), "{exit}");
+    Ok(())
 }
 
 /// The loader of Debian that is not signed.

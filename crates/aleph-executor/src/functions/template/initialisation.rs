@@ -101,6 +101,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
     };
     let spec = VmSpec {
         resources: resources(deployment),
+        machine: crate::hypervisor::Machine::MicroVm,
         begin: Begin::Boot {
             kernel,
             initrd,
@@ -115,7 +116,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
                 network: cable.told.clone(),
             }),
         },
-        image,
+        image: Some(image),
         disks: others,
         memory: template_memory,
         nics,

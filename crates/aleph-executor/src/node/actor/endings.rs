@@ -8,7 +8,7 @@ use crate::node::entry::lock;
 use crate::node::inner::{event_of, log_journal};
 use crate::node::supervision::{self, End, Next};
 use crate::vm::chain;
-use aleph_types::{JobState, Timestamp, VmId};
+use aleph_types::{ExitStatus, JobState, Timestamp, VmId};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -111,6 +111,8 @@ impl Actor {
 
     /// Decides what follows an end, and journals it together with the end of the VM's row.
     pub(super) async fn finish(&mut self, end: End, forget: Option<VmId>) {
+        let in_order = end == End::Exited(ExitStatus::Code(0));
+        self.inner.end_leases(&self.record, in_order).await;
         let job = &mut self.record.job;
         let now = Timestamp::now();
         let ran = job
@@ -190,6 +192,7 @@ impl Actor {
     /// Removes the job. Its record goes last, so that a crash is followed by another try.
     pub(super) async fn remove(&mut self) -> Result<(), NodeError> {
         self.phase = Phase::Idle;
+        self.inner.remove_disks(&self.record).await?;
         let path = self.inner.log_dir(self.entry.id);
         crate::logs::remove(&path).map_err(|source| NodeError::Log { path, source })?;
         let mut job = self.record.job.clone();

@@ -33,13 +33,16 @@ mod snapshot;
 use super::entry::{Entry, Live};
 use super::inner::{Inner, event_of, log_journal};
 use super::snapshot::{Written, image_of};
-use super::{NodeError, Prepared, health, launch};
-use crate::guest::ExecHandle;
+use super::{NodeError, Prepared, health, launch, own_disk, words};
+use crate::guest::{ExecHandle, ExecInput};
 use crate::journal::{Desired, JobRecord, SnapshotRow, VmRow};
 use crate::lifecycle::{Failure, Outcome};
 use crate::place::Place;
 use crate::vm::Vm;
-use aleph_types::{ExitStatus, Health, Incarnation, Job, JobState, Problem, Timestamp, VmId};
+use aleph_types::{
+    CloudInit, CloudInitState, ExitStatus, Health, Incarnation, Job, JobState, Problem, Timestamp,
+    VmId,
+};
 use snapshot::UnderWay;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -89,7 +92,7 @@ pub(super) enum Begin {
 
 /// What tasks report.
 pub(super) enum Note {
-    Prepared(Result<Prepared, Problem>),
+    Prepared(Result<Parts, Problem>),
     /// The main command was handed over.
     Began(ExecHandle),
     /// The guest could not be made ready for it.
@@ -112,8 +115,18 @@ pub(super) enum Note {
     /// What the host held for it is gone, or cannot be removed.
     Removed(Outcome, Result<(), String>),
     Health(Health),
+    /// What the guest says of its cloud-init, and who is told that it is stored.
+    CloudInit(CloudInit, oneshot::Sender<()>),
     /// The guest was written down, or not. Told of whatever start of the job.
     Written(Box<Written>),
+}
+
+/// What a VM is made of.
+pub(super) enum Parts {
+    /// An image and a kernel.
+    Image(Box<Prepared>),
+    /// Disks of its own.
+    Disks(Box<own_disk::Parts>),
 }
 
 pub(super) type Notes = mpsc::UnboundedSender<(Incarnation, Note)>;
@@ -277,8 +290,19 @@ impl Actor {
         }
     }
 
-    /// Fetches the image.
+    /// Fetches the image, or leases the disks.
     fn prepare(&mut self) {
+        if self.record.job.spec.has_own_disk() {
+            let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
+            let record = self.record.clone();
+            self.phase = Phase::Preparing(tokio::spawn(async move {
+                let prepared = inner.prepare_disks(&record).await;
+                let prepared = prepared.map(|parts| Parts::Disks(Box::new(parts)));
+                let note = Note::Prepared(prepared);
+                let _ = notes.send((record.job.incarnation, note));
+            }));
+            return;
+        }
         let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
         let job = &self.record.job;
         let account = job.account.clone();
@@ -296,6 +320,7 @@ impl Actor {
         self.phase = Phase::Preparing(tokio::spawn(async move {
             let uncompressed = inner.executor.driver().wants_uncompressed_kernel();
             let prepared = inner.images.prepare(&account, &spec, uncompressed).await;
+            let prepared = prepared.map(|parts| Parts::Image(Box::new(parts)));
             let _ = notes.send((incarnation, Note::Prepared(prepared)));
         }));
     }
@@ -326,19 +351,25 @@ impl Actor {
             Note::Ended(outcome) => self.ended(outcome),
             Note::Removed(outcome, removed) => self.removed(outcome, removed).await,
             Note::Health(health) => self.health(health).await,
+            Note::CloudInit(found, stored) => self.cloud_init(found, stored).await,
             Note::Written(written) => self.written(*written).await,
         }
     }
 
     /// Makes a VM of what was prepared. Its row is in the journal before anything of it is on
     /// the host.
-    async fn launch(&mut self, prepared: Prepared) {
+    async fn launch(&mut self, parts: Parts) {
         if !matches!(self.phase, Phase::Preparing(_)) {
-            return;
+            // Its start was given up meanwhile.
+            return self.inner.end_leases(&self.record, false).await;
         }
         let job = &self.record.job;
+        let host_boot = &self.inner.host_boot;
         let (run, kept) = match self.record.from {
-            None => match launch::resolve(&job.spec, &prepared, &self.inner.host_boot) {
+            None => match match &parts {
+                Parts::Image(prepared) => launch::resolve(&job.spec, prepared, host_boot),
+                Parts::Disks(_) => own_disk::resolve(&job.spec, host_boot),
+            } {
                 Ok(run) => (run, None),
                 Err(invalid) => return self.fail(&invalid.to_string()).await,
             },
@@ -364,13 +395,16 @@ impl Actor {
         let mut record = self.record.clone();
         record.job.vm = Some(vm_id);
         // That of the node that took the job may have been another one.
-        record.job.driver = Some(self.inner.executor.driver().name());
+        let driver = self.inner.executor.driver_of(&record.job.spec);
+        record.job.driver = driver.ok().map(|driver| driver.name());
         record.job.network = network
             .as_ref()
             .and_then(|claim| self.inner.view(vm_id, claim));
         record.job.state = JobState::Starting;
-        record.job.image_digest = Some(prepared.digest);
-        record.job.kernel_digest = prepared.kernel;
+        (record.job.image_digest, record.job.kernel_digest) = match &parts {
+            Parts::Image(prepared) => (Some(prepared.digest.clone()), prepared.kernel.clone()),
+            Parts::Disks(_) => (None, None),
+        };
         record.job.generation += 1;
         record.run = Some(run.clone());
         record.frozen = kept.is_some();
@@ -401,20 +435,35 @@ impl Actor {
             true => self.inner.connect(vm_id, cpus).await,
             false => Ok((Vec::new(), None)),
         };
-        let created = match (connected, kept) {
-            (Ok(cables), None) => {
+        let created = match (connected, parts, kept) {
+            (Ok(cables), Parts::Disks(parts), _) => {
+                let disks = *parts;
+                self.inner
+                    .create_with_disks(&self.record, &run, disks, cables)
+            }
+            (Ok(cables), Parts::Image(prepared), None) => {
                 launch::create(&self.inner, &self.record, &run, (prepared.boot, cables))
             }
-            (Ok(cables), Some(kept)) => {
+            (Ok(cables), Parts::Image(prepared), Some(kept)) => {
                 let image = prepared.boot.image;
                 self.inner
                     .restore_vm((&self.record, &run), &kept, image, cables)
             }
-            (Err(error), _) => Err(error.into()),
+            (Err(error), ..) => Err(error.into()),
         };
         match created {
             Ok(vm) => {
                 let mut tasks = JoinSet::new();
+                if run.effective.has_own_disk() {
+                    // Before it says its first word.
+                    self.goes_live(vm.clone(), JoinSet::new());
+                    self.hears_alone();
+                    launch::start_alone(&mut tasks, &vm, &self.record, &self.notes);
+                    if let Phase::Live(run) = &mut self.phase {
+                        run.tasks = tasks;
+                    }
+                    return;
+                }
                 launch::start(&mut tasks, &vm, &self.record, &run, &self.notes);
                 self.goes_live(vm, tasks);
             }
@@ -446,7 +495,62 @@ impl Actor {
         });
     }
 
+    /// The console of a guest with its own disk is its log, and what is typed there its input.
+    pub(super) fn hears_alone(&mut self) {
+        let (stored, _) = watch::channel(0);
+        let log = self.log(stored);
+        let Phase::Live(run) = &mut self.phase else {
+            return;
+        };
+        let console = Arc::clone(run.vm.console());
+        run.pump = Some(tokio::spawn(words::keep_console(console.hear(), log)));
+        let input = ExecInput::of_console(console.keys());
+        self.entry.with_live(|live| {
+            if let Some(live) = live {
+                live.input = Some(input);
+            }
+        });
+    }
+
+    fn log(&self, stored: watch::Sender<u64>) -> launch::Log {
+        launch::Log {
+            dir: self.inner.log_dir(self.entry.id),
+            limits: self.inner.config.logs,
+            entry: Arc::clone(&self.entry),
+            incarnation: self.record.job.incarnation,
+            base: self.record.run.as_ref().map_or(0, |run| run.log_base),
+            stored,
+        }
+    }
+
+    /// Keeps what a guest says of its cloud-init.
+    async fn cloud_init(&mut self, found: CloudInit, stored: oneshot::Sender<()>) {
+        if self.record.job.cloud_init.as_ref() != Some(&found) {
+            let mut record = self.record.clone();
+            record.job.generation += 1;
+            let mut event = event_of(&record.job);
+            event.kind = format!("job.cloud-init-{}", found.state);
+            event.message.clone_from(&found.reason);
+            record.job.cloud_init = Some(found);
+            let kept = self
+                .inner
+                .journal
+                .update_job("job.cloud-init", record.clone(), Some(event))
+                .await;
+            match kept {
+                Ok(event) => self.inner.told(event.as_ref()),
+                // The guest says it again.
+                Err(error) => return log_journal(&error),
+            }
+            self.record = record;
+            self.entry.publish(&self.record);
+        }
+        let _ = stored.send(());
+    }
+
     fn began(&mut self, handle: ExecHandle) {
+        let (stored, stored_watch) = watch::channel(handle.position());
+        let log = self.log(stored);
         let Phase::Live(run) = &mut self.phase else {
             return;
         };
@@ -463,16 +567,7 @@ impl Actor {
                 });
             }
         });
-        let (stored, stored_watch) = watch::channel(handle.position());
         run.main = Some((handle.stream(), stored_watch));
-        let log = launch::Log {
-            dir: self.inner.log_dir(self.entry.id),
-            limits: self.inner.config.logs,
-            entry: Arc::clone(&self.entry),
-            incarnation: self.record.job.incarnation,
-            base: self.record.run.as_ref().map_or(0, |run| run.log_base),
-            stored,
-        };
         let pump = tokio::spawn(launch::pump(handle, log, self.notes.clone()));
         if let Some(before) = run.pump.replace(pump) {
             // Over a connection that ended as the guest was written down: it has stored all of it.
@@ -505,6 +600,10 @@ impl Actor {
         let job = &mut self.record.job;
         job.started_at = Some(since);
         job.guest_boot_id = boot_id;
+        if job.spec.has_own_disk() && job.cloud_init.is_none() {
+            let (state, reason) = (CloudInitState::Running, None);
+            job.cloud_init = Some(CloudInit { state, reason });
+        }
         if let Some(boot) = boot {
             job.boot_ms = Some(u64::try_from(boot.as_millis()).unwrap_or(u64::MAX));
         }
@@ -626,6 +725,7 @@ pub(super) fn next_start(record: &mut JobRecord) {
     job.incarnation = job.incarnation.next();
     job.state = JobState::Preparing;
     (job.reason, job.exit, job.health) = (None, None, None);
+    job.cloud_init = None;
     (job.vm, job.network) = (None, None);
     (job.boot_ms, job.guest_boot_id) = (None, None);
     (job.started_at, job.finished_at) = (None, None);

@@ -17,6 +17,9 @@ impl Actor {
         match recovered {
             recover::Found::Vm(vm, tasks) => {
                 self.goes_live(vm, tasks);
+                if self.record.job.spec.has_own_disk() {
+                    self.hears_alone();
+                }
                 let stopping = self.record.job.state == JobState::Stopping;
                 match (self.record.desired, &mut self.phase) {
                     // It ends where it was written down.

@@ -197,7 +197,12 @@ impl Actor {
         match &mut self.phase {
             Phase::Idle | Phase::Waiting(_) => return self.remove().await,
             Phase::Preparing(task) => {
-                task.abort();
+                if self.record.job.spec.has_own_disk() {
+                    // A disk that is being made is whole before it is removed.
+                    let _ = task.await;
+                } else {
+                    task.abort();
+                }
                 return self.remove().await;
             }
             Phase::Live(run) => run.kill(),

@@ -197,6 +197,10 @@ impl Node {
         stop: bool,
         temporary: bool,
     ) -> Result<Snapshot, NodeError> {
+        super::expect_agent(
+            &*self.inner.entry(job)?,
+            "have it stand still for a snapshot",
+        )?;
         let row = SnapshotRow {
             id: SnapshotId::random(),
             job,

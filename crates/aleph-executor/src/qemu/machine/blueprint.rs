@@ -329,7 +329,7 @@ impl Blueprint {
             .iter()
             .map(|node| node.memory)
             .chain([self.memory]);
-        if parts.any(|part| part.0 == 0 || part.0 % page != 0) {
+        if parts.any(|part| part.0 == 0 || !part.0.is_multiple_of(page)) {
             return invalid(format!(
                 "memory of a node that is 0, or no multiple of its pages of {page} MiB"
             ));
@@ -425,7 +425,8 @@ mod tests {
             memory: MiB(memory),
             host_node: None,
         };
-        let cases: [(&str, fn(&mut Wanted)); 8] = [
+        type Change = fn(&mut Wanted);
+        let cases: [(&str, Change); 8] = [
             ("topology of 1 × 3 × 1", |w| {
                 w.topology = Some(Topology {
                     sockets: 1,
@@ -440,7 +441,7 @@ mod tests {
                 w.huge_pages = Some(HugePages::Size1G);
             }),
             ("no processor's name", |w| {
-                w.cpu = Some("host -daemonize".into())
+                w.cpu = Some("host -daemonize".into());
             }),
             ("at most 48", |w| w.spare_slots = 49),
             ("disk-root is in two slots", |w| {

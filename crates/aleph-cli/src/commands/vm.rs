@@ -1,0 +1,281 @@
+//! `aleph vm`: full VMs, which boot disks of their own.
+
+use super::{ps, rm, start, stop};
+use crate::client::JobQuery;
+use crate::context::Context;
+use crate::output::{Advised, print, print_json, print_json_line};
+use crate::spec::JobFlags;
+use aleph_types::{
+    CloudInitSpec, Firmware, HotplugRoom, JobSpec, MachineSpec, MiB, Mode, VolumeMount,
+};
+use anyhow::{Context as _, Result};
+use std::path::{Path, PathBuf};
+
+/// What to do with full VMs.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Vm {
+    /// Make a full VM and start it
+    Create(Box<Create>),
+    /// List full VMs, with what became of their cloud-init
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Start VMs that do not run, with their disks as they are
+    Start(start::Start),
+    /// Stop VMs: press their power buttons, and take the power away from what stays up
+    Stop(stop::Stop),
+    /// Remove VMs with their root disks and logs; volumes stay
+    Rm(rm::Rm),
+}
+
+/// A full VM that is to be.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    /// Its name
+    #[arg(value_name = "NAME")]
+    vm: String,
+
+    /// The volume that its root disk is a copy of, such as an imported cloud image
+    #[arg(long, value_name = "VOLUME")]
+    image: String,
+
+    /// A program that runs as a service of the guest, and its arguments
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+
+    /// Let the keys in this file (.pub or authorized_keys) log in as the user aleph
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+
+    /// Give the guest a volume of its own at this path
+    #[arg(short, long, value_name = "VOLUME:PATH[:ro]")]
+    volume: Vec<VolumeMount>,
+
+    /// Have the guest's cloud-init carry this out: a cloud-config, a script or whatever else it takes
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+
+    /// Have the guest install a package of its distribution
+    #[arg(long, value_name = "NAME")]
+    package: Vec<String>,
+
+    /// What starts the guest: uefi or bios
+    #[arg(long, value_name = "NAME", default_value = "uefi", value_parser = firmware)]
+    firmware: Firmware,
+
+    /// Start only what is signed
+    #[arg(long)]
+    secure_boot: bool,
+
+    /// Give it a TPM 2.0
+    #[arg(long)]
+    tpm: bool,
+
+    /// A processor by QEMU's name for it [default: the host's own where that can be had]
+    #[arg(long, value_name = "MODEL")]
+    cpu_model: Option<String>,
+
+    /// Make it, and do not start it
+    #[arg(long)]
+    no_start: bool,
+
+    /// Print the job as a line of JSON instead of its id
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    job: JobFlags,
+}
+
+/// How to list full VMs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ls {
+    /// Leave out those that do not run
+    #[arg(long)]
+    running: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a VM has where nobody says how much: firmware and a system fit in.
+const MEMORY: MiB = MiB(1024);
+
+fn firmware(text: &str) -> Result<Firmware, String> {
+    match text {
+        "uefi" => Ok(Firmware::Uefi),
+        "bios" => Ok(Firmware::Bios),
+        _ => Err(format!("{text:?} is neither uefi nor bios")),
+    }
+}
+
+impl Vm {
+    pub(super) async fn run(self, context: &Context) -> Result<u8> {
+        match self {
+            Self::Create(create) => create.run(context).await,
+            Self::Ls(ls) => ls.run(context).await,
+            Self::Start(start) => start.run(context).await,
+            Self::Stop(stop) => stop.run(context).await,
+            Self::Rm(rm) => rm.run(context).await,
+        }
+    }
+}
+
+impl Create {
+    async fn run(self, context: &Context) -> Result<u8> {
+        let spec = self.spec()?;
+        let job = context.client()?.create(&spec, !self.no_start).await?;
+        match self.json {
+            true => print_json_line(&job)?,
+            false => print(job.id)?,
+        }
+        Ok(0)
+    }
+
+    fn spec(&self) -> Result<JobSpec> {
+        let mut spec = JobSpec::new(&self.image, self.command.clone());
+        spec.resources.memory = MEMORY;
+        // A guest takes its time to shut down.
+        spec.stop_grace_seconds = 60;
+        self.job.apply(&mut spec)?;
+        spec.name = Some(self.vm.clone());
+        spec.mode = Mode::Vm;
+        spec.machine = Some(MachineSpec {
+            firmware: self.firmware,
+            secure_boot: self.secure_boot,
+            tpm: self.tpm,
+            cpu_model: self.cpu_model.clone(),
+            room: HotplugRoom::default(),
+            ..MachineSpec::default()
+        });
+        let mut told = CloudInitSpec {
+            packages: self.package.clone(),
+            ..CloudInitSpec::default()
+        };
+        for file in &self.ssh_key {
+            let keys = read(file)?;
+            let keys = keys.lines().map(str::trim);
+            let keys = keys.filter(|line| !line.is_empty() && !line.starts_with('#'));
+            told.ssh_keys.extend(keys.map(str::to_owned));
+        }
+        if let Some(file) = &self.user_data {
+            told.user_data = Some(read(file)?);
+        }
+        spec.cloud_init = Some(told);
+        spec.volumes.extend(self.volume.iter().cloned());
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+/// A file of text. What is said of a private key shows nothing of it.
+fn read(path: &Path) -> Result<String> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
+    let text = String::from_utf8(bytes).map_err(|_| Advised {
+        what: format!("{shown} is no text"),
+        advice: "Give text in UTF-8; what is compressed or binary is not taken here.".into(),
+    })?;
+    if text.contains("PRIVATE KEY-----") && text.trim_start().starts_with("-----BEGIN") {
+        return Err(Advised {
+            what: format!("{shown} is a private key"),
+            advice: "Name the public one, whose name ends in .pub.".into(),
+        }
+        .into());
+    }
+    Ok(text)
+}
+
+impl Ls {
+    async fn run(self, context: &Context) -> Result<u8> {
+        let mut jobs = context.client()?.jobs(&JobQuery::default()).await?;
+        jobs.retain(|job| job.spec.mode == Mode::Vm && (!self.running || job.state.is_live()));
+        match self.json {
+            true => print_json(&jobs)?,
+            false => print(ps::vms(&jobs))?,
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::fs;
+
+    #[derive(Debug, Parser)]
+    struct Words {
+        #[command(flatten)]
+        create: Create,
+    }
+
+    fn spec(words: &[&str]) -> Result<JobSpec> {
+        let words = ["create"].iter().chain(words);
+        Words::try_parse_from(words)?.create.spec()
+    }
+
+    #[test]
+    fn words_become_a_vm() {
+        let folder = tempfile::tempdir().unwrap();
+        let (keys, config) = (folder.path().join("k.pub"), folder.path().join("c.yaml"));
+        let key = format!("ssh-ed25519 {} me", "A".repeat(68));
+        fs::write(&keys, format!("# mine\n{key}\n\n")).unwrap();
+        fs::write(&config, "#cloud-config\nruncmd: [[touch, /x]]\n").unwrap();
+        let (keys, config) = (keys.to_str().unwrap(), config.to_str().unwrap());
+        let words = [
+            "web",
+            "--image",
+            "debian",
+            "--cpus",
+            "2",
+            "-m",
+            "2G",
+            "--ssh-key",
+            keys,
+            "-v",
+            "data:/srv",
+            "--user-data",
+            config,
+            "--package",
+            "nginx",
+            "--tpm",
+            "--",
+            "serve",
+            "-x",
+        ];
+        let spec = spec(&words).unwrap();
+        assert_eq!(spec.validate(), Ok(()));
+        insta::assert_snapshot!(serde_json::to_string_pretty(&spec).unwrap());
+    }
+
+    #[test]
+    fn a_vm_that_cannot_be_is_refused_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let private = folder.path().join("id");
+        fs::write(&private, "-----BEGIN OPENSSH PRIVATE KEY-----\nhunter2\n").unwrap();
+        let private = private.to_str().unwrap();
+        for (words, why) in [
+            (&["web"][..], "--image"),
+            (&["web", "--image", "x", "-t"], "tty needs an agent"),
+            (
+                &["web", "--image", "x", "--firmware", "bios", "--secure-boot"],
+                "uefi alone",
+            ),
+            (&["web", "--image", "x", "--firmware", "kernel"], "neither"),
+            (&["web", "--image", "x", "-v", "data"], "NAME:PATH"),
+            (
+                &["web", "--image", "x", "--ssh-key", private],
+                "is a private key",
+            ),
+            (
+                &["web", "--image", "x", "--user-data", "/nowhere"],
+                "cannot read",
+            ),
+        ] {
+            let error = format!("{:#}", spec(words).unwrap_err());
+            assert!(error.contains(why), "{words:?}: {error}");
+            assert!(!error.contains("hunter2"));
+        }
+    }
+}

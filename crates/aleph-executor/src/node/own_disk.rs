@@ -1,0 +1,391 @@
+//! Jobs whose guests boot disks of their own: full VMs without an agent of the node's.
+//!
+//! | what | where | how long |
+//! | --- | --- | --- |
+//! | root disk | a volume `root-JOB`, a copy of the one that the job names as its image | as long as the job |
+//! | machine: its blueprint, UEFI's variables, TPM | `STATE/machines/JOB/` | as long as the job |
+//! | data | volumes of the account, leased for each start | until somebody removes them |
+//! | seed, from which cloud-init reads | `seed.img` in the VM's place | as long as the VM |
+//!
+//! The first start makes the machine and the root disk, later ones find them. What a start needs is
+//! leased before its VM is made, and given back with its end. Its guest runs as soon as its VMM does; what
+//! its cloud-init did it tells later ([`words`](super::words)). A guest that powers itself off ends its job
+//! with code 0. [`Node::stop`](super::Node::stop) presses its power button, and after the grace period
+//! takes the power away.
+//!
+//! # What cannot be done
+//! What an agent would do: commands, files, health, signals ([`NodeError::NoAgent`]). Nor are such guests
+//! written down, for their disks are not in a snapshot.
+//!
+//! # Failure cases
+//! An image that is no volume, a volume that another job has and a machine that this host cannot build are
+//! reasons of a start that failed; what it had leased is given back. A node that dies between the steps
+//! finds a lease without a VM, and ends it when it opens next.
+
+use super::inner::Inner;
+use super::{NodeError, Scope};
+use crate::cloud_init::{self, CloudInitError, GuestSpec};
+use crate::executor::OwnDisks;
+use crate::guest::GuestNetwork;
+use crate::hypervisor::{Disk, DiskFormat, FullMachine, Layer, Nic};
+use crate::journal::{JobRecord, RunRecord};
+use crate::qemu::machine::{self as qemu, Device, GuestAgent, Wanted};
+use crate::vm::Vm;
+use crate::volumes::{LayerFormat, Layers, NewVolume, Owner, Source, VolumeError};
+use aleph_types::{
+    Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, NodeId, Problem,
+    Volume, VolumeAccess, VolumeLease, VolumeMount, signal,
+};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The serial numbers of a guest's own disks.
+const ROOT: &str = "root";
+const SEED: &str = "cidata";
+/// Slots for network cards and for what is plugged in later.
+const SPARE_SLOTS: usize = 4;
+
+/// What a start of such a job needs.
+pub(super) struct Parts {
+    machine: FullMachine,
+    /// Root and data, in order.
+    disks: Vec<Disk>,
+    /// What cloud-init is told of the data.
+    volumes: Vec<cloud_init::Volume>,
+}
+
+/// Whose disks a start has.
+pub(super) fn owner(record: &JobRecord) -> Owner {
+    Owner {
+        job: record.job.id,
+        incarnation: record.job.incarnation,
+    }
+}
+
+/// Says so where a job's guest could not be told what the job says.
+fn check(node: NodeId, job: &JobSpec) -> Result<(), CloudInitError> {
+    let volumes = job.volumes.iter().enumerate();
+    let volumes = volumes.map(|(n, mount)| told(mount, format!("v{n}"), Filesystem::Ext4));
+    guest_of(JobId::from_bits(0), node, job, volumes.collect())?
+        .seed()
+        .map(drop)
+}
+
+/// What the job's guest is told.
+fn guest_of(
+    id: JobId,
+    node: NodeId,
+    job: &JobSpec,
+    volumes: Vec<cloud_init::Volume>,
+) -> Result<GuestSpec, CloudInitError> {
+    let mut spec = GuestSpec::of_job(id, node, job)?;
+    if let Some(told) = &job.cloud_init {
+        spec.ssh_keys.clone_from(&told.ssh_keys);
+        spec.packages.clone_from(&told.packages);
+        spec.user_data = told.user_data.as_deref().map(Into::into);
+    }
+    spec.volumes = volumes;
+    Ok(spec)
+}
+
+fn told(mount: &VolumeMount, serial: String, made: Filesystem) -> cloud_init::Volume {
+    cloud_init::Volume {
+        serial,
+        mount: mount.path.clone(),
+        filesystem: match made {
+            Filesystem::Xfs => cloud_init::Filesystem::Xfs,
+            // One with nothing on it gets what most have; one with something keeps it.
+            Filesystem::Ext4 | Filesystem::None => cloud_init::Filesystem::Ext4,
+        },
+        read_only: mount.read_only,
+    }
+}
+
+/// By which a guest finds a volume: the same in each start.
+fn serial_of(volume: &Volume) -> String {
+    let id = volume.id.to_string();
+    format!("v{}", id[2..].get(..16).unwrap_or(&id))
+}
+
+fn disk_of(serial: String, layers: Layers) -> Disk {
+    let format = match layers.format {
+        LayerFormat::Raw => DiskFormat::Raw,
+        LayerFormat::Qcow2 => {
+            let below = layers.backing.len();
+            let backing = layers.backing.into_iter().enumerate();
+            DiskFormat::Qcow2 {
+                backing: backing
+                    .map(|(n, file)| Layer {
+                        file,
+                        is_qcow2: n + 1 < below,
+                    })
+                    .collect(),
+            }
+        }
+    };
+    Disk {
+        serial: serial.into(),
+        file: layers.top,
+        format,
+        read_only: layers.read_only,
+    }
+}
+
+/// What a job is started as.
+pub(super) fn resolve(spec: &JobSpec, host_boot: &str) -> Result<RunRecord, InvalidJob> {
+    spec.validate()?;
+    Ok(RunRecord {
+        host_boot: host_boot.to_owned(),
+        effective: spec.clone(),
+        filesystem: String::new(),
+        stop_signal: signal::TERM,
+        log_base: 0,
+    })
+}
+
+/// Turns true when whoever wants something done is gone.
+pub(super) struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Inner {
+    /// Says so where a job could not be started now, for want of its image or of a volume: whoever makes
+    /// it hears so at once.
+    pub(super) async fn expect_disks(
+        self: &Arc<Self>,
+        account: &str,
+        job: &JobSpec,
+    ) -> Result<(), NodeError> {
+        check(self.id, job)?;
+        let (inner, job) = (Arc::clone(self), job.clone());
+        let scope = Scope::Account(account.to_owned());
+        let work = tokio::task::spawn_blocking(move || {
+            inner.volumes.find(&scope, &job.image)?;
+            for mount in &job.volumes {
+                let volume = inner.volumes.find(&scope, &mount.name)?;
+                let in_the_way = |lease: &&VolumeLease| {
+                    !mount.read_only || lease.access == VolumeAccess::Exclusive
+                };
+                if let Some(lease) = volume.leases.iter().find(in_the_way) {
+                    return Err(NodeError::Volume(VolumeError::Attached {
+                        name: volume.name.clone(),
+                        job: lease.job.short(),
+                    }));
+                }
+            }
+            Ok(())
+        });
+        work.await
+            .map_err(|join| machine_error("look for the VM's disks", io::Error::other(join)))?
+    }
+
+    fn root_name(id: JobId) -> String {
+        format!("root-{}", &id.to_string()[2..])
+    }
+
+    fn machine_folder(&self, id: JobId) -> PathBuf {
+        let name = id.to_string();
+        self.config.paths.state().join("machines").join(&name[2..])
+    }
+
+    /// Leases what a start needs, and makes what the first one finds missing. What was leased for
+    /// somebody who is gone meanwhile is given back.
+    pub(super) async fn prepare_disks(
+        self: &Arc<Self>,
+        record: &JobRecord,
+    ) -> Result<Parts, Problem> {
+        let is_given_up = Arc::new(AtomicBool::new(false));
+        let _while_wanted = GivenUp(Arc::clone(&is_given_up));
+        let (inner, record) = (Arc::clone(self), record.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let parts = inner.lease(&record);
+            if parts.is_err() || is_given_up.load(Ordering::Acquire) {
+                inner.let_go(&owner(&record), false);
+            }
+            parts
+        });
+        match work.await {
+            Ok(parts) => parts.map_err(|error| Problem::of(&error)),
+            Err(join) => Err(Problem::of(&machine_error(
+                "prepare the VM's disks",
+                io::Error::other(join),
+            ))),
+        }
+    }
+
+    fn lease(&self, record: &JobRecord) -> Result<Parts, NodeError> {
+        let job = &record.job;
+        let (spec, owner) = (&job.spec, owner(record));
+        let root = Self::root_name(job.id);
+        let account = job.account.as_str();
+        let attach = |name: &str, access| self.volumes.attach(account, name, &owner, access);
+        let attached = match attach(&root, VolumeAccess::Exclusive) {
+            Err(VolumeError::NoVolume(_)) => {
+                self.make_root(account, &root, spec)?;
+                attach(&root, VolumeAccess::Exclusive)?
+            }
+            attached => attached?,
+        };
+        let mut disks = vec![disk_of(ROOT.into(), attached.layers)];
+        let mut volumes = Vec::new();
+        for mount in &spec.volumes {
+            let access = match mount.read_only {
+                true => VolumeAccess::ReadOnly,
+                false => VolumeAccess::Exclusive,
+            };
+            let attached = attach(&mount.name, access)?;
+            let serial = serial_of(&attached.volume);
+            volumes.push(told(mount, serial.clone(), attached.volume.filesystem));
+            disks.push(disk_of(serial, attached.layers));
+        }
+        let driver = self.executor.full_driver()?;
+        let Some(machines) = driver.full() else {
+            return Err(crate::executor::ExecutorError::NoFullVms.into());
+        };
+        let folder = self.machine_folder(job.id);
+        if !folder.exists() {
+            let serials = disks.iter().map(|disk| disk.serial.clone().into_owned());
+            let wanted = wanted(spec, serials.chain([SEED.to_owned()]));
+            let above = folder.parent().map(PathBuf::from).unwrap_or_default();
+            std::fs::create_dir_all(&above)
+                .map_err(|source| machine_error("make a folder for machines", source))?;
+            machines.create(&folder, &wanted).map_err(machine)?;
+        }
+        let machine = machines.open(&folder).map_err(machine)?;
+        Ok(Parts {
+            machine,
+            disks,
+            volumes,
+        })
+    }
+
+    fn make_root(&self, account: &str, name: &str, spec: &JobSpec) -> Result<(), NodeError> {
+        let scope = Scope::Account(account.to_owned());
+        let image = self.volumes.find(&scope, &spec.image)?;
+        let size = spec.resources.disk.max(image.size);
+        let new = NewVolume { account, name };
+        self.volumes
+            .clone_of(new, Source::Volume(image.id), Some(size))?;
+        Ok(())
+    }
+
+    /// Makes the VM of a start that has all its parts.
+    pub(super) fn create_with_disks(
+        &self,
+        record: &JobRecord,
+        run: &RunRecord,
+        parts: Parts,
+        (nics, network): (Vec<Nic>, Option<GuestNetwork>),
+    ) -> Result<Vm, NodeError> {
+        let job = &record.job;
+        let vm = job.vm.unwrap_or_else(|| self.free_vm_id());
+        let mut guest = guest_of(job.id, self.id, &run.effective, parts.volumes)?;
+        let nic = network.map(|network| cloud_init::Nic::of_network("eth0", &network));
+        guest.networks.extend(nic);
+        let seed = guest.seed()?.image()?;
+        let mut spec = run.effective.clone();
+        spec.resources.pids = Some(spec.resources.pids.unwrap_or(self.config.pids));
+        let disks = OwnDisks {
+            machine: parts.machine,
+            disks: parts.disks,
+            seed: (SEED, seed),
+        };
+        Ok(self.executor.create_with_disks(vm, &spec, disks, nics)?)
+    }
+
+    /// Gives back what a start had leased. `clean`: its guest ended in order.
+    pub(super) fn let_go(&self, owner: &Owner, clean: bool) {
+        if let Err(error) = self.volumes.release(owner, clean) {
+            let error = crate::vm::chain(&error);
+            tracing::error!(job = %owner.job, error, "a job's volumes stay leased");
+        }
+    }
+
+    /// The same, where the job may have volumes, beside what blocks.
+    pub(super) async fn end_leases(self: &Arc<Self>, record: &JobRecord, clean: bool) {
+        if record.job.spec.has_own_disk() {
+            let (inner, owner) = (Arc::clone(self), owner(record));
+            let work = tokio::task::spawn_blocking(move || inner.let_go(&owner, clean));
+            // A panic in it was told by itself.
+            let _ = work.await;
+        }
+    }
+
+    /// Removes what lasts as long as a job: its root disk and its machine. Can be done again.
+    pub(super) async fn remove_disks(
+        self: &Arc<Self>,
+        record: &JobRecord,
+    ) -> Result<(), NodeError> {
+        if !record.job.spec.has_own_disk() {
+            return Ok(());
+        }
+        let (inner, record) = (Arc::clone(self), record.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let job = &record.job;
+            inner.let_go(&owner(&record), false);
+            let scope = Scope::Account(job.account.clone());
+            match inner.volumes.find(&scope, &Self::root_name(job.id)) {
+                Ok(root) => inner.volumes.remove(root.id, true)?,
+                Err(VolumeError::NoVolume(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match std::fs::remove_dir_all(inner.machine_folder(job.id)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(machine_error("remove the VM's machine", error))
+                }
+                _ => Ok(()),
+            }
+        });
+        work.await
+            .map_err(|join| machine_error("remove the VM's disks", io::Error::other(join)))?
+    }
+}
+
+fn machine(error: qemu::MachineError) -> NodeError {
+    let launch = crate::hypervisor::LaunchError::from(error);
+    NodeError::Executor(launch.into())
+}
+
+fn machine_error(what: &str, source: io::Error) -> NodeError {
+    let what = what.to_owned();
+    NodeError::Executor(crate::executor::ExecutorError::Host { what, source })
+}
+
+/// The machine that a job asks for, with slots for these disks.
+fn wanted(job: &JobSpec, serials: impl Iterator<Item = String>) -> Wanted {
+    let machine: MachineSpec = job.machine.clone().unwrap_or_default();
+    Wanted {
+        cpus: job.resources.cpus,
+        memory: job.resources.memory,
+        cpu: machine.cpu_model,
+        topology: machine.topology.map(|topology| qemu::Topology {
+            sockets: topology.sockets,
+            cores: topology.cores,
+            threads: topology.threads,
+        }),
+        cpu_room: machine.room.cpus,
+        memory_room: machine.room.memory,
+        numa: Vec::new(),
+        huge_pages: machine.huge_pages.map(|pages| match pages {
+            HugePages::Mib2 => qemu::HugePages::Size2M,
+            HugePages::Gib1 => qemu::HugePages::Size1G,
+        }),
+        firmware: match machine.firmware {
+            Firmware::Uefi => qemu::Firmware::Uefi {
+                secure_boot: machine.secure_boot,
+            },
+            Firmware::Bios | Firmware::Kernel => qemu::Firmware::Bios,
+        },
+        tpm: machine.tpm,
+        display: true,
+        agent: GuestAgent::Reports,
+        devices: serials.map(Device::Disk).collect(),
+        spare_slots: SPARE_SLOTS + usize::from(machine.room.slots),
+    }
+}
