@@ -31,14 +31,14 @@ fuzz_target!(|file: File| {
         }
         File::Elf { head, config } => [
             &b"\x7fELF\x02\x01\x01"[..],
-            &head,
-            b"IKCFG_ST\x1f\x8b",
-            &config,
-            b"IKCFG_ED Linux version 6.1 ",
+            &head[..],
+            &b"IKCFG_ST\x1f\x8b"[..],
+            &config[..],
+            &b"IKCFG_ED Linux version 6.1 "[..],
         ]
         .concat(),
-        File::Archive(rest) => [&b"070701"[..], &rest].concat(),
-        File::Config(rest) => [&b"CONFIG_"[..], &rest].concat(),
+        File::Archive(rest) => [&b"070701"[..], &rest[..]].concat(),
+        File::Config(rest) => [&b"CONFIG_"[..], &rest[..]].concat(),
     };
     aleph_image::fuzzing::inspect_kernel(&bytes);
 });

@@ -82,16 +82,20 @@ impl Repository {
     ) -> Result<Snapshot, BackupError> {
         let time = Timestamp::now();
         let mut records = index::read(&self.objects).await?;
-        records.retain_present(&index::present(&self.objects).await?);
+        let mut present = index::present(&self.objects).await?;
+        let damaged = index::damaged(&self.objects).await?;
+        present.retain(|pack, _| !damaged.contains(pack));
+        let whole = records.retain_present(&present) && damaged.is_empty();
         let index = SharedIndex::of(&records.packs);
         drop(records);
-        let planner = Planner::new(self, &source, &request, index.clone()).await?;
+        let mut planner = Planner::new(self, &source, &request, index).await?;
+        planner.whole = whole;
         let (size, parent) = (
             planner.size,
             planner.parent.as_ref().map(|parent| parent.id),
         );
 
-        let mut packer = Packer::new(self.objects.clone());
+        let mut packer = Packer::new(self.objects.clone(), damaged);
         let sent = self
             .send(source, &request.progress, planner, &mut packer)
             .await;
@@ -199,11 +203,14 @@ impl Repository {
                 // What the parent lost is read anew.
                 let spans = match node {
                     None => Some(zeros(length)),
-                    Some(id) if index.has(&id) => {
-                        let bytes = self.read_node(&index, &id).await?;
-                        Some(decode_leaf(&bytes, length, &id)?)
+                    Some(id) => {
+                        let read = self.read_node(&index, &id).await;
+                        match read.and_then(|bytes| decode_leaf(&bytes, length, &id)) {
+                            Ok(spans) => Some(spans),
+                            Err(error) if error.is_loss() => None,
+                            Err(error) => return Err(error),
+                        }
                     }
-                    Some(_) => None,
                 };
                 (spans, allocated, dirty)
             }
@@ -248,6 +255,8 @@ enum Plan {
 struct Planner<'a> {
     size: u64,
     index: SharedIndex,
+    /// Nothing of the repository is known to be lost: a leaf whose node is there has its chunks.
+    whole: bool,
     parent: Option<Snapshot>,
     allocated: Vec<Range<u64>>,
     /// What changed since the parent, and the parent's leaves.
@@ -276,7 +285,9 @@ impl<'a> Planner<'a> {
         }
         let snapshots = match request.parent {
             Parent::Nothing => Vec::new(),
-            Parent::Latest | Parent::Snapshot(_) => snapshot::read_all(&repository.objects).await?,
+            Parent::Latest | Parent::Snapshot(_) => {
+                snapshot::read_readable(&repository.objects).await?
+            }
         };
         let by_id = |id: Id| snapshots.iter().find(|snapshot| snapshot.id == id);
         let parent = match request.parent {
@@ -303,6 +314,7 @@ impl<'a> Planner<'a> {
         Ok(Self {
             size,
             index,
+            whole: false,
             parent,
             allocated: normalized(allocated),
             changes,
@@ -320,7 +332,7 @@ impl<'a> Planner<'a> {
                 Ok(node) => {
                     let dirty = within(dirty, &range);
                     let there = node.is_none_or(|id| self.index.has(&id));
-                    if dirty.is_empty() && there {
+                    if dirty.is_empty() && there && (self.whole || node.is_none()) {
                         return Ok(Plan::Keep(node));
                     }
                     if there {
@@ -331,8 +343,8 @@ impl<'a> Planner<'a> {
                         });
                     }
                 }
-                Err(BackupError::Missing { object }) => {
-                    tracing::warn!(object, "the parent has lost a part, which is read anew");
+                Err(error) if error.is_loss() => {
+                    tracing::warn!(%error, "the parent has lost a part, which is read anew");
                 }
                 Err(error) => return Err(error),
             }

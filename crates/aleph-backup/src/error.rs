@@ -143,6 +143,11 @@ impl BackupError {
         }
     }
 
+    /// Whether a part of the repository is gone or damaged.
+    pub(crate) const fn is_loss(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::Damaged { .. })
+    }
+
     /// An object that is not what it should be.
     pub(crate) fn damaged(object: impl fmt::Display, why: impl fmt::Display) -> Self {
         Self::Damaged {
@@ -240,7 +245,7 @@ impl Classify for BackupError {
                     Refusal::Other => "Run it again: what was sent is kept.",
                 },
                 Self::Missing { .. } | Self::Damaged { .. } => {
-                    "Verify the repository to see which snapshots are whole; a new backup of the volume stores anew what is missing."
+                    "A new backup of the volume stores anew what is missing."
                 }
                 Self::BadLocation { .. } => {
                     "Say file:///FOLDER or s3://BUCKET/PREFIX; credentials come from the environment."

@@ -3,7 +3,7 @@
 use crate::blob::Codec;
 use crate::error::BackupError;
 use crate::id::Id;
-use crate::objects::{INDEX, Objects, PACKS, id_of, name};
+use crate::objects::{DAMAGED, INDEX, Objects, PACKS, id_of, name};
 use crate::pack::{Entry, PackRecord};
 use crate::wire::Reader;
 use bytes::Bytes;
@@ -149,11 +149,20 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Leaves out packs that are not there, or not whole.
-    pub(crate) fn retain_present(&mut self, present: &HashMap<Id, u64>) {
+    /// Leaves out packs that are not there, or not whole; says whether all that is there is known and
+    /// whole.
+    pub(crate) fn retain_present(&mut self, present: &HashMap<Id, u64>) -> bool {
+        let named = self.packs.len();
         self.packs
             .retain(|record| present.get(&record.id) == Some(&record.size));
+        self.packs.len() == named && named == present.len()
     }
+}
+
+/// Packs that a verification found damaged.
+pub(crate) async fn damaged(objects: &Objects) -> Result<HashSet<Id>, BackupError> {
+    let listed = objects.list(DAMAGED).await?;
+    Ok(listed.iter().filter_map(id_of).collect())
 }
 
 /// Which packs are in the store, and their sizes.

@@ -23,6 +23,7 @@
 //! | `snapshots/…` | JSON: volume, name, time, size, parent, root of the tree; the name is the hash of the object and is the snapshot's id |
 //! | `locks/…` | JSON: who works in the repository, shared or exclusive; random name |
 //! | `trash/…` | JSON: packs that nothing referred to when it was written |
+//! | `damaged/…` | nothing; named after a pack that a verification found damaged |
 //!
 //! A **blob** is a chunk of a volume or a node of a tree. Its id is the keyed BLAKE3 hash of its
 //! uncompressed bytes, under a key of the repository's own and of the kind of blob: who stores a
@@ -55,15 +56,15 @@
 //! # Bounds
 //!
 //! A backup holds at most [`WORKERS`] leaves and [`UPLOADS`] packs of 16 MiB at a time, some 100 MiB, and
-//! about 60 bytes of index for each blob of the repository (1 GiB for 1 TiB of distinct data).
+//! at its peak about 150 bytes of index for each blob of the repository (2.5 GiB for 1 TiB of distinct data).
 //!
 //! # What fails, and how
 //!
 //! Every error names the object. What is missing or damaged is [`BackupError::Missing`] or
 //! [`BackupError::Damaged`], and never data: each blob is checked against its id before it is used, each
 //! index and snapshot against its name. A store that is full or refuses is
-//! [`BackupError::Store`] with a [`Refusal`]. An index entry whose pack is gone is ignored by
-//! backups, which therefore store the chunk anew.
+//! [`BackupError::Store`] with a [`Refusal`]. An index entry whose pack is gone, or was found
+//! damaged, is ignored by backups, which therefore store the chunk anew.
 //!
 //! Deliberately absent: encryption. The key of ids lies beside the data, so who can read the store can
 //! read the volumes. Use a store that encrypts, or volumes that do.

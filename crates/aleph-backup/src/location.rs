@@ -1,10 +1,10 @@
 //! Where a repository is: a URL, and the store behind it.
 
 use crate::error::BackupError;
-use object_store::ObjectStore;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
+use object_store::{ClientConfigKey, ObjectStore};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,6 +94,12 @@ impl Location {
         let plain = builder
             .get_config_value(&AmazonS3ConfigKey::Endpoint)
             .is_some_and(|endpoint| endpoint.starts_with("http://"));
+        // The default counts half a minute for a request with its body, and a pack is 16 MiB.
+        let limit = AmazonS3ConfigKey::Client(ClientConfigKey::Timeout);
+        let builder = match std::env::var_os("AWS_TIMEOUT") {
+            Some(_) => builder,
+            None => builder.with_config(limit, "15 minutes"),
+        };
         let store = builder
             .with_allow_http(plain)
             .build()

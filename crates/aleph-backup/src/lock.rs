@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 /// A lock without a sign of its holder for so long was left behind.
 const STALE: Duration = Duration::from_secs(30 * 60);
@@ -37,12 +37,14 @@ struct Holder {
     since: Timestamp,
 }
 
-/// A lock that is held. Dropping it leaves the object to grow stale; [`Lock::release`] removes it.
+/// A lock that is held. [`Lock::release`] gives it back; one that is dropped, since its work was, is given
+/// back by a task of its own.
 #[derive(Debug)]
 pub(crate) struct Lock {
     objects: Objects,
     object: Path,
-    refresh: AbortHandle,
+    refresh: JoinHandle<()>,
+    released: bool,
 }
 
 impl Lock {
@@ -73,7 +75,8 @@ impl Lock {
         let lock = Self {
             objects: objects.clone(),
             object,
-            refresh: refresh.abort_handle(),
+            refresh,
+            released: false,
         };
         match lock.excluded_by(sharing).await {
             Ok(None) => Ok(lock),
@@ -99,11 +102,8 @@ impl Lock {
         for other in all.iter().filter(|meta| meta.location != self.object) {
             let age = (now - other.last_modified).to_std().unwrap_or_default();
             if age > STALE {
-                // An exclusive holder takes away what was left behind, so that whoever lives on
-                // after all notices (`still_held`).
-                if sharing == Sharing::Exclusive {
-                    self.objects.delete(&other.location).await?;
-                }
+                // Taken away, so that whoever lives on after all notices (`still_held`).
+                self.objects.delete(&other.location).await?;
                 continue;
             }
             let content = match self.objects.get(&other.location).await {
@@ -140,17 +140,31 @@ impl Lock {
     }
 
     /// Gives it back. A store that fails now leaves the object to grow stale.
-    pub(crate) async fn release(self) {
+    pub(crate) async fn release(mut self) {
+        self.released = true;
+        // One that is refreshed at this moment must not be written after it was deleted.
         self.refresh.abort();
-        if let Err(error) = self.objects.delete(&self.object).await {
-            tracing::warn!(object = %self.object, %error, "a lock stays behind");
-        }
+        let _ = (&mut self.refresh).await;
+        give_back(&self.objects, &self.object).await;
+    }
+}
+
+async fn give_back(objects: &Objects, object: &Path) {
+    if let Err(error) = objects.delete(object).await {
+        tracing::warn!(%object, %error, "a lock stays behind");
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         self.refresh.abort();
+        if self.released {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (objects, object) = (self.objects.clone(), self.object.clone());
+            runtime.spawn(async move { give_back(&objects, &object).await });
+        }
     }
 }
 

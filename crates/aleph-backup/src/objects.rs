@@ -15,6 +15,7 @@ pub(crate) const INDEX: &str = "index";
 pub(crate) const SNAPSHOTS: &str = "snapshots";
 pub(crate) const LOCKS: &str = "locks";
 pub(crate) const TRASH: &str = "trash";
+pub(crate) const DAMAGED: &str = "damaged";
 
 /// Where a pack is. The folders keep directories small where the store is one.
 pub(crate) fn pack_name(id: &Id) -> Path {

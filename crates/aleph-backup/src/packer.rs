@@ -2,9 +2,11 @@
 
 use crate::blob::{Blob, Kind};
 use crate::error::BackupError;
+use crate::id::Id;
 use crate::index;
-use crate::objects::{Objects, pack_name};
+use crate::objects::{DAMAGED, Objects, name, pack_name};
 use crate::pack::{PackBuilder, PackRecord};
+use std::collections::HashSet;
 use tokio::task::JoinSet;
 
 /// How many packs are on their way at a time.
@@ -25,12 +27,15 @@ pub(crate) struct Packer {
     /// All that were written.
     written: Vec<PackRecord>,
     stored: u64,
+    /// Packs whose content in the store is damaged: written again they are not any more.
+    damaged: HashSet<Id>,
 }
 
 impl Packer {
-    pub(crate) fn new(objects: Objects) -> Self {
+    pub(crate) fn new(objects: Objects, damaged: HashSet<Id>) -> Self {
         Self {
             objects,
+            damaged,
             chunks: PackBuilder::default(),
             nodes: PackBuilder::default(),
             uploads: JoinSet::new(),
@@ -65,11 +70,15 @@ impl Packer {
             self.join_next().await?;
         }
         let objects = self.objects.clone();
+        let damaged = self.damaged.clone();
         self.uploads.spawn(async move {
             let (record, content) = tokio::task::spawn_blocking(|| pack.finish())
                 .await
                 .map_err(|_| BackupError::Stopped)?;
             objects.put(&pack_name(&record.id), content).await?;
+            if damaged.contains(&record.id) {
+                objects.delete(&name(DAMAGED, &record.id)).await?;
+            }
             Ok(record)
         });
         if self.unindexed.len() >= CHECKPOINT {

@@ -9,7 +9,7 @@ use crate::id::Id;
 use crate::index::{self, SharedIndex};
 use crate::lock::{Lock, Sharing};
 use crate::mark::{Marked, mark};
-use crate::objects::{INDEX, LOCKS, TRASH, name, pack_name};
+use crate::objects::{INDEX, LOCKS, TRASH, id_of, name, pack_name};
 use crate::pack::{FOOTER, PackRecord, read_trailer, trailer_length};
 use crate::packer::Packer;
 use crate::repository::Repository;
@@ -125,8 +125,18 @@ impl Repository {
             }
         }
         let ripe = self.ripe(old_trash, options.grace).await?;
+        // Whoever took this prune for dead may have begun to need what it is about to delete.
+        lock.still_held().await?;
+        let indexes = self.objects.list(INDEX).await?;
+        if indexes
+            .iter()
+            .any(|meta| id_of(meta).is_none_or(|id| !written.contains(&id)))
+        {
+            return Err(BackupError::LockLost);
+        }
         for (object, trash) in ripe {
             for id in trash.packs.iter().filter(|id| !live.contains(*id)) {
+                lock.still_held().await?;
                 self.objects.delete(&pack_name(id)).await?;
                 if let Some(size) = present.get(id) {
                     report.deleted += 1;
@@ -189,7 +199,7 @@ impl Repository {
         index: &SharedIndex,
         marked: &Marked,
     ) -> Result<Vec<PackRecord>, BackupError> {
-        let mut packer = Packer::new(self.objects.clone());
+        let mut packer = Packer::new(self.objects.clone(), HashSet::new());
         for record in records {
             let object = pack_name(&record.id);
             let needed: Vec<_> = record

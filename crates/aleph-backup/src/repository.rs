@@ -95,12 +95,13 @@ impl Repository {
         self.config.id
     }
 
-    /// All snapshots, the oldest first.
+    /// All snapshots, the oldest first. Those that are damaged are left out, with a warning in the log;
+    /// [`Repository::verify`] tells them.
     ///
     /// # Errors
     /// Where they cannot be read.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, BackupError> {
-        snapshot::read_all(&self.objects).await
+        snapshot::read_readable(&self.objects).await
     }
 
     /// The snapshot whose id begins so.

@@ -17,14 +17,24 @@ use crate::tree::{LeafWalk, decode_leaf, leaf_range, leaves};
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{
+    CWD, FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with,
+};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// `O_EXCL` and `O_NOFOLLOW` of open(2), as on every architecture of Linux that this is built for.
+const EXCLUSIVE: i32 = 0o200;
+const NO_LINKS: i32 = if cfg!(target_arch = "aarch64") {
+    0o100_000
+} else {
+    0o400_000
+};
 
 /// How many leaves are restored at a time.
 const WORKERS: usize = 4;
@@ -77,7 +87,8 @@ impl Target {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, flags, range.start, range.end - range.start) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeros(range),
+            // Devices take multiples of their blocks alone.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => self.write_zeros(range),
             Err(error) => Err(self.failed("make a hole in")(error.into())),
         }
     }
@@ -121,31 +132,86 @@ impl Repository {
         done
     }
 
-    async fn restore_locked(&self, request: RestoreRequest) -> Result<RestoreReport, BackupError> {
-        let snapshot = match Snapshot::read(&self.objects, request.snapshot).await {
-            Err(BackupError::Missing { .. }) => {
-                return Err(BackupError::NoSnapshot {
-                    reference: request.snapshot.to_string(),
-                });
+    /// Writes a snapshot into an open file that is empty, and says what it wrote. It is on the disk
+    /// afterwards.
+    ///
+    /// # Errors
+    /// As [`Repository::restore`].
+    pub async fn restore_into(
+        &self,
+        snapshot: Id,
+        file: File,
+        progress: ProgressSink,
+    ) -> Result<RestoreReport, BackupError> {
+        let lock = Lock::take(
+            &self.objects,
+            Sharing::Shared,
+            &format!("restore of {snapshot}"),
+        )
+        .await?;
+        let done = self.restore_into_locked(snapshot, file, &progress).await;
+        lock.release().await;
+        done
+    }
+
+    async fn restore_into_locked(
+        &self,
+        snapshot: Id,
+        file: File,
+        progress: &ProgressSink,
+    ) -> Result<RestoreReport, BackupError> {
+        let snapshot = self.wanted(snapshot).await?;
+        let size = snapshot.size;
+        let target = blocking(move || {
+            let target = Target {
+                file,
+                fresh: true,
+                path: PathBuf::from("the restored volume"),
+            };
+            let empty = target.file.metadata().is_ok_and(|file| file.len() == 0);
+            if !empty {
+                return Err(BackupError::TargetExists { path: target.path });
             }
-            read => read?,
-        };
-        let records = index::read(&self.objects).await?;
-        let index = SharedIndex::of(&records.packs);
-        let (path, size) = (request.target.clone(), snapshot.size);
-        let opened = blocking(move || open(&path, size)).await?;
-        let (target, renames) = (Arc::new(opened.0), opened.1);
-        let report = self
-            .write(&snapshot, &index, &target, &request.progress)
-            .await?;
-        blocking(move || {
-            target.file.sync_all().map_err(target.failed("write"))?;
-            if renames {
-                finish(&target, &request.target)?;
-            }
-            Ok(())
+            target.file.set_len(size).map_err(target.failed("resize"))?;
+            Ok(Arc::new(target))
         })
         .await?;
+        self.fill(&snapshot, &target, progress).await
+    }
+
+    async fn restore_locked(&self, request: RestoreRequest) -> Result<RestoreReport, BackupError> {
+        let snapshot = self.wanted(request.snapshot).await?;
+        let (path, size) = (request.target.clone(), snapshot.size);
+        let (target, renames) = blocking(move || open(&path, size)).await?;
+        let target = Arc::new(target);
+        let report = self.fill(&snapshot, &target, &request.progress).await?;
+        if renames {
+            blocking(move || finish(&target, &request.target)).await?;
+        }
+        Ok(report)
+    }
+
+    async fn wanted(&self, id: Id) -> Result<Snapshot, BackupError> {
+        match Snapshot::read(&self.objects, id).await {
+            Err(BackupError::Missing { .. }) => Err(BackupError::NoSnapshot {
+                reference: id.to_string(),
+            }),
+            read => read,
+        }
+    }
+
+    /// Writes all of a snapshot, to the disk.
+    async fn fill(
+        &self,
+        snapshot: &Snapshot,
+        target: &Arc<Target>,
+        progress: &ProgressSink,
+    ) -> Result<RestoreReport, BackupError> {
+        let records = index::read(&self.objects).await?;
+        let index = SharedIndex::of(&records.packs);
+        let report = self.write(snapshot, &index, target, progress).await?;
+        let target = Arc::clone(target);
+        blocking(move || target.file.sync_all().map_err(target.failed("write"))).await?;
         Ok(report)
     }
 
@@ -359,10 +425,23 @@ fn open(path: &Path, size: u64) -> Result<(Target, bool), BackupError> {
         .create(!device)
         .truncate(false)
         .mode(0o600)
+        // Of a device: one that is mounted, or part of another, is busy.
+        .custom_flags(if device { EXCLUSIVE } else { NO_LINKS })
         .open(&written)
         .map_err(failed("open"))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|error| failed("lock")(error.into()))?;
+    if !device {
+        // Another restore may have finished and renamed it meanwhile.
+        let (open, named) = (file.metadata(), std::fs::symlink_metadata(&written));
+        let (open, named) = (
+            open.map_err(failed("look at"))?,
+            named.map_err(failed("look at"))?,
+        );
+        if !open.is_file() || (open.dev(), open.ino()) != (named.dev(), named.ino()) {
+            return Err(BackupError::TargetExists { path: written });
+        }
+    }
     let before = file.seek(SeekFrom::End(0)).map_err(failed("measure"))?;
     if device {
         if before < size {
@@ -377,6 +456,10 @@ fn open(path: &Path, size: u64) -> Result<(Target, bool), BackupError> {
         fresh: before == 0,
         path: written,
     };
+    if device {
+        // Nobody is to find what somebody else had there.
+        target.punch(&(size..before))?;
+    }
     Ok((target, !device))
 }
 
@@ -389,7 +472,16 @@ fn partial(path: &Path) -> PathBuf {
 
 /// Gives a complete file its name, durably.
 fn finish(target: &Target, path: &Path) -> Result<(), BackupError> {
-    std::fs::rename(&target.path, path).map_err(target.failed("rename"))?;
+    let renamed = renameat_with(CWD, &target.path, CWD, path, RenameFlags::NOREPLACE);
+    match renamed {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => {
+            return Err(BackupError::TargetExists {
+                path: path.to_owned(),
+            });
+        }
+        Err(error) => return Err(target.failed("rename")(error.into())),
+    }
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())

@@ -5,7 +5,7 @@ use crate::id::Id;
 use crate::objects::{Objects, SNAPSHOTS, id_of, name};
 use crate::tree::LARGEST_VOLUME;
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub struct SnapshotStats {
     /// Bytes that were read of the volume.
     pub read: u64,
-    /// Bytes that were sent to the store, indexes included.
+    /// Bytes of chunks and nodes that were sent to the store.
     pub stored: u64,
     /// Chunks that were new to the repository.
     pub new_chunks: u64,
@@ -116,13 +116,36 @@ pub(crate) async fn ids(objects: &Objects) -> Result<Vec<Id>, BackupError> {
     Ok(listed.iter().filter_map(id_of).collect())
 }
 
-/// All snapshots, the oldest first.
+/// All snapshots, the oldest first. One that is forgotten this moment is none.
 pub(crate) async fn read_all(objects: &Objects) -> Result<Vec<Snapshot>, BackupError> {
-    let mut all: Vec<Snapshot> = stream::iter(ids(objects).await?)
+    read_if(objects, |error| {
+        matches!(error, BackupError::Missing { .. })
+    })
+    .await
+}
+
+/// Those that can be read: one that is damaged costs no other volume its backups.
+pub(crate) async fn read_readable(objects: &Objects) -> Result<Vec<Snapshot>, BackupError> {
+    read_if(objects, BackupError::is_loss).await
+}
+
+async fn read_if(
+    objects: &Objects,
+    passes: impl Fn(&BackupError) -> bool,
+) -> Result<Vec<Snapshot>, BackupError> {
+    let mut all = Vec::new();
+    let mut reads = stream::iter(ids(objects).await?)
         .map(|id| Snapshot::read(objects, id))
-        .buffered(8)
-        .try_collect()
-        .await?;
+        .buffered(8);
+    while let Some(read) = reads.next().await {
+        match read {
+            Ok(snapshot) => all.push(snapshot),
+            Err(error) if passes(&error) => {
+                tracing::warn!(%error, "a snapshot of a repository is left out");
+            }
+            Err(error) => return Err(error),
+        }
+    }
     all.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
     Ok(all)
 }

@@ -96,7 +96,7 @@ impl Source for FileSource {
             };
             let end = seek(&self.file, SeekFrom::Hole(start))?.min(self.size);
             if end <= start {
-                break;
+                return Err(io::Error::other("the file changes while it is read"));
             }
             extents.push(start..end);
             at = end;

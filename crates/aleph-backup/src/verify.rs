@@ -5,10 +5,11 @@ use crate::id::Id;
 use crate::index::{self, Place, SharedIndex};
 use crate::lock::{Lock, Sharing};
 use crate::mark::mark;
-use crate::objects::pack_name;
+use crate::objects::{DAMAGED, name, pack_name};
 use crate::pack::PackRecord;
 use crate::repository::Repository;
 use crate::snapshot::{self, Snapshot};
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::collections::HashMap;
 
@@ -44,6 +45,8 @@ pub struct VerifyReport {
     pub read: u64,
     /// What is wrong; empty where all is well.
     pub damage: Vec<Damage>,
+    /// All snapshots that are not whole because of it.
+    pub broken: Vec<Id>,
 }
 
 impl VerifyReport {
@@ -56,7 +59,8 @@ impl VerifyReport {
 }
 
 impl Repository {
-    /// Looks whether all that snapshots need is there and is what was written. It mends nothing.
+    /// Looks whether all that snapshots need is there and is what was written. Packs that are damaged are
+    /// marked as such, and backups store anew what they had; nothing else is written.
     ///
     /// # Errors
     /// Where the store cannot be listed, or a prune runs. Damage is no error: the report has it.
@@ -69,11 +73,23 @@ impl Repository {
 
     async fn verify_locked(&self, depth: Depth) -> Result<VerifyReport, BackupError> {
         let mut report = VerifyReport::default();
+        // First, since a backup that ends meanwhile adds one whose index was not read.
+        let mut snapshots = Vec::new();
+        for id in snapshot::ids(&self.objects).await? {
+            match Snapshot::read(&self.objects, id).await {
+                Ok(snapshot) => snapshots.push(snapshot),
+                Err(error) => {
+                    report.add(Some(id), &error);
+                    report.broken.push(id);
+                }
+            }
+        }
+        report.snapshots = snapshots.len();
         let (mut records, errors) = index::read_what_can_be(&self.objects).await?;
         for error in &errors {
             report.add(None, error);
         }
-        let present = index::present(&self.objects).await?;
+        let mut present = index::present(&self.objects).await?;
         report.packs = records.packs.len();
         for record in &records.packs {
             if let Err(error) = check_presence(record, &present) {
@@ -81,28 +97,36 @@ impl Repository {
             }
         }
         records.retain_present(&present);
-        let index = SharedIndex::of(&records.packs);
-
-        let mut snapshots = Vec::new();
-        for id in snapshot::ids(&self.objects).await? {
-            match Snapshot::read(&self.objects, id).await {
-                Ok(snapshot) => snapshots.push(snapshot),
-                Err(error) => report.add(Some(id), &error),
-            }
-        }
-        report.snapshots = snapshots.len();
-        let marked = mark(self, &index, &snapshots).await;
+        let marked = mark(self, &SharedIndex::of(&records.packs), &snapshots).await;
         for (snapshot, error) in &marked.errors {
             report.add(Some(*snapshot), error);
         }
         if depth == Depth::Full {
-            let mut reads = stream::iter(records.packs)
-                .map(|record| self.check_pack(record))
+            let mut reads = stream::iter(records.packs.clone())
+                .map(|record| async { (record.id, self.check_pack(record).await) })
                 .buffer_unordered(READS);
-            while let Some(read) = reads.next().await {
+            while let Some((pack, read)) = reads.next().await {
                 match read {
                     Ok(bytes) => report.read += bytes,
-                    Err(error) => report.add(None, &error),
+                    Err(error) => {
+                        report.add(None, &error);
+                        if error.is_loss() {
+                            present.remove(&pack);
+                            let marker = name(DAMAGED, &pack);
+                            self.objects.put(&marker, Bytes::new()).await?;
+                        }
+                    }
+                }
+            }
+        }
+        if !report.damage.is_empty() {
+            // Each alone now: what several need breaks all of them.
+            records.retain_present(&present);
+            let index = SharedIndex::of(&records.packs);
+            for snapshot in &snapshots {
+                let one = mark(self, &index, std::slice::from_ref(snapshot)).await;
+                if !one.errors.is_empty() {
+                    report.broken.push(snapshot.id);
                 }
             }
         }

@@ -618,14 +618,59 @@ async fn damage_is_told_by_name_and_never_becomes_data() {
         .unwrap();
     assert_eq!(restored(&repository, again.id).await.unwrap(), bytes);
     assert_whole(&repository).await;
-    // And an increment does not trust a parent whose chunks are gone.
-    for meta in objects(&*store, "packs").await {
-        store.delete(&meta.location).await.unwrap();
+    // And an increment does not trust a parent whose chunks are gone: all of it, the chunks alone, or
+    // where the nodes alone are there no more.
+    let mut last = again;
+    for which in [|_: u64| true, |size| size > 1 << 20, |size| size < 1 << 20] {
+        for meta in objects(&*store, "packs").await {
+            if which(meta.size) {
+                store.delete(&meta.location).await.unwrap();
+            }
+        }
+        let volume = Volume::new(bytes.clone()).since(last.id, vec![]);
+        last = back_up(&repository, volume).await.unwrap();
+        assert_eq!(restored(&repository, last.id).await.unwrap(), bytes);
+        assert_whole(&repository).await;
     }
-    let volume = Volume::new(bytes.clone()).since(again.id, vec![]);
-    let again = back_up(&repository, volume).await.unwrap();
-    assert_eq!(restored(&repository, again.id).await.unwrap(), bytes);
-    assert_whole(&repository).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_damaged_is_stored_anew_and_breaks_all_that_need_it() {
+    let (store, repository) = in_memory().await;
+    let bytes = mixed(40);
+    let first = back_up(&repository, Volume::new(bytes.clone()))
+        .await
+        .unwrap();
+    let second = back_up(&repository, Volume::new(bytes.clone()))
+        .await
+        .unwrap();
+    let other = back_up(&repository, Volume::new(vec![7; MIB]))
+        .await
+        .unwrap();
+    let pack = objects(&*store, "packs").await;
+    let pack = pack.iter().max_by_key(|meta| meta.size).unwrap();
+    let content = store
+        .get(&pack.location)
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap();
+    let mut flipped = content.to_vec();
+    flipped[1000] ^= 1;
+    overwrite(&*store, &pack.location, flipped).await;
+    // Nobody knows yet. Then somebody looks.
+    let mut broken = repository.verify(Depth::Full).await.unwrap().broken;
+    broken.sort();
+    let mut expected = vec![first.id, second.id];
+    expected.sort();
+    assert_eq!(broken, expected, "not {}", other.id);
+    let volume = Volume::new(bytes.clone()).since(second.id, vec![]);
+    let third = back_up(&repository, volume).await.unwrap();
+    assert!(third.stats.new_chunks > 0);
+    assert_eq!(restored(&repository, third.id).await.unwrap(), bytes);
+    let fourth = back_up(&repository, Volume::new(bytes)).await.unwrap();
+    assert_eq!(fourth.stats.new_chunks, 0, "it is whole again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,7 @@ use aleph_image::{
     Pruned, Recipe, Removed, Store,
 };
 use aleph_types::signal;
-use aleph_types::{Classify, ErrorClass, JobSpec, Problem, PullPolicy};
+use aleph_types::{Classify, ErrorClass, JobSpec, Mode, Problem, PullPolicy};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::task::spawn_blocking;
@@ -240,7 +240,11 @@ impl StoreImages {
         let image = self.fetch(spec, account != DEFAULT_ACCOUNT).await?;
         let state = self.state.clone();
         let kernel = spec.kernel.clone();
-        run(move || prepare(&state, &image, kernel, uncompressed)).await
+        let guest = match spec.mode {
+            Mode::Vm => GuestMode::Vm,
+            Mode::Auto | Mode::Microvm => GuestMode::Microvm,
+        };
+        run(move || prepare(&state, &image, kernel, guest, uncompressed)).await
     }
 
     async fn with_store<T: Send + 'static>(
@@ -278,6 +282,7 @@ fn prepare(
     state: &Path,
     image: &Image,
     kernel: Option<String>,
+    guest: GuestMode,
     uncompressed: bool,
 ) -> Result<Prepared, ImagesError> {
     let store = KernelStore::open(state)?;
@@ -285,8 +290,7 @@ fn prepare(
         Some(reference) => store.resolve(reference)?,
         None => store.default_bundle()?,
     };
-    // Today every job with an image is a microVM's.
-    let files = bundle.open(GuestMode::Microvm, uncompressed)?;
+    let files = bundle.open(guest, uncompressed)?;
     let held = image.hold()?;
     let config = &image.record().config;
     Ok(Prepared {

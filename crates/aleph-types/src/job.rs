@@ -424,6 +424,12 @@ impl JobSpec {
             return Ok(());
         };
         told.check()?;
+        if self.kernel.is_some() {
+            return Err(InvalidJob::Machine {
+                field: "kernel",
+                why: "a VM with cloud_init starts the kernel that is on its disk",
+            });
+        }
         if self
             .machine
             .as_ref()

@@ -20,11 +20,13 @@
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
 //! | [`Snapshot`] | a guest that was written down |
 //! | [`Volume`], [`VolumeMount`] | a disk that outlives jobs, and where a job has it |
+//! | [`VolumeBackup`] | what a volume was, elsewhere |
 //! | [`Problem`] | an error as a client gets it |
 //! | [`ExitStatus`] | how a command ended |
 //! | [`signal`] | signals by name |
 //! | [`Classify`] | class, stable code and advice of an error at a boundary |
 
+mod backup;
 mod error;
 mod exit;
 mod gpu;
@@ -43,6 +45,7 @@ mod snapshot;
 mod view;
 mod volume;
 
+pub use backup::{BackupLine, VolumeBackup, VolumeBackupRequest, VolumeBackupRestore};
 pub use error::{Classify, ErrorClass, Problem};
 pub use exit::ExitStatus;
 pub use gpu::{GpuRequest, ParseGpuRequestError};

@@ -2,14 +2,15 @@
 
 use super::path::{Query, part};
 use super::request::{Answer, Asking};
-use super::{Client, ClientError};
+use super::{Client, ClientError, Lines};
 use aleph_types::{
-    DiskImageFormat, MiB, Volume, VolumeRequest, VolumeResize, VolumeSnapshotRequest,
-    VolumeUndelete,
+    DiskImageFormat, MiB, Volume, VolumeBackup, VolumeBackupRequest, VolumeBackupRestore,
+    VolumeRequest, VolumeResize, VolumeSnapshotRequest, VolumeUndelete,
 };
 use bytes::Bytes;
 use hyper::Method;
 use hyper::body::Body;
+use hyper::header::ACCEPT;
 
 impl Client {
     pub(crate) async fn volumes(&self, deleted: bool) -> Result<Vec<Volume>, ClientError> {
@@ -115,6 +116,34 @@ impl Client {
     ) -> Result<(), ClientError> {
         let path = format!("{}/snapshots/{}", of(volume), part(name));
         self.ask(Asking::new(Method::DELETE, path)).await.map(drop)
+    }
+
+    /// Backs a volume up, telling how far it is.
+    pub(crate) async fn back_up_volume(
+        &self,
+        volume: &str,
+        request: &VolumeBackupRequest,
+    ) -> Result<Lines, ClientError> {
+        let asking = Asking::post(format!("{}/backups", of(volume))).json(request)?;
+        let asking = asking.header(ACCEPT, "application/x-ndjson");
+        Ok(Lines::new(self.ask(asking).await?))
+    }
+
+    /// Makes a volume of a backup, telling how far it is.
+    pub(crate) async fn restore_backup(
+        &self,
+        request: &VolumeBackupRestore,
+    ) -> Result<Lines, ClientError> {
+        let asking = Asking::post("/v1/backups/restore").json(request)?;
+        let asking = asking.header(ACCEPT, "application/x-ndjson");
+        Ok(Lines::new(self.ask(asking).await?))
+    }
+
+    /// The backups at a place.
+    pub(crate) async fn backups(&self, url: &str) -> Result<Vec<VolumeBackup>, ClientError> {
+        let query = Query::default().with("url", url);
+        self.ask_json(Asking::get(format!("/v1/backups{query}")))
+            .await
     }
 
     async fn by_snapshot(

@@ -2,6 +2,7 @@
 //! them.
 
 mod attach;
+mod backup;
 mod completion;
 mod config;
 mod console;

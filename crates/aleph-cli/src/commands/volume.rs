@@ -1,5 +1,6 @@
 //! `aleph volume`: disks that outlive jobs.
 
+use super::backup;
 use super::completion::volumes;
 use super::each::each;
 use crate::context::Context;
@@ -7,8 +8,8 @@ use crate::output::{
     Advised, Column, Listing, ago, plain, print, print_error, print_json, print_json_line, size,
 };
 use aleph_types::{
-    DiskImageFormat, Filesystem, MiB, Timestamp, Volume as Known, VolumeAccess, VolumeOrigin,
-    VolumeRequest, VolumeState,
+    DiskImageFormat, Filesystem, MiB, Timestamp, Volume as Known, VolumeAccess,
+    VolumeBackupRequest, VolumeBackupRestore, VolumeOrigin, VolumeRequest, VolumeState,
 };
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -147,6 +148,47 @@ pub(crate) enum Volume {
         #[arg(long)]
         json: bool,
     },
+    /// Back a volume up, or a snapshot: what is there already is not sent again
+    Backup {
+        /// Name or id, and a snapshot of it
+        #[arg(value_name = "VOLUME[@SNAPSHOT]", add = ArgValueCompleter::new(volumes))]
+        volume: String,
+        /// Where to: file:///FOLDER of the node, or s3://BUCKET/PREFIX with the credentials of the
+        /// node's environment
+        url: String,
+        /// What to call the backup
+        #[arg(long)]
+        name: Option<String>,
+        /// Print no progress
+        #[arg(short, long)]
+        quiet: bool,
+        /// Print the backup as a line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the backups at a place
+    Backups {
+        /// Where they are
+        url: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a volume of a backup
+    RestoreBackup {
+        /// Where the backup is
+        url: String,
+        /// Its id, or the beginning of it
+        backup: String,
+        /// The new volume's name
+        name: String,
+        /// Print no progress
+        #[arg(short, long)]
+        quiet: bool,
+        /// Print the volume as a line of JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Write a volume, or a snapshot, into a disk image
     Export {
         /// Name or id, and a snapshot of it
@@ -172,6 +214,36 @@ impl Volume {
                 file,
                 format,
             } => return export(context, &volume, &file, format).await,
+            Self::Backup {
+                volume,
+                url,
+                name,
+                quiet,
+                json,
+            } => {
+                let (volume, snapshot) = split(&volume);
+                let request = VolumeBackupRequest {
+                    url,
+                    name,
+                    snapshot: snapshot.map(str::to_owned),
+                };
+                let lines = client.back_up_volume(volume, &request).await?;
+                return backup::made(lines, quiet, json).await;
+            }
+            Self::Backups { url, json } => {
+                return backup::list(&client.backups(&url).await?, json);
+            }
+            Self::RestoreBackup {
+                url,
+                backup,
+                name,
+                quiet,
+                json,
+            } => {
+                let request = VolumeBackupRestore { url, backup, name };
+                let lines = client.restore_backup(&request).await?;
+                return backup::made(lines, quiet, json).await;
+            }
             Self::Create {
                 name,
                 size,

@@ -12,6 +12,7 @@
 mod actions;
 mod archive;
 mod attach;
+mod backups;
 mod events;
 mod exec;
 mod health;
@@ -42,6 +43,7 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
         .merge(actions::routes())
         .merge(snapshots::routes())
         .merge(volumes::routes())
+        .merge(backups::routes())
         .merge(stats::routes())
         .merge(logs::routes())
         .merge(exec::routes())

@@ -1,0 +1,267 @@
+//! Backups of volumes, in a folder of the node or in a bucket.
+//!
+//! Where they go is the node's: its files, and what its credentials open. So only operators make,
+//! see and restore them.
+
+use crate::server::extract::{Body, Query, Segment};
+use crate::server::{Caller, Refusal, Service};
+use aleph_backup::{
+    BackupError, BackupRequest, FileSource, Location, Progress, ProgressSink, Repository, Snapshot,
+};
+use aleph_executor::volumes::{Import, NewVolume, VolumeError};
+use aleph_types::{
+    BackupLine, DiskImageFormat, Problem, Volume, VolumeBackup, VolumeBackupRequest,
+    VolumeBackupRestore,
+};
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use serde::Deserialize;
+use std::io;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// How many lines of progress wait for a slow client; more are left out.
+const WAITING: usize = 64;
+
+pub(super) fn routes() -> OpenApiRouter<Service> {
+    OpenApiRouter::new()
+        .routes(routes!(make))
+        .routes(routes!(list))
+        .routes(routes!(restore))
+}
+
+/// The volume in a path.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "it describes; `Segment` is what reads the path")]
+struct VolumePath {
+    /// Its name, its full id, or 4 or more hex digits that begin it alone, with or without `0x`.
+    #[param(
+        min_length = 1,
+        max_length = 63,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    )]
+    volume: String,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Where they are: `file:///FOLDER` of the node, or `s3://BUCKET/PREFIX`.
+    #[param(min_length = 1, max_length = 1024)]
+    url: String,
+}
+
+/// Back a volume up
+///
+/// Chunks that are there already are not sent again, whichever volume they are of. The answer is a line of
+/// JSON for each step; the last one has `backup` or `error`. It ends with the request; most of what was sent is kept
+/// for the next one. A volume that a job writes to is refused with `volume_attached`: back a snapshot up.
+#[utoipa::path(
+    post, path = "/v1/volumes/{volume}/backups", tag = "volumes", params(VolumePath),
+    request_body = VolumeBackupRequest,
+    responses((status = 200, description = "Lines of JSON.",
+        body = BackupLine, content_type = "application/x-ndjson")),
+)]
+async fn make(
+    State(service): State<Service>,
+    caller: Caller,
+    Segment(volume): Segment,
+    Body(request): Body<VolumeBackupRequest>,
+) -> Result<Response, Refusal> {
+    caller.only_operators()?;
+    let location = Location::parse(&request.url)?;
+    let volumes = service.node.volumes().clone();
+    let snapshot = request.snapshot.clone();
+    // The open file holds what it reads: nobody writes to it meanwhile.
+    let opened = blocking(move || {
+        let id = volumes.find(&caller.scope, &volume)?.id;
+        let image = volumes.export(id, snapshot.as_deref(), DiskImageFormat::Raw)?;
+        let source = FileSource::new(image.file).map_err(VolumeError::Source)?;
+        Ok::<_, VolumeError>((id, source))
+    });
+    let (id, source) = opened.await?;
+    let name = request.name.or(request.snapshot).unwrap_or_default();
+    if name.len() > 128 {
+        let why = "a backup's name has at most 128 bytes";
+        return Err(Refusal::invalid("bad_name", why));
+    }
+    Ok(answer(&service, async move |progress| {
+        let repository = Repository::open_or_create(&location).await?;
+        let request = BackupRequest {
+            volume: id.to_string(),
+            name,
+            progress,
+            ..BackupRequest::default()
+        };
+        let made = repository.backup(Arc::new(source), request).await?;
+        Ok(BackupLine::Backup {
+            backup: Box::new(told(&made)),
+        })
+    }))
+}
+
+/// List backups, the oldest first
+#[utoipa::path(
+    get, path = "/v1/backups", tag = "volumes", params(ListQuery),
+    responses((status = 200, description = "All that are there.", body = Vec<VolumeBackup>)),
+)]
+async fn list(
+    caller: Caller,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Vec<VolumeBackup>>, Refusal> {
+    caller.only_operators()?;
+    let repository = Repository::open(&Location::parse(&query.url)?).await?;
+    let all = repository.snapshots().await?;
+    Ok(Json(all.iter().map(told).collect()))
+}
+
+/// Make a volume of a backup
+///
+/// Each chunk is checked before it is written. The answer is a line of JSON for each step; the last one has `volume`
+/// or `error`.
+#[utoipa::path(
+    post, path = "/v1/backups/restore", tag = "volumes", request_body = VolumeBackupRestore,
+    responses((status = 200, description = "Lines of JSON.",
+        body = BackupLine, content_type = "application/x-ndjson")),
+)]
+async fn restore(
+    State(service): State<Service>,
+    caller: Caller,
+    Body(request): Body<VolumeBackupRestore>,
+) -> Result<Response, Refusal> {
+    caller.only_operators()?;
+    let location = Location::parse(&request.url)?;
+    let repository = Repository::open(&location).await?;
+    let snapshot = repository.snapshot(&request.backup).await?;
+    let volumes = service.node.volumes().clone();
+    let staging = volumes.clone();
+    let (scope, name) = (caller.scope.clone(), request.name.clone());
+    let file = blocking(move || {
+        // Told before all of it is fetched; the import looks again.
+        if staging
+            .find(&scope, &name)
+            .is_ok_and(|found| found.name == name)
+        {
+            return Err(VolumeError::NameTaken(name));
+        }
+        let staged = staging.stage()?.finish();
+        staged.map_err(aleph_executor::volumes::Volumes::staging_error)
+    })
+    .await?;
+    let image = file.try_clone().map_err(VolumeError::Source)?;
+    let account = caller.account.clone();
+    Ok(answer(&service, async move |progress| {
+        repository.restore_into(snapshot.id, file, progress).await?;
+        let made = blocking(move || {
+            let new = NewVolume {
+                account: &account,
+                name: &request.name,
+            };
+            let how = Import {
+                format: Some(DiskImageFormat::Raw),
+                size: None,
+            };
+            volumes.import(new, &image, how)
+        });
+        let volume: Volume = made.await?;
+        Ok(BackupLine::Volume {
+            volume: Box::new(volume),
+        })
+    }))
+}
+
+/// What ends a backup or a restore.
+enum Failure {
+    Backup(BackupError),
+    Volume(VolumeError),
+}
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Self {
+        Self::Backup(error)
+    }
+}
+
+impl From<VolumeError> for Failure {
+    fn from(error: VolumeError) -> Self {
+        Self::Volume(error)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    spawn_blocking(work)
+        .await
+        .unwrap_or(Err(VolumeError::BadRequest("the request panicked")))
+}
+
+/// Does work that tells its progress, for as long as somebody reads it.
+fn answer<F>(service: &Service, work: impl FnOnce(ProgressSink) -> F) -> Response
+where
+    F: Future<Output = Result<BackupLine, Failure>> + Send + 'static,
+{
+    let (sender, lines) = mpsc::channel(WAITING);
+    let progress = sender.clone();
+    let work = work(ProgressSink::new(move |step: Progress| {
+        // A client that is slow gets fewer of them.
+        let _ = progress.try_send(BackupLine::Progress {
+            done: step.done,
+            total: step.total,
+            written: step.written,
+        });
+    }));
+    let work = service.work.track_future(async move {
+        let last = work.await.unwrap_or_else(|failure| BackupLine::Failed {
+            error: match failure {
+                Failure::Backup(error) => Problem::of(&error),
+                Failure::Volume(error) => Problem::of(&error),
+            },
+        });
+        let _ = sender.send(last).await;
+    });
+    let work = AbortOnDropHandle::new(tokio::spawn(work));
+    let stopping = service.stopping.clone();
+    let body = stream::unfold(
+        (lines, work, stopping),
+        |(mut lines, work, stopping)| async {
+            let line = tokio::select! {
+                line = lines.recv() => line?,
+                () = stopping.cancelled() => return None,
+            };
+            Some((write(&line), (lines, work, stopping)))
+        },
+    );
+    let headers = [(CONTENT_TYPE, "application/x-ndjson")];
+    (headers, axum::body::Body::from_stream(body)).into_response()
+}
+
+fn write(line: &BackupLine) -> io::Result<Bytes> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    Ok(bytes.into())
+}
+
+fn told(snapshot: &Snapshot) -> VolumeBackup {
+    VolumeBackup {
+        id: snapshot.id.to_string(),
+        volume: snapshot.volume.clone(),
+        name: snapshot.name.clone(),
+        created_at: snapshot.time,
+        size: snapshot.size,
+        parent: snapshot.parent.map(|parent| parent.to_string()),
+        read: snapshot.stats.read,
+        stored: snapshot.stats.stored,
+    }
+}
