@@ -3,9 +3,9 @@
 use crate::context::Context;
 use crate::output::{Column, Listing, plain, print, print_json, print_json_line};
 use aleph_control::Config;
-use aleph_executor::Paths;
 use aleph_executor::gpu::{self, GpuState, Gpus, HostTree, Inventory, Misfit, PciAddress};
-use anyhow::{Context as _, Result, bail};
+use aleph_types::JobId;
+use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -58,7 +58,7 @@ struct Listed<'a> {
 }
 
 impl Gpu {
-    /// Works on this host's devices and the record of its node, which may run or not.
+    /// Works on this host's devices and the record of who has them. Nodes may run or not.
     pub(super) fn run(self, context: &Context) -> Result<u8> {
         match self {
             Self::Ls { json, node } => {
@@ -95,12 +95,7 @@ impl NodeConfig {
             bail!("GPUs are listed on their own host: say it there, without --host");
         }
         let config = Config::load(self.config.as_deref())?;
-        let paths = match (&context.node.root, &config.node.root) {
-            (None, Some(root)) => Paths::new(Some(root)).context("cannot use the node's root")?,
-            _ => context.paths()?,
-        };
-        let tree = HostTree::default();
-        Ok(Gpus::new(tree, paths.state(), config.executor.gpu))
+        Ok(Gpus::new(HostTree::default(), config.executor.gpu))
     }
 }
 
@@ -137,7 +132,7 @@ fn table(gpus: &[Listed<'_>]) -> Listing {
         let state = match &gpu.state {
             GpuState::Free => "free".to_owned(),
             GpuState::Host => "host".to_owned(),
-            GpuState::Assigned { tenant } => format!("assigned to {tenant}"),
+            GpuState::Assigned { tenant } => format!("of job {}", short(&tenant.job)),
             GpuState::Quarantined { .. } => "quarantined".to_owned(),
         };
         listing.row([
@@ -152,6 +147,12 @@ fn table(gpus: &[Listed<'_>]) -> Listing {
         ]);
     }
     listing
+}
+
+/// A job's id as other tables have it.
+fn short(job: &str) -> String {
+    let id = job.parse::<JobId>();
+    id.map_or_else(|_| job.to_owned(), JobId::short)
 }
 
 #[cfg(test)]
