@@ -6,13 +6,15 @@ use aleph_testkit::{DebianDisk, wait_until};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use support::namespace::World;
 use support::{Daemon, Ended, LIMIT, Node};
 
 /// For a boot by emulation on a busy host.
-const BOOT: Duration = Duration::from_secs(400);
+const BOOT: Duration = Duration::from_secs(900);
 
 fn is(daemon: &Daemon, job: &str, state: &str) -> Option<Value> {
     let job = daemon.json(&["inspect", job]).ok()?[0].clone();
@@ -206,6 +208,56 @@ fn alone_a_debian_boots_does_as_it_was_told_and_outlives_its_daemon() -> Result<
     volumes.sort_unstable();
     assert_eq!(volumes, ["data", "debian"]);
     assert_eq!(fs::read_dir(folder.join("machines"))?.count(), 0);
+    daemon.end()
+}
+
+/// What a machine is without a guest: firmware that finds nothing to boot.
+#[test]
+fn a_machine_without_a_system_runs_until_its_power_goes() -> Result<()> {
+    let mut daemon = Daemon::up()?;
+    let image = daemon.node.root.path().join("image");
+    fs::write(&image, vec![0_u8; 4 << 20])?;
+    let image = image.to_str().context("a path")?;
+    daemon.ok(&["volume", "import", image, "small", "--format", "raw"])?;
+    let id = daemon.ok(&["vm", "create", "web", "--image", "small", "-m", "256M"])?;
+    wait_for(&daemon, "web", "running");
+
+    // Its console is its log, over the end of a daemon, and its screen speaks RFB.
+    daemon.kill_and_restart()?;
+    wait_for(&daemon, "web", "running");
+    wait_until("the firmware's words", LIMIT, || {
+        daemon
+            .ok(&["logs", "web"])
+            .ok()?
+            .contains("Bds")
+            .then_some(())
+    });
+    let mut vnc = daemon
+        .command(&["vnc", "web"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut path = String::new();
+    BufReader::new(vnc.stdout.take().context("no output")?).read_line(&mut path)?;
+    let mut screen = UnixStream::connect(path.trim())?;
+    let mut greeting = [0; 12];
+    screen.read_exact(&mut greeting)?;
+    assert!(greeting.starts_with(b"RFB 003."), "{greeting:?}");
+    support::send(vnc.id(), rustix::process::Signal::TERM)?;
+    vnc.wait()?;
+
+    // Nobody listens to its power button.
+    daemon.ok(&["vm", "stop", "-t", "1", "web"])?;
+    let stopped = is(&daemon, "web", "exited").context("it has not stopped")?;
+    assert_eq!(stopped["exit"], Value::Null, "{stopped:#}");
+
+    // A root disk that is gone is not replaced by an empty one.
+    let root = format!("root-{}", &id[2..]);
+    daemon.ok(&["volume", "rm", &root])?;
+    daemon.ok(&["vm", "start", "web"])?;
+    let failed = wait_for(&daemon, "web", "failed");
+    let reason = failed["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("root disk"), "{failed:#}");
+    daemon.ok(&["vm", "rm", "web"])?;
     daemon.end()
 }
 

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
             "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so",
             "/usr/share/seabios/bios-256k.bin",
         ],
+        node: false,
     };
     host.main(CASES)
 }
@@ -42,7 +43,7 @@ fn a_guest_finds_the_gpu_and_its_companion_in_one_slot() -> Result<()> {
         ..GpuConfig::default()
     };
     let gpus = Gpus::new(HostTree::default(), config);
-    let job = Tenant::new("node", "job-1");
+    let job = Tenant::new("node", "job-1", 1);
     let taken = gpus.assign(&job, &GpuRequest::default())?;
     let mut guest = Guest::start(&Passthrough::default().argv(&taken))?;
 

@@ -103,6 +103,7 @@ fn main() -> ExitCode {
         modules: &["virtio_pci", "vfio_iommu_type1", VFIO_PCI],
         devices: DEVICES,
         files: &[],
+        node: false,
     };
     host.main(CASES)
 }
@@ -118,7 +119,7 @@ fn gpus() -> Gpus {
 
 /// A job of the only node, where a case does not say another one.
 fn tenant(job: &str) -> Tenant {
-    Tenant::new("node", job)
+    Tenant::new("node", job, 1)
 }
 
 fn release(job: &str) -> Result<Released, GpuError> {
@@ -562,7 +563,7 @@ fn a_crash_at_any_step_leaves_the_host_as_it_was() -> Result<()> {
                 let taken = assign("job-1", "type=1af4:1050")?;
                 ensure!(addresses(&taken) == [GPU, COMPANION] && is_viable(taken[0].group)?);
             }
-            let kept = gpus().recover("node", |job| job == "job-1")?;
+            let kept = gpus().recover("node", |tenant| tenant.job == "job-1")?;
             ensure!(kept.returned.is_empty(), "{place}: it lives");
             let released = gpus().recover("node", |_| false)?;
             ensure!(released.returned == [at(GPU)?], "{place}: {released:?}");

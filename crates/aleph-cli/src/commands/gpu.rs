@@ -1,7 +1,7 @@
 //! `aleph gpu`.
 
 use crate::context::Context;
-use crate::output::{Column, Listing, plain, print, print_json, print_json_line};
+use crate::output::{Column, Listing, plain, print, print_json, print_json_line, say};
 use aleph_control::Config;
 use aleph_executor::gpu::{self, GpuState, Gpus, HostTree, Inventory, Misfit, PciAddress};
 use aleph_types::JobId;
@@ -17,6 +17,16 @@ pub(crate) enum Gpu {
     /// List the GPUs of this host
     Ls {
         /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        node: NodeConfig,
+    },
+    /// Take a GPU back, with all that its job has, from a node that is no more
+    Release {
+        /// Its address, such as 0000:18:00.0
+        address: PciAddress,
+        /// Print a line of JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -70,6 +80,24 @@ impl Gpu {
                     print_json(&gpus)?;
                 } else {
                     print(table(&gpus))?;
+                }
+            }
+            Self::Release {
+                address,
+                json,
+                node,
+            } => {
+                let released = node.gpus(context)?.release_device(address)?;
+                for (gpu, why) in &released.quarantined {
+                    say(&format!(
+                        "aleph: {gpu} is in quarantine now: {}",
+                        plain(why)
+                    ));
+                }
+                if json {
+                    print_json_line(&json!({ "address": address, "assigned": false }))?;
+                } else {
+                    print(address)?;
                 }
             }
             Self::Unquarantine {

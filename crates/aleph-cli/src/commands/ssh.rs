@@ -5,6 +5,7 @@
 //! does it. An address is another VM's tomorrow, so keys are kept by the job's id.
 
 use super::completion::jobs;
+use crate::client::Endpoint;
 use crate::context::Context;
 use crate::output::Advised;
 use aleph_types::{Job, JobState};
@@ -47,6 +48,17 @@ pub(crate) struct Ssh {
 impl Ssh {
     pub(super) async fn run(self, context: &Context) -> Result<u8> {
         let job = context.client()?.job(&self.job).await?;
+        // Its address means another guest here, or nobody.
+        if matches!(context.api.host, Some(Endpoint::Tcp { .. })) && !self.has_a_way() {
+            return Err(Advised {
+                what: format!(
+                    "the guest of {} is reached from its node's host alone",
+                    job.name
+                ),
+                advice: "Run aleph ssh there, or name a way to it: -o ProxyJump=HOST.".into(),
+            }
+            .into());
+        }
         let address = address(&job)?;
         let folder = known_hosts()?;
         DirBuilder::new()
@@ -68,6 +80,12 @@ impl Ssh {
             .into(),
             _ => anyhow::Error::from(error).context("cannot run ssh"),
         })
+    }
+
+    /// Whether its user says by whom the guest is reached.
+    fn has_a_way(&self) -> bool {
+        let mut options = self.option.iter().map(|option| option.to_ascii_lowercase());
+        options.any(|option| option.starts_with("proxyjump") || option.starts_with("proxycommand"))
     }
 
     fn words(&self, job: &Job, address: &str, folder: &Path) -> Vec<String> {

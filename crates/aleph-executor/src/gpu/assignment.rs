@@ -2,8 +2,10 @@
 
 use super::address::PciAddress;
 use super::choice::{Allowed, ChosenGroup, choose};
-use super::error::{DeviceFault, GpuError, Trouble};
-use super::group::{Look, clean, expect_unused, make_ready, remaining, undo_all};
+use super::error::{DeviceFault, GpuError, HostFault, Trouble};
+use super::group::{
+    Look, clean, expect_nobody, expect_unused, make_ready, remaining, take_node_back, undo_all,
+};
 use super::inventory::{Inventory, Names, VFIO_PCI};
 use super::record::{
     OpenRecord, Prior, Quarantine, Record, RecordFolder, Taken, TakenFunction, Tenant,
@@ -202,12 +204,29 @@ impl Gpus {
         self.take_back(&mut open, tenant)
     }
 
+    /// Takes a GPU back, with all that its tenant has, from a node that is no more: its own takes back
+    /// what it gave by itself. The tenant, whose guest must have ended, is told by whoever asks for this.
+    ///
+    /// # Errors
+    /// [`GpuError::NotAssigned`] where nobody has it; else as [`release`](Self::release).
+    pub fn release_device(&self, address: PciAddress) -> Result<Released, GpuError> {
+        let mut open = self.open()?;
+        let Some(tenant) = open.record.tenant_of(address).cloned() else {
+            return Err(GpuError::NotAssigned { address });
+        };
+        self.take_back(&mut open, &tenant)
+    }
+
     /// Takes back the GPUs of the jobs of a node that do not live any more, and those of an earlier boot
     /// of the host, whoever's they were: what a daemon does that starts.
     ///
     /// # Errors
     /// As [`release`](Self::release), the first of them; it goes on with the other tenants.
-    pub fn recover(&self, node: &str, lives: impl Fn(&str) -> bool) -> Result<Released, GpuError> {
+    pub fn recover(
+        &self,
+        node: &str,
+        lives: impl Fn(&Tenant) -> bool,
+    ) -> Result<Released, GpuError> {
         let (mut all, mut failed) = (Released::default(), None);
         if self.read()?.tenants.is_empty() {
             return Ok(all);
@@ -218,7 +237,7 @@ impl Gpus {
             .tenants
             .iter()
             .filter(|(tenant, taken)| {
-                let dead = tenant.node == node && !lives(&tenant.job);
+                let dead = tenant.node == node && !lives(tenant);
                 dead || is_of_another_boot(taken, &boot)
             })
             .map(|(tenant, _)| tenant.clone())
@@ -292,6 +311,7 @@ impl Gpus {
     ) -> Result<String, GpuError> {
         let reason = fault.to_string();
         if let Some(taken) = open.record.remove(tenant, group) {
+            take_node_back(&self.tree, &taken);
             tracing::warn!(gpus = ?taken.gpus, %reason, "GPUs are put in quarantine");
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             open.record.quarantines.push(Quarantine {
@@ -314,6 +334,8 @@ impl Gpus {
         let Some(quarantine) = open.record.quarantine_of(address).cloned() else {
             return Err(GpuError::NotQuarantined { address });
         };
+        let of = std::slice::from_ref(&quarantine.taken);
+        expect_nobody(&self.tree, of, "quarantine", Look::ForGuests)?;
         let ended = remaining(&self.tree, &quarantine.taken)
             .map_err(Trouble::from)
             .and_then(|group| {
@@ -336,7 +358,10 @@ impl Gpus {
     }
 
     fn open(&self) -> Result<OpenRecord, GpuError> {
-        self.folder.lock().map_err(recording("read"))
+        self.folder.lock().map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => HostFault::Busy.into(),
+            _ => recording("read")(error),
+        })
     }
 }
 

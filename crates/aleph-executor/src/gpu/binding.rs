@@ -148,8 +148,10 @@ fn write(
     path: PathBuf,
     line: &str,
 ) -> Result<(), Trouble> {
+    // As shells write there: the kernel's files have no length, and recorded ones lose theirs.
+    let mut options = OpenOptions::new();
     let written: io::Result<()> = fs::metadata(&path)
-        .and_then(|_| OpenOptions::new().write(true).open(&path))
+        .and_then(|_| options.write(true).truncate(true).open(&path))
         .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
     written.map_err(|source| match source.kind() {
         // So it is with every device.

@@ -2,7 +2,6 @@
 
 use super::address::PciAddress;
 use super::choice::NoFit;
-use super::record::Tenant;
 use aleph_types::{Classify, ErrorClass};
 use std::io;
 use std::path::PathBuf;
@@ -33,10 +32,16 @@ pub enum GpuError {
     InUse {
         /// What.
         address: PciAddress,
-        /// From whom.
-        tenant: Tenant,
+        /// From whom, or what.
+        tenant: String,
         /// Who has it open.
         user: String,
+    },
+    /// Nobody has it.
+    #[error("{address} belongs to no job")]
+    NotAssigned {
+        /// What.
+        address: PciAddress,
     },
     /// It is not in quarantine.
     #[error("{address} is not in quarantine")]
@@ -74,7 +79,9 @@ impl Classify for GpuError {
             Self::Disabled => ErrorClass::Invalid,
             Self::NoIommu { .. } | Self::NoVfio { .. } | Self::Host(_) => ErrorClass::Unavailable,
             Self::NoFit(_) => ErrorClass::Capacity,
-            Self::InUse { .. } | Self::NotQuarantined { .. } => ErrorClass::Conflict,
+            Self::InUse { .. } | Self::NotQuarantined { .. } | Self::NotAssigned { .. } => {
+                ErrorClass::Conflict
+            }
             Self::StillFaulty { .. } => ErrorClass::Unavailable,
             Self::Inventory(_) | Self::Record { .. } => ErrorClass::Internal,
         }
@@ -88,6 +95,7 @@ impl Classify for GpuError {
             Self::NoVfio { .. } => "no_vfio",
             Self::NoFit(_) => "no_gpu",
             Self::InUse { .. } => "gpu_in_use",
+            Self::NotAssigned { .. } => "gpu_not_assigned",
             Self::NotQuarantined { .. } => "gpu_not_quarantined",
             Self::StillFaulty { .. } => "gpu_faulty",
             Self::Inventory(_) => "gpu_inventory",
@@ -105,7 +113,7 @@ impl Classify for GpuError {
             Self::NoVfio { driver } => Some(vfio_advice(driver)),
             Self::NoFit(_) => Some("aleph gpu ls shows the GPUs of this host.".into()),
             Self::InUse { .. } => Some("End the process, or wait for its end.".into()),
-            Self::NotQuarantined { .. } => None,
+            Self::NotQuarantined { .. } | Self::NotAssigned { .. } => None,
             Self::StillFaulty { .. } => {
                 Some("Power-cycle the host: what a reset does not mend, a cold start may.".into())
             }
@@ -192,6 +200,9 @@ pub enum HostFault {
         /// Why.
         source: io::Error,
     },
+    /// Somebody else changes who has GPUs, and does not come to an end.
+    #[error("another process has GPUs bound or reset, and does not come to an end")]
+    Busy,
     /// There is no way to open a group.
     #[error("there is no {}, though all of its group is bound to a driver for guests", path.display())]
     NoGroupNode {
@@ -214,6 +225,7 @@ impl HostFault {
     const fn code(&self) -> &'static str {
         match self {
             Self::Denied { .. } => "gpu_denied",
+            Self::Busy => "gpu_busy",
             Self::NoGroupNode { .. } => "no_vfio_group",
             Self::Shared { .. } => "gpu_group_shared",
         }
@@ -222,6 +234,10 @@ impl HostFault {
     fn advice(&self) -> String {
         match self {
             Self::Denied { .. } => "Run the node as root, where /sys can be written to.".into(),
+            Self::Busy => {
+                "Try again. Where it stays so, a device hangs: see dmesg, and power-cycle the host."
+                    .into()
+            }
             Self::NoGroupNode { .. } => {
                 "The kernel needs CONFIG_VFIO_GROUP, and the node all of /dev.".into()
             }

@@ -1,6 +1,5 @@
 //! What is done to a whole IOMMU group: it is made ready for a guest, cleaned, and given back.
 
-use super::address::PciAddress;
 use super::binding::{apply, check, reset, undo};
 use super::choice::{ChosenGroup, host_owned};
 use super::error::{DeviceFault, GpuError, HostFault, Trouble};
@@ -10,6 +9,9 @@ use super::record::{Record, Taken, TakenFunction, Tenant};
 use super::sysfs::HostTree;
 use super::users::users;
 use crate::failpoint::pass;
+use rustix::process::{Gid, Uid};
+use std::fs::File;
+use std::io;
 
 /// Binds, resets and checks a group. What does not answer is not touched at all.
 pub(super) fn make_ready(tree: &HostTree, group: &Taken, driver: &str) -> Result<(), Trouble> {
@@ -50,6 +52,7 @@ pub(super) fn clean(tree: &HostTree, group: &Taken) -> Result<(), Trouble> {
 
 /// Gives the functions of a group back to who had them.
 pub(super) fn undo_all(tree: &HostTree, group: &Taken) -> Result<(), Trouble> {
+    take_node_back(tree, group);
     let mut functions = group.functions.iter();
     functions.try_for_each(|function| undo(tree, function.address, &function.prior))
 }
@@ -122,22 +125,64 @@ pub(super) fn expect_unused(
     tenant: &Tenant,
     look: Look,
 ) -> Result<(), GpuError> {
-    let groups = record.tenants.get(tenant).into_iter().flatten();
-    let functions: Vec<_> = groups
-        .flat_map(|group| &group.functions)
-        .filter_map(|function| same(tree, function).ok())
-        .filter(|now| look == Look::All || now.driver.as_deref().is_some_and(is_for_guests))
-        .collect();
-    let found = users(tree, &functions);
-    let used: Option<(PciAddress, _)> = found
-        .iter()
-        .find_map(|(address, users)| Some((*address, users.first()?)));
-    let Some((address, user)) = used else {
-        return Ok(());
-    };
-    Err(GpuError::InUse {
+    let groups = record.tenants.get(tenant).map_or(&[][..], Vec::as_slice);
+    expect_nobody(tree, groups, &tenant.to_string(), look)
+}
+
+/// Sees that no process uses groups that `owner` has.
+pub(super) fn expect_nobody(
+    tree: &HostTree,
+    groups: &[Taken],
+    owner: &str,
+    look: Look,
+) -> Result<(), GpuError> {
+    let in_use = |address, user| GpuError::InUse {
         address,
-        tenant: tenant.clone(),
-        user: user.to_string(),
-    })
+        tenant: owner.to_owned(),
+        user,
+    };
+    for group in groups {
+        let functions = group.functions.iter();
+        let there = functions.filter_map(|function| same(tree, function).ok());
+        let is_for_guest = |now: &PciFunction| now.driver.as_deref().is_some_and(is_for_guests);
+        let functions: Vec<_> = there
+            .filter(|now| look == Look::All || is_for_guest(now))
+            .collect();
+        let found = users(tree, &functions);
+        let used = found
+            .iter()
+            .find_map(|(address, users)| Some((*address, users.first()?)));
+        if let Some((address, user)) = used {
+            return Err(in_use(address, user.to_string()));
+        }
+        // A process that is about to end shows its files no more, and has them still: the kernel's own
+        // word is that one may open a group, or nobody else.
+        let node = group.node(tree);
+        if let Some(first) = functions.iter().find(|now| is_for_guest(now))
+            && File::options()
+                .read(true)
+                .write(true)
+                .open(&node)
+                .is_err_and(is_busy)
+        {
+            let user = format!("a process has {} open", node.display());
+            return Err(in_use(first.address, user));
+        }
+    }
+    Ok(())
+}
+
+fn is_busy(error: io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
+}
+
+/// Makes the node of a group root's again, where it does not go with what its VMM's user had.
+pub(super) fn take_node_back(tree: &HostTree, group: &Taken) {
+    let (user, to) = (Uid::ROOT, Gid::ROOT);
+    match rustix::fs::chown(group.node(tree), Some(user), Some(to)) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => {
+            tracing::warn!(group = group.group, %error, "a group's node is not taken back")
+        }
+    }
 }

@@ -16,6 +16,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+/// How long one waits for another who changes the record: longer than a reset of a few devices takes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -41,7 +45,7 @@ impl Default for Record {
     }
 }
 
-/// Whom GPUs are given to.
+/// Whom GPUs are given to: one start of a job, so that the end of an earlier one takes nothing from it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Tenant {
@@ -49,28 +53,31 @@ pub struct Tenant {
     pub node: String,
     /// The job's id.
     pub job: String,
+    /// Which start of it.
+    pub incarnation: u64,
 }
 
 /// A text that names no tenant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} names no job of a node")]
+#[error("{0:?} names no start of a job of a node")]
 pub struct ParseTenantError(String);
 
 impl Tenant {
-    /// A job of a node.
+    /// A start of a job of a node.
     #[must_use]
-    pub fn new(node: impl Into<String>, job: impl Into<String>) -> Self {
+    pub fn new(node: impl Into<String>, job: impl Into<String>, incarnation: u64) -> Self {
         Self {
             node: node.into(),
             job: job.into(),
+            incarnation,
         }
     }
 }
 
-/// `NODE/JOB`.
+/// `NODE/JOB/START`.
 impl fmt::Display for Tenant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.node, self.job)
+        write!(f, "{}/{}/{}", self.node, self.job, self.incarnation)
     }
 }
 
@@ -78,8 +85,12 @@ impl FromStr for Tenant {
     type Err = ParseTenantError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parts = text.split_once('/').map(|(node, job)| Self::new(node, job));
-        parts.ok_or_else(|| ParseTenantError(text.to_owned()))
+        let parse = || {
+            let (node, rest) = text.split_once('/')?;
+            let (job, incarnation) = rest.rsplit_once('/')?;
+            Some(Self::new(node, job, incarnation.parse().ok()?))
+        };
+        parse().ok_or_else(|| ParseTenantError(text.to_owned()))
     }
 }
 
@@ -217,14 +228,26 @@ impl RecordFolder {
         Ok(record)
     }
 
-    /// The record for one who changes it; others wait until it is dropped.
+    /// The record for one who changes it; others wait until it is dropped, for [`PATIENCE`]: who has it may
+    /// wait for a device that does not answer, for ever.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where somebody has it for longer.
     pub(super) fn lock(&self) -> io::Result<OpenRecord> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.0)?;
         let lock = File::create(self.0.join("lock"))?;
-        flock(&lock, FlockOperation::LockExclusive)?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                locked => break locked?,
+            }
+        }
         Ok(OpenRecord {
             folder: self.clone(),
             record: self.read()?,
@@ -265,7 +288,7 @@ mod tests {
         assert_eq!(folder.read().unwrap(), Record::default());
 
         let address: PciAddress = "18:00.0".parse().unwrap();
-        let job = Tenant::new("node", "job");
+        let job = Tenant::new("node", "job", 1);
         let taken = Taken {
             boot: "first".into(),
             group: 7,

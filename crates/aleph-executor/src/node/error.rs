@@ -3,6 +3,7 @@
 use super::SnapshotError;
 use crate::cloud_init::CloudInitError;
 use crate::executor::ExecutorError;
+use crate::gpu::GpuError;
 use crate::guest::AgentError;
 use crate::journal::JournalError;
 use crate::lifecycle::Denial;
@@ -24,6 +25,9 @@ pub enum NodeError {
     /// It cannot be connected as it asks.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// It cannot have the GPUs that it asks for.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// It asks for a network of a node that has none.
     #[error("this node connects no VMs, and the job asks for a network")]
     NoNetwork,
@@ -65,6 +69,9 @@ pub enum NodeError {
     /// It would be done by an agent in the guest, and the guest has none.
     #[error("the job boots a disk of its own, and has no agent of the node's that could {0}")]
     NoAgent(&'static str),
+    /// Its root disk was removed.
+    #[error("the job's root disk, the volume {0:?}, was removed")]
+    NoRoot(String),
     /// Its machine has no screen.
     #[error("the job's machine has no screen")]
     NoScreen,
@@ -108,10 +115,12 @@ impl Classify for NodeError {
             Self::Job(error) => error.class(),
             Self::Executor(error) => error.class(),
             Self::Network(error) => error.class(),
+            Self::Gpu(error) => error.class(),
             Self::Snapshot(error) => error.class(),
             Self::CloudInit(error) => error.class(),
             Self::Volume(error) => error.class(),
             Self::NoAgent(_) | Self::NoScreen => ErrorClass::Invalid,
+            Self::NoRoot(_) => ErrorClass::Conflict,
             Self::Screen(_) => ErrorClass::Unavailable,
             Self::NoNetwork => ErrorClass::Invalid,
             Self::Image(problem) => problem.class,
@@ -141,11 +150,13 @@ impl Classify for NodeError {
             Self::Job(error) => error.code(),
             Self::Executor(error) => error.code(),
             Self::Network(error) => error.code(),
+            Self::Gpu(error) => error.code(),
             Self::Snapshot(error) => error.code(),
             Self::CloudInit(error) => error.code(),
             Self::Volume(error) => error.code(),
             Self::NoAgent(_) => "no_agent",
             Self::NoScreen => "no_screen",
+            Self::NoRoot(_) => "root_disk_removed",
             Self::Screen(_) => "screen",
             Self::NoNetwork => "no_network",
             Self::NetworkInUse(_) => "network_in_use",
@@ -171,9 +182,13 @@ impl Classify for NodeError {
             Self::Job(error) => error.advice(),
             Self::Executor(error) => error.advice(),
             Self::Network(error) => error.advice(),
+            Self::Gpu(error) => error.advice(),
             Self::Snapshot(error) => error.advice(),
             Self::CloudInit(error) => error.advice(),
             Self::Volume(error) => error.advice(),
+            Self::NoRoot(name) => Some(format!(
+                "Have it back with aleph volume undelete {name}, or remove the job."
+            )),
             Self::NoScreen => Some("Only full VMs have one: aleph vm create.".into()),
             Self::Screen(_) => Some("Try again, or use aleph console.".into()),
             Self::NoAgent(_) => Some("Speak with it by aleph ssh, or by aleph console.".into()),

@@ -18,7 +18,7 @@
 //! written down, for their disks are not in a snapshot.
 //!
 //! # Failure cases
-//! An image that is no volume, a volume that another job has and a machine that this host cannot build are
+//! A root disk that somebody removed is not replaced by a new one. An image that is no volume, a volume that another job has and a machine that this host cannot build are
 //! reasons of a start that failed; what it had leased is given back. A node that dies between the steps
 //! finds a lease without a VM, and ends it when it opens next.
 
@@ -27,7 +27,7 @@ use super::{NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
 use crate::executor::OwnDisks;
 use crate::guest::GuestNetwork;
-use crate::hypervisor::{Disk, DiskFormat, FullMachine, Layer, Nic};
+use crate::hypervisor::{Disk, DiskFormat, FullMachine, HostDevices, Layer, Nic};
 use crate::journal::{JobRecord, RunRecord};
 use crate::qemu::machine::{self as qemu, Device, GuestAgent, Wanted};
 use crate::vm::Vm;
@@ -162,10 +162,10 @@ impl Inner {
         account: &str,
         job: &JobSpec,
     ) -> Result<(), NodeError> {
-        check(self.id, job)?;
         let (inner, job) = (Arc::clone(self), job.clone());
         let scope = Scope::Account(account.to_owned());
         let work = tokio::task::spawn_blocking(move || {
+            check(inner.id, &job)?;
             inner.volumes.find(&scope, &job.image)?;
             for mount in &job.volumes {
                 let volume = inner.volumes.find(&scope, &mount.name)?;
@@ -225,7 +225,12 @@ impl Inner {
         let root = Self::root_name(job.id);
         let account = job.account.as_str();
         let attach = |name: &str, access| self.volumes.attach(account, name, &owner, access);
+        let folder = self.machine_folder(job.id);
         let attached = match attach(&root, VolumeAccess::Exclusive) {
+            // The machine comes after it: a later start makes no other one.
+            Err(VolumeError::NoVolume(_)) if folder.exists() => {
+                return Err(NodeError::NoRoot(root));
+            }
             Err(VolumeError::NoVolume(_)) => {
                 self.make_root(account, &root, spec)?;
                 attach(&root, VolumeAccess::Exclusive)?
@@ -248,7 +253,6 @@ impl Inner {
         let Some(machines) = driver.full() else {
             return Err(crate::executor::ExecutorError::NoFullVms.into());
         };
-        let folder = self.machine_folder(job.id);
         if !folder.exists() {
             let serials = disks.iter().map(|disk| disk.serial.clone().into_owned());
             let wanted = wanted(spec, serials.chain([SEED.to_owned()]));
@@ -281,7 +285,7 @@ impl Inner {
         record: &JobRecord,
         run: &RunRecord,
         parts: Parts,
-        (nics, network): (Vec<Nic>, Option<GuestNetwork>),
+        ((nics, network), devices): ((Vec<Nic>, Option<GuestNetwork>), HostDevices),
     ) -> Result<Vm, NodeError> {
         let job = &record.job;
         let vm = job.vm.unwrap_or_else(|| self.free_vm_id());
@@ -292,7 +296,10 @@ impl Inner {
         let mut spec = run.effective.clone();
         spec.resources.pids = Some(spec.resources.pids.unwrap_or(self.config.pids));
         let disks = OwnDisks {
-            machine: parts.machine,
+            machine: FullMachine {
+                devices,
+                ..parts.machine
+            },
             disks: parts.disks,
             seed: (SEED, seed),
         };

@@ -60,10 +60,9 @@ impl Host {
         self.tree.sys.join("bus/pci/devices").join(address)
     }
 
-    /// What was written to a file last: unlike the kernel's it keeps what was longer.
     fn file(&self, address: &str, name: &str) -> String {
         let text = fs::read_to_string(self.function(address).join(name)).unwrap();
-        text.lines().next().unwrap_or_default().to_owned()
+        text.trim().to_owned()
     }
 
     /// Whether it was reset since this was asked last.
@@ -71,6 +70,14 @@ impl Host {
         let was = self.file(address, "reset") == "1";
         fs::write(self.function(address).join("reset"), "").unwrap();
         was
+    }
+
+    /// The same of a process whose first thread has ended.
+    fn process_that_ends_with_null(&self) {
+        self.process_with_null();
+        let (dir, thread) = (self.tree.proc.join("7"), self.tree.proc.join("7/task/8"));
+        fs::create_dir_all(&thread).unwrap();
+        fs::rename(dir.join("fd"), thread.join("fd")).unwrap();
     }
 
     /// Has a process open what the kernel knows as `/dev/null`.
@@ -98,7 +105,7 @@ impl Host {
 }
 
 fn job(name: &str) -> Tenant {
-    Tenant::new("node", name)
+    Tenant::new("node", name, 1)
 }
 
 fn ask(text: &str) -> GpuRequest {
@@ -193,6 +200,10 @@ fn what_any_driver_for_guests_has_is_looked_at_and_reset() {
     assert_eq!(error.code(), "gpu_in_use", "{error}");
     assert!(!host.was_reset("0000:01:00.0"));
     host.process_ends();
+    host.process_that_ends_with_null();
+    let error = gpus.release(&job("a")).unwrap_err();
+    assert_eq!(error.code(), "gpu_in_use", "{error}");
+    host.process_ends();
     assert_eq!(gpus.release(&job("a")).unwrap().returned.len(), 1);
     assert!(host.was_reset("0000:01:00.0"));
 }
@@ -231,7 +242,7 @@ fn what_a_process_uses_is_left_alone_though_its_tenant_is_recorded() {
 #[test]
 fn two_nodes_of_a_host_do_not_give_one_gpu_twice() {
     let host = Host::new(ONE, true);
-    let (a, b) = (Tenant::new("a", "job"), Tenant::new("b", "job"));
+    let (a, b) = (Tenant::new("a", "job", 1), Tenant::new("b", "job", 1));
     host.gpus().assign(&a, &ask("1")).unwrap();
     let error = host.gpus().assign(&b, &ask("1")).unwrap_err();
     assert_eq!(
@@ -246,11 +257,19 @@ fn two_nodes_of_a_host_do_not_give_one_gpu_twice() {
     let recovered = host.gpus().recover("b", |_| false).unwrap();
     assert!(recovered.returned.is_empty(), "it is not b's to take back");
     assert!(host.gpus().release(&b).unwrap().returned.is_empty());
-    let recovered = host.gpus().recover("a", |job| job == "job").unwrap();
+    let recovered = host
+        .gpus()
+        .recover("a", |tenant| tenant.job == "job")
+        .unwrap();
     assert!(recovered.returned.is_empty(), "it lives");
     let recovered = host.gpus().recover("a", |_| false).unwrap();
     assert_eq!(recovered.returned, [at("01:00.0")]);
     host.gpus().assign(&b, &ask("1")).unwrap();
+    // Where its node is no more, somebody says so.
+    let released = host.gpus().release_device(at("01:00.0")).unwrap();
+    assert_eq!(released.returned, [at("01:00.0")]);
+    let error = host.gpus().release_device(at("01:00.0")).unwrap_err();
+    assert_eq!(error.code(), "gpu_not_assigned");
 }
 
 #[test]

@@ -21,7 +21,9 @@ fn gpus_of(groups: &[ChosenGroup]) -> Vec<PciAddress> {
 /// The record of a tenant that has these groups.
 fn with_tenant(mut record: Record, tenant: &str, groups: &[ChosenGroup]) -> Record {
     let groups = groups.iter().map(taken).collect();
-    record.tenants.insert(Tenant::new("node", tenant), groups);
+    record
+        .tenants
+        .insert(Tenant::new("node", tenant, 1), groups);
     record
 }
 
@@ -69,7 +71,7 @@ fn gpus_come_from_one_numa_node_where_one_has_them() {
     assert_eq!(
         *state,
         GpuState::Assigned {
-            tenant: Tenant::new("node", "c")
+            tenant: Tenant::new("node", "c", 1)
         }
     );
 }

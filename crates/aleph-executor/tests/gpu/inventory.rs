@@ -115,7 +115,7 @@ fn a_host_that_cannot_give_devices_away_says_what_to_do() {
             ..GpuConfig::default()
         };
         let gpus = Gpus::new(tree, config);
-        let tenant = Tenant::new("node", "job");
+        let tenant = Tenant::new("node", "job", 1);
         gpus.assign(&tenant, &GpuRequest::default()).unwrap_err()
     };
     let without_iommu = HGX.replace(" group=", " node=");
