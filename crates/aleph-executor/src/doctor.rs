@@ -124,7 +124,7 @@ pub fn examine(paths: &Paths, config: &ExecutorConfig) -> Vec<Finding> {
         Finding::warning("firewall", found, &obstacle.mend())
     }));
     let tree = HostTree::default();
-    findings.extend(gpus(&tree, paths.state(), &config.gpu));
+    findings.extend(gpus(&tree, &config.gpu));
     match host::capacity(paths.state()) {
         Ok(host) => findings.extend([memory(host.available), disk(host.disk, paths.state())]),
         Err(error) => {
@@ -324,11 +324,11 @@ fn cgroups(mount: Option<(&str, &str)>) -> Finding {
 }
 
 /// Nothing of a host without GPUs, unless jobs are to have some.
-fn gpus(tree: &HostTree, state: &Path, config: &GpuConfig) -> Option<Finding> {
+fn gpus(tree: &HostTree, config: &GpuConfig) -> Option<Finding> {
     let warning = |found: String, mend: Option<String>| {
         Finding::warning("gpu", found, &mend.unwrap_or_default())
     };
-    let gpus = Gpus::new(tree.clone(), state, config.clone());
+    let gpus = Gpus::new(tree.clone(), config.clone());
     let inventory = match gpus.inventory() {
         Ok(inventory) => inventory,
         Err(error) => return Some(warning(crate::vm::chain(&error), error.advice())),
@@ -504,7 +504,7 @@ mod tests {
                 enabled,
                 ..GpuConfig::default()
             };
-            gpus(&HostTree::recorded(dir.path()), dir.path(), &config)
+            gpus(&HostTree::recorded(dir.path()), &config)
         };
         let as_it_is = |_: &Path| ();
         assert_eq!(look("", false, &as_it_is), None);

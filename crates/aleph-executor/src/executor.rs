@@ -5,19 +5,22 @@ use crate::accel::{Accelerator, Device};
 use crate::capacity::{self, Capacity, Shortage};
 use crate::cgroup::CgroupTree;
 use crate::cloud_init::Secret;
+use crate::computer;
 use crate::drivers::{Drivers, Hypervisor, HypervisorError};
 use crate::firecracker::jail::JailConfig;
 use crate::gpu::GpuConfig;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
-use crate::hypervisor::{Disk, Driver, FullMachine, LaunchError, Machine, Memory, Nic};
+use crate::hypervisor::{
+    Disk, Driver, FullMachine, HostDevices, LaunchError, Machine, Memory, Nic,
+};
 use crate::lifecycle::Timeouts;
 use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
 use crate::seed_file::write_seed;
 use crate::sweep::{Grounds, sweep};
 use crate::vm::{Begin, Ending, Origin, Vm, VmSpec};
-use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, Mode, VmId, signal};
+use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, VmId, signal};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -103,9 +106,6 @@ pub enum ExecutorError {
     /// It asks for a full VM, and nothing here runs one.
     #[error("no VMM of this node runs full VMs")]
     NoFullVms,
-    /// A full VM without a disk of its own.
-    #[error("the job asks for a full VM and has no cloud_init")]
-    NoOwnDisk,
     /// It asks for volumes, which microVMs do not have.
     #[error("the job asks for volumes, and a microVM has none")]
     NoVolumes,
@@ -129,7 +129,7 @@ impl Classify for ExecutorError {
             Self::Shortage(shortage) => shortage.class(),
             Self::Vmm(vmm) => vmm.class(),
             Self::Hypervisor(hypervisor) => hypervisor.class(),
-            Self::NoVolumes | Self::NoOwnDisk => ErrorClass::Invalid,
+            Self::NoVolumes => ErrorClass::Invalid,
             Self::NoFullVms => ErrorClass::Unavailable,
             Self::Place(place) if place.is_full() => ErrorClass::Capacity,
             Self::Place(_) | Self::Host { .. } => ErrorClass::Unavailable,
@@ -144,7 +144,6 @@ impl Classify for ExecutorError {
             Self::Hypervisor(hypervisor) => hypervisor.code(),
             Self::NoVolumes => "no_volumes",
             Self::NoFullVms => "no_full_vms",
-            Self::NoOwnDisk => "no_cloud_init",
             Self::Place(place) if place.is_full() => "disk_full",
             Self::Place(_) => "no_place",
             Self::Host { .. } => "host",
@@ -161,9 +160,6 @@ impl Classify for ExecutorError {
                 "Install QEMU: apt-get install -y --no-install-recommends qemu-system-x86 ovmf"
                     .into(),
             ),
-            Self::NoOwnDisk => {
-                Some("Make it with aleph vm create, or leave mode vm out for a microVM.".into())
-            }
             Self::NoVolumes => {
                 Some("Leave the volumes out, or run it as a full VM (mode vm).".into())
             }
@@ -321,7 +317,9 @@ impl Executor {
             stop_signal: job.stop_signal_number().unwrap_or(signal::TERM),
         };
         let (image, begin) = booting(boot, setup);
-        Ok(self.begin(place, job, (image, Vec::new()), (begin, ending)))
+        let machine = self.machine(&place, job, (&[], HostDevices::default()))?;
+        let devices = (image, Vec::new(), machine);
+        Ok(self.begin(place, job, devices, (begin, ending)))
     }
 
     /// Makes a VM that outlives this process, under an id that its owner has recorded.
@@ -329,7 +327,7 @@ impl Executor {
         &self,
         vm: VmId,
         job: &JobSpec,
-        (boot, nics): (Boot, Vec<Nic>),
+        (boot, nics, devices): (Boot, Vec<Nic>, HostDevices),
         (setup, stop_signal): (SetupRequest, u8),
     ) -> Result<Vm, ExecutorError> {
         let place = Place::create_for(&self.paths, self.cgroups.as_ref(), vm, true)?;
@@ -338,7 +336,31 @@ impl Executor {
             stop_signal,
         };
         let (image, begin) = booting(boot, setup);
-        Ok(self.begin(place, job, (image, nics), (begin, ending)))
+        let machine = self.machine(&place, job, (&nics, devices))?;
+        Ok(self.begin(place, job, (image, nics, machine), (begin, ending)))
+    }
+
+    /// The machine of a job's VM, built in its place; where that fails the place goes.
+    fn machine(
+        &self,
+        place: &Place,
+        job: &JobSpec,
+        (nics, devices): (&[Nic], HostDevices),
+    ) -> Result<Machine, ExecutorError> {
+        if !job.is_full_vm() {
+            return Ok(Machine::MicroVm);
+        }
+        let wanted = computer::wanted(job, nics);
+        let folder = place.state_dir().join("machine");
+        let built = self
+            .full_driver()
+            .and_then(|driver| computer::build(&**driver, &folder, &wanted, devices));
+        if built.is_err()
+            && let Err(error) = place.remove()
+        {
+            tracing::warn!(vm = %place.vm(), %error, "a place stays until the next sweep");
+        }
+        built
     }
 
     /// The same, of a VM that goes on where another stood still.
@@ -355,7 +377,8 @@ impl Executor {
             stop_signal,
         };
         let begin = Begin::Snapshot(Box::new(origin));
-        Ok(self.begin(place, job, (image, nics), (begin, ending)))
+        let devices = (image, nics, Machine::MicroVm);
+        Ok(self.begin(place, job, devices, (begin, ending)))
     }
 
     /// What the host has now.
@@ -371,9 +394,6 @@ impl Executor {
         if !job.volumes.is_empty() && !job.has_own_disk() {
             return Err(ExecutorError::NoVolumes);
         }
-        if job.mode == Mode::Vm && !job.has_own_disk() {
-            return Err(ExecutorError::NoOwnDisk);
-        }
         capacity::admit(&job.resources, host)?;
         let driver = self.driver_of(job)?;
         let (asked, most) = (job.resources.cpus, driver.max_cpus());
@@ -388,7 +408,7 @@ impl Executor {
     /// # Errors
     /// Where it needs a full VM, and no driver has them.
     pub(crate) fn driver_of(&self, job: &JobSpec) -> Result<&Arc<dyn Driver>, ExecutorError> {
-        match job.has_own_disk() {
+        match job.is_full_vm() {
             true => self.full_driver(),
             false => Ok(self.drivers.chosen()),
         }
@@ -448,12 +468,20 @@ impl Executor {
         &self,
         place: Place,
         job: &JobSpec,
-        (image, nics): (File, Vec<Nic>),
-        (begin, ending): (Begin, Ending),
+        (image, nics, machine): (File, Vec<Nic>, Machine),
+        (mut begin, ending): (Begin, Ending),
     ) -> Vm {
+        let mut driver = self.shared_driver();
+        if let Machine::Full(_) = &machine {
+            // Whoever built it is there.
+            driver = self.drivers.full().map_or(driver, Arc::clone);
+            if let Begin::Boot { command_line, .. } = &mut begin {
+                *command_line = format!("{command_line} {}", computer::KERNEL_ARGUMENTS);
+            }
+        }
         let spec = VmSpec {
             resources: job.resources,
-            machine: Machine::MicroVm,
+            machine,
             begin,
             image: Some(image),
             disks: Vec::new(),
@@ -463,7 +491,7 @@ impl Executor {
             timeouts: self.timeouts,
             ending,
         };
-        Vm::create(place, self.shared_driver(), spec)
+        Vm::create(place, driver, spec)
     }
 
     /// The main command of a job, for [`Vm::start`].

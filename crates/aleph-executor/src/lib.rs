@@ -36,6 +36,7 @@ pub mod accel;
 pub mod capacity;
 pub mod cgroup;
 pub mod cloud_init;
+mod computer;
 pub mod console;
 pub mod doctor;
 pub mod drivers;

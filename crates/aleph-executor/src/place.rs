@@ -187,6 +187,12 @@ impl Place {
         &self.run
     }
 
+    /// The folder with what it keeps on disk.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state
+    }
+
     /// Its cgroup, where the host has them.
     #[must_use]
     pub fn cgroup(&self) -> Option<&Cgroup> {

@@ -384,6 +384,24 @@ fn prepare(command: &mut Command, procs: Option<OwnedFd>, user: Option<(u32, Opt
     }
 }
 
+/// Lets a program keep so many bytes in memory for good, as VFIO does with all that a device may write to
+/// (`RLIMIT_MEMLOCK`, `getrlimit(2)`). Needs `CAP_SYS_RESOURCE`, where that is more than ours.
+#[allow(unsafe_code)]
+pub(crate) fn allow_locked_memory(command: &mut Command, bytes: u64) {
+    // SAFETY: between fork and exec the closure makes one system call, on a value that was ready
+    // before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            let limit = rustix::process::Rlimit {
+                current: Some(bytes),
+                maximum: Some(bytes),
+            };
+            rustix::process::setrlimit(rustix::process::Resource::Memlock, limit)?;
+            Ok(())
+        });
+    }
+}
+
 /// A number for a file that [`Spawn::files`] hands over, as the child's `/proc` names it.
 #[must_use]
 pub fn path_of_file(descriptor: i32) -> String {

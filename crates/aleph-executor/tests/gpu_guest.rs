@@ -1,12 +1,11 @@
 //! A guest that is given a GPU: QEMU in a VM with an IOMMU, whose guest finds the device on its bus.
 
-use aleph_executor::gpu::{GpuConfig, Gpus, HostTree, Passthrough, PciAddress, VFIO_PCI};
+use aleph_executor::gpu::{GpuConfig, Gpus, HostTree, Passthrough, PciAddress, Tenant, VFIO_PCI};
 use aleph_testkit::{Case, PciHost};
 use aleph_types::{Classify, GpuRequest, MiB};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,14 +32,19 @@ fn main() -> ExitCode {
             "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so",
             "/usr/share/seabios/bios-256k.bin",
         ],
+        node: false,
     };
     host.main(CASES)
 }
 
 fn a_guest_finds_the_gpu_and_its_companion_in_one_slot() -> Result<()> {
-    let tree = HostTree::default();
-    let gpus = Gpus::new(tree, Path::new("/state"), GpuConfig::default());
-    let taken = gpus.assign("job-1", &GpuRequest::default())?;
+    let config = GpuConfig {
+        enabled: true,
+        ..GpuConfig::default()
+    };
+    let gpus = Gpus::new(HostTree::default(), config);
+    let job = Tenant::new("node", "job-1", 1);
+    let taken = gpus.assign(&job, &GpuRequest::default())?;
     let mut guest = Guest::start(&Passthrough::default().argv(&taken))?;
 
     let end = Instant::now() + LIMIT;
@@ -60,14 +64,14 @@ fn a_guest_finds_the_gpu_and_its_companion_in_one_slot() -> Result<()> {
         "{found:x?}"
     );
 
-    let error = match gpus.release("job-1") {
+    let error = match gpus.release(&job) {
         Ok(_) => bail!("it was taken from its guest"),
         Err(error) => error,
     };
     ensure!(error.code() == "gpu_in_use", "{error}");
     ensure!(error.to_string().contains("qemu-system-x86"), "{error}");
     guest.end()?;
-    let released = gpus.release("job-1")?;
+    let released = gpus.release(&job)?;
     let address: PciAddress = "01:00.0".parse()?;
     ensure!(released.returned == [address], "{released:?}");
     Ok(())

@@ -2,13 +2,15 @@
 //! IOMMU, emulated displays and GPUs, and Debian's kernel.
 
 use aleph_executor::gpu::{
-    Gpu, GpuConfig, GpuError, GpuState, Gpus, HostTree, PciAddress, Record, Taken, VFIO_PCI,
+    Gpu, GpuConfig, GpuError, GpuState, Gpus, HostTree, PciAddress, Record, Released, Taken,
+    Tenant, VFIO_PCI,
 };
 use aleph_testkit::{Case, PciHost};
 use aleph_types::{Classify, MiB};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mount::{MountFlags, mount_remount};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -47,14 +49,19 @@ const CASES: &[Case] = &[
         a_device_that_is_silent_is_quarantined_and_another_one_given,
     ),
     (
+        "where_sysfs_is_read_only_no_gpu_is_quarantined",
+        where_sysfs_is_read_only_no_gpu_is_quarantined,
+    ),
+    (
         "a_crash_at_any_step_leaves_the_host_as_it_was",
         a_crash_at_any_step_leaves_the_host_as_it_was,
     ),
 ];
 
-/// Behind ports of their own, at buses 1 to 6: a display without a driver; a GPU with a companion in its
+/// Behind ports of their own, at buses 1 to 7: a display without a driver; a GPU with a companion in its
 /// slot, both with a driver of the host; two GPUs in one slot; a bridge to conventional PCI, and so in
-/// one group a display and a device that a driver of the host has; another display.
+/// one group a display and a device that a driver of the host has; another display; a third one with
+/// another device in its slot, neither of which can be reset alone.
 const DEVICES: &[&str] = &[
     "pcie-root-port,id=port1,chassis=1,slot=1,addr=2.0",
     "secondary-vga,bus=port1,addr=0.0",
@@ -70,6 +77,9 @@ const DEVICES: &[&str] = &[
     "virtio-rng-pci,bus=bridge,addr=2.0",
     "pcie-root-port,id=port5,chassis=5,slot=5,addr=6.0",
     "secondary-vga,bus=port5,addr=0.0",
+    "pcie-root-port,id=port6,chassis=6,slot=6,addr=7.0",
+    "secondary-vga,bus=port6,addr=0.0,multifunction=on",
+    "edu,bus=port6,addr=0.1",
 ];
 const DISPLAY: &str = "01:00.0";
 const GPU: &str = "02:00.0";
@@ -78,6 +88,7 @@ const PAIR: [&str; 2] = ["03:00.0", "03:00.1"];
 const SHARED: &str = "05:01.0";
 const OF_THE_HOST: &str = "05:02.0";
 const OTHER_DISPLAY: &str = "06:00.0";
+const BESIDE_ANOTHER: &str = "07:00.0";
 
 fn main() -> ExitCode {
     // A part of a case that is to die in it.
@@ -92,14 +103,27 @@ fn main() -> ExitCode {
         modules: &["virtio_pci", "vfio_iommu_type1", VFIO_PCI],
         devices: DEVICES,
         files: &[],
+        node: false,
     };
     host.main(CASES)
 }
 
-/// The node's GPUs, as a daemon sees them that has just started.
+/// The host's GPUs, as a daemon sees them that has just started.
 fn gpus() -> Gpus {
-    let tree = HostTree::default();
-    Gpus::new(tree, Path::new("/state"), GpuConfig::default())
+    let config = GpuConfig {
+        enabled: true,
+        ..GpuConfig::default()
+    };
+    Gpus::new(HostTree::default(), config)
+}
+
+/// A job of the only node, where a case does not say another one.
+fn tenant(job: &str) -> Tenant {
+    Tenant::new("node", job, 1)
+}
+
+fn release(job: &str) -> Result<Released, GpuError> {
+    gpus().release(&tenant(job))
 }
 
 fn at(address: &str) -> Result<PciAddress> {
@@ -138,13 +162,13 @@ fn host() -> Result<BTreeMap<PciAddress, Bound>> {
 }
 
 fn is_recorded_empty() -> Result<bool> {
-    let record: Record = serde_json::from_slice(&fs::read("/state/gpu/record.json")?)?;
+    let record: Record = serde_json::from_slice(&fs::read("/var/lib/aleph-gpu/record.json")?)?;
     Ok(record == Record::default())
 }
 
-fn assign(tenant: &str, request: &str) -> Result<Vec<Taken>, GpuError> {
+fn assign(job: &str, request: &str) -> Result<Vec<Taken>, GpuError> {
     let request = request.parse().map_err(std::io::Error::other);
-    gpus().assign(tenant, &request.map_err(GpuError::Inventory)?)
+    gpus().assign(&tenant(job), &request.map_err(GpuError::Inventory)?)
 }
 
 fn addresses(taken: &[Taken]) -> Vec<String> {
@@ -185,7 +209,15 @@ fn is_viable(group: u32) -> Result<bool> {
 fn gpus_and_their_groups_are_found() -> Result<()> {
     let inventory = gpus().inventory()?;
     let found: Vec<_> = inventory.gpus().iter().map(|gpu| gpu.address).collect();
-    let expected = [DISPLAY, GPU, PAIR[0], PAIR[1], SHARED, OTHER_DISPLAY];
+    let expected = [
+        DISPLAY,
+        GPU,
+        PAIR[0],
+        PAIR[1],
+        SHARED,
+        OTHER_DISPLAY,
+        BESIDE_ANOTHER,
+    ];
     let expected: Vec<_> = expected.into_iter().map(at).collect::<Result<_>>()?;
     ensure!(found == expected, "{found:?}");
 
@@ -212,6 +244,39 @@ fn gpus_and_their_groups_are_found() -> Result<()> {
     let members = [at("04:00.0")?, at(OF_THE_HOST)?];
     ensure!(shared.group_members == members, "{shared:?}");
     ensure!(shared.companions.is_empty(), "it is in another slot");
+
+    // The kernel says that it could reset the bus, and does not.
+    ensure!(gpu(BESIDE_ANOTHER)?.reset_methods == ["bus"]);
+    let said = refused("job-1", "type=1234:1111,count=3")?.to_string();
+    ensure!(
+        said.contains("07:00.0 (1234:1111, 16 MiB) cannot be reset without 0000:07:00.1"),
+        "{said}"
+    );
+    ensure!(sysfs(BESIDE_ANOTHER, "reset", "1").is_err());
+    Ok(())
+}
+
+fn where_sysfs_is_read_only_no_gpu_is_quarantined() -> Result<()> {
+    let before = host()?;
+    mount_remount("/sys", MountFlags::RDONLY, "")?;
+    let error = refused("job-1", "type=1af4:1050")?;
+    ensure!(error.code() == "gpu_denied", "{error}");
+    ensure!(
+        error.to_string().contains("Read-only file system"),
+        "{error}"
+    );
+    ensure!(is_recorded_empty()?);
+    // One that is given by then stays recorded until it can be taken back.
+    mount_remount("/sys", MountFlags::empty(), "")?;
+    assign("job-1", "type=1af4:1050")?;
+    mount_remount("/sys", MountFlags::RDONLY, "")?;
+    let Err(error) = release("job-1") else {
+        bail!("it was taken back without a reset");
+    };
+    ensure!(error.code() == "gpu_denied", "{error}");
+    mount_remount("/sys", MountFlags::empty(), "")?;
+    ensure!(release("job-1")?.returned == [at(GPU)?]);
+    ensure!(host()? == before, "{:?}", host()?);
     Ok(())
 }
 
@@ -222,32 +287,32 @@ fn a_gpu_is_taken_with_its_companion_and_given_back() -> Result<()> {
     expect_vfio(GPU)?;
     expect_vfio(COMPANION)?;
     ensure!(is_viable(taken[0].group)?);
-    let tenant = "job-1".to_owned();
+    let tenant = tenant("job-1");
     ensure!(gpu(GPU)?.state == GpuState::Assigned { tenant });
 
     ensure!(
         assign("job-1", "type=1af4:1050")? == taken,
         "it has them already"
     );
-    let released = gpus().release("job-1")?;
+    let released = release("job-1")?;
     ensure!(released.returned == [at(GPU)?] && released.quarantined.is_empty());
     ensure!(host()? == before, "{:?}", host()?);
     ensure!(is_recorded_empty()?);
     ensure!(!Path::new(&format!("/dev/vfio/{}", taken[0].group)).exists());
     ensure!(
-        gpus().release("job-1")?.returned.is_empty(),
+        release("job-1")?.returned.is_empty(),
         "there is nothing any more"
     );
 
     // One that had no driver has none afterwards, and one that an operator bound stays so.
     let taken = assign("job-2", "type=1234:1111")?;
     ensure!(addresses(&taken) == [DISPLAY], "{taken:?}");
-    gpus().release("job-2")?;
+    release("job-2")?;
     ensure!(host()? == before, "{:?}", host()?);
     sysfs(DISPLAY, "driver_override", VFIO_PCI)?;
     fs::write("/sys/bus/pci/drivers_probe", "0000:01:00.0")?;
     assign("job-3", "type=1234:1111")?;
-    gpus().release("job-3")?;
+    release("job-3")?;
     expect_vfio(DISPLAY)
 }
 
@@ -292,7 +357,7 @@ fn what_one_tenant_leaves_is_gone_before_the_next() -> Result<()> {
         "it stays by itself"
     );
     assign("job-1", "type=1234:1111")?;
-    gpus().release("job-1")?;
+    release("job-1")?;
     let left = horizontal_resolution(DISPLAY, None)?;
     ensure!(left != 640, "the device was not reset");
     Ok(())
@@ -304,7 +369,7 @@ fn half_a_group_is_refused() -> Result<()> {
     ensure!(error.code() == "no_gpu");
     let said = error.to_string();
     ensure!(
-        said.contains("02:00.0 (1af4:1050) belongs to job-1"),
+        said.contains("02:00.0 (1af4:1050) belongs to another job"),
         "{said}"
     );
     ensure!(
@@ -320,7 +385,7 @@ fn half_a_group_is_refused() -> Result<()> {
     let taken = assign("job-2", "type=1af4:1050,count=2")?;
     ensure!(addresses(&taken) == PAIR, "{taken:?}");
     ensure!(is_viable(taken[0].group)?);
-    gpus().release("job-2")?;
+    release("job-2")?;
     ensure!(bound(PAIR[1])? == (Some("virtio-pci".into()), None));
     Ok(())
 }
@@ -358,7 +423,9 @@ fn a_device_in_use_is_left_alone() -> Result<()> {
 
     let taken = assign("job-1", "type=1af4:1050")?;
     let guest = File::open(format!("/dev/vfio/{}", taken[0].group))?;
-    let error = match gpus().release("job-1") {
+    let again = refused("job-1", "type=1af4:1050")?;
+    ensure!(again.code() == "gpu_in_use", "{again}");
+    let error = match release("job-1") {
         Ok(_) => bail!("it was taken from a guest that has it"),
         Err(error) => error,
     };
@@ -372,7 +439,7 @@ fn a_device_in_use_is_left_alone() -> Result<()> {
     expect_vfio(GPU)?;
     ensure!(gpu(GPU)?.users.len() == 1, "{:?}", gpu(GPU)?);
     drop(guest);
-    gpus().release("job-1")?;
+    release("job-1")?;
     ensure!(host()? == before, "{:?}", host()?);
     Ok(())
 }
@@ -382,7 +449,7 @@ fn a_device_that_cannot_be_reset_is_quarantined() -> Result<()> {
     assign("job-1", "type=1234:1111")?;
     // The kernel forgets all ways to reset it.
     sysfs(DISPLAY, "reset_method", "\n")?;
-    let released = gpus().release("job-1")?;
+    let released = release("job-1")?;
     ensure!(released.returned.is_empty());
     let reason = &released.quarantined[0].1;
     ensure!(
@@ -412,7 +479,7 @@ fn a_device_that_cannot_be_reset_is_quarantined() -> Result<()> {
     sysfs(DISPLAY, "reset_method", "default")?;
     gpus().end_quarantine(at(DISPLAY)?)?;
     ensure!(gpu(DISPLAY)?.state == GpuState::Free);
-    ensure!(gpus().release("job-2")?.returned == [at(OTHER_DISPLAY)?]);
+    ensure!(release("job-2")?.returned == [at(OTHER_DISPLAY)?]);
     ensure!(host()? == before, "{:?}", host()?);
     let again = gpus().end_quarantine(at(DISPLAY)?).err();
     ensure!(again.is_some_and(|error| error.code() == "gpu_not_quarantined"));
@@ -452,7 +519,7 @@ fn a_device_that_is_silent_is_quarantined_and_another_one_given() -> Result<()> 
     // The same after a tenant.
     assign("job-2", "type=1234:1111")?;
     cut_off(true)?;
-    let released = gpus().release("job-2")?;
+    let released = release("job-2")?;
     ensure!(released.quarantined.len() == 1, "{released:?}");
     cut_off(false)
 }
@@ -463,7 +530,7 @@ const PART: &str = "ALEPH_TEST_PART";
 fn part() -> Result<()> {
     match std::env::var(PART)?.as_str() {
         "assign" => assign("job-1", "type=1af4:1050").map(drop)?,
-        _ => gpus().release("job-1").map(drop)?,
+        _ => release("job-1").map(drop)?,
     }
     Ok(())
 }
@@ -496,9 +563,9 @@ fn a_crash_at_any_step_leaves_the_host_as_it_was() -> Result<()> {
                 let taken = assign("job-1", "type=1af4:1050")?;
                 ensure!(addresses(&taken) == [GPU, COMPANION] && is_viable(taken[0].group)?);
             }
-            let kept = gpus().recover(|tenant| tenant == "job-1")?;
+            let kept = gpus().recover("node", |tenant| tenant.job == "job-1")?;
             ensure!(kept.returned.is_empty(), "{place}: it lives");
-            let released = gpus().recover(|_| false)?;
+            let released = gpus().recover("node", |_| false)?;
             ensure!(released.returned == [at(GPU)?], "{place}: {released:?}");
             ensure!(host()? == before, "{place}: {:?}", host()?);
             ensure!(is_recorded_empty()?, "{place}");
@@ -509,7 +576,7 @@ fn a_crash_at_any_step_leaves_the_host_as_it_was() -> Result<()> {
             assign("job-1", "type=1af4:1050")?;
             let place = format!("gpu.{step}:after:{time}");
             ensure!(dies("release", &place)?, "it has not died at {place}");
-            gpus().release("job-1")?;
+            release("job-1")?;
             ensure!(host()? == before, "{place}: {:?}", host()?);
             ensure!(is_recorded_empty()?, "{place}");
         }

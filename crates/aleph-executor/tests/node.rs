@@ -7,7 +7,7 @@ use aleph_executor::node::{CreateOptions, JobFilter, Scope};
 use aleph_executor::{Node, NodeConfig, NodeError};
 use aleph_testkit::{TestImages, TestRoot};
 use aleph_types::{
-    ExitStatus, GuestFile, Health, HealthCheck, Job, JobSpec, JobState, Probe, Restart,
+    ExitStatus, GuestFile, Health, HealthCheck, Job, JobSpec, JobState, MiB, Mode, Probe, Restart,
 };
 use anyhow::{Context, Result};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 async fn open(root: &TestRoot) -> Result<Node> {
     let mut config = NodeConfig::new(root.paths()?);
     config.executor.accelerator = Some(Accelerator::Tcg);
-    config.reserved_memory = aleph_types::MiB(0);
+    config.reserved_memory = MiB(0);
     Ok(Node::open(config, Arc::new(TestImages::new(root)?)).await?)
 }
 
@@ -120,6 +120,52 @@ async fn a_job_runs_ends_and_is_removed() -> Result<()> {
     let again = node.start(job.id).await?;
     assert_eq!(again.incarnation.get(), 2);
     wait(&node, &job, JobState::Exited).await?;
+    close(&root, node).await
+}
+
+/// A q35 with our agent: its disks are found, its console and its end are heard, and it is adopted.
+#[tokio::test]
+async fn a_job_runs_in_a_whole_computer() -> Result<()> {
+    let root = TestRoot::new()?;
+    let node = open(&root).await?;
+    let mut spec =
+        shell("ls /sys/bus/pci/devices | wc -l; echo kept > /x; read -r word; cat /x; exit $word");
+    (spec.mode, spec.stdin) = (Mode::Vm, true);
+    spec.resources.memory = MiB(192);
+    spec.resources.disk = MiB(32);
+    let job = create(&node, spec).await?;
+    let running = wait(&node, &job, JobState::Running).await?;
+    assert_eq!(running.driver.as_deref(), Some("qemu/tcg"));
+    let blueprint = root.paths()?.vm_state(running.vm.context("no VM")?);
+    assert!(blueprint.join("machine/blueprint.json").exists());
+    node.shutdown().await;
+    drop(node);
+    let node = loop {
+        // The first one's last tasks may still hold the lock for a moment.
+        match open(&root).await {
+            Ok(opened) => break opened,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    let after = wait(&node, &job, JobState::Running).await?;
+    assert_eq!(
+        (after.vm, after.guest_boot_id),
+        (running.vm, running.guest_boot_id)
+    );
+    let input = loop {
+        if let Some(input) = node.input(job.id)? {
+            break input;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    input.write(b"5\n").await?;
+    let ended = wait(&node, &job, JobState::Exited).await?;
+    assert_eq!(ended.exit, Some(ExitStatus::Code(5)), "{ended:?}");
+    let said = log(&node, &job).await?;
+    let (devices, rest) = said.split_once('\n').context("nothing was said")?;
+    // The host bridge, the ICH9's three, and what virtio has.
+    assert!(devices.trim().parse::<u32>()? >= 8, "{said}");
+    assert_eq!(rest, "kept\n");
     close(&root, node).await
 }
 

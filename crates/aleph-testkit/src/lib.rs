@@ -49,6 +49,7 @@ mod pci_host;
 mod pci_tree;
 mod root;
 mod scripted;
+mod scripted_computers;
 mod scripted_guest;
 mod scripted_runner;
 mod shell_guest;

@@ -43,9 +43,15 @@ pub struct PciHost {
     /// Programs and other files of this machine that the guest gets at the same paths, with the shared
     /// libraries of programs.
     pub files: &'static [&'static str],
+    /// Whether the guest has a node's root with the kernel bundle and the busybox image: at
+    /// [`PciHost::NODE`].
+    pub node: bool,
 }
 
 impl PciHost {
+    /// Where a node's root is in the guest.
+    pub const NODE: &str = "/node";
+
     /// The whole `main` of a test program with these cases.
     pub fn main(self, cases: &'static [Case]) -> ExitCode {
         if let Some(name) = std::env::var_os(CASE) {
@@ -104,7 +110,13 @@ impl PciHost {
         let record = bundle.record().context("the kernel has no record")?;
         let modules = modules(&record.package, &record.package_version, self.modules)?;
         let initrd = root.path().join("initrd");
-        fs::write(&initrd, initramfs(&modules, self.files)?)?;
+        let node = self.node.then(|| node_files(&root)).transpose()?;
+        let contents = Contents {
+            modules,
+            files: self.files,
+            node: node.unwrap_or_default(),
+        };
+        fs::write(&initrd, initramfs(&contents)?)?;
         let serial = root.path().join("serial");
 
         let mut command = Command::new("qemu-system-x86_64");
@@ -172,19 +184,66 @@ fn become_a_host() -> Result<()> {
     Ok(())
 }
 
+/// What the guest has beside this program.
+struct Contents {
+    modules: Vec<(String, Vec<u8>)>,
+    /// Paths of this machine.
+    files: &'static [&'static str],
+    /// Where each is in the guest, and what it is here.
+    node: Vec<(PathBuf, Node)>,
+}
+
+/// A part of a node's root.
+enum Node {
+    File(PathBuf),
+    Link(PathBuf),
+}
+
+/// The kernel bundle and the busybox image of a root, as that of a node in the guest has them.
+fn node_files(root: &TestRoot) -> Result<Vec<(PathBuf, Node)>> {
+    let mut found = Vec::new();
+    for link in ["kernels/default", "images/names/busybox"] {
+        let at = root.path().join(link);
+        let target = fs::read_link(&at).with_context(|| format!("cannot read {link}"))?;
+        let dir = fs::canonicalize(&at)?;
+        let name = dir.file_name().context("no name")?;
+        let store = Path::new(link).iter().next().context("no store")?;
+        let to = Path::new(PciHost::NODE).join(store).join(name);
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            found.push((to.join(entry.file_name()), Node::File(entry.path())));
+        }
+        let link = Path::new(PciHost::NODE).join(link);
+        found.push((link, Node::Link(target)));
+    }
+    Ok(found)
+}
+
 /// An initramfs with this program as its init.
-fn initramfs(modules: &[(String, Vec<u8>)], more: &[&str]) -> Result<Vec<u8>> {
+fn initramfs(contents: &Contents) -> Result<Vec<u8>> {
     let program = std::env::current_exe()?;
     let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
     let mut libraries = libraries_of(&program)?;
-    for file in more.iter().map(PathBuf::from) {
-        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let is_program = fs::metadata(&file)?.permissions().mode() & 0o111 != 0;
-        if is_program {
-            libraries.extend(libraries_of(&file)?);
-        }
+    for file in contents.files.iter().map(PathBuf::from) {
+        let metadata = fs::metadata(&file);
+        let metadata = metadata.with_context(|| format!("cannot read {}", file.display()))?;
+        let bytes = match metadata.permissions().mode() & 0o111 {
+            0 => fs::read(&file)?,
+            _ => {
+                libraries.extend(libraries_of(&file)?);
+                stripped(&file)?
+            }
+        };
         files.insert(file, bytes);
     }
+    let mut links: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    for (path, node) in &contents.node {
+        match node {
+            Node::File(file) => drop(files.insert(path.clone(), fs::read(file)?)),
+            Node::Link(target) => drop(links.insert(path.clone(), target.clone())),
+        }
+    }
+    let modules = &contents.modules;
     for library in libraries {
         files.insert(library.clone(), fs::read(&library)?);
     }
@@ -197,12 +256,20 @@ fn initramfs(modules: &[(String, Vec<u8>)], more: &[&str]) -> Result<Vec<u8>> {
     for (name, bytes) in modules {
         files.insert(format!("/modules/{name}.ko").into(), bytes.clone());
     }
-    archive(&files)
+    archive_with_links(&files, &links)
 }
 
 /// An initramfs with these files, all of them programs, and the folders that a system needs.
 pub(crate) fn archive(files: &BTreeMap<PathBuf, Vec<u8>>) -> Result<Vec<u8>> {
-    let above = files.keys().flat_map(|path| path.ancestors().skip(1));
+    archive_with_links(files, &BTreeMap::new())
+}
+
+fn archive_with_links(
+    files: &BTreeMap<PathBuf, Vec<u8>>,
+    links: &BTreeMap<PathBuf, PathBuf>,
+) -> Result<Vec<u8>> {
+    let paths = files.keys().chain(links.keys());
+    let above = paths.flat_map(|path| path.ancestors().skip(1));
     let mut dirs: BTreeSet<&Path> = above.collect();
     dirs.extend(["/proc", "/sys", "/dev", "/tmp", "/state"].map(Path::new));
     dirs.remove(Path::new("/"));
@@ -221,6 +288,13 @@ pub(crate) fn archive(files: &BTreeMap<PathBuf, Vec<u8>>) -> Result<Vec<u8>> {
     let console = builder(Path::new("/dev/console"), 0o020_600)?;
     let console = console.rdev_major(5).rdev_minor(1);
     console.write(&mut out, 0).finish()?;
+    for (path, target) in links {
+        let target = target.as_os_str().as_encoded_bytes();
+        let size = u32::try_from(target.len())?;
+        let mut writer = builder(path, 0o120_777)?.write(&mut out, size);
+        writer.write_all(target)?;
+        writer.finish()?;
+    }
     for (path, bytes) in files {
         let size = u32::try_from(bytes.len())?;
         let mut writer = builder(path, 0o100_755)?.write(&mut out, size);

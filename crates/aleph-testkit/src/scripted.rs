@@ -5,7 +5,8 @@
 
 use crate::scripted_guest::{Guest, serve};
 use aleph_executor::hypervisor::{
-    self, AdoptError, BoxFuture, Driver, Launch, LaunchError, Pause, VmmError, VmmExit, socket_name,
+    self, AdoptError, BoxFuture, Driver, FullMachines, Launch, LaunchError, Pause, VmmError,
+    VmmExit, socket_name,
 };
 use aleph_executor::process::{Identity, ProcessExit, boot_id};
 use std::collections::{HashMap, VecDeque};
@@ -50,6 +51,8 @@ pub struct Script {
 #[derive(Debug, Default)]
 pub struct ScriptedDriver {
     scripts: Mutex<VecDeque<Script>>,
+    /// Whether its VMs can be whole computers.
+    computers: bool,
     vmms: Mutex<HashMap<PathBuf, ScriptedVmm>>,
 }
 
@@ -58,7 +61,16 @@ impl ScriptedDriver {
     pub fn new(scripts: impl IntoIterator<Item = Script>) -> Arc<Self> {
         Arc::new(Self {
             scripts: Mutex::new(scripts.into_iter().collect()),
-            vmms: Mutex::default(),
+            ..Self::default()
+        })
+    }
+
+    /// The same, of a driver that has whole computers too.
+    pub fn with_computers(scripts: impl IntoIterator<Item = Script>) -> Arc<Self> {
+        Arc::new(Self {
+            scripts: Mutex::new(scripts.into_iter().collect()),
+            computers: true,
+            ..Self::default()
         })
     }
 }
@@ -142,6 +154,10 @@ impl Driver for ScriptedDriver {
             }
             Ok(Box::new(vmm) as Box<dyn hypervisor::Vmm>)
         })
+    }
+
+    fn full(&self) -> Option<&dyn FullMachines> {
+        self.computers.then_some(self)
     }
 
     fn adopt(&self, _: Identity, run_dir: PathBuf) -> Result<Box<dyn hypervisor::Vmm>, AdoptError> {

@@ -1,17 +1,22 @@
 //! What a job asks of GPUs.
 
-use crate::MiB;
+use crate::{InvalidJob, MiB};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// GPUs that a job asks for: each of them whole, for the job alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GpuRequest {
     /// Which: a model (`h200`), a maker (`nvidia`), or vendor and device (`10de:2335`). Any where it
     /// is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "schema",
+        schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9:._-]+$")
+    )]
     pub gpu_type: Option<String>,
     /// How much memory each has at least.
     #[serde(
@@ -20,8 +25,9 @@ pub struct GpuRequest {
         skip_serializing_if = "Option::is_none"
     )]
     pub vram: Option<MiB>,
-    /// How many: 1 to [`GpuRequest::MOST`].
+    /// How many: 1 to 64.
     #[serde(default = "one")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 64))]
     pub count: u32,
 }
 
@@ -42,6 +48,26 @@ impl Default for GpuRequest {
 impl GpuRequest {
     /// More than any host has.
     pub const MOST: u32 = 64;
+
+    /// Checks what came by serde.
+    ///
+    /// # Errors
+    /// The first field that nobody could mean.
+    pub(crate) fn check(&self) -> Result<(), InvalidJob> {
+        let bad = |field, value: String| Err(InvalidJob::BadText { field, value });
+        if let Some(gpu_type) = &self.gpu_type
+            && a_type(gpu_type).is_err()
+        {
+            return bad("gpus.gpuType", gpu_type.clone());
+        }
+        if self.vram == Some(MiB(0)) {
+            return bad("gpus.gpuVramMiB", "0".into());
+        }
+        if !(1..=Self::MOST).contains(&self.count) {
+            return bad("gpus.count", self.count.to_string());
+        }
+        Ok(())
+    }
 }
 
 /// A text that asks for no GPUs.

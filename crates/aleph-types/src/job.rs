@@ -1,8 +1,8 @@
 //! What a user asked to run.
 
 use crate::{
-    Classify, CloudInitSpec, ErrorClass, Firmware, HealthCheck, InvalidNetwork, MAX_VOLUMES,
-    MachineSpec, MiB, NetworkSpec, Resources, RestartPolicy, VolumeMount, signal,
+    Classify, CloudInitSpec, ErrorClass, Firmware, GpuRequest, HealthCheck, InvalidNetwork,
+    MAX_VOLUMES, MachineSpec, MiB, NetworkSpec, Resources, RestartPolicy, VolumeMount, signal,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -89,6 +89,10 @@ pub struct JobSpec {
     /// and has no agent of the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInitSpec>,
+    /// GPUs of the node's host, which its guest has for itself. A job with GPUs is a full VM, whatever
+    /// lighter one could run it otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<GpuRequest>,
     /// Whether the command gets a terminal.
     #[serde(default)]
     pub tty: bool,
@@ -262,6 +266,9 @@ pub enum InvalidJob {
         /// What is wrong, to be read after it.
         why: &'static str,
     },
+    /// A microVM with GPUs.
+    #[error("the job asks for GPUs, and for a microVM, which can have none")]
+    GpusOfMicroVm,
     /// Something for which the node would need an agent in the guest.
     #[error("{0} needs an agent of the node's in the guest, and a VM with its own disk has none")]
     NoAgent(&'static str),
@@ -282,6 +289,7 @@ impl Classify for InvalidJob {
             Self::Network(_) => "bad_network",
             Self::NotFullVm(_) => "not_full_vm",
             Self::Machine { .. } => "bad_machine",
+            Self::GpusOfMicroVm => "gpus_need_vm",
             Self::NoAgent(_) => "guest_without_agent",
         }
     }
@@ -296,6 +304,7 @@ impl Classify for InvalidJob {
             Self::Network(network) => network.advice(),
             Self::NotFullVm(field) => format!("Set mode to vm, or leave {field} out."),
             Self::Machine { field, .. } => format!("Mend {field}."),
+            Self::GpusOfMicroVm => "Set mode to vm, or leave it out.".into(),
             Self::NoAgent(field) => {
                 format!("Leave {field} out, and speak with the guest by aleph ssh.")
             }
@@ -350,6 +359,7 @@ impl JobSpec {
             hypervisor: Hypervisor::Auto,
             machine: None,
             cloud_init: None,
+            gpus: None,
             tty: false,
             stdin: false,
             restart: RestartPolicy::default(),
@@ -403,7 +413,13 @@ impl JobSpec {
     /// Whether its guest boots from a disk of its own, without an agent of the node's.
     #[must_use]
     pub fn has_own_disk(&self) -> bool {
-        self.mode == Mode::Vm && self.cloud_init.is_some()
+        self.is_full_vm() && self.cloud_init.is_some()
+    }
+
+    /// Whether its guest has a whole computer: it asks for one, or for what only those have.
+    #[must_use]
+    pub fn is_full_vm(&self) -> bool {
+        self.mode == Mode::Vm || self.gpus.is_some()
     }
 
     /// Checks what full VMs have.
@@ -412,7 +428,13 @@ impl JobSpec {
             ("machine", self.machine.is_some()),
             ("cloud_init", self.cloud_init.is_some()),
         ];
-        if self.mode != Mode::Vm
+        if let Some(gpus) = &self.gpus {
+            gpus.check()?;
+            if self.mode == Mode::Microvm {
+                return Err(InvalidJob::GpusOfMicroVm);
+            }
+        }
+        if !self.is_full_vm()
             && let Some((field, _)) = parts.into_iter().find(|(_, there)| *there)
         {
             return Err(InvalidJob::NotFullVm(field));
@@ -800,6 +822,32 @@ mod tests {
         assert_eq!(serde_json::from_str::<JobSpec>(&json).unwrap(), disk);
         disk.cloud_init.get_or_insert_default().user_data = Some("#!secret".into());
         assert!(!format!("{disk:?}").contains("secret"));
+    }
+
+    #[test]
+    fn gpus_make_a_job_a_full_vm() {
+        let json = r#"{"image":"x","gpus":{"gpuType":"h200","gpuVramMiB":81920}}"#;
+        let mut job: JobSpec = serde_json::from_str(json).unwrap();
+        assert_eq!(job.validate(), Ok(()));
+        assert!(job.is_full_vm() && !job.has_own_disk());
+        assert_eq!(job.gpus.as_ref().map(|gpus| gpus.count), Some(1));
+        job.mode = Mode::Microvm;
+        assert_eq!(job.validate().unwrap_err().code(), "gpus_need_vm");
+        for wrong in [
+            r#"{"count":0}"#,
+            r#"{"count":65}"#,
+            r#"{"gpuType":"h 200"}"#,
+            r#"{"gpuType":""}"#,
+            r#"{"gpuVramMiB":0}"#,
+        ] {
+            job.gpus = Some(serde_json::from_str(wrong).unwrap());
+            let error = job.validate().unwrap_err();
+            assert_eq!(
+                (error.code(), error.class()),
+                ("bad_text", ErrorClass::Invalid),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]

@@ -69,7 +69,9 @@ pub use resources::Resources;
 pub use restart::{Restart, RestartPolicy};
 pub use size::{MiB, ParseSizeError};
 pub use snapshot::{ForkRequest, Forked, MAX_COPIES, RestoreRequest, Snapshot, SnapshotRequest};
-pub use view::{Event, Job, JobList, JobState, JobStats, LogStream, ParseStateError, Timestamp};
+pub use view::{
+    Event, Job, JobList, JobState, JobStats, LogStream, Migration, ParseStateError, Timestamp,
+};
 pub use volume::{
     DiskImageFormat, Filesystem, MAX_VOLUMES, ParseDiskImageFormatError, ParseFilesystemError,
     ParseVolumeMountError, Volume, VolumeAccess, VolumeLease, VolumeMount, VolumeOrigin,

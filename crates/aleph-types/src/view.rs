@@ -159,6 +159,12 @@ pub struct Job {
     /// How that VM is connected, where it has a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<VmNetwork>,
+    /// The GPUs of the host that it has now, by PCI address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<String>,
+    /// Whether it could go on at another node, where something keeps it from that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Migration>,
     /// The hypervisor that runs it, such as `qemu/tcg`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
@@ -188,6 +194,27 @@ pub struct Job {
     pub boot_ms: Option<u64>,
     /// Grows with each change of this job.
     pub generation: u64,
+}
+
+/// Whether a job could go on at another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Migration {
+    /// Whether it could.
+    pub migratable: bool,
+    /// Why it is so, as a sentence.
+    pub reason: String,
+}
+
+impl Migration {
+    /// What is known of it before a job runs; `None` where nothing keeps it.
+    #[must_use]
+    pub fn of(spec: &JobSpec) -> Option<Self> {
+        spec.gpus.as_ref().map(|_| Self {
+            migratable: false,
+            reason: "it has GPUs, whose state cannot leave them".into(),
+        })
+    }
 }
 
 /// A part of a list, and where the next begins.

@@ -1,11 +1,11 @@
 //! `aleph gpu`.
 
 use crate::context::Context;
-use crate::output::{Column, Listing, plain, print, print_json, print_json_line};
+use crate::output::{Column, Listing, plain, print, print_json, print_json_line, say};
 use aleph_control::Config;
-use aleph_executor::Paths;
 use aleph_executor::gpu::{self, GpuState, Gpus, HostTree, Inventory, Misfit, PciAddress};
-use anyhow::{Context as _, Result, bail};
+use aleph_types::JobId;
+use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -17,6 +17,16 @@ pub(crate) enum Gpu {
     /// List the GPUs of this host
     Ls {
         /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        node: NodeConfig,
+    },
+    /// Take a GPU back, with all that its job has, from a node that is no more
+    Release {
+        /// Its address, such as 0000:18:00.0
+        address: PciAddress,
+        /// Print a line of JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -58,7 +68,7 @@ struct Listed<'a> {
 }
 
 impl Gpu {
-    /// Works on this host's devices and the record of its node, which may run or not.
+    /// Works on this host's devices and the record of who has them. Nodes may run or not.
     pub(super) fn run(self, context: &Context) -> Result<u8> {
         match self {
             Self::Ls { json, node } => {
@@ -70,6 +80,24 @@ impl Gpu {
                     print_json(&gpus)?;
                 } else {
                     print(table(&gpus))?;
+                }
+            }
+            Self::Release {
+                address,
+                json,
+                node,
+            } => {
+                let released = node.gpus(context)?.release_device(address)?;
+                for (gpu, why) in &released.quarantined {
+                    say(&format!(
+                        "aleph: {gpu} is in quarantine now: {}",
+                        plain(why)
+                    ));
+                }
+                if json {
+                    print_json_line(&json!({ "address": address, "assigned": false }))?;
+                } else {
+                    print(address)?;
                 }
             }
             Self::Unquarantine {
@@ -95,12 +123,7 @@ impl NodeConfig {
             bail!("GPUs are listed on their own host: say it there, without --host");
         }
         let config = Config::load(self.config.as_deref())?;
-        let paths = match (&context.node.root, &config.node.root) {
-            (None, Some(root)) => Paths::new(Some(root)).context("cannot use the node's root")?,
-            _ => context.paths()?,
-        };
-        let tree = HostTree::default();
-        Ok(Gpus::new(tree, paths.state(), config.executor.gpu))
+        Ok(Gpus::new(HostTree::default(), config.executor.gpu))
     }
 }
 
@@ -137,7 +160,7 @@ fn table(gpus: &[Listed<'_>]) -> Listing {
         let state = match &gpu.state {
             GpuState::Free => "free".to_owned(),
             GpuState::Host => "host".to_owned(),
-            GpuState::Assigned { tenant } => format!("assigned to {tenant}"),
+            GpuState::Assigned { tenant } => format!("of job {}", short(&tenant.job)),
             GpuState::Quarantined { .. } => "quarantined".to_owned(),
         };
         listing.row([
@@ -152,6 +175,12 @@ fn table(gpus: &[Listed<'_>]) -> Listing {
         ]);
     }
     listing
+}
+
+/// A job's id as other tables have it.
+fn short(job: &str) -> String {
+    let id = job.parse::<JobId>();
+    id.map_or_else(|_| job.to_owned(), JobId::short)
 }
 
 #[cfg(test)]

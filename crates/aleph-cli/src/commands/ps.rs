@@ -308,6 +308,8 @@ mod tests {
             kernel_digest: None,
             guest_boot_id: None,
             network: None,
+            gpus: Vec::new(),
+            migration: None,
             created_at: Timestamp::from_second(1_000_000).unwrap(),
             started_at: Some(Timestamp::from_second(1_000_010).unwrap()),
             finished_at: None,

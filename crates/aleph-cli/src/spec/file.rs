@@ -43,13 +43,16 @@ mod tests {
     #[test]
     fn one_job_in_three_languages() {
         let json = r#"{"image":"debian:12","command":["sleep","9"],"env":{"A":"1"},
-            "resources":{"cpus":2,"memory":"256m"},"restart":{"policy":"on-failure"},
+            "resources":{"cpus":2,"memory":"256m"},
+            "gpus":{"gpuType":"h200","gpuVramMiB":81920},"restart":{"policy":"on-failure"},
             "files":[{"path":"/etc/x","text":"y\n","mode":"0600"}]}"#;
         let toml = "image = 'debian:12'\ncommand = ['sleep', '9']\nenv.A = '1'\n\
-            resources = { cpus = 2, memory = '256m' }\nrestart.policy = 'on-failure'\n\
+            resources = { cpus = 2, memory = '256m' }\n\
+            gpus = { gpuType = 'h200', gpuVramMiB = '80g', count = 1 }\nrestart.policy = 'on-failure'\n\
             [[files]]\npath = '/etc/x'\ntext = \"y\\n\"\nmode = '0600'\n";
         let yaml = "image: debian:12\ncommand: [sleep, \"9\"]\nenv: {A: \"1\"}\n\
-            resources:\n  cpus: 2\n  memory: 256m\nrestart: {policy: on-failure}\n\
+            resources:\n  cpus: 2\n  memory: 256m\n\
+            gpus: {gpuType: h200, gpuVramMiB: 81920}\nrestart: {policy: on-failure}\n\
             files:\n- path: /etc/x\n  text: |\n    y\n  mode: \"0600\"\n";
         let from_json = parse(json, Some("json")).unwrap();
         assert_eq!(parse(toml, Some("toml")).unwrap(), from_json);

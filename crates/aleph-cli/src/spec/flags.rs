@@ -4,8 +4,8 @@ use super::{environment, term};
 use crate::duration::{duration, whole_seconds};
 use crate::output::Advised;
 use aleph_types::{
-    BothWays, Egress, HealthCheck, JobSpec, MiB, NetworkMode, PortForward, Probe, PullPolicy,
-    Restart, signal,
+    BothWays, Egress, GpuRequest, HealthCheck, JobSpec, MiB, NetworkMode, PortForward, Probe,
+    PullPolicy, Restart, signal,
 };
 use anyhow::Result;
 use std::path::PathBuf;
@@ -66,6 +66,10 @@ pub(crate) struct JobFlags {
     /// Memory, such as 512m or 2g [default: 128m]
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<MiB>,
+
+    /// GPUs of the node's host: type=h200,vram=80G,count=2, each left out or not; or how many
+    #[arg(long, value_name = "GPUS")]
+    gpus: Option<GpuRequest>,
 
     /// Size of a disk for what the guest writes, such as 10g [default: writes go to its memory]
     #[arg(long, value_name = "SIZE")]
@@ -237,6 +241,9 @@ impl JobFlags {
         resources.memory = self.memory.unwrap_or(resources.memory);
         resources.disk = self.disk.unwrap_or(resources.disk);
         resources.pids = self.pids_limit.or(resources.pids);
+        if self.gpus.is_some() {
+            job.gpus.clone_from(&self.gpus);
+        }
         if let Some(RestartWord(policy, times)) = self.restart {
             job.restart.policy = policy;
             job.restart.max_retries = times;
@@ -356,6 +363,7 @@ mod tests {
             "-m",
             "1g",
             "--disk=4g",
+            "--gpus=type=h200,vram=80G,count=2",
             "--restart",
             "on-failure:5",
             "--stop-signal=SIGINT",

@@ -27,6 +27,12 @@ impl PciAddress {
         self.function
     }
 
+    /// Domain and bus.
+    #[must_use]
+    pub const fn bus(self) -> (u32, u8) {
+        (self.domain, self.bus)
+    }
+
     /// Domain, bus and device: what all functions of one slot have in common.
     #[must_use]
     pub const fn slot(self) -> (u32, u8, u8) {

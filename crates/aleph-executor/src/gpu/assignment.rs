@@ -1,18 +1,19 @@
 //! Giving GPUs to tenants and taking them back.
 
 use super::address::PciAddress;
-use super::binding::{apply, check, reset, undo};
-use super::choice::{Allowed, ChosenGroup, choose, host_owned};
-use super::error::{DeviceFault, GpuError};
-use super::function::PciFunction;
+use super::choice::{Allowed, ChosenGroup, choose};
+use super::error::{DeviceFault, GpuError, HostFault, Trouble};
+use super::group::{
+    Look, clean, expect_nobody, expect_unused, make_ready, remaining, take_node_back, undo_all,
+};
 use super::inventory::{Inventory, Names, VFIO_PCI};
-use super::record::{OpenRecord, Prior, Quarantine, Record, RecordFolder, Taken, TakenFunction};
+use super::record::{
+    OpenRecord, Prior, Quarantine, Record, RecordFolder, Taken, TakenFunction, Tenant,
+};
 use super::sysfs::HostTree;
-use super::users::users;
 use crate::failpoint::pass;
 use aleph_types::GpuRequest;
 use std::io;
-use std::path::Path;
 use std::time::SystemTime;
 
 /// What an operator decides about GPUs: `enable_gpu` and what goes with it in `[executor.qemu]`.
@@ -36,7 +37,7 @@ impl Default for GpuConfig {
     }
 }
 
-/// The GPUs of a host, and the record of who has which.
+/// The GPUs of a host, and the record of who has which. Any number of nodes of the host may have one.
 ///
 /// Everything here blocks: a reset takes up to some seconds.
 #[derive(Debug)]
@@ -57,15 +58,14 @@ pub struct Released {
 }
 
 impl Gpus {
-    /// The GPUs of the host in `tree`, with the record in the folder `gpu` of the state folder `state`.
-    /// Nothing is read or made yet.
+    /// The GPUs of the host in `tree`. Nothing is read or made yet.
     #[must_use]
-    pub fn new(tree: HostTree, state: &Path, config: GpuConfig) -> Self {
+    pub fn new(tree: HostTree, config: GpuConfig) -> Self {
         Self {
+            folder: RecordFolder::new(&tree.record),
             tree,
             names: Names::installed(),
             config,
-            folder: RecordFolder::new(state),
         }
     }
 
@@ -74,8 +74,7 @@ impl Gpus {
     /// # Errors
     /// Where the host's devices or the record cannot be read.
     pub fn inventory(&self) -> Result<Inventory, GpuError> {
-        let record = self.folder.read().map_err(recording("read"))?;
-        self.inventory_with(&record)
+        self.inventory_with(&self.read()?)
     }
 
     /// What an operator decided.
@@ -108,31 +107,69 @@ impl Gpus {
         Ok(())
     }
 
-    /// Gives a tenant GPUs: chosen, recorded, bound to the driver for guests, reset and checked. Where
-    /// one fails that, it is put in quarantine and others are tried. A tenant that has some already
-    /// gets these again, made ready again as far as they are not.
+    /// Sees that a job could have what it asks for, now. Nothing is kept for it.
     ///
     /// # Errors
-    /// Where the host can give no devices to guests, or none is left that fits. Nothing is changed then
-    /// but what is in quarantine.
-    pub fn assign(&self, tenant: &str, request: &GpuRequest) -> Result<Vec<Taken>, GpuError> {
-        self.expect_passthrough()?;
+    /// As [`assign`](Self::assign), as far as looking tells.
+    pub fn admit(&self, request: &GpuRequest) -> Result<(), GpuError> {
+        self.expect_enabled()?;
+        choose(&self.inventory()?, &self.config.allowed, request)?;
+        Ok(())
+    }
+
+    fn expect_enabled(&self) -> Result<(), GpuError> {
+        match self.config.enabled {
+            true => self.expect_passthrough(),
+            false => Err(GpuError::Disabled),
+        }
+    }
+
+    /// Gives a tenant GPUs: chosen, recorded, bound to the driver for guests, reset and checked. Where
+    /// one fails that, it is put in quarantine and others are tried. A tenant that has some already
+    /// gets these again, made ready again, unless a process uses them.
+    ///
+    /// # Errors
+    /// Where jobs are given none, where the host can give no devices to guests, or none is left that
+    /// fits. Nothing is changed then but what is in quarantine.
+    pub fn assign(&self, tenant: &Tenant, request: &GpuRequest) -> Result<Vec<Taken>, GpuError> {
+        self.expect_enabled()?;
         let mut open = self.open()?;
-        // Each turn but the last puts a GPU in quarantine, so there are no more than GPUs.
+        self.take_back_of_earlier_boots(&mut open);
+        // Each turn but the last puts a GPU in quarantine or takes back too few, so there are no more
+        // of them than GPUs, and one.
         loop {
-            let taken = match open.record.tenants.get(tenant) {
-                Some(taken) => taken.clone(),
+            let taken = match open.record.tenants.get(tenant).cloned() {
+                Some(taken) => {
+                    expect_unused(&self.tree, &open.record, tenant, Look::All)?;
+                    let gpus: usize = taken.iter().map(|group| group.gpus.len()).sum();
+                    if u32::try_from(gpus) != Ok(request.count) {
+                        // A crash came while others were to be tried.
+                        self.give_back(&mut open, tenant)?;
+                        continue;
+                    }
+                    taken
+                }
                 None => self.choose(&mut open, tenant, request)?,
             };
             pass("gpu.record", "after");
-            let fault = taken
+            let driver = &self.config.driver;
+            let trouble = taken
                 .iter()
-                .find_map(|group| Some((group, self.make_ready(group).err()?)));
-            let Some((group, fault)) = fault else {
+                .find_map(|group| Some((group, make_ready(&self.tree, group, driver).err()?)));
+            let Some((group, trouble)) = trouble else {
                 return Ok(taken);
             };
-            self.quarantine(&mut open, tenant, group.group, &fault)?;
-            self.give_back(&mut open, tenant)?;
+            match trouble {
+                Trouble::Device(fault) => {
+                    self.quarantine(&mut open, tenant, group.group, &fault)?;
+                    self.give_back(&mut open, tenant)?;
+                }
+                Trouble::Host(fault) => {
+                    // Where that does not go either, they stay recorded, and are taken back later.
+                    self.give_back(&mut open, tenant)?;
+                    return Err(fault.into());
+                }
+            }
         }
     }
 
@@ -140,105 +177,73 @@ impl Gpus {
     fn choose(
         &self,
         open: &mut OpenRecord,
-        tenant: &str,
+        tenant: &Tenant,
         request: &GpuRequest,
     ) -> Result<Vec<Taken>, GpuError> {
         let inventory = self.inventory_with(&open.record)?;
         let chosen = choose(&inventory, &self.config.allowed, request)?;
-        let taken: Vec<Taken> = chosen.iter().map(|g| taken_of(g, &inventory)).collect();
-        open.record.tenants.insert(tenant.to_owned(), taken.clone());
+        let boot = self.tree.boot();
+        let taken = chosen.iter().map(|g| taken_of(g, &inventory, &boot));
+        let taken: Vec<Taken> = taken.collect();
+        open.record.tenants.insert(tenant.clone(), taken.clone());
         open.save().map_err(recording("write"))?;
         Ok(taken)
-    }
-
-    /// Binds, resets and checks a group. What does not answer is not touched at all.
-    fn make_ready(&self, group: &Taken) -> Result<(), DeviceFault> {
-        for function in &group.functions {
-            self.same(function)?;
-            check(&self.tree, function)?;
-        }
-        for function in &group.functions {
-            apply(&self.tree, function.address, &self.config.driver)?;
-        }
-        self.clean(group)?;
-        self.expect_viable(group)
-    }
-
-    /// Resets and checks what is bound to the driver for guests; what is not, no guest has touched. A
-    /// device that does not answer is not reset: the kernel would wait a minute for it.
-    fn clean(&self, group: &Taken) -> Result<(), DeviceFault> {
-        for function in &group.functions {
-            let now = self.same(function)?;
-            if now.driver.as_deref() == Some(&self.config.driver) {
-                check(&self.tree, function)?;
-                reset(&self.tree, function.address)?;
-                pass("gpu.reset", "after");
-                check(&self.tree, function)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The function as it is now. After a boot another device may be at its address.
-    fn same(&self, taken: &TakenFunction) -> Result<PciFunction, DeviceFault> {
-        let now = self.tree.read(taken.address);
-        now.filter(|now| (now.vendor, now.device) == (taken.vendor, taken.device))
-            .ok_or(DeviceFault::Gone {
-                address: taken.address,
-            })
-    }
-
-    /// Sees that the kernel would give the group to a guest.
-    fn expect_viable(&self, group: &Taken) -> Result<(), DeviceFault> {
-        let number = group.group;
-        let not_viable = |why: String| DeviceFault::NotViable { group: number, why };
-        let functions = self.tree.functions();
-        let functions = functions.map_err(|error| not_viable(error.to_string()))?;
-        let inventory = Inventory::of(functions, &Names::none(), &Record::default());
-        let passed = ChosenGroup {
-            number,
-            gpus: group.gpus.clone(),
-            functions: group.functions.iter().map(|f| f.address).collect(),
-            numa_node: None,
-        };
-        if let Some(other) = host_owned(&inventory, &passed) {
-            let driver = other.driver.as_deref().unwrap_or_default();
-            return Err(not_viable(format!(
-                "{} is driven by {driver}",
-                other.address
-            )));
-        }
-        let node = self.tree.dev.join("vfio").join(number.to_string());
-        match node.exists() {
-            true => Ok(()),
-            false => Err(not_viable(format!("there is no {}", node.display()))),
-        }
     }
 
     /// Takes a tenant's GPUs back once its guest has ended: each group is reset and checked, and then
     /// the host's, or in quarantine. A tenant without any is none to take from.
     ///
     /// # Errors
-    /// Where a process still uses one, before anything is changed; where the record cannot be written.
-    pub fn release(&self, tenant: &str) -> Result<Released, GpuError> {
+    /// Where a process still uses one, before anything is changed; where the host does not let it be
+    /// done, or the record cannot be written: what is not taken back stays recorded.
+    pub fn release(&self, tenant: &Tenant) -> Result<Released, GpuError> {
+        if !self.read()?.tenants.contains_key(tenant) {
+            return Ok(Released::default());
+        }
         let mut open = self.open()?;
-        self.expect_unused(&open.record, tenant)?;
-        self.give_back(&mut open, tenant)
+        self.take_back(&mut open, tenant)
     }
 
-    /// Takes back the GPUs of all tenants that do not live any more: what a daemon does that starts.
+    /// Takes a GPU back, with all that its tenant has, from a node that is no more: its own takes back
+    /// what it gave by itself. The tenant, whose guest must have ended, is told by whoever asks for this.
+    ///
+    /// # Errors
+    /// [`GpuError::NotAssigned`] where nobody has it; else as [`release`](Self::release).
+    pub fn release_device(&self, address: PciAddress) -> Result<Released, GpuError> {
+        let mut open = self.open()?;
+        let Some(tenant) = open.record.tenant_of(address).cloned() else {
+            return Err(GpuError::NotAssigned { address });
+        };
+        self.take_back(&mut open, &tenant)
+    }
+
+    /// Takes back the GPUs of the jobs of a node that do not live any more, and those of an earlier boot
+    /// of the host, whoever's they were: what a daemon does that starts.
     ///
     /// # Errors
     /// As [`release`](Self::release), the first of them; it goes on with the other tenants.
-    pub fn recover(&self, lives: impl Fn(&str) -> bool) -> Result<Released, GpuError> {
-        let mut open = self.open()?;
-        let tenants = open.record.tenants.keys().filter(|tenant| !lives(tenant));
+    pub fn recover(
+        &self,
+        node: &str,
+        lives: impl Fn(&Tenant) -> bool,
+    ) -> Result<Released, GpuError> {
         let (mut all, mut failed) = (Released::default(), None);
-        for tenant in tenants.cloned().collect::<Vec<_>>() {
-            let released = self
-                .expect_unused(&open.record, &tenant)
-                .and_then(|()| self.give_back(&mut open, &tenant));
-            match released {
+        if self.read()?.tenants.is_empty() {
+            return Ok(all);
+        }
+        let (mut open, boot) = (self.open()?, self.tree.boot());
+        let tenants: Vec<Tenant> = open
+            .record
+            .tenants
+            .iter()
+            .filter(|(tenant, taken)| {
+                let dead = tenant.node == node && !lives(tenant);
+                dead || is_of_another_boot(taken, &boot)
+            })
+            .map(|(tenant, _)| tenant.clone())
+            .collect();
+        for tenant in tenants {
+            match self.take_back(&mut open, &tenant) {
                 Ok(released) => {
                     all.returned.extend(released.returned);
                     all.quarantined.extend(released.quarantined);
@@ -252,39 +257,38 @@ impl Gpus {
         failed.map_or(Ok(all), Err)
     }
 
-    /// A driver for guests waits for as long as one has its device open, so nothing is unbound then.
-    fn expect_unused(&self, record: &Record, tenant: &str) -> Result<(), GpuError> {
-        let groups = record.tenants.get(tenant).into_iter().flatten();
-        let functions: Vec<_> = groups
-            .flat_map(|group| &group.functions)
-            .filter_map(|function| self.tree.read(function.address))
-            .filter(|now| now.driver.as_deref() == Some(&self.config.driver))
+    /// No guest outlives its host's boot, so what was recorded in an earlier one is nobody's any more.
+    fn take_back_of_earlier_boots(&self, open: &mut OpenRecord) {
+        let boot = self.tree.boot();
+        let tenants = open.record.tenants.iter();
+        let tenants: Vec<Tenant> = tenants
+            .filter(|(_, taken)| is_of_another_boot(taken, &boot))
+            .map(|(tenant, _)| tenant.clone())
             .collect();
-        let found = users(&self.tree, &functions);
-        let Some((address, user)) = found
-            .iter()
-            .find_map(|(a, users)| Some((a, users.first()?)))
-        else {
-            return Ok(());
-        };
-        Err(GpuError::InUse {
-            address: *address,
-            tenant: tenant.to_owned(),
-            user: user.to_string(),
-        })
+        for tenant in tenants {
+            if let Err(error) = self.take_back(open, &tenant) {
+                tracing::warn!(%error, %tenant, "GPUs of an earlier boot are not taken back");
+            }
+        }
     }
 
-    fn give_back(&self, open: &mut OpenRecord, tenant: &str) -> Result<Released, GpuError> {
+    fn take_back(&self, open: &mut OpenRecord, tenant: &Tenant) -> Result<Released, GpuError> {
+        expect_unused(&self.tree, &open.record, tenant, Look::ForGuests)?;
+        self.give_back(open, tenant)
+    }
+
+    fn give_back(&self, open: &mut OpenRecord, tenant: &Tenant) -> Result<Released, GpuError> {
         let mut released = Released::default();
         let groups = open.record.tenants.get(tenant).cloned().unwrap_or_default();
         for group in groups {
-            match self.clean(&group).and_then(|()| self.undo_all(&group)) {
+            match clean(&self.tree, &group).and_then(|()| undo_all(&self.tree, &group)) {
                 Ok(()) => {
                     open.record.remove(tenant, group.group);
                     open.save().map_err(recording("write"))?;
                     released.returned.extend(group.gpus);
                 }
-                Err(fault) => {
+                Err(Trouble::Host(fault)) => return Err(fault.into()),
+                Err(Trouble::Device(fault)) => {
                     let reason = self.quarantine(open, tenant, group.group, &fault)?;
                     let gpus = group.gpus.into_iter();
                     released
@@ -296,22 +300,18 @@ impl Gpus {
         Ok(released)
     }
 
-    fn undo_all(&self, group: &Taken) -> Result<(), DeviceFault> {
-        let mut functions = group.functions.iter();
-        functions.try_for_each(|function| undo(&self.tree, function.address, &function.prior))
-    }
-
     /// Moves a group from its tenant into quarantine. It stays bound to what it is bound to: a driver of
     /// the host that meets a device which does not answer can take the host down with it.
     fn quarantine(
         &self,
         open: &mut OpenRecord,
-        tenant: &str,
+        tenant: &Tenant,
         group: u32,
         fault: &DeviceFault,
     ) -> Result<String, GpuError> {
         let reason = fault.to_string();
         if let Some(taken) = open.record.remove(tenant, group) {
+            take_node_back(&self.tree, &taken);
             tracing::warn!(gpus = ?taken.gpus, %reason, "GPUs are put in quarantine");
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             open.record.quarantines.push(Quarantine {
@@ -324,8 +324,8 @@ impl Gpus {
         Ok(reason)
     }
 
-    /// Ends the quarantine that a GPU is in, with all of its group, once it can be reset and answers: the
-    /// host has it back then. One that was removed from the host leaves quarantine too.
+    /// Ends the quarantine that a GPU is in, with all of its group, once all of that answers and can be
+    /// reset: the host has it back then. What was removed from the host leaves quarantine too.
     ///
     /// # Errors
     /// Where it is in none, or still fails: it stays there.
@@ -334,18 +334,39 @@ impl Gpus {
         let Some(quarantine) = open.record.quarantine_of(address).cloned() else {
             return Err(GpuError::NotQuarantined { address });
         };
-        let group = &quarantine.taken;
-        match self.clean(group).and_then(|()| self.undo_all(group)) {
-            Ok(()) | Err(DeviceFault::Gone { .. }) => {}
-            Err(source) => return Err(GpuError::StillFaulty { address, source }),
+        let of = std::slice::from_ref(&quarantine.taken);
+        expect_nobody(&self.tree, of, "quarantine", Look::ForGuests)?;
+        let ended = remaining(&self.tree, &quarantine.taken)
+            .map_err(Trouble::from)
+            .and_then(|group| {
+                clean(&self.tree, &group)?;
+                undo_all(&self.tree, &group)
+            });
+        match ended {
+            Ok(()) => {}
+            Err(Trouble::Device(source)) => {
+                return Err(GpuError::StillFaulty { address, source });
+            }
+            Err(Trouble::Host(fault)) => return Err(fault.into()),
         }
         open.record.quarantines.retain(|other| *other != quarantine);
         open.save().map_err(recording("write"))
     }
 
-    fn open(&self) -> Result<OpenRecord, GpuError> {
-        self.folder.lock().map_err(recording("read"))
+    fn read(&self) -> Result<Record, GpuError> {
+        self.folder.read().map_err(recording("read"))
     }
+
+    fn open(&self) -> Result<OpenRecord, GpuError> {
+        self.folder.lock().map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => HostFault::Busy.into(),
+            _ => recording("read")(error),
+        })
+    }
+}
+
+fn is_of_another_boot(taken: &[Taken], boot: &str) -> bool {
+    taken.iter().any(|group| group.boot != boot)
 }
 
 fn recording(operation: &'static str) -> impl Fn(io::Error) -> GpuError {
@@ -353,7 +374,7 @@ fn recording(operation: &'static str) -> impl Fn(io::Error) -> GpuError {
 }
 
 /// What is recorded of a group before it is taken.
-fn taken_of(group: &ChosenGroup, inventory: &Inventory) -> Taken {
+fn taken_of(group: &ChosenGroup, inventory: &Inventory, boot: &str) -> Taken {
     let functions = group.functions.iter().filter_map(|address| {
         let function = inventory.function(*address)?;
         Some(TakenFunction {
@@ -367,6 +388,7 @@ fn taken_of(group: &ChosenGroup, inventory: &Inventory) -> Taken {
         })
     });
     Taken {
+        boot: boot.to_owned(),
         group: group.number,
         gpus: group.gpus.clone(),
         functions: functions.collect(),

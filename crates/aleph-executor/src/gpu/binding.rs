@@ -12,7 +12,8 @@
 //! Source: the kernel's `ABI/testing/sysfs-bus-pci`.
 
 use super::address::PciAddress;
-use super::error::DeviceFault;
+use super::error::{DeviceFault, HostFault, Trouble};
+use super::inventory::is_for_guests;
 use super::record::{Prior, TakenFunction};
 use super::sysfs::HostTree;
 use crate::failpoint::pass;
@@ -21,7 +22,7 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
 /// Binds a function to the driver `driver`, and to no other.
-pub(super) fn apply(tree: &HostTree, address: PciAddress, driver: &str) -> Result<(), DeviceFault> {
+pub(super) fn apply(tree: &HostTree, address: PciAddress, driver: &str) -> Result<(), Trouble> {
     let function = tree.read(address).ok_or(DeviceFault::Gone { address })?;
     if function.driver_override.as_deref() != Some(driver) {
         let file = tree.function(address).join("driver_override");
@@ -37,11 +38,12 @@ pub(super) fn apply(tree: &HostTree, address: PciAddress, driver: &str) -> Resul
     }
     probe(tree, address)?;
     pass("gpu.probe", "after");
-    expect_driver(tree, address, driver)
+    Ok(expect_driver(tree, address, driver)?)
 }
 
-/// Gives a function back to who had it before.
-pub(super) fn undo(tree: &HostTree, address: PciAddress, prior: &Prior) -> Result<(), DeviceFault> {
+/// Gives a function back to who had it before. One that the host has already is left with it: after a
+/// boot of the host, its drivers came first.
+pub(super) fn undo(tree: &HostTree, address: PciAddress, prior: &Prior) -> Result<(), Trouble> {
     let function = tree.read(address).ok_or(DeviceFault::Gone { address })?;
     if function.driver_override != prior.driver_override {
         let file = tree.function(address).join("driver_override");
@@ -50,7 +52,11 @@ pub(super) fn undo(tree: &HostTree, address: PciAddress, prior: &Prior) -> Resul
         write(address, "given back", file, name)?;
         pass("gpu.restore", "after");
     }
-    if function.driver == prior.driver {
+    let of_host = function
+        .driver
+        .as_deref()
+        .is_some_and(|d| !is_for_guests(d));
+    if function.driver == prior.driver || of_host {
         return Ok(());
     }
     if function.driver.is_some() {
@@ -62,14 +68,18 @@ pub(super) fn undo(tree: &HostTree, address: PciAddress, prior: &Prior) -> Resul
     };
     // It is the kernel's choice first, as at boot; a driver that was bound by hand is asked after that.
     probe(tree, address)?;
+    // One that is not loaded gets it when it is.
+    if !tree.driver(driver).is_dir() {
+        return Ok(());
+    }
     if tree.read(address).and_then(|f| f.driver).is_none() {
         let file = tree.driver(driver).join("bind");
         write(address, "given back", file, &address.to_string())?;
     }
-    expect_driver(tree, address, driver)
+    Ok(expect_driver(tree, address, driver)?)
 }
 
-fn unbind(tree: &HostTree, address: PciAddress) -> Result<(), DeviceFault> {
+fn unbind(tree: &HostTree, address: PciAddress) -> Result<(), Trouble> {
     let file = tree.function(address).join("driver/unbind");
     match write(address, "taken from its driver", file, &address.to_string()) {
         // It let go meanwhile.
@@ -78,7 +88,7 @@ fn unbind(tree: &HostTree, address: PciAddress) -> Result<(), DeviceFault> {
     }
 }
 
-fn probe(tree: &HostTree, address: PciAddress) -> Result<(), DeviceFault> {
+fn probe(tree: &HostTree, address: PciAddress) -> Result<(), Trouble> {
     let file = tree.sys.join("bus/pci/drivers_probe");
     write(address, "bound", file, &address.to_string())
 }
@@ -96,12 +106,9 @@ fn expect_driver(tree: &HostTree, address: PciAddress, wanted: &str) -> Result<(
 }
 
 /// Resets a function that nobody has open, in the way that the kernel prefers: all that its guest left
-/// in it is gone then. One that cannot be reset alone, as the sound of a GPU may be, is left as it is.
-pub(super) fn reset(tree: &HostTree, address: PciAddress) -> Result<(), DeviceFault> {
+/// in it is gone then.
+pub(super) fn reset(tree: &HostTree, address: PciAddress) -> Result<(), Trouble> {
     let file = tree.function(address).join("reset");
-    if !file.exists() {
-        return Ok(());
-    }
     write(address, "reset", file, "1")
 }
 
@@ -140,14 +147,27 @@ fn write(
     operation: &'static str,
     path: PathBuf,
     line: &str,
-) -> Result<(), DeviceFault> {
+) -> Result<(), Trouble> {
+    // As shells write there: the kernel's files have no length, and recorded ones lose theirs.
+    let mut options = OpenOptions::new();
     let written: io::Result<()> = fs::metadata(&path)
-        .and_then(|_| OpenOptions::new().write(true).open(&path))
+        .and_then(|_| options.write(true).truncate(true).open(&path))
         .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
-    written.map_err(|source| DeviceFault::Refused {
-        address,
-        operation,
-        path,
-        source,
+    written.map_err(|source| match source.kind() {
+        // So it is with every device.
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => HostFault::Denied {
+            address,
+            operation,
+            path,
+            source,
+        }
+        .into(),
+        _ => DeviceFault::Refused {
+            address,
+            operation,
+            path,
+            source,
+        }
+        .into(),
     })
 }

@@ -46,8 +46,8 @@ pub enum Misfit {
     NotAllowed,
     /// It failed.
     Quarantined(String),
-    /// A tenant has it.
-    Assigned(String),
+    /// A tenant has it. Whoever asks for another one is not told which.
+    Assigned,
     /// The host shows its console on it.
     Console,
     /// A process uses it.
@@ -56,6 +56,8 @@ pub enum Misfit {
     NoGroup,
     /// What one tenant leaves in it could not be removed.
     NoReset,
+    /// The same, since only its whole bus can be reset, and this one is there too.
+    SharedReset(PciAddress),
     /// It is divided, and its parts are GPUs of their own.
     Divided(usize),
     /// Another GPU of its group does not fit.
@@ -86,11 +88,12 @@ impl fmt::Display for Misfit {
             Self::Vram(None) => f.write_str("does not show how much memory it has"),
             Self::NotAllowed => f.write_str("is not among gpu_devices and iommu_group"),
             Self::Quarantined(reason) => write!(f, "is in quarantine: {reason}"),
-            Self::Assigned(tenant) => write!(f, "belongs to {tenant}"),
+            Self::Assigned => f.write_str("belongs to another job"),
             Self::Console => f.write_str("shows the console of the host"),
             Self::InUse(user) => write!(f, "is in use: {user}"),
             Self::NoGroup => f.write_str("is in no IOMMU group"),
             Self::NoReset => f.write_str("cannot be reset"),
+            Self::SharedReset(with) => write!(f, "cannot be reset without {with}, on its bus"),
             Self::Divided(parts) => write!(f, "is divided into {parts} virtual functions"),
             Self::Neighbour(address, why) => {
                 write!(f, "shares its IOMMU group with {address}, which {why}")
@@ -209,8 +212,11 @@ fn fitting(
             None => groups.push(group),
             Some(misfit) => {
                 for gpu in &group.gpus {
-                    // Its own reason says more than its neighbour's.
-                    misfits.entry(*gpu).or_insert_with(|| misfit.clone());
+                    // Its own reason says more than its neighbour's, unless it is of a neighbour too.
+                    let own = misfits.entry(*gpu).or_insert_with(|| misfit.clone());
+                    if let (Misfit::SharedReset(_), Misfit::Shared { .. }) = (&*own, &misfit) {
+                        own.clone_from(&misfit);
+                    }
                 }
             }
         }
@@ -246,7 +252,7 @@ fn misfit_alone(
     }
     match &gpu.state {
         GpuState::Quarantined { reason } => return Some(Misfit::Quarantined(reason.clone())),
-        GpuState::Assigned { tenant } => return Some(Misfit::Assigned(tenant.clone())),
+        GpuState::Assigned { .. } => return Some(Misfit::Assigned),
         GpuState::Free | GpuState::Host => {}
     }
     if gpu.console {
@@ -262,10 +268,15 @@ fn misfit_alone(
     if parts > 0 {
         return Some(Misfit::Divided(parts));
     }
-    let resets = inventory
+    let Some(function) = inventory
         .function(gpu.address)
-        .is_some_and(|function| !function.reset_methods.is_empty());
-    (!resets).then_some(Misfit::NoReset)
+        .filter(|function| !function.reset_methods.is_empty())
+    else {
+        return Some(Misfit::NoReset);
+    };
+    function
+        .kept_from_reset_by(inventory.functions())
+        .map(Misfit::SharedReset)
 }
 
 /// The numbers of the groups that have GPUs.

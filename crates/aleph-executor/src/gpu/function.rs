@@ -97,6 +97,22 @@ impl PciFunction {
         sizes.map(|bar| bar.size).max()
     }
 
+    /// The function that keeps this one from being reset: the kernel can reset it by its bus alone, and
+    /// refuses that where another one is there (`pci_parent_bus_reset` in its `drivers/pci/pci.c`). It
+    /// names the way all the same: functions that come later are not there yet when it looks.
+    #[must_use]
+    pub fn kept_from_reset_by<'a>(
+        &self,
+        functions: impl IntoIterator<Item = &'a Self>,
+    ) -> Option<PciAddress> {
+        if self.reset_methods != ["bus"] {
+            return None;
+        }
+        let addresses = functions.into_iter().map(|other| other.address);
+        let mut others = addresses.filter(|other| *other != self.address);
+        others.find(|other| other.bus() == self.address.bus())
+    }
+
     /// Its vendor and device, as `10de:2335`.
     #[must_use]
     pub fn ids(&self) -> String {

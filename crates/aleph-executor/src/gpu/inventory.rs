@@ -3,7 +3,7 @@
 use super::address::PciAddress;
 use super::function::{MediatedType, PciFunction};
 use super::model::{Model, maker};
-use super::record::Record;
+use super::record::{Record, Tenant};
 use super::sysfs::HostTree;
 use super::users::{DeviceUser, users};
 use aleph_types::MiB;
@@ -108,7 +108,7 @@ pub enum GpuState {
     /// A tenant.
     Assigned {
         /// Which.
-        tenant: String,
+        tenant: Tenant,
     },
     /// Nobody may: it failed.
     Quarantined {
@@ -175,6 +175,11 @@ impl Inventory {
         self.functions.get(&address)
     }
 
+    /// All functions, in the order of their addresses.
+    pub fn functions(&self) -> impl Iterator<Item = &PciFunction> {
+        self.functions.values()
+    }
+
     /// All functions of an IOMMU group, bridges too.
     pub fn group(&self, number: u32) -> impl Iterator<Item = &PciFunction> {
         let functions = self.functions.values();
@@ -211,7 +216,7 @@ fn gpu(
             reason: quarantine.reason.clone(),
         }
     } else if let Some(tenant) = record.tenant_of(function.address) {
-        let tenant = tenant.to_owned();
+        let tenant = tenant.clone();
         GpuState::Assigned { tenant }
     } else if function.driver.as_deref().is_none_or(is_for_guests) {
         GpuState::Free

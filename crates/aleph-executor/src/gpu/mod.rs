@@ -9,6 +9,7 @@
 //! | `choice` | which GPUs a job gets, or why each does not fit | none: pure |
 //! | `record` | who has which: a file, written before anything is changed | one folder |
 //! | `binding` | binding one function, giving it back, reset, check | writes to sysfs |
+//! | `group` | the same for a whole group | through `binding` |
 //! | `passthrough` | the arguments that give devices to a guest of QEMU | none: pure |
 //! | `assignment` | [`Gpus`]: gives GPUs to tenants and takes them back | through the others |
 //!
@@ -17,7 +18,7 @@
 //!
 //! # What holds
 //! - An IOMMU group is given whole or not at all. Bridges in it stay with the host.
-//! - A device has one tenant at most: the record is one file, changed under a lock.
+//! - A device has one tenant at most: the record is one file of the whole host, changed under a lock.
 //! - A device is reset and checked before each tenant and after it. One that fails goes into
 //!   quarantine with the reason, which outlives the daemon and the boot of the host, until
 //!   [`Gpus::end_quarantine`] finds it mended.
@@ -26,7 +27,8 @@
 //!
 //! # What fails
 //! [`GpuError`] where the host cannot give devices away (no IOMMU, no driver for guests), where none fits
-//! ([`NoFit`] says why for each GPU), where one is in use. A [`DeviceFault`] is a device's own.
+//! ([`NoFit`] says why for each GPU), where one is in use. A [`DeviceFault`] is a device's own, and it goes
+//! into quarantine; a [`HostFault`] is the host's, and nothing does.
 //!
 //! NVML is not asked: for a GPU that its ids do not tell, the size of its memory is the largest
 //! prefetchable region, or what amdgpu says in sysfs.
@@ -37,6 +39,7 @@ mod binding;
 mod choice;
 mod error;
 mod function;
+mod group;
 mod inventory;
 mod model;
 mod passthrough;
@@ -47,11 +50,11 @@ mod users;
 pub use address::{ParsePciAddressError, PciAddress};
 pub use assignment::{GpuConfig, Gpus, Released};
 pub use choice::{Allowed, ChosenGroup, Misfit, NoFit, choose, misfits};
-pub use error::{DeviceFault, GpuError};
+pub use error::{DeviceFault, GpuError, HostFault};
 pub use function::{Bar, MediatedType, PciFunction};
 pub use inventory::{Gpu, GpuState, Inventory, Names, VFIO_PCI, Vram, VramSource, is_for_guests};
 pub use model::Model;
 pub use passthrough::{Passthrough, window_argv};
-pub use record::{Prior, Quarantine, Record, Taken, TakenFunction};
+pub use record::{ParseTenantError, Prior, Quarantine, Record, Taken, TakenFunction, Tenant};
 pub use sysfs::HostTree;
 pub use users::DeviceUser;

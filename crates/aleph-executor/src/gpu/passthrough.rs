@@ -102,6 +102,7 @@ mod tests {
             prior: Prior::default(),
         });
         Taken {
+            boot: String::new(),
             group: number,
             gpus: Vec::new(),
             functions: functions.collect(),

@@ -1,15 +1,25 @@
 //! Who has which GPUs, in a file that outlives the daemon and the host's boot.
 //!
+//! There is one on a host, however many nodes run on it: its devices are one host's too.
+//!
 //! It is written before anything on the host is changed, and says what was before: so whoever reads it
 //! after a crash at any point can go on or go back.
 
 use super::address::PciAddress;
+use super::sysfs::HostTree;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fmt;
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+/// How long one waits for another who changes the record: longer than a reset of a few devices takes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -20,7 +30,7 @@ const VERSION: u32 = 1;
 pub struct Record {
     version: u32,
     /// What each tenant has.
-    pub tenants: BTreeMap<String, Vec<Taken>>,
+    pub tenants: BTreeMap<Tenant, Vec<Taken>>,
     /// What nobody gets any more.
     pub quarantines: Vec<Quarantine>,
 }
@@ -35,11 +45,77 @@ impl Default for Record {
     }
 }
 
+/// Whom GPUs are given to: one start of a job, so that the end of an earlier one takes nothing from it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Tenant {
+    /// The id of the node that runs the job.
+    pub node: String,
+    /// The job's id.
+    pub job: String,
+    /// Which start of it.
+    pub incarnation: u64,
+}
+
+/// A text that names no tenant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no start of a job of a node")]
+pub struct ParseTenantError(String);
+
+impl Tenant {
+    /// A start of a job of a node.
+    #[must_use]
+    pub fn new(node: impl Into<String>, job: impl Into<String>, incarnation: u64) -> Self {
+        Self {
+            node: node.into(),
+            job: job.into(),
+            incarnation,
+        }
+    }
+}
+
+/// `NODE/JOB/START`.
+impl fmt::Display for Tenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.node, self.job, self.incarnation)
+    }
+}
+
+impl FromStr for Tenant {
+    type Err = ParseTenantError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (node, rest) = text.split_once('/')?;
+            let (job, incarnation) = rest.rsplit_once('/')?;
+            Some(Self::new(node, job, incarnation.parse().ok()?))
+        };
+        parse().ok_or_else(|| ParseTenantError(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Tenant {
+    type Error = ParseTenantError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Tenant> for String {
+    fn from(tenant: Tenant) -> Self {
+        tenant.to_string()
+    }
+}
+
 /// An IOMMU group that was taken from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Taken {
-    /// Its number, in the boot in which it was taken.
+    /// The host's boot in which it was taken, by the kernel's id of it. What is bound to drivers, and
+    /// which number a group has, is of that boot alone.
+    pub boot: String,
+    /// Its number, in that boot.
     pub group: u32,
     /// The GPUs in it.
     pub gpus: Vec<PciAddress>,
@@ -84,6 +160,12 @@ pub struct Quarantine {
 }
 
 impl Taken {
+    /// The device node that its guest opens.
+    #[must_use]
+    pub fn node(&self, tree: &HostTree) -> PathBuf {
+        tree.dev.join("vfio").join(self.group.to_string())
+    }
+
     fn has(&self, address: PciAddress) -> bool {
         self.functions.iter().any(|f| f.address == address)
     }
@@ -92,10 +174,10 @@ impl Taken {
 impl Record {
     /// Who has a function.
     #[must_use]
-    pub fn tenant_of(&self, address: PciAddress) -> Option<&str> {
+    pub fn tenant_of(&self, address: PciAddress) -> Option<&Tenant> {
         let mut tenants = self.tenants.iter();
         let found = tenants.find(|(_, taken)| taken.iter().any(|taken| taken.has(address)));
-        found.map(|(tenant, _)| tenant.as_str())
+        found.map(|(tenant, _)| tenant)
     }
 
     /// The quarantine that a function is in.
@@ -106,7 +188,7 @@ impl Record {
     }
 
     /// Takes a group away from a tenant: for quarantine, or for good.
-    pub(super) fn remove(&mut self, tenant: &str, group: u32) -> Option<Taken> {
+    pub(super) fn remove(&mut self, tenant: &Tenant, group: u32) -> Option<Taken> {
         let groups = self.tenants.get_mut(tenant)?;
         let at = groups.iter().position(|taken| taken.group == group)?;
         let taken = groups.remove(at);
@@ -122,8 +204,8 @@ impl Record {
 pub(super) struct RecordFolder(PathBuf);
 
 impl RecordFolder {
-    pub(super) fn new(state: &Path) -> Self {
-        Self(state.join("gpu"))
+    pub(super) fn new(folder: &Path) -> Self {
+        Self(folder.to_owned())
     }
 
     fn file(&self) -> PathBuf {
@@ -146,11 +228,26 @@ impl RecordFolder {
         Ok(record)
     }
 
-    /// The record for one who changes it; others wait until it is dropped.
+    /// The record for one who changes it; others wait until it is dropped, for [`PATIENCE`]: who has it may
+    /// wait for a device that does not answer, for ever.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where somebody has it for longer.
     pub(super) fn lock(&self) -> io::Result<OpenRecord> {
-        fs::create_dir_all(&self.0)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0)?;
         let lock = File::create(self.0.join("lock"))?;
-        flock(&lock, FlockOperation::LockExclusive)?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                locked => break locked?,
+            }
+        }
         Ok(OpenRecord {
             folder: self.clone(),
             record: self.read()?,
@@ -191,7 +288,9 @@ mod tests {
         assert_eq!(folder.read().unwrap(), Record::default());
 
         let address: PciAddress = "18:00.0".parse().unwrap();
+        let job = Tenant::new("node", "job", 1);
         let taken = Taken {
+            boot: "first".into(),
             group: 7,
             gpus: vec![address],
             functions: vec![TakenFunction {
@@ -205,14 +304,14 @@ mod tests {
             }],
         };
         let mut open = folder.lock().unwrap();
-        open.record.tenants.insert("job".into(), vec![taken]);
+        open.record.tenants.insert(job.clone(), vec![taken]);
         open.save().unwrap();
         let kept = open.record.clone();
         drop(open);
         let mut read = folder.read().unwrap();
         assert_eq!(read, kept);
-        assert_eq!(read.tenant_of(address), Some("job"));
-        assert!(read.remove("job", 8).is_none() && read.remove("job", 7).is_some());
+        assert_eq!(read.tenant_of(address), Some(&job));
+        assert!(read.remove(&job, 8).is_none() && read.remove(&job, 7).is_some());
         assert!(read.tenants.is_empty());
 
         fs::write(folder.file(), "{").unwrap();

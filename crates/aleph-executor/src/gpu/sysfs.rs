@@ -17,6 +17,8 @@ pub struct HostTree {
     pub dev: PathBuf,
     /// `/proc`.
     pub proc: PathBuf,
+    /// Who has which of its GPUs: one folder for all nodes of the host.
+    pub record: PathBuf,
 }
 
 impl Default for HostTree {
@@ -25,19 +27,27 @@ impl Default for HostTree {
             sys: "/sys".into(),
             dev: "/dev".into(),
             proc: "/proc".into(),
+            record: "/var/lib/aleph-gpu".into(),
         }
     }
 }
 
 impl HostTree {
-    /// A tree that was recorded in the folders `sys`, `dev` and `proc` of `root`.
+    /// A tree that was recorded in the folders `sys`, `dev` and `proc` of `root`. Its GPUs are assigned in
+    /// `gpu` there.
     #[must_use]
     pub fn recorded(root: &Path) -> Self {
         Self {
             sys: root.join("sys"),
             dev: root.join("dev"),
             proc: root.join("proc"),
+            record: root.join("gpu"),
         }
+    }
+
+    /// The kernel's id of this boot; empty where it does not say.
+    pub(crate) fn boot(&self) -> String {
+        text(&self.proc.join("sys/kernel/random/boot_id")).unwrap_or_default()
     }
 
     /// The folder of a function.

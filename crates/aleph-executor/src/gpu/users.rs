@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A process that has a device open.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -48,8 +48,8 @@ pub(super) fn users<'a>(
         return found;
     }
     for (pid, dir) in processes(&tree.proc) {
-        for entry in fs::read_dir(dir.join("fd")).into_iter().flatten().flatten() {
-            let Some((node, path)) = open_node(&entry.path()) else {
+        for descriptor in descriptors(&dir) {
+            let Some((node, path)) = open_node(&descriptor) else {
                 continue;
             };
             for address in owners.get(&node).into_iter().flatten() {
@@ -69,7 +69,21 @@ pub(super) fn users<'a>(
     found
 }
 
-fn processes(proc: &Path) -> impl Iterator<Item = (u32, std::path::PathBuf)> {
+/// The descriptors of a process: those of its other threads where the first one has ended, and shows none.
+fn descriptors(dir: &Path) -> Vec<PathBuf> {
+    let list = |dir: PathBuf| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    let of_first = list(dir.join("fd"));
+    if !of_first.is_empty() {
+        return of_first;
+    }
+    let threads = list(dir.join("task")).into_iter();
+    threads.flat_map(|thread| list(thread.join("fd"))).collect()
+}
+
+fn processes(proc: &Path) -> impl Iterator<Item = (u32, PathBuf)> {
     let entries = fs::read_dir(proc).into_iter().flatten().flatten();
     entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
 }

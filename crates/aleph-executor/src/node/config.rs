@@ -1,6 +1,7 @@
 //! How a node is run.
 
 use crate::executor::ExecutorConfig;
+use crate::gpu::HostTree;
 use crate::logs::LogLimits;
 use crate::paths::Paths;
 use crate::volumes::VolumesConfig;
@@ -34,6 +35,8 @@ pub struct NodeConfig {
     pub jobs_per_account: usize,
     /// How VMs are connected; `None` connects none.
     pub network: Option<NetworkConfig>,
+    /// The host whose GPUs jobs have.
+    pub host_tree: HostTree,
     /// How volumes are kept.
     pub volumes: VolumesConfig,
 }
@@ -54,6 +57,7 @@ impl NodeConfig {
             events_kept: 100_000,
             jobs_per_account: 20_000,
             network: None,
+            host_tree: HostTree::default(),
             volumes: VolumesConfig::default(),
         }
     }

@@ -3,6 +3,7 @@
 use super::SnapshotError;
 use crate::cloud_init::CloudInitError;
 use crate::executor::ExecutorError;
+use crate::gpu::GpuError;
 use crate::guest::AgentError;
 use crate::journal::JournalError;
 use crate::lifecycle::Denial;
@@ -24,6 +25,9 @@ pub enum NodeError {
     /// It cannot be connected as it asks.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// It cannot have the GPUs that it asks for.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// It asks for a network of a node that has none.
     #[error("this node connects no VMs, and the job asks for a network")]
     NoNetwork,
@@ -111,6 +115,7 @@ impl Classify for NodeError {
             Self::Job(error) => error.class(),
             Self::Executor(error) => error.class(),
             Self::Network(error) => error.class(),
+            Self::Gpu(error) => error.class(),
             Self::Snapshot(error) => error.class(),
             Self::CloudInit(error) => error.class(),
             Self::Volume(error) => error.class(),
@@ -145,6 +150,7 @@ impl Classify for NodeError {
             Self::Job(error) => error.code(),
             Self::Executor(error) => error.code(),
             Self::Network(error) => error.code(),
+            Self::Gpu(error) => error.code(),
             Self::Snapshot(error) => error.code(),
             Self::CloudInit(error) => error.code(),
             Self::Volume(error) => error.code(),
@@ -176,6 +182,7 @@ impl Classify for NodeError {
             Self::Job(error) => error.advice(),
             Self::Executor(error) => error.advice(),
             Self::Network(error) => error.advice(),
+            Self::Gpu(error) => error.advice(),
             Self::Snapshot(error) => error.advice(),
             Self::CloudInit(error) => error.advice(),
             Self::Volume(error) => error.advice(),

@@ -7,6 +7,7 @@ use super::snapshot::Snapshots;
 use super::{Images, NodeConfig, NodeError};
 use crate::capacity::Capacity;
 use crate::executor::Executor;
+use crate::gpu::Gpus;
 use crate::journal::{Journal, JournalError};
 use crate::volumes::Volumes;
 use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp, VmId};
@@ -14,6 +15,7 @@ use aleph_vm_networking::{Claim, Network, NetworkError};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::watch;
@@ -28,6 +30,10 @@ pub(super) struct Inner {
     pub(super) jobs: Mutex<Table>,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) keys: Turns,
+    /// The host's GPUs, and who has them.
+    pub(super) gpus: Arc<Gpus>,
+    /// Whether GPUs of starts that are over are taken back just now.
+    pub(super) recovers_gpus: AtomicBool,
     /// Where the node connects its VMs.
     pub(super) network: Option<Arc<Network>>,
     /// What is kept for the next VM of a job.
@@ -78,6 +84,7 @@ impl Inner {
         owner: (&str, &str),
         spec: &JobSpec,
     ) -> Result<(), NodeError> {
+        self.admit_gpus(spec).await?;
         match self.try_give(id, owner, spec) {
             // A VM whose end could not be journaled may have it, of this very job even.
             Err(NodeError::Network(NetworkError::Port(_) | NetworkError::Pool(_))) => {

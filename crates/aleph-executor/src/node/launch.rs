@@ -6,7 +6,7 @@ use super::inner::Inner;
 use super::{ImageDefaults, NodeError, Prepared};
 use crate::executor::{Boot, Executor, setup};
 use crate::guest::{AgentError, ExecEvent, ExecHandle, GuestNetwork, exit_code_of};
-use crate::hypervisor::Nic;
+use crate::hypervisor::{HostDevices, Nic};
 use crate::journal::{JobRecord, RunRecord};
 use crate::logs::{LogLimits, LogWriter};
 use crate::vm::{Vm, VmError};
@@ -85,16 +85,17 @@ pub(super) fn create(
     inner: &Inner,
     record: &JobRecord,
     run: &RunRecord,
-    (boot, (nics, network)): (Boot, (Vec<Nic>, Option<GuestNetwork>)),
+    (boot, (nics, network), devices): (Boot, (Vec<Nic>, Option<GuestNetwork>), HostDevices),
 ) -> Result<Vm, NodeError> {
     let vm = record.job.vm.unwrap_or_else(VmId::random);
     let mut setup = setup(record.job.id, &run.effective, run.filesystem.clone(), false);
     setup.network = network;
     let mut job = run.effective.clone();
     job.resources.pids = Some(job.resources.pids.unwrap_or(inner.config.pids));
-    let created = inner
-        .executor
-        .create_kept(vm, &job, (boot, nics), (setup, run.stop_signal));
+    let created =
+        inner
+            .executor
+            .create_kept(vm, &job, (boot, nics, devices), (setup, run.stop_signal));
     Ok(created?)
 }
 

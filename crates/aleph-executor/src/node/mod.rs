@@ -15,6 +15,7 @@
 //! | `supervision` | what follows an end: pure |
 //! | `ledger` | what of the host is given away: pure |
 //! | `health` | tries whether a job works |
+//! | `gpus` | which GPUs a job's VM has |
 //! | `network`, `guard` | how VMs are connected, and kept apart when others flush the rules |
 //! | `stats`, `prune`, `events`, `lookup` | what is used, what is old, what happened, what is meant |
 //!
@@ -29,6 +30,7 @@ mod config;
 mod entry;
 mod error;
 mod events;
+mod gpus;
 mod guard;
 mod health;
 mod inner;
@@ -63,7 +65,7 @@ use crate::vm::VmError;
 use crate::volumes::Volumes;
 use actor::{Ask, Asked, Begin};
 use aleph_types::{
-    Incarnation, Job, JobId, JobSpec, JobState, NodeId, Problem, SnapshotId, Timestamp,
+    Incarnation, Job, JobId, JobSpec, JobState, Migration, NodeId, Problem, SnapshotId, Timestamp,
 };
 use entry::{Entry, lock};
 use inner::{Inner, event_of};
@@ -307,6 +309,8 @@ impl Node {
                 kernel_digest: None,
                 guest_boot_id: None,
                 network: None,
+                gpus: Vec::new(),
+                migration: None,
                 created_at: Timestamp::now(),
                 started_at: None,
                 finished_at: None,
@@ -320,6 +324,7 @@ impl Node {
             from,
             frozen: false,
         };
+        record.job.migration = Migration::of(&record.job.spec);
         if options.start {
             actor::next_start(&mut record);
         }

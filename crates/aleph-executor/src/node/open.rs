@@ -7,6 +7,7 @@ use super::ledger::Ledger;
 use super::{Images, Node, NodeConfig, NodeError};
 use crate::drivers::Drivers;
 use crate::executor::{Executor, ExecutorError};
+use crate::gpu::Gpus;
 use crate::host;
 use crate::hypervisor::Driver;
 use crate::journal::{Desired, JobRecord, Journal, VmRow};
@@ -19,6 +20,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
@@ -83,6 +85,7 @@ impl Node {
         let watch = network.and_then(super::guard::listen);
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
+        let gpus = Gpus::new(config.host_tree.clone(), config.executor.gpu.clone());
         let inner = Arc::new(Inner {
             id,
             executor,
@@ -91,6 +94,8 @@ impl Node {
             jobs: Mutex::new(Table::default()),
             ledger: Mutex::new(Ledger::default()),
             keys: super::lookup::Turns::default(),
+            gpus: Arc::new(gpus),
+            recovers_gpus: AtomicBool::new(false),
             network,
             reserved: Mutex::default(),
             volumes,
@@ -210,6 +215,7 @@ impl Inner {
         };
         sweep(self.executor.grounds(), Some(&owned)).await;
         self.sweep_network().await;
+        self.recover_gpus();
         for row in self.forget_strays().await {
             // One that another process held may be free by now.
             let entry = lock(&self.jobs).get(row.job);

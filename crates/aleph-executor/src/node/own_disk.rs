@@ -27,7 +27,7 @@ use super::{NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
 use crate::executor::OwnDisks;
 use crate::guest::GuestNetwork;
-use crate::hypervisor::{Disk, DiskFormat, FullMachine, Layer, Nic};
+use crate::hypervisor::{Disk, DiskFormat, FullMachine, HostDevices, Layer, Nic};
 use crate::journal::{JobRecord, RunRecord};
 use crate::qemu::machine::{self as qemu, Device, GuestAgent, Wanted};
 use crate::vm::Vm;
@@ -285,7 +285,7 @@ impl Inner {
         record: &JobRecord,
         run: &RunRecord,
         parts: Parts,
-        (nics, network): (Vec<Nic>, Option<GuestNetwork>),
+        ((nics, network), devices): ((Vec<Nic>, Option<GuestNetwork>), HostDevices),
     ) -> Result<Vm, NodeError> {
         let job = &record.job;
         let vm = job.vm.unwrap_or_else(|| self.free_vm_id());
@@ -296,7 +296,10 @@ impl Inner {
         let mut spec = run.effective.clone();
         spec.resources.pids = Some(spec.resources.pids.unwrap_or(self.config.pids));
         let disks = OwnDisks {
-            machine: parts.machine,
+            machine: FullMachine {
+                devices,
+                ..parts.machine
+            },
             disks: parts.disks,
             seed: (SEED, seed),
         };

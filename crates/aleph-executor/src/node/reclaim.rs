@@ -130,8 +130,10 @@ pub(super) async fn reclaim(inner: Weak<Inner>, after: Option<Duration>) {
                 seen.insert(vm.id(), busy.clone());
                 continue;
             }
-            // A guest with its own disk gives what it frees back by itself, and keeps its caches.
-            if !runs(&entry) || entry.job().spec.has_own_disk() {
+            // A guest with its own disk gives what it frees back by itself, and keeps its caches. A device
+            // may write to any page of a guest that has one, so all of them stay with it.
+            let spec = &entry.job().spec;
+            if !runs(&entry) || spec.has_own_disk() || spec.gpus.is_some() {
                 continue;
             }
             let Some(vmm) = vm.vmm().filter(|vmm| vmm.balloon().is_some()) else {

@@ -99,6 +99,7 @@ impl QemuDriver {
                 cgroup: launch.cgroup,
                 user: launch.user,
                 memory_in_file: true,
+                locked_memory: None,
                 full: None,
             },
         )?;

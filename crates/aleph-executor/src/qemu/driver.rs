@@ -13,7 +13,7 @@ use crate::hypervisor::{
     self, AdoptError, Ahead, Balloon, BoxFuture, Display, Driver, FullMachines, Hotplug, Launch,
     LaunchError, Memory, Pause, Power, Snapshot, Start, Vmm, VmmError, VmmExit, socket_name,
 };
-use crate::process::{Identity, Process, Spawn, is_world_readable};
+use crate::process::{Identity, Process, Spawn, allow_locked_memory, is_world_readable};
 use crate::tail::Tail;
 use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
@@ -163,6 +163,7 @@ impl QemuDriver {
                 cgroup: launch.cgroup,
                 user: launch.user,
                 memory_in_file: ram != Ram::Own,
+                locked_memory: None,
                 full: None,
             },
         )
@@ -189,6 +190,9 @@ impl QemuDriver {
         };
         let mut command = Command::new(&qemu.program);
         command.args(program.argv).env_clear().current_dir("/");
+        if let Some(bytes) = program.locked_memory {
+            allow_locked_memory(&mut command, bytes);
+        }
         let (tail, stderr) = Tail::new().map_err(io("make a pipe"))?;
         let device_group = match self.config.accelerator {
             // Never root's group; where the device is everybody's, none is needed.
@@ -228,6 +232,8 @@ pub(super) struct Program {
     pub(super) user: Option<u32>,
     /// Whether the guest's memory is in a file, or will be.
     pub(super) memory_in_file: bool,
+    /// How many bytes it may keep in memory for good, where that is more than we may.
+    pub(super) locked_memory: Option<u64>,
     /// What it has where it is a whole computer.
     pub(super) full: Option<Full>,
 }

@@ -4,7 +4,7 @@ use super::machines::machine;
 use super::{HGX, at, inventory, tree};
 use aleph_executor::gpu::{
     Allowed, ChosenGroup, GpuState, Inventory, Misfit, Names, PciAddress, PciFunction, Prior,
-    Quarantine, Record, Taken, TakenFunction, choose,
+    Quarantine, Record, Taken, TakenFunction, Tenant, choose,
 };
 use aleph_types::{GpuRequest, MiB};
 use proptest::prelude::*;
@@ -21,7 +21,9 @@ fn gpus_of(groups: &[ChosenGroup]) -> Vec<PciAddress> {
 /// The record of a tenant that has these groups.
 fn with_tenant(mut record: Record, tenant: &str, groups: &[ChosenGroup]) -> Record {
     let groups = groups.iter().map(taken).collect();
-    record.tenants.insert(tenant.into(), groups);
+    record
+        .tenants
+        .insert(Tenant::new("node", tenant, 1), groups);
     record
 }
 
@@ -33,6 +35,7 @@ fn taken(group: &ChosenGroup) -> Taken {
         prior: Prior::default(),
     });
     Taken {
+        boot: String::new(),
         group: group.number,
         gpus: group.gpus.clone(),
         functions: functions.collect(),
@@ -65,7 +68,12 @@ fn gpus_come_from_one_numa_node_where_one_has_them() {
     assert_eq!(given.len(), 8);
     let inventory = Inventory::read(&tree, &Names::none(), &record).unwrap();
     let state = &inventory.gpu(at("0000:9a:00.0")).unwrap().state;
-    assert_eq!(*state, GpuState::Assigned { tenant: "c".into() });
+    assert_eq!(
+        *state,
+        GpuState::Assigned {
+            tenant: Tenant::new("node", "c", 1)
+        }
+    );
 }
 
 #[test]
@@ -91,7 +99,9 @@ fn a_job_that_gets_none_is_told_which_there_are_and_why_each_does_not_fit() {
          0000:09:01.0 root 10de:2330 class=030200 group=9 reset=flr\n\
          0000:0a:00.0 root 10de:2330 class=030200 group=10 reset=flr\n\
          0000:0b:00.0 root 10de:2330 class=030200 group=11 reset=flr\n\
-         0000:0b:01.0 root 10de:2330 class=030200 group=11\n",
+         0000:0b:01.0 root 10de:2330 class=030200 group=11\n\
+         0000:0c:00.0 root 10de:2330 class=030200 group=12 reset=bus\n\
+         0000:0c:00.1 root 10de:22ba class=040300 group=12\n",
     );
     let group = |number, address| {
         let gpus = vec![at(address)];
@@ -112,13 +122,13 @@ fn a_job_that_gets_none_is_told_which_there_are_and_why_each_does_not_fit() {
     let inventory = Inventory::read(&tree, &Names::none(), &record).unwrap();
     let allowed = Allowed {
         devices: None,
-        groups: Some((1..=11).filter(|n| *n != 2).collect()),
+        groups: Some((1..=12).filter(|n| *n != 2).collect()),
     };
     let no_fit = choose(&inventory, &allowed, &ask("type=h100,vram=80G,count=1")).unwrap_err();
     let expected = "no 1 GPU of type h100 with 80 GiB: \
         0000:01:00.0 (h200, 141 GiB) is of another type; \
         0000:02:00.0 (h100, 80 GiB) is not among gpu_devices and iommu_group; \
-        0000:03:00.0 (h100, 80 GiB) belongs to job-1; \
+        0000:03:00.0 (h100, 80 GiB) belongs to another job; \
         0000:04:00.0 (h100, 80 GiB) shares IOMMU group 4 with 0000:04:01.0, which the host's driver \
         mlx5_core has; \
         0000:05:00.0 (h100, 80 GiB) cannot be reset; \
@@ -132,7 +142,8 @@ fn a_job_that_gets_none_is_told_which_there_are_and_why_each_does_not_fit() {
         GPUs; \
         0000:0a:00.0 (h100, 80 GiB) is in quarantine: it did not answer; \
         0000:0b:00.0 (h100, 80 GiB) shares its IOMMU group with 0000:0b:01.0, which cannot be reset; \
-        0000:0b:01.0 (h100, 80 GiB) cannot be reset";
+        0000:0b:01.0 (h100, 80 GiB) cannot be reset; \
+        0000:0c:00.0 (h100, 80 GiB) cannot be reset without 0000:0c:00.1, on its bus";
     assert_eq!(no_fit.to_string(), expected);
 
     let two = choose(&inventory, &allowed, &ask("type=h100,vram=80G,count=2")).unwrap();
@@ -157,7 +168,7 @@ fn a_gpu_goes_with_its_sound_and_without_its_bridge() {
     let groups = choose(
         &inventory(
             "0000:00:01.0 root 8086:a70d class=060400 group=1 driver=pcieport\n\
-             0000:01:00.0 0000:00:01.0 10de:2684 class=030000 group=1 driver=nouveau reset=bus\n\
+             0000:01:00.0 0000:00:01.0 10de:2684 class=030000 group=1 driver=nouveau reset=pm,bus\n\
              0000:01:00.1 0000:00:01.0 10de:22ba class=040300 group=1 driver=snd_hda_intel\n",
         ),
         &Allowed::default(),

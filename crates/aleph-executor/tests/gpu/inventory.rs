@@ -1,7 +1,9 @@
 //! What is read of a host.
 
 use super::{HGX, at, inventory, tree};
-use aleph_executor::gpu::{GpuConfig, GpuError, GpuState, Gpus, Model, VramSource, window_argv};
+use aleph_executor::gpu::{
+    GpuConfig, GpuError, GpuState, Gpus, Model, Tenant, VramSource, window_argv,
+};
 use aleph_types::{Classify, GpuRequest, MiB};
 
 #[test]
@@ -108,8 +110,13 @@ fn a_host_that_cannot_give_devices_away_says_what_to_do() {
     let assign = |description: &str, change: &dyn Fn(&std::path::Path)| {
         let (dir, tree) = tree(description);
         change(dir.path());
-        let gpus = Gpus::new(tree, dir.path(), GpuConfig::default());
-        gpus.assign("job", &GpuRequest::default()).unwrap_err()
+        let config = GpuConfig {
+            enabled: true,
+            ..GpuConfig::default()
+        };
+        let gpus = Gpus::new(tree, config);
+        let tenant = Tenant::new("node", "job", 1);
+        gpus.assign(&tenant, &GpuRequest::default()).unwrap_err()
     };
     let without_iommu = HGX.replace(" group=", " node=");
     let error = assign(&without_iommu, &|_| ());

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod assignment;
 mod choice;
 mod inventory;
 mod machines;

@@ -165,6 +165,7 @@ impl Run {
             (!spec.files.is_empty(), "files in a job"),
             (spec.deadline_seconds.is_some(), "a deadline"),
             (!cut_off, "a network"),
+            (spec.gpus.is_some(), "a GPU"),
         ];
         match asked.into_iter().find(|(asked, _)| *asked) {
             None => Ok(()),

@@ -14,7 +14,7 @@ use crate::functions::output::{Output, pump};
 use crate::functions::server::Server;
 use crate::functions::stack::{self, Kept, Stack};
 use crate::guest::{AgentError, ExecHandle, MainPosition, SetupRequest, UpperKind};
-use crate::hypervisor::{Link, Memory};
+use crate::hypervisor::{Link, Machine, Memory};
 use crate::node::Prepared;
 use crate::place::Place;
 use crate::vm::{Begin, Ending, Vm, VmSpec};
@@ -101,7 +101,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
     };
     let spec = VmSpec {
         resources: resources(deployment),
-        machine: crate::hypervisor::Machine::MicroVm,
+        machine: Machine::MicroVm,
         begin: Begin::Boot {
             kernel,
             initrd,

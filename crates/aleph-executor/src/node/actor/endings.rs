@@ -56,6 +56,10 @@ impl Actor {
             (Ok(()), Some(vm)) => self.inner.disconnect(vm).await,
             (removed, _) => removed,
         };
+        // Something of a VM that cannot be removed may still write where its devices do.
+        if removed.is_ok() {
+            self.inner.release_gpus(&self.record.job).await;
+        }
         let forget = match removed {
             Ok(()) => vm,
             Err(why) => {
@@ -129,6 +133,7 @@ impl Actor {
         self.again = false;
         job.finished_at = Some(now);
         (job.vm, job.network) = (None, None);
+        job.gpus.clear();
         job.health = None;
         self.record.frozen = false;
         self.record.in_a_row = row;

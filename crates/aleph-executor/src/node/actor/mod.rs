@@ -33,8 +33,9 @@ mod snapshot;
 use super::entry::{Entry, Live};
 use super::inner::{Inner, event_of, log_journal};
 use super::snapshot::{Written, image_of};
-use super::{NodeError, Prepared, health, launch, own_disk, words};
+use super::{NodeError, Prepared, SnapshotError, health, launch, own_disk, words};
 use crate::guest::{ExecHandle, ExecInput};
+use crate::hypervisor::HostDevices;
 use crate::journal::{Desired, JobRecord, SnapshotRow, VmRow};
 use crate::lifecycle::{Failure, Outcome};
 use crate::place::Place;
@@ -318,7 +319,8 @@ impl Actor {
         }
         let incarnation = job.incarnation;
         self.phase = Phase::Preparing(tokio::spawn(async move {
-            let uncompressed = inner.executor.driver().wants_uncompressed_kernel();
+            let driver = inner.executor.driver_of(&spec).ok();
+            let uncompressed = driver.is_some_and(|driver| driver.wants_uncompressed_kernel());
             let prepared = inner.images.prepare(&account, &spec, uncompressed).await;
             let prepared = prepared.map(|parts| Parts::Image(Box::new(parts)));
             let _ = notes.send((incarnation, Note::Prepared(prepared)));
@@ -435,21 +437,33 @@ impl Actor {
             true => self.inner.connect(vm_id, cpus).await,
             false => Ok((Vec::new(), None)),
         };
+        // The row says whose they are.
+        let devices = self.assign_gpus().await;
+        let connected = match (connected, devices) {
+            (Ok(cables), Ok(devices)) => Ok((cables, devices)),
+            (Err(error), _) => Err(error.into()),
+            (_, Err(error)) => Err(error),
+        };
         let created = match (connected, parts, kept) {
-            (Ok(cables), Parts::Disks(parts), _) => {
+            (Ok((cables, devices)), Parts::Disks(parts), _) => {
                 let disks = *parts;
                 self.inner
-                    .create_with_disks(&self.record, &run, disks, cables)
+                    .create_with_disks(&self.record, &run, disks, (cables, devices))
             }
-            (Ok(cables), Parts::Image(prepared), None) => {
-                launch::create(&self.inner, &self.record, &run, (prepared.boot, cables))
+            (Ok((cables, devices)), Parts::Image(prepared), None) => {
+                let boot = prepared.boot;
+                launch::create(&self.inner, &self.record, &run, (boot, cables, devices))
             }
-            (Ok(cables), Parts::Image(prepared), Some(kept)) => {
+            (Ok((_, devices)), Parts::Image(_), Some(_)) if !devices.groups.is_empty() => {
+                let why = "its job has GPUs, and it was made without".to_owned();
+                Err(SnapshotError::Incompatible(why).into())
+            }
+            (Ok((cables, _)), Parts::Image(prepared), Some(kept)) => {
                 let image = prepared.boot.image;
                 self.inner
                     .restore_vm((&self.record, &run), &kept, image, cables)
             }
-            (Err(error), ..) => Err(error.into()),
+            (Err(error), ..) => Err(error),
         };
         match created {
             Ok(vm) => {
@@ -474,6 +488,19 @@ impl Actor {
                 self.removed(failed, Ok(())).await;
             }
         }
+    }
+
+    /// Has the GPUs that it asks for be its own, and keeps which.
+    async fn assign_gpus(&mut self) -> Result<HostDevices, NodeError> {
+        let devices = self.inner.assign_gpus(&self.record.job).await?;
+        if !devices.groups.is_empty() {
+            let mut record = self.record.clone();
+            let gpus = devices.groups.iter().flat_map(|group| &group.gpus);
+            record.job.gpus = gpus.map(ToString::to_string).collect();
+            // Where it cannot be kept, the record of GPUs still has it.
+            let _ = self.save_quietly("job.gpus", record).await;
+        }
+        Ok(devices)
     }
 
     fn goes_live(&mut self, vm: Vm, tasks: JoinSet<()>) {
@@ -727,6 +754,7 @@ pub(super) fn next_start(record: &mut JobRecord) {
     (job.reason, job.exit, job.health) = (None, None, None);
     job.cloud_init = None;
     (job.vm, job.network) = (None, None);
+    job.gpus.clear();
     (job.boot_ms, job.guest_boot_id) = (None, None);
     (job.started_at, job.finished_at) = (None, None);
     record.desired = Desired::Run;

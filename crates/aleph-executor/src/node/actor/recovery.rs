@@ -49,8 +49,12 @@ impl Actor {
             (Ok(()), Some(vm)) => self.inner.disconnect(vm).await,
             (removed, _) => removed,
         };
+        if removed.is_ok() {
+            self.inner.release_gpus(&self.record.job).await;
+        }
         let job = &mut self.record.job;
         (job.vm, job.network, job.state) = (None, None, JobState::Preparing);
+        job.gpus.clear();
         job.generation += 1;
         self.record.run = None;
         self.record.frozen = false;

@@ -6,7 +6,9 @@ use super::error::MachineError;
 use super::folder;
 use super::tpm::{Tpm, TpmStart};
 use crate::drivers::{QEMU, Signature};
-use crate::hypervisor::{FullMachine, FullMachines, Launch, LaunchError, Memory, Start, VmmExit};
+use crate::hypervisor::{
+    FullMachine, FullMachines, HostDevices, Launch, LaunchError, Memory, Start, VmmExit,
+};
 use crate::process::ProcessExit;
 use crate::qemu::block::{self, Drive};
 use crate::qemu::driver::{Program, QemuDriver, QemuVmm, readable};
@@ -120,6 +122,13 @@ impl FullMachines for QemuDriver {
     fn open(&self, folder: &Path) -> Result<FullMachine, MachineError> {
         folder::open(folder)
     }
+}
+
+/// A device may write to any page of its guest, so VFIO keeps all of them in memory, and some of the
+/// VMM's own (libvirt leaves a GiB for those, too: its `qemuDomainGetMemLockLimitBytes`).
+fn locked_memory(blueprint: &Blueprint, devices: &HostDevices) -> Option<u64> {
+    let most = blueprint.memory.bytes() + blueprint.memory_room.bytes() + (1 << 30);
+    (!devices.groups.is_empty()).then_some(most)
 }
 
 fn unsupported(what: &'static str) -> LaunchError {
@@ -245,6 +254,7 @@ impl QemuDriver {
             cgroup: launch.cgroup,
             user: launch.user,
             memory_in_file: false,
+            locked_memory: locked_memory(&blueprint, &devices),
             full: Some(Full::new(blueprint, running)),
         };
         self.spawn(&qemu, program)

@@ -1,0 +1,114 @@
+//! The whole computer of a job whose guest has our agent: what it is to be, as a pure function of the
+//! job, and how it is built in a VM's place.
+//!
+//! It begins with the node's kernel and initramfs, as a microVM does, so it has no firmware that boots
+//! from disks. It lasts for one start.
+
+use crate::executor::ExecutorError;
+use crate::guest::agent::{IMAGE_SERIAL, SCRATCH_SERIAL};
+use crate::hypervisor::{Driver, HostDevices, LaunchError, Machine, Nic};
+use crate::qemu::machine::{Device, Firmware, GuestAgent, HugePages, Topology, Wanted};
+use aleph_types::{HugePages as Pages, JobSpec, MachineSpec};
+use std::path::Path;
+
+/// What its guest's kernel is told beside what all are: its check of the timer compares real time with
+/// that of a machine which a busy host may not let run.
+pub(crate) const KERNEL_ARGUMENTS: &str = "no_timer_check";
+
+/// How a job's computer is to be.
+pub(crate) fn wanted(job: &JobSpec, nics: &[Nic]) -> Wanted {
+    let resources = &job.resources;
+    let machine = job.machine.clone().unwrap_or_default();
+    let MachineSpec {
+        tpm,
+        cpu_model,
+        topology,
+        huge_pages,
+        room,
+        ..
+    } = machine;
+    let mut devices = vec![Device::Disk(IMAGE_SERIAL.into())];
+    if resources.disk.0 > 0 {
+        devices.push(Device::Disk(SCRATCH_SERIAL.into()));
+    }
+    devices.extend(nics.iter().map(|nic| Device::Nic(nic.mac)));
+    Wanted {
+        cpus: resources.cpus,
+        memory: resources.memory,
+        cpu: cpu_model,
+        topology: topology.map(|topology| Topology {
+            sockets: topology.sockets,
+            cores: topology.cores,
+            threads: topology.threads,
+        }),
+        cpu_room: room.cpus,
+        memory_room: room.memory,
+        numa: Vec::new(),
+        huge_pages: huge_pages.map(|pages| match pages {
+            Pages::Mib2 => HugePages::Size2M,
+            Pages::Gib1 => HugePages::Size1G,
+        }),
+        firmware: Firmware::Bios,
+        tpm,
+        display: false,
+        agent: GuestAgent::Aleph,
+        devices,
+        spare_slots: room.slots.into(),
+    }
+}
+
+/// Builds it in a folder that is not there yet.
+pub(crate) fn build(
+    driver: &dyn Driver,
+    folder: &Path,
+    wanted: &Wanted,
+    devices: HostDevices,
+) -> Result<Machine, ExecutorError> {
+    let full = driver.full().ok_or(ExecutorError::NoFullVms)?;
+    full.create(folder, wanted).map_err(LaunchError::from)?;
+    let mut machine = full.open(folder).map_err(LaunchError::from)?;
+    machine.devices = devices;
+    Ok(Machine::Full(Box::new(machine)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aleph_types::{HotplugRoom, MiB, Mode};
+
+    #[test]
+    fn a_computer_has_what_its_job_says() {
+        let mut job = JobSpec::new("x", vec!["true".into()]);
+        job.mode = Mode::Vm;
+        let nic = || Nic {
+            mac: [2, 0, 0, 0, 0, 1],
+            queues: Vec::new(),
+        };
+        let least = wanted(&job, &[]);
+        assert_eq!(least.devices, [Device::Disk("aleph-image".into())]);
+        assert_eq!(
+            (least.agent, least.firmware),
+            (GuestAgent::Aleph, Firmware::Bios)
+        );
+        job.resources.cpus = 2;
+        (job.resources.memory, job.resources.disk) = (MiB(2048), MiB(1024));
+        job.machine = Some(MachineSpec {
+            tpm: true,
+            cpu_model: Some("EPYC".into()),
+            huge_pages: Some(Pages::Gib1),
+            room: HotplugRoom {
+                cpus: 2,
+                memory: MiB(1024),
+                slots: 3,
+            },
+            ..MachineSpec::default()
+        });
+        let all = wanted(&job, &[nic()]);
+        assert_eq!(all.devices.len(), 3);
+        assert_eq!(all.devices[2], Device::Nic([2, 0, 0, 0, 0, 1]));
+        assert_eq!((all.cpus, all.memory, all.spare_slots), (2, MiB(2048), 3));
+        assert_eq!((all.cpu_room, all.memory_room), (2, MiB(1024)));
+        assert_eq!(all.huge_pages, Some(HugePages::Size1G));
+        assert!(all.tpm && all.cpu.as_deref() == Some("EPYC"));
+    }
+}

@@ -1,0 +1,136 @@
+//! The GPUs of a job's VM, from the look at what there is to the host that has them back.
+//!
+//! | step | done | undone |
+//! | --- | --- | --- |
+//! | 1 | a start is asked for: who asks hears why none fits, and nothing is kept | |
+//! | 2 | the VM's row is journaled | with the end of the start |
+//! | 3 | GPUs are recorded for this start of the job, bound, reset and checked ([`Gpus::assign`](crate::gpu::Gpus::assign)) | after its VMM has ended |
+//! | 4 | they are given to its machine, and its VMM's user may open them | with step 3 |
+//!
+//! # Failure cases
+//! Whichever way a start ends, and whenever this process dies, a tenant that is no VM of the table is
+//! found when the node opens and by each sweep, and what it had is taken back. A GPU that fails goes
+//! into quarantine; a job whose turn comes when another one has taken the last fails with the reason of
+//! each.
+
+use super::NodeError;
+use super::entry::lock;
+use super::inner::Inner;
+use crate::gpu::{GpuError, HostFault, HostTree, Taken, Tenant};
+use crate::hypervisor::HostDevices;
+use crate::vm::chain;
+use aleph_types::{Incarnation, Job, JobId, JobSpec};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A start of a job as the record of GPUs names it.
+fn tenant(inner: &Inner, job: JobId, incarnation: Incarnation) -> Tenant {
+    Tenant::new(inner.id.to_string(), job.to_string(), incarnation.get())
+}
+
+/// How long a job waits for what is done to its GPUs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, GpuError> + Send + 'static,
+) -> Result<T, GpuError> {
+    match tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(join)) => Err(GpuError::Inventory(io::Error::other(join))),
+        // The kernel may wait for a device for ever. Whatever becomes of it is taken back by a sweep.
+        Err(_) => Err(HostFault::Busy.into()),
+    }
+}
+
+impl Inner {
+    /// Sees that a job could have the GPUs that it asks for, if it asks for any.
+    pub(super) async fn admit_gpus(&self, spec: &JobSpec) -> Result<(), NodeError> {
+        let Some(request) = spec.gpus.clone() else {
+            return Ok(());
+        };
+        let gpus = Arc::clone(&self.gpus);
+        Ok(blocking(move || gpus.admit(&request)).await?)
+    }
+
+    /// Gives the GPUs that it asks for to the start of a job whose VM is journaled.
+    pub(super) async fn assign_gpus(&self, job: &Job) -> Result<HostDevices, NodeError> {
+        let Some(request) = job.spec.gpus.clone() else {
+            return Ok(HostDevices::default());
+        };
+        let (gpus, tenant) = (
+            Arc::clone(&self.gpus),
+            tenant(self, job.id, job.incarnation),
+        );
+        let tree = self.config.host_tree.clone();
+        let assigned = blocking(move || {
+            let groups = gpus.assign(&tenant, &request)?;
+            Ok(devices(&tree, groups))
+        });
+        Ok(assigned.await?)
+    }
+
+    /// Takes back what a start of a job had, once its VMM has ended. Where that cannot be, the next sweep
+    /// tries again.
+    pub(super) async fn release_gpus(&self, job: &Job) {
+        if job.spec.gpus.is_none() {
+            return;
+        }
+        let (gpus, tenant) = (
+            Arc::clone(&self.gpus),
+            tenant(self, job.id, job.incarnation),
+        );
+        if let Err(error) = blocking(move || gpus.release(&tenant)).await {
+            let error = chain(&error);
+            tracing::error!(job = %job.id, error, "GPUs are not taken back; the next sweep tries again");
+        }
+    }
+
+    /// Takes back the GPUs of starts that have no VM any more, and those of an earlier boot of the host,
+    /// beside whatever else is done: a device that hangs keeps nobody from anything else. One at a time.
+    pub(super) fn recover_gpus(self: &Arc<Self>) {
+        if self.recovers_gpus.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            inner.recover_gpus_now().await;
+            inner.recovers_gpus.store(false, Ordering::Release);
+        });
+    }
+
+    async fn recover_gpus_now(self: &Arc<Self>) {
+        let (inner, gpus) = (Arc::clone(self), Arc::clone(&self.gpus));
+        let node = self.id.to_string();
+        let recovered = blocking(move || gpus.recover(&node, |tenant| inner.has_vm(tenant))).await;
+        match recovered {
+            Ok(released) if released.returned.is_empty() => {}
+            Ok(released) => tracing::info!(gpus = ?released.returned, "GPUs were taken back"),
+            Err(error) => tracing::warn!(error = %chain(&error), "GPUs are not taken back"),
+        }
+    }
+
+    /// Whether a tenant is a start whose VM is there, or is being removed.
+    fn has_vm(&self, tenant: &Tenant) -> bool {
+        let Ok(job) = tenant.job.parse() else {
+            return false;
+        };
+        let entry = lock(&self.jobs).get(job);
+        entry.is_some_and(|entry| {
+            let job = entry.job();
+            job.incarnation.get() == tenant.incarnation && job.vm.is_some()
+        })
+    }
+}
+
+/// What a guest is given.
+fn devices(tree: &HostTree, groups: Vec<Taken>) -> HostDevices {
+    let functions = groups.iter().flat_map(|group| &group.functions);
+    let functions = functions.filter_map(|function| tree.read(function.address));
+    HostDevices {
+        functions: functions.collect(),
+        groups,
+        without_rom: false,
+    }
+}

@@ -1,0 +1,355 @@
+//! Who gets GPUs and who has them back, on recorded trees: their files take what is written and do
+//! nothing. So devices are bound to a driver for guests from the beginning where a test needs that.
+
+use super::{HGX, at, tree};
+use aleph_executor::gpu::{
+    GpuConfig, GpuState, Gpus, HostTree, Prior, Quarantine, Record, Taken, TakenFunction, Tenant,
+};
+use aleph_types::{Classify, ErrorClass, GpuRequest};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+/// A host whose files can be changed.
+struct Host {
+    dir: TempDir,
+    tree: HostTree,
+}
+
+/// The groups of the tests' hosts.
+const GROUPS: std::ops::Range<u32> = 0..60;
+
+impl Host {
+    /// With the node of each group where `nodes` says so.
+    fn new(description: &str, nodes: bool) -> Self {
+        let (dir, tree) = tree(description);
+        fs::create_dir_all(tree.dev.join("vfio")).unwrap();
+        if nodes {
+            for group in GROUPS {
+                fs::write(tree.dev.join(format!("vfio/{group}")), "").unwrap();
+            }
+        }
+        fs::write(tree.sys.join("bus/pci/drivers_probe"), "").unwrap();
+        let host = Self { dir, tree };
+        host.boots("first");
+        host
+    }
+
+    fn boots(&self, id: &str) {
+        let dir = self.tree.proc.join("sys/kernel/random");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("boot_id"), id).unwrap();
+    }
+
+    fn gpus(&self) -> Gpus {
+        self.with_driver("vfio-pci")
+    }
+
+    fn with_driver(&self, driver: &str) -> Gpus {
+        fs::create_dir_all(self.tree.sys.join("bus/pci/drivers").join(driver)).unwrap();
+        let config = GpuConfig {
+            enabled: true,
+            driver: driver.into(),
+            ..GpuConfig::default()
+        };
+        Gpus::new(self.tree.clone(), config)
+    }
+
+    fn function(&self, address: &str) -> PathBuf {
+        self.tree.sys.join("bus/pci/devices").join(address)
+    }
+
+    fn file(&self, address: &str, name: &str) -> String {
+        let text = fs::read_to_string(self.function(address).join(name)).unwrap();
+        text.trim().to_owned()
+    }
+
+    /// Whether it was reset since this was asked last.
+    fn was_reset(&self, address: &str) -> bool {
+        let was = self.file(address, "reset") == "1";
+        fs::write(self.function(address).join("reset"), "").unwrap();
+        was
+    }
+
+    /// The same of a process whose first thread has ended.
+    fn process_that_ends_with_null(&self) {
+        self.process_with_null();
+        let (dir, thread) = (self.tree.proc.join("7"), self.tree.proc.join("7/task/8"));
+        fs::create_dir_all(&thread).unwrap();
+        fs::rename(dir.join("fd"), thread.join("fd")).unwrap();
+    }
+
+    /// Has a process open what the kernel knows as `/dev/null`.
+    fn process_with_null(&self) {
+        let dir = self.tree.proc.join("7/fd");
+        fs::create_dir_all(&dir).unwrap();
+        symlink("/dev/null", dir.join("3")).unwrap();
+        fs::write(self.tree.proc.join("7/comm"), "qemu\n").unwrap();
+    }
+
+    fn process_ends(&self) {
+        fs::remove_dir_all(self.tree.proc.join("7")).unwrap();
+    }
+
+    fn record(&self) -> Record {
+        let text = fs::read(self.dir.path().join("gpu/record.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    fn write_record(&self, record: &Record) {
+        fs::create_dir_all(self.dir.path().join("gpu")).unwrap();
+        let text = serde_json::to_vec(record).unwrap();
+        fs::write(self.dir.path().join("gpu/record.json"), text).unwrap();
+    }
+}
+
+fn job(name: &str) -> Tenant {
+    Tenant::new("node", name, 1)
+}
+
+fn ask(text: &str) -> GpuRequest {
+    text.parse().unwrap()
+}
+
+/// A group of these H100, whose driver of before was NVIDIA's.
+fn taken(addresses: &[&str]) -> Taken {
+    let functions = addresses.iter().map(|address| TakenFunction {
+        address: at(address),
+        vendor: 0x10de,
+        device: 0x2330,
+        prior: Prior {
+            driver: Some("nvidia".into()),
+            driver_override: None,
+        },
+    });
+    Taken {
+        boot: "first".into(),
+        group: 1,
+        gpus: addresses.iter().map(|address| at(address)).collect(),
+        functions: functions.collect(),
+    }
+}
+
+const ONE: &str = "0000:01:00.0 root 10de:2330 class=030200 group=1 reset=flr driver=vfio-pci\n";
+
+#[test]
+fn jobs_get_none_where_they_are_to_have_none() {
+    let host = Host::new(ONE, true);
+    let gpus = Gpus::new(host.tree.clone(), GpuConfig::default());
+    for error in [
+        gpus.assign(&job("a"), &ask("1")).unwrap_err(),
+        gpus.admit(&ask("1")).unwrap_err(),
+    ] {
+        assert_eq!(
+            (error.code(), error.class()),
+            ("gpu_disabled", ErrorClass::Invalid)
+        );
+        assert!(error.advice().unwrap().contains("enable_gpu"));
+    }
+    // What was given before is taken back all the same.
+    host.gpus().assign(&job("a"), &ask("1")).unwrap();
+    assert_eq!(gpus.release(&job("a")).unwrap().returned, [at("01:00.0")]);
+}
+
+#[test]
+fn a_fault_of_the_host_puts_no_gpu_in_quarantine() {
+    let host = Host::new(&HGX.replace("driver=nvidia", "driver=vfio-pci"), false);
+    let error = host
+        .gpus()
+        .assign(&job("a"), &ask("type=h200"))
+        .unwrap_err();
+    assert_eq!(
+        (error.code(), error.class()),
+        ("no_vfio_group", ErrorClass::Unavailable)
+    );
+    assert!(error.to_string().contains("vfio/14,"), "{error}");
+    assert_eq!(host.record(), Record::default());
+    assert_eq!(host.file("0000:18:00.0", "driver_override"), "");
+    assert!(host.gpus().admit(&ask("type=h200,count=8")).is_ok());
+}
+
+#[test]
+fn a_driver_of_before_that_is_not_loaded_is_no_fault_of_the_device() {
+    let bare = "0000:01:00.0 root 10de:2330 class=030200 group=1 reset=flr\n";
+    let host = Host::new(bare, true);
+    let mut record = Record::default();
+    record.tenants.insert(job("a"), vec![taken(&["01:00.0"])]);
+    host.write_record(&record);
+    fs::write(
+        host.function("0000:01:00.0").join("driver_override"),
+        "vfio-pci",
+    )
+    .unwrap();
+    let released = host.gpus().release(&job("a")).unwrap();
+    assert_eq!(released.returned, [at("01:00.0")]);
+    assert_eq!(host.file("0000:01:00.0", "driver_override"), "");
+    assert_eq!(host.record(), Record::default());
+}
+
+#[test]
+fn what_any_driver_for_guests_has_is_looked_at_and_reset() {
+    let host = Host::new(ONE, false);
+    symlink("/dev/null", host.tree.dev.join("vfio/1")).unwrap();
+    host.gpus().assign(&job("a"), &ask("1")).unwrap();
+    assert!(host.was_reset("0000:01:00.0"));
+    // The node is configured anew while the guest runs.
+    let gpus = host.with_driver("nvgrace_gpu_vfio_pci");
+    host.process_with_null();
+    let error = gpus.release(&job("a")).unwrap_err();
+    assert_eq!(error.code(), "gpu_in_use", "{error}");
+    assert!(!host.was_reset("0000:01:00.0"));
+    host.process_ends();
+    host.process_that_ends_with_null();
+    let error = gpus.release(&job("a")).unwrap_err();
+    assert_eq!(error.code(), "gpu_in_use", "{error}");
+    host.process_ends();
+    assert_eq!(gpus.release(&job("a")).unwrap().returned.len(), 1);
+    assert!(host.was_reset("0000:01:00.0"));
+}
+
+#[test]
+fn what_a_process_uses_is_left_alone_though_its_tenant_is_recorded() {
+    let host = Host::new(ONE, false);
+    symlink("/dev/null", host.tree.dev.join("vfio/1")).unwrap();
+    let given = host.gpus().assign(&job("a"), &ask("1")).unwrap();
+    assert!(host.was_reset("0000:01:00.0"));
+    host.process_with_null();
+    let error = host.gpus().assign(&job("a"), &ask("1")).unwrap_err();
+    assert_eq!(error.code(), "gpu_in_use", "{error}");
+    assert!(!host.was_reset("0000:01:00.0"), "below a guest that runs");
+    host.process_ends();
+    assert_eq!(host.gpus().assign(&job("a"), &ask("1")).unwrap(), given);
+    assert!(host.was_reset("0000:01:00.0"));
+
+    // A driver of the host came first, and a program uses it.
+    let host = Host::new(&ONE.replace("vfio-pci", "nvidia"), true);
+    let mut record = Record::default();
+    record.tenants.insert(job("a"), vec![taken(&["01:00.0"])]);
+    host.write_record(&record);
+    fs::create_dir(host.function("0000:01:00.0").join("nvidia")).unwrap();
+    fs::write(host.function("0000:01:00.0").join("nvidia/dev"), "1:3\n").unwrap();
+    host.process_with_null();
+    let error = host.gpus().assign(&job("a"), &ask("1")).unwrap_err();
+    assert_eq!(error.code(), "gpu_in_use", "{error}");
+    assert_eq!(host.file("0000:01:00.0", "driver_override"), "(null)");
+    // Nor is it taken from that driver to be given back to it.
+    let released = host.gpus().release(&job("a")).unwrap();
+    assert_eq!(released.returned, [at("01:00.0")]);
+    assert!(!host.was_reset("0000:01:00.0"));
+}
+
+#[test]
+fn two_nodes_of_a_host_do_not_give_one_gpu_twice() {
+    let host = Host::new(ONE, true);
+    let (a, b) = (Tenant::new("a", "job", 1), Tenant::new("b", "job", 1));
+    host.gpus().assign(&a, &ask("1")).unwrap();
+    let error = host.gpus().assign(&b, &ask("1")).unwrap_err();
+    assert_eq!(
+        (error.code(), error.class()),
+        ("no_gpu", ErrorClass::Capacity)
+    );
+    let said = error.to_string();
+    assert!(
+        said.ends_with("(h100, 80 GiB) belongs to another job"),
+        "{said}"
+    );
+    let recovered = host.gpus().recover("b", |_| false).unwrap();
+    assert!(recovered.returned.is_empty(), "it is not b's to take back");
+    assert!(host.gpus().release(&b).unwrap().returned.is_empty());
+    let recovered = host
+        .gpus()
+        .recover("a", |tenant| tenant.job == "job")
+        .unwrap();
+    assert!(recovered.returned.is_empty(), "it lives");
+    let recovered = host.gpus().recover("a", |_| false).unwrap();
+    assert_eq!(recovered.returned, [at("01:00.0")]);
+    host.gpus().assign(&b, &ask("1")).unwrap();
+    // Where its node is no more, somebody says so.
+    let released = host.gpus().release_device(at("01:00.0")).unwrap();
+    assert_eq!(released.returned, [at("01:00.0")]);
+    let error = host.gpus().release_device(at("01:00.0")).unwrap_err();
+    assert_eq!(error.code(), "gpu_not_assigned");
+}
+
+#[test]
+fn what_was_given_in_an_earlier_boot_is_nobodys_and_groups_are_read_anew() {
+    let host = Host::new(ONE, true);
+    let before = host.gpus().assign(&job("a"), &ask("1")).unwrap();
+    assert_eq!((before[0].group, before[0].boot.as_str()), (1, "first"));
+    // A card came, and the kernel numbers its groups differently.
+    host.boots("second");
+    let link = host.function("0000:01:00.0").join("iommu_group");
+    fs::remove_file(&link).unwrap();
+    symlink("../../../kernel/iommu_groups/5", &link).unwrap();
+    let after = host.gpus().assign(&job("a"), &ask("1")).unwrap();
+    assert_eq!((after[0].group, after[0].boot.as_str()), (5, "second"));
+    assert_eq!(host.record().quarantines, []);
+
+    // Whichever node it was of, and whether its job will run again.
+    host.boots("third");
+    let recovered = host.gpus().recover("another", |_| true).unwrap();
+    assert_eq!(recovered.returned, [at("01:00.0")]);
+    assert_eq!(host.record(), Record::default());
+
+    // Another device at its address is not touched.
+    host.gpus().assign(&job("a"), &ask("1")).unwrap();
+    host.boots("fourth");
+    host.was_reset("0000:01:00.0");
+    fs::write(host.function("0000:01:00.0").join("device"), "0x2331").unwrap();
+    let released = host.gpus().release(&job("a")).unwrap();
+    assert_eq!(
+        released.quarantined[0].1,
+        "0000:01:00.0 is gone from the bus"
+    );
+    assert!(!host.was_reset("0000:01:00.0"));
+}
+
+#[test]
+fn a_companion_without_a_reset_of_its_own_is_left_as_it_is() {
+    let host = Host::new(
+        "0000:01:00.0 root 10de:2330 class=030200 group=1 reset=flr driver=vfio-pci\n\
+         0000:01:00.1 root 10de:22ba class=040300 group=1 reset=bus driver=vfio-pci\n",
+        true,
+    );
+    host.gpus().assign(&job("a"), &ask("1")).unwrap();
+    assert!(host.was_reset("0000:01:00.0"));
+    assert!(!host.was_reset("0000:01:00.1"), "the kernel would refuse");
+}
+
+#[test]
+fn what_is_left_of_a_group_is_checked_before_its_quarantine_ends() {
+    let description = "0000:01:00.0 root 10de:2330 class=030200 group=1 reset=flr driver=vfio-pci\n\
+         0000:02:00.0 root 10de:2330 class=030200 group=1 reset=flr driver=vfio-pci\n";
+    let quarantined = |description: &str| {
+        let host = Host::new(description, true);
+        let mut record = Record::default();
+        let mut taken = taken(&["01:00.0", "02:00.0"]);
+        for function in &mut taken.functions {
+            function.prior.driver = Some("vfio-pci".into());
+        }
+        record.quarantines.push(Quarantine {
+            taken,
+            reason: "it did not answer".into(),
+            since: 0,
+        });
+        host.write_record(&record);
+        // One has fallen off the bus.
+        fs::remove_file(host.function("0000:01:00.0")).unwrap();
+        host
+    };
+    let host = quarantined(&description.replace(
+        "0000:02:00.0 root 10de:2330 class=030200",
+        "0000:02:00.0 root 10de:2330 dead class=030200",
+    ));
+    let error = host.gpus().end_quarantine(at("02:00.0")).unwrap_err();
+    assert_eq!(error.code(), "gpu_faulty", "{error}");
+    assert_eq!(host.record().quarantines.len(), 1);
+    assert!(!host.was_reset("0000:02:00.0"));
+
+    let host = quarantined(description);
+    host.gpus().end_quarantine(at("02:00.0")).unwrap();
+    assert!(host.was_reset("0000:02:00.0"));
+    let inventory = host.gpus().inventory().unwrap();
+    assert_eq!(inventory.gpu(at("02:00.0")).unwrap().state, GpuState::Free);
+}
