@@ -163,7 +163,7 @@ pub(super) fn expect_nobody(
                 .read(true)
                 .write(true)
                 .open(&node)
-                .is_err_and(is_busy)
+                .is_err_and(|error| is_busy(&error))
         {
             let user = format!("a process has {} open", node.display());
             return Err(in_use(first.address, user));
@@ -172,7 +172,7 @@ pub(super) fn expect_nobody(
     Ok(())
 }
 
-fn is_busy(error: io::Error) -> bool {
+fn is_busy(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
 }
 
@@ -182,7 +182,7 @@ pub(super) fn take_node_back(tree: &HostTree, group: &Taken) {
     match rustix::fs::chown(group.node(tree), Some(user), Some(to)) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(error) => {
-            tracing::warn!(group = group.group, %error, "a group's node is not taken back")
+            tracing::warn!(group = group.group, %error, "a group's node is not taken back");
         }
     }
 }

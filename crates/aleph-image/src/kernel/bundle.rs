@@ -218,7 +218,7 @@ impl Bundle {
 
     /// Takes the files of an imported kernel for oneself.
     pub(super) fn claim(&self, reference: &str) -> Result<Vec<File>, KernelError> {
-        if !self.record.as_ref().is_some_and(|r| r.imported.is_some()) {
+        if self.record.as_ref().is_none_or(|r| r.imported.is_none()) {
             return Ok(Vec::new());
         }
         let paths = [

@@ -84,7 +84,7 @@ impl KernelStore {
             checked: config.is_some(),
             unfit,
         };
-        self.store(import.name, &kernel, &found, &initrd.bytes, imported)
+        self.store(import.name, (&kernel, &found), &initrd.bytes, imported)
     }
 
     /// The initramfs for a kernel.
@@ -131,8 +131,7 @@ impl KernelStore {
     fn store(
         &self,
         name: &str,
-        kernel: &[u8],
-        found: &Inspection,
+        (kernel, found): (&[u8], &Inspection),
         initrd: &[u8],
         imported: Imported,
     ) -> Result<Bundle, KernelError> {
