@@ -146,16 +146,13 @@ async fn restore(
     let snapshot = repository.snapshot(&request.backup).await?;
     let volumes = service.node.volumes().clone();
     let staging = volumes.clone();
-    let (scope, name) = (caller.scope.clone(), request.name.clone());
+    let (account, name) = (caller.account.clone(), request.name.clone());
     let file = blocking(move || {
-        // Told before all of it is fetched; the import looks again.
-        if staging
-            .find(&scope, &name)
-            .is_ok_and(|found| found.name == name)
-        {
-            return Err(VolumeError::NameTaken(name));
-        }
-        let staged = staging.stage()?.finish();
+        let new = NewVolume {
+            account: &account,
+            name: &name,
+        };
+        let staged = staging.stage(new)?.finish();
         staged.map_err(aleph_executor::volumes::Volumes::staging_error)
     })
     .await?;

@@ -39,7 +39,6 @@ async fn refused(
     let nics = nics.into_iter().map(|queues| Nic { mac: MAC, queues });
     let links = links.into_iter().map(|socket| Link { mac: MAC, socket });
     let launch = Launch {
-        machine: aleph_executor::hypervisor::Machine::MicroVm,
         vm: VmId::random(),
         machine: Machine::MicroVm,
         resources: Resources {
