@@ -32,7 +32,12 @@ pub(crate) fn backup(bench: &Bench) -> Result<Vec<Row>> {
     let (mut first, mut first_bytes) = (Pair::default(), Pair::default());
     let (mut again, mut again_bytes) = (Pair::default(), Pair::default());
     let mut unrecorded = Pair::default();
-    let mut last = ours.take(bench, &volume, None, &mut first.ours, &mut first_bytes.ours)?;
+    let mut last = ours.take(
+        bench,
+        &volume,
+        None,
+        (&mut first.ours, &mut first_bytes.ours),
+    )?;
     theirs.take(&volume, &mut first.theirs, &mut first_bytes.theirs)?;
     for _ in 0..CHANGES {
         let ranges = change(&volume, &mut random)?;
@@ -44,13 +49,12 @@ pub(crate) fn backup(bench: &Bench) -> Result<Vec<Row>> {
             bench,
             &volume,
             Some(dirty),
-            &mut again.ours,
-            &mut again_bytes.ours,
+            (&mut again.ours, &mut again_bytes.ours),
         )?;
         theirs.take(&volume, &mut again.theirs, &mut again_bytes.theirs)?;
         // Without a record of what changed both read all of it.
         let mut no_bytes = Vec::new();
-        ours.take(bench, &volume, None, &mut unrecorded.ours, &mut no_bytes)?;
+        ours.take(bench, &volume, None, (&mut unrecorded.ours, &mut no_bytes))?;
         theirs.take(&volume, &mut unrecorded.theirs, &mut no_bytes)?;
     }
     ours.check(bench, last.id, &volume)?;
@@ -172,8 +176,7 @@ impl Ours {
         bench: &Bench,
         volume: &Path,
         dirty: Option<Dirty>,
-        seconds: &mut Vec<f64>,
-        mib: &mut Vec<f64>,
+        (seconds, mib): (&mut Vec<f64>, &mut Vec<f64>),
     ) -> Result<Snapshot> {
         let before = taken(&self.folder)?;
         let began = Instant::now();
