@@ -3,7 +3,7 @@
 mod support;
 
 use aleph_testkit::wait_until;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
 use support::{Daemon, LIMIT};
@@ -12,10 +12,10 @@ use support::{Daemon, LIMIT};
 fn own_store(daemon: &Daemon) -> Result<()> {
     let bundle = daemon.node.root.bundle()?;
     let folder = bundle.kernel().parent().map(Path::to_owned);
-    let folder = folder.expect("a bundle has a folder");
+    let folder = folder.context("a bundle has a folder")?;
     let link = daemon.node.root.path().join("kernels");
     fs::remove_file(&link)?;
-    let name = folder.file_name().expect("a bundle's folder has a name");
+    let name = folder.file_name().context("a bundle's folder has a name")?;
     fs::create_dir_all(link.join(name))?;
     for entry in fs::read_dir(&folder)? {
         let entry = entry?;

@@ -442,7 +442,7 @@ async fn a_full_disk_is_an_error_and_no_damage() -> Result<()> {
     };
     let at = state.to_str().context("a path")?;
     mount(&["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", at])?;
-    let tried = full_disk(&state).await;
+    let tried = Box::pin(full_disk(&state)).await;
     mount(&["umount", "-l", at])?;
     tried
 }
