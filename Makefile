@@ -27,7 +27,8 @@ drill: packages
 	ALEPH_DRILL_ROUNDS=$(ROUNDS) cargo test -p aleph-cli --test drill -- --nocapture
 
 # Prints a table and writes bench/results.json; ONLY=boot runs one group.
-bench: packages build
+bench: build
+	@setup/packages bench
 	cargo run --release --quiet -p aleph-bench -- $(ONLY)
 
 build: packages
