@@ -199,9 +199,43 @@ fn archive(files: &[GuestFile]) -> std::io::Result<Vec<u8>> {
     archive.into_inner()
 }
 
-/// Tells when the guest is ready, and how its VM ended.
+/// How often it is looked what of a machine has broken.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Tells what breaks of a whole computer while it runs, and that it is whole again.
+async fn tell_impairments(vm: &Vm, notes: &Notes, incarnation: Incarnation) {
+    // Of other VMs nothing breaks that they outlive.
+    let Some(vmm) = vm.vmm().filter(|vmm| vmm.power().is_some()) else {
+        return;
+    };
+    let mut told = None;
+    while !vmm.has_ended() {
+        let found = vmm.impairment();
+        if told.as_ref() != Some(&found) {
+            tokio::time::sleep(LOOK).await;
+            // What is so for a moment, such as at its end, is not told.
+            if vmm.has_ended() || vmm.impairment() != found {
+                continue;
+            }
+            let note = Note::Impaired(found.clone());
+            if notes.send((incarnation, note)).is_err() {
+                return;
+            }
+            told = Some(found);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Tells when the guest is ready, what of its machine breaks, and how its VM ended.
 pub(super) fn watch(tasks: &mut JoinSet<()>, vm: &Vm, incarnation: Incarnation, notes: &Notes) {
     let (vm, notes) = (vm.clone(), notes.clone());
+    let (computer, breaks) = (vm.clone(), notes.clone());
+    tasks.spawn(async move {
+        if computer.running().await.is_ok() {
+            tell_impairments(&computer, &breaks, incarnation).await;
+        }
+    });
     tasks.spawn(async move {
         if let Ok(report) = vm.running().await {
             let note = Note::Ready {
