@@ -4,7 +4,7 @@ use super::actor::{Note, Notes};
 use super::entry::Entry;
 use super::inner::Inner;
 use super::{ImageDefaults, NodeError, Prepared};
-use crate::executor::{Boot, Executor, setup};
+use crate::executor::{Boot, Executor, ExecutorError, setup};
 use crate::guest::{AgentError, ExecEvent, ExecHandle, GuestNetwork, exit_code_of};
 use crate::hypervisor::{HostDevices, Nic};
 use crate::journal::{JobRecord, RunRecord};
@@ -81,11 +81,41 @@ impl Inner {
     }
 }
 
-pub(super) fn create(
+/// A boot, how it is connected, and what of the host it is given.
+type Devices = (Boot, (Vec<Nic>, Option<GuestNetwork>), HostDevices);
+
+/// Makes the VM of a start.
+pub(super) async fn create(
+    inner: &Arc<Inner>,
+    record: &JobRecord,
+    run: &RunRecord,
+    devices: Devices,
+) -> Result<Vm, NodeError> {
+    if !run.effective.is_full_vm() {
+        return make(inner, record, run, devices);
+    }
+    // A whole computer has files that are synced, which takes its time on a busy disk.
+    let (inner, record, run) = (Arc::clone(inner), record.clone(), run.clone());
+    beside("make the VM", move || make(&inner, &record, &run, devices)).await
+}
+
+/// Does what blocks beside what does not.
+pub(super) async fn beside<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Result<T, NodeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|join| ExecutorError::Host {
+        what: what.into(),
+        source: std::io::Error::other(join),
+    })?
+}
+
+fn make(
     inner: &Inner,
     record: &JobRecord,
     run: &RunRecord,
-    (boot, (nics, network), devices): (Boot, (Vec<Nic>, Option<GuestNetwork>), HostDevices),
+    (boot, (nics, network), devices): Devices,
 ) -> Result<Vm, NodeError> {
     let vm = record.job.vm.unwrap_or_else(VmId::random);
     let mut setup = setup(record.job.id, &run.effective, run.filesystem.clone(), false);

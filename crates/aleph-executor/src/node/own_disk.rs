@@ -25,6 +25,7 @@
 
 use super::entry::lock;
 use super::inner::Inner;
+use super::launch::beside;
 use super::{NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
 use crate::executor::OwnDisks;
@@ -57,6 +58,9 @@ pub(super) struct Parts {
     /// What cloud-init is told of the data.
     volumes: Vec<cloud_init::Volume>,
 }
+
+/// How a VM is connected, and what of the host it is given.
+type Connections = ((Vec<Nic>, Option<GuestNetwork>), HostDevices);
 
 /// Whose disks a start has.
 pub(super) fn owner(record: &JobRecord) -> Owner {
@@ -320,12 +324,25 @@ impl Inner {
     }
 
     /// Makes the VM of a start that has all its parts.
-    pub(super) fn create_with_disks(
+    pub(super) async fn create_with_disks(
+        self: &Arc<Self>,
+        record: &JobRecord,
+        run: &RunRecord,
+        parts: Parts,
+        connections: Connections,
+    ) -> Result<Vm, NodeError> {
+        // Its seed is built, written and synced, which takes its time on a busy disk.
+        let (inner, record, run) = (Arc::clone(self), record.clone(), run.clone());
+        let make = move || inner.make_with_disks(&record, &run, parts, connections);
+        beside("make the VM", make).await
+    }
+
+    fn make_with_disks(
         &self,
         record: &JobRecord,
         run: &RunRecord,
         parts: Parts,
-        ((nics, network), devices): ((Vec<Nic>, Option<GuestNetwork>), HostDevices),
+        ((nics, network), devices): Connections,
     ) -> Result<Vm, NodeError> {
         let job = &record.job;
         let vm = job.vm.unwrap_or_else(|| self.free_vm_id());

@@ -450,12 +450,15 @@ impl Actor {
         let created = match (connected, parts, kept) {
             (Ok((cables, devices)), Parts::Disks(parts), _) => {
                 let disks = *parts;
+                let connections = (cables, devices);
                 self.inner
-                    .create_with_disks(&self.record, &run, disks, (cables, devices))
+                    .create_with_disks(&self.record, &run, disks, connections)
+                    .await
             }
             (Ok((cables, devices)), Parts::Image(prepared), None) => {
                 let boot = prepared.boot;
-                launch::create(&self.inner, &self.record, &run, (boot, cables, devices))
+                let parts = (boot, cables, devices);
+                launch::create(&self.inner, &self.record, &run, parts).await
             }
             (Ok((_, devices)), Parts::Image(_), Some(_)) if !devices.groups.is_empty() => {
                 let why = "its job has GPUs, and it was made without".to_owned();
