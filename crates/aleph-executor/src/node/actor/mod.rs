@@ -331,7 +331,8 @@ impl Actor {
 
     async fn noted(&mut self, note: Note) {
         match note {
-            Note::Prepared(Ok(prepared)) => self.launch(prepared).await,
+            // It carries all that a VM is made of.
+            Note::Prepared(Ok(prepared)) => Box::pin(self.launch(prepared)).await,
             Note::Prepared(Err(problem)) if matches!(self.phase, Phase::Preparing(_)) => {
                 self.fail(&problem.message).await;
             }
