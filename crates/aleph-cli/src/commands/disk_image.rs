@@ -37,7 +37,8 @@ impl DiskImage {
             let mut known = ENDS.iter();
             known.any(|one| end.eq_ignore_ascii_case(one))
         });
-        if !word.contains('/') && !(ends && path.is_file()) {
+        let is_file = word.contains('/') || (ends && path.is_file());
+        if !is_file {
             return Ok(Self {
                 volume: word.to_owned(),
                 file: None,
