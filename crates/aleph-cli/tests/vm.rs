@@ -81,6 +81,15 @@ fn told(daemon: &Daemon, name: &str) -> Value {
     })
 }
 
+/// The process of the TPM that a job's machine has.
+fn tpm_of(daemon: &Daemon, job: &Value) -> Result<u32> {
+    let vm = job["vm"].as_str().context("no VM")?.parse()?;
+    let record = daemon.node.root.paths()?.vm_run(vm).join("tpm.json");
+    let record: Value = serde_json::from_slice(&fs::read(record)?)?;
+    let pid = record["pid"].as_u64().context("the record has no pid")?;
+    Ok(u32::try_from(pid)?)
+}
+
 const USER_DATA: &str = "#cloud-config\n\
     write_files: [{path: /opt/user, content: 'of the user'}]\n\
     runcmd: [[sh, -c, 'cat /opt/user > /opt/ran']]\n";
@@ -91,8 +100,7 @@ fn alone_a_debian_boots_does_as_it_was_told_and_outlives_its_daemon() -> Result<
     let folder = node.root.path().to_owned();
     let mut daemon = Daemon::over(node, "", &["--netns", &world.node])?;
     let disk = DebianDisk::new()?;
-    let raw = disk.raw.to_str().context("a path")?;
-    daemon.ok(&["volume", "import", raw, "debian"])?;
+    let image = disk.qcow2.to_str().context("a path")?;
     daemon.ok(&["volume", "create", "data", "--size", "64M"])?;
     let key = folder.join("key");
     let made = Command::new("ssh-keygen")
@@ -112,7 +120,7 @@ fn alone_a_debian_boots_does_as_it_was_told_and_outlives_its_daemon() -> Result<
         "create",
         "web",
         "--image",
-        "debian",
+        image,
         "--cpus",
         "2",
         "-m",
@@ -163,15 +171,7 @@ fn alone_a_debian_boots_does_as_it_was_told_and_outlives_its_daemon() -> Result<
             "{words:?}: {refused:?}"
         );
     }
-    let busy = daemon.aleph(&[
-        "vm",
-        "create",
-        "two",
-        "--image",
-        "debian",
-        "-v",
-        "data:/srv",
-    ])?;
+    let busy = daemon.aleph(&["vm", "create", "two", "--image", image, "-v", "data:/srv"])?;
     busy.assert_failed_with(&["\"data\"", "attached to job"]);
     let listed = daemon.ok(&["vm", "ls"])?;
     assert!(
@@ -196,7 +196,9 @@ fn alone_a_debian_boots_does_as_it_was_told_and_outlives_its_daemon() -> Result<
     )?;
     assert_eq!(said, format!("kept\nblue red {id}\nweb-1\n"));
 
-    // A guest that powers itself off ends its job, as whoever started it sees.
+    // A guest that powers itself off ends its job, also where its machine was taken over.
+    daemon.kill_and_restart()?;
+    wait_for(&daemon, "web", "running");
     ssh(&daemon, &world, key, &["web", "sudo -n systemctl poweroff"])?;
     let ended = wait_for(&daemon, "web", "exited");
     assert_eq!(ended["exit"], serde_json::json!({"code": 0}), "{ended:#}");
@@ -206,7 +208,12 @@ fn alone_a_debian_boots_does_as_it_was_told_and_outlives_its_daemon() -> Result<
     let volumes = daemon.ok(&["volume", "ls", "-q"])?;
     let mut volumes: Vec<&str> = volumes.lines().collect();
     volumes.sort_unstable();
-    assert_eq!(volumes, ["data", "debian"]);
+    // The image came in once.
+    let [data, imported] = volumes[..] else {
+        anyhow::bail!("{volumes:?}");
+    };
+    assert_eq!(data, "data");
+    assert!(imported.starts_with("disk-"), "{imported}");
     assert_eq!(fs::read_dir(folder.join("machines"))?.count(), 0);
     daemon.end()
 }
@@ -215,12 +222,45 @@ fn alone_a_debian_boots_does_as_it_was_told_and_outlives_its_daemon() -> Result<
 #[test]
 fn a_machine_without_a_system_runs_until_its_power_goes() -> Result<()> {
     let mut daemon = Daemon::up()?;
-    let image = daemon.node.root.path().join("image");
+    let image = daemon.node.root.path().join("bare.raw");
     fs::write(&image, vec![0_u8; 4 << 20])?;
     let image = image.to_str().context("a path")?;
-    daemon.ok(&["volume", "import", image, "small", "--format", "raw"])?;
-    let id = daemon.ok(&["vm", "create", "web", "--image", "small", "-m", "256M"])?;
+    let create = |name: &str, words: &[&str]| {
+        let common = ["vm", "create", name, "--image", image, "-m", "256M"];
+        daemon.aleph(&[&common[..], words].concat())
+    };
+    // A file becomes a volume, once.
+    let made = create("web", &["--tpm"])?;
+    assert_eq!(made.code, 0, "{made:?}");
+    assert!(
+        made.stderr.contains("importing") && made.stderr.contains("bare-"),
+        "{made:?}"
+    );
+    let again = create("two", &["--no-start"])?;
+    assert_eq!((again.code, &again.stderr[..]), (0, ""));
+    daemon.ok(&["rm", "two"])?;
+    let id = made.text().trim().to_owned();
+    let running = wait_for(&daemon, "web", "running");
+    assert_eq!(running["impaired"], Value::Null);
+    // What a daemon leaves that is killed while it makes a machine.
+    let half = daemon.node.root.path().join("machines/0123.tmp");
+    fs::create_dir_all(half.join("tpm"))?;
+
+    daemon.kill_and_restart()?;
+    assert!(!half.exists(), "half a machine stays");
     wait_for(&daemon, "web", "running");
+
+    // What breaks of it is said, also of one that is taken over.
+    let tpm = tpm_of(&daemon, &running)?;
+    support::send(tpm, rustix::process::Signal::KILL)?;
+    wait_until("the TPM's end to be said", LIMIT, || {
+        let job = is(&daemon, "web", "running")?;
+        let why = job["impaired"].as_str()?;
+        assert!(why.contains("TPM"), "{job:#}");
+        Some(())
+    });
+    let listed = daemon.ok(&["vm", "ls"])?;
+    assert!(listed.contains("(impaired)"), "{listed}");
 
     // Its console is its log, over the end of a daemon, and its screen speaks RFB.
     daemon.kill_and_restart()?;
@@ -249,15 +289,29 @@ fn a_machine_without_a_system_runs_until_its_power_goes() -> Result<()> {
     daemon.ok(&["vm", "stop", "-t", "1", "web"])?;
     let stopped = is(&daemon, "web", "exited").context("it has not stopped")?;
     assert_eq!(stopped["exit"], Value::Null, "{stopped:#}");
+    assert_eq!(stopped["impaired"], Value::Null, "{stopped:#}");
 
-    // A root disk that is gone is not replaced by an empty one.
+    // Its root disk goes with it, and not before.
     let root = format!("root-{}", &id[2..]);
-    daemon.ok(&["volume", "rm", &root])?;
+    daemon.ok(&["volume", "snapshot", &root, "then"])?;
+    for words in [
+        &["volume", "rm", "--now", &root][..],
+        &["volume", "restore", &root, "then"],
+    ] {
+        let refused = daemon.aleph(words)?;
+        refused.assert_failed_with(&["is the root disk of job \"web\""]);
+    }
+
+    // Whoever else ends its machine does not end it in order: QEMU's exit code is 0 all the same.
     daemon.ok(&["vm", "start", "web"])?;
+    wait_for(&daemon, "web", "running");
+    let qemu = u32::try_from(daemon.node.qemu_pid()?)?;
+    support::send(qemu, rustix::process::Signal::TERM)?;
     let failed = wait_for(&daemon, "web", "failed");
-    let reason = failed["reason"].as_str().unwrap_or_default();
-    assert!(reason.contains("root disk"), "{failed:#}");
+    assert_eq!(failed["exit"], Value::Null, "{failed:#}");
     daemon.ok(&["vm", "rm", "web"])?;
+    let volumes = daemon.ok(&["volume", "ls", "-q"])?;
+    assert!(!volumes.contains("root-"), "{volumes}");
     daemon.end()
 }
 

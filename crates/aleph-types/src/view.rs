@@ -147,6 +147,10 @@ pub struct Job {
     /// started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInit>,
+    /// What of its machine has broken while its guest goes on, or stands still until it is mended, as a
+    /// sentence: a disk of it has no more room on the host, or its TPM has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impaired: Option<String>,
     /// How often it was started.
     #[cfg_attr(feature = "schema", schema(value_type = u32))]
     pub incarnation: Incarnation,

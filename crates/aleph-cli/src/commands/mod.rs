@@ -7,6 +7,7 @@ mod completion;
 mod config;
 mod console;
 mod cp;
+mod disk_image;
 mod doctor;
 mod each;
 mod events;

@@ -248,6 +248,7 @@ fn status(job: &Job, now: Timestamp) -> String {
     });
     let code = code.unwrap_or_default();
     match job.state {
+        JobState::Running if job.impaired.is_some() => format!("{} (impaired)", up()),
         JobState::Running => match job.health {
             None => match job.cloud_init.as_ref().map(|told| told.state) {
                 None | Some(CloudInitState::Done) => up(),
@@ -273,6 +274,7 @@ fn colour(job: &Job) -> Option<Color> {
         (JobState::Running, Some(Health::Unhealthy)) | (JobState::Failed, _) => {
             Some(Color::DarkRed)
         }
+        (JobState::Running, _) if job.impaired.is_some() => Some(Color::DarkRed),
         (JobState::Running, _) => Some(Color::DarkGreen),
         (JobState::Exited, _) => match job.exit {
             Some(status) if !status.success() => Some(Color::DarkRed),
@@ -300,6 +302,7 @@ mod tests {
             exit: None,
             health: None,
             cloud_init: None,
+            impaired: None,
             incarnation: Incarnation::default(),
             restarts: 0,
             vm: None,
@@ -334,6 +337,15 @@ mod tests {
         let wide = listing(&jobs(), false, now).in_width(140);
         let narrow = listing(&jobs(), false, now).in_width(80);
         insta::assert_snapshot!(format!("{wide}\n\n{narrow}"));
+    }
+
+    #[test]
+    fn a_machine_that_is_impaired_is_seen() {
+        let mut impaired = job("web", JobState::Running);
+        impaired.impaired = Some("the process of its TPM has ended".into());
+        let now = Timestamp::from_second(1_000_070).unwrap();
+        assert_eq!(status(&impaired, now), "Up about a minute (impaired)");
+        assert_eq!(colour(&impaired), Some(Color::DarkRed));
     }
 
     #[test]

@@ -99,6 +99,8 @@ impl Ssh {
         option(&format!("HostKeyAlias={}", job.id));
         option(&format!("UserKnownHostsFile=\"{}\"", known.display()));
         option("GlobalKnownHostsFile=/dev/null");
+        // The file's name says whose it is, whatever a distribution sets.
+        option("HashKnownHosts=no");
         option("StrictHostKeyChecking=accept-new");
         option("CheckHostIP=no");
         option("LogLevel=ERROR");

@@ -1,5 +1,6 @@
 //! `aleph vm`: full VMs, which boot disks of their own.
 
+use super::disk_image::DiskImage;
 use super::{ps, rm, start, stop};
 use crate::client::JobQuery;
 use crate::context::Context;
@@ -34,8 +35,9 @@ pub(crate) struct Create {
     #[arg(value_name = "NAME")]
     vm: String,
 
-    /// The volume that its root disk is a copy of, such as an imported cloud image
-    #[arg(long, value_name = "VOLUME")]
+    /// What its root disk is a copy of: a volume, or the file of a cloud image (raw or qcow2), which
+    /// becomes a volume the first time
+    #[arg(long, value_name = "VOLUME|FILE")]
     image: String,
 
     /// A program that runs as a service of the guest, and its arguments
@@ -123,8 +125,12 @@ impl Vm {
 
 impl Create {
     async fn run(self, context: &Context) -> Result<u8> {
-        let spec = self.spec()?;
-        let job = context.client()?.create(&spec, !self.no_start).await?;
+        let image = DiskImage::of(&self.image)?;
+        // Before anything is sent.
+        let spec = self.spec(image.volume())?;
+        let client = context.client()?;
+        image.bring(&client).await?;
+        let job = client.create(&spec, !self.no_start).await?;
         match self.json {
             true => print_json_line(&job)?,
             false => print(job.id)?,
@@ -132,8 +138,9 @@ impl Create {
         Ok(0)
     }
 
-    fn spec(&self) -> Result<JobSpec> {
-        let mut spec = JobSpec::new(&self.image, self.command.clone());
+    /// What is asked for, with this volume as its image.
+    fn spec(&self, image: &str) -> Result<JobSpec> {
+        let mut spec = JobSpec::new(image, self.command.clone());
         spec.resources.memory = MEMORY;
         // A guest takes its time to shut down.
         spec.stop_grace_seconds = 60;
@@ -189,7 +196,7 @@ fn read(path: &Path) -> Result<String> {
 impl Ls {
     async fn run(self, context: &Context) -> Result<u8> {
         let mut jobs = context.client()?.jobs(&JobQuery::default()).await?;
-        jobs.retain(|job| job.spec.mode == Mode::Vm && (!self.running || job.state.is_live()));
+        jobs.retain(|job| job.spec.is_full_vm() && (!self.running || job.state.is_live()));
         match self.json {
             true => print_json(&jobs)?,
             false => print(ps::vms(&jobs))?,
@@ -212,7 +219,8 @@ mod tests {
 
     fn spec(words: &[&str]) -> Result<JobSpec> {
         let words = ["create"].iter().chain(words);
-        Words::try_parse_from(words)?.create.spec()
+        let create = Words::try_parse_from(words)?.create;
+        create.spec(&create.image)
     }
 
     #[test]

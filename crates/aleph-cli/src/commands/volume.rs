@@ -417,7 +417,7 @@ async fn write(mut image: crate::client::Answer, path: &Path) -> Result<()> {
 }
 
 /// An image as a body that is sent while it is read.
-async fn read(
+pub(super) async fn read(
     path: &Path,
 ) -> Result<impl hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static> {
     let source: Box<dyn tokio::io::AsyncRead + Send + Unpin> = match path == Path::new("-") {

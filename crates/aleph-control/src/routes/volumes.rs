@@ -163,6 +163,22 @@ async fn with_one<T: Send + 'static>(
     .await
 }
 
+/// The same with one that is no job's root disk.
+async fn with_spare<T: Send + 'static>(
+    service: &Service,
+    caller: &Caller,
+    reference: String,
+    work: impl FnOnce(&Volumes, VolumeId) -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, Refusal> {
+    let (scope, node) = (caller.scope.clone(), service.node.clone());
+    with(service, move |volumes| {
+        let volume = volumes.find(&scope, &reference)?;
+        node.ensure_no_root(&volume)?;
+        work(volumes, volume.id)
+    })
+    .await
+}
+
 /// List volumes, by name
 #[utoipa::path(
     get, path = "/v1/volumes", tag = "volumes", params(ListQuery),
@@ -314,7 +330,8 @@ async fn get(
 /// Remove a volume
 ///
 /// It can be had back until the time that `purged_at` tells, unless it is to be gone at once. One that a
-/// job has is refused with 409 `volume_attached`.
+/// job has is refused with 409 `volume_attached`, and the root disk of a job that there is with
+/// `root_disk`.
 #[utoipa::path(
     delete, path = "/v1/volumes/{volume}", tag = "volumes", params(VolumePath, RemoveQuery),
     responses((status = 204, description = "It is removed.")),
@@ -327,7 +344,7 @@ async fn remove(
 ) -> Result<StatusCode, Refusal> {
     let now = query.now;
     let removed = move |volumes: &Volumes, id| volumes.remove(id, now);
-    with_one(&service, &caller, volume, removed).await?;
+    with_spare(&service, &caller, volume, removed).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -402,7 +419,8 @@ async fn remove_snapshot(
 
 /// Have a volume go on from a state that was kept
 ///
-/// What it held since then is gone. Its snapshots stay.
+/// What it held since then is gone. Its snapshots stay. The root disk of a job that there is, is refused
+/// with 409 `root_disk`.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/restore", tag = "volumes", params(VolumePath),
     request_body = VolumeSnapshotRequest,
@@ -415,7 +433,7 @@ async fn restore(
     Body(request): Body<VolumeSnapshotRequest>,
 ) -> Result<Json<Volume>, Refusal> {
     let restored = move |volumes: &Volumes, id| volumes.restore(id, &request.name);
-    with_one(&service, &caller, volume, restored)
+    with_spare(&service, &caller, volume, restored)
         .await
         .map(Json)
 }

@@ -4,7 +4,7 @@ use super::actor::{Note, Notes};
 use super::entry::Entry;
 use super::inner::Inner;
 use super::{ImageDefaults, NodeError, Prepared};
-use crate::executor::{Boot, Executor, setup};
+use crate::executor::{Boot, Executor, ExecutorError, setup};
 use crate::guest::{AgentError, ExecEvent, ExecHandle, GuestNetwork, exit_code_of};
 use crate::hypervisor::{HostDevices, Nic};
 use crate::journal::{JobRecord, RunRecord};
@@ -81,11 +81,41 @@ impl Inner {
     }
 }
 
-pub(super) fn create(
+/// A boot, how it is connected, and what of the host it is given.
+type Devices = (Boot, (Vec<Nic>, Option<GuestNetwork>), HostDevices);
+
+/// Makes the VM of a start.
+pub(super) async fn create(
+    inner: &Arc<Inner>,
+    record: &JobRecord,
+    run: &RunRecord,
+    devices: Devices,
+) -> Result<Vm, NodeError> {
+    if !run.effective.is_full_vm() {
+        return make(inner, record, run, devices);
+    }
+    // A whole computer has files that are synced, which takes its time on a busy disk.
+    let (inner, record, run) = (Arc::clone(inner), record.clone(), run.clone());
+    beside("make the VM", move || make(&inner, &record, &run, devices)).await
+}
+
+/// Does what blocks beside what does not.
+pub(super) async fn beside<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Result<T, NodeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|join| ExecutorError::Host {
+        what: what.into(),
+        source: std::io::Error::other(join),
+    })?
+}
+
+fn make(
     inner: &Inner,
     record: &JobRecord,
     run: &RunRecord,
-    (boot, (nics, network), devices): (Boot, (Vec<Nic>, Option<GuestNetwork>), HostDevices),
+    (boot, (nics, network), devices): Devices,
 ) -> Result<Vm, NodeError> {
     let vm = record.job.vm.unwrap_or_else(VmId::random);
     let mut setup = setup(record.job.id, &run.effective, run.filesystem.clone(), false);
@@ -199,9 +229,43 @@ fn archive(files: &[GuestFile]) -> std::io::Result<Vec<u8>> {
     archive.into_inner()
 }
 
-/// Tells when the guest is ready, and how its VM ended.
+/// How often it is looked what of a machine has broken.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Tells what breaks of a whole computer while it runs, and that it is whole again.
+async fn tell_impairments(vm: &Vm, notes: &Notes, incarnation: Incarnation) {
+    // Of other VMs nothing breaks that they outlive.
+    let Some(vmm) = vm.vmm().filter(|vmm| vmm.power().is_some()) else {
+        return;
+    };
+    let mut told = None;
+    while !vmm.has_ended() {
+        let found = vmm.impairment();
+        if told.as_ref() != Some(&found) {
+            tokio::time::sleep(LOOK).await;
+            // What is so for a moment, such as at its end, is not told.
+            if vmm.has_ended() || vmm.impairment() != found {
+                continue;
+            }
+            let note = Note::Impaired(found.clone());
+            if notes.send((incarnation, note)).is_err() {
+                return;
+            }
+            told = Some(found);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Tells when the guest is ready, what of its machine breaks, and how its VM ended.
 pub(super) fn watch(tasks: &mut JoinSet<()>, vm: &Vm, incarnation: Incarnation, notes: &Notes) {
     let (vm, notes) = (vm.clone(), notes.clone());
+    let (computer, breaks) = (vm.clone(), notes.clone());
+    tasks.spawn(async move {
+        if computer.running().await.is_ok() {
+            tell_impairments(&computer, &breaks, incarnation).await;
+        }
+    });
     tasks.spawn(async move {
         if let Ok(report) = vm.running().await {
             let note = Note::Ready {

@@ -301,6 +301,7 @@ impl Node {
                 exit: None,
                 health: None,
                 cloud_init: None,
+                impaired: None,
                 incarnation: Incarnation::default(),
                 restarts: 0,
                 vm: None,

@@ -109,6 +109,8 @@ impl Node {
         });
         inner.warn_of_few_connections();
         inner.recover_snapshots(&records).await?;
+        // Before a job can make one.
+        inner.sweep_machines();
         inner.recover(records);
         inner.sweep().await;
         inner.tend_volumes().await;

@@ -18,11 +18,14 @@
 //! written down, for their disks are not in a snapshot.
 //!
 //! # Failure cases
-//! A root disk that somebody removed is not replaced by a new one. An image that is no volume, a volume that another job has and a machine that this host cannot build are
-//! reasons of a start that failed; what it had leased is given back. A node that dies between the steps
-//! finds a lease without a VM, and ends it when it opens next.
+//! A root disk is removed with its job alone, and one that is gone all the same is not replaced by a new
+//! one. An image that is no volume, a volume that another job has and a machine that this host cannot
+//! build are reasons of a start that failed; what it had leased is given back. A node that dies between
+//! the steps finds a lease without a VM, or half a machine, and ends both when it opens next.
 
+use super::entry::lock;
 use super::inner::Inner;
+use super::launch::beside;
 use super::{NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
 use crate::executor::OwnDisks;
@@ -55,6 +58,9 @@ pub(super) struct Parts {
     /// What cloud-init is told of the data.
     volumes: Vec<cloud_init::Volume>,
 }
+
+/// How a VM is connected, and what of the host it is given.
+type Connections = ((Vec<Nic>, Option<GuestNetwork>), HostDevices);
 
 /// Whose disks a start has.
 pub(super) fn owner(record: &JobRecord) -> Owner {
@@ -189,9 +195,47 @@ impl Inner {
         format!("root-{}", &id.to_string()[2..])
     }
 
+    fn machines(&self) -> PathBuf {
+        self.config.paths.state().join("machines")
+    }
+
     fn machine_folder(&self, id: JobId) -> PathBuf {
         let name = id.to_string();
-        self.config.paths.state().join("machines").join(&name[2..])
+        self.machines().join(&name[2..])
+    }
+
+    /// Removes the halves of machines that a node left which was killed while it made them. What has a
+    /// job's name stays, whatever is known of the job.
+    pub(super) fn sweep_machines(&self) {
+        for entry in std::fs::read_dir(self.machines())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name();
+            if name.as_encoded_bytes().contains(&b'.')
+                && let Err(error) = std::fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(?name, %error, "half a machine stays");
+            }
+        }
+    }
+
+    /// Says so where a volume is the root disk of a job that there is.
+    pub(super) fn ensure_no_root(&self, volume: &Volume) -> Result<(), VolumeError> {
+        let id = volume.name.strip_prefix("root-");
+        let id = id.and_then(|digits| format!("0x{digits}").parse::<JobId>().ok());
+        let Some(entry) = id.and_then(|id| lock(&self.jobs).get(id)) else {
+            return Ok(());
+        };
+        let job = entry.job();
+        if job.account != volume.account || !job.spec.has_own_disk() {
+            return Ok(());
+        }
+        Err(VolumeError::RootDisk {
+            name: volume.name.clone(),
+            job: job.name.clone(),
+        })
     }
 
     /// Leases what a start needs, and makes what the first one finds missing. What was leased for
@@ -280,12 +324,25 @@ impl Inner {
     }
 
     /// Makes the VM of a start that has all its parts.
-    pub(super) fn create_with_disks(
+    pub(super) async fn create_with_disks(
+        self: &Arc<Self>,
+        record: &JobRecord,
+        run: &RunRecord,
+        parts: Parts,
+        connections: Connections,
+    ) -> Result<Vm, NodeError> {
+        // Its seed is built, written and synced, which takes its time on a busy disk.
+        let (inner, record, run) = (Arc::clone(self), record.clone(), run.clone());
+        let make = move || inner.make_with_disks(&record, &run, parts, connections);
+        beside("make the VM", make).await
+    }
+
+    fn make_with_disks(
         &self,
         record: &JobRecord,
         run: &RunRecord,
         parts: Parts,
-        ((nics, network), devices): ((Vec<Nic>, Option<GuestNetwork>), HostDevices),
+        ((nics, network), devices): Connections,
     ) -> Result<Vm, NodeError> {
         let job = &record.job;
         let vm = job.vm.unwrap_or_else(|| self.free_vm_id());

@@ -2,10 +2,10 @@
 
 use super::entry::lock;
 use super::inner::Inner;
-use super::{NodeConfig, NodeError};
+use super::{Node, NodeConfig, NodeError};
 use crate::executor::ExecutorError;
 use crate::volumes::{Owner, VolumeError, Volumes};
-use aleph_types::{JobState, Timestamp};
+use aleph_types::{JobState, Timestamp, Volume};
 use std::io;
 use std::sync::Arc;
 use tokio::task::spawn_blocking;
@@ -19,6 +19,17 @@ pub(super) async fn open(config: &NodeConfig) -> Result<Volumes, NodeError> {
         source: io::Error::other(join),
     })?;
     Ok(opened?)
+}
+
+impl Node {
+    /// Says so where a volume is the root disk of a job that there is: it goes with its job, and holds
+    /// what its guest left there.
+    ///
+    /// # Errors
+    /// [`VolumeError::RootDisk`], with the job's name.
+    pub fn ensure_no_root(&self, volume: &Volume) -> Result<(), VolumeError> {
+        self.inner.ensure_no_root(volume)
+    }
 }
 
 impl Inner {

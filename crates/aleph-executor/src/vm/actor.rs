@@ -587,9 +587,7 @@ impl Actor {
             let how = console
                 .panic()
                 .unwrap_or_else(|| how_it_ended(&exit, place.cgroup()));
-            // So a machine ends whose guest has powered it off, and QEMU at a signal, which it says.
-            let by_signal = exit.stderr.contains("terminating on signal");
-            let in_order = alone && exit.exit == ProcessExit::Code(0) && !by_signal;
+            let in_order = alone && ended_in_order(vmm.ended_by_guest(), &exit);
             let _ = notes.send(Note::Ended { how, in_order });
         });
         self.watchers.push(watcher.abort_handle());
@@ -601,6 +599,17 @@ fn how_it_ended(exit: &VmmExit, group: Option<&Cgroup>) -> String {
     match group.and_then(Cgroup::overuse) {
         Some(overuse) => format!("{exit}: {overuse}"),
         None => exit.to_string(),
+    }
+}
+
+/// Whether a guest powered its machine off, by what the VMM told and by how it ended.
+fn ended_in_order(by_guest: Option<bool>, exit: &VmmExit) -> bool {
+    match (by_guest, exit.exit) {
+        // The exit of one that an earlier process started cannot be seen.
+        (Some(by_guest), ProcessExit::Code(0) | ProcessExit::Unknown) => by_guest,
+        // It told nobody. So QEMU ends at a signal, too, which it says.
+        (None, ProcessExit::Code(0)) => !exit.stderr.contains("terminating on signal"),
+        _ => false,
     }
 }
 
@@ -653,3 +662,30 @@ async fn go_on_with(
 
 /// How long the sockets of a VMM that has ended may take to be read to their end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_in_order_where_the_guest_made_it() {
+        let by = "terminating on signal 15 from pid 1";
+        for (told, exit, stderr, wanted) in [
+            (Some(true), ProcessExit::Code(0), "", true),
+            (Some(true), ProcessExit::Unknown, "", true),
+            (Some(true), ProcessExit::Signal(9), "", false),
+            (Some(true), ProcessExit::Code(1), "", false),
+            (Some(false), ProcessExit::Code(0), "", false),
+            (Some(false), ProcessExit::Unknown, "", false),
+            (None, ProcessExit::Code(0), "", true),
+            (None, ProcessExit::Code(0), by, false),
+            (None, ProcessExit::Unknown, "", false),
+        ] {
+            let exit = VmmExit {
+                exit,
+                stderr: stderr.into(),
+            };
+            assert_eq!(ended_in_order(told, &exit), wanted, "{told:?} {exit}");
+        }
+    }
+}

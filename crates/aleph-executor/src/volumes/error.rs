@@ -65,6 +65,14 @@ pub enum VolumeError {
         /// Who has it.
         job: String,
     },
+    /// It is the root disk of a job that there is.
+    #[error("the volume {name:?} is the root disk of job {job:?}")]
+    RootDisk {
+        /// Which volume.
+        name: String,
+        /// Whose, by the job's name.
+        job: String,
+    },
     /// A process still has its file, whatever the records say.
     #[error("the disk of volume {0:?} is locked by a process")]
     Locked(String),
@@ -160,6 +168,7 @@ impl Classify for VolumeError {
             Self::Ambiguous(..)
             | Self::NameTaken(_)
             | Self::Attached { .. }
+            | Self::RootDisk { .. }
             | Self::Locked(_)
             | Self::Busy(_)
             | Self::Deleted(_)
@@ -188,6 +197,7 @@ impl Classify for VolumeError {
             Self::TooManySnapshots(_) => "too_many_snapshots",
             Self::TooManyImages(_) => "too_many_images",
             Self::Attached { .. } => "volume_attached",
+            Self::RootDisk { .. } => "root_disk",
             Self::Locked(_) => "volume_locked",
             Self::Busy(_) => "volume_busy",
             Self::Deleted(_) => "volume_deleted",
@@ -223,6 +233,7 @@ impl Classify for VolumeError {
             Self::BadSize { .. } => "Ask for another size.",
             Self::Source(_) => "Send the image again.",
             Self::Attached { .. } => "Stop the job first.",
+            Self::RootDisk { .. } => "Remove the job: its root disk goes with it.",
             Self::Locked(_) => "End the process that has it, or wait for its end.",
             Self::Busy(_) => "Try again in a moment.",
             Self::Deleted(_) => "aleph volume undelete has it back.",

@@ -134,7 +134,7 @@ impl Actor {
         job.finished_at = Some(now);
         (job.vm, job.network) = (None, None);
         job.gpus.clear();
-        job.health = None;
+        (job.health, job.impaired) = (None, None);
         self.record.frozen = false;
         self.record.in_a_row = row;
         self.record.restart_at = None;

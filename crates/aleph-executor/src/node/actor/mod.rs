@@ -118,6 +118,8 @@ pub(super) enum Note {
     Health(Health),
     /// What the guest says of its cloud-init, and who is told that it is stored.
     CloudInit(CloudInit, oneshot::Sender<()>),
+    /// What of its machine has broken; nothing, where it is whole.
+    Impaired(Option<String>),
     /// The guest was written down, or not. Told of whatever start of the job.
     Written(Box<Written>),
 }
@@ -329,7 +331,8 @@ impl Actor {
 
     async fn noted(&mut self, note: Note) {
         match note {
-            Note::Prepared(Ok(prepared)) => self.launch(prepared).await,
+            // It carries all that a VM is made of.
+            Note::Prepared(Ok(prepared)) => Box::pin(self.launch(prepared)).await,
             Note::Prepared(Err(problem)) if matches!(self.phase, Phase::Preparing(_)) => {
                 self.fail(&problem.message).await;
             }
@@ -354,6 +357,7 @@ impl Actor {
             Note::Removed(outcome, removed) => self.removed(outcome, removed).await,
             Note::Health(health) => self.health(health).await,
             Note::CloudInit(found, stored) => self.cloud_init(found, stored).await,
+            Note::Impaired(found) => self.impaired(found).await,
             Note::Written(written) => self.written(*written).await,
         }
     }
@@ -447,12 +451,15 @@ impl Actor {
         let created = match (connected, parts, kept) {
             (Ok((cables, devices)), Parts::Disks(parts), _) => {
                 let disks = *parts;
+                let connections = (cables, devices);
                 self.inner
-                    .create_with_disks(&self.record, &run, disks, (cables, devices))
+                    .create_with_disks(&self.record, &run, disks, connections)
+                    .await
             }
             (Ok((cables, devices)), Parts::Image(prepared), None) => {
                 let boot = prepared.boot;
-                launch::create(&self.inner, &self.record, &run, (boot, cables, devices))
+                let parts = (boot, cables, devices);
+                launch::create(&self.inner, &self.record, &run, parts).await
             }
             (Ok((_, devices)), Parts::Image(_), Some(_)) if !devices.groups.is_empty() => {
                 let why = "its job has GPUs, and it was made without".to_owned();
@@ -692,6 +699,37 @@ impl Actor {
         }
     }
 
+    /// Keeps what of its machine has broken, and that it is whole again.
+    async fn impaired(&mut self, found: Option<String>) {
+        if self.record.job.impaired == found {
+            return;
+        }
+        let job = self.entry.id;
+        match &found {
+            Some(why) => tracing::warn!(%job, why, "the machine of a job is impaired"),
+            None => tracing::info!(%job, "the machine of a job is whole again"),
+        }
+        self.record.job.generation += 1;
+        let mut event = event_of(&self.record.job);
+        event.kind = match &found {
+            Some(_) => "job.impaired".into(),
+            None => "job.repaired".into(),
+        };
+        event.message.clone_from(&found);
+        self.record.job.impaired = found;
+        let kept = self
+            .inner
+            .journal
+            .update_job("job.impaired", self.record.clone(), Some(event))
+            .await;
+        match kept {
+            Ok(event) => self.inner.told(event.as_ref()),
+            // The journal may be on the very disk that is full: what is, is told all the same.
+            Err(error) => log_journal(&error),
+        }
+        self.entry.publish(&self.record);
+    }
+
     /// Journals a new state, and tells it. A journal that cannot be written falls behind: what
     /// happens, happens.
     async fn state(&mut self, what: &'static str, state: JobState, reason: Option<String>) {
@@ -752,7 +790,7 @@ pub(super) fn next_start(record: &mut JobRecord) {
     job.incarnation = job.incarnation.next();
     job.state = JobState::Preparing;
     (job.reason, job.exit, job.health) = (None, None, None);
-    job.cloud_init = None;
+    (job.cloud_init, job.impaired) = (None, None);
     (job.vm, job.network) = (None, None);
     job.gpus.clear();
     (job.boot_ms, job.guest_boot_id) = (None, None);
