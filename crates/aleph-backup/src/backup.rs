@@ -24,6 +24,7 @@ use jiff::Timestamp;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// How many leaves are worked on at a time.
 pub const WORKERS: usize = 3;
@@ -51,6 +52,8 @@ pub struct BackupRequest {
     pub parent: Parent,
     /// Who is told how far it is.
     pub progress: ProgressSink,
+    /// Ends it early, in order: what was sent is kept for the next one.
+    pub stop: CancellationToken,
 }
 
 impl Repository {
@@ -61,7 +64,8 @@ impl Repository {
     ///
     /// # Errors
     /// [`BackupError::Locked`] beside a prune; [`BackupError::Source`] where the volume cannot be read;
-    /// [`BackupError::Store`] where the store does not take it.
+    /// [`BackupError::Store`] where the store does not take it; [`BackupError::Stopped`] where the request
+    /// was told to stop.
     pub async fn backup(
         &self,
         source: Arc<dyn Source>,
@@ -96,9 +100,11 @@ impl Repository {
         );
 
         let mut packer = Packer::new(self.objects.clone(), damaged);
-        let sent = self
-            .send(source, &request.progress, planner, &mut packer)
-            .await;
+        let sent = request
+            .stop
+            .run_until_cancelled(self.send(source, &request.progress, planner, &mut packer))
+            .await
+            .unwrap_or(Err(BackupError::Stopped));
         let (root, mut stats) = match sent {
             Ok(sent) => sent,
             Err(error) => {

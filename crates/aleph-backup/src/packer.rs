@@ -7,6 +7,7 @@ use crate::index;
 use crate::objects::{DAMAGED, Objects, name, pack_name};
 use crate::pack::{PackBuilder, PackRecord};
 use std::collections::HashSet;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// How many packs are on their way at a time.
@@ -14,6 +15,9 @@ pub const UPLOADS: usize = 3;
 
 /// An index is written after so many packs.
 pub const CHECKPOINT: usize = 8;
+
+/// How long a backup that failed waits for what is under way.
+const SALVAGE: Duration = Duration::from_secs(60);
 
 /// Puts blobs into packs and sends them.
 pub(crate) struct Packer {
@@ -134,8 +138,18 @@ impl Packer {
         Ok(self.written)
     }
 
-    /// After a failure: indexes what got into the store, so that nobody has to send it again.
-    pub(crate) async fn salvage(mut self) {
+    /// After a failure: indexes what got into the store, so that nobody has to send it again. A store that
+    /// does not answer is given up.
+    pub(crate) async fn salvage(self) {
+        if tokio::time::timeout(SALVAGE, self.index_what_is_there())
+            .await
+            .is_err()
+        {
+            tracing::debug!("no checkpoint after a failed backup: the store does not answer");
+        }
+    }
+
+    async fn index_what_is_there(mut self) {
         while let Some(joined) = self.uploads.join_next().await {
             if let Ok(Ok(record)) = joined {
                 self.unindexed.push(record);

@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Break, Breaking, Volume, copy_of, noise, objects, overwrite, packed};
+use tokio_util::sync::CancellationToken;
 
 const MIB: usize = 1 << 20;
 
@@ -376,6 +377,36 @@ async fn a_failed_backup_does_not_send_again_what_was_sent() {
     assert!(
         again < 80 * MIB as u64,
         "{again} bytes of 200 MiB were sent after a checkpoint at 128 MiB"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_stopped_keeps_what_was_sent_and_its_lock_no_longer() {
+    let (_, repository) = in_memory().await;
+    let bytes = noise(9, 100 * MIB);
+    let stop = CancellationToken::new();
+    let stopper = stop.clone();
+    let request = BackupRequest {
+        volume: "v".to_owned(),
+        // Three packs of 16 MiB were sent by then, and no checkpoint was due.
+        progress: ProgressSink::new(move |step| {
+            if step.done >= 60 * MIB as u64 {
+                stopper.cancel();
+            }
+        }),
+        stop,
+        ..BackupRequest::default()
+    };
+    let source = Arc::new(Volume::new(bytes.clone()));
+    let stopped = repository.backup(source, request).await.unwrap_err();
+    assert_eq!(stopped.code(), "backup_stopped");
+    assert!(repository.snapshots().await.unwrap().is_empty());
+    assert_eq!(repository.unlock().await.unwrap(), 0);
+    let resumed = back_up(&repository, Volume::new(bytes)).await.unwrap();
+    let again = resumed.stats.stored;
+    assert!(
+        again < 60 * MIB as u64,
+        "{again} bytes of 100 MiB were sent after 48 MiB"
     );
 }
 

@@ -24,7 +24,7 @@ use std::io;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -65,7 +65,7 @@ struct ListQuery {
 /// Back a volume up
 ///
 /// Chunks that are there already are not sent again, whichever volume they are of. The answer is a line of
-/// JSON for each step; the last one has `backup` or `error`. It ends with the request; most of what was sent is kept
+/// JSON for each step; the last one has `backup` or `error`. It ends with the request; what was sent is kept
 /// for the next one. A volume that a job writes to is refused with `volume_attached`: back a snapshot up.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/backups", tag = "volumes", params(VolumePath),
@@ -87,21 +87,25 @@ async fn make(
     let opened = blocking(move || {
         let id = volumes.find(&caller.scope, &volume)?.id;
         let image = volumes.export(id, snapshot.as_deref(), DiskImageFormat::Raw)?;
-        let source = FileSource::new(image.file).map_err(VolumeError::Source)?;
-        Ok::<_, VolumeError>((id, source))
+        let file = image.file.try_clone().map_err(VolumeError::Source)?;
+        let source = FileSource::new(file).map_err(VolumeError::Source)?;
+        Ok::<_, VolumeError>((id, source, image))
     });
-    let (id, source) = opened.await?;
+    let (id, source, image) = opened.await?;
     let name = request.name.or(request.snapshot).unwrap_or_default();
     if name.len() > 128 {
         let why = "a backup's name has at most 128 bytes";
         return Err(Refusal::invalid("bad_name", why));
     }
-    Ok(answer(&service, async move |progress| {
+    Ok(answer(&service, async move |progress, stop| {
+        // It counts among the images that are on their way.
+        let _image = image;
         let repository = Repository::open_or_create(&location).await?;
         let request = BackupRequest {
             volume: id.to_string(),
             name,
             progress,
+            stop,
             ..BackupRequest::default()
         };
         let made = repository.backup(Arc::new(source), request).await?;
@@ -158,8 +162,10 @@ async fn restore(
     .await?;
     let image = file.try_clone().map_err(VolumeError::Source)?;
     let account = caller.account.clone();
-    Ok(answer(&service, async move |progress| {
-        repository.restore_into(snapshot.id, file, progress).await?;
+    Ok(answer(&service, async move |progress, stop| {
+        let restored = repository.restore_into(snapshot.id, file, progress);
+        let restored = stop.run_until_cancelled(restored).await;
+        restored.unwrap_or(Err(BackupError::Stopped))?;
         let made = blocking(move || {
             let new = NewVolume {
                 account: &account,
@@ -204,21 +210,22 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or(Err(VolumeError::BadRequest("the request panicked")))
 }
 
-/// Does work that tells its progress, for as long as somebody reads it.
-fn answer<F>(service: &Service, work: impl FnOnce(ProgressSink) -> F) -> Response
+/// Does work that tells its progress, for as long as somebody reads it. Then it is told to stop.
+fn answer<F>(service: &Service, work: impl FnOnce(ProgressSink, CancellationToken) -> F) -> Response
 where
     F: Future<Output = Result<BackupLine, Failure>> + Send + 'static,
 {
     let (sender, lines) = mpsc::channel(WAITING);
-    let progress = sender.clone();
-    let work = work(ProgressSink::new(move |step: Progress| {
+    let (progress, stop) = (sender.clone(), CancellationToken::new());
+    let progress = ProgressSink::new(move |step: Progress| {
         // A client that is slow gets fewer of them.
         let _ = progress.try_send(BackupLine::Progress {
             done: step.done,
             total: step.total,
             written: step.written,
         });
-    }));
+    });
+    let work = work(progress, stop.clone());
     let work = service.work.track_future(async move {
         let last = work.await.unwrap_or_else(|failure| BackupLine::Failed {
             error: match failure {
@@ -228,16 +235,16 @@ where
         });
         let _ = sender.send(last).await;
     });
-    let work = AbortOnDropHandle::new(tokio::spawn(work));
-    let stopping = service.stopping.clone();
+    tokio::spawn(work);
+    let (stop, stopping) = (stop.drop_guard(), service.stopping.clone());
     let body = stream::unfold(
-        (lines, work, stopping),
-        |(mut lines, work, stopping)| async {
+        (lines, stop, stopping),
+        |(mut lines, stop, stopping)| async {
             let line = tokio::select! {
                 line = lines.recv() => line?,
                 () = stopping.cancelled() => return None,
             };
-            Some((write(&line), (lines, work, stopping)))
+            Some((write(&line), (lines, stop, stopping)))
         },
     );
     let headers = [(CONTENT_TYPE, "application/x-ndjson")];

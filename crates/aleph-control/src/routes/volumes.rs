@@ -2,9 +2,7 @@
 
 use crate::server::extract::{Body, Query, Segment, Segments};
 use crate::server::{Caller, Refusal, Service};
-use aleph_executor::volumes::{
-    Exported, Import, MAX_SIZE, NewVolume, Source, Staged, VolumeError, Volumes,
-};
+use aleph_executor::volumes::{Import, MAX_SIZE, NewVolume, Source, Staged, VolumeError, Volumes};
 use aleph_types::{
     DiskImageFormat, ErrorClass, MiB, Volume, VolumeId, VolumeRequest, VolumeResize,
     VolumeSnapshotRequest, VolumeUndelete,
@@ -15,22 +13,26 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 /// What an image travels as.
 const IMAGE: &str = "application/octet-stream";
-/// How long a client may take to send the next piece of an image.
+/// How long a client may take for the next piece of an image, either way.
 const PIECE_TIME: Duration = Duration::from_secs(60);
+/// How many bytes a second a client takes at least, over the whole of an image: 1 Mbit/s.
+const LEAST_RATE: u64 = 128 * 1024;
 /// How much of an image is read at a time.
 const PIECE: usize = 256 * 1024;
 
@@ -198,7 +200,8 @@ async fn list(
 /// Make a volume: an empty one, or a copy
 ///
 /// An empty one has a size and a filesystem. A copy is of another volume, which must not be attached for
-/// writing, or of a snapshot.
+/// writing, or of a snapshot. With qcow2 a copy takes the same short time however much there is, unless what it is of
+/// has 16 layers.
 #[utoipa::path(
     post, path = "/v1/volumes", tag = "volumes", request_body = VolumeRequest,
     responses((status = 201, description = "It is made.", body = Volume)),
@@ -384,7 +387,8 @@ async fn undelete(
 
 /// Keep a volume's present state
 ///
-/// With qcow2 this takes the same short time however much there is.
+/// With qcow2 this takes the same short time however much there is; only where the volume has 16 layers, as after
+/// 15 snapshots in a row, its disk is copied in whole.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/snapshots", tag = "volumes", params(VolumePath),
     request_body = VolumeSnapshotRequest,
@@ -453,23 +457,8 @@ async fn export(
     let format = query.format.unwrap_or(DiskImageFormat::Raw);
     let image = move |volumes: &Volumes, id| volumes.export(id, query.snapshot.as_deref(), format);
     let image = with_one(&service, &caller, volume, image).await?;
-    let (length, stopping) = (image.length, service.stopping.clone());
-    // An image that breaks off breaks the response off, so that nobody takes it for whole.
-    let pieces = stream::try_unfold((image, length), move |(image, left)| {
-        let stopping = stopping.clone();
-        async move {
-            if stopping.is_cancelled() {
-                return Err(io::Error::other("the node is shutting down"));
-            }
-            if left == 0 {
-                return Ok(None);
-            }
-            let read = spawn_blocking(move || read(image, left));
-            let (bytes, image) = read.await.map_err(io::Error::other)??;
-            let left = left - bytes.len() as u64;
-            Ok(Some((bytes, (image, left))))
-        }
-    });
+    let length = image.length;
+    let pieces = sent(image, length, service.stopping.clone());
     let headers = [
         (CONTENT_TYPE, IMAGE.to_owned()),
         (CONTENT_LENGTH, length.to_string()),
@@ -477,9 +466,125 @@ async fn export(
     Ok((headers, axum::body::Body::from_stream(pieces)).into_response())
 }
 
+/// The bytes of an image on their way to a client. One that takes none of them any more, or too few, is not
+/// waited for: an image holds its volume, and room on the node's disk.
+///
+/// An image that breaks off breaks the response off, so that nobody takes it for whole.
+fn sent<I: Read + Send + 'static>(
+    image: I,
+    length: u64,
+    stopping: CancellationToken,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let (sender, pieces) = mpsc::channel(1);
+    tokio::spawn(async move {
+        if let Err(error) = send(image, length, &sender, &stopping).await {
+            tracing::debug!(%error, "an image was not sent");
+            let _ = sender.try_send(Err(error));
+        }
+    });
+    stream::try_unfold((pieces, length), async |(mut pieces, left)| {
+        match pieces.recv().await {
+            Some(piece) => {
+                let piece: Bytes = piece?;
+                let left = left.saturating_sub(piece.len() as u64);
+                Ok(Some((piece, (pieces, left))))
+            }
+            None if left == 0 => Ok(None),
+            None => Err(io::Error::other("the image was not taken in time")),
+        }
+    })
+}
+
+async fn send<I: Read + Send + 'static>(
+    mut image: I,
+    length: u64,
+    sender: &mpsc::Sender<io::Result<Bytes>>,
+    stopping: &CancellationToken,
+) -> io::Result<()> {
+    let began = Instant::now();
+    let mut left = length;
+    while left > 0 {
+        let (piece, rest) = spawn_blocking(move || read(image, left))
+            .await
+            .map_err(io::Error::other)??;
+        image = rest;
+        left -= piece.len() as u64;
+        let least = began + PIECE_TIME + Duration::from_secs((length - left) / LEAST_RATE);
+        let taken = timeout_at(
+            least.min(Instant::now() + PIECE_TIME),
+            sender.send(Ok(piece)),
+        );
+        match stopping.run_until_cancelled(taken).await {
+            None => return Err(io::Error::other("the node is shutting down")),
+            Some(Err(late)) => return Err(late.into()),
+            // Nobody listens any more.
+            Some(Ok(Err(_))) => return Ok(()),
+            Some(Ok(Ok(()))) => {}
+        }
+    }
+    Ok(())
+}
+
 /// The next bytes of an image that has `left` more.
-fn read(mut image: Exported, left: u64) -> io::Result<(Bytes, Exported)> {
+fn read<I: Read>(mut image: I, left: u64) -> io::Result<(Bytes, I)> {
     let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
-    image.file.read_exact(&mut piece)?;
+    image.read_exact(&mut piece)?;
     Ok((piece.into(), image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use tokio::sync::oneshot;
+
+    /// An image without an end, that tells when it is let go of.
+    struct Image(#[allow(dead_code, reason = "its end is what counts")] oneshot::Sender<()>);
+
+    impl Read for Image {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            buffer.fill(7);
+            Ok(buffer.len())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_is_let_go_of_when_its_client_stalls() {
+        let (held, gone) = oneshot::channel();
+        let length = 4 * PIECE as u64;
+        let pieces = sent(Image(held), length, CancellationToken::new());
+        let mut pieces = std::pin::pin!(pieces);
+        assert_eq!(pieces.next().await.unwrap().unwrap().len(), PIECE);
+        let began = Instant::now();
+        gone.await.unwrap_err();
+        assert!(began.elapsed() >= PIECE_TIME);
+        // What had left by then comes, and then it breaks off: there is no end that looks whole.
+        let rest: Vec<_> = pieces.collect().await;
+        let (last, some) = rest.split_last().unwrap();
+        assert!(last.is_err() && some.len() < 3, "{rest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_too_little_is_not_waited_for_in_all_eternity() {
+        let (held, mut gone) = oneshot::channel();
+        let length = 1 << 40;
+        let pieces = sent(Image(held), length, CancellationToken::new());
+        let mut pieces = std::pin::pin!(pieces);
+        let mut taken = 0;
+        while gone.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
+            pieces.next().await.unwrap().unwrap();
+            tokio::time::sleep(PIECE_TIME / 2).await;
+            taken += 1;
+            assert!(taken < 20, "half a minute for each quarter of a MiB");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_taken_arrives_whole() {
+        let bytes: Vec<u8> = (0..=250).cycle().take(PIECE * 3 + 17).collect();
+        let image = io::Cursor::new(bytes.clone());
+        let pieces = sent(image, bytes.len() as u64, CancellationToken::new());
+        let pieces: Vec<_> = pieces.map(Result::unwrap).collect().await;
+        assert!(pieces.concat() == bytes, "it is another one");
+    }
 }

@@ -53,10 +53,14 @@ impl Volumes {
             .grow(top, &path, size)
             .and_then(|()| top.file.sync_all().map_err(at("write", &path)));
         if let Err(error) = grown {
-            inner.records.write("volume.resize_undone", |tx| {
-                tx.put_layer(layer)?;
-                tx.put_volume(&row)
-            })?;
+            // What has its new size keeps it, although it may not be durable yet: a disk is never larger
+            // than its record says, as it could not be brought to a size between the two.
+            if top.size().unwrap_or(0) < size.bytes() {
+                inner.records.write("volume.resize_undone", |tx| {
+                    tx.put_layer(layer)?;
+                    tx.put_volume(&row)
+                })?;
+            }
             return Err(error);
         }
         failpoint::pass("volume.resize", "grown");
@@ -64,7 +68,7 @@ impl Volumes {
     }
 
     /// Keeps a volume's present state under a name. With qcow2 this takes the same short time however much
-    /// there is.
+    /// there is; only over [`MAX_DEPTH`](super::MAX_DEPTH) layers the disk is copied in whole.
     ///
     /// # Errors
     /// Where it is being written, or the name is taken.
@@ -302,5 +306,63 @@ impl Inner {
         })?;
         let opened = self.open_chain(&chain, false)?;
         Ok((snapshot, chain, opened))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::{Backend, BackendChoice, Branch, Files, NewVolume, VolumesConfig};
+    use aleph_types::Filesystem;
+    use std::io;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    /// Files whose growth fails, once it is done or before.
+    #[derive(Debug)]
+    struct Failing {
+        grows: bool,
+    }
+
+    impl Backend for Failing {
+        fn name(&self) -> &'static str {
+            "failing"
+        }
+
+        fn branch(&self, depth: usize) -> Branch {
+            Files.branch(depth)
+        }
+
+        fn grow(&self, top: &OpenLayer, path: &Path, size: MiB) -> Result<()> {
+            if self.grows {
+                Files.grow(top, path, size)?;
+            }
+            Err(VolumeError::Source(io::ErrorKind::Other.into()))
+        }
+    }
+
+    #[test]
+    fn a_disk_is_never_larger_than_its_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = VolumesConfig {
+            backend: BackendChoice::Files,
+            ..VolumesConfig::default()
+        };
+        let mut volumes = Volumes::open(folder.path(), config).unwrap();
+        let new = NewVolume {
+            account: "a",
+            name: "data",
+        };
+        let id = volumes.create(new, MiB(8), Filesystem::None).unwrap().id;
+        for (grows, wanted, size) in [(false, 16, 8), (true, 16, 16), (false, 32, 16)] {
+            let inner = Arc::get_mut(&mut volumes.inner).unwrap();
+            inner.backend = Box::new(Failing { grows });
+            volumes.resize(id, MiB(wanted)).unwrap_err();
+            assert_eq!(volumes.get(id).unwrap().size, MiB(size), "{grows}");
+            let file = volumes
+                .export(id, None, aleph_types::DiskImageFormat::Raw)
+                .unwrap();
+            assert_eq!(file.length, MiB(size).bytes());
+        }
     }
 }

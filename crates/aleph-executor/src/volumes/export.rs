@@ -6,7 +6,7 @@ use super::records::LayerFormat;
 use super::store::{OnItsWay, Volumes, present};
 use aleph_types::{DiskImageFormat, MiB, VolumeId};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 
 /// An image that is read from its beginning.
@@ -17,6 +17,12 @@ pub struct Exported {
     /// How many there are.
     pub length: u64,
     _place: OnItsWay,
+}
+
+impl Read for Exported {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
 }
 
 type Result<T> = std::result::Result<T, VolumeError>;

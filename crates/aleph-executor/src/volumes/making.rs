@@ -145,7 +145,7 @@ impl Volumes {
     }
 
     /// Makes a volume that is a copy of another one, or of a snapshot. With qcow2 this takes the same
-    /// short time however much there is.
+    /// short time however much there is; one of [`MAX_DEPTH`](super::MAX_DEPTH) layers is copied in whole.
     ///
     /// # Errors
     /// Where the original is being written, or as [`Volumes::create`].

@@ -294,7 +294,7 @@ mod tests {
             (
                 40,
                 &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
-                field("L1 table"),
+                truncated("L1 table"),
             ),
             (40, &[0, 0, 0, 0, 0, 0, 0, 0], field("L1 table")),
             (53, &[0x10], truncated("refcount table")),

@@ -61,7 +61,6 @@ impl Template {
         file.set_len(u64::from(MEMORY.0) << 20)?;
         let vm = VmId::random();
         let launch = Launch {
-            machine: aleph_executor::hypervisor::Machine::MicroVm,
             vm,
             machine: Machine::MicroVm,
             resources: resources(),

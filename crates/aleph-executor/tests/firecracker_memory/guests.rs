@@ -182,7 +182,6 @@ pub(crate) async fn fails_behind_its_server(jailed: bool) -> Result<()> {
     std::fs::write(run_dir.join("console.pipe"), "")?;
     let listen = |name: &str| UnixListener::bind(run_dir.join(name));
     let launch = Launch {
-        machine: aleph_executor::hypervisor::Machine::MicroVm,
         vm: VmId::random(),
         machine: Machine::MicroVm,
         resources: Resources {
