@@ -14,7 +14,10 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const CASES: &[Case] = &[("a_jobs_machine_has_a_gpu", a_jobs_machine_has_a_gpu)];
+const CASES: &[Case] = &[(
+    "alone_a_jobs_machine_has_a_gpu",
+    alone_a_jobs_machine_has_a_gpu,
+)];
 
 const ALEPH: &str = env!("CARGO_BIN_EXE_aleph");
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
@@ -158,7 +161,7 @@ fn vmm() -> Result<(u32, u64)> {
 
 /// Linux would take minutes to boot where its processor is emulated twice, so the guest never answers:
 /// its firmware finds what it has.
-fn a_jobs_machine_has_a_gpu() -> Result<()> {
+fn alone_a_jobs_machine_has_a_gpu() -> Result<()> {
     let executor = "[executor]\nboot_timeout_seconds = 86400\n[executor.qemu]\nenable_gpu = true\n";
     fs::write(CONFIG, format!("{executor}program = \"{QEMU}\"\n"))?;
     let mut daemon = up()?;

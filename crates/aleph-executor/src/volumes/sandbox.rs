@@ -81,10 +81,13 @@ pub enum ToolError {
 }
 
 impl ToolError {
-    /// Whether it is missing.
+    /// Whether it is missing. Where it is nowhere and a folder of `PATH` may not be searched by the
+    /// program's user, `execvp` says that alone.
     #[must_use]
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Start { source, .. } if source.kind() == io::ErrorKind::NotFound)
+        use io::ErrorKind::{NotFound, PermissionDenied};
+        matches!(self, Self::Start { source, .. }
+            if matches!(source.kind(), NotFound | PermissionDenied))
     }
 
     /// Whether it found no room.
