@@ -230,6 +230,10 @@ async fn go_on(stage: Stage, world: &World<'_>, vm: DrivenVm, wrong: &Wrong) -> 
                 break;
             }
         }
+        if let (Fault::DiesAnswered, None) = (wrong.fault, &error) {
+            // Nothing was asked of it after its last answer: it ends by itself, in its own time.
+            let _ = tokio::time::timeout(LIMIT, vm.vmm.wait()).await;
+        }
         vm.vmm.kill()?;
     }
     let exit = tokio::time::timeout(LIMIT, vm.vmm.wait()).await;
