@@ -25,8 +25,14 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8])| {
         let text = seed.user_data.expose_text().unwrap();
         let (_, rest) = text.split_once("boundary=\"").unwrap();
         let (boundary, _) = rest.split_once('"').unwrap();
-        let parts = text.split(&format!("--{boundary}\n")).count() - 1;
-        assert_eq!(parts, 2 + usize::from(seed.kind.is_some()));
+        // Its boot hook comes before all, its configuration and its check after all.
+        let parts: Vec<&str> = text.split(&format!("--{boundary}\n")).skip(1).collect();
+        let [hook, .., config, check] = &parts[..] else {
+            panic!("{} parts", parts.len());
+        };
+        assert!(hook.contains("aleph-report"));
+        assert!(config.contains("aleph.yaml"));
+        assert!(check.contains("zz-aleph-check"));
         assert!(text.ends_with(&format!("--{boundary}--\n")));
     }
 });

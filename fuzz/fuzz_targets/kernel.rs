@@ -2,16 +2,22 @@
 
 #![no_main]
 
-use libfuzzer_sys::arbitrary::Arbitrary;
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 enum File {
     Raw(Vec<u8>),
     /// A bzImage with this header and payload.
-    Bzimage { header: Vec<u8>, payload: Vec<u8> },
+    Bzimage {
+        header: Vec<u8>,
+        payload: Vec<u8>,
+    },
     /// An ELF file with an embedded configuration, or what stands in its place.
-    Elf { head: Vec<u8>, config: Vec<u8> },
+    Elf {
+        head: Vec<u8>,
+        config: Vec<u8>,
+    },
     /// A cpio archive.
     Archive(Vec<u8>),
     /// Text of a configuration.

@@ -85,7 +85,7 @@ mod tests {
             queues: Vec::new(),
         };
         let least = wanted(&job, &[]);
-        assert_eq!(least.devices, [Device::Disk(crate::guest::agent::IMAGE_SERIAL.into())]);
+        assert_eq!(least.devices, [Device::Disk(IMAGE_SERIAL.into())]);
         assert_eq!(
             (least.agent, least.firmware),
             (GuestAgent::Aleph, Firmware::Bios)
