@@ -59,7 +59,7 @@ const RAW: &[(usize, &[u8])] = &[
 ];
 
 impl Content {
-    /// What an image with these first bytes, [`HEAD`] of them or all that there are, is.
+    /// What an image with these first bytes, `HEAD` of them or all that there are, is.
     #[must_use]
     pub fn of(head: &[u8]) -> Self {
         let is = |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));
