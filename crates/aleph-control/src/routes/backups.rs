@@ -3,6 +3,7 @@
 //! Where they go is the node's: its files, and what its credentials open. So only operators make,
 //! see and restore them.
 
+use super::volumes::VolumePath;
 use crate::server::extract::{Body, Query, Segment};
 use crate::server::{Caller, Refusal, Service};
 use aleph_backup::{
@@ -37,20 +38,6 @@ pub(super) fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(make))
         .routes(routes!(list))
         .routes(routes!(restore))
-}
-
-/// The volume in a path.
-#[derive(Debug, IntoParams)]
-#[into_params(parameter_in = Path)]
-#[allow(dead_code, reason = "it describes; `Segment` is what reads the path")]
-struct VolumePath {
-    /// Its name, its full id, or 4 or more hex digits that begin it alone, with or without `0x`.
-    #[param(
-        min_length = 1,
-        max_length = 63,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-    )]
-    volume: String,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -53,7 +53,7 @@ pub(super) fn routes() -> OpenApiRouter<Service> {
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Path)]
 #[allow(dead_code, reason = "it describes; `Segment` is what reads the path")]
-struct VolumePath {
+pub(super) struct VolumePath {
     /// Its name, its full id, or 4 or more hex digits that begin it alone, with or without `0x`.
     #[param(
         min_length = 1,
