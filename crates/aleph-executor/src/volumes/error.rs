@@ -248,6 +248,9 @@ impl Classify for VolumeError {
             Self::Damaged { .. } => {
                 "Restore a snapshot of it; or export it, mend the image (e2fsck -f), and import that."
             }
+            Self::File { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded => {
+                "Remove volumes that nobody needs, or have the quota raised."
+            }
             full if full.is_full() => "Free some disk and try again.",
             Self::Tool { source, .. } if source.is_missing() => {
                 "Install the packages qemu-utils, e2fsprogs and xfsprogs."

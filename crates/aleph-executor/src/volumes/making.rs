@@ -90,7 +90,8 @@ impl Volumes {
         Ok(Staged {
             file,
             length: 0,
-            room: left.map_or(free, |left| left.min(free)),
+            room: free,
+            left,
             _place: place,
         })
     }
@@ -396,6 +397,8 @@ pub struct Staged {
     length: u64,
     /// How much more it may take of the disk.
     room: u64,
+    /// How much more its account may have, where that is bounded.
+    left: Option<u64>,
     _place: OnItsWay,
 }
 
@@ -429,8 +432,13 @@ impl Write for Staged {
         for piece in bytes.chunks(PIECE) {
             if piece.iter().any(|byte| *byte != 0) {
                 let bytes = u64::try_from(piece.len()).map_err(io::Error::other)?;
-                let left = self.room.checked_sub(bytes);
-                self.room = left.ok_or(io::ErrorKind::QuotaExceeded)?;
+                if let Some(left) = &mut self.left {
+                    *left = left
+                        .checked_sub(bytes)
+                        .ok_or(io::ErrorKind::QuotaExceeded)?;
+                }
+                let room = self.room.checked_sub(bytes);
+                self.room = room.ok_or(io::ErrorKind::StorageFull)?;
                 self.file.write_all_at(piece, self.length)?;
             }
             self.length += u64::try_from(piece.len()).map_err(io::Error::other)?;

@@ -27,8 +27,11 @@ const TURN: Duration = Duration::from_secs(30);
 /// How many images come in and go out at a time: each may take as much of the disk as a volume.
 const IMAGES: usize = 8;
 
-/// What images leave free of the disk: one part in this many.
+/// What images leave free of the disk: one part in this many, and no more than [`MOST_RESERVED`].
 const RESERVE: u64 = 20;
+
+/// Of a large disk a twentieth is more than what else is written there needs to go on.
+const MOST_RESERVED: u64 = 1 << 30;
 
 /// The most snapshots of one volume.
 pub const MAX_SNAPSHOTS: usize = 256;
@@ -462,8 +465,10 @@ impl Inner {
         let work = self.work();
         let disk = rustix::fs::statvfs(&work).map_err(io::Error::from);
         let disk = disk.map_err(at("look at", &work))?;
-        let free = disk.f_bavail.saturating_sub(disk.f_blocks / RESERVE);
-        Ok((place, free.saturating_mul(disk.f_frsize)))
+        let all = disk.f_blocks.saturating_mul(disk.f_frsize);
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let reserved = (all / RESERVE).min(MOST_RESERVED);
+        Ok((place, free.saturating_sub(reserved)))
     }
 
     /// Gives each volume the size that its record has, where a crash came before its file got it. One that
