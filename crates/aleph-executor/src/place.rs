@@ -34,7 +34,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LOCK: &str = "lock";
 const RECORD: &str = "vmm.json";
@@ -43,6 +43,8 @@ const KEPT: &str = "kept";
 const SCRATCH: &str = "scratch.img";
 /// Where a VMM that was launched ahead finds its files.
 const LATE: &str = "late";
+/// How long the group of a VMM that has ended may take to become empty.
+const EMPTIES: Duration = Duration::from_secs(10);
 /// Held shared while a VM's folder and its lock come to be or go, exclusively while a sweep
 /// looks: so a sweep never takes a half-made or half-removed VM for an orphan.
 const BIRTH_LOCK: &str = ".birth.lock";
@@ -64,6 +66,11 @@ impl PlaceError {
             self.source.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
         )
+    }
+
+    /// Whether this object is in use.
+    fn is_busy(&self, path: &Path) -> bool {
+        self.path == path && self.source.kind() == io::ErrorKind::ResourceBusy
     }
 }
 
@@ -330,18 +337,20 @@ impl Place {
     /// # Errors
     /// As [`Place::remove`].
     pub fn remove_emptied(&self) -> Result<(), PlaceError> {
-        for _ in 0..1000 {
-            match self.remove() {
-                Err(_) if self.cgroup.as_ref().is_some_and(Cgroup::is_populated) => {
-                    if let Some(cgroup) = &self.cgroup {
-                        let _ = cgroup.kill();
-                    }
+        let began = Instant::now();
+        loop {
+            match (self.remove(), &self.cgroup) {
+                // That it was refused counts, and not what is in the group: the last process may end
+                // between the two.
+                (Err(error), Some(cgroup))
+                    if error.is_busy(cgroup.path()) && began.elapsed() < EMPTIES =>
+                {
+                    let _ = cgroup.kill();
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                removed => return removed,
+                (removed, _) => return removed,
             }
         }
-        self.remove()
     }
 
     /// Removes all of it. Can be called again where it failed; the VMM must have ended.

@@ -15,6 +15,15 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(60);
 
 async fn open(state: &Path, driver: &Arc<ScriptedDriver>) -> Result<Node> {
+    open_with(state, driver, |_| {}).await
+}
+
+/// The same with other settings.
+async fn open_with(
+    state: &Path,
+    driver: &Arc<ScriptedDriver>,
+    change: fn(&mut NodeConfig),
+) -> Result<Node> {
     let mut config = NodeConfig::new(aleph_executor::Paths::new(Some(state))?);
     config.executor.timeouts = Timeouts {
         boot: Duration::from_secs(2),
@@ -23,6 +32,7 @@ async fn open(state: &Path, driver: &Arc<ScriptedDriver>) -> Result<Node> {
     };
     config.overcommit.cpus = 100_000.0;
     config.overcommit.memory = 1000.0;
+    change(&mut config);
     let began = Instant::now();
     loop {
         let driver = Arc::clone(driver);
@@ -485,4 +495,53 @@ async fn full_disk(state: &Path) -> Result<()> {
     }
     leave(node).await;
     Ok(())
+}
+
+/// The group of a VM stays busy for as long as there is another one in it, as it does where a killed process
+/// takes its time: that of one VM until its removal is given up, that of the other until its node ends.
+#[tokio::test]
+async fn what_cannot_be_removed_is_tried_again_before_the_next_sweep() -> Result<()> {
+    let root = TestRoot::new()?;
+    let driver = ScriptedDriver::new([]);
+    let node = open_with(root.path(), &driver, |config| {
+        config.sweep_interval = Duration::from_secs(24 * 3600);
+    })
+    .await?;
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let Some(top) = aleph_executor::cgroup::mount_point(&mountinfo) else {
+        eprintln!("skipped: this host has no cgroup v2");
+        return Ok(());
+    };
+    let tree = top.join(format!("aleph-{}", root.paths()?.name()));
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let job = create(&node, spec(&["sleep", "1000"])).await?;
+        let vm = wait(&node, job.id, JobState::Running).await?.vm;
+        let vm = vm.context("no VM")?;
+        let lingering = tree.join(vm.to_string()).join("lingering");
+        std::fs::create_dir(&lingering)?;
+        held.push((job.id, root.paths()?.vm_state(vm), lingering));
+    }
+    let [
+        (first, first_place, first_group),
+        (second, second_place, second_group),
+    ] = &held[..]
+    else {
+        anyhow::bail!("{held:?}");
+    };
+    let (one, other) = tokio::join!(node.destroy(*first, true), node.destroy(*second, true));
+    (one?, other?);
+    ensure!(
+        first_place.exists() && second_place.exists(),
+        "nothing was in the way"
+    );
+    std::fs::remove_dir(first_group)?;
+    let began = Instant::now();
+    while first_place.exists() {
+        ensure!(began.elapsed() < LIMIT, "{:?}", root.residue()?);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ensure!(second_place.exists(), "a busy group is gone");
+    std::fs::remove_dir(second_group)?;
+    close(&root, node).await
 }

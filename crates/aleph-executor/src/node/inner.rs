@@ -12,7 +12,7 @@ use crate::journal::{Journal, JournalError};
 use crate::volumes::Volumes;
 use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp, VmId};
 use aleph_vm_networking::{Claim, Network, NetworkError};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -44,6 +44,8 @@ pub(super) struct Inner {
     pub(super) snapshots: Mutex<Snapshots>,
     /// The number of the newest event.
     pub(super) newest_event: watch::Sender<u64>,
+    /// VMs of which something could not be removed.
+    pub(super) remains: watch::Sender<BTreeSet<VmId>>,
     /// Turns true when the node lets go of its guests.
     pub(super) leaving: watch::Sender<bool>,
     pub(super) began: Instant,

@@ -9,6 +9,7 @@
 //! | `actor` | the actor of one job: the only writer of its record |
 //! | `launch` | from an opened image to a command that runs, and its output |
 //! | `recover` | what an earlier process left |
+//! | `tend` | what is done every so often, and sooner where something stays |
 //! | `volumes` | when leases of volumes end, and what was removed is purged |
 //! | `snapshot` | guests that are written down, and those that go on from there |
 //! | `own_disk`, `words` | jobs whose guests boot disks of their own, and what those say |
@@ -46,6 +47,7 @@ mod recover;
 mod snapshot;
 mod stats;
 mod supervision;
+mod tend;
 mod volumes;
 mod words;
 
@@ -590,6 +592,7 @@ impl Node {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        self.inner.remove_remains().await;
         self.inner.close_network().await;
     }
 

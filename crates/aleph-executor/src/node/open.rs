@@ -14,14 +14,14 @@ use crate::journal::{Desired, JobRecord, Journal, VmRow};
 use crate::place::Place;
 use crate::process::boot_id;
 use crate::sweep::sweep;
-use aleph_types::{JobState, Restart, Timestamp, VmId};
+use aleph_types::{JobState, Restart, VmId};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
@@ -101,6 +101,7 @@ impl Node {
             volumes,
             snapshots: Mutex::default(),
             newest_event: watch::Sender::new(newest),
+            remains: watch::Sender::default(),
             leaving: watch::Sender::new(false),
             began: Instant::now(),
             host_boot,
@@ -126,7 +127,7 @@ impl Node {
         }
         let after = inner.config.reclaim_after;
         tokio::spawn(super::reclaim::reclaim(Arc::downgrade(&inner), after));
-        tokio::spawn(tend(Arc::downgrade(&inner), inner.config.sweep_interval));
+        tokio::spawn(super::tend::tend(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 }
@@ -210,12 +211,8 @@ impl Inner {
 
     /// Removes what nobody owns, and the rows of VMs that are gone. VMs that another process
     /// held are looked at again.
-    async fn sweep(self: &Arc<Self>) {
-        let owned = || {
-            let jobs = lock(&self.jobs);
-            jobs.all().filter_map(|entry| entry.job().vm).collect()
-        };
-        sweep(self.executor.grounds(), Some(&owned)).await;
+    pub(super) async fn sweep(self: &Arc<Self>) {
+        self.sweep_vms().await;
         self.sweep_network().await;
         self.recover_gpus();
         for row in self.forget_strays().await {
@@ -227,6 +224,15 @@ impl Inner {
                 entry.send(self, Asked { ask, answer });
             }
         }
+    }
+
+    /// Removes the places that nobody owns.
+    pub(super) async fn sweep_vms(&self) {
+        let owned = || {
+            let jobs = lock(&self.jobs);
+            jobs.all().filter_map(|entry| entry.job().vm).collect()
+        };
+        sweep(self.executor.grounds(), Some(&owned)).await;
     }
 
     /// Takes back what is held for VMs that are gone, and gives the rows that there were.
@@ -291,26 +297,5 @@ fn begins(record: &JobRecord) -> bool {
             record.desired == Desired::Destroy || always
         }
         _ => true,
-    }
-}
-
-/// What is done every so often, for as long as the node is there.
-async fn tend(inner: Weak<Inner>, interval: Duration) {
-    loop {
-        tokio::time::sleep(interval).await;
-        let Some(inner) = inner.upgrade() else { return };
-        if *inner.leaving.borrow() {
-            return;
-        }
-        inner.sweep().await;
-        inner.tend_volumes().await;
-        let now = Timestamp::now().as_second();
-        if let Err(error) = inner
-            .journal
-            .forget_old(inner.config.events_kept, now)
-            .await
-        {
-            log_journal(&error);
-        }
     }
 }

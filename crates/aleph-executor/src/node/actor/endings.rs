@@ -63,7 +63,10 @@ impl Actor {
         let forget = match removed {
             Ok(()) => vm,
             Err(why) => {
-                tracing::error!(job = %self.entry.id, %why, "a VM could not be removed; the next sweep tries again");
+                tracing::error!(job = %self.entry.id, %why, "a VM could not be removed; a sweep tries again soon");
+                if let Some(vm) = vm {
+                    self.inner.remains(vm);
+                }
                 None
             }
         };

@@ -14,7 +14,7 @@
 //!
 //! # Failure cases
 //! What cannot be journaled is not begun. A VM whose objects cannot be removed keeps its row;
-//! the next sweep removes both. A node that dies between any two steps finds the row of each VM
+//! a sweep that comes soon removes both. A node that dies between any two steps finds the row of each VM
 //! that it may have begun, and goes on from there ([`Begin::Recover`]).
 //!
 //! | file | what it does |

@@ -58,12 +58,19 @@ impl Actor {
         job.generation += 1;
         self.record.run = None;
         self.record.frozen = false;
-        if let (Some(vm), Ok(())) = (vm, removed) {
-            let record = Some(self.record.clone());
-            match self.inner.journal.forget_vm(vm, record, None).await {
-                Ok(_) => self.inner.release(vm),
-                Err(error) => log_journal(&error),
+        match (vm, removed) {
+            (Some(vm), Ok(())) => {
+                let record = Some(self.record.clone());
+                match self.inner.journal.forget_vm(vm, record, None).await {
+                    Ok(_) => self.inner.release(vm),
+                    Err(error) => log_journal(&error),
+                }
             }
+            (Some(vm), Err(why)) => {
+                tracing::warn!(%vm, %why, "a VM could not be removed; a sweep tries again soon");
+                self.inner.remains(vm);
+            }
+            (None, _) => {}
         }
         self.entry.publish(&self.record);
         self.go_on().await;
