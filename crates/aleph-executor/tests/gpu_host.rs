@@ -103,7 +103,7 @@ fn main() -> ExitCode {
         modules: &["virtio_pci", "vfio_iommu_type1", VFIO_PCI],
         devices: DEVICES,
         files: &[],
-        node: false,
+        node: None,
     };
     host.main(CASES)
 }

@@ -28,6 +28,7 @@
 //! | [`expand_pci_tree`] | a host's PCI devices from a description, as sysfs shows them |
 //! | [`TestHost`] | a VM as the host of a test, for what this machine lacks |
 //! | [`PciHost`] | the same with a PCI bus and an IOMMU |
+//! | [`pci_lister`] | a kernel that says what is on its PCI bus |
 //! | [`VsockDevice`] | a guest's vsock device in Firecracker's form, for a guest of QEMU |
 //! | [`wait_until`] | waits for a condition, instead of sleeping |
 
@@ -46,6 +47,7 @@ mod images;
 mod namespace;
 mod nats;
 mod pci_host;
+mod pci_lister;
 mod pci_tree;
 mod root;
 mod scripted;
@@ -74,6 +76,7 @@ pub use images::{NoImages, TestImages};
 pub use namespace::Namespace;
 pub use nats::NatsServer;
 pub use pci_host::PciHost;
+pub use pci_lister::pci_lister;
 pub use pci_tree::expand_pci_tree;
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};

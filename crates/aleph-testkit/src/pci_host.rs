@@ -43,9 +43,9 @@ pub struct PciHost {
     /// Programs and other files of this machine that the guest gets at the same paths, with the shared
     /// libraries of programs.
     pub files: &'static [&'static str],
-    /// Whether the guest has a node's root with the kernel bundle and the busybox image: at
-    /// [`PciHost::NODE`].
-    pub node: bool,
+    /// A kernel: then the guest has a node's root with it and the busybox image, at [`PciHost::NODE`].
+    /// Linux would take that node's guests minutes to boot, where the processor is emulated twice.
+    pub node: Option<fn() -> Vec<u8>>,
 }
 
 impl PciHost {
@@ -110,7 +110,8 @@ impl PciHost {
         let record = bundle.record().context("the kernel has no record")?;
         let modules = modules(&record.package, &record.package_version, self.modules)?;
         let initrd = root.path().join("initrd");
-        let node = self.node.then(|| node_files(&root)).transpose()?;
+        let node = self.node.map(|kernel| node_files(&root, kernel()));
+        let node = node.transpose()?;
         let contents = Contents {
             modules,
             files: self.files,
@@ -197,11 +198,21 @@ struct Contents {
 enum Node {
     File(PathBuf),
     Link(PathBuf),
+    Bytes(Vec<u8>),
 }
 
-/// The kernel bundle and the busybox image of a root, as that of a node in the guest has them.
-fn node_files(root: &TestRoot) -> Result<Vec<(PathBuf, Node)>> {
+/// The busybox image of a root and its kernel bundle, with another kernel, as that of a node in the guest
+/// has them.
+fn node_files(root: &TestRoot, kernel: Vec<u8>) -> Result<Vec<(PathBuf, Node)>> {
     let mut found = Vec::new();
+    let bundle = root.bundle()?;
+    let mut record = bundle.record().context("the kernel has no record")?.clone();
+    record.pvh = false;
+    record.files.retain(|name, _| name == "initrd");
+    let of_kernel = BTreeMap::from([
+        ("vmlinuz", kernel),
+        ("bundle.json", serde_json::to_vec(&record)?),
+    ]);
     for link in ["kernels/default", "images/names/busybox"] {
         let at = root.path().join(link);
         let target = fs::read_link(&at).with_context(|| format!("cannot read {link}"))?;
@@ -210,8 +221,15 @@ fn node_files(root: &TestRoot) -> Result<Vec<(PathBuf, Node)>> {
         let store = Path::new(link).iter().next().context("no store")?;
         let to = Path::new(PciHost::NODE).join(store).join(name);
         for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            found.push((to.join(entry.file_name()), Node::File(entry.path())));
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let name = name.context("a name is not UTF-8")?;
+            let node = match of_kernel.get(name) {
+                Some(bytes) if store == "kernels" => Node::Bytes(bytes.clone()),
+                _ if name == "vmlinux" => continue,
+                _ => Node::File(path.clone()),
+            };
+            found.push((to.join(name), node));
         }
         let link = Path::new(PciHost::NODE).join(link);
         found.push((link, Node::Link(target)));
@@ -241,6 +259,7 @@ fn initramfs(contents: &Contents) -> Result<Vec<u8>> {
         match node {
             Node::File(file) => drop(files.insert(path.clone(), fs::read(file)?)),
             Node::Link(target) => drop(links.insert(path.clone(), target.clone())),
+            Node::Bytes(bytes) => drop(files.insert(path.clone(), bytes.clone())),
         }
     }
     let modules = &contents.modules;
