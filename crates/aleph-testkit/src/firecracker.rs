@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 /// A program with Firecracker's command line, API, files and exit codes, of this version (such as
 /// `1.16.1`), which runs real guests on QEMU's microvm machine: built on first use. Its `//!` says
@@ -37,13 +38,61 @@ fn double(name: &str, version: &str) -> Result<PathBuf> {
     fs::create_dir_all(&folder)?;
     let lock = File::create(folder.join("lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
-    build(&target)?;
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let programs = ["firecracker-double", "jailer-double"];
+    let mut programs = programs
+        .map(|name| target.join("debug").join(name))
+        .into_iter();
+    if !programs.all(|program| is_up_to_date(&program, &workspace)) {
+        build(&target)?;
+    }
     // It looks for its vsock device beside itself.
     let library = crate::VsockDevice::build()?;
     link(library.library(), &folder.join("libvsock.so"))?;
     let program = folder.join(format!("{name}-v{version}"));
     link(&target.join(format!("debug/{name}-double")), &program)?;
     Ok(program)
+}
+
+/// Crates that the doubles have nothing of.
+const OTHERS: [&str; 3] = ["aleph-backup", "aleph-cli", "aleph-control"];
+
+/// Whether a program was built since any crate that it may be made of has changed.
+///
+/// Whoever runs all tests has it already, with the features that the tests want of its dependencies. Cargo
+/// would build those once more without these, which takes minutes.
+fn is_up_to_date(program: &Path, workspace: &Path) -> bool {
+    let Ok(built) = fs::metadata(program).and_then(|it| it.modified()) else {
+        return false;
+    };
+    let crates = fs::read_dir(workspace.join("crates"));
+    let crates = crates.into_iter().flatten().flatten();
+    let crates = crates.filter(|one| OTHERS.iter().all(|other| one.file_name() != **other));
+    let all = crates
+        .map(|one| one.path())
+        .chain(["Cargo.toml", "Cargo.lock"].map(|name| workspace.join(name)));
+    all.into_iter().all(|path| is_older(&path, built))
+}
+
+/// Whether a file, or all that is built of a folder, was changed before this.
+fn is_older(path: &Path, than: SystemTime) -> bool {
+    let Ok(meta) = fs::metadata(path) else {
+        return false;
+    };
+    if !meta.is_dir() {
+        return meta.modified().is_ok_and(|changed| changed <= than);
+    }
+    let Ok(entries) = fs::read_dir(path) else {
+        return false;
+    };
+    entries
+        .flatten()
+        .filter(|entry| {
+            !["tests", "target"]
+                .iter()
+                .any(|name| entry.file_name() == **name)
+        })
+        .all(|entry| is_older(&entry.path(), than))
 }
 
 fn build(target: &Path) -> Result<()> {
@@ -85,4 +134,40 @@ fn link(file: &Path, place: &Path) -> Result<()> {
     let _ = fs::remove_file(&temporary);
     fs::hard_link(file, &temporary)?;
     Ok(fs::rename(temporary, place)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_program_is_built_again_when_something_of_it_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let later = SystemTime::now() + Duration::from_secs(60);
+        let change = |name: &str, when: SystemTime| {
+            let path = at(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            File::create(path).unwrap().set_modified(when).unwrap();
+        };
+        for name in ["Cargo.toml", "Cargo.lock", "crates/a/src/b/c.rs"] {
+            change(name, SystemTime::now());
+        }
+        let is = || is_up_to_date(&at("double"), dir.path());
+        assert!(!is(), "there is none");
+        change("double", later);
+        assert!(is());
+        let after = later + Duration::from_secs(1);
+        // None of these is a part of it.
+        change("crates/a/tests/b.rs", after);
+        change("crates/aleph-cli/src/main.rs", after);
+        assert!(is());
+        for name in ["crates/a/src/b/c.rs", "Cargo.lock"] {
+            change(name, after);
+            assert!(!is(), "{name} has changed");
+            change(name, later);
+            assert!(is());
+        }
+    }
 }
