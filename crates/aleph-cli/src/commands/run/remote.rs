@@ -85,6 +85,10 @@ impl Remote {
 
     /// Has the node fetch the image, and shows how far that is.
     async fn fetch(&self, spec: &JobSpec) -> Result<()> {
+        // Its image is a volume of the node's.
+        if spec.has_own_disk() {
+            return Ok(());
+        }
         let always = match spec.pull {
             PullPolicy::Never => return Ok(()),
             PullPolicy::Missing => false,
