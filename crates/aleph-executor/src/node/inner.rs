@@ -1,7 +1,7 @@
 //! What all parts of a node share.
 
 use super::entry::{Entry, Table, lock};
-use super::ledger::{Ledger, allocatable};
+use super::ledger::{Ledger, Pool, allocatable};
 use super::lookup::Turns;
 use super::snapshot::Snapshots;
 use super::{Images, NodeConfig, NodeError};
@@ -100,8 +100,12 @@ impl Inner {
     fn try_give(&self, id: JobId, owner: (&str, &str), spec: &JobSpec) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
         self.executor.admit(spec, &host)?;
+        let pool = Pool {
+            resources: self.allocatable(&host),
+            memory_ratio: self.config.overcommit.memory,
+        };
         lock(&self.ledger)
-            .give(id, &spec.resources, &self.allocatable(&host))
+            .give(id, spec, &pool)
             .map_err(|shortage| NodeError::Executor(shortage.into()))?;
         self.reserve(id, owner, spec)
             .inspect_err(|_| lock(&self.ledger).take(id))

@@ -1,14 +1,33 @@
 //! What of the host is given to jobs: pure.
+//!
+//! Memory may be given out more than once (`overcommit.memory`), since guests seldom use all of theirs.
+//! That of a guest with GPUs is locked as a whole, so it counts as what it is: of a pool that is twice as
+//! large as the host's memory it takes twice its size.
 
 use super::Overcommit;
 use crate::capacity::{Capacity, OVERHEAD, Shortage};
-use aleph_types::{JobId, MiB, NodeResources, Resources};
+use aleph_types::{JobId, JobSpec, MiB, NodeResources};
 use std::collections::HashMap;
 
 /// What jobs that run, or are about to, have been given.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    given: HashMap<JobId, NodeResources>,
+    given: HashMap<JobId, Given>,
+}
+
+/// What one job has.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    resources: NodeResources,
+    /// Whether all of its memory is locked.
+    pinned: bool,
+}
+
+/// What a node may give away, and how often it gives out the same memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pool {
+    pub(super) resources: NodeResources,
+    pub(super) memory_ratio: f64,
 }
 
 /// What a node may give away.
@@ -26,11 +45,27 @@ fn scaled(amount: u32, ratio: f64) -> u32 {
     (f64::from(amount) * ratio) as u32
 }
 
-fn cost(asked: &Resources) -> NodeResources {
-    NodeResources {
-        cpus: u32::from(asked.cpus),
-        memory: MiB(asked.memory.0.saturating_add(OVERHEAD.0)),
-        disk: asked.disk,
+fn cost(job: &JobSpec) -> Given {
+    let asked = &job.resources;
+    Given {
+        resources: NodeResources {
+            cpus: u32::from(asked.cpus),
+            memory: MiB(asked.memory.0.saturating_add(OVERHEAD.0)),
+            disk: asked.disk,
+        },
+        pinned: job.gpus.is_some(),
+    }
+}
+
+impl Given {
+    /// What it takes of a pool's memory.
+    fn memory_of(&self, pool: &Pool) -> u32 {
+        let memory = self.resources.memory.0;
+        // A pool that is smaller than the host's memory holds some of it back from all alike.
+        match self.pinned {
+            true => scaled(memory, pool.memory_ratio.max(1.0)),
+            false => memory,
+        }
     }
 }
 
@@ -38,7 +73,8 @@ impl Ledger {
     /// All that is given.
     pub(super) fn total(&self) -> NodeResources {
         let none = NodeResources::default();
-        self.given.values().fold(none, |sum, one| NodeResources {
+        let given = self.given.values().map(|given| given.resources);
+        given.fold(none, |sum, one| NodeResources {
             cpus: sum.cpus.saturating_add(one.cpus),
             memory: MiB(sum.memory.0.saturating_add(one.memory.0)),
             disk: MiB(sum.disk.0.saturating_add(one.disk.0)),
@@ -46,16 +82,13 @@ impl Ledger {
     }
 
     /// Gives a job what it asks for, if there is so much. A job that has its share keeps it.
-    pub(super) fn give(
-        &mut self,
-        job: JobId,
-        asked: &Resources,
-        there: &NodeResources,
-    ) -> Result<(), Shortage> {
+    pub(super) fn give(&mut self, job: JobId, spec: &JobSpec, pool: &Pool) -> Result<(), Shortage> {
         if self.given.contains_key(&job) {
             return Ok(());
         }
-        let (cost, given) = (cost(asked), self.total());
+        let (asked, there) = (&spec.resources, &pool.resources);
+        let (one, given) = (cost(spec), self.total());
+        let cost = one.resources;
         let left = |there: u32, given: u32| there.saturating_sub(given);
         let cpus = left(there.cpus, given.cpus);
         if cost.cpus > cpus {
@@ -64,11 +97,18 @@ impl Ledger {
                 there: cpus,
             });
         }
-        let memory = MiB(left(there.memory.0, given.memory.0));
-        if cost.memory > memory {
+        let taken = self.given.values().map(|given| given.memory_of(pool));
+        let memory = left(there.memory.0, taken.fold(0, u32::saturating_add));
+        let needed = one.memory_of(pool);
+        if needed > memory {
+            // Of locked memory there is less than of other.
+            let of_host = |memory: u32| match one.pinned {
+                true => scaled(memory, 1.0 / pool.memory_ratio.max(1.0)),
+                false => memory,
+            };
             return Err(Shortage::MemoryNow {
                 needed: cost.memory,
-                there: memory,
+                there: MiB(of_host(memory)),
             });
         }
         let disk = MiB(left(there.disk.0, given.disk.0));
@@ -78,13 +118,13 @@ impl Ledger {
                 there: disk,
             });
         }
-        self.given.insert(job, cost);
+        self.given.insert(job, one);
         Ok(())
     }
 
     /// Gives it without asking: its VM runs already.
-    pub(super) fn note(&mut self, job: JobId, asked: &Resources) {
-        self.given.insert(job, cost(asked));
+    pub(super) fn note(&mut self, job: JobId, spec: &JobSpec) {
+        self.given.insert(job, cost(spec));
     }
 
     /// Takes back what a job has.
@@ -96,7 +136,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aleph_types::Classify;
+    use aleph_types::{Classify, GpuRequest, Resources};
 
     fn host() -> Capacity {
         Capacity {
@@ -107,12 +147,26 @@ mod tests {
         }
     }
 
-    fn asked(cpus: u16, memory: u32, disk: u32) -> Resources {
-        Resources {
+    fn asked(cpus: u16, memory: u32, disk: u32) -> JobSpec {
+        let mut job = JobSpec::new("x", Vec::new());
+        job.resources = Resources {
             cpus,
             memory: MiB(memory),
             disk: MiB(disk),
             ..Resources::default()
+        };
+        job
+    }
+
+    fn pool(memory_ratio: f64) -> Pool {
+        let ratio = Overcommit {
+            cpus: 10.0,
+            memory: memory_ratio,
+            disk: 1.0,
+        };
+        Pool {
+            resources: allocatable(&host(), ratio, MiB(0)),
+            memory_ratio,
         }
     }
 
@@ -132,15 +186,8 @@ mod tests {
 
     #[test]
     fn what_is_given_is_missing_until_it_comes_back() {
-        let there = allocatable(
-            &host(),
-            Overcommit {
-                cpus: 1.0,
-                memory: 1.0,
-                disk: 1.0,
-            },
-            MiB(0),
-        );
+        let mut there = pool(1.0);
+        there.resources.cpus = 2;
         let mut ledger = Ledger::default();
         let (a, b) = (JobId::from_bits(1), JobId::from_bits(2));
         ledger.give(a, &asked(1, 2048, 600), &there).unwrap();
@@ -156,5 +203,33 @@ mod tests {
         ledger.give(b, &asked(2, 2048, 500), &there).unwrap();
         ledger.take(b);
         assert_eq!(ledger.total(), NodeResources::default());
+    }
+
+    #[test]
+    fn memory_that_is_locked_is_given_out_once() {
+        let with_gpu = |memory| {
+            let mut job = asked(1, memory - OVERHEAD.0, 0);
+            job.gpus = Some(GpuRequest::default());
+            job
+        };
+        let jobs: Vec<JobId> = (1..9).map(JobId::from_bits).collect();
+        // 4 GiB that are given out twice: 8 GiB to others, 4 GiB to those with GPUs.
+        let pool = pool(2.0);
+        let mut ledger = Ledger::default();
+        ledger.give(jobs[0], &with_gpu(2048), &pool).unwrap();
+        ledger.give(jobs[1], &with_gpu(1024), &pool).unwrap();
+        let none = ledger.give(jobs[2], &with_gpu(1025), &pool).unwrap_err();
+        let (needed, there) = (MiB(1025), MiB(1024));
+        assert_eq!(none, Shortage::MemoryNow { needed, there });
+        assert_eq!(ledger.total().memory, MiB(3072), "what they have");
+        // The rest is lent twice.
+        ledger
+            .give(jobs[3], &asked(1, 2048 - OVERHEAD.0, 0), &pool)
+            .unwrap();
+        let none = ledger.give(jobs[4], &with_gpu(65), &pool).unwrap_err();
+        assert_eq!(none.code(), "memory_exhausted");
+        ledger.take(jobs[0]);
+        ledger.note(jobs[5], &with_gpu(1024));
+        ledger.give(jobs[6], &with_gpu(1024), &pool).unwrap();
     }
 }

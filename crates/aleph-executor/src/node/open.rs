@@ -176,7 +176,7 @@ impl Inner {
             let job = &record.job;
             let live = job.state.is_live() || job.state == JobState::Restarting;
             if live {
-                lock(&self.ledger).note(job.id, &job.spec.resources);
+                lock(&self.ledger).note(job.id, &job.spec);
             }
             let place = job.vm.map(|vm| self.take_place(vm));
             let begin = begins(&record) || place.is_some();
