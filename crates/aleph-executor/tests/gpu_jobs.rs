@@ -342,6 +342,43 @@ async fn a_node_is_there_while_another_process_waits_for_a_device() -> Result<()
     world.close(node).await
 }
 
+#[tokio::test]
+async fn a_job_answers_while_its_gpus_hang() -> Result<()> {
+    let world = World::new(true)?;
+    let driver = ScriptedDriver::with_computers([]);
+    let node = world.open(&driver).await?;
+    let old = create(&node, spec("sleep", "type=h200")?).await?;
+    wait(&node, old.id, JobState::Running).await?;
+    // Whoever resets a device that hangs has the record for as long.
+    let lock = fs::File::create(world.tree.record.join("lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let new = create(&node, spec("sleep", "type=h200,count=2")?).await?;
+    wait(&node, new.id, JobState::Starting).await?;
+    let jobs = [new.id, old.id];
+    for id in jobs {
+        let killed = node.clone();
+        tokio::spawn(async move { killed.kill(id, 9).await });
+        // It hears that it is to end before its GPUs are done with, and says so.
+        let heard = wait(&node, id, JobState::Stopping).await;
+        assert_eq!(heard?.state, JobState::Stopping);
+    }
+    assert!(world.record()?.0.contains(&(old.id.to_string(), 1)));
+    drop(lock);
+    for id in jobs {
+        let ended = wait(&node, id, JobState::Exited).await?;
+        assert!(ended.gpus.is_empty(), "{ended:?}");
+    }
+    // What could not be taken back in time is when the node opens next.
+    node.shutdown().await;
+    drop(node);
+    let node = world.open(&driver).await?;
+    let began = Instant::now();
+    while !world.record()?.0.is_empty() && began.elapsed() < LIMIT {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.close(node).await
+}
+
 /// Says that this process is a daemon that is to die, and where its root is.
 const DAEMON: &str = "ALEPH_TEST_DAEMON";
 

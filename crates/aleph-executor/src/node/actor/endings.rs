@@ -1,5 +1,6 @@
 //! What follows when a start of a job has ended, and the removal of a job.
 
+use super::fitting::After;
 use super::{Actor, Ask, Asked, LAST_WORDS, Note, Phase};
 use crate::journal::Desired;
 use crate::lifecycle::Outcome;
@@ -45,6 +46,7 @@ impl Actor {
         });
     }
 
+    /// The VM is gone, or cannot be removed: the rest of what it had goes too.
     pub(super) async fn removed(&mut self, outcome: Outcome, removed: Result<(), String>) {
         self.entry.with_live(|live| *live = None);
         let verdict = match std::mem::replace(&mut self.phase, Phase::Idle) {
@@ -57,9 +59,20 @@ impl Actor {
             (removed, _) => removed,
         };
         // Something of a VM that cannot be removed may still write where its devices do.
-        if removed.is_ok() {
-            self.inner.release_gpus(&self.record.job).await;
+        if removed.is_ok() && self.record.job.spec.gpus.is_some() {
+            return self.free(After::End(verdict, outcome, removed));
         }
+        self.settled(verdict, outcome, removed).await;
+    }
+
+    /// All that the host held for a start is gone, or cannot be removed.
+    pub(super) async fn settled(
+        &mut self,
+        verdict: Option<String>,
+        outcome: Outcome,
+        removed: Result<(), String>,
+    ) {
+        let vm = self.record.job.vm;
         let forget = match removed {
             Ok(()) => vm,
             Err(why) => {

@@ -8,7 +8,9 @@
 //! | --- | --- | --- |
 //! | `Idle` | nothing: created, or over | a start, a removal |
 //! | `Preparing` | the image is fetched | a VM, or a failure |
+//! | `Fitting` | its GPUs are made ready | a VM, or a failure |
 //! | `Live` | a VM | its end, and the removal of what it had |
+//! | `Freeing` | its GPUs are taken back | what follows an end |
 //! | `Waiting` | nothing, until the back-off is over | a start |
 //! | `Held` | a VM that another process holds | another look |
 //!
@@ -19,13 +21,15 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | this one | the loop, what tasks report, from an image to a command that runs |
+//! | this one | the loop, what tasks report, from an image to a VM's row |
+//! | `fitting` | from there to the VM, with the job's GPUs |
 //! | `requests` | what a job is asked |
 //! | `endings` | what follows an end, and removal |
 //! | `snapshot` | a guest that is written down |
 //! | `recovery` | what an earlier process left |
 
 mod endings;
+mod fitting;
 mod recovery;
 mod requests;
 mod snapshot;
@@ -33,17 +37,18 @@ mod snapshot;
 use super::entry::{Entry, Live};
 use super::inner::{Inner, event_of, log_journal};
 use super::snapshot::{Written, image_of};
-use super::{NodeError, Prepared, SnapshotError, health, launch, own_disk, words};
+use super::{NodeError, Prepared, health, launch, own_disk, words};
 use crate::guest::{ExecHandle, ExecInput};
 use crate::hypervisor::HostDevices;
 use crate::journal::{Desired, JobRecord, SnapshotRow, VmRow};
-use crate::lifecycle::{Failure, Outcome};
+use crate::lifecycle::Outcome;
 use crate::place::Place;
 use crate::vm::Vm;
 use aleph_types::{
     CloudInit, CloudInitState, ExitStatus, Health, Incarnation, Job, JobState, Problem, Timestamp,
     VmId,
 };
+use fitting::{After, Begun};
 use snapshot::UnderWay;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -94,6 +99,10 @@ pub(super) enum Begin {
 /// What tasks report.
 pub(super) enum Note {
     Prepared(Result<Parts, Problem>),
+    /// Its GPUs are ready, or it cannot have them.
+    Fitted(Box<Result<HostDevices, NodeError>>),
+    /// Its GPUs are taken back, as far as that goes now.
+    Freed,
     /// The main command was handed over.
     Began(ExecHandle),
     /// The guest could not be made ready for it.
@@ -171,7 +180,9 @@ impl Drop for Run {
 enum Phase {
     Idle,
     Preparing(JoinHandle<()>),
+    Fitting(Box<Begun>),
     Live(Run),
+    Freeing(Box<After>),
     Waiting(Instant),
     Held(VmId),
 }
@@ -337,6 +348,8 @@ impl Actor {
                 self.fail(&problem.message).await;
             }
             Note::Prepared(Err(_)) => {}
+            Note::Fitted(devices) => Box::pin(self.fitted(*devices)).await,
+            Note::Freed => Box::pin(self.freed()).await,
             Note::Began(handle) => self.began(handle),
             Note::Unfit(why) => {
                 if let Phase::Live(run) = &mut self.phase {
@@ -441,73 +454,16 @@ impl Actor {
             true => self.inner.connect(vm_id, cpus).await,
             false => Ok((Vec::new(), None)),
         };
-        // The row says whose they are.
-        let devices = self.assign_gpus().await;
-        let connected = match (connected, devices) {
-            (Ok(cables), Ok(devices)) => Ok((cables, devices)),
-            (Err(error), _) => Err(error.into()),
-            (_, Err(error)) => Err(error),
+        let begun = match connected {
+            Ok(connected) => Begun {
+                run,
+                parts,
+                kept,
+                connected,
+            },
+            Err(error) => return self.unbuilt(&error.into()).await,
         };
-        let created = match (connected, parts, kept) {
-            (Ok((cables, devices)), Parts::Disks(parts), _) => {
-                let disks = *parts;
-                let connections = (cables, devices);
-                self.inner
-                    .create_with_disks(&self.record, &run, disks, connections)
-                    .await
-            }
-            (Ok((cables, devices)), Parts::Image(prepared), None) => {
-                let boot = prepared.boot;
-                let parts = (boot, cables, devices);
-                launch::create(&self.inner, &self.record, &run, parts).await
-            }
-            (Ok((_, devices)), Parts::Image(_), Some(_)) if !devices.groups.is_empty() => {
-                let why = "its job has GPUs, and it was made without".to_owned();
-                Err(SnapshotError::Incompatible(why).into())
-            }
-            (Ok((cables, _)), Parts::Image(prepared), Some(kept)) => {
-                let image = prepared.boot.image;
-                self.inner
-                    .restore_vm((&self.record, &run), &kept, image, cables)
-            }
-            (Err(error), ..) => Err(error),
-        };
-        match created {
-            Ok(vm) => {
-                let mut tasks = JoinSet::new();
-                if run.effective.has_own_disk() {
-                    // Before it says its first word.
-                    self.goes_live(vm.clone(), JoinSet::new());
-                    self.hears_alone();
-                    launch::start_alone(&mut tasks, &vm, &self.record, &self.notes);
-                    if let Phase::Live(run) = &mut self.phase {
-                        run.tasks = tasks;
-                    }
-                    return;
-                }
-                launch::start(&mut tasks, &vm, &self.record, &run, &self.notes);
-                self.goes_live(vm, tasks);
-            }
-            Err(error) => {
-                let why = crate::vm::chain(&error);
-                self.record.job.reason = Some(why.clone());
-                let failed = Outcome::Failed(Failure::Launch(why));
-                self.removed(failed, Ok(())).await;
-            }
-        }
-    }
-
-    /// Has the GPUs that it asks for be its own, and keeps which.
-    async fn assign_gpus(&mut self) -> Result<HostDevices, NodeError> {
-        let devices = self.inner.assign_gpus(&self.record.job).await?;
-        if !devices.groups.is_empty() {
-            let mut record = self.record.clone();
-            let gpus = devices.groups.iter().flat_map(|group| &group.gpus);
-            record.job.gpus = gpus.map(ToString::to_string).collect();
-            // Where it cannot be kept, the record of GPUs still has it.
-            let _ = self.save_quietly("job.gpus", record).await;
-        }
-        Ok(devices)
+        self.fit(begun).await;
     }
 
     fn goes_live(&mut self, vm: Vm, tasks: JoinSet<()>) {

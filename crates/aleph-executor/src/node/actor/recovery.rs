@@ -1,5 +1,6 @@
 //! What an earlier process left, and what is gone on with.
 
+use super::fitting::After;
 use super::{Actor, Phase};
 use crate::journal::Desired;
 use crate::lifecycle::Outcome;
@@ -49,9 +50,15 @@ impl Actor {
             (Ok(()), Some(vm)) => self.inner.disconnect(vm).await,
             (removed, _) => removed,
         };
-        if removed.is_ok() {
-            self.inner.release_gpus(&self.record.job).await;
+        if removed.is_ok() && self.record.job.spec.gpus.is_some() {
+            return self.free(After::Anew);
         }
+        self.anew(removed).await;
+    }
+
+    /// Nothing of that start is left, or its row stays for what is.
+    pub(super) async fn anew(&mut self, removed: Result<(), String>) {
+        let vm = self.record.job.vm;
         let job = &mut self.record.job;
         (job.vm, job.network, job.state) = (None, None, JobState::Preparing);
         job.gpus.clear();

@@ -48,7 +48,8 @@ impl Actor {
                 self.begin().await
             }
             Phase::Preparing(_) => Ok(()),
-            Phase::Live(_) => match self.record.job.state {
+            Phase::Freeing(_) => Err(self.denied(Denial::Busy)),
+            Phase::Fitting(_) | Phase::Live(_) => match self.record.job.state {
                 JobState::Stopping | JobState::Destroying => Err(self.denied(Denial::Busy)),
                 JobState::Paused => Err(self.denied(Denial::Paused)),
                 _ => Ok(()),
@@ -97,6 +98,8 @@ impl Actor {
                 self.rest(End::Stopped, None).await;
             }
             Phase::Waiting(_) => self.rest(End::Stopped, None).await,
+            // What follows is done when its GPUs are.
+            Phase::Fitting(_) | Phase::Freeing(_) => self.ends().await,
             Phase::Live(_) => self.end(None, grace).await,
             Phase::Held(_) => return Err(self.denied(Denial::Unknown)),
         }
@@ -116,6 +119,15 @@ impl Actor {
             }
             _ => self.stop(None).await,
         }
+    }
+
+    /// Says that it ends.
+    async fn ends(&mut self) {
+        let state = match self.record.desired {
+            Desired::Destroy => JobState::Destroying,
+            _ => JobState::Stopping,
+        };
+        self.state("job.stop", state, None).await;
     }
 
     /// Ends the VM: its guest first.
@@ -206,6 +218,8 @@ impl Actor {
                 return self.remove().await;
             }
             Phase::Live(run) => run.kill(),
+            // It goes when its GPUs are done with.
+            Phase::Fitting(_) | Phase::Freeing(_) => {}
             Phase::Held(_) => return Err(self.denied(Denial::Unknown)),
         }
         Ok(())
