@@ -13,6 +13,7 @@ mod spec;
 mod terminal;
 
 use aleph_executor::firecracker::memory::{MEMORY_SERVER, serve_memory};
+use aleph_executor::gpu::{NVML_READER, read_nvml};
 use args::Args;
 use clap::Parser;
 use context::Context;
@@ -24,8 +25,13 @@ const FAILED: u8 = 125;
 fn main() -> ExitCode {
     // What a node starts beside a VM: before all else, since the VM's guest waits for it.
     let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|word| word == MEMORY_SERVER) {
+    let first = words.next();
+    if first.as_ref().is_some_and(|word| word == MEMORY_SERVER) {
         return serve_memory(words.map(|word| word.to_string_lossy().into_owned()));
+    }
+    // And what asks NVIDIA's driver of its GPUs.
+    if first.is_some_and(|word| word == NVML_READER) {
+        return read_nvml(words);
     }
     // A shell that completes a word asks by an environment variable.
     if commands::complete() {

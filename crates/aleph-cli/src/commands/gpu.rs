@@ -3,7 +3,9 @@
 use crate::context::Context;
 use crate::output::{Column, Listing, plain, print, print_json, print_json_line, say};
 use aleph_control::Config;
-use aleph_executor::gpu::{self, GpuState, Gpus, HostTree, Inventory, Misfit, PciAddress};
+use aleph_executor::gpu::{
+    self, GpuState, Gpus, HostTree, Inventory, Misfit, NvmlReader, PciAddress,
+};
 use aleph_types::JobId;
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -123,7 +125,8 @@ impl NodeConfig {
             bail!("GPUs are listed on their own host: say it there, without --host");
         }
         let config = Config::load(self.config.as_deref())?;
-        Ok(Gpus::new(HostTree::default(), config.executor.gpu))
+        let gpus = Gpus::new(HostTree::default(), config.executor.gpu);
+        Ok(gpus.asking(NvmlReader::this()))
     }
 }
 

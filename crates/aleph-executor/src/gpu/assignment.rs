@@ -7,6 +7,7 @@ use super::group::{
     Look, clean, expect_nobody, expect_unused, make_ready, remaining, take_node_back, undo_all,
 };
 use super::inventory::{Inventory, Names, VFIO_PCI};
+use super::nvml::{Asked, Nvml};
 use super::record::{
     OpenRecord, Prior, Quarantine, Record, RecordFolder, Taken, TakenFunction, Tenant,
 };
@@ -49,6 +50,7 @@ pub struct Gpus {
 }
 
 /// What became of a tenant's GPUs.
+    nvml: Option<Asked>,
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Released {
     /// Those that the host has back.
@@ -69,17 +71,36 @@ impl Gpus {
         }
     }
 
+            nvml: None,
     /// What there is, and who has it.
     ///
     /// # Errors
+    /// The same, with what NVML says of them.
+    #[must_use]
+    pub fn asking(self, nvml: impl Nvml + 'static) -> Self {
+        let nvml = Some(Asked::new(Box::new(nvml)));
+        Self { nvml, ..self }
+    }
+
     /// Where the host's devices or the record cannot be read.
     pub fn inventory(&self) -> Result<Inventory, GpuError> {
         self.inventory_with(&self.read()?)
     }
 
+        self.learn()?;
     /// What an operator decided.
     #[must_use]
     pub fn config(&self) -> &GpuConfig {
+    /// Asks NVML, where that has something to say that is not known. Nobody waits for the record then.
+    fn learn(&self) -> Result<(), GpuError> {
+        if let Some(nvml) = &self.nvml {
+            let record = Record::default();
+            let inventory = Inventory::read(&self.tree, &Names::none(), &record);
+            nvml.learn(&inventory.map_err(GpuError::Inventory)?);
+        }
+        Ok(())
+    }
+
         &self.config
     }
 
@@ -89,6 +110,9 @@ impl Gpus {
         inventory.look_for_users(&self.tree);
         Ok(inventory)
     }
+        if let Some(nvml) = &self.nvml {
+            nvml.tell(&mut inventory);
+        }
 
     /// Sees that the host can give devices to guests at all.
     ///
@@ -136,6 +160,7 @@ impl Gpus {
         let mut open = self.open()?;
         self.take_back_of_earlier_boots(&mut open);
         // Each turn but the last puts a GPU in quarantine or takes back too few, so there are no more
+        self.learn()?;
         // of them than GPUs, and one.
         loop {
             let taken = match open.record.tenants.get(tenant).cloned() {

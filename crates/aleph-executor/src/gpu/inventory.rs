@@ -3,6 +3,7 @@
 use super::address::PciAddress;
 use super::function::{MediatedType, PciFunction};
 use super::model::{Model, maker};
+use super::nvml::{self, NvmlGpu};
 use super::record::{Record, Tenant};
 use super::sysfs::HostTree;
 use super::users::{DeviceUser, users};
@@ -38,8 +39,12 @@ pub struct Gpu {
     /// Its name for people, where the host has the database `pci.ids` and it is in there.
     pub name: Option<String>,
     /// Its memory, where it can be known.
+    /// Its name for its maker's tools, where NVML said it.
+    pub uuid: Option<String>,
     pub vram: Option<Vram>,
     /// Its IOMMU group; none without an IOMMU.
+    /// Whether it is divided by MIG, as NVML said when it was asked; none where it cannot be.
+    pub mig: Option<bool>,
     pub iommu_group: Option<u32>,
     /// All others of that group, bridges too.
     pub group_members: Vec<PciAddress>,
@@ -93,6 +98,8 @@ pub enum VramSource {
     /// Its driver says so.
     Driver,
     /// It is the size of its largest prefetchable region: of a data-centre GPU its memory, rounded up to
+    /// NVML says so, rounded up to whole GiB.
+    Nvml,
     /// a power of two. It may be less than the memory where the region cannot be resized.
     Region,
 }
@@ -160,6 +167,29 @@ impl Inventory {
     /// The GPUs, in the order of their addresses.
     #[must_use]
     pub fn gpus(&self) -> &[Gpu] {
+    /// Adds what NVML says of GPUs. What is known of another device at the same address counts for
+    /// nothing.
+    pub(super) fn know(&mut self, known: &BTreeMap<PciAddress, NvmlGpu>) {
+        for gpu in &mut self.gpus {
+            let ids = self
+                .functions
+                .get(&gpu.address)
+                .map(|f| (f.vendor, f.device));
+            let said = known.get(&gpu.address);
+            let Some(said) = said.filter(|said| Some(said.ids) == ids) else {
+                continue;
+            };
+            gpu.uuid.clone_from(&said.uuid);
+            gpu.mig = said.mig;
+            if gpu.name.is_none() {
+                gpu.name.clone_from(&said.name);
+            }
+            if gpu.vram.is_none_or(|vram| vram.source != VramSource::Model) {
+                gpu.vram = said.memory.and_then(nvml::vram).or(gpu.vram);
+            }
+        }
+    }
+
         &self.gpus
     }
 
@@ -241,7 +271,9 @@ fn gpu(
         reset_methods: function.reset_methods.clone(),
         physical_function: function.physical_function,
         virtual_functions: function.virtual_functions.clone(),
+        uuid: None,
         total_virtual_functions: function.total_virtual_functions,
+        mig: None,
         mediated_types: function.mediated_types.clone(),
         console: function.boot_vga,
         users: Vec::new(),

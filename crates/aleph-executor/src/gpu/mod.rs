@@ -5,6 +5,8 @@
 //! | `address`, `function` | a PCI function, and what is known of it | none |
 //! | `model` | the memory and type of data-centre GPUs, by their ids | none |
 //! | `sysfs`, `users` | what the kernel shows: functions, and who has their device nodes open | reads |
+//! | `nvml` | what NVIDIA's driver says of its GPUs, and that it is asked once | asks through `nvml_reader` |
+//! | `nvml_reader` | the process that loads NVIDIA's library | a process that ends |
 //! | `inventory` | the GPUs of a host, each with its group, companions and state | reads |
 //! | `choice` | which GPUs a job gets, or why each does not fit | none: pure |
 //! | `record` | who has which: a file, written before anything is changed | one folder |
@@ -30,8 +32,10 @@
 //! ([`NoFit`] says why for each GPU), where one is in use. A [`DeviceFault`] is a device's own, and it goes
 //! into quarantine; a [`HostFault`] is the host's, and nothing does.
 //!
-//! NVML is not asked: for a GPU that its ids do not tell, the size of its memory is the largest
-//! prefetchable region, or what amdgpu says in sysfs.
+//! # How much memory a GPU has
+//! Of data-centre GPUs their ids tell it, as their makers name it, since that is what jobs ask for. Of
+//! others it is what NVML says, rounded up to whole GiB, or amdgpu in sysfs; and where neither drives it, the
+//! size of its largest prefetchable region.
 
 mod address;
 mod assignment;
@@ -46,6 +50,8 @@ mod passthrough;
 mod record;
 mod sysfs;
 mod users;
+mod nvml;
+mod nvml_reader;
 
 pub use address::{ParsePciAddressError, PciAddress};
 pub use assignment::{GpuConfig, Gpus, Released};
@@ -58,3 +64,5 @@ pub use passthrough::{Passthrough, window_argv};
 pub use record::{ParseTenantError, Prior, Quarantine, Record, Taken, TakenFunction, Tenant};
 pub use sysfs::HostTree;
 pub use users::DeviceUser;
+pub use nvml::{Nvml, NvmlError, NvmlGpu};
+pub use nvml_reader::{NVML_READER, NvmlReader, read_nvml};

@@ -7,7 +7,7 @@ use super::ledger::Ledger;
 use super::{Images, Node, NodeConfig, NodeError};
 use crate::drivers::Drivers;
 use crate::executor::{Executor, ExecutorError};
-use crate::gpu::Gpus;
+use crate::gpu::{Gpus, HostTree, NvmlReader};
 use crate::host;
 use crate::hypervisor::Driver;
 use crate::journal::{Desired, JobRecord, Journal, VmRow};
@@ -85,7 +85,11 @@ impl Node {
         let watch = network.and_then(super::guard::listen);
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
-        let gpus = Gpus::new(config.host_tree.clone(), config.executor.gpu.clone());
+        let mut gpus = Gpus::new(config.host_tree.clone(), config.executor.gpu.clone());
+        // A tree that was recorded is of another host, whose driver nobody can ask.
+        if config.host_tree == HostTree::default() {
+            gpus = gpus.asking(NvmlReader::this());
+        }
         let inner = Arc::new(Inner {
             id,
             executor,

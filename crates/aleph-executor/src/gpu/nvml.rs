@@ -1,0 +1,197 @@
+//! What NVIDIA's driver says of the GPUs that it drives, by its management library (NVML).
+//!
+//! The library is asked in a process that ends when it has answered ([`NvmlReader`]): one that still had
+//! it open would keep the driver from letting a GPU go. The answer is kept: it is about the GPUs
+//! themselves, and one that was given to a guest is not among those that NVML lists.
+//!
+//! # Failure cases
+//! | what | then |
+//! | --- | --- |
+//! | no GPU that the driver drives | nobody is asked |
+//! | no library | nothing is known by it |
+//! | a GPU that fell off the bus has NVML wait for it | the process is killed after [`LIMIT`]; nothing is known by it |
+//! | the library crashes, or answers nonsense | the same |
+//! | one GPU does not answer | nothing is known of that one |
+//!
+//! Where nothing is known so, it is asked again when the driver has another GPU, or by the next process.
+
+use super::address::PciAddress;
+use super::inventory::{Inventory, Vram, VramSource};
+use aleph_types::MiB;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long NVML may take: where no process keeps them awake, it wakes eight GPUs one after the other.
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
+
+/// The driver whose GPUs it knows.
+const DRIVER: &str = "nvidia";
+
+/// What NVML says of one GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvmlGpu {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Who made it, and which device it is.
+    pub ids: (u16, u16),
+    /// Its name for NVIDIA's own tools.
+    pub uuid: Option<String>,
+    /// Its name for people.
+    pub name: Option<String>,
+    /// Its memory in bytes, without what ECC and its firmware take.
+    pub memory: Option<u64>,
+    /// Whether it is divided (MIG); none of one that cannot be.
+    pub mig: Option<bool>,
+}
+
+/// The seam to the library.
+pub trait Nvml: fmt::Debug + Send + Sync {
+    /// The GPUs that it lists. It blocks, and does not keep the library open.
+    ///
+    /// # Errors
+    /// [`NvmlError`].
+    fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError>;
+}
+
+/// Why NVML says nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum NvmlError {
+    /// The library cannot be loaded, or finds no driver.
+    #[error("NVML is not there: {0}")]
+    Absent(String),
+    /// The process that reads it cannot be started or waited for.
+    #[error("the process that asks NVML cannot be run")]
+    Process(#[source] io::Error),
+    /// It does not answer.
+    #[error("NVML does not answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The process that reads it has failed.
+    #[error("the process that asked NVML ended with {how}: {said}")]
+    Failed {
+        /// How.
+        how: String,
+        /// What it said.
+        said: String,
+    },
+    /// It wrote something else than an answer.
+    #[error("what was read from NVML cannot be understood")]
+    Nonsense(#[from] serde_json::Error),
+}
+
+/// What was asked of NVML so far.
+#[derive(Debug)]
+pub(super) struct Asked {
+    nvml: Box<dyn Nvml>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The GPUs that the driver had when it was asked.
+    driven: BTreeSet<PciAddress>,
+    gpus: BTreeMap<PciAddress, NvmlGpu>,
+}
+
+impl Asked {
+    pub(super) fn new(nvml: Box<dyn Nvml>) -> Self {
+        let known = Mutex::default();
+        Self { nvml, known }
+    }
+
+    /// Asks, where the driver has a GPU of which it was not asked yet.
+    pub(super) fn learn(&self, inventory: &Inventory) {
+        let gpus = inventory.gpus().iter();
+        let driven = gpus.filter(|gpu| gpu.driver.as_deref() == Some(DRIVER));
+        let driven: BTreeSet<PciAddress> = driven.map(|gpu| gpu.address).collect();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if driven.is_subset(&known.driven) {
+            return;
+        }
+        match self.nvml.gpus() {
+            Ok(gpus) => known
+                .gpus
+                .extend(gpus.into_iter().map(|gpu| (gpu.address, gpu))),
+            Err(error @ NvmlError::Absent(_)) => tracing::debug!(%error),
+            Err(error) => {
+                let error = crate::vm::chain(&error);
+                tracing::warn!(error, "GPUs are known by their ids and regions alone");
+            }
+        }
+        known.driven.extend(driven);
+    }
+
+    /// Adds what is known by now.
+    pub(super) fn tell(&self, inventory: &mut Inventory) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        inventory.know(&known.gpus);
+    }
+}
+
+/// The memory of a GPU that its ids do not tell, as its maker names it: jobs ask for that, and what NVML
+/// says is less by what ECC and firmware take, mostly less than a GiB.
+pub(super) fn vram(bytes: u64) -> Option<Vram> {
+    let gib = u32::try_from(bytes.div_ceil(1 << 30)).ok()?;
+    let mib = MiB(gib.checked_mul(1024)?);
+    let source = VramSource::Nvml;
+    (mib.0 > 0).then_some(Vram { mib, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Debug)]
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Nvml for Counted {
+        fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Err(NvmlError::Silent(LIMIT))
+        }
+    }
+
+    #[test]
+    fn memory_is_what_the_maker_names() {
+        let named = |mib: u64| vram(mib << 20).map(|vram| vram.mib.0 / 1024);
+        assert_eq!(named(81_559), Some(80), "an H100");
+        assert_eq!(named(143_771), Some(141), "an H200");
+        assert_eq!(named(24_564), Some(24), "a GeForce RTX 4090");
+        assert_eq!((named(0), vram(u64::MAX)), (None, None));
+    }
+
+    #[test]
+    fn nvml_is_asked_once_of_each_gpu_that_its_driver_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let inventory = |drivers: [&str; 2]| {
+            let root = dir.path().join(drivers.concat());
+            let description = format!(
+                "0000:01:00.0 root 10de:2335 class=030200 group=1 driver={}\n\
+                 0000:02:00.0 root 10de:2335 class=030200 group=2 driver={}\n",
+                drivers[0], drivers[1]
+            );
+            aleph_testkit::expand_pci_tree(&description, &root).unwrap();
+            let tree = crate::gpu::HostTree::recorded(&root);
+            let functions = tree.functions().unwrap();
+            Inventory::of(functions, &crate::gpu::Names::none(), &Default::default())
+        };
+        let count = Arc::new(AtomicUsize::new(0));
+        let asked = Asked::new(Box::new(Counted(Arc::clone(&count))));
+        for (drivers, times) in [
+            (["nouveau", "vfio-pci"], 0),
+            (["nvidia", "vfio-pci"], 1),
+            (["nvidia", "vfio-pci"], 1),
+            (["vfio-pci", "vfio-pci"], 1),
+            (["vfio-pci", "nvidia"], 2),
+            (["nvidia", "nvidia"], 2),
+        ] {
+            asked.learn(&inventory(drivers));
+            assert_eq!(count.load(Ordering::Relaxed), times, "{drivers:?}");
+        }
+    }
+}
