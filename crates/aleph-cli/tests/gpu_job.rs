@@ -27,14 +27,19 @@ const CONFIG: &str = "/tmp/aleph.toml";
 const LIMIT: Duration = Duration::from_secs(120);
 /// How long it is waited before a node is asked again: what is emulated has something else to do.
 const PAUSE: Duration = Duration::from_millis(500);
-const GPU: &str = "0000:01:00.0";
+/// Near the second NUMA node.
+const GPU: &str = "0000:41:00.0";
+/// The memory of its guest.
+const MEMORY: MiB = MiB(96);
 
 fn main() -> ExitCode {
     let host = PciHost {
         memory: MiB(1536),
+        numa_nodes: 2,
         modules: &["virtio_pci", "vfio_iommu_type1", VFIO_PCI],
         devices: &[
-            "pcie-root-port,id=port1,chassis=1,slot=1,addr=2.0",
+            "pxb-pcie,id=far,bus_nr=64,numa_node=1,bus=pcie.0",
+            "pcie-root-port,id=port1,bus=far,chassis=1,slot=1",
             "virtio-gpu-pci,bus=port1,addr=0.0,multifunction=on",
             "nvme,serial=companion,bus=port1,addr=0.1",
         ],
@@ -155,16 +160,38 @@ fn bus(vm: &str) -> Result<Vec<String>> {
     })
 }
 
-/// Who the GPU's VMM is, and how much memory it may lock.
-fn vmm() -> Result<(u32, u64)> {
+/// What a VMM is to its host.
+struct Seen {
+    user: u32,
+    /// Bytes that it may lock.
+    locked: u64,
+    /// Pages of the memory that is bound to the second NUMA node, and those of them that are elsewhere.
+    near: (u64, u64),
+}
+
+/// The GPU's VMM.
+fn vmm() -> Result<Seen> {
     let pid = gpu()?.users.first().context("nobody has it open")?.pid;
+    let maps = fs::read_to_string(format!("/proc/{pid}/numa_maps"))?;
+    let bound = maps.lines().filter(|line| line.contains(" bind:1 "));
+    let pages = |node: &str| -> u64 {
+        let words = bound.clone().flat_map(str::split_whitespace);
+        words
+            .filter_map(|word| word.strip_prefix(node)?.parse::<u64>().ok())
+            .sum()
+    };
+    let near = (pages("N1="), pages("N0="));
     let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let locked = limits
         .lines()
         .find(|line| line.starts_with("Max locked memory"));
     let locked = locked.and_then(|line| line.split_whitespace().nth(3));
-    let owner = fs::metadata(format!("/proc/{pid}/fd"))?.uid();
-    Ok((owner, locked.context("no limit")?.parse()?))
+    let user = fs::metadata(format!("/proc/{pid}/fd"))?.uid();
+    Ok(Seen {
+        user,
+        locked: locked.context("no limit")?.parse()?,
+        near,
+    })
 }
 
 fn a_jobs_machine_has_a_gpu() -> Result<()> {
@@ -187,9 +214,13 @@ fn a_jobs_machine_has_a_gpu() -> Result<()> {
         let has_gpu = job["gpus"] == serde_json::json!([GPU]);
         has_gpu.then(|| job["vm"].as_str().map(str::to_owned))?
     })?;
-    let (user, locked) = until("VMM", || vmm().ok())?;
+    let Seen { user, locked, .. } = until("VMM", || vmm().ok())?;
     ensure!(user != 0, "its VMM is root");
-    ensure!(locked == (96 << 20) + (1 << 30), "it may lock {locked}");
+    ensure!(locked == MEMORY.bytes() + (1 << 30), "it may lock {locked}");
+    // All of it is there from the start, since the device may write anywhere, and where the device is.
+    let whole = |it: &Seen| it.near.0 << 12 >= MEMORY.bytes();
+    let near = until("memory", || vmm().ok().filter(whole))?.near;
+    ensure!(near.1 == 0, "{near:?}: some is far away");
 
     let job_now = job()?;
     ensure!(job_now["migration"]["migratable"] == false, "{job_now}");

@@ -24,6 +24,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 fn main() -> ExitCode {
     let host = PciHost {
         memory: MiB(1024),
+        numa_nodes: 1,
         modules: &["virtio_pci", "vfio_iommu_type1", VFIO_PCI],
         devices: &[
             "pcie-root-port,id=port1,chassis=1,slot=1,addr=2.0",

@@ -104,6 +104,7 @@ fn main() -> ExitCode {
         devices: DEVICES,
         files: &[],
         node: None,
+        numa_nodes: 1,
     };
     host.main(CASES)
 }

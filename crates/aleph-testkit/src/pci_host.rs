@@ -36,6 +36,9 @@ const ORDER: &str = "/modules/order";
 pub struct PciHost {
     /// Memory.
     pub memory: MiB,
+    /// NUMA nodes that have a part of it each; the first has the processor. A `pxb-pcie` puts devices near
+    /// one.
+    pub numa_nodes: u32,
     /// Modules of Debian's cloud kernel that are loaded before the case; those that they need are too.
     pub modules: &'static [&'static str],
     /// What QEMU's `-device` gets, once each.
@@ -137,6 +140,21 @@ impl PciHost {
             .arg(format!(
                 "console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on {CASE}={case}"
             ));
+        if self.numa_nodes > 1 {
+            for node in 0..self.numa_nodes {
+                let size = self.memory.0 / self.numa_nodes;
+                let cpu = if node == 0 { ",cpus=0" } else { "" };
+                command
+                    .args([
+                        "-object",
+                        &format!("memory-backend-ram,id=node{node},size={size}M"),
+                    ])
+                    .args([
+                        "-numa",
+                        &format!("node,nodeid={node},memdev=node{node}{cpu}"),
+                    ]);
+            }
+        }
         for device in self.devices {
             command.args(["-device", device]);
         }

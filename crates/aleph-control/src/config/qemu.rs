@@ -3,6 +3,7 @@
 use super::value::{self, Fault, Parsed};
 use aleph_executor::ExecutorConfig;
 use aleph_executor::gpu::{Allowed, GpuConfig, PciAddress, is_for_guests};
+use aleph_types::HugePages;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use toml::de::DeValue;
@@ -26,6 +27,7 @@ pub(super) fn settings(value: &DeValue<'_>) -> Parsed<(PathBuf, GpuConfig)> {
             "gpu_devices" => devices(value).map(|devices| gpu.allowed.devices = Some(devices)),
             "iommu_group" => groups(value).map(|groups| gpu.allowed.groups = Some(groups)),
             "vfio_driver" => driver(value).map(|driver| gpu.driver = driver),
+            "huge_pages" => pages(value).map(|pages| gpu.huge_pages = Some(pages)),
             _ => Err(vec![Fault::new("there is no such key")]),
         };
         let at = |fault: Fault| fault.at(&format!(".{name}"));
@@ -103,12 +105,22 @@ fn driver(value: &DeValue<'_>) -> Parsed<String> {
     Ok(name.to_owned())
 }
 
+/// As a job's own file has them.
+fn pages(value: &DeValue<'_>) -> Parsed<HugePages> {
+    match value.as_str() {
+        Some("2m") => Ok(HugePages::Mib2),
+        Some("1g") => Ok(HugePages::Gib1),
+        _ => Err(vec![Fault::kind(value, "\"2m\" or \"1g\"")]),
+    }
+}
+
 /// The table as it is written.
 pub(super) fn shown(program: &Path, gpu: &GpuConfig) -> Value {
     let GpuConfig {
         enabled,
         allowed: Allowed { devices, groups },
         driver,
+        huge_pages,
     } = gpu;
     let mut table = Table::new();
     let program = program.to_string_lossy().into_owned();
@@ -123,6 +135,13 @@ pub(super) fn shown(program: &Path, gpu: &GpuConfig) -> Value {
         table.insert("iommu_group".into(), Value::Array(groups.collect()));
     }
     table.insert("vfio_driver".into(), Value::String(driver.clone()));
+    if let Some(pages) = huge_pages {
+        let pages = match pages {
+            HugePages::Mib2 => "2m",
+            HugePages::Gib1 => "1g",
+        };
+        table.insert("huge_pages".into(), Value::String(pages.into()));
+    }
     Value::Table(table)
 }
 
@@ -149,7 +168,7 @@ mod tests {
     fn all_that_is_wrong_is_said() {
         let problems = problems(
             "[executor.qemu]\nenable_gpu = 1\ngpu_devices = [\"18:00\", 7]\niommu_group = [-1]\n\
-             vfio_driver = \"nouveau\"\nenable = true",
+             vfio_driver = \"nouveau\"\nhuge_pages = \"4k\"\nenable = true",
         );
         let all = problems.join("\n");
         for (path, why) in [
@@ -158,6 +177,7 @@ mod tests {
             ("executor.qemu.gpu_devices[1]", "a PCI address"),
             ("executor.qemu.iommu_group[0]", "IOMMU group"),
             ("executor.qemu.vfio_driver", "vfio-pci"),
+            ("executor.qemu.huge_pages", "\"2m\" or \"1g\""),
             ("executor.qemu.enable", "no such key"),
         ] {
             let found = problems
@@ -165,6 +185,6 @@ mod tests {
                 .any(|p| p.starts_with(path) && p.contains(why));
             assert!(found, "{path} {why}:\n{all}");
         }
-        assert_eq!(problems.len(), 6, "{all}");
+        assert_eq!(problems.len(), 7, "{all}");
     }
 }

@@ -73,7 +73,7 @@ pub struct ExecutorSection {
     pub hypervisor: Hypervisor,
     /// `qemu`: the program, by name or path; or `program` in a table, with `gpu`.
     pub qemu: PathBuf,
-    /// `enable_gpu`, `gpu_devices`, `iommu_group` and `vfio_driver` in the table `qemu`: which GPUs jobs
+    /// `enable_gpu`, `gpu_devices`, `iommu_group`, `vfio_driver` and `huge_pages` in the table `qemu`: which GPUs jobs
     /// may have.
     pub gpu: GpuConfig,
     /// `accel`: `kvm` or `tcg`; KVM where it works by default.

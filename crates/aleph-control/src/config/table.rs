@@ -273,6 +273,7 @@ mod tests {
             enable_gpu = true
             gpu_devices = ["0000:18:00.0"]
             iommu_group = [14, 20]
+            huge_pages = "2m"
             [executor.firecracker]
             jailed = false
             chroot_base = "/srv/jail"

@@ -8,7 +8,7 @@ use aleph_executor::functions::PoolConfig;
 use aleph_executor::gpu::{Allowed, GpuConfig};
 use aleph_executor::node::Overcommit;
 use aleph_executor::volumes::BackendChoice;
-use aleph_types::MiB;
+use aleph_types::{HugePages, MiB};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ fn every_key_is_read() {
         gpu_devices = ["0000:18:00.0", "3a:00.0"]
         iommu_group = [14, 0x14]
         vfio_driver = "nvgrace_gpu_vfio_pci"
+        huge_pages = "1g"
         [executor.firecracker]
         firecracker = "/opt/firecracker"
         jailer = "/opt/jailer"
@@ -117,6 +118,7 @@ fn every_key_is_read() {
                     groups: Some([14, 20].into()),
                 },
                 driver: "nvgrace_gpu_vfio_pci".into(),
+                huge_pages: Some(HugePages::Gib1),
             },
             hypervisor: Hypervisor::Firecracker,
             accelerator: Some(Accelerator::Tcg),

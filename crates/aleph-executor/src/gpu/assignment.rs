@@ -13,7 +13,7 @@ use super::record::{
 };
 use super::sysfs::HostTree;
 use crate::failpoint::pass;
-use aleph_types::GpuRequest;
+use aleph_types::{GpuRequest, HugePages};
 use std::io;
 use std::time::SystemTime;
 
@@ -26,6 +26,8 @@ pub struct GpuConfig {
     pub allowed: Allowed,
     /// `vfio_driver`: the driver that gives them to guests.
     pub driver: String,
+    /// `huge_pages`: the pages of the memory of jobs that have some.
+    pub huge_pages: Option<HugePages>,
 }
 
 impl Default for GpuConfig {
@@ -34,6 +36,7 @@ impl Default for GpuConfig {
             enabled: false,
             allowed: Allowed::default(),
             driver: VFIO_PCI.into(),
+            huge_pages: None,
         }
     }
 }

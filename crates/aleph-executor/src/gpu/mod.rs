@@ -13,6 +13,7 @@
 //! | `binding` | binding one function, giving it back, reset, check | writes to sysfs |
 //! | `group` | the same for a whole group | through `binding` |
 //! | `passthrough` | the arguments that give devices to a guest of QEMU | none: pure |
+//! | `memory_node` | the NUMA node that a guest's memory is on | reads |
 //! | `assignment` | [`Gpus`]: gives GPUs to tenants and takes them back | through the others |
 //!
 //! Start at [`Gpus::inventory`], then [`Gpus::assign`], [`Gpus::release`], and [`Gpus::recover`] where a
@@ -47,6 +48,7 @@ mod group;
 mod inventory;
 mod model;
 mod passthrough;
+mod memory_node;
 mod record;
 mod sysfs;
 mod users;
@@ -61,6 +63,7 @@ pub use function::{Bar, MediatedType, PciFunction};
 pub use inventory::{Gpu, GpuState, Inventory, Names, VFIO_PCI, Vram, VramSource, is_for_guests};
 pub use model::Model;
 pub use passthrough::{Passthrough, window_argv};
+pub use memory_node::{MemoryNode, memory_node};
 pub use record::{ParseTenantError, Prior, Quarantine, Record, Taken, TakenFunction, Tenant};
 pub use sysfs::HostTree;
 pub use users::DeviceUser;

@@ -5,7 +5,7 @@
 //! each start opens that folder and launches what it says.
 
 use super::{BoxFuture, Disk, Nic, VmmError};
-use crate::gpu::{PciFunction, Taken};
+use crate::gpu::{MemoryNode, PciFunction, Taken};
 use crate::qemu::machine::{Blueprint, MachineError, Wanted};
 use aleph_types::MiB;
 use std::fs::File;
@@ -47,6 +47,8 @@ pub struct HostDevices {
     pub functions: Vec<PciFunction>,
     /// Whether the guest's firmware does not see their ROMs.
     pub without_rom: bool,
+    /// The host's NUMA node for the guest's memory; the kernel's choice where there is none.
+    pub memory_node: Option<MemoryNode>,
 }
 
 /// The facet of a driver that builds whole computers. Its calls block.

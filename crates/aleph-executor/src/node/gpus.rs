@@ -16,10 +16,10 @@
 use super::NodeError;
 use super::entry::lock;
 use super::inner::Inner;
-use crate::gpu::{GpuError, HostFault, HostTree, Taken, Tenant};
+use crate::gpu::{GpuError, HostFault, HostTree, Taken, Tenant, memory_node};
 use crate::hypervisor::HostDevices;
 use crate::vm::chain;
-use aleph_types::{Incarnation, Job, JobId, JobSpec};
+use aleph_types::{HugePages, Incarnation, Job, JobId, JobSpec};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -64,11 +64,34 @@ impl Inner {
             tenant(self, job.id, job.incarnation),
         );
         let tree = self.config.host_tree.clone();
+        let (memory, pages) = (job.spec.resources.memory, self.pages_of(&job.spec));
         let assigned = blocking(move || {
-            let groups = gpus.assign(&tenant, &request)?;
-            Ok(devices(&tree, groups))
+            let mut devices = devices(&tree, gpus.assign(&tenant, &request)?);
+            devices.memory_node = memory_node(&tree, &devices.functions, memory, pages);
+            Ok(devices)
         });
         Ok(assigned.await?)
+    }
+
+    /// The pages of a job's memory: its own choice, or the node's for jobs with GPUs. That is for memory
+    /// which consists of such pages.
+    pub(super) fn pages_of(&self, spec: &JobSpec) -> Option<HugePages> {
+        let own = spec.machine.as_ref().and_then(|machine| machine.huge_pages);
+        let of_node = || {
+            let pages = self.config.executor.gpu.huge_pages?;
+            let fits = spec.resources.memory.0.is_multiple_of(pages.size().0);
+            (spec.gpus.is_some() && fits).then_some(pages)
+        };
+        own.or_else(of_node)
+    }
+
+    /// A job's specification, with the pages that its memory has.
+    pub(super) fn with_pages(&self, spec: &JobSpec) -> JobSpec {
+        let mut spec = spec.clone();
+        if let Some(pages) = self.pages_of(&spec) {
+            spec.machine.get_or_insert_default().huge_pages = Some(pages);
+        }
+        spec
     }
 
     /// Takes back what a start of a job had, once its VMM has ended. Where that cannot be, the next sweep
@@ -132,5 +155,6 @@ fn devices(tree: &HostTree, groups: Vec<Taken>) -> HostDevices {
         functions: functions.collect(),
         groups,
         without_rom: false,
+        memory_node: None,
     }
 }

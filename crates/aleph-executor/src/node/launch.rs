@@ -120,7 +120,7 @@ fn make(
     let vm = record.job.vm.unwrap_or_else(VmId::random);
     let mut setup = setup(record.job.id, &run.effective, run.filesystem.clone(), false);
     setup.network = network;
-    let mut job = run.effective.clone();
+    let mut job = inner.with_pages(&run.effective);
     job.resources.pids = Some(job.resources.pids.unwrap_or(inner.config.pids));
     let created =
         inner

@@ -299,7 +299,8 @@ impl Inner {
         };
         if !folder.exists() {
             let serials = disks.iter().map(|disk| disk.serial.clone().into_owned());
-            let wanted = wanted(spec, serials.chain([SEED.to_owned()]));
+            let spec = self.with_pages(spec);
+            let wanted = wanted(&spec, serials.chain([SEED.to_owned()]));
             let above = folder.parent().map(PathBuf::from).unwrap_or_default();
             std::fs::create_dir_all(&above)
                 .map_err(|source| machine_error("make a folder for machines", source))?;

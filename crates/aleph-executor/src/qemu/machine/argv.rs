@@ -21,7 +21,7 @@
 use super::blueprint::{Blueprint, CpuModel, Device, Firmware, GuestAgent, HugePages};
 use super::error::MachineError;
 use crate::accel::Accelerator;
-use crate::gpu::{Passthrough, window_argv};
+use crate::gpu::{MemoryNode, Passthrough, window_argv};
 use crate::hypervisor::HostDevices;
 use crate::process::{FIRST_FILE, path_of_file};
 use crate::qemu::argv::mac_text;
@@ -78,7 +78,7 @@ pub fn argv(line: &Line<'_>) -> Result<Vec<String>, MachineError> {
     };
     builder.frame(line);
     builder.processors(line)?;
-    builder.memory(line.blueprint);
+    builder.memory(line.blueprint, line.devices.memory_node);
     builder.channels(line.blueprint);
     builder.firmware(line);
     builder.ports();
@@ -213,7 +213,7 @@ impl Builder {
         Ok(())
     }
 
-    fn memory(&mut self, blueprint: &Blueprint) {
+    fn memory(&mut self, blueprint: &Blueprint, near: Option<MemoryNode>) {
         let (memory, room) = (blueprint.memory.0, blueprint.memory_room.0);
         let mut size = format!("size={memory}M");
         if room > 0 {
@@ -223,13 +223,22 @@ impl Builder {
         }
         self.add(&["-m", &size]);
         let (backend, how) = memory_backend(blueprint.huge_pages);
+        let near = near.map_or_else(String::new, |near| {
+            let policy = if near.strict { "bind" } else { "preferred" };
+            format!(",host-nodes={},policy={policy}", near.number)
+        });
         if blueprint.numa.is_empty() {
-            self.add(&["-object", &format!("{backend},id=ram,size={memory}M{how}")]);
+            self.add(&[
+                "-object",
+                &format!("{backend},id=ram,size={memory}M{how}{near}"),
+            ]);
         }
         for (n, node) in blueprint.numa.iter().enumerate() {
-            let bound = node.host_node.map_or_else(String::new, |host| {
-                format!(",host-nodes={host},policy=bind")
-            });
+            // What was said of a part comes before where its devices are.
+            let bound = node.host_node.map_or_else(
+                || near.clone(),
+                |host| format!(",host-nodes={host},policy=bind"),
+            );
             self.add(&[
                 "-object",
                 &format!("{backend},id=ram{n},size={}M{how}{bound}", node.memory.0),
@@ -494,6 +503,50 @@ mod tests {
             links: &[[0x52, 0x54, 0, 0xab, 0xcd, 1]],
             ..line(&blueprint, &HostDevices::default())
         }));
+    }
+
+    #[test]
+    fn memory_is_on_the_node_of_the_devices() {
+        let near = |strict| HostDevices {
+            memory_node: Some(MemoryNode { number: 1, strict }),
+            ..HostDevices::default()
+        };
+        let memory = |wanted: &Wanted, devices: &HostDevices| -> Vec<String> {
+            let blueprint = blueprint(wanted, Accelerator::Tcg);
+            let argv = argv(&line(&blueprint, devices)).unwrap();
+            let backends = argv
+                .into_iter()
+                .filter(|word| word.starts_with("memory-backend"));
+            backends.collect()
+        };
+        let plain = Wanted::default();
+        assert_eq!(
+            memory(&plain, &near(true)),
+            ["memory-backend-ram,id=ram,size=512M,host-nodes=1,policy=bind"]
+        );
+        assert_eq!(
+            memory(&plain, &near(false)),
+            ["memory-backend-ram,id=ram,size=512M,host-nodes=1,policy=preferred"]
+        );
+        let part = |cpus: &[u16], host_node| NumaNode {
+            cpus: cpus.to_vec(),
+            memory: MiB(256),
+            host_node,
+        };
+        let parted = Wanted {
+            cpus: 2,
+            huge_pages: Some(HugePages::Size2M),
+            numa: vec![part(&[0], Some(0)), part(&[1], None)],
+            ..Wanted::default()
+        };
+        let memory = memory(&parted, &near(true));
+        let ends = memory
+            .iter()
+            .map(|word| word.rsplit_once("prealloc=on,").unwrap().1);
+        assert_eq!(
+            ends.collect::<Vec<_>>(),
+            ["host-nodes=0,policy=bind", "host-nodes=1,policy=bind"]
+        );
     }
 
     #[test]
