@@ -16,6 +16,7 @@
 //! | `bars` | sizes of its prefetchable regions, with commas; `window=` is one that is not prefetchable |
 //! | `vfs`, `pf` | its virtual functions, or what it is one of |
 //! | `total-vfs` | how many virtual functions it could have |
+//! | `vgpu` | of a virtual function: the kind of vGPU that it is |
 //! | `mdev` | kinds of mediated devices: `ID/NAME/AVAILABLE`, with commas |
 //! | `vram` | bytes of memory that its driver says it has |
 //! | `console`, `dead` | the host's console is on it; its configuration reads as ones |
@@ -157,6 +158,9 @@ impl Function<'_> {
         if let Some(whole) = value("pf") {
             symlink(format!("../{whole}"), dir.join("physfn"))?;
         }
+        if let Some(kind) = value("vgpu") {
+            self.file("nvidia/current_vgpu_type", kind)?;
+        }
         for kind in list(value("mdev")) {
             let mut parts = kind.split('/');
             let id = parts.next().context("no id")?;
@@ -169,7 +173,7 @@ impl Function<'_> {
     }
 }
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "class",
     "sub",
     "node",
@@ -181,6 +185,7 @@ const KEYS: [&str; 15] = [
     "vfs",
     "pf",
     "total-vfs",
+    "vgpu",
     "mdev",
     "vram",
     "console",

@@ -50,10 +50,10 @@ pub struct Gpus {
     names: Names,
     config: GpuConfig,
     folder: RecordFolder,
+    nvml: Option<Asked>,
 }
 
 /// What became of a tenant's GPUs.
-    nvml: Option<Asked>,
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Released {
     /// Those that the host has back.
@@ -71,13 +71,10 @@ impl Gpus {
             tree,
             names: Names::installed(),
             config,
+            nvml: None,
         }
     }
 
-            nvml: None,
-    /// What there is, and who has it.
-    ///
-    /// # Errors
     /// The same, with what NVML says of them.
     #[must_use]
     pub fn asking(self, nvml: impl Nvml + 'static) -> Self {
@@ -85,15 +82,15 @@ impl Gpus {
         Self { nvml, ..self }
     }
 
+    /// What there is, and who has it.
+    ///
+    /// # Errors
     /// Where the host's devices or the record cannot be read.
     pub fn inventory(&self) -> Result<Inventory, GpuError> {
+        self.learn()?;
         self.inventory_with(&self.read()?)
     }
 
-        self.learn()?;
-    /// What an operator decided.
-    #[must_use]
-    pub fn config(&self) -> &GpuConfig {
     /// Asks NVML, where that has something to say that is not known. Nobody waits for the record then.
     fn learn(&self) -> Result<(), GpuError> {
         if let Some(nvml) = &self.nvml {
@@ -104,18 +101,21 @@ impl Gpus {
         Ok(())
     }
 
+    /// What an operator decided.
+    #[must_use]
+    pub fn config(&self) -> &GpuConfig {
         &self.config
     }
 
     fn inventory_with(&self, record: &Record) -> Result<Inventory, GpuError> {
         let mut inventory =
             Inventory::read(&self.tree, &self.names, record).map_err(GpuError::Inventory)?;
-        inventory.look_for_users(&self.tree);
-        Ok(inventory)
-    }
         if let Some(nvml) = &self.nvml {
             nvml.tell(&mut inventory);
         }
+        inventory.look_for_users(&self.tree);
+        Ok(inventory)
+    }
 
     /// Sees that the host can give devices to guests at all.
     ///
@@ -160,10 +160,10 @@ impl Gpus {
     /// fits. Nothing is changed then but what is in quarantine.
     pub fn assign(&self, tenant: &Tenant, request: &GpuRequest) -> Result<Vec<Taken>, GpuError> {
         self.expect_enabled()?;
+        self.learn()?;
         let mut open = self.open()?;
         self.take_back_of_earlier_boots(&mut open);
         // Each turn but the last puts a GPU in quarantine or takes back too few, so there are no more
-        self.learn()?;
         // of them than GPUs, and one.
         loop {
             let taken = match open.record.tenants.get(tenant).cloned() {
@@ -412,6 +412,7 @@ fn taken_of(group: &ChosenGroup, inventory: &Inventory, boot: &str) -> Taken {
             prior: Prior {
                 driver: function.driver.clone(),
                 driver_override: function.driver_override.clone(),
+                vgpu: function.vgpu_kind(),
             },
         })
     });

@@ -13,6 +13,7 @@
 
 use super::address::PciAddress;
 use super::error::{DeviceFault, HostFault, Trouble};
+use super::hot_reset::hot_reset;
 use super::inventory::is_for_guests;
 use super::record::{Prior, TakenFunction};
 use super::sysfs::HostTree;
@@ -21,8 +22,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-/// Binds a function to the driver `driver`, and to no other.
-pub(super) fn apply(tree: &HostTree, address: PciAddress, driver: &str) -> Result<(), Trouble> {
+/// Binds a function to the driver `driver`, and to no other. A vGPU stays where it is.
+pub(super) fn apply(tree: &HostTree, taken: &TakenFunction, driver: &str) -> Result<(), Trouble> {
+    if taken.prior.vgpu.is_some() {
+        return Ok(());
+    }
+    let address = taken.address;
     let function = tree.read(address).ok_or(DeviceFault::Gone { address })?;
     if function.driver_override.as_deref() != Some(driver) {
         let file = tree.function(address).join("driver_override");
@@ -106,10 +111,33 @@ fn expect_driver(tree: &HostTree, address: PciAddress, wanted: &str) -> Result<(
 }
 
 /// Resets a function that nobody has open, in the way that the kernel prefers: all that its guest left
-/// in it is gone then.
-pub(super) fn reset(tree: &HostTree, address: PciAddress) -> Result<(), Trouble> {
-    let file = tree.function(address).join("reset");
-    write(address, "reset", file, "1")
+/// in it is gone then. A vGPU is none for a moment, and its driver makes it anew (NVIDIA's documentation of
+/// vGPU software, "Creating an NVIDIA vGPU on a Linux with KVM Hypervisor That Uses a Vendor-Specific VFIO
+/// Framework").
+pub(super) fn reset(tree: &HostTree, taken: &TakenFunction) -> Result<(), Trouble> {
+    let (address, folder) = (taken.address, tree.function(taken.address));
+    let Some(kind) = taken.prior.vgpu else {
+        return write(address, "reset", folder.join("reset"), "1");
+    };
+    let file = folder.join("nvidia/current_vgpu_type");
+    write(address, "cleared", file.clone(), "0")?;
+    pass("gpu.vgpu", "after");
+    write(address, "made anew", file, &kind.to_string())
+}
+
+/// Resets all that is on the bus of a function of this group.
+pub(super) fn reset_bus(tree: &HostTree, address: PciAddress, group: u32) -> Result<(), Trouble> {
+    let path = tree.dev.join("vfio").join(group.to_string());
+    hot_reset(tree, group, address).map_err(|source| {
+        let operation = "reset with its bus";
+        let fault = DeviceFault::Refused {
+            address,
+            operation,
+            path,
+            source,
+        };
+        fault.into()
+    })
 }
 
 /// Sees that a function answers, as the device that it was.

@@ -56,10 +56,17 @@ pub enum Misfit {
     NoGroup,
     /// What one tenant leaves in it could not be removed.
     NoReset,
-    /// The same, since only its whole bus can be reset, and this one is there too.
+    /// The same, since only its whole bus can be reset, and this one, which does not go with it, is there
+    /// too.
     SharedReset(PciAddress),
     /// It is divided, and its parts are GPUs of their own.
     Divided(usize),
+    /// It is a part of another one, which is not as it has to be for that.
+    PartOf(PciAddress, Box<Misfit>),
+    /// A driver gives it to guests as a whole.
+    ForGuests(String),
+    /// It is to be a vGPU, and nobody has said of which kind.
+    NoKind,
     /// Another GPU of its group does not fit.
     Neighbour(PciAddress, Box<Misfit>),
     /// Another device of its group belongs to a driver of the host.
@@ -95,6 +102,11 @@ impl fmt::Display for Misfit {
             Self::NoReset => f.write_str("cannot be reset"),
             Self::SharedReset(with) => write!(f, "cannot be reset without {with}, on its bus"),
             Self::Divided(parts) => write!(f, "is divided into {parts} virtual functions"),
+            Self::PartOf(whole, why) => write!(f, "is a part of {whole}, which {why}"),
+            Self::ForGuests(driver) => write!(f, "is bound to {driver} as a whole"),
+            Self::NoKind => {
+                f.write_str("has no kind of vGPU yet: its nvidia/current_vgpu_type is 0")
+            }
             Self::Neighbour(address, why) => {
                 write!(f, "shares its IOMMU group with {address}, which {why}")
             }
@@ -264,6 +276,17 @@ fn misfit_alone(
     if gpu.iommu_group.is_none() {
         return Some(Misfit::NoGroup);
     }
+    if let Some(whole) = gpu.physical_function
+        && let Some(why) = misfit_of_whole(whole, inventory)
+    {
+        return Some(Misfit::PartOf(whole, Box::new(why)));
+    }
+    match gpu.vgpu_type {
+        Some(0) => return Some(Misfit::NoKind),
+        // Its driver clears it.
+        Some(_) => return None,
+        None => {}
+    }
     let parts = gpu.virtual_functions.len();
     if parts > 0 {
         return Some(Misfit::Divided(parts));
@@ -275,8 +298,22 @@ fn misfit_alone(
         return Some(Misfit::NoReset);
     };
     function
-        .kept_from_reset_by(inventory.functions())
+        .kept_from_hot_reset_by(inventory.functions())
         .map(Misfit::SharedReset)
+}
+
+/// Why no part of a GPU can be given: the whole belongs to somebody, or to nobody.
+fn misfit_of_whole(whole: PciAddress, inventory: &Inventory) -> Option<Misfit> {
+    match inventory.gpu(whole).map(|gpu| &gpu.state) {
+        Some(GpuState::Assigned { .. }) => return Some(Misfit::Assigned),
+        Some(GpuState::Quarantined { reason }) => {
+            return Some(Misfit::Quarantined(reason.clone()));
+        }
+        Some(GpuState::Free | GpuState::Host) | None => {}
+    }
+    // The kernel lets nobody have one without a token of whoever has the whole (VFIO's `vf_token`).
+    let driver = inventory.function(whole)?.driver.clone()?;
+    is_for_guests(&driver).then_some(Misfit::ForGuests(driver))
 }
 
 /// The numbers of the groups that have GPUs.
@@ -330,7 +367,7 @@ pub(crate) fn host_owned<'a>(
     let mut others = inventory
         .group(group.number)
         .filter(|other| !other.is_bridge() && !group.functions.contains(&other.address));
-    others.find(|other| other.driver.as_deref().is_some_and(|d| !is_for_guests(d)))
+    others.find(|other| other.driver.is_some() && !other.is_for_guests())
 }
 
 /// Groups that have `count` GPUs together.

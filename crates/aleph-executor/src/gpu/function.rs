@@ -1,6 +1,7 @@
 //! What is known of one PCI function.
 
 use super::address::PciAddress;
+use super::inventory::is_for_guests;
 use aleph_types::MiB;
 use serde::Serialize;
 
@@ -41,6 +42,9 @@ pub struct PciFunction {
     pub virtual_functions: Vec<PciAddress>,
     /// Into how many it could be divided.
     pub total_virtual_functions: u32,
+    /// Of a virtual function that NVIDIA's driver gives to guests by itself, as a vGPU: of which kind, and 0
+    /// where none was chosen.
+    pub vgpu_type: Option<u32>,
     /// Mediated devices that its driver would make of it (vGPU, MIG-backed ones among them).
     pub mediated_types: Vec<MediatedType>,
     /// The memory that its driver says it has: `mem_info_vram_total` of amdgpu.
@@ -89,6 +93,18 @@ impl PciFunction {
         PCI_BRIDGES.contains(&(self.class >> 8))
     }
 
+    /// Whether its driver gives it to guests.
+    #[must_use]
+    pub fn is_for_guests(&self) -> bool {
+        self.vgpu_kind().is_some() || self.driver.as_deref().is_some_and(is_for_guests)
+    }
+
+    /// The kind of vGPU that it is.
+    #[must_use]
+    pub fn vgpu_kind(&self) -> Option<u32> {
+        self.vgpu_type.filter(|kind| *kind != 0)
+    }
+
     /// The size of its largest region of prefetchable memory: of a data-centre GPU that is all its
     /// memory, rounded up to a power of two; of others it may be a window of 256 MiB.
     #[must_use]
@@ -97,20 +113,44 @@ impl PciFunction {
         sizes.map(|bar| bar.size).max()
     }
 
-    /// The function that keeps this one from being reset: the kernel can reset it by its bus alone, and
-    /// refuses that where another one is there (`pci_parent_bus_reset` in its `drivers/pci/pci.c`). It
-    /// names the way all the same: functions that come later are not there yet when it looks.
+    /// The function that keeps this one from being reset by its own: the kernel can reset it by its bus
+    /// alone, and refuses that where another one is there (`pci_parent_bus_reset` in its
+    /// `drivers/pci/pci.c`). It names the way all the same: functions that come later are not there yet
+    /// when it looks.
     #[must_use]
     pub fn kept_from_reset_by<'a>(
         &self,
         functions: impl IntoIterator<Item = &'a Self>,
     ) -> Option<PciAddress> {
-        if self.reset_methods != ["bus"] {
-            return None;
-        }
-        let addresses = functions.into_iter().map(|other| other.address);
-        let mut others = addresses.filter(|other| *other != self.address);
-        others.find(|other| other.bus() == self.address.bus())
+        let mut others = self.reset_with(functions);
+        others.next().map(|other| other.address)
+    }
+
+    /// The function that keeps this one from being reset at all: one that is on its bus and does not go
+    /// where it goes. What does, VFIO resets with it.
+    #[must_use]
+    pub fn kept_from_hot_reset_by<'a>(
+        &self,
+        functions: impl IntoIterator<Item = &'a Self>,
+    ) -> Option<PciAddress> {
+        let goes_with = |other: &Self| {
+            let of_group = self.iommu_group.is_some() && other.iommu_group == self.iommu_group;
+            of_group && other.address.slot() == self.address.slot() && !other.is_bridge()
+        };
+        let mut others = self.reset_with(functions);
+        let other = others.find(|other| !goes_with(other));
+        other.map(|other| other.address)
+    }
+
+    /// The others that are reset when this one is.
+    fn reset_with<'a>(
+        &self,
+        functions: impl IntoIterator<Item = &'a Self>,
+    ) -> impl Iterator<Item = &'a Self> {
+        let (own, by_bus) = (self.address, self.reset_methods == ["bus"]);
+        let functions = functions.into_iter();
+        functions
+            .filter(move |other| by_bus && other.address != own && other.address.bus() == own.bus())
     }
 
     /// Its vendor and device, as `10de:2335`.

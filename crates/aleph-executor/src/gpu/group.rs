@@ -1,15 +1,16 @@
 //! What is done to a whole IOMMU group: it is made ready for a guest, cleaned, and given back.
 
-use super::binding::{apply, check, reset, undo};
+use super::binding::{apply, check, reset, reset_bus, undo};
 use super::choice::{ChosenGroup, host_owned};
 use super::error::{DeviceFault, GpuError, HostFault, Trouble};
 use super::function::PciFunction;
-use super::inventory::{Inventory, Names, is_for_guests};
+use super::inventory::{Inventory, Names};
 use super::record::{Record, Taken, TakenFunction, Tenant};
 use super::sysfs::HostTree;
 use super::users::users;
 use crate::failpoint::pass;
 use rustix::process::{Gid, Uid};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 
@@ -20,7 +21,7 @@ pub(super) fn make_ready(tree: &HostTree, group: &Taken, driver: &str) -> Result
         check(tree, function)?;
     }
     for function in &group.functions {
-        apply(tree, function.address, driver)?;
+        apply(tree, function, driver)?;
     }
     clean(tree, group)?;
     Ok(expect_viable(tree, group)?)
@@ -30,22 +31,33 @@ pub(super) fn make_ready(tree: &HostTree, group: &Taken, driver: &str) -> Result
 /// no guest has touched since the host booted. A device that does not answer is not reset: the kernel
 /// would wait a minute for it.
 ///
-/// What goes with a GPU and cannot be reset alone, as its sound may be, is left as it is.
+/// What goes with a GPU and cannot be reset alone, as its sound may be, is left as it is, unless the GPU
+/// cannot be either: then their bus is reset once for all of them.
 pub(super) fn clean(tree: &HostTree, group: &Taken) -> Result<(), Trouble> {
     let all = tree.functions().unwrap_or_default();
+    let mut buses = BTreeSet::new();
     for function in &group.functions {
         let now = same(tree, function)?;
-        if !now.driver.as_deref().is_some_and(is_for_guests) {
+        // One that is just being made anew is nothing at this moment.
+        let is_vgpu = function.prior.vgpu.is_some();
+        if !is_vgpu && !now.is_for_guests() {
             continue;
         }
         check(tree, function)?;
         let is_gpu = group.gpus.contains(&function.address);
-        let resets = !now.reset_methods.is_empty() && now.kept_from_reset_by(&all).is_none();
-        if is_gpu || resets {
-            reset(tree, function.address)?;
-            pass("gpu.reset", "after");
-            check(tree, function)?;
+        let with_bus = !is_vgpu && now.kept_from_reset_by(&all).is_some();
+        let resets = !now.reset_methods.is_empty() && !with_bus;
+        if is_gpu && with_bus {
+            if buses.insert(function.address.bus()) {
+                reset_bus(tree, function.address, group.group)?;
+            }
+        } else if is_gpu || resets {
+            reset(tree, function)?;
+        } else {
+            continue;
         }
+        pass("gpu.reset", "after");
+        check(tree, function)?;
     }
     Ok(())
 }
@@ -144,9 +156,8 @@ pub(super) fn expect_nobody(
     for group in groups {
         let functions = group.functions.iter();
         let there = functions.filter_map(|function| same(tree, function).ok());
-        let is_for_guest = |now: &PciFunction| now.driver.as_deref().is_some_and(is_for_guests);
         let functions: Vec<_> = there
-            .filter(|now| look == Look::All || is_for_guest(now))
+            .filter(|now| look == Look::All || now.is_for_guests())
             .collect();
         let found = users(tree, &functions);
         let used = found
@@ -158,7 +169,7 @@ pub(super) fn expect_nobody(
         // A process that is about to end shows its files no more, and has them still: the kernel's own
         // word is that one may open a group, or nobody else.
         let node = group.node(tree);
-        if let Some(first) = functions.iter().find(|now| is_for_guest(now))
+        if let Some(first) = functions.iter().find(|now| now.is_for_guests())
             && File::options()
                 .read(true)
                 .write(true)

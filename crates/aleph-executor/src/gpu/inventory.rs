@@ -29,7 +29,8 @@ pub struct Inventory {
 pub struct Gpu {
     /// Where it is.
     pub address: PciAddress,
-    /// What a job calls it: that of its model, or else its ids (`10de:2335`).
+    /// What a job calls it: that of its model, or else its ids (`10de:2335`); of a virtual function `h100-vf`
+    /// where the whole is a known model, or `vgpu-` and the number of its kind.
     #[serde(rename = "type")]
     pub gpu_type: String,
     /// Vendor and device.
@@ -38,13 +39,13 @@ pub struct Gpu {
     pub subsystem_ids: String,
     /// Its name for people, where the host has the database `pci.ids` and it is in there.
     pub name: Option<String>,
-    /// Its memory, where it can be known.
     /// Its name for its maker's tools, where NVML said it.
     pub uuid: Option<String>,
+    /// Its memory, where it can be known.
     pub vram: Option<Vram>,
-    /// Its IOMMU group; none without an IOMMU.
     /// Whether it is divided by MIG, as NVML said when it was asked; none where it cannot be.
     pub mig: Option<bool>,
+    /// Its IOMMU group; none without an IOMMU.
     pub iommu_group: Option<u32>,
     /// All others of that group, bridges too.
     pub group_members: Vec<PciAddress>,
@@ -62,6 +63,8 @@ pub struct Gpu {
     pub virtual_functions: Vec<PciAddress>,
     /// Into how many it could be divided.
     pub total_virtual_functions: u32,
+    /// Of a vGPU in a virtual function: its kind, and 0 where none was chosen.
+    pub vgpu_type: Option<u32>,
     /// The mediated devices that its driver would make of it.
     pub mediated_types: Vec<MediatedType>,
     /// Whether the host shows its console on it.
@@ -95,11 +98,11 @@ impl fmt::Display for Vram {
 pub enum VramSource {
     /// By its ids.
     Model,
+    /// NVML says so, rounded up to whole GiB.
+    Nvml,
     /// Its driver says so.
     Driver,
     /// It is the size of its largest prefetchable region: of a data-centre GPU its memory, rounded up to
-    /// NVML says so, rounded up to whole GiB.
-    Nvml,
     /// a power of two. It may be less than the memory where the region cannot be resized.
     Region,
 }
@@ -164,9 +167,6 @@ impl Inventory {
         }
     }
 
-    /// The GPUs, in the order of their addresses.
-    #[must_use]
-    pub fn gpus(&self) -> &[Gpu] {
     /// Adds what NVML says of GPUs. What is known of another device at the same address counts for
     /// nothing.
     pub(super) fn know(&mut self, known: &BTreeMap<PciAddress, NvmlGpu>) {
@@ -190,6 +190,9 @@ impl Inventory {
         }
     }
 
+    /// The GPUs, in the order of their addresses.
+    #[must_use]
+    pub fn gpus(&self) -> &[Gpu] {
         &self.gpus
     }
 
@@ -230,8 +233,14 @@ fn gpu(
     record: &Record,
 ) -> Gpu {
     // A virtual function may have the ids of the whole, and has a part of its memory.
-    let model = Model::of(function.vendor, function.device)
-        .filter(|_| function.physical_function.is_none());
+    let of_ids = Model::of(function.vendor, function.device);
+    let model = of_ids.filter(|_| function.physical_function.is_none());
+    let gpu_type = match (function.vgpu_kind(), function.physical_function, of_ids) {
+        (Some(kind), ..) => format!("vgpu-{kind}"),
+        (None, Some(_), Some(whole)) => format!("{}-vf", whole.gpu_type),
+        (None, None, Some(whole)) => whole.gpu_type.to_owned(),
+        (None, _, None) => function.ids(),
+    };
     let others = all.values().filter(|other| {
         other.address != function.address
             && other.iommu_group.is_some()
@@ -248,21 +257,23 @@ fn gpu(
     } else if let Some(tenant) = record.tenant_of(function.address) {
         let tenant = tenant.clone();
         GpuState::Assigned { tenant }
-    } else if function.driver.as_deref().is_none_or(is_for_guests) {
+    } else if function.driver.is_none() || function.is_for_guests() {
         GpuState::Free
     } else {
         GpuState::Host
     };
     Gpu {
         address: function.address,
-        gpu_type: model.map_or_else(|| function.ids(), |model| model.gpu_type.to_owned()),
+        gpu_type,
         ids: function.ids(),
         subsystem_ids: format!(
             "{:04x}:{:04x}",
             function.subsystem_vendor, function.subsystem_device
         ),
         name: names.of(function),
+        uuid: None,
         vram: vram(function, model),
+        mig: None,
         iommu_group: function.iommu_group,
         group_members: others.iter().map(|other| other.address).collect(),
         companions: companions.map(|other| other.address).collect(),
@@ -271,9 +282,8 @@ fn gpu(
         reset_methods: function.reset_methods.clone(),
         physical_function: function.physical_function,
         virtual_functions: function.virtual_functions.clone(),
-        uuid: None,
         total_virtual_functions: function.total_virtual_functions,
-        mig: None,
+        vgpu_type: function.vgpu_type,
         mediated_types: function.mediated_types.clone(),
         console: function.boot_vga,
         users: Vec::new(),
@@ -300,14 +310,14 @@ fn vram(function: &PciFunction, model: Option<Model>) -> Option<Vram> {
 
 impl Gpu {
     /// Whether a job that asks for `wanted` means it: by its type, its maker, its ids, or the type of
-    /// which this is a variant (`h100` of `h100-nvl`).
+    /// which this is a variant (`h100` of `h100-nvl`). Who names a model means no part of one.
     #[must_use]
     pub fn is_type(&self, wanted: &str) -> bool {
         let wanted = wanted.to_ascii_lowercase();
-        let variant = self
-            .gpu_type
-            .strip_prefix(&wanted)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+        let variant = self.gpu_type.strip_prefix(&wanted).is_some_and(|rest| {
+            let is_whole = self.physical_function.is_none();
+            rest.is_empty() || is_whole && rest.starts_with('-')
+        });
         let vendor = self.ids.split(':').next();
         let vendor = vendor.and_then(|id| u16::from_str_radix(id, 16).ok());
         variant || self.ids == wanted || vendor.and_then(maker).is_some_and(|m| m == wanted)

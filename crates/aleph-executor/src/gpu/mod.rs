@@ -11,9 +11,10 @@
 //! | `choice` | which GPUs a job gets, or why each does not fit | none: pure |
 //! | `record` | who has which: a file, written before anything is changed | one folder |
 //! | `binding` | binding one function, giving it back, reset, check | writes to sysfs |
+//! | `hot_reset` | resetting a whole bus | through VFIO |
 //! | `group` | the same for a whole group | through `binding` |
-//! | `passthrough` | the arguments that give devices to a guest of QEMU | none: pure |
 //! | `memory_node` | the NUMA node that a guest's memory is on | reads |
+//! | `passthrough` | the arguments that give devices to a guest of QEMU | none: pure |
 //! | `assignment` | [`Gpus`]: gives GPUs to tenants and takes them back | through the others |
 //!
 //! Start at [`Gpus::inventory`], then [`Gpus::assign`], [`Gpus::release`], and [`Gpus::recover`] where a
@@ -45,15 +46,16 @@ mod choice;
 mod error;
 mod function;
 mod group;
+mod hot_reset;
 mod inventory;
-mod model;
-mod passthrough;
 mod memory_node;
+mod model;
+mod nvml;
+mod nvml_reader;
+mod passthrough;
 mod record;
 mod sysfs;
 mod users;
-mod nvml;
-mod nvml_reader;
 
 pub use address::{ParsePciAddressError, PciAddress};
 pub use assignment::{GpuConfig, Gpus, Released};
@@ -61,11 +63,11 @@ pub use choice::{Allowed, ChosenGroup, Misfit, NoFit, choose, misfits};
 pub use error::{DeviceFault, GpuError, HostFault};
 pub use function::{Bar, MediatedType, PciFunction};
 pub use inventory::{Gpu, GpuState, Inventory, Names, VFIO_PCI, Vram, VramSource, is_for_guests};
-pub use model::Model;
-pub use passthrough::{Passthrough, window_argv};
 pub use memory_node::{MemoryNode, memory_node};
+pub use model::Model;
+pub use nvml::{Nvml, NvmlError, NvmlGpu};
+pub use nvml_reader::{NVML_READER, NvmlReader, read_nvml};
+pub use passthrough::{Passthrough, window_argv};
 pub use record::{ParseTenantError, Prior, Quarantine, Record, Taken, TakenFunction, Tenant};
 pub use sysfs::HostTree;
 pub use users::DeviceUser;
-pub use nvml::{Nvml, NvmlError, NvmlGpu};
-pub use nvml_reader::{NVML_READER, NvmlReader, read_nvml};

@@ -145,6 +145,9 @@ pub struct Prior {
     pub driver: Option<String>,
     /// The only one that could bind.
     pub driver_override: Option<String>,
+    /// The kind of vGPU that it was: it stays with its driver, which makes it anew to clear it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vgpu: Option<u32>,
 }
 
 /// A group that failed.
@@ -299,7 +302,7 @@ mod tests {
                 device: 0x2335,
                 prior: Prior {
                     driver: Some("nvidia".into()),
-                    driver_override: None,
+                    ..Prior::default()
                 },
             }],
         };

@@ -111,6 +111,8 @@ impl HostTree {
             physical_function: link("physfn").and_then(|name| name.parse().ok()),
             virtual_functions: virtual_functions(&dir),
             total_virtual_functions: decimal("sriov_totalvfs").unwrap_or_default(),
+            vgpu_type: text(&dir.join("nvidia/current_vgpu_type"))
+                .and_then(|text| text.parse().ok()),
             mediated_types: mediated_types(&dir),
             driver_vram: text(&dir.join("mem_info_vram_total"))
                 .and_then(|text| text.parse().ok())

@@ -120,7 +120,7 @@ fn taken(addresses: &[&str]) -> Taken {
         device: 0x2330,
         prior: Prior {
             driver: Some("nvidia".into()),
-            driver_override: None,
+            ..Prior::default()
         },
     });
     Taken {
@@ -150,6 +150,41 @@ fn jobs_get_none_where_they_are_to_have_none() {
     // What was given before is taken back all the same.
     host.gpus().assign(&job("a"), &ask("1")).unwrap();
     assert_eq!(gpus.release(&job("a")).unwrap().returned, [at("01:00.0")]);
+}
+
+#[test]
+fn a_vgpu_stays_with_its_driver_and_is_made_anew_for_each_tenant() {
+    let host = Host::new(
+        "0000:01:00.0 root 10de:2330 class=030200 group=1 driver=nvidia reset=flr vfs=0000:01:00.4\n\
+         0000:01:00.4 root 10de:2330 class=030200 group=2 driver=nvidia bars=16M,8G pf=0000:01:00.0 vgpu=1049\n",
+        true,
+    );
+    let vgpu = "0000:01:00.4";
+    let kind = || host.file(vgpu, "nvidia/current_vgpu_type");
+    let clear = || fs::write(host.function(vgpu).join("nvidia/current_vgpu_type"), "0").unwrap();
+    // A crash may come when it is cleared and not made anew: whoever goes on knows what it was.
+    for _ in 0..2 {
+        let given = host
+            .gpus()
+            .assign(&job("a"), &ask("type=vgpu-1049"))
+            .unwrap();
+        assert_eq!(given[0].functions[0].prior.vgpu, Some(1049));
+        assert_eq!(kind(), "1049");
+        assert_eq!(
+            host.file(vgpu, "driver_override"),
+            "(null)",
+            "it is not bound"
+        );
+        clear();
+    }
+    let other = host.gpus().assign(&job("b"), &ask("type=vgpu-1049"));
+    assert_eq!(other.unwrap_err().code(), "no_gpu");
+    assert_eq!(
+        host.gpus().release(&job("a")).unwrap().returned,
+        [at("01:00.4")]
+    );
+    assert_eq!(kind(), "1049");
+    assert_eq!(host.record(), Record::default());
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn a_job_that_gets_none_is_told_which_there_are_and_why_each_does_not_fit() {
          0000:0b:00.0 root 10de:2330 class=030200 group=11 reset=flr\n\
          0000:0b:01.0 root 10de:2330 class=030200 group=11\n\
          0000:0c:00.0 root 10de:2330 class=030200 group=12 reset=bus\n\
-         0000:0c:00.1 root 10de:22ba class=040300 group=12\n",
+         0000:0c:00.1 root 10de:22ba class=040300 group=13\n",
     );
     let group = |number, address| {
         let gpus = vec![at(address)];
@@ -133,7 +133,7 @@ fn a_job_that_gets_none_is_told_which_there_are_and_why_each_does_not_fit() {
         mlx5_core has; \
         0000:05:00.0 (h100, 80 GiB) cannot be reset; \
         0000:06:00.0 (h100, 80 GiB) is divided into 1 virtual functions; \
-        0000:06:00.4 (10de:2330, 8 GiB) is of another type; \
+        0000:06:00.4 (h100-vf, 8 GiB) is of another type; \
         0000:07:00.0 (h100, 80 GiB) shows the console of the host; \
         0000:08:00.0 (h100, 80 GiB) is not among gpu_devices and iommu_group; \
         0000:09:00.0 (h100, 80 GiB) shares IOMMU group 9, which is given whole or not at all: it has 2 \
@@ -161,6 +161,116 @@ fn a_job_that_gets_none_is_told_which_there_are_and_why_each_does_not_fit() {
     assert_eq!(fits.2, None, "it fits, with too few others");
     let too_little = Some(Misfit::Vram(Some(MiB(80 * 1024))));
     assert!(no_fit.gpus.iter().any(|gpu| gpu.2 == too_little));
+}
+
+/// A divided GPU, whose parts are of AMD's kind: PCI functions like any other.
+const DIVIDED: &str = "0000:01:00.0 root 10de:2330 class=030200 group=1 driver=nvidia reset=flr vfs=0000:01:00.4,0000:01:00.5\n\
+     0000:01:00.4 root 10de:2330 class=030200 group=2 reset=flr bars=16M,8G pf=0000:01:00.0\n\
+     0000:01:00.5 root 10de:2330 class=030200 group=3 reset=flr bars=16M,8G pf=0000:01:00.0\n";
+
+fn why_not(inventory: &Inventory, request: &str, address: &str) -> String {
+    let no_fit = choose(inventory, &Allowed::default(), &ask(request)).unwrap_err();
+    let mut gpus = no_fit.gpus.into_iter();
+    let found = gpus.find(|(found, ..)| *found == at(address));
+    found
+        .unwrap()
+        .2
+        .map_or_else(|| "fits".into(), |why| why.to_string())
+}
+
+#[test]
+fn parts_of_a_gpu_are_given_one_by_one_and_the_whole_is_not() {
+    let inventory = inventory(DIVIDED);
+    let two = choose(
+        &inventory,
+        &Allowed::default(),
+        &ask("type=h100-vf,vram=8G,count=2"),
+    )
+    .unwrap();
+    assert_eq!(gpus_of(&two), [at("01:00.4"), at("01:00.5")]);
+    assert!(two.iter().all(|group| group.functions.len() == 1));
+    // Who asks for a model means the whole.
+    assert_eq!(
+        why_not(&inventory, "type=h100", "01:00.4"),
+        "is of another type"
+    );
+    assert_eq!(
+        why_not(&inventory, "type=h100", "01:00.0"),
+        "is divided into 2 virtual functions"
+    );
+    assert_eq!(
+        why_not(&inventory, "type=h100-vf,vram=9G", "01:00.4"),
+        "has too little memory"
+    );
+}
+
+#[test]
+fn no_part_is_given_of_a_gpu_that_belongs_to_somebody_as_a_whole() {
+    let part = |inventory: &Inventory| why_not(inventory, "type=h100-vf,count=3", "01:00.5");
+    assert_eq!(part(&inventory(DIVIDED)), "fits");
+    let whole = ChosenGroup {
+        number: 1,
+        gpus: vec![at("01:00.0")],
+        functions: vec![at("01:00.0")],
+        numa_node: None,
+    };
+    let bound = inventory(&DIVIDED.replace("driver=nvidia", "driver=vfio-pci"));
+    assert_eq!(
+        part(&bound),
+        "is a part of 0000:01:00.0, which is bound to vfio-pci as a whole"
+    );
+    let (_dir, tree) = tree(DIVIDED);
+    let read = |record: &Record| Inventory::read(&tree, &Names::none(), record).unwrap();
+    let given = with_tenant(Record::default(), "job", std::slice::from_ref(&whole));
+    assert_eq!(
+        part(&read(&given)),
+        "is a part of 0000:01:00.0, which belongs to another job"
+    );
+    let mut failed = Record::default();
+    failed.quarantines.push(Quarantine {
+        taken: taken(&whole),
+        reason: "it did not answer".into(),
+        since: 0,
+    });
+    assert_eq!(
+        part(&read(&failed)),
+        "is a part of 0000:01:00.0, which is in quarantine: it did not answer"
+    );
+}
+
+#[test]
+fn a_vgpu_is_given_where_its_kind_was_chosen() {
+    let host = |kind: u32| {
+        inventory(&format!(
+            "0000:01:00.0 root 10de:2330 class=030200 group=1 driver=nvidia reset=flr vfs=0000:01:00.4\n\
+             0000:01:00.4 root 10de:2330 class=030200 group=2 driver=nvidia bars=16M,8G pf=0000:01:00.0 vgpu={kind}\n"
+        ))
+    };
+    assert_eq!(
+        why_not(&host(0), "type=h100-vf", "01:00.4"),
+        "has no kind of vGPU yet: its nvidia/current_vgpu_type is 0"
+    );
+    let inventory = host(1049);
+    let gpu = inventory.gpu(at("01:00.4")).unwrap();
+    assert_eq!(
+        (gpu.gpu_type.as_str(), &gpu.state),
+        ("vgpu-1049", &GpuState::Free)
+    );
+    let one = choose(&inventory, &Allowed::default(), &ask("type=vgpu-1049")).unwrap();
+    assert_eq!(gpus_of(&one), [at("01:00.4")]);
+}
+
+#[test]
+fn a_bus_that_goes_to_one_guest_as_a_whole_can_be_reset() {
+    let card = "0000:01:00.0 root 10de:2684 class=030000 group=1 driver=nouveau reset=bus\n\
+         0000:01:00.1 root 10de:22ba class=040300 group=1 driver=snd_hda_intel reset=bus\n";
+    let groups = choose(&inventory(card), &Allowed::default(), &ask("1")).unwrap();
+    assert_eq!(groups[0].functions, [at("01:00.0"), at("01:00.1")]);
+    let apart = card.replace("040300 group=1", "040300 group=2");
+    assert_eq!(
+        why_not(&inventory(&apart), "1", "01:00.0"),
+        "cannot be reset without 0000:01:00.1, on its bus"
+    );
 }
 
 #[test]

@@ -75,6 +75,7 @@ fn function_of(
         physical_function: None,
         virtual_functions: Vec::new(),
         total_virtual_functions: 0,
+        vgpu_type: None,
         mediated_types: Vec::new(),
         driver_vram: None,
     }
