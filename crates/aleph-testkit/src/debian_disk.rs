@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Changes with what is made below.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 const MIB: u64 = 1 << 20;
 /// Room for the boot loader, the kernel and its initrd.
 const ESP: u64 = 64 * MIB;
 const LOADER: &str = "timeout 0\ndefault debian\n";
-const OPTIONS: &str = "root=PARTLABEL=root ro console=ttyS0 quiet";
+const ROOT: &str = "root=PARTLABEL=root ro";
 const FSTAB: &str = "PARTLABEL=root / ext4 errors=remount-ro 0 1\n";
 
-/// [`DebianRoot`] on a disk with a partition table (GPT): systemd-boot, kernel and initrd in a
+/// [`DebianRoot`] on a disk with a partition table (GPT): shim, GRUB, kernel and initrd in a
 /// partition of the firmware's (UEFI), and the root behind it, which can grow. It waits for nobody and
 /// stays up.
 #[derive(Debug)]
@@ -64,7 +64,8 @@ impl DebianDisk {
         without_report(&own, work)?;
         let esp = work.join("esp.fat");
         let boot = [&root.kernel, &root.initrd];
-        system_partition(&esp, boot, OPTIONS, work)?;
+        let options = format!("{ROOT} {}", DebianRoot::OPTIONS);
+        signed_partition(&esp, boot, &options, work)?;
         let length = fs::metadata(&own)?.len();
         // A megabyte before the partitions and one after them is for the tables.
         let mut file = OpenOptions::new()

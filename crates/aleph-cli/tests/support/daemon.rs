@@ -54,8 +54,16 @@ impl Daemon {
 
     /// The same, with another configuration.
     pub(crate) fn kill_and_restart_with(&mut self, config: &str) -> Result<()> {
-        std::fs::write(self.node.root.path().join("aleph.toml"), config)?;
+        self.configure(config)?;
         self.kill_and_restart()
+    }
+
+    /// Gives the next daemon another configuration.
+    pub(crate) fn configure(&self, config: &str) -> Result<()> {
+        Ok(std::fs::write(
+            self.node.root.path().join("aleph.toml"),
+            config,
+        )?)
     }
 
     /// The same, with a daemon that kills itself when it passes this place.
@@ -185,6 +193,12 @@ impl Drop for Daemon {
         if let Ok(Ended { stdout, .. }) = self.aleph(&["ps", "-aq", "--no-trunc"]) {
             let jobs = String::from_utf8_lossy(&stdout).into_owned();
             let jobs: Vec<&str> = jobs.lines().collect();
+            for job in &jobs {
+                // Of a guest with a disk of its own that is its console.
+                if let Ok(said) = self.aleph(&["logs", "--tail", "60", job]) {
+                    eprintln!("{job} said:\n{}", said.text());
+                }
+            }
             let _ = self.aleph(&[&["rm", "-f"][..], &jobs].concat());
         }
         let _ = self.child.kill();

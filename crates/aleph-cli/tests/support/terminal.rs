@@ -1,12 +1,14 @@
 //! A terminal that a test holds the other end of.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 pub(crate) struct Terminal {
     master: File,
@@ -48,6 +50,22 @@ impl Terminal {
 
     pub(crate) fn press(&mut self, keys: &[u8]) -> Result<()> {
         Ok(self.master.write_all(keys)?)
+    }
+
+    /// The same as [`Terminal::until`], where that comes in time.
+    pub(crate) fn until_within(&mut self, text: &str, limit: Duration) -> Result<String> {
+        let (began, mut seen) = (Instant::now(), String::new());
+        let mut chunk = [0; 1024];
+        while !seen.contains(text) {
+            let left = limit.saturating_sub(began.elapsed());
+            let mut shown = [PollFd::new(&self.master, PollFlags::IN)];
+            let ready = poll(&mut shown, Some(&Timespec::try_from(left)?))?;
+            ensure!(ready > 0, "no {text:?} in {seen:?}");
+            let n = self.master.read(&mut chunk);
+            let n = n.with_context(|| format!("no {text:?} in {seen:?}"))?;
+            seen.push_str(&String::from_utf8_lossy(&chunk[..n]));
+        }
+        Ok(seen)
     }
 
     /// Reads until the text has been shown, and gives all that was.

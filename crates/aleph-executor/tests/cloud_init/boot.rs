@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// By emulation on a busy machine; only a guest that hangs takes as long.
-const LIMIT: Duration = Duration::from_secs(400);
+const LIMIT: Duration = Duration::from_secs(600);
 
 pub(crate) fn trials() -> Vec<Trial> {
     let there = |name: &&str| {
@@ -34,12 +34,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             DebianRoot::new().expect("a root of Debian");
         }),
         trial(
-            "alone_debian_does_as_it_was_told",
-            debian_does_as_it_was_told,
-        ),
-        trial(
-            "alone_a_guest_that_cannot_says_so",
-            a_guest_that_cannot_says_so,
+            "alone_debian_does_what_it_can_and_says_what_it_cannot",
+            debian_does_what_it_can_and_says_what_it_cannot,
         ),
     ]
     .into_iter()
@@ -142,58 +138,21 @@ fn spec() -> GuestSpec {
     spec
 }
 
-fn debian_does_as_it_was_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = disk(folder.path(), "data", 64 << 20);
+/// A user who wants files of the node's to be theirs; and a template that is no YAML once it is rendered.
+const USER_DATA: &str = "#cloud-config-archive\n\
+    - type: text/cloud-config\n\
+    \x20 content: |\n\
+    \x20   users: [default, {name: bob}]\n\
+    \x20   write_files:\n\
+    \x20   - {path: /etc/aleph/job.env, content: JOB_ID=mine}\n\
+    \x20   - {path: /etc/aleph/job.env, content: JOB_ID=mine, defer: true}\n\
+    \x20   - {path: /etc/systemd/system/aleph-job.service, content: '[Unit]', defer: true}\n\
+    \x20   runcmd: [[sh, -c, 'echo user > /user-ran'], exit 0]\n\
+    - \"## template: jinja\\n#cloud-config\\na: [{{ v1.local_hostname }}\\n\"\n";
 
-    let mut spec = spec();
-    spec.user_data = Some(
-        "#cloud-config\n\
-         users: [default, {name: bob}]\n\
-         write_files:\n\
-         - {path: /etc/aleph/job.env, content: JOB_ID=mine}\n\
-         - {path: /etc/aleph/job.env, content: JOB_ID=mine, defer: true}\n\
-         - {path: /etc/systemd/system/aleph-job.service, content: '[Unit]', defer: true}\n\
-         runcmd: [[sh, -c, 'echo user > /user-ran'], exit 0]\n"
-            .into(),
-    );
-    let said = boot(folder.path(), &spec, &[("data", &data)]);
-    let is = |name: &str, wanted: &str| assert_eq!(said[name], wanted, "{name}\n{said:#?}");
-    assert_eq!(status(&said), GuestStatus::Done, "{said:#?}");
-    assert_eq!(files(&said), GuestStatus::Done);
-    // What a boot that does as it was told warns of is nothing.
-    let logged = GuestStatus::Done.with_log(said["log"].as_bytes());
-    assert_eq!(logged, GuestStatus::Done);
-    is("checked", "/var/lib/cloud/instance/aleph-checked");
-    is("hostname", "job-0x1234abcd");
-    is("user", "aleph");
-    is("bob", "bob");
-    is("keys", KEY);
-    is("sudo", "0");
-    is("env", "600 root root");
-    is("file", "640 1234 4321");
-    is("named", "4711 aleph aleph");
-    let bytes = "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880  /opt/file";
-    is("binary", bytes);
-    assert!(said["mount"].starts_with("ext4"), "{}", said["mount"]);
-    is("runs", &spec.job.to_string());
-    is("before", "user");
-    is("args", &format!("{}|{TRICKY}|{TRICKY}|;||", spec.job));
-    assert!(
-        said["address"].contains("10.0.0.2/30"),
-        "{}",
-        said["address"]
-    );
-    assert!(
-        said["route"].contains("via 10.0.0.1 dev eth0"),
-        "{}",
-        said["route"]
-    );
-}
-
-/// A volume that has data, one that is not what was said, and a template that is no YAML once
-/// it is rendered.
-fn a_guest_that_cannot_says_so() {
+/// One boot for both, since it takes minutes by emulation: what it can do is done whatever else fails. It
+/// cannot use a volume that is not what was said, nor that template; another volume has data already.
+fn debian_does_what_it_can_and_says_what_it_cannot() {
     let folder = tempfile::tempdir().unwrap();
     let kept = folder.path().join("kept");
     fs::create_dir(&kept).unwrap();
@@ -216,12 +175,28 @@ fn a_guest_that_cannot_says_so() {
         filesystem: Filesystem::Xfs,
         read_only: false,
     });
-    let template = "## template: jinja\n#cloud-config\na: [{{ v1.local_hostname }}\n";
-    spec.user_data = Some(template.into());
+    spec.user_data = Some(USER_DATA.into());
     let said = boot(folder.path(), &spec, &[("data", &data), ("other", &other)]);
-    assert_eq!(said["runs"], format!("before\n{}", spec.job), "{said:#?}");
-    assert_eq!(said["hostname"], "job-0x1234abcd");
-    assert_eq!(said["other"], "");
+    let is = |name: &str, wanted: &str| assert_eq!(said[name], wanted, "{name}\n{said:#?}");
+    is("hostname", "job-0x1234abcd");
+    is("user", "aleph");
+    is("bob", "bob");
+    is("keys", KEY);
+    is("sudo", "0");
+    is("env", "600 root root");
+    is("file", "640 1234 4321");
+    is("named", "4711 aleph aleph");
+    let bytes = "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880  /opt/file";
+    is("binary", bytes);
+    assert!(said["mount"].starts_with("ext4"), "{}", said["mount"]);
+    is("runs", &format!("before\n{}", spec.job));
+    is("before", "user");
+    is("args", &format!("{}|{TRICKY}|{TRICKY}|;||", spec.job));
+    let (address, route) = (&said["address"], &said["route"]);
+    assert!(address.contains("10.0.0.2/30"), "{address}");
+    assert!(route.contains("via 10.0.0.1 dev eth0"), "{route}");
+
+    is("other", "");
     assert_eq!(fs::read(&other).unwrap(), content);
     for status in [status(&said), files(&said)] {
         let GuestStatus::Error { reason } = status else {
@@ -229,11 +204,8 @@ fn a_guest_that_cannot_says_so() {
         };
         assert!(reason.contains("zz-aleph-check"), "{reason}");
     }
-    assert!(
-        said["checked"].contains("No such file"),
-        "{}",
-        said["checked"]
-    );
+    let checked = &said["checked"];
+    assert!(checked.contains("No such file"), "{checked}");
     let warned = GuestStatus::Done.with_log(said["log"].as_bytes());
     assert!(warned.to_string().contains("yaml"), "{warned}");
 }
@@ -268,7 +240,10 @@ fn boot(folder: &Path, spec: &GuestSpec, disks: &[(&str, &Path)]) -> BTreeMap<St
         "-M", "q35", "-cpu", "max", "-accel", "tcg", "-smp", "2", "-m", "1024",
     ])
     .args(["-nodefaults", "-display", "none", "-no-reboot"])
-    .args(["-append", "root=/dev/vda rw console=ttyS0"])
+    .args([
+        "-append",
+        &format!("root=/dev/vda rw {}", DebianRoot::OPTIONS),
+    ])
     .arg("-kernel")
     .arg(&debian.kernel)
     .arg("-initrd")
