@@ -235,6 +235,7 @@ fn a_kill_at_any_step_leaves_nothing() -> Result<()> {
     .enumerate()
     {
         let job = format!("job{n}");
+        daemon.configure(&programs.config("firecracker", ""))?;
         daemon.kill_and_restart_to_die_at(point)?;
         let line = format!("echo {job} > /tmp/mark; while :; do sleep 1; done");
         // It may die before it has answered.
@@ -256,7 +257,6 @@ fn a_kill_at_any_step_leaves_nothing() -> Result<()> {
         wait_until("jails that are gone", LIMIT, || {
             jailed(&base).is_empty().then_some(())
         });
-        daemon.kill_and_restart_with(&programs.config("firecracker", ""))?;
     }
     daemon.end()
 }
