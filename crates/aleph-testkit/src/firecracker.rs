@@ -68,10 +68,10 @@ fn is_up_to_date(program: &Path, workspace: &Path) -> bool {
     let crates = fs::read_dir(workspace.join("crates"));
     let crates = crates.into_iter().flatten().flatten();
     let crates = crates.filter(|one| OTHERS.iter().all(|other| one.file_name() != **other));
-    let all = crates
+    let mut all = crates
         .map(|one| one.path())
         .chain(["Cargo.toml", "Cargo.lock"].map(|name| workspace.join(name)));
-    all.into_iter().all(|path| is_older(&path, built))
+    all.all(|path| is_older(&path, built))
 }
 
 /// Whether a file, or all that is built of a folder, was changed before this.
