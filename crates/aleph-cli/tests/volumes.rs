@@ -122,6 +122,55 @@ fn volumes_are_made_grown_kept_copied_and_had_back() -> Result<()> {
 }
 
 #[test]
+fn encrypted_volumes_come_and_go_like_others() -> Result<()> {
+    let daemon = Daemon::configured("[volumes]\nkey_file = \"/nonexistent/key\"\n", &[])?;
+    let refused = ["volume", "create", "none", "--size", "8m", "--encrypted"];
+    let refused = daemon.aleph(&refused)?;
+    refused.assert_failed_with(&["cannot make /nonexistent/key"]);
+    daemon.end()?;
+
+    let daemon = Daemon::configured("[volumes]\nencrypt = true\n", &[])?;
+    let root = daemon.node.root.path().to_owned();
+    let file = |name: &str| root.join(name).display().to_string();
+    let encrypted = |name: &str| -> Result<Value> {
+        Ok(daemon.json(&["volume", "inspect", name])?[0]["encrypted"].clone())
+    };
+    let create = ["volume", "create", "plain", "--size", "8m"];
+    daemon.ok(&[&create[..], &["--encrypted=false"]].concat())?;
+    assert_eq!(encrypted("plain")?, false);
+    daemon.ok(&["volume", "clone", "plain", "copy"])?;
+    assert_eq!(encrypted("copy")?, true);
+    fs::write(file("raw"), disk(7))?;
+    daemon.ok(&["volume", "import", &file("raw"), "disk", "--encrypted"])?;
+    assert_eq!(encrypted("disk")?, true);
+    daemon.ok(&["volume", "snapshot", "disk", "kept"])?;
+    daemon.ok(&["volume", "export", "disk@kept", &file("out")])?;
+    assert!(fs::read(file("out"))? == disk(7), "what came out differs");
+    let qcow2 = [
+        "volume",
+        "export",
+        "disk",
+        &file("out2"),
+        "--format",
+        "qcow2",
+    ];
+    daemon
+        .aleph(&qcow2)?
+        .assert_failed_with(&["exported as raw"]);
+    let url = format!("file://{}", file("store"));
+    let made = daemon.json(&["volume", "backup", "disk@kept", &url, "--json"])?;
+    let id = made["id"].as_str().unwrap_or_default();
+    daemon.ok(&["volume", "restore-backup", &url, id, "again", "--encrypted"])?;
+    assert_eq!(encrypted("again")?, true);
+    daemon.ok(&["volume", "export", "again", &file("again")])?;
+    assert!(
+        fs::read(file("again"))? == disk(7),
+        "what came back differs"
+    );
+    daemon.end()
+}
+
+#[test]
 fn an_image_that_names_another_file_is_refused() -> Result<()> {
     let daemon = Daemon::up()?;
     let root = daemon.node.root.path().to_owned();

@@ -388,6 +388,8 @@ pub struct Disk {
     pub format: DiskFormat,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// A file with what it is encrypted with (LUKS, in QEMU's format), which nobody else has.
+    pub key: Option<File>,
 }
 
 impl Disk {
@@ -398,6 +400,7 @@ impl Disk {
             file,
             format: DiskFormat::Raw,
             read_only,
+            key: None,
         }
     }
 }
@@ -422,6 +425,8 @@ pub struct Layer {
     pub file: File,
     /// Whether it is in QEMU's format; else the file holds it as it is, and it is the lowest.
     pub is_qcow2: bool,
+    /// A file with what it is encrypted with, as that of a disk.
+    pub key: Option<File>,
 }
 
 /// A network device: the guest's end of a TAP interface.

@@ -392,11 +392,22 @@ pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
         .read(true)
         .write(true)
         .open(to)?;
-    if rustix::fs::ioctl_ficlone(&copy, from).is_ok() {
-        return Ok(copy);
+    fill_sparse(from, &copy)?;
+    Ok(copy)
+}
+
+/// Copies a file to an empty one, or to a block device that has nothing but zeros.
+///
+/// # Errors
+/// As [`copy_sparse`].
+pub(crate) fn fill_sparse(from: &File, copy: &File) -> io::Result<()> {
+    if rustix::fs::ioctl_ficlone(copy, from).is_ok() {
+        return Ok(());
     }
     let length = from.metadata()?.len();
-    copy.set_len(length)?;
+    if copy.metadata()?.len() < length && copy.metadata()?.is_file() {
+        copy.set_len(length)?;
+    }
     let mut at = 0;
     while at < length {
         at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
@@ -412,13 +423,13 @@ pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
             let copied = match rustix::fs::copy_file_range(
                 from,
                 Some(&mut read),
-                &copy,
+                copy,
                 Some(&mut written),
                 part,
             ) {
-                // Filesystems of different kinds (copy_file_range(2)).
-                Err(rustix::io::Errno::XDEV) => {
-                    let copied = copy_piece(from, &copy, at, part)?;
+                // Filesystems of different kinds, or a block device (copy_file_range(2)).
+                Err(rustix::io::Errno::XDEV | rustix::io::Errno::INVAL) => {
+                    let copied = copy_piece(from, copy, at, part)?;
                     read = at + copied as u64;
                     copied
                 }
@@ -430,7 +441,7 @@ pub(crate) fn copy_sparse(from: &File, to: &Path) -> io::Result<File> {
             at = read;
         }
     }
-    Ok(copy)
+    Ok(())
 }
 
 /// Copies what one read gives of `most` bytes at a place.

@@ -39,6 +39,9 @@ pub struct VolumeBackupRestore {
     /// The new volume's name.
     #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 63))]
     pub name: String,
+    /// Whether it is encrypted; as the node's configuration says, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<bool>,
 }
 
 /// A backup of a volume.

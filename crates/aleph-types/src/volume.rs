@@ -237,6 +237,9 @@ pub struct Volume {
     pub leases: Vec<VolumeLease>,
     /// Whether its last writer did not end in order, so that its filesystem is checked before the next.
     pub unclean: bool,
+    /// Whether what is written to it is encrypted on the host's disk.
+    #[serde(default)]
+    pub encrypted: bool,
     /// When it was made.
     #[cfg_attr(feature = "schema", schema(value_type = String, format = DateTime))]
     pub created_at: Timestamp,
@@ -283,6 +286,10 @@ pub struct VolumeRequest {
     /// What it is a copy of; of nothing, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<VolumeOrigin>,
+    /// Whether it is encrypted on the host's disk; as the node's configuration says, when absent. A copy of an
+    /// encrypted one is encrypted whatever this says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<bool>,
 }
 
 /// How a volume grows.

@@ -37,7 +37,7 @@ impl Client {
     pub(crate) async fn import_volume<B>(
         &self,
         name: &str,
-        (format, size): (Option<DiskImageFormat>, Option<MiB>),
+        (format, size, encrypted): (Option<DiskImageFormat>, Option<MiB>, Option<bool>),
         image: B,
     ) -> Result<Volume, ClientError>
     where
@@ -45,10 +45,12 @@ impl Client {
     {
         let format = format.map(|format| format.to_string());
         let size = size.map(|size| format!("{}m", size.0));
+        let encrypted = encrypted.map(|encrypted| encrypted.to_string());
         let query = Query::default()
             .with("name", name)
             .with_some("format", format.as_deref())
-            .with_some("size", size.as_deref());
+            .with_some("size", size.as_deref())
+            .with_some("encrypted", encrypted.as_deref());
         let asking = Asking::post(format!("/v1/volumes/import{query}"));
         self.ask_json(asking.stream("application/octet-stream", image))
             .await

@@ -77,7 +77,7 @@ impl DiskImage {
         let shown = plain(&file.display().to_string());
         say(&format!("importing {shown} as the volume {}", self.volume));
         let image = read(file).await?;
-        let imported = client.import_volume(&self.volume, (format_of(file), None), image);
+        let imported = client.import_volume(&self.volume, (format_of(file), None, None), image);
         match imported.await {
             // Another create brought it in meanwhile.
             Err(error) if error.refusal() == Some("name_taken") => Ok(()),

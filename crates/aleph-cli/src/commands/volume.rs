@@ -39,6 +39,9 @@ pub(crate) enum Volume {
         /// What is made on it: ext4, xfs or none [default: ext4]
         #[arg(long = "fs", value_name = "FILESYSTEM")]
         filesystem: Option<Filesystem>,
+        /// Encrypt it on the node's disk, or not [default: as the node's configuration says]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        encrypted: Option<bool>,
         /// Print the volume as a line of JSON
         #[arg(long)]
         json: bool,
@@ -105,6 +108,9 @@ pub(crate) enum Volume {
         /// Its size, where it is to be larger
         #[arg(long, value_name = "SIZE")]
         size: Option<MiB>,
+        /// Encrypt it on the node's disk, or not [default: as the node's configuration says]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        encrypted: Option<bool>,
         /// Print the volume as a line of JSON
         #[arg(long)]
         json: bool,
@@ -144,6 +150,9 @@ pub(crate) enum Volume {
         /// The volume's size, where it is to be larger
         #[arg(long, value_name = "SIZE")]
         size: Option<MiB>,
+        /// Encrypt it on the node's disk, or not [default: as the node's configuration says]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        encrypted: Option<bool>,
         /// Print the volume as a line of JSON
         #[arg(long)]
         json: bool,
@@ -182,6 +191,9 @@ pub(crate) enum Volume {
         backup: String,
         /// The new volume's name
         name: String,
+        /// Encrypt it on the node's disk, or not [default: as the node's configuration says]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        encrypted: Option<bool>,
         /// Print no progress
         #[arg(short, long)]
         quiet: bool,
@@ -237,10 +249,16 @@ impl Volume {
                 url,
                 backup,
                 name,
+                encrypted,
                 quiet,
                 json,
             } => {
-                let request = VolumeBackupRestore { url, backup, name };
+                let request = VolumeBackupRestore {
+                    url,
+                    backup,
+                    name,
+                    encrypted,
+                };
                 let lines = client.restore_backup(&request).await?;
                 return backup::made(lines, quiet, json).await;
             }
@@ -248,6 +266,7 @@ impl Volume {
                 name,
                 size,
                 filesystem,
+                encrypted,
                 json,
             } => {
                 let request = VolumeRequest {
@@ -255,6 +274,7 @@ impl Volume {
                     size: Some(size),
                     filesystem,
                     from: None,
+                    encrypted,
                 };
                 (client.create_volume(&request).await?, json)
             }
@@ -262,6 +282,7 @@ impl Volume {
                 origin,
                 name,
                 size,
+                encrypted,
                 json,
             } => {
                 let (volume, snapshot) = split(&origin);
@@ -274,6 +295,7 @@ impl Volume {
                     size,
                     filesystem: None,
                     from: Some(from),
+                    encrypted,
                 };
                 (client.create_volume(&request).await?, json)
             }
@@ -298,10 +320,11 @@ impl Volume {
                 name,
                 format,
                 size,
+                encrypted,
                 json,
             } => {
                 let image = read(&file).await?;
-                let imported = client.import_volume(&name, (format, size), image);
+                let imported = client.import_volume(&name, (format, size, encrypted), image);
                 (imported.await?, json)
             }
         };

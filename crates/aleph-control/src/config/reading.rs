@@ -2,6 +2,7 @@
 
 use super::reader::Document;
 use super::{Config, TlsFiles, firecracker, nats, qemu, value};
+use aleph_executor::volumes::BackendChoice;
 
 /// Reads all sections; what is wrong is left with the document.
 pub(super) fn read(document: &mut Document<'_>) -> Config {
@@ -125,6 +126,13 @@ pub(super) fn read(document: &mut Document<'_>) -> Config {
     document.section("volumes", |s| {
         let volumes = &mut config.volumes;
         s.read("backend", &mut volumes.backend, value::volume_backend);
+        s.optional("thin_pool", &mut volumes.thin_pool, value::thin_pool);
+        if volumes.backend == BackendChoice::LvmThin && volumes.thin_pool.is_none() {
+            let why = "has to be there for the back end lvm-thin: GROUP/POOL";
+            s.problem("thin_pool", why);
+        }
+        s.read("encrypt", &mut volumes.encrypt, value::boolean);
+        s.optional("key_file", &mut volumes.key_file, value::absolute);
         let year = value::seconds(0..=366 * 86_400);
         s.read("grace_seconds", &mut volumes.grace, year);
         let count = value::whole(0..=1_000_000);

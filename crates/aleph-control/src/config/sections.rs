@@ -6,7 +6,7 @@ use aleph_executor::firecracker::jail::JailConfig;
 use aleph_executor::functions::PoolConfig;
 use aleph_executor::gpu::GpuConfig;
 use aleph_executor::node::Overcommit;
-use aleph_executor::volumes::{BackendChoice, VolumeQuota, VolumesConfig};
+use aleph_executor::volumes::{BackendChoice, ThinPool, VolumeQuota, VolumesConfig};
 use aleph_executor::{ExecutorConfig, Hypervisor};
 use aleph_image::oci::{PullOptions, Registries};
 use aleph_types::{BothWays, Ipv4Network, MiB};
@@ -247,9 +247,16 @@ impl Default for ImagesSection {
 /// `[volumes]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumesSection {
-    /// `backend`: how new ones are kept: `files`, `qcow2`, or `auto`, which is files where the filesystem
-    /// lets them share blocks.
+    /// `backend`: how new ones are kept: `files`, `qcow2`, `lvm-thin`, or `auto`, which is files where the
+    /// filesystem lets them share blocks, else qcow2.
     pub backend: BackendChoice,
+    /// `thin_pool`: the pool of those that are thin volumes of LVM, `GROUP/POOL`.
+    pub thin_pool: Option<ThinPool>,
+    /// `encrypt`: whether new ones are encrypted, where nobody says so.
+    pub encrypt: bool,
+    /// `key_file`: the file with the node's key, which opens those of encrypted ones. `volumes/key` in the
+    /// node's state folder by default.
+    pub key_file: Option<PathBuf>,
     /// `grace_seconds`: how long one that was removed can be had back.
     pub grace: Duration,
     /// `max_per_account`: how many an account may have, those that can be had back included. No limit by
@@ -265,6 +272,9 @@ impl VolumesSection {
     pub fn volumes_config(&self) -> VolumesConfig {
         VolumesConfig {
             backend: self.backend,
+            thin_pool: self.thin_pool.clone(),
+            encrypt: self.encrypt,
+            key_file: self.key_file.clone(),
             grace: self.grace,
             quota: VolumeQuota {
                 count: self.count,
@@ -279,6 +289,9 @@ impl Default for VolumesSection {
         let volumes = VolumesConfig::default();
         Self {
             backend: volumes.backend,
+            thin_pool: None,
+            encrypt: volumes.encrypt,
+            key_file: None,
             grace: volumes.grace,
             count: None,
             size: None,

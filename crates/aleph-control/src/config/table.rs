@@ -77,6 +77,9 @@ fn table(config: &Config) -> Table {
         volumes:
             VolumesSection {
                 backend,
+                thin_pool,
+                encrypt,
+                key_file,
                 grace,
                 count,
                 size,
@@ -198,6 +201,9 @@ fn table(config: &Config) -> Table {
             "volumes",
             vec![
                 ("backend", Some(text(backend))),
+                ("thin_pool", thin_pool.as_ref().map(text)),
+                ("encrypt", Some(Value::Boolean(*encrypt))),
+                ("key_file", key_file.as_ref().map(path)),
                 ("grace_seconds", Some(number(grace.as_secs()))),
                 ("max_per_account", count.map(number)),
                 (
@@ -290,7 +296,10 @@ mod tests {
             certificates = ["/etc/aleph/registry.pem"]
             account_registries = ["docker.io"]
             [volumes]
-            backend = "qcow2"
+            backend = "lvm-thin"
+            thin_pool = "vg0/volumes"
+            encrypt = true
+            key_file = "/etc/aleph/volumes.key"
             grace_seconds = 60
             max_per_account = 5
             max_size_per_account = "100g"

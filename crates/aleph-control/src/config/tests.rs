@@ -70,7 +70,10 @@ fn every_key_is_read() {
         certificates = ["/etc/aleph/registry.pem"]
         account_registries = ["docker.io", "registry.local:5000"]
         [volumes]
-        backend = "files"
+        backend = "lvm-thin"
+        thin_pool = "vg0/volumes"
+        encrypt = true
+        key_file = "/etc/aleph/volumes.key"
         grace_seconds = 60
         max_per_account = 10
         max_size_per_account = "100g"
@@ -165,7 +168,10 @@ fn every_key_is_read() {
             account_registries: vec!["docker.io".into(), "registry.local:5000".into()],
         },
         volumes: VolumesSection {
-            backend: BackendChoice::Files,
+            backend: BackendChoice::LvmThin,
+            thin_pool: Some("vg0/volumes".parse().unwrap()),
+            encrypt: true,
+            key_file: Some("/etc/aleph/volumes.key".into()),
             grace: Duration::from_secs(60),
             count: Some(10),
             size: Some(MiB(100 * 1024)),
@@ -234,6 +240,16 @@ fn each_mistake_has_its_path() {
         ("x = 1", "x", "no such key"),
         ("[nod]", "nod", "did you mean \"node\"?"),
         ("node = 1", "node", "is an integer, and has to be a table"),
+        (
+            "[volumes]\nbackend = \"lvm-thin\"",
+            "volumes.thin_pool",
+            "has to be there for the back end lvm-thin",
+        ),
+        (
+            "[volumes]\nthin_pool = \"pool\"",
+            "volumes.thin_pool",
+            "is not of the form GROUP/POOL",
+        ),
         ("[node]\nroot = 5", "node.root", "has to be a string"),
         ("[node]\nroot = 'x'", "node.root", "absolute path"),
         ("[api]\nlisten = 'here'", "api.listen", "127.0.0.1:7400"),

@@ -4,7 +4,7 @@ use crate::accounts::is_account_name;
 use crate::lambda::{Credential, Secret};
 use aleph_executor::Hypervisor;
 use aleph_executor::accel::Accelerator;
-use aleph_executor::volumes::BackendChoice;
+use aleph_executor::volumes::{BackendChoice, ThinPool};
 use aleph_image::oci::Reference;
 use aleph_types::{BothWays, InvalidRate, Ipv4Network, MiB, NetworkLimits};
 use aleph_vm_networking::Ipv6Config;
@@ -256,6 +256,12 @@ pub(super) fn hypervisor(value: &DeValue<'_>) -> Parsed<Hypervisor> {
 
 pub(super) fn volume_backend(value: &DeValue<'_>) -> Parsed<BackendChoice> {
     text(value, "\"auto\"")?
+        .parse()
+        .map_err(|why: String| vec![Fault::new(why)])
+}
+
+pub(super) fn thin_pool(value: &DeValue<'_>) -> Parsed<ThinPool> {
+    text(value, "\"GROUP/POOL\"")?
         .parse()
         .map_err(|why: String| vec![Fault::new(why)])
 }

@@ -8,8 +8,9 @@ use crate::server::extract::{Body, Query, Segment};
 use crate::server::{Caller, Refusal, Service};
 use aleph_backup::{
     BackupError, BackupRequest, FileSource, Location, Progress, ProgressSink, Repository, Snapshot,
+    Source,
 };
-use aleph_executor::volumes::{Import, NewVolume, VolumeError};
+use aleph_executor::volumes::{Exported, Import, NewVolume, VolumeError};
 use aleph_types::{
     BackupLine, DiskImageFormat, Problem, Volume, VolumeBackup, VolumeBackupRequest,
     VolumeBackupRestore,
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use serde::Deserialize;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -74,19 +76,16 @@ async fn make(
     let opened = blocking(move || {
         let id = volumes.find(&caller.scope, &volume)?.id;
         let image = volumes.export(id, snapshot.as_deref(), DiskImageFormat::Raw)?;
-        let file = image.file.try_clone().map_err(VolumeError::Source)?;
-        let source = FileSource::new(file).map_err(VolumeError::Source)?;
-        Ok::<_, VolumeError>((id, source, image))
+        let source = Image::of(image).map_err(VolumeError::Source)?;
+        Ok::<_, VolumeError>((id, source))
     });
-    let (id, source, image) = opened.await?;
+    let (id, source) = opened.await?;
     let name = request.name.or(request.snapshot).unwrap_or_default();
     if name.len() > 128 {
         let why = "a backup's name has at most 128 bytes";
         return Err(Refusal::invalid("bad_name", why));
     }
     Ok(answer(&service, async move |progress, stop| {
-        // It counts among the images that are on their way.
-        let _image = image;
         let repository = Repository::open_or_create(&location).await?;
         let request = BackupRequest {
             volume: id.to_string(),
@@ -142,6 +141,7 @@ async fn restore(
         let new = NewVolume {
             account: &account,
             name: &name,
+            encrypted: None,
         };
         let staged = staging.stage(new)?.finish();
         staged.map_err(aleph_executor::volumes::Volumes::staging_error)
@@ -157,6 +157,7 @@ async fn restore(
             let new = NewVolume {
                 account: &account,
                 name: &request.name,
+                encrypted: request.encrypted,
             };
             let how = Import {
                 format: Some(DiskImageFormat::Raw),
@@ -169,6 +170,38 @@ async fn restore(
             volume: Box::new(volume),
         })
     }))
+}
+
+/// An image that is backed up. It counts among those that are on their way.
+struct Image {
+    image: Exported,
+    /// The file that holds it, whose holes are not read.
+    file: Option<FileSource>,
+}
+
+impl Image {
+    fn of(image: Exported) -> io::Result<Self> {
+        let file = image.file().map(|file| FileSource::new(file.try_clone()?));
+        let file = file.transpose()?;
+        Ok(Self { image, file })
+    }
+}
+
+impl Source for Image {
+    fn size(&self) -> u64 {
+        self.image.length
+    }
+
+    fn allocated(&self) -> io::Result<Vec<Range<u64>>> {
+        match &self.file {
+            Some(file) => file.allocated(),
+            None => Ok(vec![0..self.image.length]),
+        }
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.image.read_exact_at(buffer, offset)
+    }
 }
 
 /// What ends a backup or a restore.

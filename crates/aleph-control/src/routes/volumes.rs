@@ -121,6 +121,9 @@ struct ImportQuery {
     #[serde(default)]
     #[param(pattern = "^[0-9]{1,9}[mMgG]$")]
     size: Option<String>,
+    /// Whether the volume is encrypted; as the node's configuration says, when absent.
+    #[serde(default)]
+    encrypted: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -217,10 +220,12 @@ async fn create(
             size,
             filesystem,
             from,
+            encrypted,
         } = request;
         let new = NewVolume {
             account: &caller.account,
             name: &name,
+            encrypted,
         };
         let Some(from) = from else {
             let size = size.ok_or(VolumeError::BadRequest(
@@ -263,7 +268,12 @@ async fn import(
     let (account, name) = (caller.account.clone(), query.name.clone());
     let staged = with(&service, move |volumes| {
         let (account, name) = (account.as_str(), name.as_str());
-        volumes.stage(NewVolume { account, name })
+        let encrypted = query.encrypted;
+        volumes.stage(NewVolume {
+            account,
+            name,
+            encrypted,
+        })
     })
     .await?;
     let image = receive(&service, staged, body).await?;
@@ -271,6 +281,7 @@ async fn import(
         let new = NewVolume {
             account: &caller.account,
             name: &query.name,
+            encrypted: query.encrypted,
         };
         let format = query.format;
         volumes.import(new, &image, Import { format, size })
@@ -443,6 +454,8 @@ async fn restore(
 }
 
 /// Take a volume as a disk image
+///
+/// An encrypted one is raw, and comes in the clear.
 #[utoipa::path(
     get, path = "/v1/volumes/{volume}/export", tag = "volumes", params(VolumePath, ExportQuery),
     responses((status = 200, description = "The image.",

@@ -138,6 +138,8 @@ fn start_in(
         file,
         format,
         read_only,
+        // Only what is refused here has one.
+        key: _,
     } in launch.disks
     {
         if !matches!(format, DiskFormat::Raw) {

@@ -34,7 +34,7 @@ use crate::hypervisor::{Disk, DiskFormat, FullMachine, HostDevices, Layer, Nic};
 use crate::journal::{JobRecord, RunRecord};
 use crate::qemu::machine::{self as qemu, Device, GuestAgent, Wanted};
 use crate::vm::Vm;
-use crate::volumes::{LayerFormat, Layers, NewVolume, Owner, Source, VolumeError};
+use crate::volumes::{LayerFormat, Layers, NewVolume, Owner, Passphrase, Source, VolumeError};
 use aleph_types::{
     Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, NodeId, Problem,
     Volume, VolumeAccess, VolumeLease, VolumeMount, signal,
@@ -115,28 +115,32 @@ fn serial_of(volume: &Volume) -> String {
     format!("v{}", id[2..].get(..16).unwrap_or(&id))
 }
 
-fn disk_of(serial: String, layers: Layers) -> Disk {
+fn disk_of(serial: String, layers: Layers) -> Result<Disk, NodeError> {
+    let handed = |key: &Option<Passphrase>| {
+        let key = key.as_ref().map(Passphrase::file).transpose();
+        key.map_err(|source| machine_error("hand a volume's key over", source))
+    };
     let format = match layers.format {
         LayerFormat::Raw => DiskFormat::Raw,
         LayerFormat::Qcow2 => {
-            let below = layers.backing.len();
-            let backing = layers.backing.into_iter().enumerate();
-            DiskFormat::Qcow2 {
-                backing: backing
-                    .map(|(n, file)| Layer {
-                        file,
-                        is_qcow2: n + 1 < below,
-                    })
-                    .collect(),
-            }
+            let backing = layers.backing.into_iter().map(|layer| {
+                Ok(Layer {
+                    key: handed(&layer.key)?,
+                    is_qcow2: layer.format == LayerFormat::Qcow2,
+                    file: layer.file,
+                })
+            });
+            let backing = backing.collect::<Result<_, NodeError>>()?;
+            DiskFormat::Qcow2 { backing }
         }
     };
-    Disk {
+    Ok(Disk {
         serial: serial.into(),
         file: layers.top,
         format,
         read_only: layers.read_only,
-    }
+        key: handed(&layers.key)?,
+    })
 }
 
 /// What a job is started as.
@@ -281,7 +285,7 @@ impl Inner {
             }
             attached => attached?,
         };
-        let mut disks = vec![disk_of(ROOT.into(), attached.layers)];
+        let mut disks = vec![disk_of(ROOT.into(), attached.layers)?];
         let mut volumes = Vec::new();
         for mount in &spec.volumes {
             let access = match mount.read_only {
@@ -291,7 +295,7 @@ impl Inner {
             let attached = attach(&mount.name, access)?;
             let serial = serial_of(&attached.volume);
             volumes.push(told(mount, serial.clone(), attached.volume.filesystem));
-            disks.push(disk_of(serial, attached.layers));
+            disks.push(disk_of(serial, attached.layers)?);
         }
         let driver = self.executor.full_driver()?;
         let Some(machines) = driver.full() else {
@@ -318,7 +322,13 @@ impl Inner {
         let scope = Scope::Account(account.to_owned());
         let image = self.volumes.find(&scope, &spec.image)?;
         let size = spec.resources.disk.max(image.size);
-        let new = NewVolume { account, name };
+        // As the configuration says, and as its image is.
+        let encrypted = None;
+        let new = NewVolume {
+            account,
+            name,
+            encrypted,
+        };
         self.volumes
             .clone_of(new, Source::Volume(image.id), Some(size))?;
         Ok(())

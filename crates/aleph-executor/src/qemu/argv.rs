@@ -197,6 +197,10 @@ pub fn argv(machine: &Machine<'_>) -> Vec<String> {
             for descriptor in &descriptors {
                 add(&["-add-fd", &format!("fd={descriptor},set={descriptor}")]);
             }
+            for secret in disk.secrets(serial) {
+                let file = path_of_file(next());
+                add(&["-object", &format!("secret,id={secret},file={file}")]);
+            }
             let mut files = descriptors.iter().map(|set| format!("/dev/fdset/{set}"));
             for node in disk.nodes(serial, || files.next().unwrap_or_default()) {
                 add(&["-blockdev", &node.to_string()]);

@@ -33,6 +33,8 @@ pub struct Kind {
     pub is_qcow2: bool,
     /// A block device.
     pub is_device: bool,
+    /// Encrypted, which only what is in QEMU's format is.
+    pub is_encrypted: bool,
 }
 
 /// The longest serial number that a guest sees (`VIRTIO_BLK_ID_BYTES`).
@@ -45,6 +47,7 @@ impl<'a> Drive<'a> {
         let kind = Kind {
             is_qcow2: false,
             is_device: false,
+            is_encrypted: false,
         };
         Self {
             serial,
@@ -78,14 +81,18 @@ impl<'a> Drive<'a> {
         };
         let is_top_qcow2 = matches!(disk.format, DiskFormat::Qcow2 { .. });
         let mut layers = vec![
-            kind(&disk.file, is_top_qcow2, !disk.read_only)
-                .map_err(|why| fault(&format!("its file {why}")))?,
+            kind(
+                &disk.file,
+                (is_top_qcow2, disk.key.is_some()),
+                !disk.read_only,
+            )
+            .map_err(|why| fault(&format!("its file {why}")))?,
         ];
         for (n, layer) in below.iter().enumerate() {
             if !layer.is_qcow2 && n + 1 < below.len() {
                 return Err(fault("a layer that holds it as it is has one below it"));
             }
-            let kind = kind(&layer.file, layer.is_qcow2, false);
+            let kind = kind(&layer.file, (layer.is_qcow2, layer.key.is_some()), false);
             layers.push(kind.map_err(|why| fault(&format!("layer {} below it {why}", n + 1)))?);
         }
         Ok(Self {
@@ -120,32 +127,65 @@ impl<'a> Drive<'a> {
                 "discard": if is_written { "unmap" } else { "ignore" },
             }));
             if kind.is_qcow2 {
-                nodes.push(json!({
+                let mut node = json!({
                     "driver": "qcow2",
                     "node-name": node_name,
                     "file": file_node,
                     "backing": below,
                     "read-only": !is_written,
                     "discard": if is_written { "unmap" } else { "ignore" },
-                }));
+                });
+                if kind.is_encrypted {
+                    let secret = secret(name, n);
+                    node["encrypt"] = json!({"format": "luks", "key-secret": secret});
+                }
+                nodes.push(node);
             }
             below = node_name.into();
         }
         nodes
     }
+
+    /// The names of the objects that hold the keys of its layers, for nodes of this name.
+    pub fn secrets(&self, name: &str) -> Vec<String> {
+        let layers = self.layers.iter().enumerate();
+        let encrypted = layers.filter(|(_, kind)| kind.is_encrypted);
+        encrypted.map(|(n, _)| secret(name, n)).collect()
+    }
 }
 
-/// The files of a disk, in the order of its layers.
+/// What the name of each object with a key of a disk begins with.
+pub(super) fn secrets_of(name: &str) -> String {
+    format!("{name}.k")
+}
+
+fn secret(name: &str, layer: usize) -> String {
+    format!("{}{layer}", secrets_of(name))
+}
+
+/// The files of a disk, in the order of its layers, and then those with the keys of them.
 pub(super) fn files(disk: Disk) -> impl Iterator<Item = OwnedFd> {
     let below = match disk.format {
         DiskFormat::Raw => Vec::new(),
         DiskFormat::Qcow2 { backing } => backing,
     };
-    let below = below.into_iter().map(|layer| layer.file.into());
-    [OwnedFd::from(disk.file)].into_iter().chain(below)
+    let (mut files, mut keys) = (vec![OwnedFd::from(disk.file)], vec![disk.key]);
+    for layer in below {
+        files.push(layer.file.into());
+        keys.push(layer.key);
+    }
+    let keys = keys.into_iter().flatten().map(OwnedFd::from);
+    files.into_iter().chain(keys)
 }
 
-fn kind(file: &File, is_qcow2: bool, is_written: bool) -> Result<Kind, String> {
+fn kind(
+    file: &File,
+    (is_qcow2, is_encrypted): (bool, bool),
+    is_written: bool,
+) -> Result<Kind, String> {
+    if is_encrypted && !is_qcow2 {
+        return Err("has a key, and is not in QEMU's format".into());
+    }
     let looked = |error: io::Error| format!("cannot be looked at: {error}");
     let flags = rustix::fs::fcntl_getfl(file).map_err(|error| looked(error.into()))?;
     let wanted = if is_written {
@@ -172,6 +212,7 @@ fn kind(file: &File, is_qcow2: bool, is_written: bool) -> Result<Kind, String> {
     Ok(Kind {
         is_qcow2,
         is_device,
+        is_encrypted,
     })
 }
 
@@ -219,6 +260,7 @@ mod tests {
         let kind = |is_qcow2, is_device| Kind {
             is_qcow2,
             is_device,
+            is_encrypted: false,
         };
         let drive = Drive {
             serial: "root",
@@ -227,9 +269,21 @@ mod tests {
         };
         let nodes = drive.nodes("disk-root", numbered());
         insta::assert_snapshot!(serde_json::to_string_pretty(&nodes).unwrap());
+        let encrypted = Kind {
+            is_encrypted: true,
+            ..kind(qcow2, false)
+        };
+        let half = Drive {
+            layers: vec![encrypted, kind(raw, false)],
+            ..drive
+        };
+        let nodes = half.nodes("disk-root", numbered());
+        let secret = &nodes[2]["encrypt"]["key-secret"];
+        assert_eq!(secret, half.secrets("disk-root")[0].as_str());
+        assert_eq!(half.secrets("disk-root").len(), 1);
         let alone = Drive {
             layers: vec![kind(qcow2, false)],
-            ..drive
+            ..half
         };
         let nodes = alone.nodes("disk-root", numbered());
         assert!(nodes[1]["backing"].is_null(), "{nodes:?}");

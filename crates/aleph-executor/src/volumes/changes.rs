@@ -5,7 +5,7 @@
 
 use super::backend::OpenLayer;
 use super::error::{VolumeError, at};
-use super::making::form_of;
+use super::layer::Home;
 use super::records::{LayerId, LayerRow, Life, Tx, VolumeRow};
 use super::store::{Inner, MAX_SNAPSHOTS, Turn, Volumes, check_name, check_size, known, present};
 use crate::failpoint;
@@ -26,6 +26,7 @@ impl Volumes {
             let why = format!("it has {}, and volumes only grow", row.size);
             return Err(VolumeError::BadSize { size, why });
         }
+        let size = inner.keeper(layer_home(&chain))?.whole(size);
         check_size(size, row.size, "it")?;
         let opened = inner.open_chain(&chain, true)?;
         inner.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?;
@@ -47,11 +48,10 @@ impl Volumes {
             tx.put_volume(&resized)?;
             inner.view(tx, &resized)
         })?;
-        let path = inner.path(layer.id, layer.format);
-        let grown = inner
-            .backend
-            .grow(top, &path, size)
-            .and_then(|()| top.file.sync_all().map_err(at("write", &path)));
+        let keeper = inner.keeper(layer.home)?;
+        let grown = keeper
+            .grow(top, &top.path, size)
+            .and_then(|()| top.file.sync_all().map_err(at("write", &top.path)));
         if let Err(error) = grown {
             // What has its new size keeps it, although it may not be durable yet: a disk is never larger
             // than its record says, as it could not be brought to a size between the two.
@@ -135,29 +135,30 @@ impl Volumes {
     pub fn restore(&self, id: VolumeId, name: &str) -> Result<Volume> {
         let inner = &self.inner;
         let (row, chain, _turn) = inner.alone(id)?;
-        let now = inner.open_chain(&chain, false)?;
+        let now = inner.look_at(&chain, false)?;
         inner.lock(&row, &now, FlockOperation::NonBlockingLockExclusive)?;
         let (snapshot, chain, opened) = inner.kept(id, name)?;
         let Some(layer) = chain.first() else {
             return Err(VolumeError::NoSnapshot(name.to_owned()));
         };
         let branch = inner.backend.branch(chain.len());
-        let (format, parent) = form_of(branch, layer.id);
-        let size = snapshot.size;
+        let new = inner.form_of(branch, layer.id, layer.key.clone());
+        let size = inner.backend.whole(snapshot.size);
         let new = inner.records.write("volume.branch", |tx| {
             // What it has now goes.
             let more = size.bytes().saturating_sub(row.size.bytes());
             inner.check_quota(tx, &row.account, (0, more))?;
-            tx.add_layer(&row.account, format, parent, size.bytes())
+            tx.add_layer(&row.account, &new, size.bytes())
         })?;
-        let made = inner.fill(new, format, |path| {
-            inner.backend.make(&opened, branch, path, size)
+        let key = opened.first().and_then(|layer| layer.key.as_ref());
+        let made = inner.fill(&new, (size, key), |top| {
+            inner.backend.make(&opened, branch, top)
         });
         let done = made.and_then(|()| {
             inner.records.write("volume.restore", |tx| {
-                tx.finish_layer(new)?;
+                tx.finish_layer(new.id)?;
                 tx.put_volume(&VolumeRow {
-                    top: new,
+                    top: new.id,
                     size,
                     // What was kept may be of a filesystem whose writer did not end in order.
                     unclean: true,
@@ -166,7 +167,7 @@ impl Volumes {
             })
         });
         if let Err(error) = done {
-            inner.abandon(new, format);
+            inner.abandon(&new);
             return Err(error);
         }
         inner.collect_later();
@@ -187,7 +188,7 @@ impl Volumes {
             let top = tx.layer(row.top)?;
             Ok((row, top))
         })?;
-        match inner.open_chain(&[top], false) {
+        match inner.look_at(&[top], false) {
             // Whatever the records say: nobody's disk is taken away.
             Ok(opened) => inner.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?,
             // What is damaged can be removed.
@@ -263,6 +264,11 @@ impl Volumes {
         }
         Ok(purged)
     }
+}
+
+/// Where a volume's top is.
+fn layer_home(chain: &[LayerRow]) -> Home {
+    chain.first().map_or(Home::Folder, |layer| layer.home)
 }
 
 /// Checks that a volume may have a snapshot of this name, too.
@@ -352,11 +358,12 @@ mod tests {
         let new = NewVolume {
             account: "a",
             name: "data",
+            encrypted: None,
         };
         let id = volumes.create(new, MiB(8), Filesystem::None).unwrap().id;
         for (grows, wanted, size) in [(false, 16, 8), (true, 16, 16), (false, 32, 16)] {
             let inner = Arc::get_mut(&mut volumes.inner).unwrap();
-            inner.backend = Box::new(Failing { grows });
+            inner.backend = Arc::new(Failing { grows });
             volumes.resize(id, MiB(wanted)).unwrap_err();
             assert_eq!(volumes.get(id).unwrap().size, MiB(size), "{grows}");
             let file = volumes

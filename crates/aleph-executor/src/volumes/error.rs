@@ -119,6 +119,43 @@ pub enum VolumeError {
         /// Why not.
         source: io::Error,
     },
+    /// The file with the node's key cannot be used.
+    #[error("the key file {} {why}", path.display())]
+    KeyFile {
+        /// Which file.
+        path: PathBuf,
+        /// What it is, or can be.
+        why: &'static str,
+    },
+    /// The file with the node's key is gone, and there are volumes that need it.
+    #[error("there is no key file {}, and encrypted volumes need it", .0.display())]
+    NoKeyFile(PathBuf),
+    /// The file has another key than the one that the volume's was encrypted with.
+    #[error("the key file {} does not open the volume's key: it is another one", .0.display())]
+    WrongKey(PathBuf),
+    /// A key cannot be made or handed over.
+    #[error("cannot make or hand over a key")]
+    Key(#[source] io::Error),
+    /// There is no room in LVM's pool.
+    #[error(
+        "the thin pool {pool} is full: {data}% of its data and {metadata}% of its metadata are used"
+    )]
+    PoolFull {
+        /// Which.
+        pool: String,
+        /// How much of its data is used.
+        data: u8,
+        /// How much of its metadata is used.
+        metadata: u8,
+    },
+    /// LVM's pool is none that volumes can be kept in.
+    #[error("the thin pool {pool:?} {why}")]
+    Pool {
+        /// Which.
+        pool: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// What was sent broke off.
     #[error("the image broke off")]
     Source(#[source] io::Error),
@@ -139,6 +176,7 @@ impl VolumeError {
     pub fn is_full(&self) -> bool {
         match self {
             Self::File { source, .. } => is_full(source),
+            Self::PoolFull { .. } => true,
             Self::Tool { source, .. } => source.is_full(),
             Self::Records(error) => {
                 error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
@@ -179,7 +217,14 @@ impl Classify for VolumeError {
                 ErrorClass::Capacity
             }
             full if full.is_full() => ErrorClass::Capacity,
-            Self::Tool { .. } | Self::File { .. } => ErrorClass::Unavailable,
+            Self::Tool { .. }
+            | Self::File { .. }
+            | Self::KeyFile { .. }
+            | Self::NoKeyFile(_)
+            | Self::WrongKey(_)
+            | Self::Pool { .. }
+            | Self::PoolFull { .. }
+            | Self::Key(_) => ErrorClass::Unavailable,
             Self::Records(_) | Self::Newer(..) => ErrorClass::Internal,
         }
     }
@@ -206,6 +251,11 @@ impl Classify for VolumeError {
             Self::Qcow2(_) => "bad_qcow2",
             Self::Damaged { .. } => "volume_damaged",
             full if full.is_full() => "disk_full",
+            Self::KeyFile { .. } => "volume_key_file",
+            Self::NoKeyFile(_) => "no_volume_key_file",
+            Self::WrongKey(_) => "wrong_volume_key",
+            Self::Key(_) => "volume_key",
+            Self::Pool { .. } | Self::PoolFull { .. } => "volume_pool",
             Self::Tool { source, .. } if source.is_missing() => "volume_tool_missing",
             Self::Tool { .. } => "volume_tool",
             Self::File { .. } => "volume_file",
@@ -251,7 +301,20 @@ impl Classify for VolumeError {
             Self::File { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded => {
                 "Remove volumes that nobody needs, or have the quota raised."
             }
+            Self::PoolFull { .. } => {
+                "Make the pool larger (lvextend), or remove volumes that nobody needs."
+            }
             full if full.is_full() => "Free some disk and try again.",
+            Self::KeyFile { .. } => "Give it to the daemon's user alone: chown, chmod 600.",
+            Self::NoKeyFile(_) | Self::WrongKey(_) => {
+                "Put the file back that was there when the volumes were made, or name it as key_file in \
+                 [volumes]."
+            }
+            Self::Pool { .. } => "See thin_pool in [volumes], and lvs -a.",
+            Self::Tool {
+                source: ToolError::Start { program: "lvm", .. },
+                ..
+            } => "Install the packages lvm2 and thin-provisioning-tools.",
             Self::Tool { source, .. } if source.is_missing() => {
                 "Install the packages qemu-utils, e2fsprogs and xfsprogs."
             }

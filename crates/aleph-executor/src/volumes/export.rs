@@ -1,39 +1,127 @@
 //! Volumes as images.
+//!
+//! | volume | as raw | as qcow2 |
+//! | --- | --- | --- |
+//! | one raw layer | is read as it is | is written into a file first |
+//! | a chain | is written into a file first | the same |
+//! | encrypted, in any layer | is read piece by piece, into memory | is refused |
+//!
+//! A file that is written first has no name, and goes with its descriptor. What is encrypted never gets into
+//! one: its bytes would be on the disk in the clear.
 
-use super::backend::{OpenLayer, flatten, pack, scratch_file};
+use super::backend::{OpenLayer, scratch_file};
 use super::error::{VolumeError, at};
-use super::records::LayerFormat;
+use super::images::{self, Target};
+use super::layer::LayerFormat;
 use super::store::{OnItsWay, Volumes, present};
 use aleph_types::{DiskImageFormat, MiB, VolumeId};
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::{Mutex, PoisonError};
 
-/// An image that is read from its beginning.
+/// How much of an encrypted volume is read at a time, by one program.
+const PIECE: u64 = 64 << 20;
+
+/// An image. Nobody writes to its volume meanwhile.
 #[derive(Debug)]
 pub struct Exported {
-    /// Its bytes.
-    pub file: File,
-    /// How many there are.
+    bytes: Bytes,
+    /// How many bytes there are.
     pub length: u64,
+    /// How much of it [`Read`] has read.
+    read: u64,
     _place: OnItsWay,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    File(File),
+    Pieces(Pieces),
+}
+
+impl Exported {
+    /// The file that holds it, where one does.
+    #[must_use]
+    pub fn file(&self) -> Option<&File> {
+        match &self.bytes {
+            Bytes::File(file) => Some(file),
+            Bytes::Pieces(_) => None,
+        }
+    }
+
+    /// Fills a buffer with what is at a place.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or ends before.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.bytes {
+            Bytes::File(file) => file.read_exact_at(buffer, offset),
+            Bytes::Pieces(pieces) => pieces.read_exact_at(buffer, offset),
+        }
+    }
 }
 
 impl Read for Exported {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file.read(buffer)
+        let left = usize::try_from(self.length - self.read).unwrap_or(usize::MAX);
+        let most = buffer.len().min(left);
+        let Some(buffer) = buffer.get_mut(..most) else {
+            return Ok(0);
+        };
+        self.read_exact_at(buffer, self.read)?;
+        self.read += most as u64;
+        Ok(most)
+    }
+}
+
+/// A disk that is read piece by piece.
+#[derive(Debug)]
+struct Pieces {
+    chain: Vec<OpenLayer>,
+    /// How much there is, in bytes.
+    size: u64,
+    /// The piece that was read last, and which it is.
+    last: Mutex<Option<(u64, File)>>,
+}
+
+impl Pieces {
+    fn read_exact_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        while !buffer.is_empty() {
+            let (wanted, within) = (offset / PIECE, offset % PIECE);
+            let piece = match last.take() {
+                Some((n, piece)) if n == wanted => piece,
+                _ => self.read(wanted)?,
+            };
+            let (_, piece) = last.insert((wanted, piece));
+            let left = usize::try_from(PIECE - within).unwrap_or(usize::MAX);
+            let (now, rest) = buffer.split_at_mut(left.min(buffer.len()));
+            piece.read_exact_at(now, within)?;
+            offset += now.len() as u64;
+            buffer = rest;
+        }
+        Ok(())
+    }
+
+    fn read(&self, n: u64) -> io::Result<File> {
+        let piece = File::from(memfd_create("piece", MemfdFlags::CLOEXEC)?);
+        let left = self.size.checked_sub(n * PIECE).filter(|left| *left > 0);
+        let bytes = left.ok_or(io::ErrorKind::UnexpectedEof)?.min(PIECE);
+        piece.set_len(bytes)?;
+        images::piece(&self.chain, &piece, (n * PIECE, bytes)).map_err(io::Error::other)?;
+        Ok(piece)
     }
 }
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
 impl Volumes {
-    /// A volume, or a snapshot of it, as an image. A chain, and all that becomes qcow2, is written into a
-    /// file first, which goes with its descriptor; a volume of one raw file is read as it is, and cannot be
-    /// written to meanwhile.
+    /// A volume, or a snapshot of it, as an image.
     ///
     /// # Errors
-    /// Where it is being written, or there is no room.
+    /// Where it is being written, or there is no room; where an encrypted one is to be qcow2.
     pub fn export(
         &self,
         id: VolumeId,
@@ -61,15 +149,18 @@ impl Volumes {
                 (row.size, opened)
             }
         };
-        let file = self.image(opened, format, (size, free))?;
-        let work = inner.work();
-        let length = file
-            .metadata()
-            .map_err(at("look at a file in", &work))?
-            .len();
+        let bytes = self.image(opened, format, (size, free))?;
+        let length = match (&bytes, format) {
+            (Bytes::File(file), DiskImageFormat::Qcow2) => {
+                file.metadata().map_err(VolumeError::Source)?.len()
+            }
+            // The disk's size, whatever its device has.
+            _ => size.bytes(),
+        };
         Ok(Exported {
-            file,
+            bytes,
             length,
+            read: 0,
             _place: place,
         })
     }
@@ -79,10 +170,22 @@ impl Volumes {
         mut chain: Vec<OpenLayer>,
         format: DiskImageFormat,
         (size, free): (MiB, u64),
-    ) -> Result<File> {
+    ) -> Result<Bytes> {
+        if chain.iter().any(|layer| layer.is_encrypted) {
+            if format != DiskImageFormat::Raw {
+                return Err(VolumeError::BadRequest(
+                    "an encrypted volume is exported as raw, which is never written down in the clear",
+                ));
+            }
+            return Ok(Bytes::Pieces(Pieces {
+                chain,
+                size: size.bytes(),
+                last: Mutex::default(),
+            }));
+        }
         let is_one = matches!(chain.as_slice(), [only] if only.format == LayerFormat::Raw);
         if is_one && format == DiskImageFormat::Raw {
-            return Ok(chain.remove(0).file);
+            return Ok(Bytes::File(chain.remove(0).file));
         }
         let work = self.inner.work();
         let held = chain.iter().map(|layer| layer.file.metadata());
@@ -96,10 +199,14 @@ impl Volumes {
             DiskImageFormat::Raw => {
                 file.set_len(size.bytes())
                     .map_err(at("size a file in", &work))?;
-                flatten(&chain, &file, size)?;
+                let target = Target {
+                    file: &file,
+                    key: None,
+                };
+                images::convert(&chain, target, size)?;
             }
-            DiskImageFormat::Qcow2 => pack(&chain, &file, size)?,
+            DiskImageFormat::Qcow2 => images::pack(&chain, &file, size)?,
         }
-        Ok(file)
+        Ok(Bytes::File(file))
     }
 }

@@ -9,7 +9,9 @@
 use super::backend::OpenLayer;
 use super::error::{VolumeError, at};
 use super::filesystem;
-use super::records::{LayerFormat, LayerRow, Tx, VolumeRow};
+use super::keys::Passphrase;
+use super::layer::LayerFormat;
+use super::records::{LayerRow, Tx, VolumeRow};
 use super::store::{Inner, Volumes, present};
 use aleph_types::{
     Filesystem, Incarnation, JobId, Timestamp, Volume, VolumeAccess, VolumeId, VolumeLease,
@@ -44,17 +46,18 @@ pub struct Attachment {
 
 /// The files of a volume, as a VMM needs them.
 ///
-/// Where `backing` is empty, the top is raw. Else the top and all of `backing` but its last are qcow2,
-/// each over the one that follows, and the last is raw. The headers say nothing about each other: whoever
-/// opens them has to.
+/// Each is over the one that follows, and all but the last are qcow2; the last is raw, or qcow2 where it is
+/// encrypted. The headers say nothing about each other: whoever opens them has to.
 #[derive(Debug)]
 pub struct Layers {
     /// The layer that is written. Its descriptor has the lock: hand this very one over.
     pub top: File,
     /// How the top is written down.
     pub format: LayerFormat,
+    /// What the top is encrypted with.
+    pub key: Option<Passphrase>,
     /// The layers below it, to be read only.
-    pub backing: Vec<File>,
+    pub backing: Vec<OpenLayer>,
     /// Whether nobody may write to the top either.
     pub read_only: bool,
 }
@@ -117,13 +120,13 @@ impl Volumes {
             inner.view(tx, &row)
         })?;
         let top = opened.remove(0);
-        let backing = opened.into_iter().map(|layer| layer.file);
         Ok(Attachment {
             volume,
             layers: Layers {
                 top: top.file,
                 format: top.format,
-                backing: backing.collect(),
+                key: top.key,
+                backing: opened,
                 read_only: !write,
             },
         })
@@ -265,10 +268,9 @@ impl Inner {
         };
         match locked {
             Err(Errno::WOULDBLOCK) => Err(VolumeError::Locked(row.name.clone())),
-            locked => {
-                let path = self.path(row.top, top.format);
-                locked.map_err(io::Error::from).map_err(at("lock", &path))
-            }
+            locked => locked
+                .map_err(io::Error::from)
+                .map_err(at("lock", &top.path)),
         }
     }
 
@@ -279,13 +281,16 @@ impl Inner {
             None => Ok(None),
         })?;
         let Some(top) = top else { return Ok(false) };
-        let opened = match self.open_chain(std::slice::from_ref(&top), false) {
+        let opened = match self.look_at(std::slice::from_ref(&top), false) {
             Ok(opened) => opened,
             // Nobody opens what is not there; one volume that is damaged keeps no other from its end.
             Err(VolumeError::File { source, .. }) => {
                 return Ok(source.kind() != io::ErrorKind::NotFound);
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, volume = %id, "a volume's disk cannot be looked at");
+                return Ok(true);
+            }
         };
         let lock = FlockOperation::NonBlockingLockShared;
         Ok(opened
@@ -294,15 +299,14 @@ impl Inner {
     }
 
     /// Checks the filesystem that a writer left. `false` where only its guest can: of an overlay there is no
-    /// one file to look at, and its guest goes by its journal.
+    /// one file to look at, and what is encrypted is not made plain for it. Its guest goes by its journal.
     fn mend(&self, row: &VolumeRow, chain: &[LayerRow]) -> Result<bool> {
         let [only] = chain else { return Ok(false) };
         if only.format != LayerFormat::Raw || row.filesystem != Filesystem::Ext4 {
             return Ok(false);
         }
-        let path = self.path(only.id, only.format);
-        let disk = File::options().read(true).write(true).open(&path);
-        let disk = disk.map_err(at("open", &path))?;
+        let path = self.path(only);
+        let disk = self.keeper(only.home)?.open(&path, true)?;
         filesystem::check(&disk, row.filesystem, row.size, &row.name)?;
         disk.sync_all().map_err(at("write", &path))?;
         Ok(true)

@@ -6,15 +6,18 @@
 //! | the layer's file, its filesystem, synced | the same and a file: both go |
 //! | `volume.ready`: both rows are ready | a volume |
 
-use super::backend::{Branch, OpenLayer, head_of, new_file, scratch_file, unpack};
+use super::backend::{Branch, NewTop, OpenLayer, head_of, is_device, scratch_file};
 use super::content::{self, Content};
 use super::error::{VolumeError, at};
 use super::filesystem::{self, least};
+use super::images::{self, Target};
+use super::keys::{KeyId, NewKey, Passphrase};
+use super::layer::LayerFormat;
 use super::qcow2::{self, Header};
-use super::records::{LayerFormat, LayerId, LayerRow, Life, VolumeRow};
+use super::records::{LayerId, LayerRow, Life, NewLayer, VolumeRow};
 use super::store::{Inner, OnItsWay, Volumes, check_name, check_size, present};
 use crate::failpoint;
-use crate::place::copy_sparse;
+use crate::place::fill_sparse;
 use aleph_types::{DiskImageFormat, Filesystem, MiB, Timestamp, Volume, VolumeId};
 use std::fs::File;
 use std::io::{self, Write};
@@ -28,6 +31,9 @@ pub struct NewVolume<'a> {
     pub account: &'a str,
     /// Its name.
     pub name: &'a str,
+    /// Whether it is encrypted; as the node's configuration says, when absent. A copy of an encrypted one is
+    /// encrypted whatever this says.
+    pub encrypted: Option<bool>,
 }
 
 /// What a new volume is a copy of.
@@ -58,10 +64,25 @@ impl Volumes {
     pub fn create(&self, new: NewVolume<'_>, size: MiB, filesystem: Filesystem) -> Result<Volume> {
         check_name(new.name)?;
         check_size(size, least(filesystem), &filesystem.to_string())?;
-        self.inner.make(new, Form::raw(size, filesystem), |path| {
-            let file = self.inner.backend.create(path, size)?;
-            filesystem::make(&file, filesystem, size)?;
-            Ok(file)
+        let inner = &self.inner;
+        let size = inner.backend.whole(size);
+        let key = inner.key_for(new)?;
+        let form = Form::lowest(size, filesystem, key);
+        inner.make(new, form, |top| {
+            let file = inner.backend.create(top)?;
+            let Some(key) = top.key.filter(|_| filesystem != Filesystem::None) else {
+                filesystem::make(&file, filesystem, size)?;
+                return Ok(file);
+            };
+            // An empty one is nobody's secret: its programs know no LUKS.
+            let work = inner.work();
+            let scratch = scratch_file(&work).map_err(at("make a file in", &work))?;
+            let sized = scratch.set_len(size.bytes());
+            sized.map_err(at("size a file in", &work))?;
+            filesystem::make(&scratch, filesystem, size)?;
+            let (file, key) = (&file, Some(key));
+            images::take_in(&scratch, Target { file, key }, size)?;
+            file.try_clone().map_err(at("open", top.path))
         })
     }
 
@@ -130,19 +151,27 @@ impl Volumes {
             })?;
         let size = how.size.unwrap_or(own);
         check_size(size, own.max(MiB(1)), "the image")?;
-        self.inner
-            .make(new, Form::raw(size, Filesystem::None), |path| {
-                let file = match header {
-                    None => copy_sparse(image, path).map_err(at("copy the image to", path))?,
-                    Some(_) => new_file(path)?,
-                };
-                open_to_tools(&file, path)?;
-                file.set_len(size.bytes()).map_err(at("size", path))?;
-                if header.is_some() {
-                    unpack(image, &file, size)?;
+        let inner = &self.inner;
+        let size = inner.backend.whole(size);
+        let key = inner.key_for(new)?;
+        let form = Form::lowest(size, Filesystem::None, key);
+        inner.make(new, form, |top| {
+            let file = inner.backend.create(top)?;
+            let (written, key) = (&file, top.key);
+            let target = Target { file: written, key };
+            match (header, key) {
+                (Some(_), _) => images::unpack(image, target, size)?,
+                (None, Some(_)) => images::take_in(image, target, size)?,
+                (None, None) => {
+                    let copied = fill_sparse(image, &file);
+                    copied.map_err(at("copy the image to", top.path))?;
+                    if !is_device(&file).map_err(at("look at", top.path))? {
+                        file.set_len(size.bytes()).map_err(at("size", top.path))?;
+                    }
                 }
-                Ok(file)
-            })
+            }
+            Ok(file)
+        })
     }
 
     /// Makes a volume that is a copy of another one, or of a snapshot. With qcow2 this takes the same
@@ -173,55 +202,97 @@ impl Volumes {
             }
             Source::Volume(_) => (inner.frozen(id)?, original.size),
         };
-        let size = size.unwrap_or(least);
+        let size = inner.backend.whole(size.unwrap_or(least));
         check_size(size, least, "a copy of it")?;
         let chain = inner.records.read(|tx| tx.chain(layer))?;
         let branch = inner.backend.branch(chain.len());
-        let (format, parent) = form_of(branch, layer);
         let opened = inner.open_chain(&chain, false)?;
+        // It shares layers, and may be the same bytes.
+        let over = match (chain.first(), opened.first()) {
+            (Some(layer), Some(opened)) => layer.key.clone().zip(opened.key.clone()),
+            _ => None,
+        };
+        let key = match over {
+            Some((id, passphrase)) => Some(FormKey::Known(id, passphrase)),
+            None => inner.key_for(new)?,
+        };
+        let layer = inner.form_of(branch, layer, key.as_ref().map(FormKey::id));
         let form = Form {
             size,
             // A state that was kept may be of a filesystem whose writer did not end in order.
             unclean: original.unclean || matches!(source, Source::Snapshot(..)),
             filesystem: original.filesystem,
-            format,
-            parent,
+            format: layer.format,
+            parent: layer.parent,
+            key,
         };
-        inner.make(new, form, |path| {
-            inner.backend.make(&opened, branch, path, size)
-        })
+        inner.make(new, form, |top| inner.backend.make(&opened, branch, top))
     }
 }
 
 /// What is made.
-#[derive(Clone, Copy)]
 struct Form {
     size: MiB,
     unclean: bool,
     filesystem: Filesystem,
     format: LayerFormat,
     parent: Option<LayerId>,
+    key: Option<FormKey>,
+}
+
+/// What a new volume is encrypted with.
+enum FormKey {
+    /// A key of its own.
+    New(NewKey),
+    /// That of what it is a copy of.
+    Known(KeyId, Passphrase),
+}
+
+impl FormKey {
+    fn id(&self) -> KeyId {
+        match self {
+            Self::New(key) => key.id.clone(),
+            Self::Known(id, _) => id.clone(),
+        }
+    }
+
+    fn passphrase(&self) -> &Passphrase {
+        match self {
+            Self::New(key) => &key.passphrase,
+            Self::Known(_, passphrase) => passphrase,
+        }
+    }
 }
 
 impl Form {
-    fn raw(size: MiB, filesystem: Filesystem) -> Self {
+    /// One that is over nothing.
+    fn lowest(size: MiB, filesystem: Filesystem, key: Option<FormKey>) -> Self {
         Self {
             size,
             unclean: false,
             filesystem,
-            format: LayerFormat::Raw,
+            format: LayerFormat::of_lowest(key.is_some()),
             parent: None,
+            key,
         }
     }
 }
 
 impl Inner {
+    /// The key of a new volume that is no copy of an encrypted one.
+    fn key_for(&self, new: NewVolume<'_>) -> Result<Option<FormKey>> {
+        match new.encrypted.unwrap_or(self.config.encrypt) {
+            true => self.new_key().map(FormKey::New).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// The three steps of making a volume.
     fn make(
         &self,
         new: NewVolume<'_>,
         form: Form,
-        fill: impl FnOnce(&Path) -> Result<File>,
+        fill: impl FnOnce(NewTop<'_>) -> Result<File>,
     ) -> Result<Volume> {
         let Form {
             size,
@@ -229,13 +300,24 @@ impl Inner {
             filesystem,
             format,
             parent,
+            key,
         } = form;
         let id = VolumeId::random();
-        let mut row = self.records.write("volume.intend", |tx| {
+        let (mut row, layer) = self.records.write("volume.intend", |tx| {
             if tx.is_taken(new.account, new.name)? {
                 return Err(VolumeError::NameTaken(new.name.to_owned()));
             }
             self.check_quota(tx, new.account, (1, size.bytes()))?;
+            if let Some(FormKey::New(key)) = &key {
+                tx.add_key(key)?;
+            }
+            let layer = NewLayer {
+                format,
+                parent,
+                home: self.backend.home(),
+                key: key.as_ref().map(FormKey::id),
+            };
+            let layer = tx.add_layer(new.account, &layer, size.bytes())?;
             let row = VolumeRow {
                 id,
                 account: new.account.to_owned(),
@@ -243,15 +325,17 @@ impl Inner {
                 size,
                 filesystem,
                 life: Life::Making,
-                top: tx.add_layer(new.account, format, parent, size.bytes())?,
+                top: layer.id,
                 unclean,
                 created: Timestamp::now(),
                 purged: None,
             };
             tx.add_volume(&row)?;
-            Ok(row)
+            Ok((row, layer))
         })?;
-        let made = self.fill(row.top, format, fill).and_then(|()| {
+        let passphrase = key.as_ref().map(FormKey::passphrase);
+        let made = self.fill(&layer, (size, passphrase), fill).and_then(|()| {
+            self.look();
             row.life = Life::Ready;
             self.records.write("volume.ready", |tx| {
                 tx.finish_layer(row.top)?;
@@ -260,7 +344,7 @@ impl Inner {
             })
         });
         if made.is_err() {
-            self.abandon(row.top, format);
+            self.abandon(&layer);
             let forgotten = self
                 .records
                 .write("volume.abandon", |tx| tx.drop_volume(id));
@@ -274,14 +358,14 @@ impl Inner {
     /// Makes a layer's file, durable.
     pub(super) fn fill(
         &self,
-        layer: LayerId,
-        format: LayerFormat,
-        fill: impl FnOnce(&Path) -> Result<File>,
+        layer: &LayerRow,
+        (size, key): (MiB, Option<&Passphrase>),
+        fill: impl FnOnce(NewTop<'_>) -> Result<File>,
     ) -> Result<()> {
-        let path = self.path(layer, format);
-        let file = fill(&path)?;
+        let path = &self.path(layer);
+        let file = fill(NewTop { path, size, key })?;
         failpoint::pass("layer.fill", "made");
-        file.sync_all().map_err(at("write", &path))?;
+        file.sync_all().map_err(at("write", path))?;
         self.sync_layers()
     }
 
@@ -328,52 +412,56 @@ impl Inner {
         };
         // What its VMM wrote and its guest did not sync: it is kept from now on, over a loss of power, too.
         if let Some(top) = opened.first() {
-            let path = self.path(old.id, old.format);
-            top.file.sync_all().map_err(at("write", &path))?;
+            top.file.sync_all().map_err(at("write", &top.path))?;
         }
         // While it was written, its account paid for all that it could hold.
+        self.look();
         let held = self.allocated(old)?;
+        let size = self.backend.whole(row.size);
         let branch = self.backend.branch(chain.len());
-        let (format, parent) = form_of(branch, old.id);
+        let new = self.form_of(branch, old.id, old.key.clone());
         let new = self.records.write("volume.branch", |tx| {
             self.check_quota(tx, &row.account, (0, held))?;
-            tx.add_layer(&row.account, format, parent, row.size.bytes())
+            tx.add_layer(&row.account, &new, size.bytes())
         })?;
-        let made = self.fill(new, format, |path| {
-            self.backend.make(opened, branch, path, row.size)
+        let key = opened.first().and_then(|top| top.key.as_ref());
+        let made = self.fill(&new, (size, key), |top| {
+            self.backend.make(opened, branch, top)
         });
         let done = made.and_then(|()| {
             self.records.write("volume.freeze", |tx| {
-                tx.finish_layer(new)?;
+                tx.finish_layer(new.id)?;
                 let mut old = tx.layer(old.id)?;
                 old.charge = held;
                 tx.put_layer(&old)?;
                 tx.put_volume(&VolumeRow {
-                    top: new,
+                    top: new.id,
+                    size,
                     ..row.clone()
                 })?;
                 note(tx, old.id)
             })
         });
-        if done.is_err() {
-            self.abandon(new, format);
+        match &done {
+            Ok(()) => self.keeper(old.home)?.freeze(&self.path(old)),
+            Err(_) => self.abandon(&new),
         }
         done
     }
-}
 
-/// The form of a new top over a layer, and what it needs from then on.
-pub(super) fn form_of(branch: Branch, over: LayerId) -> (LayerFormat, Option<LayerId>) {
-    match branch {
-        Branch::Overlay => (LayerFormat::Qcow2, Some(over)),
-        Branch::Copy => (LayerFormat::Raw, None),
+    /// A new top over a layer.
+    pub(super) fn form_of(&self, branch: Branch, over: LayerId, key: Option<KeyId>) -> NewLayer {
+        let (format, parent) = match branch {
+            Branch::Overlay => (LayerFormat::Qcow2, Some(over)),
+            Branch::Copy => (LayerFormat::of_lowest(key.is_some()), None),
+        };
+        NewLayer {
+            format,
+            parent,
+            home: self.backend.home(),
+            key,
+        }
     }
-}
-
-fn open_to_tools(file: &File, path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::Permissions::from_mode(0o644);
-    file.set_permissions(mode).map_err(at("open", path))
 }
 
 /// What an image is.

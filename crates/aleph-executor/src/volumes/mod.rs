@@ -2,14 +2,19 @@
 //!
 //! | file | what it is | effects |
 //! | --- | --- | --- |
-//! | `store` | [`Volumes`]: opening, sweeping, finding, listing | folders |
+//! | `config` | [`VolumesConfig`] | none |
+//! | `store` | [`Volumes`]: opening, finding, listing | folders |
+//! | `sweep` | what a crash left, and layers that nobody needs | files, through `backend` |
 //! | `making` | new volumes: empty, copies, imports | files, through `backend` |
 //! | `changes` | growing, snapshots, removal | the same |
 //! | `lease` | who has which volume; its files for a VMM | locks |
 //! | `export` | volumes as images | files |
-//! | `backend` | [`Backend`]: how bytes are kept, as raw files or qcow2 chains | files, `qemu-img` |
+//! | `backend` | [`Backend`]: how bytes are kept, as files, qcow2 chains or thin volumes of LVM | files, `lvm` |
+//! | `images` | layers and images made, grown and converted | `qemu-img` |
+//! | `keys` | keys of encrypted volumes, and the node's | one file |
 //! | `filesystem` | ext4 and XFS: made, checked | `mke2fs`, `mkfs.xfs`, `e2fsck` |
 //! | `records` | what is known: one SQLite database | one file |
+//! | `layer` | what a layer is | none |
 //! | `sandbox` | runs those programs, locked up | processes |
 //! | `qcow2`, `content` | what an image is, by its bytes | none: pure |
 //!
@@ -18,7 +23,7 @@
 //! those are copied.
 //!
 //! ```text
-//! STATE/volumes/   lock   volumes.db   layers/00000001.raw   layers/00000002.qcow2   work/
+//! STATE/volumes/   lock   key   volumes.db   layers/00000001.raw   layers/00000002.qcow2   work/
 //! ```
 //!
 //! # What holds
@@ -35,27 +40,37 @@
 //! leaves is removed when the volumes are opened next.
 //!
 //! # What is deliberately absent
-//! Encryption, LVM, and changes of a volume while a job writes to it.
+//! Changes of a volume while a job writes to it. A new key for a volume that there is, since all that it shares
+//! would have to be written anew.
 
 mod backend;
 mod changes;
+mod config;
 mod content;
 mod error;
 mod export;
 mod filesystem;
+mod images;
+mod keys;
+mod layer;
 mod lease;
 mod making;
 pub mod qcow2;
 mod records;
 mod sandbox;
 mod store;
+mod sweep;
 
-pub use backend::{Backend, Branch, Files, MAX_DEPTH, OpenLayer, Overlays};
+pub use backend::{
+    Backend, Branch, Files, LvmThin, MAX_DEPTH, NewTop, OpenLayer, Overlays, ThinPool,
+};
+pub use config::{BackendChoice, VolumeQuota, VolumesConfig};
 pub use content::Content;
 pub use error::VolumeError;
 pub use export::Exported;
+pub use keys::Passphrase;
+pub use layer::{Home, LayerFormat};
 pub use lease::{Attachment, Layers, Owner};
 pub use making::{Import, NewVolume, Source, Staged};
-pub use records::LayerFormat;
 pub use sandbox::ToolError;
-pub use store::{BackendChoice, MAX_SIZE, MAX_SNAPSHOTS, VolumeQuota, Volumes, VolumesConfig};
+pub use store::{MAX_SIZE, MAX_SNAPSHOTS, Volumes};

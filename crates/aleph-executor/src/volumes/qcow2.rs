@@ -25,6 +25,10 @@ const MAX_SNAPSHOTS: u32 = 65_536;
 /// The extension with the name of the external data file.
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 
+/// How it is encrypted.
+const CRYPT_NONE: u32 = 0;
+const CRYPT_LUKS: u32 = 2;
+
 /// Features that a reader has to know.
 mod incompatible {
     /// Reference counts may be stale, which a reader need not care for.
@@ -107,6 +111,20 @@ impl Header {
     /// # Errors
     /// Where the file names another one, is cut off, is encrypted or makes no sense.
     pub fn parse(head: &[u8], length: u64) -> Result<Self, Qcow2Error> {
+        Self::read(head, length, CRYPT_NONE)
+    }
+
+    /// The same of a layer of ours, which is encrypted or not.
+    pub(super) fn parse_layer(
+        head: &[u8],
+        length: u64,
+        is_encrypted: bool,
+    ) -> Result<Self, Qcow2Error> {
+        let crypt = if is_encrypted { CRYPT_LUKS } else { CRYPT_NONE };
+        Self::read(head, length, crypt)
+    }
+
+    fn read(head: &[u8], length: u64, crypt: u32) -> Result<Self, Qcow2Error> {
         if !head.starts_with(&MAGIC) {
             return Err(Qcow2Error::NotQcow2);
         }
@@ -124,8 +142,10 @@ impl Header {
         }
         let cluster_size = 1_u64 << cluster_bits;
         let size = fields.u64(24)?;
-        if fields.u32(32)? != 0 {
-            return Err(Qcow2Error::Encrypted);
+        match (fields.u32(32)?, crypt) {
+            (found, wanted) if found == wanted => {}
+            (_, CRYPT_NONE) => return Err(Qcow2Error::Encrypted),
+            _ => return Err(Qcow2Error::Field("encryption")),
         }
         let mut entry_size = 8;
         let mut header_length = V2_LENGTH;
@@ -327,6 +347,18 @@ mod tests {
                 "{bytes:x?} at {at}"
             );
         }
+        let mut luks = head();
+        luks[35] = 2;
+        assert_eq!(
+            Header::parse(&luks, LENGTH),
+            Err(Qcow2Error::Encrypted),
+            "whose key nobody has"
+        );
+        Header::parse_layer(&luks, LENGTH, true).unwrap();
+        Header::parse_layer(&head(), LENGTH, false).unwrap();
+        // What its VMM may write there.
+        let plain = Header::parse_layer(&head(), LENGTH, true);
+        assert_eq!(plain, Err(field("encryption")));
         let cut = Header::parse(&head(), LENGTH - 1);
         assert_eq!(cut, Err(Qcow2Error::Truncated("L1 table")));
         for length in 4..104 {

@@ -6,12 +6,19 @@
 //! | `layers` | each file, from before it is made until after it is gone |
 //! | `snapshots` | names of layers that are kept |
 //! | `leases` | which job has which volume |
+//! | `keys` | the keys of encrypted layers, encrypted with the node's ([`keys`](super::keys)) |
+//! | `store` | what these records call themselves |
 //!
 //! Each change is one transaction, durable when it returns (WAL, full synchronisation). A crash leaves
 //! layers that are `making` or `removing`, and volumes that are `making`: nobody sees those, and whoever
 //! opens the volumes next removes them. A file without a row is never ours to remove.
+//!
+//! A key goes with the last layer that has it. What is deleted is overwritten (`secure_delete`), and
+//! [`Records::forget`] has that reach the disk.
 
 use super::error::VolumeError;
+use super::keys::{KeyId, NewKey};
+use super::layer::{Home, LayerFormat};
 use crate::failpoint;
 use aleph_types::{
     Filesystem, Incarnation, JobId, MiB, Timestamp, VolumeAccess, VolumeId, VolumeLease,
@@ -24,7 +31,7 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
 /// The form of the tables, in `PRAGMA user_version`.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 const TABLES: &str = "
     CREATE TABLE volumes (
@@ -47,6 +54,15 @@ const TABLES: &str = "
         volume TEXT NOT NULL, job TEXT NOT NULL, incarnation INTEGER NOT NULL,
         access TEXT NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (volume, job)
     );
+";
+
+/// What form 2 has more than form 1.
+const SINCE_1: &str = "
+    ALTER TABLE layers ADD COLUMN home TEXT NOT NULL DEFAULT 'folder';
+    ALTER TABLE layers ADD COLUMN key TEXT;
+    CREATE TABLE keys (id TEXT PRIMARY KEY, wrapped BLOB NOT NULL);
+    CREATE TABLE store (name TEXT NOT NULL);
+    INSERT INTO store VALUES (lower(hex(randomblob(4))));
 ";
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -85,34 +101,13 @@ impl FromStr for Life {
     }
 }
 
-/// How a layer's file is written down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerFormat {
-    /// The disk's bytes. It has no parent.
-    Raw,
-    /// What is different from its parent.
-    Qcow2,
-}
-
-impl LayerFormat {
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
-
-impl FromStr for LayerFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "raw" => Ok(Self::Raw),
-            "qcow2" => Ok(Self::Qcow2),
-            _ => Err(format!("{text:?} is no format")),
-        }
-    }
+/// A layer that is to be made.
+#[derive(Debug)]
+pub(super) struct NewLayer {
+    pub(super) format: LayerFormat,
+    pub(super) parent: Option<LayerId>,
+    pub(super) home: Home,
+    pub(super) key: Option<KeyId>,
 }
 
 /// The number of a layer, which none had before it.
@@ -142,6 +137,9 @@ pub(super) struct LayerRow {
     pub(super) charge: u64,
     /// Whether anybody may have written to it since it was made from its parent.
     pub(super) written: bool,
+    pub(super) home: Home,
+    /// What it is encrypted with.
+    pub(super) key: Option<KeyId>,
 }
 
 #[derive(Debug)]
@@ -153,18 +151,28 @@ impl Records {
         let mut connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "secure_delete", true)?;
         let form: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        match form {
-            FORM => {}
-            0 => {
-                let tx = connection.transaction()?;
+        if form > FORM {
+            return Err(VolumeError::Newer(form, FORM));
+        }
+        if form < FORM {
+            let tx = connection.transaction()?;
+            if form == 0 {
                 tx.execute_batch(TABLES)?;
-                tx.pragma_update(None, "user_version", FORM)?;
-                tx.commit()?;
             }
-            newer => return Err(VolumeError::Newer(newer, FORM)),
+            tx.execute_batch(SINCE_1)?;
+            tx.pragma_update(None, "user_version", FORM)?;
+            tx.commit()?;
         }
         Ok(Self(Mutex::new(connection)))
+    }
+
+    /// Has what was deleted be gone from the disk, and not in a journal of it either.
+    pub(super) fn forget(&self) -> Result<()> {
+        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        Ok(done?)
     }
 
     /// One change, whole or not at all. A test may have the process die before and after it.
@@ -194,7 +202,7 @@ pub(super) struct Tx<'a>(Transaction<'a>);
 
 const VOLUME: &str =
     "SELECT id, account, name, size, filesystem, state, top, unclean, created, purged FROM volumes";
-const LAYER: &str = "SELECT id, account, format, parent, charge, written FROM layers";
+const LAYER: &str = "SELECT id, account, format, parent, charge, written, home, key FROM layers";
 
 impl Tx<'_> {
     pub(super) fn add_volume(&self, row: &VolumeRow) -> Result<()> {
@@ -275,19 +283,51 @@ impl Tx<'_> {
     }
 
     /// Begins a layer.
-    pub(super) fn add_layer(
-        &self,
-        account: &str,
-        format: LayerFormat,
-        parent: Option<LayerId>,
-        charge: u64,
-    ) -> Result<LayerId> {
+    pub(super) fn add_layer(&self, account: &str, new: &NewLayer, charge: u64) -> Result<LayerRow> {
         self.0.execute(
-            "INSERT INTO layers (account, format, parent, state, charge, written)
-             VALUES (?1, ?2, ?3, 'making', ?4, 0)",
-            params![account, format.word(), parent, whole(charge)?],
+            "INSERT INTO layers (account, format, parent, state, charge, written, home, key)
+             VALUES (?1, ?2, ?3, 'making', ?4, 0, ?5, ?6)",
+            params![
+                account,
+                new.format.word(),
+                new.parent,
+                whole(charge)?,
+                new.home.word(),
+                new.key.as_ref().map(|key| &key.0),
+            ],
         )?;
-        Ok(self.0.last_insert_rowid())
+        self.layer(self.0.last_insert_rowid())
+    }
+
+    /// Puts a key down, in the change that begins the first layer with it.
+    pub(super) fn add_key(&self, key: &NewKey) -> Result<()> {
+        let sql = "INSERT INTO keys VALUES (?1, ?2)";
+        self.0.execute(sql, params![key.id.0, key.wrapped])?;
+        Ok(())
+    }
+
+    /// A key, as it was put down.
+    pub(super) fn key(&self, id: &KeyId) -> Result<Vec<u8>> {
+        let sql = "SELECT wrapped FROM keys WHERE id = ?1";
+        Ok(self.0.query_row(sql, [&id.0], |row| row.get(0))?)
+    }
+
+    pub(super) fn has_keys(&self) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM keys)";
+        Ok(self.0.query_row(sql, [], |row| row.get(0))?)
+    }
+
+    /// What these records call themselves: no other ones do.
+    pub(super) fn store(&self) -> Result<String> {
+        Ok(self
+            .0
+            .query_row("SELECT name FROM store", [], |row| row.get(0))?)
+    }
+
+    /// The layers that are at a place.
+    pub(super) fn layers_at(&self, home: Home) -> Result<Vec<LayerRow>> {
+        let sql = format!("{LAYER} WHERE home = ?1");
+        self.all(&sql, &[&home.word()], layer_row)
     }
 
     pub(super) fn put_layer(&self, row: &LayerRow) -> Result<()> {
@@ -311,8 +351,11 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Forgets a layer, and its key where no other layer has it.
     pub(super) fn drop_layer(&self, id: LayerId) -> Result<()> {
         self.0.execute("DELETE FROM layers WHERE id = ?1", [id])?;
+        let sql = "DELETE FROM keys WHERE id NOT IN (SELECT key FROM layers WHERE key NOT NULL)";
+        self.0.execute(sql, [])?;
         Ok(())
     }
 
@@ -519,5 +562,7 @@ fn layer_row(row: &Row<'_>) -> SqlResult<LayerRow> {
         parent: row.get(3)?,
         charge: number(row, 4)?,
         written: row.get(5)?,
+        home: parsed(row, 6)?,
+        key: row.get::<_, Option<String>>(7)?.map(KeyId),
     })
 }

@@ -93,7 +93,9 @@ impl ToolError {
     /// Whether it found no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Failed { said, .. } if said.contains("No space left on device"))
+        // The second is LVM's.
+        let words = ["No space left on device", "free space in thin pool"];
+        matches!(self, Self::Failed { said, .. } if words.iter().any(|word| said.contains(word)))
     }
 }
 
@@ -274,7 +276,7 @@ fn lock_up(command: &mut Command, user: Option<u32>, output: u64) {
 }
 
 /// Waits for its end; `None` where that did not come in time, and it was killed.
-fn wait(mut child: Child, time: Duration) -> io::Result<Option<ExitStatus>> {
+pub(super) fn wait(mut child: Child, time: Duration) -> io::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + time;
     let number = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let watched = number
@@ -333,7 +335,7 @@ fn end_all_of(user: u32) {
 }
 
 /// The end of what a program said, as one line.
-fn end_of(said: &File) -> String {
+pub(super) fn end_of(said: &File) -> String {
     let length = said.metadata().map_or(0, |meta| meta.len());
     let mut bytes = vec![0; usize::try_from(length.min(SAID)).unwrap_or(0)];
     let from = length.saturating_sub(SAID);

@@ -1,19 +1,19 @@
-//! [`Volumes`]: opening them, sweeping what a crash left, finding and listing.
+//! [`Volumes`]: opening them, finding and listing; layers by their records.
 
-use super::backend::{Backend, Files, OpenLayer, Overlays, shares_blocks};
+use super::backend::{Backend, Files, LvmThin, OpenLayer, Overlays, shares_blocks};
+use super::config::{BackendChoice, VolumesConfig};
 use super::error::{VolumeError, at};
-use super::records::{LayerFormat, LayerId, LayerRow, Life, Records, Tx, VolumeRow};
-use crate::failpoint;
+use super::keys::{KeyFile, KeyId, Passphrase};
+use super::layer::Home;
+use super::records::{LayerRow, Life, Records, Tx, VolumeRow};
 use crate::node::Scope;
 use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
-use std::fmt;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,71 +36,6 @@ const MOST_RESERVED: u64 = 1 << 30;
 /// The most snapshots of one volume.
 pub const MAX_SNAPSHOTS: usize = 256;
 
-/// Which back end new layers have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum BackendChoice {
-    /// Files where the filesystem lets them share blocks, else qcow2.
-    #[default]
-    Auto,
-    /// Raw files.
-    Files,
-    /// qcow2 over raw files.
-    Qcow2,
-}
-
-impl fmt::Display for BackendChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Files => "files",
-            Self::Qcow2 => "qcow2",
-        })
-    }
-}
-
-impl FromStr for BackendChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "files" => Ok(Self::Files),
-            "qcow2" => Ok(Self::Qcow2),
-            _ => Err(format!("{text:?} is none of auto, files and qcow2")),
-        }
-    }
-}
-
-/// What an account may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct VolumeQuota {
-    /// How many volumes, those included that can be had back.
-    pub count: Option<u64>,
-    /// Bytes: the sizes of all volumes, and what their snapshots hold.
-    pub bytes: Option<u64>,
-}
-
-/// How a node keeps volumes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VolumesConfig {
-    /// How their bytes are kept.
-    pub backend: BackendChoice,
-    /// How long one that was removed can be had back.
-    pub grace: Duration,
-    /// What each account may have.
-    pub quota: VolumeQuota,
-}
-
-impl Default for VolumesConfig {
-    fn default() -> Self {
-        Self {
-            backend: BackendChoice::Auto,
-            grace: Duration::from_secs(24 * 3600),
-            quota: VolumeQuota::default(),
-        }
-    }
-}
-
 /// The volumes of a node. Clones are the same ones. All calls block.
 #[derive(Debug, Clone)]
 pub struct Volumes {
@@ -109,10 +44,14 @@ pub struct Volumes {
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     pub(super) config: VolumesConfig,
-    pub(super) backend: Box<dyn Backend>,
+    /// How new layers are kept.
+    pub(super) backend: Arc<dyn Backend>,
+    /// Where layers are that are no files.
+    pub(super) pool: Option<Arc<LvmThin>>,
     pub(super) records: Records,
+    key_file: KeyFile,
     /// Volumes that something is done with.
     busy: Mutex<BTreeSet<VolumeId>>,
     turns: Condvar,
@@ -173,22 +112,32 @@ impl Volumes {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(VolumeError::Owned(folder)),
             locked => locked.map_err(io::Error::from).map_err(at("lock", &path))?,
         }
+        let records = Records::open(&folder.join("volumes.db"))?;
+        let pool = open_pool(&records, &config)?;
         let layers = folder.join("layers");
         let shares = || shares_blocks(&layers).map_err(at("look at", &layers));
-        let backend: Box<dyn Backend> = match config.backend {
-            BackendChoice::Files => Box::new(Files),
-            BackendChoice::Qcow2 => Box::new(Overlays),
-            BackendChoice::Auto => match shares()? {
-                true => Box::new(Files),
-                false => Box::new(Overlays),
+        let backend: Arc<dyn Backend> = match (config.backend, &pool) {
+            (BackendChoice::LvmThin, Some(pool)) => Arc::<LvmThin>::clone(pool),
+            (BackendChoice::LvmThin, None) => {
+                let (pool, why) = (String::new(), "has no name: thin_pool has to be GROUP/POOL");
+                return Err(VolumeError::Pool { pool, why });
+            }
+            (BackendChoice::Files, _) => Arc::new(Files),
+            (BackendChoice::Qcow2, _) => Arc::new(Overlays),
+            (BackendChoice::Auto, _) => match shares()? {
+                true => Arc::new(Files),
+                false => Arc::new(Overlays),
             },
         };
-        let records = Records::open(&folder.join("volumes.db"))?;
+        let key_file = config.key_file.clone();
+        let key_file = KeyFile::new(key_file.unwrap_or_else(|| folder.join("key")));
         let inner = Inner {
             folder,
             config,
             backend,
+            pool,
             records,
+            key_file,
             busy: Mutex::default(),
             turns: Condvar::new(),
             images: Arc::default(),
@@ -202,7 +151,7 @@ impl Volumes {
         Ok(volumes)
     }
 
-    /// What the back end's configuration calls it: `files` or `qcow2`.
+    /// What the back end's configuration calls it: `files`, `qcow2` or `lvm-thin`.
     #[must_use]
     pub fn backend(&self) -> &'static str {
         self.inner.backend.name()
@@ -222,6 +171,7 @@ impl Volumes {
     /// # Errors
     /// Where the records cannot be read.
     pub fn list(&self, scope: &Scope, deleted: bool) -> Result<Vec<Volume>> {
+        self.inner.look();
         let mut found = self.inner.records.read(|tx| {
             let rows = tx.volumes()?.into_iter().filter(|row| {
                 let is_seen = match row.life {
@@ -244,6 +194,7 @@ impl Volumes {
     /// # Errors
     /// Where there is none, or there are several.
     pub fn find(&self, scope: &Scope, reference: &str) -> Result<Volume> {
+        self.inner.look();
         self.inner.records.read(|tx| {
             let mut rows = tx.volumes()?;
             rows.retain(|row| {
@@ -280,7 +231,28 @@ impl Volumes {
     /// Where there is none.
     pub fn get(&self, id: VolumeId) -> Result<Volume> {
         let inner = &self.inner;
+        inner.look();
         inner.records.read(|tx| inner.view(tx, &known(tx, id)?))
+    }
+}
+
+/// The pool of LVM, where there is one to be used: for new layers, or for those that there are.
+fn open_pool(records: &Records, config: &VolumesConfig) -> Result<Option<Arc<LvmThin>>> {
+    let Some(pool) = &config.thin_pool else {
+        return Ok(None);
+    };
+    let (store, used) = records.read(|tx| {
+        let used = !tx.layers_at(Home::Pool)?.is_empty();
+        Ok((tx.store()?, used))
+    })?;
+    match LvmThin::open(pool, &store) {
+        Ok(pool) => Ok(Some(Arc::new(pool))),
+        Err(error) if used || config.backend == BackendChoice::LvmThin => Err(error),
+        Err(error) => {
+            let error = crate::vm::chain(&error);
+            tracing::warn!(error, "the thin pool is not used");
+            Ok(None)
+        }
     }
 }
 
@@ -291,10 +263,30 @@ fn is_job_name_only(reference: &str) -> bool {
 }
 
 impl Inner {
-    /// A layer's file.
-    pub(super) fn path(&self, layer: LayerId, format: LayerFormat) -> PathBuf {
-        let name = format!("{layer:08}.{}", format.word());
-        self.folder.join("layers").join(name)
+    /// What keeps the layers that are at a place.
+    pub(super) fn keeper(&self, home: Home) -> Result<&dyn Backend> {
+        if self.backend.home() == home {
+            return Ok(&*self.backend);
+        }
+        match (home, &self.pool) {
+            (Home::Folder, _) => Ok(&Files),
+            (Home::Pool, Some(pool)) => Ok(&**pool),
+            (Home::Pool, None) => {
+                let (pool, why) = (String::new(), "has no name, and there are volumes in one");
+                Err(VolumeError::Pool { pool, why })
+            }
+        }
+    }
+
+    /// A layer's file, or its device.
+    pub(super) fn path(&self, layer: &LayerRow) -> PathBuf {
+        match (layer.home, &self.pool) {
+            (Home::Pool, Some(pool)) => pool.path(layer.id),
+            (Home::Folder, _) | (Home::Pool, None) => {
+                let name = format!("{:08}.{}", layer.id, layer.format.word());
+                self.folder.join("layers").join(name)
+            }
+        }
     }
 
     /// The folder for files without a name.
@@ -326,17 +318,49 @@ impl Inner {
 
     /// Opens the layers of a chain, all to read but the top, where that is to be written.
     pub(super) fn open_chain(&self, chain: &[LayerRow], write: bool) -> Result<Vec<OpenLayer>> {
+        let mut opened = self.look_at(chain, write)?;
+        for (layer, opened) in chain.iter().zip(&mut opened) {
+            opened.key = layer.key.as_ref().map(|id| self.key(id)).transpose()?;
+        }
+        Ok(opened)
+    }
+
+    /// The same without keys, for who does not look into them.
+    pub(super) fn look_at(&self, chain: &[LayerRow], write: bool) -> Result<Vec<OpenLayer>> {
         let layers = chain.iter().enumerate().map(|(place, layer)| {
-            let path = self.path(layer.id, layer.format);
-            let file = File::options()
-                .read(true)
-                .write(write && place == 0)
-                .open(&path)
-                .map_err(at("open", &path))?;
-            let format = layer.format;
-            Ok(OpenLayer { file, format })
+            let path = self.path(layer);
+            let file = self.keeper(layer.home)?;
+            Ok(OpenLayer {
+                file: file.open(&path, write && place == 0)?,
+                format: layer.format,
+                key: None,
+                is_encrypted: layer.key.is_some(),
+                home: layer.home,
+                path,
+            })
         });
         layers.collect()
+    }
+
+    /// A key, as the node's opens it.
+    fn key(&self, id: &KeyId) -> Result<Passphrase> {
+        let wrapped = self.records.read(|tx| tx.key(id))?;
+        self.key_file.open(id, &wrapped)
+    }
+
+    /// A key for a new volume, which is put down with its first layer.
+    pub(super) fn new_key(&self) -> Result<super::keys::NewKey> {
+        let is_first = !self.records.read(|tx| tx.has_keys())?;
+        self.key_file.new_key(is_first)
+    }
+
+    /// Looks at what layers take that are no files.
+    pub(super) fn look(&self) {
+        let looked = self.pool.as_ref().map_or(Ok(()), |pool| pool.look());
+        if let Err(error) = looked {
+            let error = crate::vm::chain(&error);
+            tracing::warn!(error, "what volumes take of the thin pool is not known");
+        }
     }
 
     pub(super) fn view(&self, tx: &Tx<'_>, row: &VolumeRow) -> Result<Volume> {
@@ -361,6 +385,7 @@ impl Inner {
                 .collect(),
             leases: tx.leases(row.id)?,
             unclean: row.unclean,
+            encrypted: layer.key.is_some(),
             created_at: row.created,
             purged_at: row.purged,
         })
@@ -368,9 +393,7 @@ impl Inner {
 
     /// Bytes that a layer takes on disk.
     pub(super) fn allocated(&self, layer: &LayerRow) -> Result<u64> {
-        let path = self.path(layer.id, layer.format);
-        let meta = fs::metadata(&path).map_err(at("look at", &path))?;
-        Ok(meta.blocks() * 512)
+        self.keeper(layer.home)?.stored(&self.path(layer))
     }
 
     /// Checks that an account may have so much more.
@@ -401,60 +424,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes what a crash left half made or half removed, and ends what it left half grown. What cannot
-    /// be removed now is tried again at the next start, and keeps nobody from the rest.
-    fn sweep(&self) -> Result<()> {
-        let work = self.work();
-        for entry in fs::read_dir(&work).map_err(at("read", &work))?.flatten() {
-            if let Err(error) = fs::remove_file(entry.path()) {
-                tracing::warn!(%error, path = %entry.path().display(), "a file stays");
-            }
-        }
-        let unfinished = self.records.read(|tx| {
-            let unfinished = tx.unfinished()?;
-            Ok(unfinished)
-        })?;
-        let is_gone = |layer: &LayerRow| match self.remove_file(layer) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(%error, layer = layer.id, "a layer's file stays");
-                false
-            }
-        };
-        let gone: Vec<_> = unfinished.iter().filter(|layer| is_gone(layer)).collect();
-        self.sync_layers()?;
-        self.take_back_layers()?;
-        self.records.write("volumes.sweep", |tx| {
-            for row in tx.volumes()? {
-                if row.life == Life::Making {
-                    tx.drop_volume(row.id)?;
-                }
-            }
-            gone.iter().try_for_each(|layer| tx.drop_layer(layer.id))
-        })?;
-        self.grow_on()?;
-        self.collect()
-    }
-
-    /// Takes back what a crash left with the user of a program.
-    fn take_back_layers(&self) -> Result<()> {
-        let us = rustix::process::geteuid();
-        let layers = self.folder.join("layers");
-        for entry in fs::read_dir(&layers)
-            .map_err(at("read", &layers))?
-            .flatten()
-        {
-            let path = entry.path();
-            if entry.metadata().is_ok_and(|meta| meta.uid() != us.as_raw()) {
-                let taken = rustix::fs::chown(&path, Some(us), Some(rustix::process::getegid()));
-                taken
-                    .map_err(io::Error::from)
-                    .map_err(at("take back", &path))?;
-            }
-        }
-        Ok(())
-    }
-
     /// One more image on its way, and how many bytes it may take of the disk.
     pub(super) fn image(&self) -> Result<(OnItsWay, u64)> {
         let before = self.images.fetch_add(1, Ordering::SeqCst);
@@ -469,105 +438,6 @@ impl Inner {
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let reserved = (all / RESERVE).min(MOST_RESERVED);
         Ok((place, free.saturating_sub(reserved)))
-    }
-
-    /// Gives each volume the size that its record has, where a crash came before its file got it. One that
-    /// cannot be grown now is tried again when it is attached.
-    fn grow_on(&self) -> Result<()> {
-        let tops = self.records.read(|tx| {
-            let rows = tx.volumes()?.into_iter();
-            rows.map(|row| Ok((tx.layer(row.top)?, row)))
-                .collect::<Result<Vec<_>>>()
-        })?;
-        for (layer, row) in tops {
-            let grown = self
-                .open_chain(std::slice::from_ref(&layer), true)
-                .and_then(
-                    |opened| match opened.first().map(OpenLayer::size).transpose()? {
-                        Some(size) if size < row.size.bytes() => {
-                            // A guest that has outlived its node may have it.
-                            self.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?;
-                            self.grow_to_record(&row, &opened)
-                        }
-                        _ => Ok(()),
-                    },
-                );
-            if let Err(error) = grown {
-                tracing::warn!(%error, volume = %row.id, "a volume's disk is not in order");
-            }
-        }
-        Ok(())
-    }
-
-    /// Grows a top that is smaller than its volume, and that the caller has locked.
-    pub(super) fn grow_to_record(&self, row: &VolumeRow, opened: &[OpenLayer]) -> Result<()> {
-        let Some(top) = opened.first() else {
-            return Err(VolumeError::NoVolume(row.id.to_string()));
-        };
-        if top.size()? >= row.size.bytes() {
-            return Ok(());
-        }
-        let path = self.path(row.top, top.format);
-        self.backend.grow(top, &path, row.size)?;
-        top.file.sync_all().map_err(at("write", &path))
-    }
-
-    fn remove_file(&self, layer: &LayerRow) -> Result<()> {
-        let path = self.path(layer.id, layer.format);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(at("remove", &path)),
-        }
-    }
-
-    /// Forgets a layer that came to nothing, with its file.
-    pub(super) fn abandon(&self, layer: LayerId, format: LayerFormat) {
-        let path = self.path(layer, format);
-        let removed = match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(at("remove", &path)),
-        };
-        let synced = removed.and_then(|()| self.sync_layers());
-        let forgotten = synced.and_then(|()| {
-            self.records
-                .write("layer.abandon", |tx| tx.drop_layer(layer))
-        });
-        if let Err(error) = forgotten {
-            tracing::warn!(%error, layer, "a layer stays until the volumes are opened again");
-        }
-    }
-
-    /// The same after what made it needful was done: what cannot be removed now is removed when they are
-    /// opened next.
-    pub(super) fn collect_later(&self) {
-        if let Err(error) = self.collect() {
-            tracing::warn!(%error, "layers that nobody needs stay for now");
-        }
-    }
-
-    /// Removes the layers that nothing leads to any more.
-    pub(super) fn collect(&self) -> Result<()> {
-        loop {
-            // Those below them have no child any more after that.
-            let orphans = self.records.write("layers.condemn", |tx| {
-                let orphans = tx.orphans()?;
-                for layer in &orphans {
-                    tx.condemn_layer(layer.id)?;
-                }
-                Ok(orphans)
-            })?;
-            if orphans.is_empty() {
-                return Ok(());
-            }
-            for layer in &orphans {
-                self.remove_file(layer)?;
-                failpoint::pass("layers.remove", "one");
-            }
-            self.sync_layers()?;
-            self.records.write("layers.forget", |tx| {
-                orphans.iter().try_for_each(|layer| tx.drop_layer(layer.id))
-            })?;
-        }
     }
 }
 

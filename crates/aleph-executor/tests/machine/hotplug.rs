@@ -76,6 +76,7 @@ async fn disks(world: &World, vm: &DrivenVm, hotplug: &dyn Hotplug) -> Result<()
                 backing: vec![Layer {
                     file: File::open(&base)?,
                     is_qcow2: false,
+                    key: None,
                 }],
             },
             ..Disk::raw("data", writable(&top)?, false)

@@ -3,6 +3,7 @@
 
 mod agent;
 mod broken;
+mod encrypted;
 mod hotplug;
 mod power;
 mod uefi;
@@ -58,6 +59,11 @@ fn main() {
             "a_guest_sees_what_is_added_and_taken_away",
             needs(&["/usr/bin/qemu-img"]).or_else(needs_networks),
             hotplug::a_guest_sees_what_is_added_and_taken_away,
+        ),
+        trial(
+            "what_a_guest_writes_to_an_encrypted_disk_is_not_in_the_clear",
+            needs(&["/usr/bin/qemu-img"]),
+            encrypted::what_a_guest_writes_to_an_encrypted_disk_is_not_in_the_clear,
         ),
         trial(
             "a_guest_that_keeps_a_disk_is_said_to",

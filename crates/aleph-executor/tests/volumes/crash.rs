@@ -1,19 +1,19 @@
 //! A crash in every step: a process does a fixed list of operations and is killed at one place; whoever
 //! opens the volumes next finds what there was before the operation, or after it, and nothing else.
 
-use crate::support::{config, empty, memory, named, write};
+use crate::support::{config, empty, layers, memory, named, write};
 use aleph_executor::node::Scope;
-use aleph_executor::volumes::{BackendChoice, Import, Source, Volumes};
+use aleph_executor::volumes::{Import, Source, Volumes, VolumesConfig};
 use aleph_types::{DiskImageFormat, Filesystem, MiB, VolumeId};
 use anyhow::{Context, Result, ensure};
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
-const ROOT: &str = "ALEPH_VOLUMES_TEST_ROOT";
+pub(crate) const ROOT: &str = "ALEPH_VOLUMES_TEST_ROOT";
 const BACKEND: &str = "ALEPH_VOLUMES_TEST_BACKEND";
 
 /// Where a process may die: the name of each change of the records, and of other steps.
@@ -102,8 +102,7 @@ fn view(volumes: &Volumes) -> Result<String> {
                 let raw = volumes.export(volume.id, state, DiskImageFormat::Raw)?;
                 let mut found = [0; 4];
                 for (sector, byte) in (0_u64..).zip(&mut found) {
-                    raw.file
-                        .read_exact_at(std::slice::from_mut(byte), sector * 512)?;
+                    raw.read_exact_at(std::slice::from_mut(byte), sector * 512)?;
                 }
                 write!(text, " {state:?} {} {found:x?}", raw.length)?;
             }
@@ -114,28 +113,37 @@ fn view(volumes: &Volumes) -> Result<String> {
 }
 
 /// The views before the first operation and after each.
-fn reference(backend: BackendChoice, dir: &Path) -> Result<Vec<String>> {
-    let volumes = Volumes::open(&dir.join("reference"), config(backend))?;
+fn reference(words: &str, dir: &Path) -> Result<Vec<String>> {
+    let volumes = Volumes::open(&dir.join("reference"), way(words)?)?;
     let image = image(dir)?;
     let mut views = vec![view(&volumes)?];
     for operation in OPERATIONS {
         operation(&volumes, &image)?;
         views.push(view(&volumes)?);
     }
+    for volume in volumes.list(&Scope::All, true)? {
+        volumes.remove(volume.id, true)?;
+    }
     Ok(views)
+}
+
+/// Its words are those of a configuration: a back end, and `encrypted`.
+fn way(words: &str) -> Result<VolumesConfig> {
+    let (backend, encrypted) = words.split_once(' ').unwrap_or((words, ""));
+    Ok(VolumesConfig {
+        encrypt: encrypted == "encrypted",
+        ..config(backend.parse().map_err(anyhow::Error::msg)?)
+    })
 }
 
 /// The process that is killed. Without the variables it has nothing to do.
 #[test]
-fn victim() -> Result<()> {
+pub(crate) fn victim() -> Result<()> {
     let Some(root) = std::env::var_os(ROOT) else {
         return Ok(());
     };
     let root = Path::new(&root);
-    let backend = std::env::var(BACKEND)?
-        .parse()
-        .map_err(anyhow::Error::msg)?;
-    let volumes = Volumes::open(&root.join("node"), config(backend))?;
+    let volumes = Volumes::open(&root.join("node"), way(&std::env::var(BACKEND)?)?)?;
     let image = root.join("image");
     for (done, operation) in OPERATIONS.iter().enumerate() {
         operation(&volumes, &image)?;
@@ -145,13 +153,13 @@ fn victim() -> Result<()> {
 }
 
 /// Kills a process at one place, and looks at what it left. `false` where it did not come by.
-fn kill_at(backend: BackendChoice, place: &str, views: &[String]) -> Result<bool> {
+fn kill_at(words: &str, place: &str, views: &[String]) -> Result<bool> {
     let dir = memory()?;
     image(dir.path())?;
     let output = Command::new(std::env::current_exe()?)
         .args(["--exact", "crash::victim", "--nocapture"])
         .env(ROOT, dir.path())
-        .env(BACKEND, backend.to_string())
+        .env(BACKEND, words)
         .env("ALEPH_FAILPOINT", place)
         .output()?;
     if output.status.signal() != Some(9) {
@@ -161,7 +169,7 @@ fn kill_at(backend: BackendChoice, place: &str, views: &[String]) -> Result<bool
     }
     let done = fs::read_to_string(dir.path().join("done")).unwrap_or_default();
     let done: usize = done.parse().unwrap_or(0);
-    let volumes = Volumes::open(&dir.path().join("node"), config(backend))
+    let volumes = Volumes::open(&dir.path().join("node"), way(words)?)
         .with_context(|| format!("{place}, after {done}"))?;
     volumes.recover(|_| false)?;
     let found = view(&volumes)?;
@@ -186,25 +194,26 @@ fn kill_at(backend: BackendChoice, place: &str, views: &[String]) -> Result<bool
     for volume in volumes.list(&Scope::All, true)? {
         volumes.remove(volume.id, true)?;
     }
-    for folder in ["layers", "work"] {
-        let folder = dir.path().join("node/volumes").join(folder);
-        ensure!(
-            fs::read_dir(&folder)?.count() == 0,
-            "{place}: {} is not empty",
-            folder.display()
-        );
-    }
+    let state = dir.path().join("node");
+    let left = layers(&state, way(words)?.backend)?;
+    ensure!(left == 0, "{place}: {left} layers are left");
+    let left = fs::read_dir(state.join("volumes/work"))?.count();
+    ensure!(left == 0, "{place}: {left} files are left");
     Ok(true)
 }
 
-fn everywhere(backend: BackendChoice, times: u32, least: usize) -> Result<()> {
+fn everywhere(words: &str, times: u32, least: usize) -> Result<()> {
+    at_places(words, PLACES, (times, least))
+}
+
+pub(crate) fn at_places(words: &str, places: &[&str], (times, least): (u32, usize)) -> Result<()> {
     let dir = memory()?;
-    let views = reference(backend, dir.path())?;
+    let views = reference(words, dir.path())?;
     let mut kills = 0;
-    for place in PLACES {
+    for place in places {
         // The first times that it comes by.
         for time in 1..=times {
-            if !kill_at(backend, &format!("{place}:{time}"), &views)? {
+            if !kill_at(words, &format!("{place}:{time}"), &views)? {
                 break;
             }
             kills += 1;
@@ -216,11 +225,22 @@ fn everywhere(backend: BackendChoice, times: u32, least: usize) -> Result<()> {
 
 #[test]
 fn a_crash_in_every_step_of_chains() -> Result<()> {
-    everywhere(BackendChoice::Qcow2, 2, PLACES.len() + 15)
+    everywhere("qcow2", 2, PLACES.len() + 15)
 }
 
 #[test]
 fn a_crash_in_every_step_of_files() -> Result<()> {
     // No file of this kind is made over another, so one place is never come by.
-    everywhere(BackendChoice::Files, 1, PLACES.len() - 1)
+    everywhere("files", 1, PLACES.len() - 1)
+}
+
+#[test]
+fn a_crash_in_steps_of_encrypted_chains() -> Result<()> {
+    let places = [
+        "volume.ready:before",
+        "volume.freeze:before",
+        "volume.resize:after",
+        "layers.remove:one",
+    ];
+    at_places("qcow2 encrypted", &places, (1, places.len()))
 }

@@ -1,12 +1,11 @@
 //! Random operations on volumes, against a model that keeps each disk as the sectors that were written.
 
-use crate::support::{code, config, memory, named, write};
+use crate::support::{code, config, layers, memory, named, write};
 use aleph_executor::node::Scope;
-use aleph_executor::volumes::{BackendChoice, Source, VolumeError, Volumes};
+use aleph_executor::volumes::{BackendChoice, Source, VolumeError, Volumes, VolumesConfig};
 use aleph_types::{DiskImageFormat, Filesystem, MiB, VolumeId, VolumeState};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt;
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const STATES: [&str; 3] = ["x", "y", "z"];
@@ -221,7 +220,7 @@ fn compare(volumes: &Volumes, id: VolumeId, state: Option<&str>, disk: &Disk) ->
         exported.length
     );
     let mut found = vec![0; usize::try_from(exported.length)?];
-    exported.file.read_exact_at(&mut found, 0)?;
+    exported.read_exact_at(&mut found, 0)?;
     let mut wanted = vec![0_u8; found.len()];
     for (sector, byte) in &disk.sectors {
         let at = usize::try_from(sector * 512)?;
@@ -266,9 +265,17 @@ fn compare_lists(volumes: &Volumes, model: &Model) -> Result<()> {
     Ok(())
 }
 
-fn operations(backend: BackendChoice, seed: u64, rounds: usize) -> Result<()> {
+pub(crate) fn operations(
+    (backend, encrypt): (BackendChoice, bool),
+    seed: u64,
+    rounds: usize,
+) -> Result<()> {
     let dir = memory()?;
-    let open = || Volumes::open(dir.path(), config(backend));
+    let config = VolumesConfig {
+        encrypt,
+        ..config(backend)
+    };
+    let open = || Volumes::open(dir.path(), config.clone());
     let (mut random, mut model) = (Random(seed), Model::default());
     let mut volumes = open()?;
     for round in 0..rounds {
@@ -282,7 +289,7 @@ fn operations(backend: BackendChoice, seed: u64, rounds: usize) -> Result<()> {
         );
         compare_lists(&volumes, &model).with_context(context)?;
         // One disk in each round, and all of them now and then.
-        let all = round % 100 == 99;
+        let all = round % 100 == 99 || round + 1 == rounds;
         let name = random.of(&NAMES);
         for (other, known) in &model.ready {
             if all || *other == name {
@@ -300,17 +307,27 @@ fn operations(backend: BackendChoice, seed: u64, rounds: usize) -> Result<()> {
     for volume in volumes.list(&Scope::All, true)? {
         volumes.remove(volume.id, true)?;
     }
-    let left = std::fs::read_dir(dir.path().join("volumes/layers"))?.count();
+    let left = layers(dir.path(), backend)?;
     ensure!(left == 0, "{left} layers are left of nothing");
     Ok(())
 }
 
 #[test]
 fn six_hundred_operations_on_chains() -> Result<()> {
-    operations(BackendChoice::Qcow2, 1, 600)
+    operations((BackendChoice::Qcow2, false), 1, 600)
 }
 
 #[test]
 fn four_hundred_operations_on_files() -> Result<()> {
-    operations(BackendChoice::Files, 2, 400)
+    operations((BackendChoice::Files, false), 2, 400)
+}
+
+#[test]
+fn operations_on_encrypted_chains() -> Result<()> {
+    operations((BackendChoice::Qcow2, true), 3, 40)
+}
+
+#[test]
+fn operations_on_encrypted_files() -> Result<()> {
+    operations((BackendChoice::Files, true), 4, 40)
 }

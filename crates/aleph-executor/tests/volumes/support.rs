@@ -1,23 +1,56 @@
 //! What the tests of volumes share.
 
 use aleph_executor::volumes::{
-    BackendChoice, Layers, NewVolume, Owner, VolumeError, Volumes, VolumesConfig,
+    BackendChoice, LayerFormat, Layers, NewVolume, Owner, Passphrase, VolumeError, Volumes,
+    VolumesConfig,
 };
 use aleph_types::{Classify, Filesystem, Incarnation, JobId, MiB, Volume, VolumeAccess};
 use anyhow::{Result, ensure};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::process::Command;
 
 pub(crate) fn config(backend: BackendChoice) -> VolumesConfig {
     VolumesConfig {
         backend,
+        thin_pool: match backend {
+            BackendChoice::LvmThin => POOL.parse().ok(),
+            _ => None,
+        },
         ..VolumesConfig::default()
     }
+}
+
+/// The pool of tests in a VM.
+pub(crate) const POOL: &str = "group-1/pool";
+
+/// How many layers there are in a node's state folder, and in the pool.
+pub(crate) fn layers(state: &std::path::Path, backend: BackendChoice) -> Result<usize> {
+    let files = std::fs::read_dir(state.join("volumes/layers"))?.count();
+    if backend != BackendChoice::LvmThin {
+        return Ok(files);
+    }
+    let listed = Command::new("lvm")
+        .args(["lvs", "--noheadings", "--select", "tags=aleph"])
+        .output()?;
+    ensure!(listed.status.success(), "lvs: {listed:?}");
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    Ok(files
+        + listed
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .count())
 }
 
 pub(crate) const BACKENDS: [BackendChoice; 2] = [BackendChoice::Files, BackendChoice::Qcow2];
 
 pub(crate) fn named(name: &str) -> NewVolume<'_> {
-    NewVolume { account: "a", name }
+    NewVolume {
+        account: "a",
+        name,
+        encrypted: None,
+    }
 }
 
 pub(crate) fn owner() -> Owner {
@@ -29,37 +62,59 @@ pub(crate) fn owner() -> Owner {
 
 /// Writes to a volume as a VMM does: through QEMU's block layer, by the files that an attachment gives.
 pub(crate) fn qemu_io(layers: &Layers, commands: &[String]) -> Result<String> {
-    use std::os::fd::AsRawFd;
-    let file = |fd: i32| {
-        serde_json::json!({"driver": "file", "locking": "off",
-            "filename": format!("/proc/{}/fd/{fd}", std::process::id())})
-    };
+    let keys = layers.backing.iter().map(|layer| layer.key.as_ref());
+    let keys = [layers.key.as_ref()].into_iter().chain(keys);
+    let keys = keys.map(|key| key.map(Passphrase::file).transpose());
+    qemu_io_with(
+        layers,
+        &keys.collect::<std::io::Result<Vec<_>>>()?,
+        commands,
+    )
+}
+
+/// The same with other keys.
+pub(crate) fn qemu_io_with(
+    layers: &Layers,
+    keys: &[Option<File>],
+    commands: &[String],
+) -> Result<String> {
+    let path = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let below = layers
+        .backing
+        .iter()
+        .map(|layer| (&layer.file, layer.format));
+    let all = [(&layers.top, layers.format)].into_iter().chain(below);
+    let mut command = Command::new("qemu-io");
     let mut below = serde_json::Value::Null;
-    for (place, layer) in layers.backing.iter().enumerate().rev() {
-        let format = match place + 1 == layers.backing.len() {
-            true => "raw",
-            false => "qcow2",
-        };
-        let mut node = serde_json::json!({"driver": format, "file": file(layer.as_raw_fd())});
-        if format == "qcow2" {
+    for (place, ((file, format), key)) in all
+        .zip(keys)
+        .enumerate()
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+    {
+        let is_device = file.metadata()?.file_type().is_block_device();
+        let driver = if is_device { "host_device" } else { "file" };
+        let file = serde_json::json!({"driver": driver, "locking": "off", "filename": path(file)});
+        let mut node = serde_json::json!({"driver": "raw", "file": file});
+        if format == LayerFormat::Qcow2 {
+            node["driver"] = "qcow2".into();
             node["backing"] = below;
+        }
+        if let Some(key) = key {
+            let name = format!("k{place}");
+            command.args(["--object", &format!("secret,id={name},file={}", path(key))]);
+            node["encrypt"] = serde_json::json!({"format": "luks", "key-secret": name});
         }
         below = node;
     }
-    let is_raw = layers.backing.is_empty();
-    let format = if is_raw { "raw" } else { "qcow2" };
-    let mut node = serde_json::json!({"driver": format, "file": file(layers.top.as_raw_fd())});
-    if !is_raw {
-        node["backing"] = below;
-    }
-    let mut command = Command::new("qemu-io");
     if layers.read_only {
         command.arg("-r");
     }
     for line in commands {
         command.args(["-c", line]);
     }
-    let output = command.arg(format!("json:{node}")).output()?;
+    let output = command.arg(format!("json:{below}")).output()?;
     let said = format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),

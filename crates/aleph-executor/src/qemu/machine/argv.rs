@@ -346,6 +346,10 @@ impl Builder {
         let (id, port) = self.place(Device::Disk(serial.to_owned()))?;
         let mut files: Vec<String> = disk.layers.iter().map(|_| self.set(&id)).collect();
         files.reverse();
+        for secret in disk.secrets(&id) {
+            let file = path_of_file(self.descriptor());
+            self.add(&["-object", &format!("secret,id={secret},file={file}")]);
+        }
         for node in disk.nodes(&id, || files.pop().unwrap_or_default()) {
             self.node(&node);
         }
@@ -458,6 +462,7 @@ mod tests {
         };
         let blueprint = blueprint(&wanted, Accelerator::Kvm);
         let kind = |is_qcow2| Kind {
+            is_encrypted: false,
             is_qcow2,
             is_device: false,
         };

@@ -12,8 +12,9 @@ use super::argv::{memory_backend, port};
 use super::blueprint::{Blueprint, Device, MEMORY_UNIT};
 use super::error::MachineError;
 use crate::hypervisor::{BoxFuture, Disk, Hotplug, Nic, VmmError};
+use crate::process::path_of_file;
 use crate::qemu::argv::mac_text;
-use crate::qemu::block::{self, Drive};
+use crate::qemu::block::{self, Drive, secrets_of};
 use crate::qemu::driver::QemuVmm;
 use aleph_types::MiB;
 use serde_json::{Value, json};
@@ -23,6 +24,9 @@ use tokio::time::Instant;
 
 /// The path of devices that have a name.
 const PERIPHERAL: &str = "/machine/peripheral";
+
+/// The path of objects that are no devices.
+const OBJECTS: &str = "/objects";
 
 /// How often it is looked whether a device is gone.
 const LOOK: Duration = Duration::from_millis(20);
@@ -48,16 +52,21 @@ impl Hotplug for QemuVmm {
             let slot = self.free_slot_for(&device).await?;
             self.forget_disk(&id).await?;
             let attached = async {
-                let mut files = Vec::with_capacity(layers.len());
-                for file in block::files(disk) {
-                    files.push(self.add_file(&id, file).await?);
-                }
-                files.reverse();
                 let drive = Drive {
                     serial: &serial,
                     read_only,
                     layers,
                 };
+                let mut files = Vec::with_capacity(drive.layers.len());
+                let mut secrets = drive.secrets(&id).into_iter();
+                for file in block::files(disk) {
+                    if files.len() < drive.layers.len() {
+                        files.push(self.add_file(&id, file).await?);
+                    } else if let Some(secret) = secrets.next() {
+                        self.add_secret(&id, &secret, file).await?;
+                    }
+                }
+                files.reverse();
                 for node in drive.nodes(&id, || files.pop().unwrap_or_default()) {
                     self.command_with("blockdev-add", node).await?;
                 }
@@ -70,7 +79,9 @@ impl Hotplug for QemuVmm {
                     "werror": "enospc",
                     "rerror": "report",
                 });
-                self.command_with("device_add", device).await
+                self.command_with("device_add", device).await?;
+                // The nodes have what they need of them.
+                self.forget_secrets(&id).await
             };
             if let Err(error) = attached.await {
                 // What was not answered may be carried out yet: the next change of this disk looks.
@@ -374,6 +385,47 @@ impl QemuVmm {
         Ok(format!("/dev/fdset/{}", added["fdset-id"]))
     }
 
+    /// Gives QEMU a key for a device, by a descriptor: it is in no command.
+    async fn add_secret(&self, id: &str, name: &str, key: OwnedFd) -> Result<(), VmmError> {
+        let added = self
+            .hand_over("add-fd", json!({ "opaque": secrets_of(id) }), key)
+            .await?;
+        // It opens such a file by itself, not by the set that it is in.
+        let number = added["fd"].as_i64().and_then(|fd| i32::try_from(fd).ok());
+        let secret = json!({
+            "qom-type": "secret",
+            "id": name,
+            "file": path_of_file(number.unwrap_or(-1)),
+        });
+        self.command_with("object-add", secret).await.map(drop)
+    }
+
+    /// Takes away the keys of a device, which only who opens its nodes needs.
+    async fn forget_secrets(&self, id: &str) -> Result<(), VmmError> {
+        let begins = secrets_of(id);
+        for name in self.list(OBJECTS).await? {
+            if name.starts_with(&begins) {
+                self.command_with("object-del", json!({ "id": name }))
+                    .await?;
+            }
+        }
+        self.forget_files(&begins).await
+    }
+
+    /// Closes the files that were given for something.
+    async fn forget_files(&self, whose: &str) -> Result<(), VmmError> {
+        let sets = self.command("query-fdsets").await?;
+        for set in sets.as_array().into_iter().flatten() {
+            let files = set["fds"].as_array();
+            let is_its = |file: &Value| file["opaque"] == whose;
+            if files.is_some_and(|files| files.iter().any(is_its)) {
+                let set = json!({ "fdset-id": set["fdset-id"] });
+                self.command_with("remove-fd", set).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn nodes(&self) -> Result<Vec<Value>, VmmError> {
         let flat = json!({ "flat": true });
         let nodes = self.command_with("query-named-block-nodes", flat).await?;
@@ -412,16 +464,8 @@ impl QemuVmm {
         if let (Some(error), false) = (refused, names.is_empty()) {
             return Err(error);
         }
-        let sets = self.command("query-fdsets").await?;
-        for set in sets.as_array().into_iter().flatten() {
-            let files = set["fds"].as_array();
-            let is_its = |file: &Value| file["opaque"] == id;
-            if files.is_some_and(|files| files.iter().any(is_its)) {
-                let set = json!({ "fdset-id": set["fdset-id"] });
-                self.command_with("remove-fd", set).await?;
-            }
-        }
-        Ok(())
+        self.forget_secrets(id).await?;
+        self.forget_files(id).await
     }
 
     async fn forget_nic(&self, id: &str) {
