@@ -13,12 +13,15 @@
 //! [`VolumeError::Tool`], with what the program said; [`VolumeError::NotAnImage`] where it is a user's image
 //! that is at fault; [`VolumeError::Qcow2`] where a VMM spoilt its layer.
 
-use super::backend::{OpenLayer, is_device};
+use super::backend::{OpenLayer, head_of, is_device, length_of};
 use super::error::VolumeError;
 use super::keys::Passphrase;
 use super::layer::LayerFormat;
+use super::reading::{Extent, MAP_BYTES};
 use super::sandbox::{Tool, ToolError, read_path};
 use aleph_types::{DiskImageFormat, MiB};
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::time::Duration;
@@ -72,7 +75,11 @@ impl<'a> Files<'a> {
     }
 
     fn run(&self, call: Call<'_>) -> Result<(), ToolError> {
-        let tool = Tool {
+        self.tool(call).run()
+    }
+
+    fn tool<'t>(&'t self, call: Call<'t>) -> Tool<'t> {
+        Tool {
             program: "qemu-img",
             arguments: [call.word.to_owned()]
                 .into_iter()
@@ -83,8 +90,7 @@ impl<'a> Files<'a> {
             writes: call.writes,
             time: call.time,
             output: call.output,
-        };
-        tool.run()
+        }
     }
 }
 
@@ -227,6 +233,61 @@ pub(super) fn piece(
         output: bytes,
     });
     read.map_err(tool_error("read the disk"))
+}
+
+/// What an overlay that is not encrypted holds of its disk, without those below it, in order; `None` where
+/// that cannot be said of parts of its file.
+pub(super) fn map(layer: &OpenLayer, size: u64) -> Result<Option<Vec<Extent>>, VolumeError> {
+    #[derive(Deserialize)]
+    struct Mapped {
+        start: u64,
+        length: u64,
+        present: bool,
+        zero: bool,
+        offset: Option<u64>,
+    }
+    let out = memfd_create("map", MemfdFlags::CLOEXEC)
+        .map_err(|error| VolumeError::Source(error.into()))?;
+    let out = File::from(out);
+    let (files, source) = opened(std::slice::from_ref(layer))?;
+    let tool = files.tool(Call {
+        word: "map",
+        arguments: vec!["--output=json".into(), format!("json:{source}")],
+        writes: None,
+        time: time_for(MiB(u32::try_from(size >> 20).unwrap_or(u32::MAX))),
+        output: MAP_BYTES,
+    });
+    match tool.run_printing(&out) {
+        Ok(()) => {}
+        // It has more to say than it may.
+        Err(ToolError::Failed { .. })
+            if length_of(&out).is_ok_and(|length| length >= MAP_BYTES) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(tool_error("look at an overlay")(error)),
+    }
+    let (json, _) = head_of(&out, usize::try_from(MAP_BYTES).unwrap_or(usize::MAX))
+        .map_err(VolumeError::Source)?;
+    let not = |why: String| VolumeError::NotAnImage(format!("qemu-img tells no map of it: {why}"));
+    let mapped: Vec<Mapped> =
+        serde_json::from_slice(&json).map_err(|error| not(error.to_string()))?;
+    let mut extents: Vec<Extent> = Vec::new();
+    for part in mapped.into_iter().filter(|part| part.present) {
+        let range = part.start..part.start.saturating_add(part.length).min(size);
+        let before = extents.last().map_or(0, |last| last.range.end);
+        if range.start < before || range.is_empty() {
+            return Err(not("its parts overlap".to_owned()));
+        }
+        let at = match (part.zero, part.offset) {
+            (true, _) => None,
+            (false, Some(at)) => Some(at),
+            // Compressed.
+            (false, None) => return Ok(None),
+        };
+        extents.push(Extent { range, at });
+    }
+    Ok(Some(extents))
 }
 
 /// Writes what a node holds into a layer.

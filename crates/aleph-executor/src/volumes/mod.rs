@@ -9,6 +9,7 @@
 //! | `changes` | growing, snapshots, removal | the same |
 //! | `lease` | who has which volume; its files for a VMM | locks |
 //! | `export` | volumes as images | files |
+//! | `reading` | a state of a volume, read where it lies, and what changed since another | files |
 //! | `backend` | [`Backend`]: how bytes are kept, as files, qcow2 chains or thin volumes of LVM | files, `lvm` |
 //! | `images` | layers and images made, grown and converted | `qemu-img` |
 //! | `keys` | keys of encrypted volumes, and the node's | one file |
@@ -56,6 +57,7 @@ mod layer;
 mod lease;
 mod making;
 pub mod qcow2;
+mod reading;
 mod records;
 mod sandbox;
 mod store;
@@ -72,5 +74,6 @@ pub use keys::Passphrase;
 pub use layer::{Home, LayerFormat};
 pub use lease::{Attachment, Layers, Owner};
 pub use making::{Import, NewVolume, Source, Staged};
+pub use reading::Reading;
 pub use sandbox::ToolError;
 pub use store::{MAX_SIZE, MAX_SNAPSHOTS, Volumes};

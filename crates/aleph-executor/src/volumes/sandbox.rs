@@ -124,6 +124,15 @@ pub(super) fn read_path(place: usize) -> String {
 impl Tool<'_> {
     /// Runs it to its end.
     pub(super) fn run(self) -> Result<(), ToolError> {
+        self.run_to(None)
+    }
+
+    /// The same, with what it prints in a file.
+    pub(super) fn run_printing(self, out: &File) -> Result<(), ToolError> {
+        self.run_to(Some(out))
+    }
+
+    fn run_to(self, out: Option<&File>) -> Result<(), ToolError> {
         let program = self.program;
         let start = |source| ToolError::Start { program, source };
         let user = rustix::process::geteuid().is_root().then(|| {
@@ -143,12 +152,12 @@ impl Tool<'_> {
             // What it is killed with, where we die, is about the thread that starts it: that one waits.
             Some(user) => thread::scope(|scope| {
                 let running = thread::Builder::new().name("tool".into());
-                let running = running.spawn_scoped(scope, || self.run_first(user, &said))?;
+                let running = running.spawn_scoped(scope, || self.run_first(user, &said, out))?;
                 let ended = running.join();
                 ended.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
             }),
             None => self
-                .spawn(None, &said)
+                .spawn(None, &said, out)
                 .and_then(|child| wait(child, self.time)),
         };
         if let Some(user) = user {
@@ -172,16 +181,21 @@ impl Tool<'_> {
 
     /// Runs it as the first process of a namespace, which this thread is for.
     #[allow(unsafe_code)]
-    fn run_first(&self, user: u32, said: &File) -> io::Result<Option<ExitStatus>> {
+    fn run_first(
+        &self,
+        user: u32,
+        said: &File,
+        out: Option<&File>,
+    ) -> io::Result<Option<ExitStatus>> {
         // SAFETY: only children of this thread are in the new namespace, and it has one.
         let made = unsafe { unshare_unsafe(UnshareFlags::NEWPID) };
         if let Err(error) = made {
             tracing::debug!(%error, "there is no namespace of processes: the other walls stand");
         }
-        wait(self.spawn(Some(user), said)?, self.time)
+        wait(self.spawn(Some(user), said, out)?, self.time)
     }
 
-    fn spawn(&self, user: Option<u32>, said: &File) -> io::Result<Child> {
+    fn spawn(&self, user: Option<u32>, said: &File, out: Option<&File>) -> io::Result<Child> {
         let paths = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new(self.program);
         command
@@ -191,7 +205,10 @@ impl Tool<'_> {
             .env("LC_ALL", "C.UTF-8")
             .current_dir("/")
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(match out {
+                Some(out) => Stdio::from(out.try_clone()?),
+                None => Stdio::null(),
+            })
             .stderr(Stdio::from(said.try_clone()?));
         let files = self.reads.iter().copied().chain(self.writes);
         let mappings = files
