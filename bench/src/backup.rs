@@ -1,16 +1,19 @@
-//! A volume of 4 GiB into a folder, and again after a tenth of its data changed, beside restic.
+//! A volume of 4 GiB into a folder, and again after a tenth of its data changed, beside restic: ours encrypted,
+//! as restic's always is, and once in the clear.
 //!
 //! The volume is a sparse file with 1.5 GiB of data: half of it noise, half of it text that compresses, in
 //! turns of 4 MiB. A change is 10% of the data, overwritten with noise in random places of 4 to 64 KiB.
 
 use crate::Bench;
 use crate::row::Row;
-use aleph_backup::{BackupRequest, Dirty, FileSource, Id, Location, Parent, Repository, Snapshot};
+use aleph_backup::{
+    BackupRequest, Dirty, FileSource, Id, Key, Location, Parent, Repository, Snapshot,
+};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,11 +30,20 @@ pub(crate) fn backup(bench: &Bench) -> Result<Vec<Row>> {
     let mut random = Random(0x5eed);
     write(&volume, &mut random)?;
     let theirs = Restic::new(folder.path())?;
-    let ours = bench.runtime.block_on(Ours::new(folder.path()))?;
+    let key = Key::new(&[b'k'; 64]).map_err(anyhow::Error::msg)?;
+    let new = |name: &str, key| {
+        let folder = folder.path().join(name);
+        bench.runtime.block_on(Ours::new(folder, key))
+    };
+    let (ours, clear) = (new("ours", Some(&key))?, new("clear", None)?);
 
     let (mut first, mut first_bytes) = (Pair::default(), Pair::default());
     let (mut again, mut again_bytes) = (Pair::default(), Pair::default());
     let mut unrecorded = Pair::default();
+    let (mut in_clear, mut clear_bytes) = (Vec::new(), Vec::new());
+    clear.take(bench, &volume, None, (&mut in_clear, &mut clear_bytes))?;
+    // What is written once is not sent to the disk while another is measured.
+    rustix::fs::sync();
     let mut last = ours.take(
         bench,
         &volume,
@@ -70,6 +82,9 @@ pub(crate) fn backup(bench: &Bench) -> Result<Vec<Row>> {
             &first,
         ),
         row("what it takes in the store", "MiB", &first_bytes),
+        Row::new("the same backup, not encrypted", "s", &in_clear)
+            .against("encrypted", &first.ours)
+            .at_most_times(1.0),
         row(
             "backup after 10% of the data changed, with a record of changes",
             "s",
@@ -158,15 +173,14 @@ fn change(path: &Path, random: &mut Random) -> Result<Vec<Range<u64>>> {
 
 struct Ours {
     repository: Repository,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
 }
 
 impl Ours {
-    async fn new(folder: &Path) -> Result<Self> {
-        let folder = folder.join("ours");
+    async fn new(folder: PathBuf, key: Option<&Key>) -> Result<Self> {
         let location = Location::parse(&format!("file://{}", folder.display()))?;
         Ok(Self {
-            repository: Repository::open_or_create(&location).await?,
+            repository: Repository::open_or_create(&location, key).await?,
             folder,
         })
     }
@@ -213,7 +227,7 @@ impl Ours {
 }
 
 struct Restic {
-    repository: std::path::PathBuf,
+    repository: PathBuf,
 }
 
 impl Restic {

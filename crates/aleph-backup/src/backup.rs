@@ -46,6 +46,9 @@ pub enum Parent {
 pub struct BackupRequest {
     /// Which volume it is, as its owner identifies volumes.
     pub volume: String,
+    /// Which state of it, as its owner identifies states that do not change. The snapshot keeps it, so that
+    /// its owner can tell later what changed since.
+    pub state: Option<String>,
     /// What to call the snapshot; may be empty.
     pub name: String,
     /// What it is made on.
@@ -118,6 +121,7 @@ impl Repository {
         let snapshot = Snapshot {
             id: Id::from_bytes([0; 32]),
             volume: request.volume,
+            state: request.state,
             name: request.name,
             time,
             size,
@@ -144,7 +148,7 @@ impl Repository {
         let mut store = |node: Vec<u8>| {
             let id = self.keys.id(Kind::Node, &node);
             if index.claim(&id) {
-                nodes.push(Blob::encode(id, Kind::Node, &node));
+                nodes.push((id, node));
             }
             id
         };
@@ -177,8 +181,9 @@ impl Repository {
             });
         }
         let root = tree.finish(&mut store);
-        for node in &nodes {
-            packer.add(node).await?;
+        for (id, node) in &nodes {
+            let blob = Blob::encode(*id, Kind::Node, node, &self.objects.seal)?;
+            packer.add(&blob).await?;
         }
         Ok((root, stats))
     }
@@ -395,7 +400,8 @@ impl Cutter {
             let node = encode_leaf(&self.spans);
             let id = self.repository.keys.id(Kind::Node, &node);
             if self.index.claim(&id) {
-                self.leaf.blobs.push(Blob::encode(id, Kind::Node, &node));
+                let blob = self.encode(id, Kind::Node, &node)?;
+                self.leaf.blobs.push(blob);
             }
             self.leaf.node = Some(id);
         }
@@ -484,24 +490,31 @@ impl Cutter {
                     source,
                 })?;
         }
-        for piece in chunker::cut(&buffer, &self.repository.config.chunks) {
+        let how = (&self.repository.config.chunks, self.repository.cuts);
+        for piece in chunker::cut(&buffer, how) {
             match piece {
                 Piece::Zeros(zeros) => self.zeros(u64::from(count(zeros.len()))),
-                Piece::Data(data) => self.chunk(buffer.get(data).unwrap_or_default()),
+                Piece::Data(data) => self.chunk(buffer.get(data).unwrap_or_default())?,
             }
         }
         Ok(())
     }
 
-    fn chunk(&mut self, bytes: &[u8]) {
+    fn encode(&self, id: Id, kind: Kind, raw: &[u8]) -> Result<Blob, BackupError> {
+        Blob::encode(id, kind, raw, &self.repository.objects.seal)
+    }
+
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
         let id = self.repository.keys.id(Kind::Chunk, bytes);
         if self.index.claim(&id) {
-            self.leaf.blobs.push(Blob::encode(id, Kind::Chunk, bytes));
+            let blob = self.encode(id, Kind::Chunk, bytes)?;
+            self.leaf.blobs.push(blob);
             self.leaf.new_chunks += 1;
         }
         self.spans.push(Span {
             length: count(bytes.len()),
             chunk: Some(id),
         });
+        Ok(())
     }
 }

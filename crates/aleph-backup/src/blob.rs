@@ -2,6 +2,7 @@
 
 use crate::error::BackupError;
 use crate::id::Id;
+use crate::seal::Seal;
 use bytes::Bytes;
 
 /// The largest blob before compression. Chunks and nodes are far smaller.
@@ -98,20 +99,25 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Compresses a blob whose id is known. It blocks for as long as that takes.
-    pub(crate) fn encode(id: Id, kind: Kind, raw: &[u8]) -> Self {
-        let (codec, stored) = match zstd::bulk::compress(raw, LEVEL) {
-            Ok(small) if small.len() < raw.len() => (Codec::Zstd, Bytes::from(small)),
-            _ => (Codec::Plain, Bytes::copy_from_slice(raw)),
+    /// Compresses and seals a blob whose id is known. It blocks for as long as that takes.
+    pub(crate) fn encode(id: Id, kind: Kind, raw: &[u8], seal: &Seal) -> Result<Self, BackupError> {
+        let (codec, small) = match zstd::bulk::compress(raw, LEVEL) {
+            Ok(small) if small.len() < raw.len() => (Codec::Zstd, small),
+            _ => (Codec::Plain, raw.to_vec()),
         };
-        Self {
+        Ok(Self {
             id,
             kind,
             codec,
             raw: raw.len(),
-            stored,
-        }
+            stored: seal.seal(&purpose(kind, codec, &id), small)?.into(),
+        })
     }
+}
+
+/// What a blob is sealed for: it opens as nothing else.
+fn purpose(kind: Kind, codec: Codec, id: &Id) -> Vec<u8> {
+    [b"blob", &[kind.code(), codec.code()][..], id.as_bytes()].concat()
 }
 
 /// A blob's bytes as they came out of a pack.
@@ -129,7 +135,7 @@ pub(crate) struct Stored<'a> {
 /// # Errors
 /// [`BackupError::Damaged`] naming `object`, where they are something else.
 pub(crate) fn decode(
-    keys: &Keys,
+    (keys, seal): (&Keys, &Seal),
     kind: Kind,
     id: &Id,
     blob: &Stored<'_>,
@@ -147,9 +153,12 @@ pub(crate) fn decode(
             "it says to be larger than any",
         ));
     }
+    let opened = seal
+        .open(&purpose(kind, codec, id), stored)
+        .map_err(|error| BackupError::damaged(named(), error))?;
     let bytes = match codec {
-        Codec::Plain => stored.to_vec(),
-        Codec::Zstd => zstd::bulk::decompress(stored, raw)
+        Codec::Plain => opened.into_owned(),
+        Codec::Zstd => zstd::bulk::decompress(&opened, raw)
             .map_err(|error| BackupError::damaged(named(), error))?,
     };
     if bytes.len() != raw || keys.id(kind, &bytes) != *id {

@@ -1,6 +1,7 @@
 //! Cutting bytes into chunks and runs of zeros (pure).
 
 use crate::config::ChunkBounds;
+use fastcdc::v2020::{FastCDC, Normalization};
 use std::ops::Range;
 
 /// Zeros are looked for in blocks of this size.
@@ -18,8 +19,9 @@ pub(crate) enum Piece {
     Zeros(Range<usize>),
 }
 
-/// Cuts bytes into pieces that follow each other without gaps, from the first byte to the last.
-pub(crate) fn cut(bytes: &[u8], bounds: &ChunkBounds) -> Vec<Piece> {
+/// Cuts bytes into pieces that follow each other without gaps, from the first byte to the last. Another seed
+/// cuts elsewhere.
+pub(crate) fn cut(bytes: &[u8], (bounds, seed): (&ChunkBounds, u64)) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut data = 0;
     let mut at = 0;
@@ -27,7 +29,7 @@ pub(crate) fn cut(bytes: &[u8], bounds: &ChunkBounds) -> Vec<Piece> {
         let end = zeros_from(bytes, at);
         let long = end - at >= ZEROS || (end == bytes.len() && end > at && at == 0);
         if long {
-            cut_data(bytes, data..at, bounds, &mut pieces);
+            cut_data(bytes, data..at, (bounds, seed), &mut pieces);
             pieces.push(Piece::Zeros(at..end));
             data = end;
             at = end;
@@ -35,7 +37,7 @@ pub(crate) fn cut(bytes: &[u8], bounds: &ChunkBounds) -> Vec<Piece> {
             at = end.max(at + BLOCK).min(bytes.len());
         }
     }
-    cut_data(bytes, data..bytes.len(), bounds, &mut pieces);
+    cut_data(bytes, data..bytes.len(), (bounds, seed), &mut pieces);
     pieces
 }
 
@@ -57,11 +59,18 @@ fn is_zero(block: &[u8]) -> bool {
     words.all(|word| word == [0; WORD]) && words.remainder().iter().all(|byte| *byte == 0)
 }
 
-fn cut_data(bytes: &[u8], range: Range<usize>, bounds: &ChunkBounds, pieces: &mut Vec<Piece>) {
+fn cut_data(
+    bytes: &[u8],
+    range: Range<usize>,
+    (bounds, seed): (&ChunkBounds, u64),
+    pieces: &mut Vec<Piece>,
+) {
     let Some(source) = bytes.get(range.clone()).filter(|data| !data.is_empty()) else {
         return;
     };
-    let cuts = fastcdc::v2020::FastCDC::new(source, bounds.min, bounds.average, bounds.max);
+    let ChunkBounds { min, average, max } = *bounds;
+    let level = Normalization::Level1;
+    let cuts = FastCDC::with_level_and_seed(source, min, average, max, level, seed);
     pieces.extend(cuts.map(|chunk| {
         let start = range.start + chunk.offset;
         Piece::Data(start..start + chunk.length)
@@ -86,15 +95,19 @@ mod tests {
     fn zeros_alone_are_one_piece_of_any_length() {
         let bounds = ChunkBounds::default();
         for length in [1, 511, 4096, 4097, 1 << 20] {
-            assert_eq!(cut(&vec![0; length], &bounds), [Piece::Zeros(0..length)]);
+            assert_eq!(
+                cut(&vec![0; length], (&bounds, 0)),
+                [Piece::Zeros(0..length)]
+            );
         }
-        assert_eq!(cut(&[], &bounds), []);
+        assert_eq!(cut(&[], (&bounds, 0)), []);
     }
 
     proptest! {
         #[test]
         fn pieces_cover_all_and_zeros_are_zero(
             parts in proptest::collection::vec((any::<bool>(), 1usize..120_000, any::<u64>()), 0..8),
+            seed in 0u64..3,
         ) {
             let mut bytes = Vec::new();
             for (zero, length, seed) in parts {
@@ -107,7 +120,7 @@ mod tests {
                 }));
             }
             let bounds = ChunkBounds::default();
-            let pieces = cut(&bytes, &bounds);
+            let pieces = cut(&bytes, (&bounds, seed));
             let mut at = 0;
             for range in ranges(&pieces) {
                 prop_assert_eq!(range.start, at);
@@ -138,7 +151,7 @@ mod tests {
         let mut moved = bytes.clone();
         moved.splice(1 << 20..1 << 20, *b"inserted");
         let chunks = |bytes: &[u8]| -> std::collections::HashSet<Vec<u8>> {
-            ranges(&cut(bytes, &ChunkBounds::default()))
+            ranges(&cut(bytes, (&ChunkBounds::default(), 0)))
                 .into_iter()
                 .map(|range| bytes.get(range).unwrap().to_vec())
                 .collect()

@@ -70,6 +70,23 @@ pub enum BackupError {
         /// Its version.
         version: u32,
     },
+    /// A key file that is none.
+    #[error("{} is no key for backups: {why}", path.display())]
+    BadKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The repository is encrypted, and there was no key.
+    #[error("the repository is encrypted, and no key was given")]
+    KeyNeeded,
+    /// The key is another repository's.
+    #[error("the key does not open the repository")]
+    WrongKey,
+    /// The repository is not encrypted, and there was a key.
+    #[error("the repository is not encrypted, and a key was given")]
+    NotEncrypted,
     /// There is no such snapshot.
     #[error("there is no snapshot {reference:?}")]
     NoSnapshot {
@@ -196,9 +213,13 @@ impl Classify for BackupError {
             Self::Missing { .. } | Self::Damaged { .. } | Self::Random { .. } => {
                 ErrorClass::Internal
             }
-            Self::BadLocation { .. } | Self::Newer { .. } | Self::Ambiguous { .. } => {
-                ErrorClass::Invalid
-            }
+            Self::BadLocation { .. }
+            | Self::Newer { .. }
+            | Self::Ambiguous { .. }
+            | Self::BadKey { .. }
+            | Self::KeyNeeded
+            | Self::WrongKey
+            | Self::NotEncrypted => ErrorClass::Invalid,
             Self::NoRepository { .. } | Self::NoSnapshot { .. } => ErrorClass::NotFound,
             Self::Locked { .. } | Self::LockLost | Self::TargetExists { .. } => {
                 ErrorClass::Conflict
@@ -222,6 +243,10 @@ impl Classify for BackupError {
             Self::Damaged { .. } => "backup_object_damaged",
             Self::BadLocation { .. } => "backup_bad_location",
             Self::NoRepository { .. } => "backup_no_repository",
+            Self::BadKey { .. } => "backup_bad_key",
+            Self::KeyNeeded => "backup_key_needed",
+            Self::WrongKey => "backup_key_wrong",
+            Self::NotEncrypted => "backup_not_encrypted",
             Self::Newer { .. } => "backup_format_newer",
             Self::NoSnapshot { .. } => "backup_no_snapshot",
             Self::Ambiguous { .. } => "backup_snapshot_ambiguous",
@@ -250,13 +275,23 @@ impl Classify for BackupError {
                 Self::BadLocation { .. } => {
                     "Say file:///FOLDER or s3://BUCKET/PREFIX; credentials come from the environment."
                 }
+                Self::BadKey { .. } => {
+                    "Make one with `openssl rand -hex 32`, and let nobody else read it."
+                }
+                Self::KeyNeeded => {
+                    "Name the file with its key, in the request or as `backup_key_file` in `[volumes]`."
+                }
+                Self::WrongKey => "Use the key file that it was made with.",
+                Self::NotEncrypted => {
+                    "Say that there is no key, if it may be in the clear; another place gets an encrypted one."
+                }
                 Self::NoRepository { .. } => "The first backup to a place makes its repository.",
                 Self::Newer { .. } => "Use the version that wrote it.",
                 Self::NoSnapshot { .. } | Self::Ambiguous { .. } => {
                     "List the snapshots of the repository."
                 }
                 Self::Locked { .. } => {
-                    "Wait until it has ended. A lock that was left behind counts no more after half an hour."
+                    "Wait until it has ended. A lock that a host has left behind that went down counts no more after half an hour."
                 }
                 Self::LockLost => "Run it again: what was sent is kept.",
                 Self::TargetExists { .. } => "Name a file that is not there.",

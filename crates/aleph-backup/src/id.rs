@@ -33,12 +33,18 @@ impl Id {
     /// Where the system has no random bytes.
     pub(crate) fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 32];
-        let mut filled = 0;
-        while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
-        }
+        fill_random(&mut bytes)?;
         Ok(Self(bytes))
     }
+}
+
+/// Fills a buffer with random bytes of the system.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> rustix::io::Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(())
 }
 
 impl fmt::Display for Id {

@@ -5,7 +5,8 @@ use crate::error::BackupError;
 use crate::id::Id;
 use crate::objects::{DAMAGED, INDEX, Objects, PACKS, id_of, name};
 use crate::pack::{Entry, PackRecord};
-use crate::wire::Reader;
+use crate::seal::Seal;
+use crate::wire::{Reader, wide};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::collections::{HashMap, HashSet};
@@ -14,14 +15,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const MAGIC: &[u8; 8] = b"alephix1";
 
-/// The largest index object before compression: what checkpoints and prunes write is far smaller.
+/// The largest index object, before compression and after: what checkpoints and prunes write is far smaller.
 const LARGEST: usize = 256 << 20;
+
+/// What an index object is sealed for.
+const PURPOSE: &[u8] = b"index";
 
 /// A prune begins a new index object after so many entries.
 const ENTRIES: usize = 1 << 20;
 
 /// How many index objects are read at a time.
-const READS: usize = 8;
+const READS: usize = 4;
 
 /// The first half of an id. Ids are keyed hashes, so 128 bits identify a blob; whoever reads one
 /// checks the whole id against its content.
@@ -157,6 +161,13 @@ impl Records {
             .retain(|record| present.get(&record.id) == Some(&record.size));
         self.packs.len() == named && named == present.len()
     }
+
+    /// Puts packs that are damaged behind the others: what was stored anew is found there, and what only
+    /// they have still is.
+    pub(crate) fn prefer_whole(&mut self, damaged: &HashSet<Id>) {
+        self.packs
+            .sort_by_key(|record| damaged.contains(&record.id));
+    }
 }
 
 /// Packs that a verification found damaged.
@@ -210,20 +221,23 @@ pub(crate) async fn read_what_can_be(
 
 async fn read_object(objects: &Objects, id: Id) -> Result<Vec<PackRecord>, BackupError> {
     let object = name(INDEX, &id);
-    let bytes = objects.get(&object).await?;
-    let read = tokio::task::spawn_blocking(move || decode(id, &bytes)).await;
+    let bytes = objects.get(&object, wide(LARGEST)).await?;
+    let seal = objects.seal.clone();
+    let read = tokio::task::spawn_blocking(move || decode(id, &bytes, &seal)).await;
     read.map_err(|_| BackupError::Stopped)?
         .map_err(|why| BackupError::damaged(object, why))
 }
 
-fn decode(id: Id, bytes: &[u8]) -> Result<Vec<PackRecord>, String> {
+fn decode(id: Id, bytes: &[u8], seal: &Seal) -> Result<Vec<PackRecord>, String> {
     if Id::of(bytes) != id {
         return Err("its content has another hash".to_owned());
     }
-    let limit = u64::try_from(LARGEST).unwrap_or(u64::MAX);
+    let opened = seal
+        .open(PURPOSE, bytes)
+        .map_err(|error| error.to_string())?;
     let mut plain = Vec::new();
-    zstd::stream::read::Decoder::new(bytes)
-        .and_then(|decoder| decoder.take(limit + 1).read_to_end(&mut plain))
+    zstd::stream::read::Decoder::new(opened.as_ref())
+        .and_then(|decoder| decoder.take(wide(LARGEST) + 1).read_to_end(&mut plain))
         .map_err(|error| error.to_string())?;
     if plain.len() > LARGEST {
         return Err("it is larger than any".to_owned());
@@ -248,10 +262,15 @@ pub(crate) async fn write(objects: &Objects, records: &[PackRecord]) -> Result<I
     for record in records {
         record.encode(&mut plain);
     }
-    let packed = tokio::task::spawn_blocking(move || zstd::bulk::compress(&plain, 3))
+    let seal = objects.seal.clone();
+    let pack = move || {
+        let packed =
+            zstd::bulk::compress(&plain, 3).map_err(|error| BackupError::damaged(INDEX, error))?;
+        seal.seal(PURPOSE, packed)
+    };
+    let packed = tokio::task::spawn_blocking(pack)
         .await
-        .map_err(|_| BackupError::Stopped)?
-        .map_err(|error| BackupError::damaged(INDEX, error))?;
+        .map_err(|_| BackupError::Stopped)??;
     let id = Id::of(&packed);
     objects.put(&name(INDEX, &id), Bytes::from(packed)).await?;
     Ok(id)

@@ -17,10 +17,10 @@
 //!
 //! | object | content |
 //! | --- | --- |
-//! | `config` | JSON: format version, id, the key of chunk ids, bounds of chunks |
+//! | `config` | JSON: format version, id, bounds of chunks, the key of ids or, sealed, that of all |
 //! | `packs/ab/abcd…` | blobs one after another, then a trailer that lists them; the name is the BLAKE3 hash of the whole object |
 //! | `index/…` | which blobs are in which packs (zstd); the name is the hash of the object |
-//! | `snapshots/…` | JSON: volume, name, time, size, parent, root of the tree; the name is the hash of the object and is the snapshot's id |
+//! | `snapshots/…` | JSON: volume, which state of it, name, time, size, parent, root of the tree; the name is the hash of the object and is the snapshot's id |
 //! | `locks/…` | JSON: who works in the repository, shared or exclusive; random name |
 //! | `trash/…` | JSON: packs that nothing referred to when it was written |
 //! | `damaged/…` | nothing; named after a pack that a verification found damaged |
@@ -45,6 +45,8 @@
 //! written on the way (each [`CHECKPOINT`] packs, and when a backup fails), so the next run finds
 //! what was sent and does not send it again.
 //!
+//! Verifying marks packs whose content is not what it was, and what backups then store anew is preferred to them.
+//!
 //! Pruning writes new packs with what is still needed of sparsely used ones, then a complete index,
 //! then a trash object that lists the packs nobody needs, then deletes the old index objects. Packs
 //! are deleted by a *later* prune, when their trash object is older than the grace period and still no
@@ -58,6 +60,31 @@
 //! A backup holds at most [`WORKERS`] leaves and [`UPLOADS`] packs of 16 MiB at a time, some 100 MiB, and
 //! at its peak about 150 bytes of index for each blob of the repository (2.5 GiB for 1 TiB of distinct data).
 //!
+//! Whoever can write to the store is not believed. No object is read that is larger than any of its kind is
+//! ([`BackupError::Damaged`] tells its name); an index names no more in a pack than that has room for; no blob is
+//! stored longer than it is, and none is larger than 4 MiB. So a hostile store costs memory in proportion to what
+//! it holds, and at most 1 GiB for each of four index objects that are unpacked at a time.
+//!
+//! # Encryption
+//!
+//! A repository that is made with a [`Key`] has format 2 and is encrypted: packs with their lists of blobs, index
+//! objects, snapshots and locks. It has a random key of its own, which `config` has sealed with a key that is
+//! derived from its owner's and the repository's id; from the repository's own are derived that of ids, that
+//! of encryption and the seed of the chunker (BLAKE3's key derivation). The cipher is XChaCha20-Poly1305 with random
+//! nonces. What an object is, and for a blob its kind and id, is authenticated with it:
+//!
+//! ```text
+//! config          {"version": 2, "id": …, "chunks": …, "encryption": {"cipher": "xchacha20-poly1305", "key": HEX}}
+//! sealed          nonce: 24 bytes, ciphertext, tag: 16 bytes
+//! authenticated   "blob" kind codec id, "pack", "index", "snapshot", "lock", or "config" id min average max
+//! ```
+//!
+//! Who reads the store learns how many packs there are, how large they are and when they came, how many blobs a
+//! pack has, how many snapshots there are, and who watches learns which parts of packs are read. Ids of blobs are
+//! keyed and told to nobody, and chunks are cut where nobody else would cut. Who writes to the store can take
+//! objects away, or put old ones back that were forgotten, and can make up none. One that is not encrypted is not
+//! opened with a key: a store could else have the next backup sent in the clear.
+//!
 //! # What fails, and how
 //!
 //! Every error names the object. What is missing or damaged is [`BackupError::Missing`] or
@@ -66,8 +93,9 @@
 //! [`BackupError::Store`] with a [`Refusal`]. An index entry whose pack is gone, or was found
 //! damaged, is ignored by backups, which therefore store the chunk anew.
 //!
-//! Deliberately absent: encryption. The key of ids lies beside the data, so who can read the store can
-//! read the volumes. Use a store that encrypts, or volumes that do.
+//! Deliberately absent: passwords (a key is a file with random bytes), more than one key for a repository, and
+//! encryption of one that was made without. There the key of ids lies beside the data, so who can read the
+//! store can read the volumes.
 
 mod backup;
 mod blob;
@@ -76,6 +104,7 @@ mod config;
 mod error;
 mod id;
 mod index;
+mod key;
 mod location;
 mod lock;
 mod mark;
@@ -86,6 +115,8 @@ mod progress;
 mod prune;
 mod repository;
 mod restore;
+mod retention;
+mod seal;
 mod snapshot;
 mod source;
 mod tree;
@@ -96,12 +127,14 @@ pub use backup::{BackupRequest, Parent, WORKERS};
 pub use config::ChunkBounds;
 pub use error::{BackupError, Refusal};
 pub use id::Id;
+pub use key::Key;
 pub use location::Location;
 pub use packer::{CHECKPOINT, UPLOADS};
 pub use progress::{Progress, ProgressSink};
 pub use prune::{PruneOptions, PruneReport};
 pub use repository::Repository;
 pub use restore::{RestoreReport, RestoreRequest};
+pub use retention::Retention;
 pub use snapshot::{Snapshot, SnapshotStats};
 pub use source::{Dirty, FileSource, Source};
 pub use verify::{Damage, Depth, VerifyReport};

@@ -71,6 +71,14 @@ impl Location {
         }
     }
 
+    /// The folder, where it is one.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::Folder(path) => Some(path.clone()),
+            Self::Bucket { .. } => None,
+        }
+    }
+
     /// The store there. A folder is made where it is missing, a bucket is not.
     ///
     /// # Errors

@@ -1,13 +1,19 @@
-//! Objects by name: the store without what the format does not need of it.
+//! Objects by name: the store without what the format does not need of it, and with bounds.
+//!
+//! Whoever can write to the store is not believed: no object is read that is larger than any of its kind.
 
 use crate::error::BackupError;
 use crate::id::Id;
+use crate::seal::Seal;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 pub(crate) const CONFIG: &str = "config";
 pub(crate) const PACKS: &str = "packs";
@@ -16,6 +22,12 @@ pub(crate) const SNAPSHOTS: &str = "snapshots";
 pub(crate) const LOCKS: &str = "locks";
 pub(crate) const TRASH: &str = "trash";
 pub(crate) const DAMAGED: &str = "damaged";
+
+/// The largest object of those that describe one thing, in bytes: the configuration, a snapshot, a lock.
+pub(crate) const SMALL: u64 = 64 << 10;
+
+/// The largest pack: blobs of 16 MiB and one more, and a trailer of at most 11 MiB.
+pub(crate) const LARGEST_PACK: u64 = 64 << 20;
 
 /// Where a pack is. The folders keep directories small where the store is one.
 pub(crate) fn pack_name(id: &Id) -> Path {
@@ -35,15 +47,35 @@ pub(crate) fn id_of(meta: &ObjectMeta) -> Option<Id> {
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Objects(Arc<dyn ObjectStore>);
+pub(crate) struct Objects {
+    store: Arc<dyn ObjectStore>,
+    /// What goes over all that tells of volumes.
+    pub(crate) seal: Seal,
+    /// The folder that the store is.
+    folder: Option<PathBuf>,
+}
 
 impl Objects {
     pub(crate) fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self(store)
+        Self {
+            store,
+            seal: Seal::default(),
+            folder: None,
+        }
+    }
+
+    /// The same, where it is known to be a folder.
+    pub(crate) fn in_folder(self, folder: Option<PathBuf>) -> Self {
+        Self { folder, ..self }
+    }
+
+    /// The same, with all that is sealed sealed so.
+    pub(crate) fn sealed_with(self, seal: Seal) -> Self {
+        Self { seal, ..self }
     }
 
     pub(crate) async fn put(&self, name: &Path, content: Bytes) -> Result<(), BackupError> {
-        self.0
+        self.store
             .put(name, PutPayload::from_bytes(content))
             .await
             .map(drop)
@@ -54,7 +86,7 @@ impl Objects {
     pub(crate) async fn create(&self, name: &Path, content: Bytes) -> Result<bool, BackupError> {
         let options = PutOptions::from(PutMode::Create);
         let payload = PutPayload::from_bytes(content.clone());
-        match self.0.put_opts(name, payload, options).await {
+        match self.store.put_opts(name, payload, options).await {
             Ok(_) => Ok(true),
             Err(
                 object_store::Error::AlreadyExists { .. }
@@ -77,16 +109,29 @@ impl Objects {
     }
 
     pub(crate) async fn head(&self, name: &Path) -> Result<Option<ObjectMeta>, BackupError> {
-        match self.0.head(name).await {
+        match self.store.head(name).await {
             Ok(meta) => Ok(Some(meta)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(BackupError::store("look at", name, &error)),
         }
     }
 
-    pub(crate) async fn get(&self, name: &Path) -> Result<Bytes, BackupError> {
-        let read = async { self.0.get(name).await?.bytes().await };
-        read.await.map_err(|error| failed_read(name, &error))
+    /// Reads an object of at most `most` bytes.
+    pub(crate) async fn get(&self, name: &Path, most: u64) -> Result<Bytes, BackupError> {
+        let read = async {
+            let found = self.store.get(name).await?;
+            match found.meta.size {
+                size if size > most => Ok(Err(size)),
+                _ => found.bytes().await.map(Ok),
+            }
+        };
+        read.await
+            .map_err(|error| failed_read(name, &error))?
+            .map_err(|size| {
+                let why =
+                    format_args!("it has {size} bytes, and none of its kind has more than {most}");
+                BackupError::damaged(name, why)
+            })
     }
 
     pub(crate) async fn get_ranges(
@@ -94,7 +139,7 @@ impl Objects {
         name: &Path,
         ranges: &[Range<u64>],
     ) -> Result<Vec<Bytes>, BackupError> {
-        let parts = match self.0.get_ranges(name, ranges).await {
+        let parts = match self.store.get_ranges(name, ranges).await {
             Ok(parts) => parts,
             Err(error) => return Err(self.failed_ranges(name, ranges, &error).await),
         };
@@ -128,20 +173,64 @@ impl Objects {
     }
 
     pub(crate) async fn list(&self, folder: &'static str) -> Result<Vec<ObjectMeta>, BackupError> {
-        self.0
+        self.store
             .list(Some(&Path::from(folder)))
             .try_collect()
             .await
             .map_err(|error| BackupError::store("list", folder, &error))
     }
 
+    /// Removes what writes that broke off left in a folder, and that nobody has written to for `age`. The store
+    /// writes an object as `NAME#1` first (or `#2` and so on, where there is one) and renames it, and lists no such names.
+    pub(crate) async fn remove_staged(&self, age: Duration) -> Result<usize, BackupError> {
+        let Some(folder) = self.folder.clone() else {
+            return Ok(0);
+        };
+        let path = folder.clone();
+        let before = SystemTime::now().checked_sub(age);
+        let removed = tokio::task::spawn_blocking(move || {
+            before.map_or(Ok(0), |before| remove_staged(&folder, before))
+        });
+        removed
+            .await
+            .map_err(|_| BackupError::Stopped)?
+            .map_err(|source| BackupError::Target {
+                operation: "remove what was left half written in",
+                path,
+                source,
+            })
+    }
+
     /// Deletes an object; one that is not there is no error.
     pub(crate) async fn delete(&self, name: &Path) -> Result<(), BackupError> {
-        match self.0.delete(name).await {
+        match self.store.delete(name).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(BackupError::store("delete", name, &error)),
         }
     }
+}
+
+/// Removes files `NAME#N` below a folder that were last written before `before`.
+fn remove_staged(folder: &std::path::Path, before: SystemTime) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        // What goes while it is looked at is no business of this.
+        let Ok(meta) = entry.metadata() else { continue };
+        if meta.is_dir() {
+            removed += remove_staged(&entry.path(), before)?;
+            continue;
+        }
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.rsplit_once('#'));
+        let is_staged = number.is_some_and(|(_, number)| {
+            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        if is_staged && meta.modified().is_ok_and(|time| time < before) {
+            std::fs::remove_file(entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 fn failed_read(name: &Path, error: &object_store::Error) -> BackupError {

@@ -76,9 +76,10 @@ impl Packer {
         let objects = self.objects.clone();
         let damaged = self.damaged.clone();
         self.uploads.spawn(async move {
-            let (record, content) = tokio::task::spawn_blocking(|| pack.finish())
+            let seal = objects.seal.clone();
+            let (record, content) = tokio::task::spawn_blocking(move || pack.finish(&seal))
                 .await
-                .map_err(|_| BackupError::Stopped)?;
+                .map_err(|_| BackupError::Stopped)??;
             objects.put(&pack_name(&record.id), content).await?;
             if damaged.contains(&record.id) {
                 objects.delete(&name(DAMAGED, &record.id)).await?;

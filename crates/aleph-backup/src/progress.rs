@@ -3,16 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// How far a backup or a restore is, in bytes of the volume unless it says otherwise.
+/// How far an operation is: in bytes of the volume for a backup or a restore, of packs for the others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// How much is done, zeros and unchanged parts included. It never shrinks.
     pub done: u64,
     /// How much there is.
     pub total: u64,
-    /// How much was read: of the volume in a backup, of the store in a restore.
+    /// How much was read: of the volume in a backup, of the store elsewhere.
     pub read: u64,
-    /// How much was written: to the store in a backup (after compression), to the volume in a restore.
+    /// How much was written: to the store (after compression), to the volume in a restore.
     pub written: u64,
 }
 

@@ -7,11 +7,12 @@ use crate::blob::Blob;
 use crate::error::BackupError;
 use crate::id::Id;
 use crate::index::{self, SharedIndex};
-use crate::lock::{Lock, Sharing};
+use crate::lock::{Lock, STALE, Sharing};
 use crate::mark::{Marked, mark};
-use crate::objects::{INDEX, LOCKS, TRASH, id_of, name, pack_name};
+use crate::objects::{DAMAGED, INDEX, LARGEST_PACK, LOCKS, TRASH, id_of, name, pack_name};
 use crate::pack::{FOOTER, PackRecord, read_trailer, trailer_length};
 use crate::packer::Packer;
+use crate::progress::{Progress, ProgressSink};
 use crate::repository::Repository;
 use crate::snapshot;
 use bytes::Bytes;
@@ -20,6 +21,9 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+
+/// The largest list of packs in the trash, in bytes: some 1,000,000 packs.
+const LARGEST_TRASH: u64 = 64 << 20;
 
 /// How to prune.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +74,19 @@ struct Sorted {
 }
 
 impl Repository {
-    /// Gets back the space of what no snapshot needs. Nobody else works in the repository meanwhile.
+    /// Gets back the space of what no snapshot needs. Nobody else works in the repository meanwhile. Progress
+    /// is in bytes of the packs that are written anew.
     ///
     /// # Errors
     /// [`BackupError::Locked`] beside any other work; [`BackupError::Missing`] and
     /// [`BackupError::Damaged`] where a snapshot is not whole: then nothing is deleted.
-    pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport, BackupError> {
+    pub async fn prune(
+        &self,
+        options: PruneOptions,
+        progress: &ProgressSink,
+    ) -> Result<PruneReport, BackupError> {
         let lock = Lock::take(&self.objects, Sharing::Exclusive, "prune").await?;
-        let done = self.prune_locked(&lock, options).await;
+        let done = self.prune_locked(&lock, options, progress).await;
         lock.release().await;
         done
     }
@@ -86,10 +95,15 @@ impl Repository {
         &self,
         lock: &Lock,
         options: PruneOptions,
+        progress: &ProgressSink,
     ) -> Result<PruneReport, BackupError> {
+        // A lock is a small object: one that another host writes now is no leftover.
+        self.objects.remove_staged(STALE).await?;
         let mut records = index::read(&self.objects).await?;
         let present = index::present(&self.objects).await?;
         records.retain_present(&present);
+        records.prefer_whole(&index::damaged(&self.objects).await?);
+        let indexed: HashSet<Id> = records.packs.iter().map(|record| record.id).collect();
         let old_trash = self.read_trash().await?;
         let (index, marked) = self.mark_all(&mut records.packs, &present).await?;
         let sorted = sort(records.packs, &index, &marked, options);
@@ -100,7 +114,8 @@ impl Repository {
         };
 
         let mut live = sorted.keep;
-        live.extend(self.repack(&sorted.repack, &index, &marked).await?);
+        let repacked = self.repack(&sorted.repack, (&index, &marked), progress);
+        live.extend(repacked.await?);
         let written = index::write_all(&self.objects, &live).await?;
         let live: HashSet<Id> = live.iter().map(|record| record.id).collect();
 
@@ -111,8 +126,10 @@ impl Repository {
             .flat_map(|(_, trash)| trash.packs.iter().copied())
             .collect();
         let candidates = present.keys().chain(&sorted.drop).copied();
+        // What is in the trash and came to be indexed since was written anew: its grace begins now.
+        let is_ripening = |id: &Id| known.contains(id) && !indexed.contains(id);
         let packs: Vec<Id> = candidates
-            .filter(|id| !live.contains(id) && !known.contains(id))
+            .filter(|id| !live.contains(id) && !is_ripening(id))
             .collect::<HashSet<Id>>()
             .into_iter()
             .collect();
@@ -135,9 +152,11 @@ impl Repository {
             return Err(BackupError::LockLost);
         }
         for (object, trash) in ripe {
-            for id in trash.packs.iter().filter(|id| !live.contains(*id)) {
+            let doomed = |id: &&Id| !live.contains(*id) && !indexed.contains(*id);
+            for id in trash.packs.iter().filter(doomed) {
                 lock.still_held().await?;
                 self.objects.delete(&pack_name(id)).await?;
+                self.objects.delete(&name(DAMAGED, id)).await?;
                 if let Some(size) = present.get(id) {
                     report.deleted += 1;
                     report.freed += size;
@@ -177,6 +196,9 @@ impl Repository {
     async fn read_record(&self, id: Id, size: u64) -> Result<PackRecord, BackupError> {
         let object = pack_name(&id);
         let damaged = |why: crate::wire::Cut| BackupError::damaged(&object, why);
+        if size > LARGEST_PACK {
+            return Err(BackupError::damaged(&object, "no pack is so large"));
+        }
         let footer = u64::from(crate::wire::count(FOOTER));
         let read = async |range| -> Result<Bytes, BackupError> {
             let mut parts = self.objects.get_ranges(&object, &[range]).await?;
@@ -184,11 +206,12 @@ impl Repository {
         };
         let end = read(size.saturating_sub(footer)..size).await?;
         let length = trailer_length(&end).map_err(damaged)?;
-        let trailer = read(size.saturating_sub(length)..size).await?;
+        let start = size.checked_sub(length).ok_or(crate::wire::Cut);
+        let trailer = read(start.map_err(damaged)?..size).await?;
         Ok(PackRecord {
             id,
             size,
-            entries: read_trailer(&trailer).map_err(damaged)?,
+            entries: read_trailer(&trailer, &self.objects.seal).map_err(damaged)?,
         })
     }
 
@@ -196,10 +219,14 @@ impl Repository {
     async fn repack(
         &self,
         records: &[PackRecord],
-        index: &SharedIndex,
-        marked: &Marked,
+        (index, marked): (&SharedIndex, &Marked),
+        progress: &ProgressSink,
     ) -> Result<Vec<PackRecord>, BackupError> {
         let mut packer = Packer::new(self.objects.clone(), HashSet::new());
+        let mut told = Progress {
+            total: records.iter().map(|record| record.size).sum(),
+            ..Progress::default()
+        };
         for record in records {
             let object = pack_name(&record.id);
             let needed: Vec<_> = record
@@ -221,7 +248,11 @@ impl Repository {
                     stored,
                 };
                 packer.add(&blob).await?;
+                told.read += u64::from(entry.stored);
             }
+            told.done += record.size;
+            told.written = packer.stored();
+            progress.tell(told);
         }
         packer.finish_unindexed().await
     }
@@ -229,7 +260,7 @@ impl Repository {
     async fn read_trash(&self) -> Result<Vec<(ObjectMeta, Trash)>, BackupError> {
         let mut all = Vec::new();
         for meta in self.objects.list(TRASH).await? {
-            let content = self.objects.get(&meta.location).await?;
+            let content = self.objects.get(&meta.location, LARGEST_TRASH).await?;
             let trash = serde_json::from_slice(&content)
                 .map_err(|error| BackupError::damaged(&meta.location, error))?;
             all.push((meta, trash));

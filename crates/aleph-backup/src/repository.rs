@@ -5,6 +5,7 @@ use crate::config::{ChunkBounds, Config};
 use crate::error::BackupError;
 use crate::id::Id;
 use crate::index::{Place, SharedIndex};
+use crate::key::Key;
 use crate::location::Location;
 use crate::lock;
 use crate::objects::{Objects, SNAPSHOTS, name, pack_name};
@@ -18,6 +19,8 @@ pub struct Repository {
     pub(crate) objects: Objects,
     pub(crate) keys: Keys,
     pub(crate) config: Arc<Config>,
+    /// Moves the places where chunks are cut.
+    pub(crate) cuts: u64,
 }
 
 impl std::fmt::Debug for Repository {
@@ -29,19 +32,25 @@ impl std::fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Opens the repository at a place, and makes it where there is none.
+    /// Opens the repository at a place, and makes it where there is none: encrypted, where there is a key.
     ///
     /// # Errors
-    /// Where the place cannot be reached or written, or has a later format.
-    pub async fn open_or_create(location: &Location) -> Result<Self, BackupError> {
-        Self::create_in(location.store()?, ChunkBounds::default()).await
+    /// Where the place cannot be reached or written, or has a later format. [`BackupError::KeyNeeded`],
+    /// [`BackupError::WrongKey`] and [`BackupError::NotEncrypted`] where the key does not fit it.
+    pub async fn open_or_create(
+        location: &Location,
+        key: Option<&Key>,
+    ) -> Result<Self, BackupError> {
+        let objects = Objects::new(location.store()?).in_folder(location.folder());
+        Self::create(objects, ChunkBounds::default(), key).await
     }
 
     /// Opens the repository at a place.
     ///
     /// # Errors
-    /// [`BackupError::NoRepository`] where there is none.
-    pub async fn open(location: &Location) -> Result<Self, BackupError> {
+    /// [`BackupError::NoRepository`] where there is none; as [`Repository::open_or_create`] where the key
+    /// does not fit.
+    pub async fn open(location: &Location, key: Option<&Key>) -> Result<Self, BackupError> {
         let absent = || BackupError::NoRepository {
             location: location.to_string(),
         };
@@ -51,9 +60,9 @@ impl Repository {
         {
             return Err(absent());
         }
-        let objects = Objects::new(location.store()?);
+        let objects = Objects::new(location.store()?).in_folder(location.folder());
         let config = Config::read(&objects).await?.ok_or_else(absent)?;
-        Ok(Self::with(objects, config))
+        Self::with(objects, config, key)
     }
 
     /// Opens the repository in a store, and makes it with these bounds where there is none.
@@ -63,14 +72,22 @@ impl Repository {
     pub async fn create_in(
         store: Arc<dyn ObjectStore>,
         chunks: ChunkBounds,
+        key: Option<&Key>,
     ) -> Result<Self, BackupError> {
-        let objects = Objects::new(store);
+        Self::create(Objects::new(store), chunks, key).await
+    }
+
+    async fn create(
+        objects: Objects,
+        chunks: ChunkBounds,
+        key: Option<&Key>,
+    ) -> Result<Self, BackupError> {
         if let Some(config) = Config::read(&objects).await? {
-            return Ok(Self::with(objects, config));
+            return Self::with(objects, config, key);
         }
-        let config = Config::new(chunks)?;
+        let config = Config::new(chunks, key)?;
         if config.create(&objects).await? {
-            return Ok(Self::with(objects, config));
+            return Self::with(objects, config, key);
         }
         // Somebody else was faster.
         let config = Config::read(&objects)
@@ -78,21 +95,29 @@ impl Repository {
             .ok_or_else(|| BackupError::Missing {
                 object: crate::objects::CONFIG.to_owned(),
             })?;
-        Ok(Self::with(objects, config))
+        Self::with(objects, config, key)
     }
 
-    fn with(objects: Objects, config: Config) -> Self {
-        Self {
-            keys: Keys::of_repository(&config.key),
+    fn with(objects: Objects, config: Config, key: Option<&Key>) -> Result<Self, BackupError> {
+        let secrets = config.secrets(key)?;
+        Ok(Self {
+            keys: secrets.ids,
+            objects: objects.sealed_with(secrets.seal),
             config: Arc::new(config),
-            objects,
-        }
+            cuts: secrets.cuts,
+        })
     }
 
     /// Which repository this is; it was drawn when it was made.
     #[must_use]
     pub fn id(&self) -> Id {
         self.config.id
+    }
+
+    /// Whether what it stores is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.objects.seal.is_some()
     }
 
     /// All snapshots, the oldest first. Those that are damaged are left out, with a warning in the log;
@@ -109,6 +134,15 @@ impl Repository {
     /// # Errors
     /// [`BackupError::NoSnapshot`] or [`BackupError::Ambiguous`] where it is not one.
     pub async fn snapshot(&self, reference: &str) -> Result<Snapshot, BackupError> {
+        let id = self.snapshot_id(reference).await?;
+        Snapshot::read(&self.objects, id).await
+    }
+
+    /// The id of the snapshot whose id begins so, whether it can be read or not.
+    ///
+    /// # Errors
+    /// As [`Repository::snapshot`].
+    pub async fn snapshot_id(&self, reference: &str) -> Result<Id, BackupError> {
         let ids = snapshot::ids(&self.objects).await?;
         let mut matching = ids
             .into_iter()
@@ -119,7 +153,7 @@ impl Repository {
             });
         };
         match matching.count() {
-            0 => Snapshot::read(&self.objects, id).await,
+            0 => Ok(id),
             others => Err(BackupError::Ambiguous {
                 reference: reference.to_owned(),
                 count: others + 1,
@@ -176,6 +210,6 @@ impl Repository {
             bytes: stored,
             object: object.as_ref(),
         };
-        blob::decode(&self.keys, kind, id, &blob)
+        blob::decode((&self.keys, &self.objects.seal), kind, id, &blob)
     }
 }

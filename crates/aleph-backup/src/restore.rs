@@ -207,9 +207,16 @@ impl Repository {
         target: &Arc<Target>,
         progress: &ProgressSink,
     ) -> Result<RestoreReport, BackupError> {
-        let records = index::read(&self.objects).await?;
+        let (mut records, mut unread) = index::read_what_can_be(&self.objects).await?;
+        records.prefer_whole(&index::damaged(&self.objects).await?);
         let index = SharedIndex::of(&records.packs);
-        let report = self.write(snapshot, &index, target, progress).await?;
+        let report = match self.write(snapshot, &index, target, progress).await {
+            // One that is damaged costs nobody else a restore; who needs it is told of it.
+            Err(missing @ BackupError::Missing { .. }) => {
+                return Err(unread.pop().unwrap_or(missing));
+            }
+            done => done?,
+        };
         let target = Arc::clone(target);
         blocking(move || target.file.sync_all().map_err(target.failed("write"))).await?;
         Ok(report)

@@ -2,12 +2,18 @@
 
 use crate::error::BackupError;
 use crate::id::Id;
-use crate::objects::{Objects, SNAPSHOTS, id_of, name};
+use crate::objects::{Objects, SMALL, SNAPSHOTS, id_of, name};
 use crate::tree::LARGEST_VOLUME;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+/// The version of a snapshot's record.
+const VERSION: u32 = 1;
+
+/// What a snapshot's record is sealed for.
+const PURPOSE: &[u8] = b"snapshot";
 
 /// What a backup did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +34,9 @@ pub struct Snapshot {
     pub id: Id,
     /// Which volume it is of, as its owner identifies volumes.
     pub volume: String,
+    /// Which state of the volume, as its owner identifies states that do not change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// What it was called; may be empty.
     pub name: String,
     /// When the backup began.
@@ -51,6 +60,8 @@ const fn no_id() -> Id {
 struct Stored {
     version: u32,
     volume: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
     name: String,
     time: Timestamp,
     size: u64,
@@ -63,8 +74,9 @@ impl Snapshot {
     /// Writes it, and gives it its id.
     pub(crate) async fn write(mut self, objects: &Objects) -> Result<Self, BackupError> {
         let stored = Stored {
-            version: crate::config::VERSION,
+            version: VERSION,
             volume: self.volume.clone(),
+            state: self.state.clone(),
             name: self.name.clone(),
             time: self.time,
             size: self.size,
@@ -74,22 +86,27 @@ impl Snapshot {
         };
         let json =
             serde_json::to_vec(&stored).map_err(|error| BackupError::damaged(SNAPSHOTS, error))?;
-        self.id = Id::of(&json);
+        let sealed = objects.seal.seal(PURPOSE, json)?;
+        self.id = Id::of(&sealed);
         objects
-            .put(&name(SNAPSHOTS, &self.id), Bytes::from(json))
+            .put(&name(SNAPSHOTS, &self.id), Bytes::from(sealed))
             .await?;
         Ok(self)
     }
 
     pub(crate) async fn read(objects: &Objects, id: Id) -> Result<Self, BackupError> {
         let object = name(SNAPSHOTS, &id);
-        let bytes = objects.get(&object).await?;
+        let bytes = objects.get(&object, SMALL).await?;
         if Id::of(&bytes) != id {
             return Err(BackupError::damaged(object, "its content has another hash"));
         }
-        let stored: Stored =
-            serde_json::from_slice(&bytes).map_err(|error| BackupError::damaged(&object, error))?;
-        if stored.version > crate::config::VERSION {
+        let opened = objects
+            .seal
+            .open(PURPOSE, &bytes)
+            .map_err(|error| BackupError::damaged(&object, error))?;
+        let stored: Stored = serde_json::from_slice(&opened)
+            .map_err(|error| BackupError::damaged(&object, error))?;
+        if stored.version > VERSION {
             return Err(BackupError::Newer {
                 version: stored.version,
             });
@@ -100,6 +117,7 @@ impl Snapshot {
         Ok(Self {
             id,
             volume: stored.volume,
+            state: stored.state,
             name: stored.name,
             time: stored.time,
             size: stored.size,

@@ -5,8 +5,9 @@ use crate::id::Id;
 use crate::index::{self, Place, SharedIndex};
 use crate::lock::{Lock, Sharing};
 use crate::mark::mark;
-use crate::objects::{DAMAGED, name, pack_name};
+use crate::objects::{DAMAGED, LARGEST_PACK, name, pack_name};
 use crate::pack::PackRecord;
+use crate::progress::{Progress, ProgressSink};
 use crate::repository::Repository;
 use crate::snapshot::{self, Snapshot};
 use bytes::Bytes;
@@ -60,18 +61,27 @@ impl VerifyReport {
 
 impl Repository {
     /// Looks whether all that snapshots need is there and is what was written. Packs that are damaged are
-    /// marked as such, and backups store anew what they had; nothing else is written.
+    /// marked as such, and backups store anew what they had; nothing else is written. Progress is in bytes of
+    /// the packs that are read whole.
     ///
     /// # Errors
     /// Where the store cannot be listed, or a prune runs. Damage is no error: the report has it.
-    pub async fn verify(&self, depth: Depth) -> Result<VerifyReport, BackupError> {
+    pub async fn verify(
+        &self,
+        depth: Depth,
+        progress: &ProgressSink,
+    ) -> Result<VerifyReport, BackupError> {
         let lock = Lock::take(&self.objects, Sharing::Shared, "verification").await?;
-        let done = self.verify_locked(depth).await;
+        let done = self.verify_locked(depth, progress).await;
         lock.release().await;
         done
     }
 
-    async fn verify_locked(&self, depth: Depth) -> Result<VerifyReport, BackupError> {
+    async fn verify_locked(
+        &self,
+        depth: Depth,
+        progress: &ProgressSink,
+    ) -> Result<VerifyReport, BackupError> {
         let mut report = VerifyReport::default();
         // First, since a backup that ends meanwhile adds one whose index was not read.
         let mut snapshots = Vec::new();
@@ -102,10 +112,17 @@ impl Repository {
             report.add(Some(*snapshot), error);
         }
         if depth == Depth::Full {
+            let mut told = Progress {
+                total: records.packs.iter().map(|record| record.size).sum(),
+                ..Progress::default()
+            };
             let mut reads = stream::iter(records.packs.clone())
-                .map(|record| async { (record.id, self.check_pack(record).await) })
+                .map(|record| async { (record.id, record.size, self.check_pack(record).await) })
                 .buffer_unordered(READS);
-            while let Some((pack, read)) = reads.next().await {
+            while let Some((pack, size, read)) = reads.next().await {
+                told.done += size;
+                told.read += size;
+                progress.tell(told);
                 match read {
                     Ok(bytes) => report.read += bytes,
                     Err(error) => {
@@ -136,7 +153,7 @@ impl Repository {
     /// Reads a pack whole; says how long it is.
     async fn check_pack(&self, record: PackRecord) -> Result<u64, BackupError> {
         let object = pack_name(&record.id);
-        let content = self.objects.get(&object).await?;
+        let content = self.objects.get(&object, LARGEST_PACK).await?;
         let repository = self.clone();
         let check = move || {
             for entry in &record.entries {

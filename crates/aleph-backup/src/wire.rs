@@ -40,6 +40,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A length of something in memory beside offsets in objects.
+pub(crate) fn wide(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}
+
 /// A length of something in memory as a number of the format.
 ///
 /// All that the format counts is bounded far below `u32::MAX`, so it saturates only where a bound

@@ -31,7 +31,7 @@ const NOW: PruneOptions = PruneOptions {
 
 async fn in_memory() -> (Arc<InMemory>, Repository) {
     let store = Arc::new(InMemory::new());
-    let repository = Repository::create_in(store.clone(), ChunkBounds::default())
+    let repository = Repository::create_in(store.clone(), ChunkBounds::default(), None)
         .await
         .unwrap();
     (store, repository)
@@ -67,7 +67,10 @@ async fn restore_to(
 }
 
 async fn assert_whole(repository: &Repository) {
-    let report = repository.verify(Depth::Full).await.unwrap();
+    let report = repository
+        .verify(Depth::Full, &ProgressSink::default())
+        .await
+        .unwrap();
     assert_eq!(report.damage, [], "{report:?}");
 }
 
@@ -296,8 +299,8 @@ proptest! {
             }
             let gone: Vec<Id> = history.iter().filter(|(_, _, keep)| !keep).map(|(s, _, _)| s.id).collect();
             repository.forget(&gone).await.unwrap();
-            repository.prune(NOW).await.unwrap();
-            repository.prune(NOW).await.unwrap();
+            repository.prune(NOW, &ProgressSink::default()).await.unwrap();
+            repository.prune(NOW, &ProgressSink::default()).await.unwrap();
             assert_whole(&repository).await;
             for (snapshot, bytes, keep) in &history {
                 if *keep {
@@ -329,11 +332,11 @@ async fn a_break_at_every_write_of_a_backup_leaves_a_whole_repository() {
             assert!(at < 50, "a backup has few writes");
             let copy = copy_of(&store).await;
             let breaking = Arc::new(Breaking::new(copy.clone(), how, at));
-            let repository = Repository::create_in(breaking.clone(), ChunkBounds::default())
+            let repository = Repository::create_in(breaking.clone(), ChunkBounds::default(), None)
                 .await
                 .unwrap();
             let done = back_up(&repository, Volume::new(new.clone())).await;
-            let mended = Repository::create_in(copy.clone(), ChunkBounds::default())
+            let mended = Repository::create_in(copy.clone(), ChunkBounds::default(), None)
                 .await
                 .unwrap();
             assert_whole(&mended).await;
@@ -363,13 +366,13 @@ async fn a_failed_backup_does_not_send_again_what_was_sent() {
     let bytes = noise(8, 200 * MIB);
     // The lock, eleven packs of 16 MiB with a checkpoint among them, and no more.
     let breaking = Arc::new(Breaking::new(store.clone(), Break::Before, 12));
-    let repository = Repository::create_in(breaking, ChunkBounds::default())
+    let repository = Repository::create_in(breaking, ChunkBounds::default(), None)
         .await
         .unwrap();
     back_up(&repository, Volume::new(bytes.clone()))
         .await
         .unwrap_err();
-    let mended = Repository::create_in(store.clone(), ChunkBounds::default())
+    let mended = Repository::create_in(store.clone(), ChunkBounds::default(), None)
         .await
         .unwrap();
     let resumed = back_up(&mended, Volume::new(bytes)).await.unwrap();
@@ -429,15 +432,15 @@ async fn a_break_at_every_write_of_a_prune_loses_nothing() {
             assert!(at < 50, "a prune has few writes");
             let copy = copy_of(&store).await;
             let breaking = Arc::new(Breaking::new(copy.clone(), how, at));
-            let repository = Repository::create_in(breaking.clone(), ChunkBounds::default())
+            let repository = Repository::create_in(breaking.clone(), ChunkBounds::default(), None)
                 .await
                 .unwrap();
             // Both phases, with a break in the one or the other.
-            let done = match repository.prune(NOW).await {
-                Ok(_) => repository.prune(NOW).await,
+            let done = match repository.prune(NOW, &ProgressSink::default()).await {
+                Ok(_) => repository.prune(NOW, &ProgressSink::default()).await,
                 failed => failed,
             };
-            let mended = Repository::create_in(copy.clone(), ChunkBounds::default())
+            let mended = Repository::create_in(copy.clone(), ChunkBounds::default(), None)
                 .await
                 .unwrap();
             // What was left behind by a prune keeps others out for a while.
@@ -445,7 +448,7 @@ async fn a_break_at_every_write_of_a_prune_loses_nothing() {
             assert_whole(&mended).await;
             assert!(restored(&mended, second.id).await.unwrap() == new);
             for _ in 0..3 {
-                mended.prune(NOW).await.unwrap();
+                mended.prune(NOW, &ProgressSink::default()).await.unwrap();
             }
             assert_whole(&mended).await;
             assert!(restored(&mended, second.id).await.unwrap() == new);
@@ -469,11 +472,17 @@ async fn a_prune_waits_for_its_grace() {
     repository.forget(&[snapshot.id]).await.unwrap();
     let before = packed(&*store).await;
     for _ in 0..2 {
-        let report = repository.prune(PruneOptions::default()).await.unwrap();
+        let report = repository
+            .prune(PruneOptions::default(), &ProgressSink::default())
+            .await
+            .unwrap();
         assert_eq!((report.deleted, report.kept), (0, 0));
         assert_eq!(packed(&*store).await, before);
     }
-    let report = repository.prune(NOW).await.unwrap();
+    let report = repository
+        .prune(NOW, &ProgressSink::default())
+        .await
+        .unwrap();
     assert_eq!(report.freed, before);
     assert_eq!(packed(&*store).await, 0);
 }
@@ -489,10 +498,16 @@ async fn what_came_to_be_needed_again_comes_out_of_the_trash() {
     let record = objects(&*store, "snapshots").await.remove(0).location;
     let content = store.get(&record).await.unwrap().bytes().await.unwrap();
     repository.forget(&[snapshot.id]).await.unwrap();
-    let trashed = repository.prune(PruneOptions::default()).await.unwrap();
+    let trashed = repository
+        .prune(PruneOptions::default(), &ProgressSink::default())
+        .await
+        .unwrap();
     assert!(trashed.trashed > 0);
     overwrite(&*store, &record, content).await;
-    let report = repository.prune(NOW).await.unwrap();
+    let report = repository
+        .prune(NOW, &ProgressSink::default())
+        .await
+        .unwrap();
     assert_eq!(report.deleted, 0);
     assert_eq!(restored(&repository, snapshot.id).await.unwrap(), bytes);
     assert_whole(&repository).await;
@@ -558,12 +573,18 @@ async fn a_prune_is_refused_beside_a_backup_which_notices_a_lost_lock() {
             worker.backup(Arc::new(source), request).await
         });
         has_begun.await.unwrap();
-        let error = repository.prune(NOW).await.unwrap_err();
+        let error = repository
+            .prune(NOW, &ProgressSink::default())
+            .await
+            .unwrap_err();
         assert_eq!(error.code(), "backup_locked");
         assert!(error.to_string().contains("backup of slow"), "{error}");
         if lose {
             assert_eq!(repository.unlock().await.unwrap(), 1);
-            repository.prune(NOW).await.unwrap();
+            repository
+                .prune(NOW, &ProgressSink::default())
+                .await
+                .unwrap();
         }
         go.send(()).unwrap();
         let done = running.await.unwrap();
@@ -576,7 +597,10 @@ async fn a_prune_is_refused_beside_a_backup_which_notices_a_lost_lock() {
             );
         }
         assert_whole(&repository).await;
-        repository.prune(NOW).await.unwrap();
+        repository
+            .prune(NOW, &ProgressSink::default())
+            .await
+            .unwrap();
     }
 }
 
@@ -610,7 +634,10 @@ async fn damage_is_told_by_name_and_never_becomes_data() {
                     None => store.delete(&meta.location).await.unwrap(),
                 }
                 let case = format!("{what} {}", meta.location);
-                let report = repository.verify(Depth::Full).await.unwrap();
+                let report = repository
+                    .verify(Depth::Full, &ProgressSink::default())
+                    .await
+                    .unwrap();
                 let named = meta.location.filename().unwrap();
                 if folder == "snapshots" && what == "missing" {
                     assert_eq!(
@@ -691,7 +718,11 @@ async fn what_was_found_damaged_is_stored_anew_and_breaks_all_that_need_it() {
     flipped[1000] ^= 1;
     overwrite(&*store, &pack.location, flipped).await;
     // Nobody knows yet. Then somebody looks.
-    let mut broken = repository.verify(Depth::Full).await.unwrap().broken;
+    let mut broken = repository
+        .verify(Depth::Full, &ProgressSink::default())
+        .await
+        .unwrap()
+        .broken;
     broken.sort();
     let mut expected = vec![first.id, second.id];
     expected.sort();
@@ -713,7 +744,7 @@ async fn a_store_that_is_full_or_refuses_is_told_as_such() {
         let (store, _) = in_memory().await;
         // The lock is written, the first pack is not.
         let breaking = Arc::new(Breaking::new(store, how, 1));
-        let repository = Repository::create_in(breaking, ChunkBounds::default())
+        let repository = Repository::create_in(breaking, ChunkBounds::default(), None)
             .await
             .unwrap();
         let error = back_up(&repository, Volume::new(mixed(21)))
@@ -749,11 +780,11 @@ async fn files_keep_their_holes_and_restores_go_on_where_they_ended() {
     let location =
         Location::parse(&format!("file://{}", folder.path().join("b/r").display())).unwrap();
     assert_eq!(
-        Repository::open(&location).await.unwrap_err().code(),
+        Repository::open(&location, None).await.unwrap_err().code(),
         "backup_no_repository"
     );
     assert!(!folder.path().join("b").exists());
-    let repository = Repository::open_or_create(&location).await.unwrap();
+    let repository = Repository::open_or_create(&location, None).await.unwrap();
     let told: Arc<Mutex<Vec<Progress>>> = Arc::default();
     let sink = Arc::clone(&told);
     let request = BackupRequest {
@@ -774,7 +805,7 @@ async fn files_keep_their_holes_and_restores_go_on_where_they_ended() {
         "holes were read: {:?}",
         snapshot.stats
     );
-    let again = Repository::open(&location).await.unwrap();
+    let again = Repository::open(&location, None).await.unwrap();
     assert_eq!(
         again.snapshots().await.unwrap(),
         std::slice::from_ref(&snapshot)

@@ -96,10 +96,10 @@ fn client() {
 
         let location = Location::parse("s3://volumes/node/7").unwrap();
         assert_eq!(
-            Repository::open(&location).await.unwrap_err().code(),
+            Repository::open(&location, None).await.unwrap_err().code(),
             "backup_no_repository"
         );
-        let repository = Repository::open_or_create(&location).await.unwrap();
+        let repository = Repository::open_or_create(&location, None).await.unwrap();
         let back_up = async |name: &str| {
             let source = Arc::new(FileSource::new(File::open(&path).unwrap()).unwrap());
             let request = BackupRequest {
@@ -116,7 +116,7 @@ fn client() {
         assert_eq!(second.parent, Some(first.id));
         assert!(second.stats.stored < 1 << 20, "{:?}", second.stats);
 
-        let again = Repository::open(&location).await.unwrap();
+        let again = Repository::open(&location, None).await.unwrap();
         assert_eq!(again.id(), repository.id());
         let request = |snapshot, name: &str| RestoreRequest {
             snapshot,
@@ -130,15 +130,26 @@ fn client() {
             grace: Duration::ZERO,
             unused_percent: 0,
         };
-        again.prune(now).await.unwrap();
-        let deleted = again.prune(now).await.unwrap().deleted;
+        again.prune(now, &ProgressSink::default()).await.unwrap();
+        let deleted = again
+            .prune(now, &ProgressSink::default())
+            .await
+            .unwrap()
+            .deleted;
         assert!(deleted > 0, "nothing of what was forgotten was deleted");
         again.restore(request(second.id, "two")).await.unwrap();
         assert!(fs::read(folder.path().join("two")).unwrap() == fs::read(&path).unwrap());
-        assert_eq!(again.verify(Depth::Full).await.unwrap().damage, []);
+        assert_eq!(
+            again
+                .verify(Depth::Full, &ProgressSink::default())
+                .await
+                .unwrap()
+                .damage,
+            []
+        );
 
         let absent = Location::parse("s3://no-such-bucket/x").unwrap();
-        let error = Repository::open_or_create(&absent).await.unwrap_err();
+        let error = Repository::open_or_create(&absent, None).await.unwrap_err();
         assert_eq!(error.code(), "backup_store_not_found", "{error}");
     });
 }

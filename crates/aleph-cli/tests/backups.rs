@@ -3,7 +3,10 @@
 mod support;
 
 use anyhow::Result;
+use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use support::Daemon;
 
 /// Bytes that do not compress, with nothing among them.
@@ -106,6 +109,273 @@ fn a_volume_is_backed_up_and_made_again() -> Result<()> {
     daemon.end()
 }
 
+/// A place for backups below a daemon's folder.
+fn place(daemon: &Daemon, name: &str) -> String {
+    format!("file://{}", daemon.node.root.path().join(name).display())
+}
+
+/// Makes the volume `data` of these bytes.
+fn import(daemon: &Daemon, bytes: &[u8]) -> Result<()> {
+    let image = daemon.node.root.path().join("image");
+    fs::write(&image, bytes)?;
+    let image = image.display().to_string();
+    daemon.ok(&["volume", "import", &image, "data", "--format", "raw"])?;
+    Ok(())
+}
+
+fn id(backup: &Value) -> &str {
+    backup["id"].as_str().unwrap_or_default()
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => found.extend(files(&path)?),
+            false => found.push(path),
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn backups_are_looked_at_forgotten_and_pruned() -> Result<()> {
+    let daemon = Daemon::up()?;
+    import(&daemon, &image())?;
+    let url = place(&daemon, "store");
+    let mut made = Vec::new();
+    for name in ["one", "two", "three"] {
+        made.push(daemon.json(&["volume", "backup", "data", &url, "--name", name, "--json"])?);
+    }
+    for words in [&["--verify"][..], &["--verify", "--read-data"]] {
+        let said = daemon.ok(&[&["volume", "backups", &url], words].concat())?;
+        assert!(said.starts_with("3 backups, "), "{said}");
+    }
+    let looked = daemon.json(&[
+        "volume",
+        "backups",
+        &url,
+        "--verify",
+        "--read-data",
+        "--json",
+    ])?;
+    assert!(
+        looked["read"].as_u64().is_some_and(|read| read > 6 << 20),
+        "{looked}"
+    );
+
+    // Rules remove what none of them keeps; first it is only said.
+    let forget =
+        |words: &[&str]| daemon.json(&[&["volume", "forget", &url, "--json"], words].concat());
+    let names = |backups: &Value| -> Vec<String> {
+        let all = backups.as_array().cloned().unwrap_or_default();
+        all.iter()
+            .map(|one| one["name"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    let said = forget(&["--keep-last", "1", "--keep-daily", "7", "--dry-run"])?;
+    assert_eq!(names(&said["forgotten"]), ["one", "two"]);
+    assert_eq!(
+        daemon.json(&["volume", "backups", &url, "--json"])?,
+        Value::from(made.clone())
+    );
+    let said = forget(&["--keep-last", "2", "--volume", "data"])?;
+    assert_eq!(
+        (names(&said["forgotten"]), names(&said["kept"])),
+        (vec!["one".into()], vec!["two".into(), "three".into()])
+    );
+    let said = forget(&["--keep-last", "1", "--volume", "0x00"])?;
+    assert_eq!(said["kept"], serde_json::json!([]));
+    let said = daemon.ok(&["volume", "forget", &url, &id(&made[1])[..12]])?;
+    assert_eq!(said, id(&made[1]));
+    for (words, why) in [
+        (&["volume", "forget", &url][..], "required"),
+        (
+            &["volume", "forget", &url, "00", "--keep-last", "1"],
+            "cannot be used with",
+        ),
+        (
+            &["volume", "forget", &url, "--keep-last", "0"],
+            "a rule that keeps nothing",
+        ),
+        (
+            &["volume", "forget", &url, "nosuch"],
+            "there is no snapshot",
+        ),
+        (
+            &["volume", "forget", &url, "00", "--volume", "data"],
+            "required",
+        ),
+    ] {
+        daemon.aleph(words)?.assert_failed_with(&[why]);
+    }
+
+    // All that the last one needs stays; what none needs goes by the second prune.
+    let prune = || daemon.json(&["volume", "prune-backups", &url, "--grace", "0s", "--json"]);
+    prune()?;
+    assert_eq!(prune()?["deleted"], 0, "all of it is needed");
+    daemon.ok(&["volume", "forget", &url, id(&made[2])])?;
+    let first = prune()?;
+    assert!(
+        first["trashed"].as_u64().is_some_and(|packs| packs > 0),
+        "{first}"
+    );
+    let said = daemon.ok(&["volume", "prune-backups", &url])?;
+    assert!(
+        said.starts_with("0 B freed in 0 packs"),
+        "its grace is a day: {said}"
+    );
+    let second = prune()?;
+    assert!(
+        second["freed"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > 6 << 20),
+        "{second}"
+    );
+
+    // Damage is told, with the backup that it breaks, by the exit code, too.
+    let fourth = daemon.json(&["volume", "backup", "data", &url, "--json"])?;
+    let packs = files(&daemon.node.root.path().join("store/packs"))?;
+    for pack in packs {
+        let mut bytes = fs::read(&pack)?;
+        bytes[100] ^= 1;
+        fs::write(&pack, bytes)?;
+    }
+    let looked = daemon.aleph(&["volume", "backups", &url, "--verify", "--read-data"])?;
+    assert_eq!(looked.code, 1, "{}", looked.text());
+    let told = looked.text();
+    assert!(
+        told.contains(&format!("backup {} is not whole", id(&fourth))),
+        "{told}"
+    );
+    // The next one stores it anew.
+    let fifth = daemon.json(&["volume", "backup", "data", &url, "--json"])?;
+    daemon.ok(&["volume", "restore-backup", &url, id(&fifth), "again"])?;
+    daemon.end()
+}
+
+#[test]
+fn an_encrypted_place_needs_its_key() -> Result<()> {
+    let mut daemon = Daemon::up()?;
+    let root = daemon.node.root.path().to_owned();
+    let secret = b"what nobody else is to read. ".repeat(50_000);
+    import(&daemon, &secret[..1 << 20])?;
+    let key = |name: &str, byte: u8, mode| -> Result<String> {
+        let path = root.join(name);
+        fs::write(&path, [byte; 64])?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        Ok(path.display().to_string())
+    };
+    let (ours, other) = (key("ours", b'a', 0o600)?, key("other", b'b', 0o600)?);
+    let seen = key("seen", b'a', 0o644)?;
+    let (sealed, clear) = (place(&daemon, "sealed"), place(&daemon, "clear"));
+    let made = daemon.json(&[
+        "volume",
+        "backup",
+        "data",
+        &sealed,
+        "--key-file",
+        &ours,
+        "--json",
+    ])?;
+    let plain = daemon.json(&["volume", "backup", "data", &clear, "--json"])?;
+    for (words, why) in [
+        (
+            &["volume", "backups", &sealed][..],
+            "is encrypted, and no key was given",
+        ),
+        (
+            &["volume", "backups", &sealed, "--key-file", &other],
+            "the key does not open",
+        ),
+        (
+            &["volume", "backups", &sealed, "--key-file", "none"],
+            "no key was given",
+        ),
+        (
+            &["volume", "backup", "data", &clear, "--key-file", &ours],
+            "is not encrypted, and a key",
+        ),
+        (
+            &["volume", "backup", "data", &sealed, "--key-file", &seen],
+            "everybody on this host",
+        ),
+        (&["volume", "prune-backups", &sealed], "no key was given"),
+        (
+            &["volume", "forget", &sealed, id(&made)],
+            "no key was given",
+        ),
+        (
+            &["volume", "restore-backup", &sealed, id(&made), "x"],
+            "no key was given",
+        ),
+        (
+            &["volume", "backups", &sealed, "--verify"],
+            "no key was given",
+        ),
+    ] {
+        daemon.aleph(words)?.assert_failed_with(&[why]);
+    }
+    for file in files(&root.join("sealed"))? {
+        let bytes = fs::read(&file)?;
+        let tells = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+        let volume = made["volume"].as_str().unwrap_or_default();
+        assert!(
+            !tells(b"nobody else") && !tells(volume.as_bytes()),
+            "{}",
+            file.display()
+        );
+    }
+    // The node's own key is that of whoever names none.
+    daemon.kill_and_restart_with(&format!("[volumes]\nbackup_key_file = {ours:?}\n"))?;
+    let again = daemon.json(&["volume", "backup", "data", &sealed, "--json"])?;
+    assert_eq!(again["parent"], made["id"]);
+    daemon.ok(&["volume", "restore-backup", &sealed, id(&made), "again"])?;
+    let out = root.join("out").display().to_string();
+    daemon.ok(&["volume", "export", "again", &out])?;
+    assert!(
+        fs::read(&out)? == secret[..1 << 20],
+        "what came back differs"
+    );
+    daemon
+        .aleph(&["volume", "backups", &clear])?
+        .assert_failed_with(&["is not encrypted"]);
+    let all = daemon.json(&["volume", "backups", &clear, "--key-file", "none", "--json"])?;
+    assert_eq!(all, Value::from(vec![plain]));
+    daemon.end()
+}
+
+#[test]
+fn an_increment_reads_what_changed_alone() -> Result<()> {
+    let daemon = Daemon::configured("[volumes]\nbackend = \"qcow2\"\n", &[])?;
+    import(&daemon, &image())?;
+    let url = place(&daemon, "store");
+    daemon.ok(&["volume", "snapshot", "data", "monday"])?;
+    let backup = |of: &str| daemon.json(&["volume", "backup", of, &url, "--json"]);
+    let monday = backup("data@monday")?;
+    assert!(
+        monday["read"].as_u64().is_some_and(|read| read >= 6 << 20),
+        "{monday}"
+    );
+    // Nothing was written since.
+    daemon.ok(&["volume", "snapshot", "data", "tuesday"])?;
+    for of in ["data@tuesday", "data"] {
+        let later = backup(of)?;
+        assert_eq!(later["read"], 0, "{later}");
+    }
+    // So it is with a copy: it goes on from there.
+    daemon.ok(&["volume", "clone", "data@monday", "copy"])?;
+    let copy = backup("copy")?;
+    assert_eq!(copy["read"], 0, "{copy}");
+    daemon.ok(&["volume", "restore-backup", &url, id(&copy), "again"])?;
+    let out = daemon.node.root.path().join("out");
+    daemon.ok(&["volume", "export", "again", &out.display().to_string()])?;
+    assert!(fs::read(&out)? == image(), "what came back differs");
+    daemon.end()
+}
+
 #[test]
 fn where_backups_go_is_for_operators() -> Result<()> {
     let daemon = Daemon::up()?;
@@ -127,6 +397,9 @@ fn where_backups_go_is_for_operators() -> Result<()> {
         &["volume", "backups", &url][..],
         &["volume", "backup", "theirs", &url],
         &["volume", "restore-backup", &url, "00", "x"],
+        &["volume", "backups", &url, "--verify"],
+        &["volume", "forget", &url, "00"],
+        &["volume", "prune-backups", &url],
     ] {
         let ended = daemon.aleph(&[&["--account", "guest"], words].concat())?;
         ended.assert_failed_with(&["only operators of the node may do this"]);

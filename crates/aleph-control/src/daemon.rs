@@ -179,7 +179,8 @@ impl Daemon {
                 return Err(error.into());
             }
         };
-        let service = Service::new(node, images, operators).await?;
+        let backup_key = config.volumes.backup_key.clone();
+        let service = Service::new(node, images, operators, backup_key).await?;
         let functions = match functions {
             None => {
                 if config.functions.listen.is_some() {

@@ -20,6 +20,11 @@ pub struct VolumeBackupRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 63))]
     pub snapshot: Option<String>,
+    /// The key file of an encrypted repository, a path on the node, or `none`. The node's own
+    /// (`backup_key_file` in `[volumes]`) when absent. A repository that is made with a key is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 1024))]
+    pub key_file: Option<String>,
 }
 
 /// A volume to make of a backup.
@@ -42,6 +47,139 @@ pub struct VolumeBackupRestore {
     /// Whether it is encrypted; as the node's configuration says, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encrypted: Option<bool>,
+    /// The key file of an encrypted repository, a path on the node, or `none`. The node's own
+    /// (`backup_key_file` in `[volumes]`) when absent. A repository that is made with a key is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 1024))]
+    pub key_file: Option<String>,
+}
+
+/// A look whether all that backups need is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct BackupVerification {
+    /// Where the backups are.
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 1024))]
+    pub url: String,
+    /// Read each byte, too, and compare it with its hash.
+    #[serde(default)]
+    pub read_data: bool,
+    /// The key file of an encrypted repository, a path on the node, or `none`. The node's own
+    /// (`backup_key_file` in `[volumes]`) when absent. A repository that is made with a key is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 1024))]
+    pub key_file: Option<String>,
+}
+
+/// What was looked at, and what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct BackupsVerified {
+    /// Backups that can be read.
+    pub backups: u64,
+    /// Packs of chunks that there should be.
+    pub packs: u64,
+    /// Bytes that were read whole.
+    pub read: u64,
+    /// What is wrong, a sentence each; none where all is well.
+    pub damage: Vec<String>,
+    /// The ids of backups that are not whole because of it.
+    pub broken: Vec<String>,
+}
+
+/// Backups to remove: those that are named, or those that no rule keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct BackupForgetRequest {
+    /// Where the backups are.
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 1024))]
+    pub url: String,
+    /// Ids, or beginnings that one has alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(max_items = 1024))]
+    pub backups: Vec<String>,
+    /// Keep these, and remove all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<BackupRetention>,
+    /// Look only at the backups of this volume, by its id as backups tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 128))]
+    pub volume: Option<String>,
+    /// Say what would be removed, and remove nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// The key file of an encrypted repository, a path on the node, or `none`. The node's own
+    /// (`backup_key_file` in `[volumes]`) when absent. A repository that is made with a key is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 1024))]
+    pub key_file: Option<String>,
+}
+
+/// How many backups of each volume to keep: of each period that has some its latest one, and so many periods.
+/// Times are UTC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct BackupRetention {
+    /// The latest.
+    pub last: u32,
+    /// Hours.
+    pub hourly: u32,
+    /// Days.
+    pub daily: u32,
+    /// Weeks, which begin on Monday.
+    pub weekly: u32,
+    /// Months.
+    pub monthly: u32,
+    /// Years.
+    pub yearly: u32,
+}
+
+/// What became of backups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct BackupsForgotten {
+    /// Those that were removed, or would be.
+    pub forgotten: Vec<VolumeBackup>,
+    /// Those that stay, of the ones that were looked at.
+    pub kept: Vec<VolumeBackup>,
+}
+
+/// Space to get back of what no backup needs any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct BackupPruneRequest {
+    /// Where the backups are.
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 1024))]
+    pub url: String,
+    /// How long what was found to be needed by nobody stays for all that, in seconds: a day when absent. Less is
+    /// safe only where no other host backs up to there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u64>,
+    /// The key file of an encrypted repository, a path on the node, or `none`. The node's own
+    /// (`backup_key_file` in `[volumes]`) when absent. A repository that is made with a key is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 1024))]
+    pub key_file: Option<String>,
+}
+
+/// What became of packs of chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct BackupsPruned {
+    /// Those that stay as they are.
+    pub kept: u64,
+    /// Those of which what is needed was written anew.
+    pub repacked: u64,
+    /// Those that a later prune deletes.
+    pub trashed: u64,
+    /// Those that were deleted.
+    pub deleted: u64,
+    /// Bytes of these.
+    pub freed: u64,
 }
 
 /// A backup of a volume.
@@ -68,16 +206,16 @@ pub struct VolumeBackup {
     pub stored: u64,
 }
 
-/// A line of the answer to a backup or a restore.
+/// A line of the answer to a backup, a restore, a verification or a prune.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum BackupLine {
     /// How far it is.
     Progress {
-        /// Bytes of the volume that are done.
+        /// Bytes that are done: of the volume, or of the packs that are read.
         done: u64,
-        /// Bytes of the volume.
+        /// How many there are.
         total: u64,
         /// Bytes that were sent to the store, or written to the volume.
         written: u64,
@@ -91,6 +229,16 @@ pub enum BackupLine {
     Volume {
         /// The volume.
         volume: Box<Volume>,
+    },
+    /// All was looked at: the last line.
+    Verified {
+        /// What was found.
+        verified: BackupsVerified,
+    },
+    /// The space was got back: the last line.
+    Pruned {
+        /// What was done.
+        pruned: BackupsPruned,
     },
     /// It failed: the last line.
     Failed {

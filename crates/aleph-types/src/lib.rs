@@ -45,7 +45,11 @@ mod snapshot;
 mod view;
 mod volume;
 
-pub use backup::{BackupLine, VolumeBackup, VolumeBackupRequest, VolumeBackupRestore};
+pub use backup::{
+    BackupForgetRequest, BackupLine, BackupPruneRequest, BackupRetention, BackupVerification,
+    BackupsForgotten, BackupsPruned, BackupsVerified, VolumeBackup, VolumeBackupRequest,
+    VolumeBackupRestore,
+};
 pub use error::{Classify, ErrorClass, Problem};
 pub use exit::ExitStatus;
 pub use gpu::{GpuRequest, ParseGpuRequestError};

@@ -4,8 +4,9 @@ use super::path::{Query, part};
 use super::request::{Answer, Asking};
 use super::{Client, ClientError, Lines};
 use aleph_types::{
-    DiskImageFormat, MiB, Volume, VolumeBackup, VolumeBackupRequest, VolumeBackupRestore,
-    VolumeRequest, VolumeResize, VolumeSnapshotRequest, VolumeUndelete,
+    BackupForgetRequest, BackupPruneRequest, BackupVerification, BackupsForgotten, DiskImageFormat,
+    MiB, Volume, VolumeBackup, VolumeBackupRequest, VolumeBackupRestore, VolumeRequest,
+    VolumeResize, VolumeSnapshotRequest, VolumeUndelete,
 };
 use bytes::Bytes;
 use hyper::Method;
@@ -141,9 +142,44 @@ impl Client {
         Ok(Lines::new(self.ask(asking).await?))
     }
 
+    /// Looks whether the backups at a place are whole, telling how far it is.
+    pub(crate) async fn verify_backups(
+        &self,
+        request: &BackupVerification,
+    ) -> Result<Lines, ClientError> {
+        let asking = Asking::post("/v1/backups/verify").json(request)?;
+        let asking = asking.header(ACCEPT, "application/x-ndjson");
+        Ok(Lines::new(self.ask(asking).await?))
+    }
+
+    /// Removes backups.
+    pub(crate) async fn forget_backups(
+        &self,
+        request: &BackupForgetRequest,
+    ) -> Result<BackupsForgotten, ClientError> {
+        self.ask_json(Asking::post("/v1/backups/forget").json(request)?)
+            .await
+    }
+
+    /// Gets back the space of what no backup needs, telling how far it is.
+    pub(crate) async fn prune_backups(
+        &self,
+        request: &BackupPruneRequest,
+    ) -> Result<Lines, ClientError> {
+        let asking = Asking::post("/v1/backups/prune").json(request)?;
+        let asking = asking.header(ACCEPT, "application/x-ndjson");
+        Ok(Lines::new(self.ask(asking).await?))
+    }
+
     /// The backups at a place.
-    pub(crate) async fn backups(&self, url: &str) -> Result<Vec<VolumeBackup>, ClientError> {
-        let query = Query::default().with("url", url);
+    pub(crate) async fn backups(
+        &self,
+        url: &str,
+        key_file: Option<&str>,
+    ) -> Result<Vec<VolumeBackup>, ClientError> {
+        let query = Query::default()
+            .with("url", url)
+            .with_some("key_file", key_file);
         self.ask_json(Asking::get(format!("/v1/backups{query}")))
             .await
     }

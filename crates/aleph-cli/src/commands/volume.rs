@@ -1,15 +1,17 @@
 //! `aleph volume`: disks that outlive jobs.
 
-use super::backup;
+use super::backup::{self, Forget, KeyFile};
 use super::completion::volumes;
 use super::each::each;
 use crate::context::Context;
+use crate::duration::duration;
 use crate::output::{
     Advised, Column, Listing, ago, plain, print, print_error, print_json, print_json_line, size,
 };
 use aleph_types::{
-    DiskImageFormat, Filesystem, MiB, Timestamp, Volume as Known, VolumeAccess,
-    VolumeBackupRequest, VolumeBackupRestore, VolumeOrigin, VolumeRequest, VolumeState,
+    BackupPruneRequest, BackupVerification, DiskImageFormat, Filesystem, MiB, Timestamp,
+    Volume as Known, VolumeAccess, VolumeBackupRequest, VolumeBackupRestore, VolumeOrigin,
+    VolumeRequest, VolumeState,
 };
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -20,6 +22,7 @@ use hyper::body::Frame;
 use serde_json::json;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -168,6 +171,8 @@ pub(crate) enum Volume {
         /// What to call the backup
         #[arg(long)]
         name: Option<String>,
+        #[command(flatten)]
+        key: KeyFile,
         /// Print no progress
         #[arg(short, long)]
         quiet: bool,
@@ -175,11 +180,40 @@ pub(crate) enum Volume {
         #[arg(long)]
         json: bool,
     },
-    /// List the backups at a place
+    /// List the backups at a place, or look whether they are whole
     Backups {
         /// Where they are
         url: String,
+        /// Look whether all that they need is there
+        #[arg(long)]
+        verify: bool,
+        /// Read each byte of it, too
+        #[arg(long, requires = "verify")]
+        read_data: bool,
+        #[command(flatten)]
+        key: KeyFile,
+        /// Print no progress
+        #[arg(short, long)]
+        quiet: bool,
         /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove backups: those that are named, or those that no rule keeps
+    Forget(Forget),
+    /// Get back the space of what no backup needs
+    PruneBackups {
+        /// Where the backups are
+        url: String,
+        /// How long what nobody needs stays for all that [default: 24h]
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        grace: Option<Duration>,
+        #[command(flatten)]
+        key: KeyFile,
+        /// Print no progress
+        #[arg(short, long)]
+        quiet: bool,
+        /// Print what was done as a line of JSON
         #[arg(long)]
         json: bool,
     },
@@ -194,6 +228,8 @@ pub(crate) enum Volume {
         /// Encrypt it on the node's disk, or not [default: as the node's configuration says]
         #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         encrypted: Option<bool>,
+        #[command(flatten)]
+        key: KeyFile,
         /// Print no progress
         #[arg(short, long)]
         quiet: bool,
@@ -230,6 +266,7 @@ impl Volume {
                 volume,
                 url,
                 name,
+                key,
                 quiet,
                 json,
             } => {
@@ -238,18 +275,53 @@ impl Volume {
                     url,
                     name,
                     snapshot: snapshot.map(str::to_owned),
+                    key_file: key.told()?,
                 };
                 let lines = client.back_up_volume(volume, &request).await?;
                 return backup::made(lines, quiet, json).await;
             }
-            Self::Backups { url, json } => {
-                return backup::list(&client.backups(&url).await?, json);
+            Self::Backups {
+                url,
+                verify: true,
+                read_data,
+                key,
+                quiet,
+                json,
+            } => {
+                let request = BackupVerification {
+                    url,
+                    read_data,
+                    key_file: key.told()?,
+                };
+                let lines = client.verify_backups(&request).await?;
+                return backup::made(lines, quiet, json).await;
+            }
+            Self::Backups { url, key, json, .. } => {
+                let all = client.backups(&url, key.told()?.as_deref()).await?;
+                return backup::list(&all, json);
+            }
+            Self::Forget(forget) => return forget.run(&client).await,
+            Self::PruneBackups {
+                url,
+                grace,
+                key,
+                quiet,
+                json,
+            } => {
+                let request = BackupPruneRequest {
+                    url,
+                    grace_seconds: grace.map(|grace| grace.as_secs()),
+                    key_file: key.told()?,
+                };
+                let lines = client.prune_backups(&request).await?;
+                return backup::made(lines, quiet, json).await;
             }
             Self::RestoreBackup {
                 url,
                 backup,
                 name,
                 encrypted,
+                key,
                 quiet,
                 json,
             } => {
@@ -258,6 +330,7 @@ impl Volume {
                     backup,
                     name,
                     encrypted,
+                    key_file: key.told()?,
                 };
                 let lines = client.restore_backup(&request).await?;
                 return backup::made(lines, quiet, json).await;

@@ -138,6 +138,7 @@ pub(super) fn read(document: &mut Document<'_>) -> Config {
         let count = value::whole(0..=1_000_000);
         s.optional("max_per_account", &mut volumes.count, count);
         s.optional("max_size_per_account", &mut volumes.size, value::size);
+        s.optional("backup_key_file", &mut volumes.backup_key, value::absolute);
     });
     document.section("functions", |s| {
         let functions = &mut config.functions;

@@ -264,6 +264,8 @@ pub struct VolumesSection {
     pub count: Option<u64>,
     /// `max_size_per_account`: how much those may hold, with their snapshots. No limit by default.
     pub size: Option<MiB>,
+    /// `backup_key_file`: the key of encrypted places for backups. None by default: backups are in the clear.
+    pub backup_key: Option<PathBuf>,
 }
 
 impl VolumesSection {
@@ -295,6 +297,7 @@ impl Default for VolumesSection {
             grace: volumes.grace,
             count: None,
             size: None,
+            backup_key: None,
         }
     }
 }

@@ -83,6 +83,7 @@ fn table(config: &Config) -> Table {
                 grace,
                 count,
                 size,
+                backup_key,
             },
         functions:
             FunctionsSection {
@@ -210,6 +211,7 @@ fn table(config: &Config) -> Table {
                     "max_size_per_account",
                     size.map(|size| text(&format!("{}m", size.0))),
                 ),
+                ("backup_key_file", backup_key.as_ref().map(path)),
             ],
         ),
         (
@@ -303,6 +305,7 @@ mod tests {
             grace_seconds = 60
             max_per_account = 5
             max_size_per_account = "100g"
+            backup_key_file = "/etc/aleph/backup.key"
             [functions]
             listen = "127.0.0.1:9000"
             region = "eu-west-3"

@@ -77,6 +77,7 @@ fn every_key_is_read() {
         grace_seconds = 60
         max_per_account = 10
         max_size_per_account = "100g"
+        backup_key_file = "/etc/aleph/backup.key"
         [functions]
         listen = "0.0.0.0:9000"
         region = "eu-central-1"
@@ -175,6 +176,7 @@ fn every_key_is_read() {
             grace: Duration::from_secs(60),
             count: Some(10),
             size: Some(MiB(100 * 1024)),
+            backup_key: Some("/etc/aleph/backup.key".into()),
         },
         functions: FunctionsSection {
             listen: Some("0.0.0.0:9000".parse().unwrap()),

@@ -7,10 +7,10 @@ use super::volumes::VolumePath;
 use crate::server::extract::{Body, Query, Segment};
 use crate::server::{Caller, Refusal, Service};
 use aleph_backup::{
-    BackupError, BackupRequest, FileSource, Location, Progress, ProgressSink, Repository, Snapshot,
+    BackupError, BackupRequest, Dirty, Key, Location, Progress, ProgressSink, Repository, Snapshot,
     Source,
 };
-use aleph_executor::volumes::{Exported, Import, NewVolume, VolumeError};
+use aleph_executor::volumes::{Import, NewVolume, Reading, VolumeError};
 use aleph_types::{
     BackupLine, DiskImageFormat, Problem, Volume, VolumeBackup, VolumeBackupRequest,
     VolumeBackupRestore,
@@ -24,6 +24,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -49,11 +50,15 @@ struct ListQuery {
     /// Where they are: `file:///FOLDER` of the node, or `s3://BUCKET/PREFIX`.
     #[param(min_length = 1, max_length = 1024)]
     url: String,
+    /// The key file of an encrypted repository, or `none`; the node's own when absent.
+    #[param(min_length = 1, max_length = 1024)]
+    key_file: Option<String>,
 }
 
 /// Back a volume up
 ///
-/// Chunks that are there already are not sent again, whichever volume they are of. The answer is a line of
+/// Chunks that are there already are not sent again, whichever volume they are of, and where an earlier backup was
+/// of a snapshot that this one goes on from, only what changed since is read. The answer is a line of
 /// JSON for each step; the last one has `backup` or `error`. It ends with the request; what was sent is kept
 /// for the next one. A volume that a job writes to is refused with `volume_attached`: back a snapshot up.
 #[utoipa::path(
@@ -70,30 +75,32 @@ async fn make(
 ) -> Result<Response, Refusal> {
     caller.only_operators()?;
     let location = Location::parse(&request.url)?;
+    let key = key_of(&service, request.key_file.as_deref())?;
     let volumes = service.node.volumes().clone();
     let snapshot = request.snapshot.clone();
-    // The open file holds what it reads: nobody writes to it meanwhile.
+    // It holds what it reads: nobody writes to it meanwhile.
     let opened = blocking(move || {
         let id = volumes.find(&caller.scope, &volume)?.id;
-        let image = volumes.export(id, snapshot.as_deref(), DiskImageFormat::Raw)?;
-        let source = Image::of(image).map_err(VolumeError::Source)?;
-        Ok::<_, VolumeError>((id, source))
+        Ok((id, volumes.read(id, snapshot.as_deref())?))
     });
-    let (id, source) = opened.await?;
+    let (id, reading) = opened.await?;
     let name = request.name.or(request.snapshot).unwrap_or_default();
     if name.len() > 128 {
         let why = "a backup's name has at most 128 bytes";
         return Err(Refusal::invalid("bad_name", why));
     }
     Ok(answer(&service, async move |progress, stop| {
-        let repository = Repository::open_or_create(&location).await?;
+        let repository = Repository::open_or_create(&location, key.as_ref()).await?;
         let request = BackupRequest {
             volume: id.to_string(),
+            state: reading.state().map(str::to_owned),
             name,
             progress,
             stop,
             ..BackupRequest::default()
         };
+        let dirty = changed(&reading, &repository.snapshots().await?);
+        let source = VolumeSource { reading, dirty };
         let made = repository.backup(Arc::new(source), request).await?;
         Ok(BackupLine::Backup {
             backup: Box::new(told(&made)),
@@ -107,11 +114,13 @@ async fn make(
     responses((status = 200, description = "All that are there.", body = Vec<VolumeBackup>)),
 )]
 async fn list(
+    State(service): State<Service>,
     caller: Caller,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<Vec<VolumeBackup>>, Refusal> {
     caller.only_operators()?;
-    let repository = Repository::open(&Location::parse(&query.url)?).await?;
+    let key = key_of(&service, query.key_file.as_deref())?;
+    let repository = Repository::open(&Location::parse(&query.url)?, key.as_ref()).await?;
     let all = repository.snapshots().await?;
     Ok(Json(all.iter().map(told).collect()))
 }
@@ -132,7 +141,8 @@ async fn restore(
 ) -> Result<Response, Refusal> {
     caller.only_operators()?;
     let location = Location::parse(&request.url)?;
-    let repository = Repository::open(&location).await?;
+    let key = key_of(&service, request.key_file.as_deref())?;
+    let repository = Repository::open(&location, key.as_ref()).await?;
     let snapshot = repository.snapshot(&request.backup).await?;
     let volumes = service.node.volumes().clone();
     let staging = volumes.clone();
@@ -172,40 +182,52 @@ async fn restore(
     }))
 }
 
-/// An image that is backed up. It counts among those that are on their way.
-struct Image {
-    image: Exported,
-    /// The file that holds it, whose holes are not read.
-    file: Option<FileSource>,
-}
-
-impl Image {
-    fn of(image: Exported) -> io::Result<Self> {
-        let file = image.file().map(|file| FileSource::new(file.try_clone()?));
-        let file = file.transpose()?;
-        Ok(Self { image, file })
+/// The key that a request means, or the node's own.
+pub(super) fn key_of(service: &Service, said: Option<&str>) -> Result<Option<Key>, BackupError> {
+    match (said, &service.backup_key) {
+        (Some("none"), _) | (None, None) => Ok(None),
+        (Some(path), _) => Key::read(Path::new(path)).map(Some),
+        (None, Some(path)) => Key::read(path).map(Some),
     }
 }
 
-impl Source for Image {
+/// A volume as backups read it.
+struct VolumeSource {
+    reading: Reading,
+    dirty: Option<Dirty>,
+}
+
+impl Source for VolumeSource {
     fn size(&self) -> u64 {
-        self.image.length
+        self.reading.size()
     }
 
     fn allocated(&self) -> io::Result<Vec<Range<u64>>> {
-        match &self.file {
-            Some(file) => file.allocated(),
-            None => Ok(vec![0..self.image.length]),
-        }
+        self.reading.allocated()
+    }
+
+    fn dirty(&self) -> Option<Dirty> {
+        self.dirty.clone()
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.image.read_exact_at(buffer, offset)
+        self.reading.read_at(offset, buffer)
     }
 }
 
+/// What changed since the latest backup of a state that this one goes on from.
+fn changed(reading: &Reading, backups: &[Snapshot]) -> Option<Dirty> {
+    backups.iter().rev().find_map(|backup| {
+        let ranges = reading.changed_since(backup.state.as_deref()?)?;
+        Some(Dirty {
+            since: backup.id,
+            ranges,
+        })
+    })
+}
+
 /// What ends a backup or a restore.
-enum Failure {
+pub(super) enum Failure {
     Backup(BackupError),
     Volume(VolumeError),
 }
@@ -231,7 +253,10 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Does work that tells its progress, for as long as somebody reads it. Then it is told to stop.
-fn answer<F>(service: &Service, work: impl FnOnce(ProgressSink, CancellationToken) -> F) -> Response
+pub(super) fn answer<F>(
+    service: &Service,
+    work: impl FnOnce(ProgressSink, CancellationToken) -> F,
+) -> Response
 where
     F: Future<Output = Result<BackupLine, Failure>> + Send + 'static,
 {
@@ -277,7 +302,7 @@ fn write(line: &BackupLine) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-fn told(snapshot: &Snapshot) -> VolumeBackup {
+pub(super) fn told(snapshot: &Snapshot) -> VolumeBackup {
     VolumeBackup {
         id: snapshot.id.to_string(),
         volume: snapshot.volume.clone(),

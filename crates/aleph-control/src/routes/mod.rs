@@ -21,6 +21,7 @@ mod jobs;
 mod logs;
 mod node;
 mod prune;
+mod repositories;
 mod screen;
 mod session;
 mod snapshots;
@@ -44,6 +45,7 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
         .merge(snapshots::routes())
         .merge(volumes::routes())
         .merge(backups::routes())
+        .merge(repositories::routes())
         .merge(stats::routes())
         .merge(logs::routes())
         .merge(exec::routes())

@@ -40,7 +40,7 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use caller::identify;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -69,6 +69,8 @@ pub struct Shared {
     pub operators: Operators,
     /// What is counted.
     pub metrics: Metrics,
+    /// The key file of backups, where a request names none.
+    pub backup_key: Option<PathBuf>,
     /// Cancelled once the node is about to stop.
     pub stopping: CancellationToken,
     /// Requests that change something, as far as they are under way.
@@ -94,6 +96,7 @@ impl Service {
         node: Node,
         images: Arc<StoreImages>,
         operators: Operators,
+        backup_key: Option<PathBuf>,
     ) -> Result<Self, NodeError> {
         let accounts = Accounts::open(node.journal().clone()).await?;
         Ok(Self(Arc::new(Shared {
@@ -102,6 +105,7 @@ impl Service {
             accounts,
             operators,
             metrics: Metrics::default(),
+            backup_key,
             stopping: CancellationToken::new(),
             work: TaskTracker::new(),
             functions: OnceLock::new(),

@@ -1,10 +1,11 @@
 //! Volumes on real files, with the real `qemu-img` and `mke2fs`: each back end, hostile images, leases,
-//! locks, quotas, a full disk; random operations against a model; a crash in every step.
+//! locks, quotas, a full disk; random operations against a model; a crash in every step; backups of them.
 
 mod contract;
 mod crash;
 mod encrypted;
 mod model;
+mod reading;
 mod support;
 
 use aleph_executor::node::Scope;
