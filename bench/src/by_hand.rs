@@ -8,7 +8,9 @@ use crate::Bench;
 use aleph_executor::guest::ExecRequest;
 use aleph_executor::qemu::argv::{Begin, Machine, Ram, argv};
 use aleph_executor::qemu::block::Drive;
-use aleph_guest_proto::{CONTROL, Exec, ListBuf, MARK, Root, Setup, ToGuest, Upper, Versions};
+use aleph_guest_proto::{
+    CONTROL, Exec, ListBuf, MARK, Mounts, Root, Setup, ToGuest, Upper, Versions,
+};
 use aleph_types::{Resources, VmId};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -161,6 +163,7 @@ fn frames(filesystem: &str) -> Result<Vec<u8>> {
         },
         poweroff_on_hangup: true,
         network: None,
+        mounts: Mounts::NONE,
     };
     ToGuest::Setup(setup).encode(CONTROL, &mut frames)?;
     let request = ExecRequest::new(["true"]);

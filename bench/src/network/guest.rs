@@ -142,6 +142,7 @@ async fn boot(bench: &Bench, attached: Attachment) -> Result<Vm> {
                     search: String::new(),
                     v6: None,
                 }),
+                mounts: Vec::new(),
             }),
         },
         machine: Machine::MicroVm,
@@ -157,6 +158,7 @@ async fn boot(bench: &Bench, attached: Attachment) -> Result<Vm> {
         ending: Ending {
             kept: false,
             stop_signal: 15,
+            durable: false,
         },
     };
     let vm = Vm::create(place, Arc::new(driver), spec);

@@ -6,7 +6,7 @@
 
 use crate::executor::ExecutorError;
 use crate::guest::agent::{IMAGE_SERIAL, SCRATCH_SERIAL};
-use crate::hypervisor::{Driver, HostDevices, LaunchError, Machine, Nic};
+use crate::hypervisor::{Disk, Driver, HostDevices, LaunchError, Machine, Nic};
 use crate::qemu::machine::{Device, Firmware, GuestAgent, HugePages, Topology, Wanted};
 use aleph_types::{HugePages as Pages, JobSpec, MachineSpec};
 use std::path::Path;
@@ -16,7 +16,7 @@ use std::path::Path;
 pub(crate) const KERNEL_ARGUMENTS: &str = "no_timer_check";
 
 /// How a job's computer is to be.
-pub(crate) fn wanted(job: &JobSpec, nics: &[Nic]) -> Wanted {
+pub(crate) fn wanted(job: &JobSpec, nics: &[Nic], volumes: &[Disk]) -> Wanted {
     let resources = &job.resources;
     let machine = job.machine.clone().unwrap_or_default();
     let MachineSpec {
@@ -31,6 +31,8 @@ pub(crate) fn wanted(job: &JobSpec, nics: &[Nic]) -> Wanted {
     if resources.disk.0 > 0 {
         devices.push(Device::Disk(SCRATCH_SERIAL.into()));
     }
+    let volumes = volumes.iter().map(|disk| disk.serial.clone().into_owned());
+    devices.extend(volumes.map(Device::Disk));
     devices.extend(nics.iter().map(|nic| Device::Nic(nic.mac)));
     Wanted {
         cpus: resources.cpus,
@@ -84,7 +86,7 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 1],
             queues: Vec::new(),
         };
-        let least = wanted(&job, &[]);
+        let least = wanted(&job, &[], &[]);
         assert_eq!(least.devices, [Device::Disk(IMAGE_SERIAL.into())]);
         assert_eq!(
             (least.agent, least.firmware),
@@ -103,9 +105,12 @@ mod tests {
             },
             ..MachineSpec::default()
         });
-        let all = wanted(&job, &[nic()]);
-        assert_eq!(all.devices.len(), 3);
-        assert_eq!(all.devices[2], Device::Nic([2, 0, 0, 0, 0, 1]));
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let volume = Disk::raw("v1", null, false);
+        let all = wanted(&job, &[nic()], &[volume]);
+        assert_eq!(all.devices.len(), 4);
+        assert_eq!(all.devices[2], Device::Disk("v1".into()));
+        assert_eq!(all.devices[3], Device::Nic([2, 0, 0, 0, 0, 1]));
         assert_eq!((all.cpus, all.memory, all.spare_slots), (2, MiB(2048), 3));
         assert_eq!((all.cpu_room, all.memory_room), (2, MiB(1024)));
         assert_eq!(all.huge_pages, Some(HugePages::Size1G));

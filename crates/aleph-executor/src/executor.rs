@@ -26,6 +26,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How a node runs VMs.
 #[derive(Debug, Clone)]
@@ -80,6 +81,18 @@ pub(crate) struct OwnDisks {
     pub(crate) seed: (&'static str, Secret),
 }
 
+/// What a VM is made of, beside what its guest begins with.
+struct Devices {
+    image: File,
+    /// Those that outlive it.
+    disks: Vec<Disk>,
+    nics: Vec<Nic>,
+    machine: Machine,
+}
+
+/// How long a guest may take to write its volumes out as it ends.
+const WRITING_OUT: Duration = Duration::from_secs(120);
+
 /// Runs VMs on this host.
 pub struct Executor {
     paths: Paths,
@@ -106,8 +119,8 @@ pub enum ExecutorError {
     /// It asks for a full VM, and nothing here runs one.
     #[error("no VMM of this node runs full VMs")]
     NoFullVms,
-    /// It asks for volumes, which microVMs do not have.
-    #[error("the job asks for volumes, and a microVM has none")]
+    /// It asks for volumes, of which a node knows that outlives it.
+    #[error("the job asks for volumes, which take a node that runs")]
     NoVolumes,
     /// Its place could not be made.
     #[error("cannot make room for the VM")]
@@ -160,9 +173,7 @@ impl Classify for ExecutorError {
                 "Install QEMU: apt-get install -y --no-install-recommends qemu-system-x86 ovmf"
                     .into(),
             ),
-            Self::NoVolumes => {
-                Some("Leave the volumes out, or run it as a full VM (mode vm).".into())
-            }
+            Self::NoVolumes => Some("Start one with aleph up, or leave the volumes out.".into()),
             Self::Place(place) if place.is_full() => Some("Free some disk and try again.".into()),
             Self::Place(_) | Self::Host { .. } => {
                 Some("Run as root, or name a folder of your own with --root DIR.".into())
@@ -260,6 +271,17 @@ impl Executor {
         self.timeouts
     }
 
+    /// Those of a VM: one whose guest writes to disks that outlive it has its time to write them out.
+    pub(crate) fn timeouts_of(&self, durable: bool) -> Timeouts {
+        match durable {
+            true => Timeouts {
+                quit: self.timeouts.quit.max(WRITING_OUT),
+                ..self.timeouts
+            },
+            false => self.timeouts,
+        }
+    }
+
     /// The folders of the node.
     #[must_use]
     pub fn paths(&self) -> &Paths {
@@ -309,35 +331,52 @@ impl Executor {
         if job.command.is_empty() {
             return Err(InvalidJob::NoCommand.into());
         }
+        if !job.volumes.is_empty() {
+            return Err(ExecutorError::NoVolumes);
+        }
         self.admit(job, &self.capacity()?)?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let setup = setup(id, job, boot.filesystem.clone(), true);
         let ending = Ending {
             kept: false,
             stop_signal: job.stop_signal_number().unwrap_or(signal::TERM),
+            durable: false,
         };
         let (image, begin) = booting(boot, setup);
-        let machine = self.machine(&place, job, (&[], HostDevices::default()))?;
-        let devices = (image, Vec::new(), machine);
+        let machine = self.machine(&place, job, (&[], &[], HostDevices::default()))?;
+        let devices = Devices {
+            image,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            machine,
+        };
         Ok(self.begin(place, job, devices, (begin, ending)))
     }
 
-    /// Makes a VM that outlives this process, under an id that its owner has recorded.
+    /// Makes a VM that outlives this process, under an id that its owner has recorded. `disks` are those
+    /// that it has beside its own, and that outlive it.
     pub(crate) fn create_kept(
         &self,
         vm: VmId,
         job: &JobSpec,
-        (boot, nics, devices): (Boot, Vec<Nic>, HostDevices),
+        (boot, disks, nics, devices): (Boot, Vec<Disk>, Vec<Nic>, HostDevices),
         (setup, stop_signal): (SetupRequest, u8),
     ) -> Result<Vm, ExecutorError> {
         let place = Place::create_for(&self.paths, self.cgroups.as_ref(), vm, true)?;
         let ending = Ending {
             kept: true,
             stop_signal,
+            durable: disks.iter().any(|disk| !disk.read_only),
         };
         let (image, begin) = booting(boot, setup);
-        let machine = self.machine(&place, job, (&nics, devices))?;
-        Ok(self.begin(place, job, (image, nics, machine), (begin, ending)))
+        let machine = self.machine(&place, job, (&nics, &disks, devices))?;
+        let devices = Devices {
+            image,
+            disks,
+            nics,
+            machine,
+        };
+        Ok(self.begin(place, job, devices, (begin, ending)))
     }
 
     /// The machine of a job's VM, built in its place; where that fails the place goes.
@@ -345,12 +384,12 @@ impl Executor {
         &self,
         place: &Place,
         job: &JobSpec,
-        (nics, devices): (&[Nic], HostDevices),
+        (nics, disks, devices): (&[Nic], &[Disk], HostDevices),
     ) -> Result<Machine, ExecutorError> {
         if !job.is_full_vm() {
             return Ok(Machine::MicroVm);
         }
-        let wanted = computer::wanted(job, nics);
+        let wanted = computer::wanted(job, nics, disks);
         let folder = place.state_dir().join("machine");
         let built = self
             .full_driver()
@@ -375,9 +414,15 @@ impl Executor {
         let ending = Ending {
             kept: true,
             stop_signal,
+            durable: false,
         };
         let begin = Begin::Snapshot(Box::new(origin));
-        let devices = (image, nics, Machine::MicroVm);
+        let devices = Devices {
+            image,
+            disks: Vec::new(),
+            nics,
+            machine: Machine::MicroVm,
+        };
         Ok(self.begin(place, job, devices, (begin, ending)))
     }
 
@@ -391,9 +436,6 @@ impl Executor {
 
     /// Checks that the host has what a job asks for, and the VMM that it needs.
     pub(crate) fn admit(&self, job: &JobSpec, host: &Capacity) -> Result<(), ExecutorError> {
-        if !job.volumes.is_empty() && !job.has_own_disk() {
-            return Err(ExecutorError::NoVolumes);
-        }
         capacity::admit(&job.resources, host)?;
         let driver = self.driver_of(job)?;
         let (asked, most) = (job.resources.cpus, driver.max_cpus());
@@ -459,6 +501,7 @@ impl Executor {
             ending: Ending {
                 kept: true,
                 stop_signal: signal::TERM,
+                durable: false,
             },
         };
         Ok(Vm::create(place, driver, spec))
@@ -468,9 +511,15 @@ impl Executor {
         &self,
         place: Place,
         job: &JobSpec,
-        (image, nics, machine): (File, Vec<Nic>, Machine),
+        devices: Devices,
         (mut begin, ending): (Begin, Ending),
     ) -> Vm {
+        let Devices {
+            image,
+            disks,
+            nics,
+            machine,
+        } = devices;
         let mut driver = self.shared_driver();
         if let Machine::Full(_) = &machine {
             // Whoever built it is there.
@@ -484,11 +533,11 @@ impl Executor {
             machine,
             begin,
             image: Some(image),
-            disks: Vec::new(),
+            disks,
             memory: Memory::Own,
             nics,
             links: Vec::new(),
-            timeouts: self.timeouts,
+            timeouts: self.timeouts_of(ending.durable),
             ending,
         };
         Vm::create(place, driver, spec)
@@ -543,6 +592,7 @@ pub(crate) fn setup(
         upper,
         poweroff_on_hangup,
         network: None,
+        mounts: Vec::new(),
     }
 }
 

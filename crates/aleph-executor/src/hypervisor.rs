@@ -63,6 +63,11 @@ pub trait Driver: Send + Sync {
         u16::MAX
     }
 
+    /// Whether its VMs can have disks in QEMU's format.
+    fn takes_chains(&self) -> bool {
+        true
+    }
+
     /// How many queues each network device can have.
     fn max_nic_queues(&self) -> usize {
         usize::MAX
@@ -390,6 +395,8 @@ pub struct Disk {
     pub read_only: bool,
     /// A file with what it is encrypted with (LUKS, in QEMU's format), which nobody else has.
     pub key: Option<File>,
+    /// Whether it outlives the VM: what the guest flushes has to reach the host's disk.
+    pub durable: bool,
 }
 
 impl Disk {
@@ -401,6 +408,7 @@ impl Disk {
             format: DiskFormat::Raw,
             read_only,
             key: None,
+            durable: false,
         }
     }
 }

@@ -7,9 +7,13 @@ use aleph_executor::guest::ExecRequest;
 use aleph_executor::logs::LogQuery;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
 use aleph_executor::process::Identity;
+use aleph_executor::volumes::Owner;
 use aleph_executor::{Node, NodeConfig, NodeError};
 use aleph_testkit::{TestImages, TestRoot};
-use aleph_types::{ExitStatus, ForkRequest, Job, JobSpec, JobState, MiB, RestoreRequest};
+use aleph_types::{
+    Classify, ExitStatus, ForkRequest, Incarnation, Job, JobId, JobSpec, JobState, MiB,
+    RestoreRequest, VolumeAccess, VolumeCreate, VolumeMount,
+};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
 use std::collections::BTreeSet;
@@ -95,6 +99,11 @@ fn main() {
         "an_idle_guest_gives_memory_back",
         &[jailed],
         gives_memory_back,
+    );
+    add(
+        "volumes_outlive_their_jobs",
+        &[open, jailed],
+        mounts_volumes,
     );
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
@@ -292,6 +301,101 @@ fn runs(host: &Host) -> Result<()> {
         counted(&node, &job, u64::try_from(last)? + 3).await?;
         let stopped = node.stop(job.id, None).await?;
         assert_eq!(stopped.state, JobState::Exited, "{stopped:?}");
+        host.close(node).await
+    })
+}
+
+/// A job that has the volume `data` at `/srv`.
+fn with_volume(script: &str, read_only: bool) -> JobSpec {
+    let mut spec = shell(script, 0);
+    spec.volumes.push(VolumeMount {
+        name: "data".into(),
+        path: "/srv".into(),
+        read_only,
+        create: (!read_only).then(|| VolumeCreate {
+            size: Some(MiB(64)),
+            filesystem: None,
+        }),
+    });
+    spec
+}
+
+async fn refused(node: &Node, spec: JobSpec) -> Result<&'static str> {
+    match create(node, spec).await {
+        Ok(job) => anyhow::bail!("taken: {job:?}"),
+        Err(error) => Ok(error.downcast::<NodeError>()?.code()),
+    }
+}
+
+fn mounts_volumes(host: &Host) -> Result<()> {
+    block_on(async {
+        let mut node = host.open().await?;
+        let script = "echo kept > /srv/file; echo $$ > /root/up; exec sleep 1000";
+        let writer = create(&node, with_volume(script, false)).await?;
+        assert_eq!(writer.made_volumes.len(), 1, "{writer:?}");
+        wait(&node, &writer, JobState::Running).await?;
+        let seen = "until [ -e /root/up ]; do sleep 0.1; done; cat /srv/file";
+        assert_eq!(said(&node, &writer, seen).await?, "kept\n");
+        // A name in a jail and an open file count as locks, whatever the record says.
+        assert_eq!(
+            refused(&node, with_volume("true", false)).await?,
+            "volume_attached"
+        );
+        let owner = Owner {
+            job: JobId::random(),
+            incarnation: Incarnation::default(),
+        };
+        node.volumes().recover(|_| false)?;
+        let stolen = node
+            .volumes()
+            .attach("default", "data", &owner, VolumeAccess::Exclusive);
+        assert_eq!(stolen.map(drop).unwrap_err().code(), "volume_attached");
+        // It outlives the node, with its lease.
+        leave(node).await;
+        node = host.open().await?;
+        wait(&node, &writer, JobState::Running).await?;
+        assert_eq!(
+            refused(&node, with_volume("true", true)).await?,
+            "volume_attached"
+        );
+        assert_eq!(
+            said(&node, &writer, "echo more >> /srv/file; cat /srv/file").await?,
+            "kept\nmore\n"
+        );
+        node.stop(writer.id, None).await?;
+        let data = node.volumes().named("default", "data")?;
+        assert!(data.leases.is_empty(), "{data:?}");
+
+        // Two read at once, and one that ends by itself has written all out.
+        let mut readers = Vec::new();
+        for _ in 0..2 {
+            let script = "cat /srv/file; touch /srv/x || exec sleep 1000";
+            readers.push(create(&node, with_volume(script, true)).await?);
+        }
+        for reader in &readers {
+            wait(&node, reader, JobState::Running).await?;
+            let began = Instant::now();
+            while !log(&node, reader).await?.contains("Read-only") {
+                ensure!(began.elapsed() < LIMIT, "{}", log(&node, reader).await?);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert!(log(&node, reader).await?.contains("kept\nmore\n"));
+            node.stop(reader.id, Some(Duration::ZERO)).await?;
+        }
+        let last = create(&node, with_volume("cat /srv/file; rm /srv/file", false)).await?;
+        wait(&node, &last, JobState::Exited).await?;
+        assert!(log(&node, &last).await?.contains("more"));
+        let data = node.volumes().named("default", "data")?;
+        assert!(!data.unclean, "{data:?}");
+
+        // Layers over others are none that Firecracker reads.
+        node.volumes().snapshot(data.id, "one")?;
+        if node.volumes().depth(data.id)? > 1 {
+            assert_eq!(
+                refused(&node, with_volume("true", false)).await?,
+                "volume_layers"
+            );
+        }
         host.close(node).await
     })
 }

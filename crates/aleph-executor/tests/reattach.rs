@@ -77,6 +77,7 @@ impl Machine {
             upper: UpperKind::Memory,
             poweroff_on_hangup: false,
             network: None,
+            mounts: Vec::new(),
         };
         Ok(Self {
             root,

@@ -108,6 +108,7 @@ impl Machine {
             upper: UpperKind::Memory,
             poweroff_on_hangup: false,
             network: None,
+            mounts: Vec::new(),
         };
         let opened = async {
             let stream = vsock::reach(&machine.socket, VSOCK_PORT, LIMIT).await?;

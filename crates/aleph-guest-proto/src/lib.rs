@@ -76,9 +76,10 @@
 //! | 3 | a [`Network`] at the end of `Setup`; without one `Setup` is that of version 2 |
 //! | 4 | what clones need: `Listen`, `Mount`, `Freeze`, `Resume`, `Clock` and `Accepted` |
 //! | 5 | for functions: `Link`, a link to the host that no agent is in the way of, and `Settle` |
+//! | 6 | [`Mounts`] in `Setup`, which has a kind of its own then; without them it is as before |
 //!
 //! So a guest of version 2 is adopted as it is, and one that was not set up yet can be, as long
-//! as it is to have no network.
+//! as it is to have no network and no mounts.
 //!
 //! # Flow control
 //! Each direction of each stream has a window of [`WINDOW`] bytes ([`SendWindow`],
@@ -104,6 +105,7 @@ extern crate std;
 pub mod frame;
 mod list;
 pub mod mark;
+mod mounts;
 mod network;
 mod to_guest;
 mod to_host;
@@ -114,8 +116,9 @@ mod wire;
 pub use frame::{Decoder, Frame, HEADER, Item, MAX_PAYLOAD, OVERHEAD, ProtocolError};
 pub use list::{List, ListBuf};
 pub use mark::{MARK, MARK_SIZE};
+pub use mounts::{Mount, Mounts, MountsBuf};
 pub use network::{Network, NetworkV6};
-pub use to_guest::{Exec, Link, Mount, Put, Resume, Root, Setup, Terminal, ToGuest, Upper};
+pub use to_guest::{Exec, Link, Put, Resume, Root, Setup, Terminal, ToGuest, Upper};
 pub use to_host::{Exit, FileInfo, FileKind, FileStat, Kept, ToHost, Usage};
 pub use version::{VersionMismatch, Versions, negotiate};
 pub use window::{ReceiveWindow, SendWindow, WINDOW, WindowError};

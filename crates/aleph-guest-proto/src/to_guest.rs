@@ -4,6 +4,7 @@ use crate::CONTROL;
 use crate::frame::{Frame, HEADER, MAX_PAYLOAD, ProtocolError, TRAILER, header};
 use crate::list::List;
 use crate::mark::{self, MARK_SIZE};
+use crate::mounts::{Mount, Mounts};
 use crate::network::Network;
 use crate::version::Versions;
 use crate::wire::{Reader, Writer, length};
@@ -144,21 +145,9 @@ pub struct Setup<'a> {
     /// Its network, where it has one; a guest before [`Versions::NETWORK`] cannot be told. Without
     /// one the message is what it was before that version, byte for byte.
     pub network: Option<Network<'a>>,
-}
-
-/// A filesystem to mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mount<'a> {
-    /// Serial number of its block device; empty where it needs none.
-    pub serial: &'a [u8],
-    /// The filesystem as mount(2) names it.
-    pub filesystem: &'a [u8],
-    /// Where to; made where it is missing.
-    pub target: &'a [u8],
-    /// Whether nothing can be written to it.
-    pub read_only: bool,
-    /// The filesystem's own options, with commas between them.
-    pub options: &'a [u8],
+    /// What is mounted beside the root, and written out before the guest ends; a guest before
+    /// [`Versions::MOUNTS`] cannot be told. Where one cannot be mounted the guest does not go on.
+    pub mounts: Mounts<'a>,
 }
 
 /// A point-to-point link to the host: an interface that has no route to anywhere else, and keeps
@@ -267,6 +256,7 @@ mod kind {
     pub(super) const PING: u8 = 0x03;
     pub(super) const SHUTDOWN: u8 = 0x04;
     pub(super) const CLOCK: u8 = 0x05;
+    pub(super) const SETUP_WITH_MOUNTS: u8 = 0x06;
     pub(super) const EXEC: u8 = 0x10;
     pub(super) const DATA: u8 = 0x11;
     pub(super) const EOF: u8 = 0x12;
@@ -307,26 +297,9 @@ impl<'a> ToGuest<'a> {
                 versions: Versions::read(&mut r)?,
                 nonce: r.array()?,
             },
-            kind::SETUP => Self::Setup(Setup {
-                hostname: r.text()?,
-                unix_ns: r.u64()?,
-                entropy: r.bytes()?,
-                root: Root {
-                    image_serial: r.text()?,
-                    filesystem: r.text()?,
-                    upper: match r.u8()? {
-                        0 => Upper::Memory,
-                        1 => Upper::Disk(r.text()?),
-                        _ => return Err(ProtocolError::Malformed("upper")),
-                    },
-                },
-                poweroff_on_hangup: r.bool()?,
-                network: if r.is_empty() {
-                    None
-                } else {
-                    Some(Network::read(&mut r)?)
-                },
-            }),
+            kind::SETUP | kind::SETUP_WITH_MOUNTS => {
+                Self::Setup(Setup::read(&mut r, frame.kind == kind::SETUP_WITH_MOUNTS)?)
+            }
             kind::PING => Self::Ping(r.u64()?),
             kind::SHUTDOWN => Self::Shutdown {
                 grace_ms: r.u32()?,
@@ -379,13 +352,7 @@ impl<'a> ToGuest<'a> {
             kind::USAGE => Self::Usage,
             kind::CANCEL => Self::Cancel,
             kind::LISTEN => Self::Listen { port: r.u16()? },
-            kind::MOUNT => Self::Mount(Mount {
-                serial: r.text()?,
-                filesystem: r.text()?,
-                target: r.text()?,
-                read_only: r.bool()?,
-                options: r.text()?,
-            }),
+            kind::MOUNT => Self::Mount(Mount::read(&mut r)?),
             kind::LINK => Self::Link(Link {
                 mac: r.array()?,
                 address: r.array()?,
@@ -467,25 +434,7 @@ impl<'a> ToGuest<'a> {
                 w.raw(nonce);
                 kind::HELLO
             }
-            Self::Setup(setup) => {
-                w.bytes(setup.hostname);
-                w.u64(setup.unix_ns);
-                w.bytes(setup.entropy);
-                w.bytes(setup.root.image_serial);
-                w.bytes(setup.root.filesystem);
-                match setup.root.upper {
-                    Upper::Memory => w.u8(0),
-                    Upper::Disk(serial) => {
-                        w.u8(1);
-                        w.bytes(serial);
-                    }
-                }
-                w.bool(setup.poweroff_on_hangup);
-                if let Some(network) = &setup.network {
-                    network.write(w);
-                }
-                kind::SETUP
-            }
+            Self::Setup(setup) => setup.write(w),
             Self::Ping(number) => {
                 w.u64(*number);
                 kind::PING
@@ -572,11 +521,7 @@ impl<'a> ToGuest<'a> {
                 kind::LISTEN
             }
             Self::Mount(mount) => {
-                w.bytes(mount.serial);
-                w.bytes(mount.filesystem);
-                w.bytes(mount.target);
-                w.bool(mount.read_only);
-                w.bytes(mount.options);
+                mount.write(w);
                 kind::MOUNT
             }
             Self::Link(link) => {
@@ -607,6 +552,72 @@ impl<'a> ToGuest<'a> {
                 kind::CLOCK
             }
         }
+    }
+}
+
+impl<'a> Setup<'a> {
+    fn read(r: &mut Reader<'a>, has_mounts: bool) -> Result<Self, ProtocolError> {
+        let setup = Self {
+            hostname: r.text()?,
+            unix_ns: r.u64()?,
+            entropy: r.bytes()?,
+            root: Root {
+                image_serial: r.text()?,
+                filesystem: r.text()?,
+                upper: match r.u8()? {
+                    0 => Upper::Memory,
+                    1 => Upper::Disk(r.text()?),
+                    _ => return Err(ProtocolError::Malformed("upper")),
+                },
+            },
+            poweroff_on_hangup: r.bool()?,
+            network: None,
+            mounts: Mounts::default(),
+        };
+        // Without mounts the network is what is left; with them it is said whether there is one.
+        let has_network = match has_mounts {
+            true => r.bool()?,
+            false => !r.is_empty(),
+        };
+        Ok(Self {
+            network: match has_network {
+                true => Some(Network::read(r)?),
+                false => None,
+            },
+            mounts: match has_mounts {
+                true => Mounts::read(r)?,
+                false => Mounts::default(),
+            },
+            ..setup
+        })
+    }
+
+    fn write(&self, w: &mut Writer<'_>) -> u8 {
+        w.bytes(self.hostname);
+        w.u64(self.unix_ns);
+        w.bytes(self.entropy);
+        w.bytes(self.root.image_serial);
+        w.bytes(self.root.filesystem);
+        match self.root.upper {
+            Upper::Memory => w.u8(0),
+            Upper::Disk(serial) => {
+                w.u8(1);
+                w.bytes(serial);
+            }
+        }
+        w.bool(self.poweroff_on_hangup);
+        let has_mounts = !self.mounts.is_empty();
+        if has_mounts {
+            w.bool(self.network.is_some());
+        }
+        if let Some(network) = &self.network {
+            network.write(w);
+        }
+        if !has_mounts {
+            return kind::SETUP;
+        }
+        self.mounts.write(w);
+        kind::SETUP_WITH_MOUNTS
     }
 }
 
@@ -646,7 +657,7 @@ pub(crate) fn seal(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Decoder, Item, ListBuf, MARK, NetworkV6};
+    use crate::{Decoder, Item, ListBuf, MARK, MountsBuf, NetworkV6};
     use proptest::prelude::*;
 
     fn only_frame<'a>(decoder: &'a mut Decoder, wire: &[u8]) -> Frame<'a> {
@@ -776,6 +787,7 @@ mod tests {
         },
         poweroff_on_hangup: true,
         network: None,
+        mounts: Mounts::NONE,
     };
 
     #[test]
@@ -855,7 +867,15 @@ mod tests {
             disk in prop::option::of(text()), poweroff_on_hangup in any::<bool>(),
             address in prop::option::of(any::<[u8; 3]>()), mtu in 1280_u16..,
             resolver in prop::option::of(any::<[u8; 4]>()), v6 in prop::option::of(any::<[u8; 15]>()),
+            mounts in prop::collection::vec((text(), text(), text(), any::<bool>(), text()), 0..4),
         ) {
+            let mounts = MountsBuf::new(mounts.iter().map(|(serial, filesystem, target, read_only, options)| Mount {
+                serial,
+                filesystem,
+                target,
+                read_only: *read_only,
+                options,
+            })).unwrap();
             let upper = disk.as_deref().map_or(Upper::Memory, Upper::Disk);
             round_trip(&ToGuest::Setup(Setup {
                 hostname: &hostname,
@@ -878,7 +898,33 @@ mod tests {
                         NetworkV6 { address, prefix_length: 64, gateway: [0xfd; 16] }
                     }),
                 }),
+                mounts: mounts.as_mounts(),
             }), CONTROL);
+        }
+
+        /// A setup whose end is cut, or any other byte, is of its form or refused, with mounts too.
+        #[test]
+        fn a_setup_with_mounts_is_strict(at in 0_usize..80, byte in any::<u8>(), cut in 0_usize..80) {
+            let mount = Mount {
+                serial: b"v1", filesystem: b"ext4", target: b"/srv", read_only: true, options: b"",
+            };
+            let mounts = MountsBuf::new([mount, mount]).unwrap();
+            let mut wire = Vec::new();
+            ToGuest::Setup(Setup { mounts: mounts.as_mounts(), ..SETUP })
+                .encode(CONTROL, &mut wire)
+                .unwrap();
+            let mut payload = wire[HEADER..wire.len() - 1].to_vec();
+            let at = at % payload.len();
+            payload[at] = byte;
+            payload.truncate(payload.len().saturating_sub(cut / 8));
+            let frame = Frame { kind: kind::SETUP_WITH_MOUNTS, stream: CONTROL, payload: &payload };
+            if let Ok(message) = ToGuest::decode(&frame) {
+                let mut wire = Vec::new();
+                // A mark that came of it could not be sent.
+                if message.encode(CONTROL, &mut wire).is_ok() {
+                    prop_assert_eq!(&wire[HEADER..wire.len() - 1], &payload[..]);
+                }
+            }
         }
 
         /// Whatever a payload holds, decoding it ends in a message that encodes to the same

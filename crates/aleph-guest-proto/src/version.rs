@@ -15,7 +15,7 @@ pub struct Versions {
 
 impl Versions {
     /// What this build speaks.
-    pub const OURS: Self = Self { min: 2, max: 5 };
+    pub const OURS: Self = Self { min: 2, max: 6 };
 
     /// The first version in which a guest is told of its network.
     pub const NETWORK: u16 = 3;
@@ -25,6 +25,9 @@ impl Versions {
 
     /// The first version in which a guest is told of a link to its host.
     pub const LINKS: u16 = 5;
+
+    /// The first version in which a guest is told what to mount beside its root as it is set up.
+    pub const MOUNTS: u16 = 6;
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, ProtocolError> {
         let (min, max) = (r.u16()?, r.u16()?);

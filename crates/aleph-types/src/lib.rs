@@ -77,8 +77,8 @@ pub use view::{
     Event, Job, JobList, JobState, JobStats, LogStream, Migration, ParseStateError, Timestamp,
 };
 pub use volume::{
-    DiskImageFormat, Filesystem, MAX_VOLUMES, ParseDiskImageFormatError, ParseFilesystemError,
-    ParseVolumeMountError, Volume, VolumeAccess, VolumeLease, VolumeMount, VolumeOrigin,
-    VolumeRequest, VolumeResize, VolumeSnapshot, VolumeSnapshotRequest, VolumeState,
-    VolumeUndelete,
+    DiskImageFormat, Filesystem, MAX_VOLUMES, MadeVolume, ParseDiskImageFormatError,
+    ParseFilesystemError, ParseVolumeMountError, Volume, VolumeAccess, VolumeCreate, VolumeLease,
+    VolumeMount, VolumeOrigin, VolumeRequest, VolumeResize, VolumeSnapshot, VolumeSnapshotRequest,
+    VolumeState, VolumeUndelete,
 };

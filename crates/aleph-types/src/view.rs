@@ -1,7 +1,8 @@
 //! What a node tells about its jobs.
 
 use crate::{
-    CloudInit, ExitStatus, Health, Incarnation, JobId, JobSpec, NetworkUsage, VmId, VmNetwork,
+    CloudInit, ExitStatus, Health, Incarnation, JobId, JobSpec, MadeVolume, NetworkUsage, VmId,
+    VmNetwork,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -169,6 +170,9 @@ pub struct Job {
     /// Whether it could go on at another node, where something keeps it from that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
+    /// The volumes that were made with it, as it had asked for them and there were none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_volumes: Vec<MadeVolume>,
     /// The hypervisor that runs it, such as `qemu/tcg`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,

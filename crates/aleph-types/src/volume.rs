@@ -23,38 +23,78 @@ pub struct VolumeMount {
     /// Whether the guest may only read it. Any number of jobs may at a time.
     #[serde(default)]
     pub read_only: bool,
+    /// What is made where there is no such volume when the job is taken. Without it such a job is
+    /// refused. Not for one that is only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub create: Option<VolumeCreate>,
+}
+
+/// A volume that is made where it is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct VolumeCreate {
+    /// Its size; the node's `volumes.default_size` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<MiB>,
+    /// What is made on it; ext4 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<Filesystem>,
+}
+
+/// A volume that was made for a job, as that had asked for it and there was none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MadeVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size: MiB,
+    /// What was made on it.
+    pub filesystem: Filesystem,
 }
 
 /// Text that names no volume and path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not of the form NAME:PATH or NAME:PATH:ro")]
+#[error("{0:?} is not of the form NAME:PATH, NAME:PATH:ro or NAME:PATH:size=20G,fs=xfs")]
 pub struct ParseVolumeMountError(String);
 
 impl FromStr for VolumeMount {
     type Err = ParseVolumeMountError;
 
-    /// Reads `NAME:PATH`, `NAME:PATH:ro` or `NAME:PATH:rw`, as docker has it.
+    /// Reads `NAME:PATH[:OPTION,…]` as docker has it: `ro`, or `rw`. One that may be written is made
+    /// where it is missing, of the size and with the filesystem that `size=20G` and `fs=xfs` say.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = || ParseVolumeMountError(text.to_owned());
         let mut parts = text.split(':');
-        let (name, path) = (parts.next(), parts.next());
-        let read_only = match parts.next() {
-            None | Some("rw") => false,
-            Some("ro") => true,
-            Some(_) => return Err(bad()),
+        let (Some(name), Some(path), options, None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(bad());
         };
-        match (name, path, parts.next()) {
-            (Some(name), Some(path), None) => {
-                let mount = Self {
-                    name: name.to_owned(),
-                    path: path.to_owned(),
-                    read_only,
-                };
-                mount.check().map_err(|_| bad())?;
-                Ok(mount)
+        let (mut read_only, mut create) = (false, VolumeCreate::default());
+        for option in options.into_iter().flat_map(|options| options.split(',')) {
+            match option.split_once('=') {
+                None if option == "rw" => {}
+                None if option == "ro" => read_only = true,
+                Some(("size", size)) if create.size.is_none() => {
+                    create.size = Some(size.parse().map_err(|_| bad())?);
+                }
+                Some(("fs", kind)) if create.filesystem.is_none() => {
+                    create.filesystem = Some(kind.parse().map_err(|_| bad())?);
+                }
+                _ => return Err(bad()),
             }
-            _ => Err(bad()),
         }
+        let is_said = create != VolumeCreate::default();
+        let mount = Self {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            read_only,
+            create: (!read_only || is_said).then_some(create),
+        };
+        mount.check().map_err(|_| bad())?;
+        Ok(mount)
     }
 }
 
@@ -76,6 +116,9 @@ impl VolumeMount {
         let is_plain = !self.path.contains(|c: char| c.is_control());
         if !self.path.starts_with('/') || is_root || climbs || !is_plain || self.path.len() > 4096 {
             return bad("volumes.path", &self.path);
+        }
+        if self.read_only && self.create.is_some() {
+            return bad("volumes.create", "what is only read");
         }
         Ok(())
     }
@@ -340,8 +383,16 @@ mod tests {
             (data.name.as_str(), data.path.as_str(), data.read_only),
             ("data", "/srv", false)
         );
-        assert!(mount("data:/srv:ro").unwrap().read_only);
+        assert_eq!(data.create, Some(VolumeCreate::default()));
         assert!(!mount("data:/srv:rw").unwrap().read_only);
+        let read = mount("data:/srv:ro").unwrap();
+        assert_eq!((read.read_only, read.create), (true, None));
+        let sized = mount("data:/srv:rw,size=20G,fs=xfs").unwrap();
+        let create = VolumeCreate {
+            size: Some(MiB(20 * 1024)),
+            filesystem: Some(Filesystem::Xfs),
+        };
+        assert_eq!((sized.read_only, sized.create), (false, Some(create)));
         for wrong in [
             "",
             "data",
@@ -351,6 +402,12 @@ mod tests {
             "data://",
             "data:/srv:rx",
             "data:/srv:ro:x",
+            "data:/srv:",
+            "data:/srv:size=",
+            "data:/srv:size=lots",
+            "data:/srv:size=1G,size=2G",
+            "data:/srv:fs=ntfs",
+            "data:/srv:ro,size=1G",
             "/host:/srv",
             "../x:/srv",
             "data:/a/../b",

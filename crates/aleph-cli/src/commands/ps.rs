@@ -313,6 +313,7 @@ mod tests {
             network: None,
             gpus: Vec::new(),
             migration: None,
+            made_volumes: Vec::new(),
             created_at: Timestamp::from_second(1_000_000).unwrap(),
             started_at: Some(Timestamp::from_second(1_000_010).unwrap()),
             finished_at: None,

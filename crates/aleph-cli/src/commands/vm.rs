@@ -1,14 +1,13 @@
 //! `aleph vm`: full VMs, which boot disks of their own.
 
 use super::disk_image::DiskImage;
+use super::run::tell_made;
 use super::{ps, rm, start, stop};
 use crate::client::JobQuery;
 use crate::context::Context;
 use crate::output::{Advised, print, print_json, print_json_line};
 use crate::spec::JobFlags;
-use aleph_types::{
-    CloudInitSpec, Firmware, HotplugRoom, JobSpec, MachineSpec, MiB, Mode, VolumeMount,
-};
+use aleph_types::{CloudInitSpec, Firmware, HotplugRoom, JobSpec, MachineSpec, MiB, Mode};
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
@@ -47,10 +46,6 @@ pub(crate) struct Create {
     /// Let the keys in this file (.pub or authorized_keys) log in as the user aleph
     #[arg(long, value_name = "FILE")]
     ssh_key: Vec<PathBuf>,
-
-    /// Give the guest a volume of its own at this path
-    #[arg(short, long, value_name = "VOLUME:PATH[:ro]")]
-    volume: Vec<VolumeMount>,
 
     /// Have the guest's cloud-init carry this out: a cloud-config, a script or whatever else it takes
     #[arg(long, value_name = "FILE")]
@@ -131,6 +126,7 @@ impl Create {
         let client = context.client()?;
         image.bring(&client).await?;
         let job = client.create(&spec, !self.no_start).await?;
+        tell_made(&job);
         match self.json {
             true => print_json_line(&job)?,
             false => print(job.id)?,
@@ -169,7 +165,6 @@ impl Create {
             told.user_data = Some(read(file)?);
         }
         spec.cloud_init = Some(told);
-        spec.volumes.extend(self.volume.iter().cloned());
         spec.validate()?;
         Ok(spec)
     }

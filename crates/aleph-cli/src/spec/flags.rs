@@ -5,7 +5,7 @@ use crate::duration::{duration, whole_seconds};
 use crate::output::Advised;
 use aleph_types::{
     BothWays, Egress, GpuRequest, HealthCheck, JobSpec, MiB, NetworkMode, PortForward, Probe,
-    PullPolicy, Restart, signal,
+    PullPolicy, Restart, VolumeMount, signal,
 };
 use anyhow::Result;
 use std::path::PathBuf;
@@ -78,6 +78,10 @@ pub(crate) struct JobFlags {
     /// Processes and threads that the VMM may have on the host [default: the node's limit]
     #[arg(long, value_name = "N")]
     pids_limit: Option<u32>,
+
+    /// Give the guest a volume at this path, made where it is missing: [ro][,size=20G][,fs=xfs]
+    #[arg(short, long, value_name = "VOLUME:PATH[:OPTIONS]")]
+    volume: Vec<VolumeMount>,
 
     /// Let a port of the host lead to one of the guest; the node picks one where none is named
     #[arg(short, long, value_name = "[[ADDRESS:]HOST:]GUEST[/udp]")]
@@ -255,6 +259,7 @@ impl JobFlags {
             job.stop_grace_seconds = seconds("--stop-timeout", grace)?;
         }
         job.pull = self.pull.unwrap_or(job.pull);
+        job.volumes.extend(self.volume.iter().cloned());
         self.apply_network(job)?;
         self.apply_health(job)
     }
@@ -382,6 +387,10 @@ mod tests {
             "--egress=*.Example.com",
             "--bandwidth=sent=10M,received=1g",
             "--packet-rate=100k",
+            "-v",
+            "data:/srv",
+            "--volume=keys:/etc/keys:ro",
+            "-v=cache:/cache:size=1g",
         ]);
         assert_eq!(spec.validate(), Ok(()));
         insta::assert_snapshot!(serde_json::to_string_pretty(&spec).unwrap());

@@ -139,6 +139,11 @@ pub(super) fn read(document: &mut Document<'_>) -> Config {
         s.optional("max_per_account", &mut volumes.count, count);
         s.optional("max_size_per_account", &mut volumes.size, value::size);
         s.optional("backup_key_file", &mut volumes.backup_key, value::absolute);
+        s.read(
+            "default_size",
+            &mut volumes.default_size,
+            value::volume_size,
+        );
     });
     document.section("functions", |s| {
         let functions = &mut config.functions;

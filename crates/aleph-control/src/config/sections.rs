@@ -266,6 +266,8 @@ pub struct VolumesSection {
     pub size: Option<MiB>,
     /// `backup_key_file`: the key of encrypted places for backups. None by default: backups are in the clear.
     pub backup_key: Option<PathBuf>,
+    /// `default_size`: the size of one that a job asks for where it is missing, if the job does not say.
+    pub default_size: MiB,
 }
 
 impl VolumesSection {
@@ -282,6 +284,7 @@ impl VolumesSection {
                 count: self.count,
                 bytes: self.size.map(MiB::bytes),
             },
+            default_size: self.default_size,
         }
     }
 }
@@ -298,6 +301,7 @@ impl Default for VolumesSection {
             count: None,
             size: None,
             backup_key: None,
+            default_size: volumes.default_size,
         }
     }
 }

@@ -84,6 +84,7 @@ fn table(config: &Config) -> Table {
                 count,
                 size,
                 backup_key,
+                default_size,
             },
         functions:
             FunctionsSection {
@@ -212,6 +213,7 @@ fn table(config: &Config) -> Table {
                     size.map(|size| text(&format!("{}m", size.0))),
                 ),
                 ("backup_key_file", backup_key.as_ref().map(path)),
+                ("default_size", Some(text(&format!("{}m", default_size.0)))),
             ],
         ),
         (
@@ -306,6 +308,7 @@ mod tests {
             max_per_account = 5
             max_size_per_account = "100g"
             backup_key_file = "/etc/aleph/backup.key"
+            default_size = "1g"
             [functions]
             listen = "127.0.0.1:9000"
             region = "eu-west-3"

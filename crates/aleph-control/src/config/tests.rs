@@ -78,6 +78,7 @@ fn every_key_is_read() {
         max_per_account = 10
         max_size_per_account = "100g"
         backup_key_file = "/etc/aleph/backup.key"
+        default_size = "1g"
         [functions]
         listen = "0.0.0.0:9000"
         region = "eu-central-1"
@@ -177,6 +178,7 @@ fn every_key_is_read() {
             count: Some(10),
             size: Some(MiB(100 * 1024)),
             backup_key: Some("/etc/aleph/backup.key".into()),
+            default_size: MiB(1024),
         },
         functions: FunctionsSection {
             listen: Some("0.0.0.0:9000".parse().unwrap()),

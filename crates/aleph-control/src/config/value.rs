@@ -4,7 +4,7 @@ use crate::accounts::is_account_name;
 use crate::lambda::{Credential, Secret};
 use aleph_executor::Hypervisor;
 use aleph_executor::accel::Accelerator;
-use aleph_executor::volumes::{BackendChoice, ThinPool};
+use aleph_executor::volumes::{BackendChoice, MAX_SIZE, ThinPool};
 use aleph_image::oci::Reference;
 use aleph_types::{BothWays, InvalidRate, Ipv4Network, MiB, NetworkLimits};
 use aleph_vm_networking::Ipv6Config;
@@ -319,6 +319,15 @@ pub(super) fn size(value: &DeValue<'_>) -> Parsed<MiB> {
     text(value, "\"512m\"")?
         .parse()
         .map_err(|why: aleph_types::ParseSizeError| vec![Fault::new(why.to_string())])
+}
+
+/// The size of a volume: enough for the smallest with ext4 on it.
+pub(super) fn volume_size(value: &DeValue<'_>) -> Parsed<MiB> {
+    match size(value)? {
+        MiB(0..8) => wrong("has to be at least 8m"),
+        size if size > MAX_SIZE => wrong("is more than a volume can have"),
+        size => Ok(size),
+    }
 }
 
 /// Memory for guests of functions: enough for the smallest.

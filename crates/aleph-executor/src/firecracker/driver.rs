@@ -161,6 +161,10 @@ impl Driver for FirecrackerDriver {
         u16::from(MAX_VCPUS)
     }
 
+    fn takes_chains(&self) -> bool {
+        false
+    }
+
     fn max_nic_queues(&self) -> usize {
         1
     }

@@ -4,7 +4,7 @@
 //! # Failure cases
 //! Whatever fails, nothing of it runs, and no jail is left.
 
-use super::api::{Balloon, Drive, MemoryBackend, Vsock};
+use super::api::{Balloon, CacheType, Drive, MemoryBackend, Vsock};
 use super::beginning::{Beginning, Restoring, check_size};
 use super::driver::DriverConfig;
 use super::figures::Figures;
@@ -140,6 +140,7 @@ fn start_in(
         read_only,
         // Only what is refused here has one.
         key: _,
+        durable,
     } in launch.disks
     {
         if !matches!(format, DiskFormat::Raw) {
@@ -148,6 +149,10 @@ fn start_in(
         let how = if read_only { Use::Shared } else { Use::Own };
         drives.push(Drive {
             is_read_only: Some(read_only),
+            cache_type: match durable {
+                true => CacheType::Writeback,
+                false => CacheType::Unsafe,
+            },
             ..Drive::file(serial.as_ref(), bring(&serial, file, how)?)
         });
         serials.push(serial);

@@ -47,6 +47,16 @@ pub enum AgentError {
         /// The version that both sides speak.
         version: u16,
     },
+    /// The guest's agent is of a version that mounts no volumes. It stays as it is.
+    #[error(
+        "its agent speaks version {version} of the protocol, and volumes take {}: make a new \
+         kernel bundle with aleph kernel build, or run it without volumes",
+        aleph_guest_proto::Versions::MOUNTS
+    )]
+    NoMounts {
+        /// The version that both sides speak.
+        version: u16,
+    },
     /// The guest's agent is of a version that knows no links.
     #[error(
         "its agent speaks version {version} of the protocol, and functions take {}: make a new \

@@ -63,7 +63,7 @@ impl GuestNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{Agent, AgentError, Reattach, SetupRequest, UpperKind};
+    use crate::guest::{Agent, AgentError, MountRequest, Reattach, SetupRequest, UpperKind};
     use aleph_guest_proto::{CONTROL, Decoder, Item, ToGuest, ToHost, Versions};
     use std::time::Instant;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -76,6 +76,7 @@ mod tests {
             upper: UpperKind::Memory,
             poweroff_on_hangup: false,
             network,
+            mounts: Vec::new(),
         }
     }
 
@@ -156,6 +157,26 @@ mod tests {
         };
         let (agent, _) = Agent::reattach(host, reattach).await.unwrap();
         agent.ready().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_mounts_nothing_is_told_of_no_volume() {
+        let (host, guest) = UnixStream::pair().unwrap();
+        tokio::spawn(old_guest(guest, false));
+        let mount = MountRequest {
+            serial: "v1".into(),
+            filesystem: "ext4".into(),
+            target: "/srv".into(),
+            read_only: false,
+            options: String::new(),
+        };
+        let setup = SetupRequest {
+            mounts: vec![mount],
+            ..setup(None)
+        };
+        let agent = Agent::open(host, &setup, Instant::now()).unwrap();
+        let refused = agent.ready().await.unwrap_err();
+        assert!(matches!(refused, AgentError::NoMounts { version: 2 }));
     }
 
     #[tokio::test]

@@ -7,10 +7,11 @@ use super::port::{StreamEvent, StreamHandle};
 use super::setup::{random, unix_ns};
 use super::streams::Shared;
 use aleph_guest_proto::{CONTROL, Mount, Network, Resume, ToGuest, Versions};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A filesystem that a guest mounts beside its root.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
     /// Serial number of its block device; empty where it needs none.
     pub serial: String,
@@ -22,6 +23,18 @@ pub struct MountRequest {
     pub read_only: bool,
     /// The filesystem's own options, with commas between them.
     pub options: String,
+}
+
+impl MountRequest {
+    pub(super) fn as_message(&self) -> Mount<'_> {
+        Mount {
+            serial: self.serial.as_bytes(),
+            filesystem: self.filesystem.as_bytes(),
+            target: self.target.as_bytes(),
+            read_only: self.read_only,
+            options: self.options.as_bytes(),
+        }
+    }
 }
 
 /// What a clone has of its own. Entropy and time are added as it is told.
@@ -59,14 +72,7 @@ pub(super) fn order(shared: &Arc<Shared>, message: &ToGuest<'_>) -> Result<Order
 }
 
 pub(super) fn mount(shared: &Arc<Shared>, mount: &MountRequest) -> Result<Ordered, AgentError> {
-    let message = ToGuest::Mount(Mount {
-        serial: mount.serial.as_bytes(),
-        filesystem: mount.filesystem.as_bytes(),
-        target: mount.target.as_bytes(),
-        read_only: mount.read_only,
-        options: mount.options.as_bytes(),
-    });
-    order(shared, &message)
+    order(shared, &ToGuest::Mount(mount.as_message()))
 }
 
 pub(super) fn resume(shared: &Arc<Shared>, clone: &CloneRequest) -> Result<Ordered, AgentError> {

@@ -2,7 +2,8 @@
 
 use super::error::AgentError;
 use super::network::GuestNetwork;
-use aleph_guest_proto::{Root, Setup, ToGuest, Upper};
+use super::order::MountRequest;
+use aleph_guest_proto::{MountsBuf, Root, Setup, ToGuest, Upper};
 use std::time::SystemTime;
 
 /// What makes a booted guest ready for commands.
@@ -19,6 +20,9 @@ pub struct SetupRequest {
     /// Its network, where it has one. A guest before version
     /// [`Versions::NETWORK`](aleph_guest_proto::Versions::NETWORK) cannot have one.
     pub network: Option<GuestNetwork>,
+    /// What it mounts beside its root, in this order; a guest before version
+    /// [`Versions::MOUNTS`](aleph_guest_proto::Versions::MOUNTS) cannot.
+    pub mounts: Vec<MountRequest>,
 }
 
 impl SetupRequest {
@@ -31,6 +35,8 @@ impl SetupRequest {
             UpperKind::Memory => Upper::Memory,
             UpperKind::Disk => Upper::Disk(SCRATCH_SERIAL.as_bytes()),
         };
+        let mounts = self.mounts.iter().map(MountRequest::as_message);
+        let mounts = MountsBuf::new(mounts).map_err(AgentError::Request)?;
         Ok(send(&ToGuest::Setup(Setup {
             hostname: self.hostname.as_bytes(),
             unix_ns: unix_ns(),
@@ -42,6 +48,7 @@ impl SetupRequest {
             },
             poweroff_on_hangup: self.poweroff_on_hangup,
             network: self.network.as_ref().map(GuestNetwork::as_message),
+            mounts: mounts.as_mounts(),
         })))
     }
 }

@@ -238,6 +238,9 @@ impl Guest {
                 if setup.network.is_some() && version < Versions::NETWORK {
                     return Err(AgentError::TooOld { version });
                 }
+                if !setup.mounts.is_empty() && version < Versions::MOUNTS {
+                    return Err(AgentError::NoMounts { version });
+                }
                 shared.phase.send_replace(Phase::Fresh);
                 setup.with_message(|setup| shared.greet(Some(setup)))?
             }

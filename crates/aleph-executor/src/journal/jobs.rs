@@ -1,6 +1,7 @@
 //! Jobs and their VMs.
 
 use super::{Journal, JournalError, events};
+use crate::guest::MountRequest;
 use aleph_types::{Event, Incarnation, Job, JobId, JobSpec, SnapshotId, Timestamp, VmId};
 use aleph_vm_networking::Claim;
 use rusqlite::{OptionalExtension, Transaction};
@@ -57,6 +58,9 @@ pub struct RunRecord {
     /// job that it goes on from.
     #[serde(default)]
     pub log_base: u64,
+    /// Its volumes as its guest mounts them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<MountRequest>,
 }
 
 /// A VM that may have objects on this host.

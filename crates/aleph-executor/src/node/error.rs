@@ -1,6 +1,6 @@
 //! What can go wrong with a node's jobs.
 
-use super::SnapshotError;
+use super::{MountError, SnapshotError};
 use crate::cloud_init::CloudInitError;
 use crate::executor::ExecutorError;
 use crate::gpu::GpuError;
@@ -81,6 +81,9 @@ pub enum NodeError {
     /// It has to do with a volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// Its guest cannot mount a volume.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// Its guest's cloud-init cannot be told what the job says.
     #[error(transparent)]
     CloudInit(#[from] CloudInitError),
@@ -119,6 +122,7 @@ impl Classify for NodeError {
             Self::Snapshot(error) => error.class(),
             Self::CloudInit(error) => error.class(),
             Self::Volume(error) => error.class(),
+            Self::Mount(error) => error.class(),
             Self::NoAgent(_) | Self::NoScreen => ErrorClass::Invalid,
             Self::NoRoot(_) => ErrorClass::Conflict,
             Self::Screen(_) => ErrorClass::Unavailable,
@@ -154,6 +158,7 @@ impl Classify for NodeError {
             Self::Snapshot(error) => error.code(),
             Self::CloudInit(error) => error.code(),
             Self::Volume(error) => error.code(),
+            Self::Mount(error) => error.code(),
             Self::NoAgent(_) => "no_agent",
             Self::NoScreen => "no_screen",
             Self::NoRoot(_) => "root_disk_removed",
@@ -186,6 +191,7 @@ impl Classify for NodeError {
             Self::Snapshot(error) => error.advice(),
             Self::CloudInit(error) => error.advice(),
             Self::Volume(error) => error.advice(),
+            Self::Mount(error) => error.advice(),
             Self::NoRoot(name) => Some(format!(
                 "Have it back with aleph volume undelete {name}, or remove the job."
             )),

@@ -30,6 +30,8 @@ pub(super) struct Inner {
     pub(super) jobs: Mutex<Table>,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) keys: Turns,
+    /// Whose turn it is, by account, to make volumes for a job.
+    pub(super) makings: Turns,
     /// The host's GPUs, and who has them.
     pub(super) gpus: Arc<Gpus>,
     /// Whether GPUs of starts that are over are taken back just now.

@@ -5,8 +5,8 @@ use super::entry::Entry;
 use super::inner::Inner;
 use super::{ImageDefaults, NodeError, Prepared};
 use crate::executor::{Boot, Executor, ExecutorError, setup};
-use crate::guest::{AgentError, ExecEvent, ExecHandle, GuestNetwork, exit_code_of};
-use crate::hypervisor::{HostDevices, Nic};
+use crate::guest::{AgentError, ExecEvent, ExecHandle, GuestNetwork, MountRequest, exit_code_of};
+use crate::hypervisor::{Disk, HostDevices, Nic};
 use crate::journal::{JobRecord, RunRecord};
 use crate::logs::{LogLimits, LogWriter};
 use crate::vm::{Vm, VmError};
@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 pub(super) fn resolve(
     spec: &JobSpec,
     prepared: &Prepared,
+    mounts: &[MountRequest],
     host_boot: &str,
 ) -> Result<RunRecord, InvalidJob> {
     let effective = complete(spec, &prepared.defaults);
@@ -40,6 +41,7 @@ pub(super) fn resolve(
         filesystem: prepared.boot.filesystem.clone(),
         stop_signal: stop_signal.unwrap_or(signal::TERM),
         log_base: 0,
+        mounts: mounts.to_vec(),
     })
 }
 
@@ -81,8 +83,13 @@ impl Inner {
     }
 }
 
-/// A boot, how it is connected, and what of the host it is given.
-type Devices = (Boot, (Vec<Nic>, Option<GuestNetwork>), HostDevices);
+/// A boot, its volumes' disks, how it is connected, and what of the host it is given.
+type Devices = (
+    Boot,
+    Vec<Disk>,
+    (Vec<Nic>, Option<GuestNetwork>),
+    HostDevices,
+);
 
 /// Makes the VM of a start.
 pub(super) async fn create(
@@ -115,17 +122,18 @@ fn make(
     inner: &Inner,
     record: &JobRecord,
     run: &RunRecord,
-    (boot, (nics, network), devices): Devices,
+    (boot, disks, (nics, network), devices): Devices,
 ) -> Result<Vm, NodeError> {
     let vm = record.job.vm.unwrap_or_else(VmId::random);
     let mut setup = setup(record.job.id, &run.effective, run.filesystem.clone(), false);
     setup.network = network;
+    setup.mounts.clone_from(&run.mounts);
+    let devices = (boot, disks, nics, devices);
     let mut job = inner.with_pages(&run.effective);
     job.resources.pids = Some(job.resources.pids.unwrap_or(inner.config.pids));
-    let created =
-        inner
-            .executor
-            .create_kept(vm, &job, (boot, nics, devices), (setup, run.stop_signal));
+    let created = inner
+        .executor
+        .create_kept(vm, &job, devices, (setup, run.stop_signal));
     Ok(created?)
 }
 

@@ -10,6 +10,7 @@
 //! | `launch` | from an opened image to a command that runs, and its output |
 //! | `recover` | what an earlier process left |
 //! | `tend` | what is done every so often, and sooner where something stays |
+//! | `mounts` | the volumes that jobs mount: made where they are missing, leased for each start |
 //! | `volumes` | when leases of volumes end, and what was removed is purged |
 //! | `snapshot` | guests that are written down, and those that go on from there |
 //! | `own_disk`, `words` | jobs whose guests boot disks of their own, and what those say |
@@ -38,6 +39,7 @@ mod inner;
 mod launch;
 mod ledger;
 mod lookup;
+mod mounts;
 pub(crate) mod network;
 mod open;
 mod own_disk;
@@ -54,6 +56,7 @@ mod words;
 pub use config::{NodeConfig, Overcommit};
 pub use error::NodeError;
 pub use events::EventReader;
+pub use mounts::MountError;
 pub use snapshot::SnapshotError;
 
 use crate::executor::Boot;
@@ -272,11 +275,15 @@ impl Node {
         if *self.inner.leaving.borrow() {
             return Err(NodeError::ShuttingDown);
         }
-        if spec.has_own_disk() {
-            let account = &options.account;
-            self.inner.expect_disks(account, &spec).await?;
-        }
         let (id, account) = (JobId::random(), options.account);
+        let makes = spec.volumes.iter().any(|mount| mount.create.is_some());
+        // One of several that want the same volume makes it, and the others find it.
+        let _turn = match makes {
+            true => Some(self.inner.makings.turn(&account).await),
+            false => None,
+        };
+        // Gone again where the job comes to nothing.
+        let made = self.inner.expect_disks(&account, &spec).await?;
         let driver = self.inner.executor.driver_of(&spec)?.name();
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
@@ -314,6 +321,7 @@ impl Node {
                 network: None,
                 gpus: Vec::new(),
                 migration: None,
+                made_volumes: mounts::made(&made),
                 created_at: Timestamp::now(),
                 started_at: None,
                 finished_at: None,
@@ -344,7 +352,10 @@ impl Node {
             lock(&self.inner.jobs).release(&name, &account, id);
         };
         match inserted {
-            Ok(Inserted::New(event)) => self.inner.told(Some(&event)),
+            Ok(Inserted::New(event)) => {
+                self.inner.show_volumes(made).await;
+                self.inner.told(Some(&event));
+            }
             Ok(Inserted::Before(id)) => {
                 undo();
                 return Ok(Created {

@@ -98,6 +98,7 @@ impl Node {
             jobs: Mutex::new(Table::default()),
             ledger: Mutex::new(Ledger::default()),
             keys: super::lookup::Turns::default(),
+            makings: super::lookup::Turns::default(),
             gpus: Arc::new(gpus),
             recovers_gpus: AtomicBool::new(false),
             network,

@@ -26,23 +26,23 @@
 use super::entry::lock;
 use super::inner::Inner;
 use super::launch::beside;
+use super::mounts::{disk_of, owner, serial_of};
 use super::{NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
 use crate::executor::OwnDisks;
 use crate::guest::GuestNetwork;
-use crate::hypervisor::{Disk, DiskFormat, FullMachine, HostDevices, Layer, Nic};
+use crate::hypervisor::{Disk, FullMachine, HostDevices, Nic};
 use crate::journal::{JobRecord, RunRecord};
 use crate::qemu::machine::{self as qemu, Device, GuestAgent, Wanted};
 use crate::vm::Vm;
-use crate::volumes::{LayerFormat, Layers, NewVolume, Owner, Passphrase, Source, VolumeError};
+use crate::volumes::{NewVolume, Source, VolumeError};
 use aleph_types::{
     Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, NodeId, Problem,
-    Volume, VolumeAccess, VolumeLease, VolumeMount, signal,
+    Volume, VolumeAccess, VolumeMount, signal,
 };
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The serial numbers of a guest's own disks.
 const ROOT: &str = "root";
@@ -62,16 +62,8 @@ pub(super) struct Parts {
 /// How a VM is connected, and what of the host it is given.
 type Connections = ((Vec<Nic>, Option<GuestNetwork>), HostDevices);
 
-/// Whose disks a start has.
-pub(super) fn owner(record: &JobRecord) -> Owner {
-    Owner {
-        job: record.job.id,
-        incarnation: record.job.incarnation,
-    }
-}
-
 /// Says so where a job's guest could not be told what the job says.
-fn check(node: NodeId, job: &JobSpec) -> Result<(), CloudInitError> {
+pub(super) fn check(node: NodeId, job: &JobSpec) -> Result<(), CloudInitError> {
     let volumes = job.volumes.iter().enumerate();
     let volumes = volumes.map(|(n, mount)| told(mount, format!("v{n}"), Filesystem::Ext4));
     guest_of(JobId::from_bits(0), node, job, volumes.collect())?
@@ -109,40 +101,6 @@ fn told(mount: &VolumeMount, serial: String, made: Filesystem) -> cloud_init::Vo
     }
 }
 
-/// By which a guest finds a volume: the same in each start.
-fn serial_of(volume: &Volume) -> String {
-    let id = volume.id.to_string();
-    format!("v{}", id[2..].get(..16).unwrap_or(&id))
-}
-
-fn disk_of(serial: String, layers: Layers) -> Result<Disk, NodeError> {
-    let handed = |key: &Option<Passphrase>| {
-        let key = key.as_ref().map(Passphrase::file).transpose();
-        key.map_err(|source| machine_error("hand a volume's key over", source))
-    };
-    let format = match layers.format {
-        LayerFormat::Raw => DiskFormat::Raw,
-        LayerFormat::Qcow2 => {
-            let backing = layers.backing.into_iter().map(|layer| {
-                Ok(Layer {
-                    key: handed(&layer.key)?,
-                    is_qcow2: layer.format == LayerFormat::Qcow2,
-                    file: layer.file,
-                })
-            });
-            let backing = backing.collect::<Result<_, NodeError>>()?;
-            DiskFormat::Qcow2 { backing }
-        }
-    };
-    Ok(Disk {
-        serial: serial.into(),
-        file: layers.top,
-        format,
-        read_only: layers.read_only,
-        key: handed(&layers.key)?,
-    })
-}
-
 /// What a job is started as.
 pub(super) fn resolve(spec: &JobSpec, host_boot: &str) -> Result<RunRecord, InvalidJob> {
     spec.validate()?;
@@ -152,49 +110,11 @@ pub(super) fn resolve(spec: &JobSpec, host_boot: &str) -> Result<RunRecord, Inva
         filesystem: String::new(),
         stop_signal: signal::TERM,
         log_base: 0,
+        mounts: Vec::new(),
     })
 }
 
-/// Turns true when whoever wants something done is gone.
-pub(super) struct GivenUp(Arc<AtomicBool>);
-
-impl Drop for GivenUp {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
 impl Inner {
-    /// Says so where a job could not be started now, for want of its image or of a volume: whoever makes
-    /// it hears so at once.
-    pub(super) async fn expect_disks(
-        self: &Arc<Self>,
-        account: &str,
-        job: &JobSpec,
-    ) -> Result<(), NodeError> {
-        let (inner, job) = (Arc::clone(self), job.clone());
-        let scope = Scope::Account(account.to_owned());
-        let work = tokio::task::spawn_blocking(move || {
-            check(inner.id, &job)?;
-            inner.volumes.find(&scope, &job.image)?;
-            for mount in &job.volumes {
-                let volume = inner.volumes.find(&scope, &mount.name)?;
-                let in_the_way = |lease: &&VolumeLease| {
-                    !mount.read_only || lease.access == VolumeAccess::Exclusive
-                };
-                if let Some(lease) = volume.leases.iter().find(in_the_way) {
-                    return Err(NodeError::Volume(VolumeError::Attached {
-                        name: volume.name.clone(),
-                        job: lease.job.short(),
-                    }));
-                }
-            }
-            Ok(())
-        });
-        work.await
-            .map_err(|join| machine_error("look for the VM's disks", io::Error::other(join)))?
-    }
-
     fn root_name(id: JobId) -> String {
         format!("root-{}", &id.to_string()[2..])
     }
@@ -242,29 +162,12 @@ impl Inner {
         })
     }
 
-    /// Leases what a start needs, and makes what the first one finds missing. What was leased for
-    /// somebody who is gone meanwhile is given back.
+    /// Leases what a start needs, and makes what the first one finds missing.
     pub(super) async fn prepare_disks(
         self: &Arc<Self>,
         record: &JobRecord,
     ) -> Result<Parts, Problem> {
-        let is_given_up = Arc::new(AtomicBool::new(false));
-        let _while_wanted = GivenUp(Arc::clone(&is_given_up));
-        let (inner, record) = (Arc::clone(self), record.clone());
-        let work = tokio::task::spawn_blocking(move || {
-            let parts = inner.lease(&record);
-            if parts.is_err() || is_given_up.load(Ordering::Acquire) {
-                inner.let_go(&owner(&record), false);
-            }
-            parts
-        });
-        match work.await {
-            Ok(parts) => parts.map_err(|error| Problem::of(&error)),
-            Err(join) => Err(Problem::of(&machine_error(
-                "prepare the VM's disks",
-                io::Error::other(join),
-            ))),
-        }
+        self.leasing(record, Self::lease).await
     }
 
     fn lease(&self, record: &JobRecord) -> Result<Parts, NodeError> {
@@ -272,27 +175,24 @@ impl Inner {
         let (spec, owner) = (&job.spec, owner(record));
         let root = Self::root_name(job.id);
         let account = job.account.as_str();
-        let attach = |name: &str, access| self.volumes.attach(account, name, &owner, access);
+        let exclusive = VolumeAccess::Exclusive;
+        let attach = |name: &str| self.volumes.attach(account, name, &owner, exclusive);
         let folder = self.machine_folder(job.id);
-        let attached = match attach(&root, VolumeAccess::Exclusive) {
+        let attached = match attach(&root) {
             // The machine comes after it: a later start makes no other one.
             Err(VolumeError::NoVolume(_)) if folder.exists() => {
                 return Err(NodeError::NoRoot(root));
             }
             Err(VolumeError::NoVolume(_)) => {
                 self.make_root(account, &root, spec)?;
-                attach(&root, VolumeAccess::Exclusive)?
+                attach(&root)?
             }
             attached => attached?,
         };
         let mut disks = vec![disk_of(ROOT.into(), attached.layers)?];
         let mut volumes = Vec::new();
         for mount in &spec.volumes {
-            let access = match mount.read_only {
-                true => VolumeAccess::ReadOnly,
-                false => VolumeAccess::Exclusive,
-            };
-            let attached = attach(&mount.name, access)?;
+            let attached = self.attach(record, mount)?;
             let serial = serial_of(&attached.volume);
             volumes.push(told(mount, serial.clone(), attached.volume.filesystem));
             disks.push(disk_of(serial, attached.layers)?);
@@ -374,30 +274,13 @@ impl Inner {
         Ok(self.executor.create_with_disks(vm, &spec, disks, nics)?)
     }
 
-    /// Gives back what a start had leased. `clean`: its guest ended in order.
-    pub(super) fn let_go(&self, owner: &Owner, clean: bool) {
-        if let Err(error) = self.volumes.release(owner, clean) {
-            let error = crate::vm::chain(&error);
-            tracing::error!(job = %owner.job, error, "a job's volumes stay leased");
-        }
-    }
-
-    /// The same, where the job may have volumes, beside what blocks.
-    pub(super) async fn end_leases(self: &Arc<Self>, record: &JobRecord, clean: bool) {
-        if record.job.spec.has_own_disk() {
-            let (inner, owner) = (Arc::clone(self), owner(record));
-            let work = tokio::task::spawn_blocking(move || inner.let_go(&owner, clean));
-            // A panic in it was told by itself.
-            let _ = work.await;
-        }
-    }
-
     /// Removes what lasts as long as a job: its root disk and its machine. Can be done again.
     pub(super) async fn remove_disks(
         self: &Arc<Self>,
         record: &JobRecord,
     ) -> Result<(), NodeError> {
         if !record.job.spec.has_own_disk() {
+            self.end_leases(record, false).await;
             return Ok(());
         }
         let (inner, record) = (Arc::clone(self), record.clone());

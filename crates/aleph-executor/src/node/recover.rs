@@ -93,6 +93,8 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
     let mut setup = setup(job.id, &run.effective, run.filesystem.clone(), false);
     inner.adopt_network(place.vm());
     setup.network = inner.guest_network(place.vm());
+    setup.mounts.clone_from(&run.mounts);
+    let durable = run.mounts.iter().any(|mount| !mount.read_only);
     let own = snapshot::own(job.id, &run.effective, setup.network.clone());
     let thaw = match (actor.record.frozen, begins_here) {
         (false, _) => None,
@@ -114,8 +116,9 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
         vmm,
         paused,
         guest,
-        timeouts: inner.executor.timeouts(),
+        timeouts: inner.executor.timeouts_of(durable),
         stop_signal: run.stop_signal,
+        durable,
     };
     let (vm, main) = Vm::adopt(place, driver, adoption);
     let (incarnation, ended) = (job.incarnation, job.exit.is_some());

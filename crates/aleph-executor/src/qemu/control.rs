@@ -118,7 +118,9 @@ async fn follow(qmp: Weak<Qmp>, mut events: mpsc::Receiver<QmpEvent>, told: watc
                 told.send_modify(|told| told.is_disk_full = false);
             }
             "SHUTDOWN" => {
-                let by_guest = event.data["reason"] == "guest-shutdown";
+                // A reset is an end where the machine is told not to begin again.
+                let reason = event.data["reason"].as_str();
+                let by_guest = matches!(reason, Some("guest-shutdown" | "guest-reset"));
                 told.send_modify(|told| told.ended_by_guest = Some(by_guest));
             }
             _ => {}

@@ -39,7 +39,7 @@ pub(super) enum Note {
     Awake(Agent, Option<ExecHandle>, Duration),
     /// The guest that was written down goes on, and its connection is a new one.
     Again(Agent, Option<ExecHandle>),
-    /// The VMM ended: how, and whether its guest had powered itself off.
+    /// The VMM ended: how, and whether its guest had ended the machine by itself.
     Ended {
         how: String,
         in_order: bool,
@@ -222,9 +222,12 @@ impl Actor {
                         ..
                     }
                 );
-                if in_order && by_itself {
+                let was_to_end = matches!(self.lifecycle.state(), State::Stopping { .. });
+                if in_order && by_itself && self.alone {
                     self.step(Event::MainExited(ExitStatus::Code(0)));
                 }
+                let in_order = in_order && by_itself && (was_to_end || self.alone);
+                self.status.send_modify(|status| status.in_order = in_order);
                 self.step(Event::VmmExited(how));
             }
             Note::Removed(outcome) => {
@@ -584,10 +587,11 @@ impl Actor {
             };
             let _ = tokio::time::timeout(LAST_WORDS, drained).await;
             // A guest that panics takes its VMM with it: the kernel's words say more.
-            let how = console
-                .panic()
-                .unwrap_or_else(|| how_it_ended(&exit, place.cgroup()));
-            let in_order = alone && ended_in_order(vmm.ended_by_guest(), &exit);
+            let panic = console.panic();
+            // A system of its own may say anything on its console.
+            let in_order =
+                (alone || panic.is_none()) && ended_in_order(vmm.ended_by_guest(), &exit);
+            let how = panic.unwrap_or_else(|| how_it_ended(&exit, place.cgroup()));
             let _ = notes.send(Note::Ended { how, in_order });
         });
         self.watchers.push(watcher.abort_handle());

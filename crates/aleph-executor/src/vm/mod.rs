@@ -104,6 +104,9 @@ pub struct Ending {
     pub kept: bool,
     /// The signal that asks its main command to end.
     pub stop_signal: u8,
+    /// Whether its guest writes to disks that outlive it: then it is waited for until it has written
+    /// them out and has ended by itself.
+    pub durable: bool,
 }
 
 /// What is known of a VM that an earlier process left running.
@@ -118,6 +121,8 @@ pub struct Adoption {
     pub timeouts: Timeouts,
     /// The signal that asks its main command to end.
     pub stop_signal: u8,
+    /// As in [`Ending`].
+    pub durable: bool,
 }
 
 /// Who is in the guest of a VM that is adopted.
@@ -156,6 +161,9 @@ pub struct Status {
     pub prepared_in: Option<Duration>,
     /// Its VMM's process, once that runs.
     pub vmm: Option<Identity>,
+    /// Whether its guest ended the machine by itself, after it was asked to or its main command had
+    /// ended: what it wrote to disks that outlive it is whole.
+    pub in_order: bool,
 }
 
 /// A request that did not work out.
@@ -202,9 +210,9 @@ impl Vm {
     #[must_use]
     pub fn create(place: Place, driver: Arc<dyn Driver>, spec: VmSpec) -> Self {
         // Image, memory and scratch disk: nothing of a VM outlives its main command, but the disks of
-        // one that has its own. The end of a kept one counts once it is stored.
+        // one that has such. The end of a kept one counts once it is stored.
         let alone = matches!(spec.begin, Begin::Disk);
-        let lifecycle = Lifecycle::new(spec.timeouts, !alone);
+        let lifecycle = Lifecycle::new(spec.timeouts, !(alone || spec.ending.durable));
         let ending = spec.ending;
         Self::spawn(place, driver, (lifecycle, alone), ending, |_| Some(spec))
     }
@@ -218,10 +226,12 @@ impl Vm {
         adoption: Adoption,
     ) -> (Self, oneshot::Receiver<Option<ExecHandle>>) {
         let alone = matches!(adoption.guest, Adoptee::Alone);
-        let lifecycle = Lifecycle::after_restart(adoption.timeouts, !alone);
+        let ephemeral = !(alone || adoption.durable);
+        let lifecycle = Lifecycle::after_restart(adoption.timeouts, ephemeral);
         let ending = Ending {
             kept: true,
             stop_signal: adoption.stop_signal,
+            durable: adoption.durable,
         };
         let (main, told) = oneshot::channel();
         let handle = Self::spawn(place, driver, (lifecycle, alone), ending, |actor| {
@@ -246,6 +256,7 @@ impl Vm {
             boot: None,
             prepared_in: None,
             vmm: None,
+            in_order: false,
         });
         let (agent, agent_watch) = watch::channel(None);
         let (running, vmm_watch) = watch::channel(None);

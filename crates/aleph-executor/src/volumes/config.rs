@@ -1,6 +1,7 @@
 //! How a node keeps volumes, as its configuration says.
 
 use super::backend::ThinPool;
+use aleph_types::MiB;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -72,6 +73,8 @@ pub struct VolumesConfig {
     pub grace: Duration,
     /// What each account may have.
     pub quota: VolumeQuota,
+    /// The size of one that a job asks for where it is missing, if the job does not say.
+    pub default_size: MiB,
 }
 
 impl Default for VolumesConfig {
@@ -83,6 +86,7 @@ impl Default for VolumesConfig {
             key_file: None,
             grace: Duration::from_secs(24 * 3600),
             quota: VolumeQuota::default(),
+            default_size: MiB(10 * 1024),
         }
     }
 }

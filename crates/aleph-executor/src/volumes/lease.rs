@@ -4,7 +4,8 @@
 //! the daemon as guests do, and goes when its owner's end is journaled ([`Volumes::release`]), or when a
 //! node that starts finds its owner gone ([`Volumes::recover`]). The lock of the file (flock(2)) is on the
 //! very descriptor that the VMM has, so it holds for as long as that VMM lives, whatever any record says:
-//! two never write to one disk.
+//! two never write to one disk. A VMM in a jail opens the file by a name of its own there (a hard link,
+//! where the filesystems are the same), which goes with the jail: such a name counts as a lock, too.
 
 use super::backend::OpenLayer;
 use super::error::{VolumeError, at};
@@ -16,10 +17,11 @@ use super::store::{Inner, Volumes, present};
 use aleph_types::{
     Filesystem, Incarnation, JobId, Timestamp, Volume, VolumeAccess, VolumeId, VolumeLease,
 };
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, fchmod, fchown, flock};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -97,6 +99,7 @@ impl Volumes {
             false => FlockOperation::NonBlockingLockShared,
         };
         inner.lock(&row, &opened, lock)?;
+        inner.take_back(&row, &opened)?;
         if write {
             inner.grow_to_record(&row, &opened)?;
         }
@@ -195,7 +198,7 @@ fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -> Result<bo
     Ok(true)
 }
 
-fn by_name(tx: &Tx<'_>, account: &str, name: &str) -> Result<VolumeRow> {
+pub(super) fn by_name(tx: &Tx<'_>, account: &str, name: &str) -> Result<VolumeRow> {
     let mut rows = tx.volumes()?.into_iter();
     let found = rows.find(|row| {
         (row.account.as_str(), row.name.as_str()) == (account, name)
@@ -216,6 +219,11 @@ fn check_others(tx: &Tx<'_>, row: &VolumeRow, owner: &Owner, access: VolumeAcces
         Some(lease) => Err(attached(row, &lease)),
         None => Ok(()),
     }
+}
+
+/// Whether a jail has a name for a layer's file.
+fn has_other_names(layer: &OpenLayer) -> bool {
+    layer.file.metadata().is_ok_and(|meta| meta.nlink() > 1)
 }
 
 pub(super) fn attached(row: &VolumeRow, lease: &VolumeLease) -> VolumeError {
@@ -268,10 +276,37 @@ impl Inner {
         };
         match locked {
             Err(Errno::WOULDBLOCK) => Err(VolumeError::Locked(row.name.clone())),
-            locked => locked
-                .map_err(io::Error::from)
-                .map_err(at("lock", &top.path)),
+            locked => {
+                locked
+                    .map_err(io::Error::from)
+                    .map_err(at("lock", &top.path))?;
+                match how == FlockOperation::NonBlockingLockExclusive && has_other_names(top) {
+                    true => Err(VolumeError::Locked(row.name.clone())),
+                    false => Ok(()),
+                }
+            }
         }
+    }
+
+    /// Has a top be the node's own again: one that was in a jail is the user's of that one. The caller has
+    /// it locked.
+    fn take_back(&self, row: &VolumeRow, opened: &[OpenLayer]) -> Result<()> {
+        let Some(top) = opened.first() else {
+            return Ok(());
+        };
+        let path = self.path(row.top, top.format);
+        let (us, mode) = (rustix::process::geteuid(), Mode::from_raw_mode(0o644));
+        let taken = || -> io::Result<()> {
+            let meta = top.file.metadata()?;
+            if meta.uid() != us.as_raw() {
+                fchown(&top.file, Some(us), Some(rustix::process::getegid()))?;
+            }
+            if meta.mode() & 0o7777 != mode.as_raw_mode() {
+                fchmod(&top.file, mode)?;
+            }
+            Ok(())
+        };
+        taken().map_err(at("take back", &path))
     }
 
     /// Whether a process has a volume's top to write, or that cannot be known.
@@ -293,9 +328,9 @@ impl Inner {
             }
         };
         let lock = FlockOperation::NonBlockingLockShared;
-        Ok(opened
-            .iter()
-            .any(|layer| flock(&layer.file, lock) == Err(Errno::WOULDBLOCK)))
+        Ok(opened.iter().any(|layer| {
+            has_other_names(layer) || flock(&layer.file, lock) == Err(Errno::WOULDBLOCK)
+        }))
     }
 
     /// Checks the filesystem that a writer left. `false` where only its guest can: of an overlay there is no

@@ -18,7 +18,7 @@ use super::records::{LayerId, LayerRow, Life, NewLayer, VolumeRow};
 use super::store::{Inner, OnItsWay, Volumes, check_name, check_size, present};
 use crate::failpoint;
 use crate::place::fill_sparse;
-use aleph_types::{DiskImageFormat, Filesystem, MiB, Timestamp, Volume, VolumeId};
+use aleph_types::{DiskImageFormat, Filesystem, MadeVolume, MiB, Timestamp, Volume, VolumeId};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -62,13 +62,28 @@ impl Volumes {
     /// # Errors
     /// Where name, size or quota do not allow it, or there is no room; nothing is left then.
     pub fn create(&self, new: NewVolume<'_>, size: MiB, filesystem: Filesystem) -> Result<Volume> {
+        self.create_unseen(new, size, filesystem)?.show()
+    }
+
+    /// Makes an empty volume that nobody sees, and that is gone again with what this gives, unless
+    /// [`Unseen::show`] says otherwise: for somebody who needs it and something else together. Its name is
+    /// taken, and its account charged, from now on.
+    ///
+    /// # Errors
+    /// As [`Volumes::create`].
+    pub fn create_unseen(
+        &self,
+        new: NewVolume<'_>,
+        size: MiB,
+        filesystem: Filesystem,
+    ) -> Result<Unseen> {
         check_name(new.name)?;
         check_size(size, least(filesystem), &filesystem.to_string())?;
         let inner = &self.inner;
         let size = inner.backend.whole(size);
         let key = inner.key_for(new)?;
         let form = Form::lowest(size, filesystem, key);
-        inner.make(new, form, |top| {
+        let row = inner.begin(new, form, |top| {
             let file = inner.backend.create(top)?;
             let Some(key) = top.key.filter(|_| filesystem != Filesystem::None) else {
                 filesystem::make(&file, filesystem, size)?;
@@ -83,6 +98,11 @@ impl Volumes {
             let (file, key) = (&file, Some(key));
             images::take_in(&scratch, Target { file, key }, size)?;
             file.try_clone().map_err(at("open", top.path))
+        })?;
+        Ok(Unseen {
+            volumes: self.clone(),
+            row,
+            is_shown: false,
         })
     }
 
@@ -230,6 +250,46 @@ impl Volumes {
     }
 }
 
+/// A volume that is whole and that nobody sees yet. Dropped, it is removed; so it is by the next opening
+/// of the volumes after a crash.
+#[derive(Debug)]
+#[must_use = "dropped, it is gone"]
+pub struct Unseen {
+    volumes: Volumes,
+    row: VolumeRow,
+    is_shown: bool,
+}
+
+impl Unseen {
+    /// What it is.
+    #[must_use]
+    pub fn what(&self) -> MadeVolume {
+        MadeVolume {
+            name: self.row.name.clone(),
+            size: self.row.size,
+            filesystem: self.row.filesystem,
+        }
+    }
+
+    /// Has it be seen, for good.
+    ///
+    /// # Errors
+    /// Where the records cannot be written; it is gone then.
+    pub fn show(mut self) -> Result<Volume> {
+        let shown = self.volumes.inner.show(&self.row);
+        self.is_shown = shown.is_ok();
+        shown
+    }
+}
+
+impl Drop for Unseen {
+    fn drop(&mut self) {
+        if !self.is_shown {
+            self.volumes.inner.forget(&self.row);
+        }
+    }
+}
+
 /// What is made.
 struct Form {
     size: MiB,
@@ -294,6 +354,17 @@ impl Inner {
         form: Form,
         fill: impl FnOnce(NewTop<'_>) -> Result<File>,
     ) -> Result<Volume> {
+        let row = self.begin(new, form, fill)?;
+        self.show(&row).inspect_err(|_| self.forget(&row))
+    }
+
+    /// The first two of them.
+    fn begin(
+        &self,
+        new: NewVolume<'_>,
+        form: Form,
+        fill: impl FnOnce(NewTop<'_>) -> Result<File>,
+    ) -> Result<VolumeRow> {
         let Form {
             size,
             unclean,
@@ -302,8 +373,7 @@ impl Inner {
             parent,
             key,
         } = form;
-        let id = VolumeId::random();
-        let (mut row, layer) = self.records.write("volume.intend", |tx| {
+        let (row, layer) = self.records.write("volume.intend", |tx| {
             if tx.is_taken(new.account, new.name)? {
                 return Err(VolumeError::NameTaken(new.name.to_owned()));
             }
@@ -319,7 +389,7 @@ impl Inner {
             };
             let layer = tx.add_layer(new.account, &layer, size.bytes())?;
             let row = VolumeRow {
-                id,
+                id: VolumeId::random(),
                 account: new.account.to_owned(),
                 name: new.name.to_owned(),
                 size,
@@ -334,25 +404,43 @@ impl Inner {
             Ok((row, layer))
         })?;
         let passphrase = key.as_ref().map(FormKey::passphrase);
-        let made = self.fill(&layer, (size, passphrase), fill).and_then(|()| {
-            self.look();
-            row.life = Life::Ready;
-            self.records.write("volume.ready", |tx| {
-                tx.finish_layer(row.top)?;
-                tx.put_volume(&row)?;
-                self.view(tx, &row)
-            })
-        });
-        if made.is_err() {
-            self.abandon(&layer);
-            let forgotten = self
-                .records
-                .write("volume.abandon", |tx| tx.drop_volume(id));
-            if let Err(error) = forgotten {
-                tracing::warn!(%error, "a half-made volume stays until they are opened again");
+        match self.fill(&layer, (size, passphrase), fill) {
+            Ok(()) => {
+                self.look();
+                Ok(row)
+            }
+            Err(error) => {
+                self.forget(&row);
+                Err(error)
             }
         }
-        made
+    }
+
+    /// The last of them: it is seen from now on.
+    fn show(&self, row: &VolumeRow) -> Result<Volume> {
+        let row = VolumeRow {
+            life: Life::Ready,
+            ..row.clone()
+        };
+        self.records.write("volume.ready", |tx| {
+            tx.finish_layer(row.top)?;
+            tx.put_volume(&row)?;
+            self.view(tx, &row)
+        })
+    }
+
+    /// Takes back one that nobody has seen.
+    fn forget(&self, row: &VolumeRow) {
+        match self.records.read(|tx| tx.layer(row.top)) {
+            Ok(layer) => self.abandon(&layer),
+            Err(error) => tracing::warn!(%error, "the layer of a half-made volume stays"),
+        }
+        let forgotten = self
+            .records
+            .write("volume.abandon", |tx| tx.drop_volume(row.id));
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, "a half-made volume stays until they are opened again");
+        }
     }
 
     /// Makes a layer's file, durable.

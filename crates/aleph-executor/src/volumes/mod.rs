@@ -73,7 +73,7 @@ pub use export::Exported;
 pub use keys::Passphrase;
 pub use layer::{Home, LayerFormat};
 pub use lease::{Attachment, Layers, Owner};
-pub use making::{Import, NewVolume, Source, Staged};
+pub use making::{Import, NewVolume, Source, Staged, Unseen};
 pub use reading::Reading;
 pub use sandbox::ToolError;
 pub use store::{MAX_SIZE, MAX_SNAPSHOTS, Volumes};

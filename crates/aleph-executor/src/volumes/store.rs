@@ -225,6 +225,24 @@ impl Volumes {
         })
     }
 
+    /// The volume of an account that has this very name and was not removed: what a job means.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn named(&self, account: &str, name: &str) -> Result<Volume> {
+        let inner = &self.inner;
+        inner.records.read(|tx| {
+            let row = super::lease::by_name(tx, account, name)?;
+            inner.view(tx, &row)
+        })
+    }
+
+    /// The size of a volume that a job asks for where it is missing, if the job does not say.
+    #[must_use]
+    pub fn default_size(&self) -> MiB {
+        self.inner.config.default_size
+    }
+
     /// A volume.
     ///
     /// # Errors

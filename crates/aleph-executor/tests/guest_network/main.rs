@@ -178,6 +178,7 @@ async fn create_over(
                 upper: UpperKind::Memory,
                 poweroff_on_hangup: true,
                 network,
+                mounts: Vec::new(),
             }),
         },
         image: Some(File::open(image.rootfs())?),
@@ -189,6 +190,7 @@ async fn create_over(
         ending: Ending {
             kept: false,
             stop_signal: 15,
+            durable: false,
         },
     };
     let vm = Vm::create(place, driver, spec);

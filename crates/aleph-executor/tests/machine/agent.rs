@@ -37,6 +37,7 @@ pub(crate) async fn our_agent_runs_on_it() -> Result<()> {
         upper: UpperKind::Memory,
         poweroff_on_hangup: false,
         network: None,
+        mounts: Vec::new(),
     };
     let agent = Agent::open(vm.vmm.channel().await?, &setup, launched)?;
     tokio::time::timeout(LIMIT, agent.ready()).await??;

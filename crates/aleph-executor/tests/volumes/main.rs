@@ -25,6 +25,37 @@ use std::time::Duration;
 use support::{BACKENDS, code, config, empty, named, owner, qemu_io, reads, write};
 
 #[test]
+fn what_nobody_has_seen_is_gone_unless_it_is_shown() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let volumes = Volumes::open(dir.path(), config(BackendChoice::Auto))?;
+    let make = |volumes: &Volumes| volumes.create_unseen(named("data"), MiB(8), Filesystem::Ext4);
+    let files = || fs::read_dir(dir.path().join("volumes/layers")).map(Iterator::count);
+    let unseen = make(&volumes)?;
+    ensure!(volumes.list(&Scope::All, true)?.is_empty(), "it is seen");
+    assert_eq!(code(volumes.named("a", "data")), "no_volume");
+    // Its name is taken and its file there, until it comes to nothing.
+    assert_eq!(code(make(&volumes)), "name_taken");
+    assert_eq!(files()?, 1);
+    drop(unseen);
+    assert_eq!(files()?, 0);
+    // So it does where a crash comes before it is shown.
+    std::mem::forget(make(&volumes)?);
+    drop(volumes);
+    let volumes = loop {
+        match Volumes::open(dir.path(), config(BackendChoice::Auto)) {
+            // What was forgotten holds the lock, as no process that crashed does.
+            Err(VolumeError::Owned(_)) => fs::remove_file(dir.path().join("volumes/lock"))?,
+            opened => break opened?,
+        }
+    };
+    assert_eq!(files()?, 0);
+    let shown = make(&volumes)?.show()?;
+    assert_eq!(volumes.named("a", "data")?.id, shown.id);
+    assert_eq!(files()?, 1);
+    Ok(())
+}
+
+#[test]
 fn states_are_kept_copied_and_had_back() -> Result<()> {
     for backend in BACKENDS {
         contract::states(backend, false)?;

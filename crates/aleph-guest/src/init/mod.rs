@@ -27,6 +27,7 @@ use crate::failure::Failure;
 use crate::session::{End, Session};
 use crate::sys;
 use aleph_guest_proto::{Link, Mount, Network, Resume, Setup};
+use alloc::vec::Vec;
 use freezer::Gate;
 use modules::Modules;
 use rustix::fd::OwnedFd;
@@ -39,15 +40,15 @@ pub fn run() -> ! {
         sys::exit(1);
     }
     let started_us = sys::monotonic_us();
-    let mut disk = None;
-    match serve(started_us, &mut disk) {
+    let mut disks = Vec::new();
+    match serve(started_us, &mut disks) {
         Ok(End::Finished | End::HungUp) => {}
         Ok(End::Failed(failure)) | Err(failure) => print(&failure.message),
     }
-    off(disk.as_ref());
+    off(&disks);
 }
 
-fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
+fn serve(started_us: u64, disks: &mut Vec<OwnedFd>) -> Result<End, Failure> {
     boot::mount_basics()?;
     let mut modules = Modules::read();
     let is_vsock = vsock::is_wanted();
@@ -63,7 +64,7 @@ fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
         channel,
         Guest {
             modules,
-            disk: None,
+            disks: Vec::new(),
             network: None,
             own: None,
             gate: None,
@@ -73,15 +74,15 @@ fn serve(started_us: u64, disk: &mut Option<OwnedFd>) -> Result<End, Failure> {
     )
     .map_err(failed)?;
     let end = session.run();
-    *disk = session.into_machine().disk;
+    *disks = session.into_machine().disks;
     Ok(end)
 }
 
 /// The machine that the agent is PID 1 of.
 struct Guest {
     modules: Modules,
-    /// The root folder of the disk that takes writes, where there is one.
-    disk: Option<OwnedFd>,
+    /// The root folders of the disks that take writes.
+    disks: Vec<OwnedFd>,
     /// Its network's interface, address and prefix, until a clone takes it over.
     network: Option<Interface>,
     /// What clones of it write to, once it was about to be written down.
@@ -104,8 +105,15 @@ impl Machine for Guest {
             self.network = Some(Interface::of(network));
         }
         let root = root::assemble(&setup.root).map_err(|failure| self.modules.blame(failure));
-        self.disk = root?;
+        self.disks.extend(root?);
         setup::complete(setup.hostname, setup.network.as_ref())?;
+        for mount in setup.mounts.iter() {
+            let mounted = mounts::mount(&mount).and_then(|()| mounts::root_of(&mount));
+            let root = mounted.map_err(|failure| self.modules.blame(failure))?;
+            if !mount.read_only {
+                self.disks.push(root);
+            }
+        }
         Ok(())
     }
 
@@ -212,5 +220,5 @@ impl Interface {
 /// What a panic comes to.
 pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
     print(info);
-    off(None);
+    off(&[]);
 }

@@ -7,6 +7,8 @@ use aleph_guest_proto::Mount;
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::vec::Vec;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
@@ -38,4 +40,12 @@ pub(super) fn mount(mount: &Mount<'_>) -> Result<(), Failure> {
         options,
     )
     .context(|| format!("mounting {target} ({kind})"))
+}
+
+/// The root folder of a filesystem that was just mounted, to write it out by when the guest ends,
+/// whatever is mounted over it by then.
+pub(super) fn root_of(mount: &Mount<'_>) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(mount.target, flags, Mode::empty())
+        .context(|| format!("opening {}", text(mount.target)))
 }

@@ -13,15 +13,17 @@ pub(super) fn is_init() -> bool {
     rustix::process::getpid().is_init()
 }
 
-/// Ends the machine. A disk that takes writes is written out and frozen first, so that its
-/// filesystem is clean whatever still has files open on it.
-pub fn off(disk: Option<&OwnedFd>) -> ! {
+/// Ends the machine. Disks that take writes are written out and frozen first, so that their
+/// filesystems are clean whatever still has files open on them.
+pub fn off(disks: &[OwnedFd]) -> ! {
     if !is_init() {
         sys::exit(1);
     }
-    if let Some(disk) = disk {
+    if !disks.is_empty() {
         // One that cannot be frozen is at least written out.
         rustix::fs::sync();
+    }
+    for disk in disks {
         let _ = sys::freeze(disk);
     }
     loop {

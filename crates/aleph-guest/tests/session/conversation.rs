@@ -62,8 +62,8 @@ fn a_setup_that_fails_is_told_and_ends_the_guest() {
 #[test]
 fn versions_without_overlap_are_both_named() {
     let mut host = Host::silent();
-    host.greet_as(Versions { min: 6, max: 7 });
-    let why = "no common protocol version: this side speaks 2 to 5, the other 6 to 7";
+    host.greet_as(Versions { min: 7, max: 8 });
+    let why = "no common protocol version: this side speaks 2 to 6, the other 7 to 8";
     assert_eq!(host.hear_fatal(), why);
     assert_eq!(host.end(false), "failed");
 }

@@ -8,7 +8,7 @@
 use aleph_guest::{Channel, End, Failure, Machine, Session};
 use aleph_guest_proto::{
     CONTROL, Decoder, Exec, Exit, FileInfo, FileKind, Item, Kept, Link, ListBuf, MARK, Mount,
-    Resume, Root, SendWindow, Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
+    Mounts, Resume, Root, SendWindow, Setup, Terminal, ToGuest, ToHost, Upper, Usage, Versions,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -309,6 +309,7 @@ impl Host {
                 root,
                 poweroff_on_hangup,
                 network: None,
+                mounts: Mounts::NONE,
             }),
         );
     }

@@ -4,8 +4,8 @@ use crate::double::{Double, LIMIT, boot_source};
 use aleph_executor::guest::{Agent, ExecRequest, Reattach};
 use aleph_executor::vsock;
 use aleph_guest_proto::{
-    CONTROL, Decoder, Item, MARK, Root, Setup, ToGuest, ToHost, Upper, VSOCK_ARGUMENT, VSOCK_PORT,
-    Versions,
+    CONTROL, Decoder, Item, MARK, Mounts, Root, Setup, ToGuest, ToHost, Upper, VSOCK_ARGUMENT,
+    VSOCK_PORT, Versions,
 };
 use aleph_testkit::TestRoot;
 use anyhow::{Context, Result, bail};
@@ -114,6 +114,7 @@ fn setup_message(serial: &str, filesystem: &str) -> Result<Vec<u8>> {
         },
         poweroff_on_hangup: false,
         network: None,
+        mounts: Mounts::NONE,
     });
     let mut said = Vec::new();
     setup.encode(CONTROL, &mut said)?;

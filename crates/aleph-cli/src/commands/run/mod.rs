@@ -12,9 +12,9 @@ mod remote;
 pub(super) use remote::exit_code;
 
 use crate::context::Context;
-use crate::output::{Advised, say};
+use crate::output::{Advised, plain, say};
 use crate::spec::{self, JobFlags};
-use aleph_types::{JobSpec, NetworkMode, Restart};
+use aleph_types::{Job, JobSpec, MadeVolume, NetworkMode, Restart};
 use anyhow::Result;
 use clap_complete::ArgValueCompleter;
 use std::path::{Path, PathBuf};
@@ -166,6 +166,7 @@ impl Run {
             (spec.deadline_seconds.is_some(), "a deadline"),
             (!cut_off, "a network"),
             (spec.gpus.is_some(), "a GPU"),
+            (!spec.volumes.is_empty(), "a volume"),
         ];
         match asked.into_iter().find(|(asked, _)| *asked) {
             None => Ok(()),
@@ -175,6 +176,21 @@ impl Run {
             }
             .into()),
         }
+    }
+}
+
+/// Says which volumes were made with a job.
+pub(super) fn tell_made(job: &Job) {
+    for MadeVolume {
+        name,
+        size,
+        filesystem,
+    } in &job.made_volumes
+    {
+        say(&format!(
+            "aleph: made the volume {} ({size}, {filesystem})",
+            plain(name)
+        ));
     }
 }
 

@@ -4,7 +4,7 @@
 //! its output can be missed, even where the node removes it at its end (`--rm`).
 
 use super::super::attach::{fit, left, running};
-use super::report;
+use super::{report, tell_made};
 use crate::client::{Channel, Client, ClientError};
 use crate::output::{plain, print, print_json_line, say};
 use crate::progress::Pulls;
@@ -36,6 +36,7 @@ impl Remote {
     pub(super) async fn detached(&self, spec: &JobSpec, json: bool) -> Result<u8> {
         self.fetch(spec).await?;
         let job = self.client.create(spec, true).await?;
+        tell_made(&job);
         let job = running(&self.client, &job.id.to_string()).await?;
         if json {
             print_json_line(&job)?;
@@ -53,6 +54,7 @@ impl Remote {
         self.fetch(spec).await?;
         let mut signals = Signals::listen()?;
         let job = self.client.create(spec, false).await?;
+        tell_made(&job);
         let id = job.id.to_string();
         let (mut channel, last) = match self.begin(&job).await {
             Ok(begun) => begun,

@@ -114,6 +114,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
                 // A clone whose daemon was killed ends by itself, unless it is paused.
                 poweroff_on_hangup: true,
                 network: cable.told.clone(),
+                mounts: Vec::new(),
             }),
         },
         image: Some(image),
@@ -128,6 +129,7 @@ async fn make(making: &Making, compatible_with: String) -> Result<Record, Templa
         ending: Ending {
             kept: false,
             stop_signal: signal::TERM,
+            durable: false,
         },
     };
     let vm = Vm::create(place, Arc::clone(&host.driver), spec);

@@ -50,7 +50,10 @@ impl Actor {
     pub(super) async fn removed(&mut self, outcome: Outcome, removed: Result<(), String>) {
         self.entry.with_live(|live| *live = None);
         let verdict = match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Live(mut run) => run.verdict.take(),
+            Phase::Live(mut run) => {
+                self.in_order = run.vm.status().in_order;
+                run.verdict.take()
+            }
             _ => None,
         };
         let vm = self.record.job.vm;
@@ -131,7 +134,11 @@ impl Actor {
 
     /// Decides what follows an end, and journals it together with the end of the VM's row.
     pub(super) async fn finish(&mut self, end: End, forget: Option<VmId>) {
-        let in_order = end == End::Exited(ExitStatus::Code(0));
+        let mut in_order = std::mem::take(&mut self.in_order);
+        if self.record.job.spec.has_own_disk() {
+            // It ended by its power button, or powered itself off.
+            in_order = end == End::Exited(ExitStatus::Code(0));
+        }
         self.inner.end_leases(&self.record, in_order).await;
         let job = &mut self.record.job;
         let now = Timestamp::now();

@@ -82,16 +82,17 @@ impl Actor {
                     .create_with_disks(&self.record, &run, *parts, connections)
                     .await
             }
-            (Parts::Image(prepared), None) => {
-                let parts = (prepared.boot, cables, devices);
+            (Parts::Image(parts), None) => {
+                let (prepared, mounts) = *parts;
+                let parts = (prepared.boot, mounts.disks, cables, devices);
                 launch::create(&self.inner, &self.record, &run, parts).await
             }
             (Parts::Image(_), Some(_)) if !devices.groups.is_empty() => {
                 let why = "its job has GPUs, and it was made without".to_owned();
                 Err(SnapshotError::Incompatible(why).into())
             }
-            (Parts::Image(prepared), Some(kept)) => {
-                let image = prepared.boot.image;
+            (Parts::Image(parts), Some(kept)) => {
+                let image = parts.0.boot.image;
                 self.inner
                     .restore_vm((&self.record, &run), &kept, image, cables)
             }

@@ -36,6 +36,7 @@ mod snapshot;
 
 use super::entry::{Entry, Live};
 use super::inner::{Inner, event_of, log_journal};
+use super::mounts::Mounts;
 use super::snapshot::{Written, image_of};
 use super::{NodeError, Prepared, health, launch, own_disk, words};
 use crate::guest::{ExecHandle, ExecInput};
@@ -135,8 +136,8 @@ pub(super) enum Note {
 
 /// What a VM is made of.
 pub(super) enum Parts {
-    /// An image and a kernel.
-    Image(Box<Prepared>),
+    /// An image and a kernel, and volumes.
+    Image(Box<(Prepared, Mounts)>),
     /// Disks of its own.
     Disks(Box<own_disk::Parts>),
 }
@@ -198,6 +199,8 @@ pub(super) struct Actor {
     snapshot: Option<UnderWay>,
     /// Whether it is stopped only to be started again.
     again: bool,
+    /// Whether the guest of the start that ends wrote out what outlives it.
+    in_order: bool,
     gone: bool,
 }
 
@@ -217,6 +220,7 @@ impl Actor {
             notes,
             snapshot: None,
             again: false,
+            in_order: false,
             gone: false,
         };
         tokio::spawn(actor.run(begin, inbox, note_inbox));
@@ -330,12 +334,17 @@ impl Actor {
         if spec.kernel.is_some() && job.kernel_digest.is_some() {
             spec.kernel.clone_from(&job.kernel_digest);
         }
-        let incarnation = job.incarnation;
+        let (incarnation, record) = (job.incarnation, self.record.clone());
         self.phase = Phase::Preparing(tokio::spawn(async move {
             let driver = inner.executor.driver_of(&spec).ok();
             let uncompressed = driver.is_some_and(|driver| driver.wants_uncompressed_kernel());
-            let prepared = inner.images.prepare(&account, &spec, uncompressed).await;
-            let prepared = prepared.map(|parts| Parts::Image(Box::new(parts)));
+            let prepared = match inner.images.prepare(&account, &spec, uncompressed).await {
+                Ok(prepared) => inner.prepare_mounts(&record).await.map(|mounts| {
+                    let parts = (prepared, mounts);
+                    Parts::Image(Box::new(parts))
+                }),
+                Err(problem) => Err(problem),
+            };
             let _ = notes.send((incarnation, Note::Prepared(prepared)));
         }));
     }
@@ -386,7 +395,9 @@ impl Actor {
         let host_boot = &self.inner.host_boot;
         let (run, kept) = match self.record.from {
             None => match match &parts {
-                Parts::Image(prepared) => launch::resolve(&job.spec, prepared, host_boot),
+                Parts::Image(parts) => {
+                    launch::resolve(&job.spec, &parts.0, &parts.1.requests, host_boot)
+                }
                 Parts::Disks(_) => own_disk::resolve(&job.spec, host_boot),
             } {
                 Ok(run) => (run, None),
@@ -421,7 +432,7 @@ impl Actor {
             .and_then(|claim| self.inner.view(vm_id, claim));
         record.job.state = JobState::Starting;
         (record.job.image_digest, record.job.kernel_digest) = match &parts {
-            Parts::Image(prepared) => (Some(prepared.digest.clone()), prepared.kernel.clone()),
+            Parts::Image(parts) => (Some(parts.0.digest.clone()), parts.0.kernel.clone()),
             Parts::Disks(_) => (None, None),
         };
         record.job.generation += 1;

@@ -30,6 +30,11 @@ pub enum SnapshotError {
     /// The guest's agent was built before there were snapshots.
     #[error("the job's guest was started by an older version, which has no snapshots")]
     OldGuest,
+    /// It has volumes, of which a snapshot has nothing.
+    #[error(
+        "the job has volumes, which go on changing while what its guest knows of them does not"
+    )]
+    Volumes,
     /// It, or its command, has ended meanwhile.
     #[error("the job has ended meanwhile")]
     Ended,
@@ -97,6 +102,7 @@ impl Classify for SnapshotError {
             Self::Ambiguous(_)
             | Self::Incompatible(_)
             | Self::OldGuest
+            | Self::Volumes
             | Self::Ended
             | Self::GivenUp
             | Self::Vm(VmError::Denied(_) | VmError::Ended(_)) => ErrorClass::Conflict,
@@ -116,6 +122,7 @@ impl Classify for SnapshotError {
             Self::Incompatible(_) => "snapshot_incompatible",
             Self::Copies { .. } => "bad_copies",
             Self::OldGuest => "guest_too_old",
+            Self::Volumes => "job_has_volumes",
             Self::Ended | Self::GivenUp => "snapshot_given_up",
             Self::Full => "disk_full",
             Self::Unstored(_) | Self::Silent { .. } | Self::Vm(_) | Self::Guest(_) => {
@@ -131,6 +138,9 @@ impl Classify for SnapshotError {
             Self::Ambiguous(_) => Some("Give more digits of the id.".into()),
             Self::Incompatible(_) => {
                 Some("Go on with it on the host that made it, as that was then.".into())
+            }
+            Self::Volumes => {
+                Some("Keep the volumes' own state: aleph volume snapshot VOLUME NAME.".into())
             }
             Self::OldGuest => Some("Restart the job; then it can be written down.".into()),
             Self::Full => Some("Free some disk (aleph prune, aleph snapshot rm).".into()),

@@ -197,10 +197,11 @@ impl Node {
         stop: bool,
         temporary: bool,
     ) -> Result<Snapshot, NodeError> {
-        super::expect_agent(
-            &*self.inner.entry(job)?,
-            "have it stand still for a snapshot",
-        )?;
+        let entry = self.inner.entry(job)?;
+        super::expect_agent(&entry, "have it stand still for a snapshot")?;
+        if !entry.job().spec.volumes.is_empty() {
+            return Err(SnapshotError::Volumes.into());
+        }
         let row = SnapshotRow {
             id: SnapshotId::random(),
             job,
