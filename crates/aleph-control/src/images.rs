@@ -13,7 +13,7 @@ use crate::accounts::DEFAULT_ACCOUNT;
 use crate::config::ImagesSection;
 use aleph_executor::Boot;
 use aleph_executor::hypervisor::BoxFuture;
-use aleph_executor::node::{ImageDefaults, Images, Prepared};
+use aleph_executor::node::{DiskKernel, ImageDefaults, Images, Prepared};
 use aleph_image::oci::{PullEvent, PullOptions, Reference};
 use aleph_image::{
     DiskError, GuestMode, Image, ImageError, KernelError, KernelStore, NoProgress, PruneOptions,
@@ -266,6 +266,26 @@ impl Images for StoreImages {
         Box::pin(async move {
             let opened = self.open(account, spec, uncompressed).await;
             opened.map_err(|error| Problem::of(&error))
+        })
+    }
+
+    fn kernel<'a>(
+        &'a self,
+        reference: &'a str,
+        uncompressed: bool,
+    ) -> BoxFuture<'a, Result<DiskKernel, Problem>> {
+        let (state, reference) = (self.state.clone(), reference.to_owned());
+        Box::pin(async move {
+            let opened = run(move || {
+                let bundle = KernelStore::open(&state)?.resolve(&reference)?;
+                let files = bundle.open_for_disk(uncompressed)?;
+                Ok(DiskKernel {
+                    kernel: files.kernel,
+                    initrd: files.initrd,
+                    digest: bundle.digest().to_string(),
+                })
+            });
+            opened.await.map_err(|error| Problem::of(&error))
         })
     }
 }

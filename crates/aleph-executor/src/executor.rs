@@ -12,9 +12,10 @@ use crate::gpu::GpuConfig;
 use crate::guest::{ExecRequest, SetupRequest, UpperKind};
 use crate::host;
 use crate::hypervisor::{
-    Disk, Driver, FullMachine, HostDevices, LaunchError, Machine, Memory, Nic,
+    Disk, Driver, FullMachine, HostDevices, Kernel, LaunchError, Machine, Memory, Nic,
 };
 use crate::lifecycle::Timeouts;
+use crate::node::DiskKernel;
 use crate::paths::Paths;
 use crate::place::{Place, PlaceError};
 use crate::seed_file::write_seed;
@@ -79,6 +80,8 @@ pub(crate) struct OwnDisks {
     pub(crate) disks: Vec<Disk>,
     /// The disk that its cloud-init reads, with its serial number.
     pub(crate) seed: (&'static str, Secret),
+    /// What is booted, where its firmware does not find that on its disks.
+    pub(crate) kernel: Option<DiskKernel>,
 }
 
 /// What a VM is made of, beside what its guest begins with.
@@ -486,12 +489,20 @@ impl Executor {
                 return Err(ExecutorError::Host { what, source });
             }
         };
+        let kernel = own.kernel.map(|DiskKernel { kernel, initrd, .. }| {
+            let machine = [driver.kernel_arguments(), computer::KERNEL_ARGUMENTS.into()];
+            Box::new(Kernel {
+                kernel,
+                initrd,
+                command_line: told(machine.into_iter().collect(), job),
+            })
+        });
         let mut disks = own.disks;
         disks.push(Disk::raw(serial, seed, true));
         let spec = VmSpec {
             resources: job.resources,
             machine: Machine::Full(Box::new(own.machine)),
-            begin: Begin::Disk,
+            begin: Begin::Disk(kernel),
             image: None,
             disks,
             memory: Memory::Own,
@@ -525,7 +536,8 @@ impl Executor {
             // Whoever built it is there.
             driver = self.drivers.full().map_or(driver, Arc::clone);
             if let Begin::Boot { command_line, .. } = &mut begin {
-                *command_line = format!("{command_line} {}", computer::KERNEL_ARGUMENTS);
+                let words = vec![command_line.clone(), computer::KERNEL_ARGUMENTS.into()];
+                *command_line = told(words, job);
             }
         }
         let spec = VmSpec {
@@ -561,6 +573,13 @@ impl Executor {
             keep: false,
         }
     }
+}
+
+/// A kernel's command line of these words, and of those that a job has for it.
+fn told(mut words: Vec<String>, job: &JobSpec) -> String {
+    let machine = job.machine.as_ref();
+    words.extend(machine.and_then(|machine| machine.boot_args.clone()));
+    words.join(" ")
 }
 
 /// An image, and a guest that boots with it.

@@ -36,7 +36,7 @@ pub struct JobSpec {
     )]
     pub image: String,
     /// The kernel to boot, by name or by digest, of those that were imported or built; the node's
-    /// default when absent.
+    /// default when absent. Of a full VM with `cloud_init`, where `machine.firmware` is `kernel`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "schema",
@@ -446,20 +446,18 @@ impl JobSpec {
             return Ok(());
         };
         told.check()?;
-        if self.kernel.is_some() {
+        let machine = self.machine.as_ref();
+        let by_kernel = machine.is_some_and(|it| it.firmware == Firmware::Kernel);
+        if self.kernel.is_some() && !by_kernel {
             return Err(InvalidJob::Machine {
                 field: "kernel",
-                why: "a VM with cloud_init starts the kernel that is on its disk",
+                why: "is for the firmware kernel: else a VM with cloud_init starts what is on its disk",
             });
         }
-        if self
-            .machine
-            .as_ref()
-            .is_some_and(|it| it.firmware == Firmware::Kernel)
-        {
+        if self.kernel.is_none() && by_kernel {
             return Err(InvalidJob::Machine {
                 field: "machine.firmware",
-                why: "kernel starts the node's own kernel, and a VM with cloud_init has its own",
+                why: "kernel takes the name of a kernel: the node's own is not for a VM with cloud_init",
             });
         }
         let asked = [
@@ -746,10 +744,11 @@ mod tests {
         let machine = |job: &mut JobSpec, spoil: fn(&mut MachineSpec)| {
             spoil(job.machine.get_or_insert_default());
         };
-        let cases: [(&str, Spoil); 14] = [
+        let cases: [(&str, Spoil); 15] = [
             ("bad_machine", |j| {
                 j.machine.get_or_insert_default().firmware = Firmware::Kernel;
             }),
+            ("bad_machine", |j| j.kernel = Some("mine".into())),
             ("not_full_vm", |j| j.mode = Mode::Auto),
             ("not_full_vm", |j| {
                 (j.mode, j.cloud_init, j.machine) =
@@ -814,6 +813,9 @@ mod tests {
             });
         });
         disk.resources.cpus = 1;
+        disk.kernel = Some("mine".into());
+        assert_eq!(disk.validate(), Ok(()));
+        disk.kernel = None;
         let told = disk.cloud_init.take();
         assert_eq!(disk.validate(), Ok(()));
         (disk.cloud_init, disk.machine) = (told, None);

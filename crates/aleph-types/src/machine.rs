@@ -42,7 +42,7 @@ pub struct MachineSpec {
     /// The size of the host's pages that its memory is in; the host's choice when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<HugePages>,
-    /// The kernel's command line, where `firmware` is `kernel`.
+    /// What the kernel is told, where `firmware` is `kernel`, such as `root=/dev/vda1 rw`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(max_length = 2048))]
     pub boot_args: Option<String>,
@@ -61,8 +61,8 @@ pub enum Firmware {
     Uefi,
     /// A BIOS.
     Bios,
-    /// None: the node's kernel is started at once, with the node's agent. Not for VMs with
-    /// `cloud_init`, which have kernels of their own.
+    /// None: a kernel is started at once. In a VM with `cloud_init` it is the one that `kernel` names,
+    /// which finds its root by `boot_args`; else the node's, with the node's agent.
     Kernel,
 }
 

@@ -55,9 +55,17 @@ pub(crate) struct Create {
     #[arg(long, value_name = "NAME")]
     package: Vec<String>,
 
-    /// What starts the guest: uefi or bios
-    #[arg(long, value_name = "NAME", default_value = "uefi", value_parser = firmware)]
-    firmware: Firmware,
+    /// What starts the guest: uefi or bios [default: uefi]
+    #[arg(long, value_name = "NAME", value_parser = firmware)]
+    firmware: Option<Firmware>,
+
+    /// Start this kernel of the node (aleph kernel ls) at once, with the initramfs that it was imported with
+    #[arg(long, value_name = "NAME", conflicts_with = "firmware")]
+    kernel: Option<String>,
+
+    /// What that kernel is told, such as 'root=/dev/vda1 rw'
+    #[arg(long, value_name = "WORDS", requires = "kernel")]
+    append: Option<String>,
 
     /// Start only what is signed
     #[arg(long)]
@@ -143,8 +151,13 @@ impl Create {
         self.job.apply(&mut spec)?;
         spec.name = Some(self.vm.clone());
         spec.mode = Mode::Vm;
+        spec.kernel.clone_from(&self.kernel);
         spec.machine = Some(MachineSpec {
-            firmware: self.firmware,
+            firmware: match (&self.kernel, self.firmware) {
+                (Some(_), _) => Firmware::Kernel,
+                (None, firmware) => firmware.unwrap_or_default(),
+            },
+            boot_args: self.append.clone(),
             secure_boot: self.secure_boot,
             tpm: self.tpm,
             cpu_model: self.cpu_model.clone(),

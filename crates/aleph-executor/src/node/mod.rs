@@ -70,12 +70,14 @@ use crate::vm::VmError;
 use crate::volumes::Volumes;
 use actor::{Ask, Asked, Begin};
 use aleph_types::{
-    Incarnation, Job, JobId, JobSpec, JobState, Migration, NodeId, Problem, SnapshotId, Timestamp,
+    ErrorClass, Incarnation, Job, JobId, JobSpec, JobState, Migration, NodeId, Problem, SnapshotId,
+    Timestamp,
 };
 use entry::{Entry, lock};
 use inner::{Inner, event_of};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -93,6 +95,35 @@ pub trait Images: Send + Sync {
         spec: &'a JobSpec,
         uncompressed: bool,
     ) -> BoxFuture<'a, Result<Prepared, Problem>>;
+
+    /// Opens a kernel for a guest with a system of its own on its disk, by name or by digest. Where there
+    /// are none, none is found.
+    fn kernel<'a>(
+        &'a self,
+        reference: &'a str,
+        uncompressed: bool,
+    ) -> BoxFuture<'a, Result<DiskKernel, Problem>> {
+        let _ = uncompressed;
+        Box::pin(async move {
+            Err(Problem {
+                class: ErrorClass::NotFound,
+                code: "no_kernel".into(),
+                message: format!("there is no kernel {reference:?}"),
+                advice: None,
+            })
+        })
+    }
+}
+
+/// A kernel for a guest with a system of its own, opened. The files are held for as long as they are open.
+#[derive(Debug)]
+pub struct DiskKernel {
+    /// The kernel.
+    pub kernel: File,
+    /// Its initramfs: its user's, or one with nothing in it.
+    pub initrd: File,
+    /// Which one it is.
+    pub digest: String,
 }
 
 /// An image and a kernel, opened.

@@ -185,6 +185,9 @@ impl Inner {
         if job.volumes.is_empty() && !job.has_own_disk() {
             return Ok(Vec::new());
         }
+        if let (true, Some(kernel)) = (job.has_own_disk(), &job.kernel) {
+            self.disk_kernel(kernel).await.map_err(NodeError::Image)?;
+        }
         let (inner, job, account) = (Arc::clone(self), job.clone(), account.to_owned());
         let work = tokio::task::spawn_blocking(move || {
             if job.has_own_disk() {

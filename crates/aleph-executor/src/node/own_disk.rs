@@ -5,6 +5,7 @@
 //! | root disk | a volume `root-JOB`, a copy of the one that the job names as its image | as long as the job |
 //! | machine: its blueprint, UEFI's variables, TPM | `STATE/machines/JOB/` | as long as the job |
 //! | data | volumes of the account, leased for each start | until somebody removes them |
+//! | kernel, where the job names one: [`DiskKernel`] | the node's kernels | opened for each start, the same for all |
 //! | seed, from which cloud-init reads | `seed.img` in the VM's place | as long as the VM |
 //!
 //! The first start makes the machine and the root disk, later ones find them. What a start needs is
@@ -27,7 +28,7 @@ use super::entry::lock;
 use super::inner::Inner;
 use super::launch::beside;
 use super::mounts::{disk_of, owner, serial_of};
-use super::{NodeError, Scope};
+use super::{DiskKernel, NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
 use crate::executor::OwnDisks;
 use crate::guest::GuestNetwork;
@@ -57,6 +58,15 @@ pub(super) struct Parts {
     disks: Vec<Disk>,
     /// What cloud-init is told of the data.
     volumes: Vec<cloud_init::Volume>,
+    /// What is booted, where its firmware does not find that on its disks.
+    kernel: Option<DiskKernel>,
+}
+
+impl Parts {
+    /// The digest of the kernel that its job names.
+    pub(super) fn kernel_digest(&self) -> Option<String> {
+        self.kernel.as_ref().map(|kernel| kernel.digest.clone())
+    }
 }
 
 /// How a VM is connected, and what of the host it is given.
@@ -167,7 +177,22 @@ impl Inner {
         self: &Arc<Self>,
         record: &JobRecord,
     ) -> Result<Parts, Problem> {
-        self.leasing(record, Self::lease).await
+        let job = &record.job;
+        // That which its name meant at the first start, whatever it means by now.
+        let kernel = job.kernel_digest.as_ref().or(job.spec.kernel.as_ref());
+        let kernel = match kernel.filter(|_| job.spec.kernel.is_some()) {
+            Some(kernel) => Some(self.disk_kernel(kernel).await?),
+            None => None,
+        };
+        let parts = self.leasing(record, Self::lease).await?;
+        Ok(Parts { kernel, ..parts })
+    }
+
+    /// Opens the kernel that a job names.
+    pub(super) async fn disk_kernel(&self, reference: &str) -> Result<DiskKernel, Problem> {
+        let driver = self.executor.full_driver().ok();
+        let uncompressed = driver.is_some_and(|driver| driver.wants_uncompressed_kernel());
+        self.images.kernel(reference, uncompressed).await
     }
 
     fn lease(&self, record: &JobRecord) -> Result<Parts, NodeError> {
@@ -215,6 +240,7 @@ impl Inner {
             machine,
             disks,
             volumes,
+            kernel: None,
         })
     }
 
@@ -270,6 +296,7 @@ impl Inner {
             },
             disks: parts.disks,
             seed: (SEED, seed),
+            kernel: parts.kernel,
         };
         Ok(self.executor.create_with_disks(vm, &spec, disks, nics)?)
     }

@@ -66,13 +66,13 @@ pub(super) async fn launch(
     };
     // One with disks of its own needs no other.
     let scratch_size = match &begin {
-        Begin::Disk => 0,
+        Begin::Disk(_) => 0,
         Begin::Boot { .. } | Begin::Snapshot(_) => resources.disk.0,
     };
     let prepare = {
         let place = Arc::clone(place);
         let original = match &begin {
-            Begin::Boot { .. } | Begin::Disk => None,
+            Begin::Boot { .. } | Begin::Disk(_) => None,
             Begin::Snapshot(origin) => origin.scratch.clone(),
         };
         move || -> Result<_, PlaceError> {
@@ -117,7 +117,8 @@ pub(super) async fn launch(
             let state = origin.state.into();
             (Start::Restore { state }, Some(Guest::Old(main, own)))
         }
-        Begin::Disk => (Start::Firmware, None),
+        Begin::Disk(None) => (Start::Firmware, None),
+        Begin::Disk(Some(kernel)) => (Start::Boot(*kernel), None),
     };
     let vmm: Arc<dyn Vmm> = driver
         .launch(Launch {

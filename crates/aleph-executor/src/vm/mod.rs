@@ -23,7 +23,7 @@ use crate::guest::{
     Agent, AgentError, BootReport, CloneRequest, ExecHandle, ExecRequest, MainPosition, Reattach,
     SetupRequest,
 };
-use crate::hypervisor::{Disk, Driver, Link, Machine, Memory, Nic, Vmm, VmmError};
+use crate::hypervisor::{Disk, Driver, Kernel, Link, Machine, Memory, Nic, Vmm, VmmError};
 use crate::lifecycle::{Denial, Failure, Lifecycle, Outcome, Request, State, Timeouts};
 use crate::place::{Place, PlaceError};
 use crate::process::Identity;
@@ -79,9 +79,10 @@ pub enum Begin {
     /// Where another one stood still. Its main command is there already: [`Vm::start`] is given
     /// none, and gives that one.
     Snapshot(Box<Origin>),
-    /// With what is on its own disks. There is no agent in it: it runs as soon as its VMM does, and
-    /// ends when it powers itself off.
-    Disk,
+    /// With what is on its own disks, found there by its firmware or started by a kernel that it is
+    /// given. There is no agent in it: it runs as soon as its VMM does, and ends when it powers itself
+    /// off.
+    Disk(Option<Box<Kernel>>),
 }
 
 /// A guest that was written down, for another VM to go on from.
@@ -211,7 +212,7 @@ impl Vm {
     pub fn create(place: Place, driver: Arc<dyn Driver>, spec: VmSpec) -> Self {
         // Image, memory and scratch disk: nothing of a VM outlives its main command, but the disks of
         // one that has such. The end of a kept one counts once it is stored.
-        let alone = matches!(spec.begin, Begin::Disk);
+        let alone = matches!(spec.begin, Begin::Disk(_));
         let lifecycle = Lifecycle::new(spec.timeouts, !(alone || spec.ending.durable));
         let ending = spec.ending;
         Self::spawn(place, driver, (lifecycle, alone), ending, |_| Some(spec))

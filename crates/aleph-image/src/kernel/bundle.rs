@@ -4,6 +4,7 @@ use super::bzimage;
 use super::config::GuestMode;
 use super::elf;
 use super::error::KernelError;
+use super::initramfs;
 use super::inspection::KernelForm;
 use super::wanted::Stage;
 use crate::digest::Digest;
@@ -62,6 +63,9 @@ pub struct Imported {
     pub checked: bool,
     /// What it lacks for kinds of guests, which it does not serve then.
     pub unfit: BTreeMap<GuestMode, Vec<String>>,
+    /// Whether its user brought the initramfs.
+    #[serde(default)]
+    pub own_initrd: bool,
 }
 
 /// The files that a guest boots with, opened. They hold a shared lock, so the bundle of an imported
@@ -196,24 +200,47 @@ impl Bundle {
                 lacks: lacks.join(", "),
             });
         }
-        // An uncompressed kernel can be booted at once only where it has a PVH entry.
-        let kernel = match self.vmlinux() {
-            Some(vmlinux) if uncompressed && self.pvh => vmlinux,
-            _ => &self.kernel,
-        };
-        let open = |path: &Path| {
-            let file = File::open(path).doing("open", path)?;
-            if !lock::try_shared(&file, path)? {
-                return Err(KernelError::NotFound {
-                    reference: self.digest.to_string(),
-                });
-            }
-            Ok(file)
+        Ok(BundleFiles {
+            kernel: self.open_file(self.form(uncompressed))?,
+            initrd: self.open_file(&self.initrd)?,
+        })
+    }
+
+    /// The same for a guest with a system of its own on its disks: with the initramfs that the user of an
+    /// imported kernel brought, else with one that has nothing in it. The node's agent is not for such
+    /// guests, so what it needs of a kernel does not matter.
+    ///
+    /// # Errors
+    /// As [`Bundle::open`].
+    pub fn open_for_disk(&self, uncompressed: bool) -> Result<BundleFiles, KernelError> {
+        let imported = self.record.as_ref().and_then(|r| r.imported.as_ref());
+        let initrd = match imported.is_some_and(|imported| imported.own_initrd) {
+            true => self.open_file(&self.initrd)?,
+            false => initramfs::empty().doing("make", Path::new(INITRD))?,
         };
         Ok(BundleFiles {
-            kernel: open(kernel)?,
-            initrd: open(&self.initrd)?,
+            kernel: self.open_file(self.form(uncompressed))?,
+            initrd,
         })
+    }
+
+    /// The form of the kernel to boot. An uncompressed one can be booted at once only where it has a PVH
+    /// entry.
+    fn form(&self, uncompressed: bool) -> &Path {
+        match self.vmlinux() {
+            Some(vmlinux) if uncompressed && self.pvh => vmlinux,
+            _ => &self.kernel,
+        }
+    }
+
+    fn open_file(&self, path: &Path) -> Result<File, KernelError> {
+        let file = File::open(path).doing("open", path)?;
+        if !lock::try_shared(&file, path)? {
+            return Err(KernelError::NotFound {
+                reference: self.digest.to_string(),
+            });
+        }
+        Ok(file)
     }
 
     /// Takes the files of an imported kernel for oneself.

@@ -13,6 +13,8 @@
 
 use super::wanted::Stage;
 use cpio::newc::{Builder, trailer};
+use rustix::fs::MemfdFlags;
+use std::fs::File;
 use std::io::{self, Write};
 
 const DIRECTORY: u32 = 0o040_000;
@@ -69,6 +71,16 @@ pub(crate) fn write(agent: &[u8], modules: &[Module]) -> io::Result<Vec<u8>> {
     let mut out = trailer(archive.out)?;
     out.resize(out.len().next_multiple_of(BLOCK), 0);
     Ok(out)
+}
+
+/// An archive with nothing in it, in a file without a name: to the kernel as if there were none.
+pub(super) fn empty() -> io::Result<File> {
+    let mut archive = trailer(Vec::new())?;
+    archive.resize(archive.len().next_multiple_of(BLOCK), 0);
+    let file = rustix::fs::memfd_create("initrd", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(file);
+    file.write_all(&archive)?;
+    Ok(file)
 }
 
 struct Archive {

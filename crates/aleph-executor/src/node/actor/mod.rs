@@ -433,7 +433,7 @@ impl Actor {
         record.job.state = JobState::Starting;
         (record.job.image_digest, record.job.kernel_digest) = match &parts {
             Parts::Image(parts) => (Some(parts.0.digest.clone()), parts.0.kernel.clone()),
-            Parts::Disks(_) => (None, None),
+            Parts::Disks(parts) => (None, parts.kernel_digest()),
         };
         record.job.generation += 1;
         record.run = Some(run.clone());
