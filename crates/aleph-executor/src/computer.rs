@@ -54,6 +54,7 @@ pub(crate) fn wanted(job: &JobSpec, nics: &[Nic], volumes: &[Disk]) -> Wanted {
         tpm,
         display: false,
         agent: GuestAgent::Aleph,
+        guest_port: false,
         devices,
         spare_slots: room.slots.into(),
     }

@@ -30,8 +30,10 @@ use std::sync::Arc;
 use tokio::net::UnixStream;
 
 mod full;
+mod live;
 
 pub use full::{Display, FullMachine, FullMachines, HostDevices, Hotplug, Machine, Power};
+pub use live::{GuestPort, LiveDisk, LiveDisks};
 
 /// A future that a trait object returns.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -250,6 +252,16 @@ pub trait Vmm: Send + Sync {
 
     /// The facet of changing a machine that runs, where the VMM has it.
     fn hotplug(&self) -> Option<&dyn Hotplug> {
+        None
+    }
+
+    /// The facet of disks of a machine that runs, where the VMM has it.
+    fn live_disks(&self) -> Option<&dyn LiveDisks> {
+        None
+    }
+
+    /// The facet of a port for the guest's own agent, where the machine has one.
+    fn guest_port(&self) -> Option<&dyn GuestPort> {
         None
     }
 
@@ -523,6 +535,8 @@ pub mod socket_name {
     pub const AGENT: &str = "agent.sock";
     /// The guest's serial console.
     pub const CONSOLE: &str = "console.sock";
+    /// The port for the guest's own agent, where a machine has it beside the channel to ours.
+    pub const GUEST_AGENT: &str = "guest-agent.sock";
 }
 
 /// How a VMM's process ended, with what it said on standard error.

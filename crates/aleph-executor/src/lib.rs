@@ -21,6 +21,7 @@
 //! | [`functions`] | code that runs when an event comes, in clones of a template | through the others |
 //! | [`gpu`] | the GPUs of the host, and giving them to guests | sysfs, one file |
 //! | [`guest`] | the channel to the guest's agent | one socket |
+//! | [`guest_agent`] | QEMU's agent in guests that have it: filesystems that stand still | one socket |
 //! | [`vsock`] | connections to a guest's vsock ports | one socket |
 //! | [`cloud_init`] | what a full VM's cloud-init is told and answers | none: pure |
 //! | [`seed_file`] | the disk that tells it, in a file | one file |
@@ -46,6 +47,7 @@ pub mod firecracker;
 pub mod functions;
 pub mod gpu;
 pub mod guest;
+pub mod guest_agent;
 pub mod host;
 pub mod hypervisor;
 pub mod journal;

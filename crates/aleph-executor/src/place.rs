@@ -404,7 +404,8 @@ pub(crate) fn fill_sparse(from: &File, copy: &File) -> io::Result<()> {
     if rustix::fs::ioctl_ficlone(copy, from).is_ok() {
         return Ok(());
     }
-    let length = from.metadata()?.len();
+    // The end, not the metadata: a block device has no size there.
+    let length = rustix::fs::seek(from, SeekFrom::End(0))?;
     if copy.metadata()?.len() < length && copy.metadata()?.is_file() {
         copy.set_len(length)?;
     }
@@ -414,9 +415,14 @@ pub(crate) fn fill_sparse(from: &File, copy: &File) -> io::Result<()> {
             Ok(at) => at,
             // Nothing but a hole follows.
             Err(rustix::io::Errno::NXIO) => break,
+            // A block device knows no holes.
+            Err(rustix::io::Errno::INVAL) => at,
             Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(at))?.min(length);
+        let end = match rustix::fs::seek(from, SeekFrom::Hole(at)) {
+            Err(rustix::io::Errno::INVAL) => length,
+            end => end?.min(length),
+        };
         while at < end {
             let part = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
             let (mut read, mut written) = (at, at);

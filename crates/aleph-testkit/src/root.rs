@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 /// built once; VMs, sockets and records are its own, and all of it goes when it is dropped.
 #[derive(Debug)]
 pub struct TestRoot {
-    dir: tempfile::TempDir,
+    path: PathBuf,
+    /// It goes with this; that of another process stays.
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl TestRoot {
@@ -34,13 +36,22 @@ impl TestRoot {
     /// Where no folder can be made.
     pub fn empty() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("aleph-test-").tempdir()?;
-        Ok(Self { dir })
+        Ok(Self {
+            path: dir.path().to_owned(),
+            _dir: Some(dir),
+        })
+    }
+
+    /// That of another process, which goes with that one.
+    #[must_use]
+    pub fn over(path: PathBuf) -> Self {
+        Self { path, _dir: None }
     }
 
     /// The folder.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        &self.path
     }
 
     /// The node's folders in it.

@@ -22,6 +22,25 @@ const MODULES: &[&str] = &[
     "efivarfs",
 ];
 
+/// QEMU's guest agent, and what it needs.
+const GUEST_AGENT: &[&str] = &[
+    "libc6",
+    "libglib2.0-0",
+    "libnuma1",
+    "libpcre2-8-0",
+    "libudev1",
+    "liburing2",
+    "qemu-guest-agent",
+];
+
+/// Starts it on its port.
+const START_GUEST_AGENT: &str = "mkdir -p /run /var/run /tmp
+for port in /sys/class/virtio-ports/*; do
+    grep -q org.qemu.guest_agent $port/name &&
+        qemu-ga -m virtio-serial -p /dev/${port##*/} >/dev/null 2>&1 &
+done
+";
+
 /// Runs each line that comes over the serial port, and says how that ended.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mkdir -p /sbin /usr/bin /usr/sbin
@@ -67,6 +86,18 @@ impl ShellGuest {
     /// # Errors
     /// Where its packages cannot be had.
     pub fn new(dir: &Path) -> Result<Self> {
+        Self::make(dir, false)
+    }
+
+    /// The same with QEMU's guest agent.
+    ///
+    /// # Errors
+    /// Where its packages cannot be had.
+    pub fn with_guest_agent(dir: &Path) -> Result<Self> {
+        Self::make(dir, true)
+    }
+
+    fn make(dir: &Path, has_agent: bool) -> Result<Self> {
         let bundle = TestRoot::new()?.bundle()?;
         let record = bundle.record().context("the kernel has no record")?;
         let (package, version) = (&record.package, &record.package_version);
@@ -74,7 +105,15 @@ impl ShellGuest {
         let busybox = unpacked("busybox-static", &["busybox-static"])?.join("bin/busybox");
         let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
         files.insert("/bin/busybox".into(), fs::read(busybox)?);
-        files.insert("/init".into(), INIT.into());
+        let mut init = INIT.to_owned();
+        if has_agent {
+            init = init.replace(
+                "exec </dev/ttyS0",
+                &format!("{START_GUEST_AGENT}exec </dev/ttyS0"),
+            );
+            add_guest_agent(&mut files)?;
+        }
+        files.insert("/init".into(), init.into());
         let order: String = modules
             .iter()
             .map(|(name, _)| format!("{name}\n"))
@@ -157,4 +196,32 @@ impl ShellGuest {
         ensure!(status.trim() == "0", "{line:?} ended with {status}: {said}");
         Ok(said.to_owned())
     }
+}
+
+/// Puts the agent's program and its libraries where they are looked for.
+fn add_guest_agent(files: &mut BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
+    let from = unpacked("qemu-guest-agent", GUEST_AGENT)?;
+    let program = "usr/sbin/qemu-ga";
+    files.insert(Path::new("/").join(program), fs::read(from.join(program))?);
+    for folder in ["lib", "usr/lib"] {
+        let Ok(entries) = fs::read_dir(from.join(folder).join("x86_64-linux-gnu")) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().context("no name")?;
+            let is_library = name.to_string_lossy().contains(".so.");
+            // What a link leads to is a file of the same name's beginning.
+            if is_library && path.is_file() {
+                files.insert(
+                    Path::new("/lib/x86_64-linux-gnu").join(name),
+                    fs::read(&path)?,
+                );
+            }
+        }
+    }
+    let loader = "/lib64/ld-linux-x86-64.so.2";
+    let own = from.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+    files.insert(loader.into(), fs::read(own)?);
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Backups of volumes.
 
-use crate::{Problem, Timestamp, Volume};
+use crate::{Problem, Timestamp, Volume, VolumeConsistency};
 use serde::{Deserialize, Serialize};
 
 /// A backup to make of a volume.
@@ -16,7 +16,7 @@ pub struct VolumeBackupRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(max_length = 128))]
     pub name: Option<String>,
-    /// The snapshot of the volume to take; as it is now, when absent, which needs that no job writes to it.
+    /// The snapshot of the volume to take; as it is now, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 63))]
     pub snapshot: Option<String>,
@@ -204,6 +204,9 @@ pub struct VolumeBackup {
     pub read: u64,
     /// Bytes that were new to the store.
     pub stored: u64,
+    /// What it is of, where a guest wrote meanwhile. Told when it is made, and kept nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<VolumeConsistency>,
 }
 
 /// A line of the answer to a backup, a restore, a verification or a prune.

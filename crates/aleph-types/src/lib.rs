@@ -20,6 +20,7 @@
 //! | [`Job`], [`Event`], [`JobStats`], [`NodeInfo`] | what a node tells |
 //! | [`Snapshot`] | a guest that was written down |
 //! | [`Volume`], [`VolumeMount`] | a disk that outlives jobs, and where a job has it |
+//! | [`VolumeAttach`], [`VolumeConsistency`] | what becomes of it while its guest runs |
 //! | [`VolumeBackup`] | what a volume was, elsewhere |
 //! | [`Problem`] | an error as a client gets it |
 //! | [`ExitStatus`] | how a command ended |
@@ -34,6 +35,7 @@ mod health;
 mod id;
 mod ipv6;
 mod job;
+mod live_volume;
 mod machine;
 mod network;
 mod node;
@@ -59,6 +61,7 @@ pub use ipv6::Ipv6Network;
 pub use job::{
     GuestFile, Hypervisor, InvalidJob, JobSpec, MAX_FILES, MAX_WORDS, Mode, PullPolicy, is_job_name,
 };
+pub use live_volume::{VolumeAttach, VolumeAttachment, VolumeConsistency};
 pub use machine::{
     CloudInit, CloudInitSpec, CloudInitState, Firmware, HotplugRoom, HugePages, MAX_PACKAGES,
     MAX_SSH_KEYS, MAX_USER_DATA, MachineSpec, Topology,

@@ -1,7 +1,7 @@
 //! Volumes: disks that outlive jobs, what is told of them, and how they are asked for.
 
 use crate::view::Timestamp;
-use crate::{Incarnation, InvalidJob, JobId, MiB, VolumeId};
+use crate::{Incarnation, InvalidJob, JobId, MiB, VolumeConsistency, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -253,6 +253,9 @@ pub struct VolumeSnapshot {
     /// When it was taken.
     #[cfg_attr(feature = "schema", schema(value_type = String, format = DateTime))]
     pub created_at: Timestamp,
+    /// What it is, where a guest wrote meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<VolumeConsistency>,
 }
 
 /// A disk that outlives jobs.

@@ -5,8 +5,8 @@ use super::request::{Answer, Asking};
 use super::{Client, ClientError, Lines};
 use aleph_types::{
     BackupForgetRequest, BackupPruneRequest, BackupVerification, BackupsForgotten, DiskImageFormat,
-    MiB, Volume, VolumeBackup, VolumeBackupRequest, VolumeBackupRestore, VolumeRequest,
-    VolumeResize, VolumeSnapshotRequest, VolumeUndelete,
+    MiB, Volume, VolumeAttach, VolumeAttachment, VolumeBackup, VolumeBackupRequest,
+    VolumeBackupRestore, VolumeRequest, VolumeResize, VolumeSnapshotRequest, VolumeUndelete,
 };
 use bytes::Bytes;
 use hyper::Method;
@@ -184,6 +184,30 @@ impl Client {
             .await
     }
 
+    /// Attaches a volume to a job.
+    pub(crate) async fn attach_volume(
+        &self,
+        job: &str,
+        volume: &str,
+        how: &VolumeAttach,
+    ) -> Result<VolumeAttachment, ClientError> {
+        let asking = Asking::new(Method::PUT, in_job(job, volume));
+        self.ask_json(asking.json(how)?).await
+    }
+
+    /// Detaches a volume from a job, whose guest has so many seconds to let go.
+    pub(crate) async fn detach_volume(
+        &self,
+        job: &str,
+        volume: &str,
+        timeout: Option<u32>,
+    ) -> Result<(), ClientError> {
+        let timeout = timeout.map(|seconds| seconds.to_string());
+        let query = Query::default().with_some("timeout", timeout.as_deref());
+        let path = format!("{}{query}", in_job(job, volume));
+        self.ask(Asking::new(Method::DELETE, path)).await.map(drop)
+    }
+
     async fn by_snapshot(
         &self,
         volume: &str,
@@ -195,6 +219,10 @@ impl Client {
         self.ask_json(asking.json(&VolumeSnapshotRequest { name })?)
             .await
     }
+}
+
+fn in_job(job: &str, volume: &str) -> String {
+    format!("/v1/jobs/{}/volumes/{}", part(job), part(volume))
 }
 
 fn of(volume: &str) -> String {

@@ -1,7 +1,7 @@
 //! `aleph volume`: disks that outlive jobs.
 
 use super::backup::{self, Forget, KeyFile};
-use super::completion::volumes;
+use super::completion::{jobs, volumes};
 use super::each::each;
 use crate::context::Context;
 use crate::duration::duration;
@@ -10,8 +10,8 @@ use crate::output::{
 };
 use aleph_types::{
     BackupPruneRequest, BackupVerification, DiskImageFormat, Filesystem, MiB, Timestamp,
-    Volume as Known, VolumeAccess, VolumeBackupRequest, VolumeBackupRestore, VolumeOrigin,
-    VolumeRequest, VolumeState,
+    Volume as Known, VolumeAccess, VolumeAttach, VolumeBackupRequest, VolumeBackupRestore,
+    VolumeOrigin, VolumeRequest, VolumeState,
 };
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use hyper::body::Frame;
 use serde_json::json;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,6 +79,31 @@ pub(crate) enum Volume {
         /// Print the volume as a line of JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Give a full VM a volume: at once where it runs, and at each of its starts
+    Attach {
+        /// Name or id of the VM's job
+        #[arg(add = ArgValueCompleter::new(jobs::any))]
+        job: String,
+        /// Name or id of the volume, and where the guest mounts it from its next start on
+        /// [default: /mnt/VOLUME]
+        #[arg(value_name = "VOLUME[:PATH][:ro]")]
+        volume: AttachedVolume,
+        /// Print the attachment as a line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a volume from a full VM: at once where it runs, and from all its starts to come
+    Detach {
+        /// Name or id of the VM's job
+        #[arg(add = ArgValueCompleter::new(jobs::any))]
+        job: String,
+        /// Name or id of the volume
+        #[arg(add = ArgValueCompleter::new(volumes))]
+        volume: String,
+        /// How long the guest may take to let go [default: 30]
+        #[arg(short, long, value_name = "SECONDS")]
+        timeout: Option<u32>,
     },
     /// Keep a volume's present state under a name
     Snapshot {
@@ -262,6 +288,24 @@ impl Volume {
                 file,
                 format,
             } => return export(context, &volume, &file, format).await,
+            Self::Attach { job, volume, json } => {
+                let AttachedVolume { volume, how } = volume;
+                let attached = client.attach_volume(&job, &volume, &how).await?;
+                if json {
+                    print_json_line(&attached)?;
+                } else {
+                    print(&attached.serial)?;
+                }
+                return Ok(0);
+            }
+            Self::Detach {
+                job,
+                volume,
+                timeout,
+            } => {
+                client.detach_volume(&job, &volume, timeout).await?;
+                return Ok(0);
+            }
             Self::Backup {
                 volume,
                 url,
@@ -407,6 +451,35 @@ impl Volume {
             print(plain(&volume.name))?;
         }
         Ok(0)
+    }
+}
+
+/// A volume that is to be attached, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AttachedVolume {
+    volume: String,
+    how: VolumeAttach,
+}
+
+impl FromStr for AttachedVolume {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not of the form VOLUME, VOLUME:PATH or VOLUME:PATH:ro");
+        let mut parts = text.split(':');
+        let volume = parts.next().filter(|volume| !volume.is_empty());
+        let mut how = VolumeAttach::default();
+        let mut rest: Vec<&str> = parts.collect();
+        if let Some("ro" | "rw") = rest.last().copied() {
+            how.read_only = rest.pop() == Some("ro");
+        }
+        how.path = match rest[..] {
+            [] => None,
+            [path] if path.starts_with('/') => Some(path.to_owned()),
+            _ => return Err(bad()),
+        };
+        let volume = volume.ok_or_else(bad)?.to_owned();
+        Ok(Self { volume, how })
     }
 }
 
@@ -568,5 +641,32 @@ fn attached(volume: &Known) -> String {
         [one] if one.access == VolumeAccess::Exclusive => one.job.short(),
         [one] => format!("{} (reads)", one.job.short()),
         readers => format!("{} read", readers.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_attached_is_read_with_and_without_a_path() {
+        let read = |text: &str| text.parse::<AttachedVolume>().ok();
+        let of = |path: Option<&str>, read_only| {
+            Some(AttachedVolume {
+                volume: "data".into(),
+                how: VolumeAttach {
+                    path: path.map(str::to_owned),
+                    read_only,
+                },
+            })
+        };
+        assert_eq!(read("data"), of(None, false));
+        assert_eq!(read("data:ro"), of(None, true));
+        assert_eq!(read("data:/srv"), of(Some("/srv"), false));
+        assert_eq!(read("data:/srv:ro"), of(Some("/srv"), true));
+        assert_eq!(read("data:/srv:rw"), of(Some("/srv"), false));
+        for wrong in ["", ":/srv", "data:srv", "data:/srv:x", "data:/srv:ro:ro"] {
+            assert_eq!(read(wrong), None, "{wrong:?}");
+        }
     }
 }

@@ -10,6 +10,7 @@ use aleph_backup::{
     BackupError, BackupRequest, Dirty, Key, Location, Progress, ProgressSink, Repository, Snapshot,
     Source,
 };
+use aleph_executor::node::VolumeImage;
 use aleph_executor::volumes::{Import, NewVolume, Reading, VolumeError};
 use aleph_types::{
     BackupLine, DiskImageFormat, Problem, Volume, VolumeBackup, VolumeBackupRequest,
@@ -60,7 +61,8 @@ struct ListQuery {
 /// Chunks that are there already are not sent again, whichever volume they are of, and where an earlier backup was
 /// of a snapshot that this one goes on from, only what changed since is read. The answer is a line of
 /// JSON for each step; the last one has `backup` or `error`. It ends with the request; what was sent is kept
-/// for the next one. A volume that a job writes to is refused with `volume_attached`: back a snapshot up.
+/// for the next one. What the guest of a full VM writes to meanwhile goes into a new layer, and `consistency`
+/// tells what the backup is of, as with a snapshot.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/backups", tag = "volumes", params(VolumePath),
     request_body = VolumeBackupRequest,
@@ -76,14 +78,15 @@ async fn make(
     caller.only_operators()?;
     let location = Location::parse(&request.url)?;
     let key = key_of(&service, request.key_file.as_deref())?;
-    let volumes = service.node.volumes().clone();
+    let (node, scope) = (service.node.clone(), caller.scope);
     let snapshot = request.snapshot.clone();
-    // It holds what it reads: nobody writes to it meanwhile.
-    let opened = blocking(move || {
-        let id = volumes.find(&caller.scope, &volume)?.id;
-        Ok((id, volumes.read(id, snapshot.as_deref())?))
-    });
-    let (id, reading) = opened.await?;
+    let image = async move { node.volume_image(&scope, &volume, snapshot).await };
+    // It holds what it reads: nobody writes to that meanwhile.
+    let VolumeImage {
+        volume: id,
+        image: reading,
+        consistency,
+    } = service.settle(image).await?;
     let name = request.name.or(request.snapshot).unwrap_or_default();
     if name.len() > 128 {
         let why = "a backup's name has at most 128 bytes";
@@ -103,7 +106,10 @@ async fn make(
         let source = VolumeSource { reading, dirty };
         let made = repository.backup(Arc::new(source), request).await?;
         Ok(BackupLine::Backup {
-            backup: Box::new(told(&made)),
+            backup: Box::new(VolumeBackup {
+                consistency,
+                ..told(&made)
+            }),
         })
     }))
 }
@@ -312,5 +318,6 @@ pub(super) fn told(snapshot: &Snapshot) -> VolumeBackup {
         parent: snapshot.parent.map(|parent| parent.to_string()),
         read: snapshot.stats.read,
         stored: snapshot.stats.stored,
+        consistency: None,
     }
 }

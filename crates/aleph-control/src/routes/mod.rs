@@ -17,6 +17,7 @@ mod events;
 mod exec;
 mod health;
 mod images;
+mod job_volumes;
 mod jobs;
 mod logs;
 mod node;
@@ -44,6 +45,7 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
         .merge(actions::routes())
         .merge(snapshots::routes())
         .merge(volumes::routes())
+        .merge(job_volumes::routes())
         .merge(backups::routes())
         .merge(repositories::routes())
         .merge(stats::routes())

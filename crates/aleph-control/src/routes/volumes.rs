@@ -364,7 +364,9 @@ async fn remove(
 
 /// Make a volume larger
 ///
-/// What is on it grows when its guest says so, as with `resize2fs` or `xfs_growfs`.
+/// What is on it grows when its guest says so, as with `resize2fs` or `xfs_growfs`. The guest of a full VM
+/// that runs sees the new size at once; a volume that is attached in another way is refused with
+/// `volume_attached`.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/resize", tag = "volumes", params(VolumePath),
     request_body = VolumeResize,
@@ -376,8 +378,9 @@ async fn resize(
     Segment(volume): Segment,
     Body(request): Body<VolumeResize>,
 ) -> Result<Json<Volume>, Refusal> {
-    let resized = move |volumes: &Volumes, id| volumes.resize(id, request.size);
-    with_one(&service, &caller, volume, resized).await.map(Json)
+    let (node, scope) = (service.node.clone(), caller.scope);
+    let resized = async move { node.resize_volume(&scope, &volume, request.size).await };
+    service.settle(resized).await.map(Json)
 }
 
 /// Have a volume back that was removed
@@ -399,7 +402,10 @@ async fn undelete(
 /// Keep a volume's present state
 ///
 /// With qcow2 this takes the same short time however much there is; only where the volume has 16 layers, as after
-/// 15 snapshots in a row, its disk is copied in whole.
+/// 15 snapshots in a row, its disk is copied in whole. A guest of a full VM that writes to it meanwhile goes on
+/// in a new layer, and `consistency` tells what is kept: with `filesystem` the guest's filesystems stood still
+/// (it runs QEMU's guest agent), with `crash` it is as after a loss of power. One of 16 layers is refused then,
+/// with `volume_layers`.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/snapshots", tag = "volumes", params(VolumePath),
     request_body = VolumeSnapshotRequest,
@@ -411,9 +417,9 @@ async fn snapshot(
     Segment(volume): Segment,
     Body(request): Body<VolumeSnapshotRequest>,
 ) -> Result<(StatusCode, Json<Volume>), Refusal> {
-    let kept = move |volumes: &Volumes, id| volumes.snapshot(id, &request.name);
-    let volume = with_one(&service, &caller, volume, kept).await?;
-    Ok((StatusCode::CREATED, Json(volume)))
+    let (node, scope) = (service.node.clone(), caller.scope);
+    let kept = async move { node.snapshot_volume(&scope, &volume, &request.name).await };
+    Ok((StatusCode::CREATED, Json(service.settle(kept).await?)))
 }
 
 /// Forget a state that was kept

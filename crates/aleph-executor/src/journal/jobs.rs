@@ -2,7 +2,7 @@
 
 use super::{Journal, JournalError, events};
 use crate::guest::MountRequest;
-use aleph_types::{Event, Incarnation, Job, JobId, JobSpec, SnapshotId, Timestamp, VmId};
+use aleph_types::{Event, Incarnation, Job, JobId, JobSpec, SnapshotId, Timestamp, VmId, VolumeId};
 use aleph_vm_networking::Claim;
 use rusqlite::{OptionalExtension, Transaction};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,23 @@ pub struct JobRecord {
     /// snapshot. Whoever finds it so after a crash lets them go on.
     #[serde(default)]
     pub frozen: bool,
+    /// A volume that its machine is being given, or that is being taken from it. Whoever finds it so after a
+    /// crash asks the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changing: Option<VolumeChange>,
+}
+
+/// A volume that a machine which runs is being given, or that is being taken from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeChange {
+    /// Whether it is being given.
+    pub attach: bool,
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub volume: VolumeId,
+    /// The serial number of its disk.
+    pub serial: String,
 }
 
 /// What a job was started as.

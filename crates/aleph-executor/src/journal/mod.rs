@@ -37,7 +37,7 @@ mod writer;
 pub use error::JournalError;
 pub use functions::{EventRow, FunctionRow, Waiting, WaitingFor};
 pub(crate) use jobs::Inserted;
-pub use jobs::{Desired, JobRecord, RunRecord, VmRow};
+pub use jobs::{Desired, JobRecord, RunRecord, VmRow, VolumeChange};
 pub(crate) use snapshots::SnapshotRow;
 pub use sources::{Fired, Firing, ScheduleRow, SourceRow};
 pub use tokens::TokenRecord;

@@ -32,6 +32,8 @@ pub(super) struct Inner {
     pub(super) keys: Turns,
     /// Whose turn it is, by account, to make volumes for a job.
     pub(super) makings: Turns,
+    /// One at a time changes a volume that may be in use.
+    pub(super) live: Turns,
     /// The host's GPUs, and who has them.
     pub(super) gpus: Arc<Gpus>,
     /// Whether GPUs of starts that are over are taken back just now.

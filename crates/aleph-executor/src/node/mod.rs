@@ -13,6 +13,7 @@
 //! | `mounts` | the volumes that jobs mount: made where they are missing, leased for each start |
 //! | `volumes` | when leases of volumes end, and what was removed is purged |
 //! | `snapshot` | guests that are written down, and those that go on from there |
+//! | `live_volumes` | volumes that are attached, detached, grown and kept while a guest runs |
 //! | `own_disk`, `words` | jobs whose guests boot disks of their own, and what those say |
 //! | `supervision` | what follows an end: pure |
 //! | `ledger` | what of the host is given away: pure |
@@ -38,6 +39,7 @@ mod health;
 mod inner;
 mod launch;
 mod ledger;
+mod live_volumes;
 mod lookup;
 mod mounts;
 pub(crate) mod network;
@@ -56,6 +58,7 @@ mod words;
 pub use config::{NodeConfig, Overcommit};
 pub use error::NodeError;
 pub use events::EventReader;
+pub use live_volumes::VolumeImage;
 pub use mounts::MountError;
 pub use snapshot::SnapshotError;
 
@@ -365,6 +368,7 @@ impl Node {
             run: None,
             from,
             frozen: false,
+            changing: None,
         };
         record.job.migration = Migration::of(&record.job.spec);
         if options.start {

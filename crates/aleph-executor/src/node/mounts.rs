@@ -23,9 +23,10 @@ use crate::volumes::{
     Attachment, LayerFormat, Layers, NewVolume, Owner, Passphrase, Unseen, VolumeError,
 };
 use aleph_types::{
-    Classify, ErrorClass, Filesystem, Incarnation, JobSpec, MadeVolume, Problem, Volume,
+    Classify, ErrorClass, Filesystem, Incarnation, JobId, JobSpec, MadeVolume, Problem, Volume,
     VolumeAccess, VolumeCreate, VolumeLease, VolumeMount,
 };
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,10 +113,28 @@ fn host(what: &str, source: io::Error) -> NodeError {
 }
 
 /// How a job uses a volume.
-fn access(mount: &VolumeMount) -> VolumeAccess {
+pub(super) fn access(mount: &VolumeMount) -> VolumeAccess {
     match mount.read_only {
         true => VolumeAccess::ReadOnly,
         false => VolumeAccess::Exclusive,
+    }
+}
+
+/// Says so where another job has a volume in a way that does not go with this one's.
+pub(super) fn check_free(
+    volume: &Volume,
+    mount: &VolumeMount,
+    job: JobId,
+) -> Result<(), VolumeError> {
+    let in_the_way = |lease: &&VolumeLease| {
+        lease.job != job && (!mount.read_only || lease.access == VolumeAccess::Exclusive)
+    };
+    match volume.leases.iter().find(in_the_way) {
+        None => Ok(()),
+        Some(lease) => Err(VolumeError::Attached {
+            name: volume.name.clone(),
+            job: lease.job.short(),
+        }),
     }
 }
 
@@ -125,12 +144,14 @@ pub(super) fn serial_of(volume: &Volume) -> String {
     format!("v{}", id[2..].get(..16).unwrap_or(&id))
 }
 
+/// A key as a VMM has it.
+pub(super) fn handed(key: &Option<Passphrase>) -> Result<Option<File>, NodeError> {
+    let key = key.as_ref().map(Passphrase::file).transpose();
+    key.map_err(|source| host("hand a volume's key over", source))
+}
+
 /// A volume as a VMM has it.
 pub(super) fn disk_of(serial: String, layers: Layers) -> Result<Disk, NodeError> {
-    let handed = |key: &Option<Passphrase>| {
-        let key = key.as_ref().map(Passphrase::file).transpose();
-        key.map_err(|source| host("hand a volume's key over", source))
-    };
     let format = match layers.format {
         LayerFormat::Raw => DiskFormat::Raw,
         LayerFormat::Qcow2 => {
@@ -226,15 +247,8 @@ impl Inner {
 
     fn expect_volume(&self, account: &str, mount: &VolumeMount) -> Result<Volume, NodeError> {
         let volume = self.volumes.named(account, &mount.name)?;
-        let in_the_way =
-            |lease: &&VolumeLease| !mount.read_only || lease.access == VolumeAccess::Exclusive;
-        match volume.leases.iter().find(in_the_way) {
-            Some(lease) => Err(NodeError::Volume(VolumeError::Attached {
-                name: volume.name.clone(),
-                job: lease.job.short(),
-            })),
-            None => Ok(volume),
-        }
+        check_free(&volume, mount, JobId::from_bits(0))?;
+        Ok(volume)
     }
 
     fn make_volume(

@@ -99,6 +99,7 @@ impl Node {
             ledger: Mutex::new(Ledger::default()),
             keys: super::lookup::Turns::default(),
             makings: super::lookup::Turns::default(),
+            live: super::lookup::Turns::default(),
             gpus: Arc::new(gpus),
             recovers_gpus: AtomicBool::new(false),
             network,

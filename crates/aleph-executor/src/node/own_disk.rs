@@ -34,12 +34,12 @@ use crate::executor::OwnDisks;
 use crate::guest::GuestNetwork;
 use crate::hypervisor::{Disk, FullMachine, HostDevices, Nic};
 use crate::journal::{JobRecord, RunRecord};
-use crate::qemu::machine::{self as qemu, Device, GuestAgent, Wanted};
+use crate::qemu::machine::{self as qemu, Device, GuestAgent, MachineError, Wanted};
 use crate::vm::Vm;
 use crate::volumes::{NewVolume, Source, VolumeError};
 use aleph_types::{
-    Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, NodeId, Problem,
-    Volume, VolumeAccess, VolumeMount, signal,
+    Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, NetworkMode, NodeId,
+    Problem, Volume, VolumeAccess, VolumeMount, signal,
 };
 use std::io;
 use std::path::PathBuf;
@@ -111,6 +111,14 @@ fn told(mount: &VolumeMount, serial: String, made: Filesystem) -> cloud_init::Vo
     }
 }
 
+/// The serial number of a volume's disk in the machine of a job that has it.
+pub(super) fn serial_in(job: JobId, volume: &Volume) -> String {
+    match volume.name == Inner::root_name(job) {
+        true => ROOT.into(),
+        false => serial_of(volume),
+    }
+}
+
 /// What a job is started as.
 pub(super) fn resolve(spec: &JobSpec, host_boot: &str) -> Result<RunRecord, InvalidJob> {
     spec.validate()?;
@@ -125,6 +133,40 @@ pub(super) fn resolve(spec: &JobSpec, host_boot: &str) -> Result<RunRecord, Inva
 }
 
 impl Inner {
+    /// Says so where the machine of a job has fewer slots than its next start would need.
+    pub(super) async fn check_slots(self: &Arc<Self>, record: &JobRecord) -> Result<(), NodeError> {
+        let (inner, record) = (Arc::clone(self), record.clone());
+        beside("look at the VM's machine", move || {
+            let job = &record.job;
+            let folder = inner.machine_folder(job.id);
+            if !folder.exists() {
+                // Its first start draws it with as many as it needs.
+                return Ok(());
+            }
+            let driver = inner.executor.full_driver()?;
+            let Some(machines) = driver.full() else {
+                return Err(crate::executor::ExecutorError::NoFullVms.into());
+            };
+            let mut blueprint = machines.open(&folder)?.blueprint;
+            let scope = Scope::Account(job.account.clone());
+            let mut devices = vec![Device::Disk(ROOT.into()), Device::Disk(SEED.into())];
+            for mount in &job.spec.volumes {
+                // One that was removed is told by the start.
+                if let Ok(volume) = inner.volumes.find(&scope, &mount.name) {
+                    devices.push(Device::Disk(serial_of(&volume)));
+                }
+            }
+            if job.spec.network.mode != Some(NetworkMode::None) {
+                devices.push(Device::Nic([0; 6]));
+            }
+            for device in &devices {
+                blueprint.place(device)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     fn root_name(id: JobId) -> String {
         format!("root-{}", &id.to_string()[2..])
     }
@@ -332,7 +374,7 @@ impl Inner {
     }
 }
 
-fn machine(error: qemu::MachineError) -> NodeError {
+fn machine(error: MachineError) -> NodeError {
     let launch = crate::hypervisor::LaunchError::from(error);
     NodeError::Executor(launch.into())
 }
@@ -370,6 +412,7 @@ fn wanted(job: &JobSpec, serials: impl Iterator<Item = String>) -> Wanted {
         tpm: machine.tpm,
         display: true,
         agent: GuestAgent::Reports,
+        guest_port: true,
         devices: serials.map(Device::Disk).collect(),
         spare_slots: SPARE_SLOTS + usize::from(machine.room.slots),
     }

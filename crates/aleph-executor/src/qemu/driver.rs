@@ -10,8 +10,9 @@ use crate::accel::Accelerator;
 use crate::cgroup::Cgroup;
 use crate::drivers::{QEMU, Signature};
 use crate::hypervisor::{
-    self, AdoptError, Ahead, Balloon, BoxFuture, Display, Driver, FullMachines, Hotplug, Launch,
-    LaunchError, Memory, Pause, Power, Snapshot, Start, Vmm, VmmError, VmmExit, socket_name,
+    self, AdoptError, Ahead, Balloon, BoxFuture, Display, Driver, FullMachines, GuestPort, Hotplug,
+    Launch, LaunchError, LiveDisks, Memory, Pause, Power, Snapshot, Start, Vmm, VmmError, VmmExit,
+    socket_name,
 };
 use crate::process::{Identity, Process, Spawn, allow_locked_memory, is_world_readable};
 use crate::tail::Tail;
@@ -347,7 +348,7 @@ impl Driver for QemuDriver {
 pub(super) struct QemuVmm {
     process: Process,
     /// The folder with its sockets.
-    run_dir: PathBuf,
+    pub(super) run_dir: PathBuf,
     /// Its standard error; an adopted one's goes nowhere.
     tail: Option<Tail>,
     memory_in_file: bool,
@@ -496,6 +497,15 @@ impl Vmm for QemuVmm {
 
     fn hotplug(&self) -> Option<&dyn Hotplug> {
         self.full.is_some().then_some(self as _)
+    }
+
+    fn live_disks(&self) -> Option<&dyn LiveDisks> {
+        self.full.is_some().then_some(self as _)
+    }
+
+    fn guest_port(&self) -> Option<&dyn GuestPort> {
+        let has_port = self.full.as_ref().and_then(Full::guest_port).is_some();
+        has_port.then_some(self as _)
     }
 
     fn display(&self) -> Option<&dyn Display> {

@@ -1,7 +1,8 @@
 //! What becomes of a volume: it grows, its states are kept and had back, it is removed and had back.
 //!
 //! All of it is refused while a job has the volume for writing: its guest has a part of it in its memory,
-//! and none of it may change under the VMM. A state of a volume that others read may be kept.
+//! and none of it may change under the VMM; what can be done then is in [`live`](super::live). A state of a
+//! volume that others read may be kept.
 
 use super::backend::OpenLayer;
 use super::error::{VolumeError, at};
@@ -90,6 +91,7 @@ impl Volumes {
             name: name.to_owned(),
             size: row.size,
             created_at: Timestamp::now(),
+            consistency: None,
         };
         let note = |tx: &Tx<'_>, layer: LayerId| tx.add_snapshot(id, layer, &snapshot);
         let is_as_large = match opened.as_slice() {
@@ -272,7 +274,7 @@ fn layer_home(chain: &[LayerRow]) -> Home {
 }
 
 /// Checks that a volume may have a snapshot of this name, too.
-fn check_new(tx: &Tx<'_>, id: VolumeId, name: &str) -> Result<()> {
+pub(super) fn check_new(tx: &Tx<'_>, id: VolumeId, name: &str) -> Result<()> {
     let snapshots = tx.snapshots(id)?;
     if snapshots.iter().any(|(snapshot, _)| snapshot.name == name) {
         return Err(VolumeError::NameTaken(name.to_owned()));

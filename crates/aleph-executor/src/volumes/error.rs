@@ -65,6 +65,15 @@ pub enum VolumeError {
         /// Who has it.
         job: String,
     },
+    /// The job has it already.
+    #[error("the volume {0:?} is attached to this job already, in another way")]
+    AttachedHere(String),
+    /// The job does not have it.
+    #[error("the volume {0:?} is not attached to this job")]
+    NotAttached(String),
+    /// It has as many layers as it may, and its job runs.
+    #[error("the volume {0:?} has {1} layers, and may have no more while its job runs")]
+    TooDeep(String, usize),
     /// It is the root disk of a job that there is.
     #[error("the volume {name:?} is the root disk of job {job:?}")]
     RootDisk {
@@ -202,10 +211,12 @@ impl Classify for VolumeError {
             | Self::NotAnImage(_)
             | Self::Qcow2(_)
             | Self::Source(_) => ErrorClass::Invalid,
-            Self::NoVolume(_) | Self::NoSnapshot(_) => ErrorClass::NotFound,
+            Self::NoVolume(_) | Self::NoSnapshot(_) | Self::NotAttached(_) => ErrorClass::NotFound,
             Self::Ambiguous(..)
             | Self::NameTaken(_)
             | Self::Attached { .. }
+            | Self::AttachedHere(_)
+            | Self::TooDeep(..)
             | Self::RootDisk { .. }
             | Self::Locked(_)
             | Self::Busy(_)
@@ -242,6 +253,9 @@ impl Classify for VolumeError {
             Self::TooManySnapshots(_) => "too_many_snapshots",
             Self::TooManyImages(_) => "too_many_images",
             Self::Attached { .. } => "volume_attached",
+            Self::AttachedHere(_) => "volume_attached_here",
+            Self::NotAttached(_) => "volume_not_attached",
+            Self::TooDeep(..) => "volume_too_deep",
             Self::RootDisk { .. } => "root_disk",
             Self::Locked(_) => "volume_locked",
             Self::Busy(_) => "volume_busy",
@@ -282,7 +296,13 @@ impl Classify for VolumeError {
             Self::TooManyImages(_) => "Try again in a while.",
             Self::BadSize { .. } => "Ask for another size.",
             Self::Source(_) => "Send the image again.",
-            Self::Attached { .. } => "Stop the job first.",
+            Self::Attached { .. } => "Detach it from the job, or stop the job first.",
+            Self::AttachedHere(_) => "Detach it first: aleph volume detach JOB VOLUME.",
+            Self::NotAttached(_) => "aleph inspect JOB shows the volumes that it has.",
+            Self::TooDeep(..) => {
+                "Stop the job, run aleph volume snapshot, which copies the disk into one layer, and start \
+                 the job again."
+            }
             Self::RootDisk { .. } => "Remove the job: its root disk goes with it.",
             Self::Locked(_) => "End the process that has it, or wait for its end.",
             Self::Busy(_) => "Try again in a moment.",

@@ -149,6 +149,17 @@ impl Volumes {
                 (row.size, opened)
             }
         };
+        self.exported(opened, format, (size, free), place)
+    }
+
+    /// The image of an opened chain.
+    pub(super) fn exported(
+        &self,
+        opened: Vec<OpenLayer>,
+        format: DiskImageFormat,
+        (size, free): (MiB, u64),
+        place: OnItsWay,
+    ) -> Result<Exported> {
         let bytes = self.image(opened, format, (size, free))?;
         let length = match (&bytes, format) {
             (Bytes::File(file), DiskImageFormat::Qcow2) => {

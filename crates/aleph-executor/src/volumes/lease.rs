@@ -11,7 +11,7 @@ use super::backend::OpenLayer;
 use super::error::{VolumeError, at};
 use super::filesystem;
 use super::keys::Passphrase;
-use super::layer::LayerFormat;
+use super::layer::{Home, LayerFormat};
 use super::records::{LayerRow, Tx, VolumeRow};
 use super::store::{Inner, Volumes, present};
 use aleph_types::{
@@ -99,7 +99,7 @@ impl Volumes {
             false => FlockOperation::NonBlockingLockShared,
         };
         inner.lock(&row, &opened, lock)?;
-        inner.take_back(&row, &opened)?;
+        Inner::take_back(&opened)?;
         if write {
             inner.grow_to_record(&row, &opened)?;
         }
@@ -116,6 +116,8 @@ impl Volumes {
             row.unclean = write || (row.unclean && !is_checked);
             tx.put_volume(&row)?;
             if write {
+                // What an earlier start of the job left, whose VMM is gone.
+                tx.uncover(row.id)?;
                 let mut top = tx.layer(row.top)?;
                 top.written = true;
                 tx.put_layer(&top)?;
@@ -184,9 +186,12 @@ impl Volumes {
 }
 
 /// Ends a lease. `false` where it was ended before.
-fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -> Result<bool> {
+pub(super) fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -> Result<bool> {
     if !tx.drop_lease(id, lease.job, lease.incarnation)? {
         return Ok(false);
+    }
+    if lease.access == VolumeAccess::Exclusive {
+        tx.uncover(id)?;
     }
     if let Some(mut row) = tx.volume(id)?
         && clean
@@ -290,11 +295,10 @@ impl Inner {
 
     /// Has a top be the node's own again: one that was in a jail is the user's of that one. The caller has
     /// it locked.
-    fn take_back(&self, row: &VolumeRow, opened: &[OpenLayer]) -> Result<()> {
-        let Some(top) = opened.first() else {
+    fn take_back(opened: &[OpenLayer]) -> Result<()> {
+        let Some(top) = opened.first().filter(|top| top.home == Home::Folder) else {
             return Ok(());
         };
-        let path = self.path(row.top, top.format);
         let (us, mode) = (rustix::process::geteuid(), Mode::from_raw_mode(0o644));
         let taken = || -> io::Result<()> {
             let meta = top.file.metadata()?;
@@ -306,31 +310,46 @@ impl Inner {
             }
             Ok(())
         };
-        taken().map_err(at("take back", &path))
+        taken().map_err(at("take back", &top.path))
     }
 
     /// Whether a process has a volume's top to write, or that cannot be known.
     fn may_be_locked(&self, id: VolumeId) -> Result<bool> {
-        let top = self.records.read(|tx| match tx.volume(id)? {
-            Some(row) => tx.layer(row.top).map(Some),
-            None => Ok(None),
+        let written = self.records.read(|tx| {
+            let row = tx.volume(id)?;
+            let top = row.map(|row| row.top);
+            let layers = top.into_iter().chain(tx.below_cover(id)?);
+            layers
+                .map(|layer| tx.layer(layer))
+                .collect::<Result<Vec<_>>>()
         })?;
-        let Some(top) = top else { return Ok(false) };
-        let opened = match self.look_at(std::slice::from_ref(&top), false) {
-            Ok(opened) => opened,
-            // Nobody opens what is not there; one volume that is damaged keeps no other from its end.
-            Err(VolumeError::File { source, .. }) => {
-                return Ok(source.kind() != io::ErrorKind::NotFound);
-            }
-            Err(error) => {
-                tracing::warn!(%error, volume = %id, "a volume's disk cannot be looked at");
+        let lock = FlockOperation::NonBlockingLockShared;
+        for layer in &written {
+            // As one that is not exposed: nobody looks into it.
+            let layer = LayerRow {
+                exposed: false,
+                ..layer.clone()
+            };
+            let opened = match self.look_at(std::slice::from_ref(&layer), false) {
+                Ok(opened) => opened,
+                // Nobody opens what is not there; one volume that is damaged keeps no other from its end.
+                Err(VolumeError::File { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, volume = %id, "a volume's disk cannot be looked at");
+                    return Ok(true);
+                }
+            };
+            if opened.iter().any(|layer| {
+                has_other_names(layer) || flock(&layer.file, lock) == Err(Errno::WOULDBLOCK)
+            }) {
                 return Ok(true);
             }
-        };
-        let lock = FlockOperation::NonBlockingLockShared;
-        Ok(opened.iter().any(|layer| {
-            has_other_names(layer) || flock(&layer.file, lock) == Err(Errno::WOULDBLOCK)
-        }))
+        }
+        Ok(false)
     }
 
     /// Checks the filesystem that a writer left. `false` where only its guest can: of an overlay there is no

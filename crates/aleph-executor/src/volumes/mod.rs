@@ -8,6 +8,7 @@
 //! | `making` | new volumes: empty, copies, imports | files, through `backend` |
 //! | `changes` | growing, snapshots, removal | the same |
 //! | `lease` | who has which volume; its files for a VMM | locks |
+//! | `live` | what is done with a volume while a guest writes to it |
 //! | `export` | volumes as images | files |
 //! | `reading` | a state of a volume, read where it lies, and what changed since another | files |
 //! | `backend` | [`Backend`]: how bytes are kept, as files, qcow2 chains or thin volumes of LVM | files, `lvm` |
@@ -41,8 +42,9 @@
 //! leaves is removed when the volumes are opened next.
 //!
 //! # What is deliberately absent
-//! Changes of a volume while a job writes to it. A new key for a volume that there is, since all that it shares
-//! would have to be written anew.
+//! Most changes of a volume while a job writes to it: it grows and has its state kept where its VMM can do
+//! that ([`crate::node`]); all else waits until it is detached. A new key for a volume that there is, since all
+//! that it shares would have to be written anew.
 
 mod backend;
 mod changes;
@@ -55,6 +57,7 @@ mod images;
 mod keys;
 mod layer;
 mod lease;
+mod live;
 mod making;
 pub mod qcow2;
 mod reading;
@@ -73,6 +76,7 @@ pub use export::Exported;
 pub use keys::Passphrase;
 pub use layer::{Home, LayerFormat};
 pub use lease::{Attachment, Layers, Owner};
+pub use live::{Cover, GuestState, Pending, Point};
 pub use making::{Import, NewVolume, Source, Staged, Unseen};
 pub use reading::Reading;
 pub use sandbox::ToolError;

@@ -19,7 +19,7 @@
 //! # Failure cases
 //! What cannot be read in place (an encrypted layer; a compressed cluster, which none of ours has; more extents
 //! than [`MAP_BYTES`] of JSON) is read as exports are, and has no name of a state. Nor has a layer in a pool of
-//! LVM: its device does not say when it was written.
+//! LVM, whose device does not say when it was written, or one that a VMM still has open for writing.
 
 use super::backend::OpenLayer;
 use super::error::VolumeError;
@@ -28,7 +28,7 @@ use super::images::map;
 use super::layer::{Home, LayerFormat};
 use super::records::LayerRow;
 use super::store::{OnItsWay, Volumes, present};
-use aleph_types::{DiskImageFormat, VolumeId};
+use aleph_types::{DiskImageFormat, MiB, VolumeId};
 use rustix::fs::{AtFlags, SeekFrom, StatxFlags, seek, statx};
 use rustix::io::Errno;
 use std::fs::File;
@@ -96,7 +96,7 @@ impl Volumes {
     /// Where it is being written, or a layer is not what it should be.
     pub fn read(&self, id: VolumeId, snapshot: Option<&str>) -> Result<Reading> {
         let inner = &self.inner;
-        let (place, _) = inner.image()?;
+        let (place, free) = inner.image()?;
         let row = inner.records.read(|tx| present(tx, id))?;
         let turn = inner.turn(&row)?;
         let (size, chain, opened) = match snapshot {
@@ -117,23 +117,33 @@ impl Volumes {
             }
         };
         drop(turn);
-        let size = size.bytes();
-        let Some(layers) = layers_of(&chain, opened, snapshot.is_some())? else {
-            drop(place);
-            let image = self.export(id, snapshot, DiskImageFormat::Raw)?;
-            return Ok(Reading {
-                size,
-                bytes: Bytes::Image(image),
-            });
-        };
-        Ok(Reading::new(size, layers, place))
+        self.reading((&chain, opened), (size, free), snapshot.is_some(), place)
+    }
+
+    /// A chain that is open, and whose top stands still, too, where `is_frozen` says so for good.
+    pub(super) fn reading(
+        &self,
+        (chain, opened): (&[LayerRow], Vec<OpenLayer>),
+        sizes: (MiB, u64),
+        is_frozen: bool,
+        place: OnItsWay,
+    ) -> Result<Reading> {
+        let size = sizes.0.bytes();
+        if let Some(layers) = layers_of(chain, &opened, is_frozen)? {
+            return Ok(Reading::new(size, layers, place));
+        }
+        let image = self.exported(opened, DiskImageFormat::Raw, sizes, place)?;
+        Ok(Reading {
+            size,
+            bytes: Bytes::Image(image),
+        })
     }
 }
 
 /// The layers with what they hold; `None` where one cannot be read in place.
 fn layers_of(
     chain: &[LayerRow],
-    opened: Vec<OpenLayer>,
+    opened: &[OpenLayer],
     is_frozen: bool,
 ) -> Result<Option<Vec<Layer>>> {
     if opened.iter().any(|layer| layer.is_encrypted) {
@@ -144,17 +154,17 @@ fn layers_of(
         let size = layer.size()?;
         let extents = match layer.format {
             LayerFormat::Raw => data_of(&layer.file, size).map_err(VolumeError::Source)?,
-            LayerFormat::Qcow2 => match map(&layer, size)? {
+            LayerFormat::Qcow2 => match map(layer, size)? {
                 Some(extents) => extents,
                 None => return Ok(None),
             },
         };
         let is_kept = is_frozen || place > 0;
         layers.push(Layer {
-            state: (is_kept && layer.home == Home::Folder)
+            state: (is_kept && layer.home == Home::Folder && !row.exposed)
                 .then(|| name_of(row, &layer.file))
                 .flatten(),
-            file: layer.file,
+            file: layer.file.try_clone().map_err(VolumeError::Source)?,
             size,
             extents,
         });

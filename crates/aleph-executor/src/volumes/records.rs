@@ -7,6 +7,7 @@
 //! | `snapshots` | names of layers that are kept |
 //! | `leases` | which job has which volume |
 //! | `keys` | the keys of encrypted layers, encrypted with the node's ([`keys`](super::keys)) |
+//! | `covers`, `covered`, `points` | layers that are put over a disk while a guest writes, those below them, and what such a state is ([`live`](super::live)) |
 //! | `store` | what these records call themselves |
 //!
 //! Each change is one transaction, durable when it returns (WAL, full synchronisation). A crash leaves
@@ -21,8 +22,8 @@ use super::keys::{KeyId, NewKey};
 use super::layer::{Home, LayerFormat};
 use crate::failpoint;
 use aleph_types::{
-    Filesystem, Incarnation, JobId, MiB, Timestamp, VolumeAccess, VolumeId, VolumeLease,
-    VolumeSnapshot,
+    Filesystem, Incarnation, JobId, MiB, Timestamp, VolumeAccess, VolumeConsistency, VolumeId,
+    VolumeLease, VolumeSnapshot,
 };
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -63,6 +64,16 @@ const SINCE_1: &str = "
     CREATE TABLE keys (id TEXT PRIMARY KEY, wrapped BLOB NOT NULL);
     CREATE TABLE store (name TEXT NOT NULL);
     INSERT INTO store VALUES (lower(hex(randomblob(4))));
+    CREATE TABLE covers (
+        volume TEXT PRIMARY KEY, job TEXT NOT NULL, incarnation INTEGER NOT NULL,
+        layer INTEGER NOT NULL, below INTEGER NOT NULL, name TEXT, size INTEGER NOT NULL,
+        created INTEGER NOT NULL, step TEXT NOT NULL, guest TEXT NOT NULL
+    );
+    CREATE TABLE covered (layer INTEGER PRIMARY KEY, volume TEXT NOT NULL);
+    CREATE TABLE points (
+        volume TEXT NOT NULL, name TEXT NOT NULL, consistency TEXT NOT NULL,
+        PRIMARY KEY (volume, name)
+    );
 ";
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -140,6 +151,8 @@ pub(super) struct LayerRow {
     pub(super) home: Home,
     /// What it is encrypted with.
     pub(super) key: Option<KeyId>,
+    /// Whether a VMM still has it open for writing, although nothing of it may change any more.
+    pub(super) exposed: bool,
 }
 
 #[derive(Debug)]
@@ -198,11 +211,12 @@ impl Records {
 }
 
 /// The records within a transaction.
-pub(super) struct Tx<'a>(Transaction<'a>);
+pub(super) struct Tx<'a>(pub(super) Transaction<'a>);
 
 const VOLUME: &str =
     "SELECT id, account, name, size, filesystem, state, top, unclean, created, purged FROM volumes";
-const LAYER: &str = "SELECT id, account, format, parent, charge, written, home, key FROM layers";
+const LAYER: &str = "SELECT id, account, format, parent, charge, written, home, key,
+    EXISTS (SELECT 1 FROM covered WHERE layer = id) FROM layers";
 
 impl Tx<'_> {
     pub(super) fn add_volume(&self, row: &VolumeRow) -> Result<()> {
@@ -245,7 +259,7 @@ impl Tx<'_> {
     /// Forgets a volume with its snapshots. Its layers are for [`Tx::orphans`].
     pub(super) fn drop_volume(&self, id: VolumeId) -> Result<()> {
         let id = id.to_string();
-        for table in ["snapshots", "leases"] {
+        for table in ["snapshots", "leases", "covers", "covered", "points"] {
             let sql = format!("DELETE FROM {table} WHERE volume = ?1");
             self.0.execute(&sql, [&id])?;
         }
@@ -412,19 +426,24 @@ impl Tx<'_> {
 
     /// Whether there was one.
     pub(super) fn drop_snapshot(&self, volume: VolumeId, name: &str) -> Result<bool> {
+        let of = [&volume.to_string(), name];
+        let sql = "DELETE FROM points WHERE volume = ?1 AND name = ?2";
+        self.0.execute(sql, of)?;
         let sql = "DELETE FROM snapshots WHERE volume = ?1 AND name = ?2";
-        Ok(self.0.execute(sql, [volume.to_string().as_str(), name])? > 0)
+        Ok(self.0.execute(sql, of)? > 0)
     }
 
     /// A volume's snapshots, the oldest first, with their layers.
     pub(super) fn snapshots(&self, volume: VolumeId) -> Result<Vec<(VolumeSnapshot, LayerId)>> {
-        let sql = "SELECT name, layer, size, created FROM snapshots WHERE volume = ?1
-                   ORDER BY created, rowid";
+        let sql = "SELECT name, layer, size, created, (SELECT consistency FROM points
+                       WHERE volume = s.volume AND name = s.name)
+                   FROM snapshots AS s WHERE volume = ?1 ORDER BY created, rowid";
         self.all(sql, &[&volume.to_string()], |row| {
             let snapshot = VolumeSnapshot {
                 name: row.get(0)?,
                 size: MiB(row.get(2)?),
                 created_at: time(row, 3)?,
+                consistency: consistency(row, 4)?,
             };
             Ok((snapshot, row.get(1)?))
         })
@@ -474,7 +493,7 @@ impl Tx<'_> {
         self.all(sql, &[], |row| Ok((parsed(row, 4)?, lease(row, 0)?)))
     }
 
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         sql: &str,
         values: &[&dyn rusqlite::ToSql],
@@ -493,21 +512,21 @@ fn word_of(access: VolumeAccess) -> &'static str {
     }
 }
 
-fn whole(number: u64) -> Result<i64> {
+pub(super) fn whole(number: u64) -> Result<i64> {
     i64::try_from(number)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()).into())
 }
 
-fn number(row: &Row<'_>, at: usize) -> SqlResult<u64> {
+pub(super) fn number(row: &Row<'_>, at: usize) -> SqlResult<u64> {
     let number: i64 = row.get(at)?;
     u64::try_from(number).map_err(|error| wrong(at, Type::Integer, error))
 }
 
-fn time(row: &Row<'_>, at: usize) -> SqlResult<Timestamp> {
+pub(super) fn time(row: &Row<'_>, at: usize) -> SqlResult<Timestamp> {
     Timestamp::from_millisecond(row.get(at)?).map_err(|error| wrong(at, Type::Integer, error))
 }
 
-fn parsed<T: FromStr>(row: &Row<'_>, at: usize) -> SqlResult<T>
+pub(super) fn parsed<T: FromStr>(row: &Row<'_>, at: usize) -> SqlResult<T>
 where
     T::Err: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -516,12 +535,25 @@ where
         .map_err(|error: T::Err| wrong(at, Type::Text, error))
 }
 
-fn wrong(
+pub(super) fn wrong(
     at: usize,
     kind: Type,
     error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(at, kind, error.into())
+}
+
+fn consistency(row: &Row<'_>, at: usize) -> SqlResult<Option<VolumeConsistency>> {
+    let text: Option<String> = row.get(at)?;
+    Ok(match text.as_deref() {
+        None => None,
+        Some("filesystem") => Some(VolumeConsistency::Filesystem),
+        Some("crash") => Some(VolumeConsistency::Crash),
+        Some(other) => {
+            let why = format!("{other:?} is no consistency");
+            return Err(wrong(at, Type::Text, why));
+        }
+    })
 }
 
 fn lease(row: &Row<'_>, at: usize) -> SqlResult<VolumeLease> {
@@ -564,5 +596,6 @@ fn layer_row(row: &Row<'_>) -> SqlResult<LayerRow> {
         written: row.get(5)?,
         home: parsed(row, 6)?,
         key: row.get::<_, Option<String>>(7)?.map(KeyId),
+        exposed: row.get(8)?,
     })
 }

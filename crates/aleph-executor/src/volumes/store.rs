@@ -4,7 +4,7 @@ use super::backend::{Backend, Files, LvmThin, OpenLayer, Overlays, shares_blocks
 use super::config::{BackendChoice, VolumesConfig};
 use super::error::{VolumeError, at};
 use super::keys::{KeyFile, KeyId, Passphrase};
-use super::layer::Home;
+use super::layer::{Home, LayerFormat};
 use super::records::{LayerRow, Life, Records, Tx, VolumeRow};
 use crate::node::Scope;
 use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
@@ -347,9 +347,15 @@ impl Inner {
     pub(super) fn look_at(&self, chain: &[LayerRow], write: bool) -> Result<Vec<OpenLayer>> {
         let layers = chain.iter().enumerate().map(|(place, layer)| {
             let path = self.path(layer);
-            let file = self.keeper(layer.home)?;
+            let keeper = self.keeper(layer.home)?;
+            let file = keeper.open(&path, write && place == 0)?;
+            // Its VMM may be broken into, and write to it: whoever looks at its header has its own.
+            let file = match layer.exposed && layer.format == LayerFormat::Qcow2 {
+                true => self.private(&file)?,
+                false => file,
+            };
             Ok(OpenLayer {
-                file: file.open(&path, write && place == 0)?,
+                file,
                 format: layer.format,
                 key: None,
                 is_encrypted: layer.key.is_some(),
@@ -361,7 +367,7 @@ impl Inner {
     }
 
     /// A key, as the node's opens it.
-    fn key(&self, id: &KeyId) -> Result<Passphrase> {
+    pub(super) fn key(&self, id: &KeyId) -> Result<Passphrase> {
         let wrapped = self.records.read(|tx| tx.key(id))?;
         self.key_file.open(id, &wrapped)
     }

@@ -4,6 +4,7 @@
 mod contract;
 mod crash;
 mod encrypted;
+mod live;
 mod model;
 mod reading;
 mod support;

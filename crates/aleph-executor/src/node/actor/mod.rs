@@ -27,15 +27,20 @@
 //! | `endings` | what follows an end, and removal |
 //! | `snapshot` | a guest that is written down |
 //! | `recovery` | what an earlier process left |
+//! | `volumes` | volumes that are attached and detached |
 
 mod endings;
 mod fitting;
 mod recovery;
 mod requests;
 mod snapshot;
+mod volumes;
+
+pub(super) use volumes::{Detach, VolumeAsk};
 
 use super::entry::{Entry, Live};
 use super::inner::{Inner, event_of, log_journal};
+use super::live_volumes::Changed;
 use super::mounts::Mounts;
 use super::snapshot::{Written, image_of};
 use super::{NodeError, Prepared, health, launch, own_disk, words};
@@ -55,9 +60,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use volumes::Changing;
 
 /// What a job is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ask {
     Start,
     /// `again`: it starts again at once, so that it is not removed in between.
@@ -77,6 +83,8 @@ pub(super) enum Ask {
         /// Whether it ends there.
         stop: bool,
     },
+    /// Change the volumes that it has. The answer comes when that is done.
+    Volume(Box<VolumeAsk>),
     /// Another look at a VM that another process held.
     Look,
 }
@@ -130,6 +138,8 @@ pub(super) enum Note {
     CloudInit(CloudInit, oneshot::Sender<()>),
     /// What of its machine has broken; nothing, where it is whole.
     Impaired(Option<String>),
+    /// What became of a change of its volumes.
+    Volume(Box<Changed>),
     /// The guest was written down, or not. Told of whatever start of the job.
     Written(Box<Written>),
 }
@@ -197,6 +207,8 @@ pub(super) struct Actor {
     pub(super) notes: Notes,
     /// The snapshot of its guest that is under way.
     snapshot: Option<UnderWay>,
+    /// The change of its volumes that is under way.
+    changing: Option<Changing>,
     /// Whether it is stopped only to be started again.
     again: bool,
     /// Whether the guest of the start that ends wrote out what outlives it.
@@ -219,6 +231,7 @@ impl Actor {
             phase: Phase::Idle,
             notes,
             snapshot: None,
+            changing: None,
             again: false,
             in_order: false,
             gone: false,
@@ -275,6 +288,7 @@ impl Actor {
         if let Some(snapshot) = &self.snapshot {
             snapshot.given_up.cancel();
         }
+        self.changing = None;
         if let Phase::Preparing(task) = &self.phase {
             task.abort();
         }
@@ -380,6 +394,7 @@ impl Actor {
             Note::Health(health) => self.health(health).await,
             Note::CloudInit(found, stored) => self.cloud_init(found, stored).await,
             Note::Impaired(found) => self.impaired(found).await,
+            Note::Volume(changed) => self.volume_changed(*changed).await,
             Note::Written(written) => self.written(*written).await,
         }
     }

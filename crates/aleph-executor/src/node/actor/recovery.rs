@@ -20,6 +20,7 @@ impl Actor {
                 self.goes_live(vm, tasks);
                 if self.record.job.spec.has_own_disk() {
                     self.hears_alone();
+                    self.settle_volumes();
                 }
                 let stopping = self.record.job.state == JobState::Stopping;
                 match (self.record.desired, &mut self.phase) {

@@ -15,6 +15,9 @@ impl Actor {
         if let Ask::Snapshot { row, stop } = ask {
             return self.write_down(row, stop, answer).await;
         }
+        if let Ask::Volume(ask) = ask {
+            return Box::pin(self.change_volumes(*ask, answer)).await;
+        }
         let done = match ask {
             Ask::Start => self.start().await,
             Ask::Stop { grace, again } => {
@@ -29,7 +32,7 @@ impl Actor {
                 self.look().await;
                 Ok(())
             }
-            Ask::Snapshot { .. } => Err(self.denied(Denial::Busy)),
+            Ask::Snapshot { .. } | Ask::Volume(_) => Err(self.denied(Denial::Busy)),
         };
         let _ = answer.send(done.map(|()| self.entry.job()));
     }

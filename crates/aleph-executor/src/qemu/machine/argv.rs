@@ -1,7 +1,7 @@
 //! The command line of a whole computer, as a pure function of its blueprint and what a start adds.
 //!
 //! As in [`crate::qemu::argv`], every file comes as an open descriptor in a fixed order, which
-//! `launch` hands them over in: sockets, firmware, variables, TPM, kernel and initramfs, disks' layers,
+//! `launch` hands them over in: sockets, that of the guest's own agent, firmware, variables, TPM, kernel and initramfs, disks' layers,
 //! queues, links. What QEMU opens by itself is its own: option ROMs, and what `vfio-pci` is.
 //!
 //! # The root bus
@@ -267,6 +267,14 @@ impl Builder {
         self.device(&format!(
             "virtserialport,bus=channel.0,chardev={agent},name={name}"
         ));
+        if blueprint.guest_port {
+            let descriptor = self.descriptor();
+            let port = format!("socket,id=guest-port,fd={descriptor},server=on,wait=off");
+            self.add(&["-chardev", &port]);
+            self.device(&format!(
+                "virtserialport,bus=channel.0,chardev=guest-port,name={QEMU_AGENT_PORT}"
+            ));
+        }
         self.device(
             "virtio-balloon-pci,id=balloon,addr=3,disable-legacy=on,deflate-on-oom=on,free-page-reporting=on",
         );

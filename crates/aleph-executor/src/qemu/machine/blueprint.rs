@@ -51,6 +51,8 @@ pub struct Wanted {
     pub display: bool,
     /// Who answers on its channel.
     pub agent: GuestAgent,
+    /// Whether it has a port for QEMU's guest agent beside that channel.
+    pub guest_port: bool,
     /// Its disks and network devices in order, each in the slot of its place.
     pub devices: Vec<Device>,
     /// Slots beside those, for what is attached later.
@@ -72,6 +74,7 @@ impl Default for Wanted {
             tpm: false,
             display: false,
             agent: GuestAgent::Qemu,
+            guest_port: false,
             devices: Vec::new(),
             spare_slots: 8,
         }
@@ -109,6 +112,10 @@ pub struct Blueprint {
     pub display: bool,
     /// Who answers on its channel.
     pub agent: GuestAgent,
+    /// Whether it has a port for QEMU's guest agent beside that channel. Records that were made before there
+    /// was one say nothing of it, and are replayed without.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest_port: bool,
     /// What is in each slot.
     pub slots: Vec<Option<Device>>,
 }
@@ -272,6 +279,7 @@ impl Blueprint {
             tpm: wanted.tpm,
             display: wanted.display,
             agent: wanted.agent,
+            guest_port: wanted.guest_port,
             slots: devices.chain(spare).collect(),
         };
         if blueprint.topology.places() != u64::from(places) {

@@ -127,20 +127,18 @@ impl Hotplug for QemuVmm {
         Box::pin(async move {
             let device = Device::Disk(serial.to_owned());
             let _changing = self.changing().await;
-            let nodes = self.nodes().await?;
-            let id = device.id();
-            let node = nodes.iter().find(|node| node["node-name"] == id.as_str());
             let unknown = || MachineError::Unknown {
                 what: device.to_string(),
             };
-            let size = &node.ok_or_else(unknown)?["image"]["virtual-size"];
-            if size.as_u64().is_some_and(|size| bytes < size) {
+            let top = self.top_of(&device.id()).await?.ok_or_else(unknown)?;
+            let size = top.size;
+            if bytes < size {
                 return Err(MachineError::Disk {
                     serial: serial.to_owned(),
                     why: format!("it has {size} bytes, and disks do not get smaller"),
                 });
             }
-            let size = json!({ "node-name": id, "size": bytes });
+            let size = json!({ "node-name": top.node, "size": bytes });
             Ok(self.command_with("block_resize", size).await.map(drop)?)
         })
     }
@@ -323,7 +321,7 @@ impl QemuVmm {
         Ok(names.map(str::to_owned).collect())
     }
 
-    async fn is_there(&self, id: &str) -> Result<bool, VmmError> {
+    pub(super) async fn is_there(&self, id: &str) -> Result<bool, VmmError> {
         Ok(self.list(PERIPHERAL).await?.iter().any(|name| name == id))
     }
 
@@ -378,7 +376,7 @@ impl QemuVmm {
     }
 
     /// Gives QEMU a file for a device; where its nodes find it.
-    async fn add_file(&self, id: &str, file: OwnedFd) -> Result<String, VmmError> {
+    pub(super) async fn add_file(&self, id: &str, file: OwnedFd) -> Result<String, VmmError> {
         let added = self
             .hand_over("add-fd", json!({ "opaque": id }), file)
             .await?;
@@ -386,7 +384,12 @@ impl QemuVmm {
     }
 
     /// Gives QEMU a key for a device, by a descriptor: it is in no command.
-    async fn add_secret(&self, id: &str, name: &str, key: OwnedFd) -> Result<(), VmmError> {
+    pub(super) async fn add_secret(
+        &self,
+        id: &str,
+        name: &str,
+        key: OwnedFd,
+    ) -> Result<(), VmmError> {
         let added = self
             .hand_over("add-fd", json!({ "opaque": secrets_of(id) }), key)
             .await?;
@@ -401,7 +404,7 @@ impl QemuVmm {
     }
 
     /// Takes away the keys of a device, which only who opens its nodes needs.
-    async fn forget_secrets(&self, id: &str) -> Result<(), VmmError> {
+    pub(super) async fn forget_secrets(&self, id: &str) -> Result<(), VmmError> {
         let begins = secrets_of(id);
         for name in self.list(OBJECTS).await? {
             if name.starts_with(&begins) {

@@ -1,13 +1,14 @@
 //! The facet of the driver: draws whole computers up, opens and starts them.
 
 use super::argv::{Line, argv};
-use super::blueprint::{Blueprint, Firmware, Wanted};
+use super::blueprint::{Blueprint, Firmware, GuestAgent, Wanted};
 use super::error::MachineError;
 use super::folder;
 use super::tpm::{Tpm, TpmStart};
 use crate::drivers::{QEMU, Signature};
 use crate::hypervisor::{
     FullMachine, FullMachines, HostDevices, Launch, LaunchError, Memory, Start, VmmExit,
+    socket_name,
 };
 use crate::process::ProcessExit;
 use crate::qemu::block::{self, Drive};
@@ -60,6 +61,15 @@ impl Full {
         // It runs, whatever a newer program would say to it.
         let blueprint = serde_json::from_slice(&fs::read(&path)?)?;
         Ok(Some(Self::new(blueprint, Tpm::adopt(run_dir))))
+    }
+
+    /// The name of the socket of the port for QEMU's guest agent.
+    pub(crate) fn guest_port(&self) -> Option<&'static str> {
+        match (self.blueprint.agent, self.blueprint.guest_port) {
+            (_, true) => Some(socket_name::GUEST_AGENT),
+            (GuestAgent::Qemu, false) => Some(socket_name::AGENT),
+            (GuestAgent::Reports | GuestAgent::Aleph, false) => None,
+        }
     }
 
     /// Whether there is a screen.
@@ -177,8 +187,14 @@ impl QemuDriver {
             launch.sockets.control.into(),
             launch.sockets.agent.into(),
             launch.sockets.console.into(),
-            self.firmware().code(blueprint.firmware)?.into(),
         ];
+        if blueprint.guest_port {
+            let path = launch.run_dir.join(socket_name::GUEST_AGENT);
+            let listener =
+                crate::socket::listen(&path).map_err(io("listen for the guest's agent"))?;
+            files.push(listener.into());
+        }
+        files.push(self.firmware().code(blueprint.firmware)?.into());
         if matches!(blueprint.firmware, Firmware::Uefi { .. }) {
             let missing = || MachineError::Invalid("a UEFI without its variables".into());
             files.push(variables.ok_or_else(missing)?.into());

@@ -8,7 +8,7 @@
 //! | `folder` | what it keeps over its restarts |
 //! | `tpm` | the process that is its TPM |
 //! | `launch` | the facet of the driver: draws computers up, opens and starts them |
-//! | `power`, `display`, `balloon`, `hotplug` | facets of one that runs |
+//! | `power`, `display`, `balloon`, `hotplug`, `live_disks` | facets of one that runs |
 //!
 //! The seam is [`crate::hypervisor::FullMachines`], [`crate::hypervisor::Machine`] and the facets of
 //! [`crate::hypervisor::Vmm`].
@@ -33,6 +33,7 @@ mod firmware;
 mod folder;
 mod hotplug;
 mod launch;
+mod live_disks;
 mod power;
 mod tpm;
 

@@ -1,0 +1,45 @@
+//! The part of the seam that is for disks of guests that run, and for their own agents.
+
+use super::{BoxFuture, Layer};
+use crate::qemu::machine::MachineError;
+use std::io;
+use tokio::net::UnixStream;
+
+/// A disk as a machine that runs has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LiveDisk {
+    /// What its guest sees as its size, in bytes.
+    pub size: u64,
+    /// The number of the layer that was put over it last while it ran; `None` where it is written to what
+    /// it came with.
+    pub layer: Option<i64>,
+}
+
+/// The facet of disks of a machine that runs.
+///
+/// The VMM itself is asked what there is: so whoever finds a machine after a crash learns what became of a
+/// change that nobody heard the end of.
+pub trait LiveDisks: Send + Sync {
+    /// What a disk is; `None` where there is none of this serial number.
+    fn disk<'a>(&'a self, serial: &'a str)
+    -> BoxFuture<'a, Result<Option<LiveDisk>, MachineError>>;
+
+    /// Puts an empty layer (qcow2, open for reading and writing) over a disk: what its guest writes from then
+    /// on goes there, and what was there stays as it is. All at one moment, between two writes.
+    ///
+    /// # Errors
+    /// Where there is no such disk. After [`VmmError::Silent`](super::VmmError::Silent) it may have happened
+    /// all the same: [`LiveDisks::disk`] says.
+    fn cover<'a>(
+        &'a self,
+        serial: &'a str,
+        layer: i64,
+        cover: Layer,
+    ) -> BoxFuture<'a, Result<(), MachineError>>;
+}
+
+/// The facet of a port in the machine for QEMU's guest agent, which a guest may have.
+pub trait GuestPort: Send + Sync {
+    /// A connection to it. That there is one does not say that anybody answers.
+    fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
+}

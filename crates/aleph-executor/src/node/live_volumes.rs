@@ -1,0 +1,679 @@
+//! Volumes of full VMs that run: attached, detached, grown, and kept while their guests write.
+//!
+//! | what | order | who goes on after a crash |
+//! | --- | --- | --- |
+//! | attach | the job's record has the volume and the change; lease; the machine gets the disk; the change is over | the job's actor, when it adopts the VM: what the machine has is what the job has |
+//! | detach | the job's record has the change; the guest lets go; lease ends; the volume leaves the record | the same |
+//! | resize | the volume's record; the machine's disk | [`Inner::settle_volumes`], by the same look |
+//! | snapshot, backup | a cover is begun and armed; the guest's filesystems stand still where its agent can do that; the machine goes over to the cover; they go on; the state below has its name | the same |
+//!
+//! In each the VMM is asked what there is, and never a record: it knows what it does. A job that does not run
+//! has its record changed and nothing else.
+//!
+//! # Failure cases
+//! A guest that does not let go keeps its disk, and the job its volume ([`MachineError::Kept`]). A VMM that
+//! does not answer is asked until it does or has ended; meanwhile the job's volumes change no further. Where
+//! the VM ends in the middle, the job has the volumes that it had before, and all leases end with it. Where the
+//! guest has no agent, or that does not answer, what is kept is as after a loss of power, and is said to be
+//! ([`VolumeConsistency::Crash`](aleph_types::VolumeConsistency::Crash)). Filesystems that were asked to stand
+//! still are asked to go on until they do.
+
+use super::actor::{Ask, Detach, VolumeAsk};
+use super::entry::lock;
+use super::inner::Inner;
+use super::mounts::{self, disk_of, serial_of};
+use super::own_disk;
+use super::{Node, NodeError, Scope};
+use crate::executor::ExecutorError;
+use crate::failpoint;
+use crate::guest_agent::{GuestAgent, thaw};
+use crate::hypervisor::{Hotplug, Layer, LiveDisks, Vmm};
+use crate::journal::{JobRecord, VolumeChange};
+use crate::qemu::machine::MachineError;
+use crate::vm::chain;
+use crate::volumes::{GuestState, Owner, Pending, Point, Reading, VolumeError, Volumes};
+use aleph_types::{
+    JobId, MiB, Volume, VolumeAccess, VolumeAttach, VolumeAttachment, VolumeConsistency, VolumeId,
+    VolumeMount, VolumeState,
+};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+/// How often a machine is asked that does not answer.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a disk that nobody has heard of may take to go.
+const LEFTOVER: Duration = Duration::from_secs(5);
+
+/// A volume's bytes at one moment.
+#[derive(Debug)]
+pub struct VolumeImage {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// They.
+    pub image: Reading,
+    /// What they are, where a guest wrote meanwhile.
+    pub consistency: Option<VolumeConsistency>,
+}
+
+/// What became of a change of a job's volumes.
+#[derive(Debug)]
+pub(super) struct Changed {
+    /// Whether the machine has the disk; `None` where that cannot be known yet.
+    pub(super) present: Option<bool>,
+    /// Why it is not as was asked for.
+    pub(super) error: Option<NodeError>,
+}
+
+impl Changed {
+    fn is(present: bool) -> Self {
+        Self {
+            present: Some(present),
+            error: None,
+        }
+    }
+
+    fn failed(present: Option<bool>, error: impl Into<NodeError>) -> Self {
+        Self {
+            present,
+            error: Some(error.into()),
+        }
+    }
+}
+
+/// Who writes to a volume.
+#[derive(Clone)]
+struct Writer {
+    owner: Owner,
+    vmm: Arc<dyn Vmm>,
+    serial: String,
+}
+
+impl Writer {
+    fn disks(&self) -> Result<&dyn LiveDisks, NodeError> {
+        self.vmm.live_disks().ok_or(NodeError::FixedVolumes)
+    }
+
+    fn hotplug(&self) -> Result<&dyn Hotplug, NodeError> {
+        hotplug_of(&*self.vmm)
+    }
+}
+
+fn hotplug_of(vmm: &dyn Vmm) -> Result<&dyn Hotplug, NodeError> {
+    vmm.hotplug().ok_or(NodeError::FixedVolumes)
+}
+
+/// Carries out what has to come to its end, also where whoever asked goes away.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, NodeError>> + Send + 'static,
+) -> Result<T, NodeError> {
+    tokio::spawn(work).await.unwrap_or_else(|join| {
+        Err(NodeError::Executor(ExecutorError::Host {
+            what: "change a volume".into(),
+            source: io::Error::other(join),
+        }))
+    })
+}
+
+impl Node {
+    /// Attaches a volume of the job's account to a job: at once where it runs, and for all its starts to come.
+    /// One that it has already in the same way is no error.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoVolume`] where the account has none of this name; where another job has it; where no
+    /// slot of the machine is free; [`NodeError::FixedVolumes`] where the job is no full VM with a disk of its
+    /// own. The job has the volumes then that it had before.
+    pub async fn attach_volume(
+        &self,
+        id: JobId,
+        volume: &str,
+        how: VolumeAttach,
+    ) -> Result<VolumeAttachment, NodeError> {
+        let inner = &self.inner;
+        let volume = inner.volume_of(id, volume).await?;
+        inner.ensure_no_root(&volume)?;
+        if volume.state == VolumeState::Deleted {
+            return Err(VolumeError::Deleted(volume.name).into());
+        }
+        let _turn = inner.live.turn(&volume.id.to_string()).await;
+        let mount = how.mount(&volume.name);
+        let ask = VolumeAsk::Attach(VolumeMount::clone(&mount), Box::new(volume.clone()));
+        let job = self.ask(id, Ask::Volume(Box::new(ask))).await?;
+        Ok(VolumeAttachment {
+            job: id,
+            volume: mount,
+            serial: serial_of(&volume),
+            plugged: job.vm.is_some(),
+        })
+    }
+
+    /// Detaches a volume from a job: at once where it runs, and from all its starts to come. Its guest has
+    /// `limit` to let go.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotAttached`] where the job does not have it, [`MachineError::Kept`] where its guest does
+    /// not let go. The job has it still then.
+    pub async fn detach_volume(
+        &self,
+        id: JobId,
+        volume: &str,
+        limit: Duration,
+    ) -> Result<(), NodeError> {
+        let inner = &self.inner;
+        let detach = match inner.volume_of(id, volume).await {
+            Ok(volume) => Detach {
+                volume: Some((volume.id, serial_of(&volume))),
+                name: volume.name,
+                limit,
+            },
+            // One that was removed meanwhile can still leave the record of a job that does not run.
+            Err(NodeError::Volume(VolumeError::NoVolume(_))) => Detach {
+                volume: None,
+                name: volume.to_owned(),
+                limit,
+            },
+            Err(error) => return Err(error),
+        };
+        let key = detach.volume.as_ref().map(|(id, _)| id.to_string());
+        let _turn = inner.live.turn(&key.unwrap_or_default()).await;
+        let ask = Ask::Volume(Box::new(VolumeAsk::Detach(detach)));
+        self.ask(id, ask).await.map(drop)
+    }
+
+    /// Makes a volume larger, also where a guest writes to it, which sees its new size then.
+    ///
+    /// # Errors
+    /// Where it would become smaller, the account may not have so much, or it is attached in a way in which
+    /// it cannot grow.
+    pub async fn resize_volume(
+        &self,
+        scope: &Scope,
+        volume: &str,
+        size: MiB,
+    ) -> Result<Volume, NodeError> {
+        let (inner, scope, volume) = (Arc::clone(&self.inner), scope.clone(), volume.to_owned());
+        to_its_end(async move {
+            let volume = inner.find_volume(scope, volume).await?;
+            let _turn = inner.live.turn(&volume.id.to_string()).await;
+            let id = volume.id;
+            match inner.writer(id).await? {
+                None => inner.with_volumes(move |v| v.resize(id, size)).await,
+                Some(writer) => inner.grow_live(&writer, id, size).await,
+            }
+        })
+        .await
+    }
+
+    /// Keeps a volume's present state under a name, also where a guest writes to it.
+    ///
+    /// # Errors
+    /// As [`Volumes::snapshot`]; [`VolumeError::TooDeep`] where a guest writes to it and it has as many layers
+    /// as may be.
+    pub async fn snapshot_volume(
+        &self,
+        scope: &Scope,
+        volume: &str,
+        name: &str,
+    ) -> Result<Volume, NodeError> {
+        let (inner, scope) = (Arc::clone(&self.inner), scope.clone());
+        let (volume, name) = (volume.to_owned(), name.to_owned());
+        to_its_end(async move {
+            let id = inner.find_volume(scope, volume).await?.id;
+            let _turn = inner.live.turn(&id.to_string()).await;
+            match inner.writer(id).await? {
+                None => inner.with_volumes(move |v| v.snapshot(id, &name)).await,
+                Some(writer) => {
+                    inner.keep_live(&writer, id, Some(name)).await?;
+                    inner.with_volumes(move |v| v.get(id)).await
+                }
+            }
+        })
+        .await
+    }
+
+    /// The bytes of a volume as it is now, also where a guest writes to it, or of a snapshot.
+    ///
+    /// # Errors
+    /// As [`Volumes::read`] and [`Node::snapshot_volume`].
+    pub async fn volume_image(
+        &self,
+        scope: &Scope,
+        volume: &str,
+        snapshot: Option<String>,
+    ) -> Result<VolumeImage, NodeError> {
+        let (inner, scope, volume) = (Arc::clone(&self.inner), scope.clone(), volume.to_owned());
+        to_its_end(async move {
+            let id = inner.find_volume(scope, volume).await?.id;
+            let writer = match &snapshot {
+                None => inner.writer(id).await?,
+                Some(_) => None,
+            };
+            let Some(writer) = writer else {
+                let image = move |v: &Volumes| v.read(id, snapshot.as_deref());
+                return Ok(VolumeImage {
+                    volume: id,
+                    image: inner.with_volumes(image).await?,
+                    consistency: None,
+                });
+            };
+            let point = {
+                let _turn = inner.live.turn(&id.to_string()).await;
+                inner.keep_live(&writer, id, None).await?
+            };
+            // It has no name: with what is opened here it is all that there is of it.
+            let image = move |v: &Volumes| v.read_point(id, &point);
+            Ok(VolumeImage {
+                volume: id,
+                image: inner.with_volumes(image).await?,
+                consistency: Some(point.consistency),
+            })
+        })
+        .await
+    }
+}
+
+impl Inner {
+    /// Does something with volumes, which blocks.
+    async fn with_volumes<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Volumes) -> Result<T, VolumeError> + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let volumes = self.volumes.clone();
+        match spawn_blocking(move || work(&volumes)).await {
+            Ok(done) => Ok(done?),
+            Err(join) => Err(NodeError::Executor(ExecutorError::Host {
+                what: "change a volume".into(),
+                source: io::Error::other(join),
+            })),
+        }
+    }
+
+    async fn find_volume(
+        self: &Arc<Self>,
+        scope: Scope,
+        volume: String,
+    ) -> Result<Volume, NodeError> {
+        self.with_volumes(move |v| v.find(&scope, &volume)).await
+    }
+
+    /// The volume of a job's account that somebody means.
+    async fn volume_of(self: &Arc<Self>, id: JobId, volume: &str) -> Result<Volume, NodeError> {
+        let job = self.entry(id)?.job();
+        if !job.spec.has_own_disk() {
+            return Err(NodeError::FixedVolumes);
+        }
+        let scope = Scope::Account(job.account.clone());
+        self.find_volume(scope, volume.to_owned()).await
+    }
+
+    /// Who writes to a volume, where that can change it; `None` where nobody does, or nobody who can.
+    async fn writer(self: &Arc<Self>, id: VolumeId) -> Result<Option<Writer>, NodeError> {
+        let volume = self.with_volumes(move |v| v.get(id)).await?;
+        let writes = |access| access == VolumeAccess::Exclusive;
+        let lease = volume.leases.iter().find(|lease| writes(lease.access));
+        let Some(lease) = lease else { return Ok(None) };
+        let entry = lock(&self.jobs).get(lease.job);
+        let vmm = entry
+            .filter(|entry| entry.job().incarnation == lease.incarnation)
+            .and_then(|entry| entry.live()?.vm.vmm())
+            .filter(|vmm| vmm.live_disks().is_some() && vmm.hotplug().is_some());
+        Ok(vmm.map(|vmm| Writer {
+            owner: Owner {
+                job: lease.job,
+                incarnation: lease.incarnation,
+            },
+            vmm,
+            serial: own_disk::serial_in(lease.job, &volume),
+        }))
+    }
+
+    async fn grow_live(
+        self: &Arc<Self>,
+        writer: &Writer,
+        id: VolumeId,
+        size: MiB,
+    ) -> Result<Volume, NodeError> {
+        let owner = writer.owner;
+        let before = self
+            .with_volumes(move |v| v.grow_record(id, &owner, size))
+            .await?;
+        let grown = writer.hotplug()?.resize_disk(&writer.serial, size.bytes());
+        if let Err(error) = grown.await {
+            // What has its new size keeps it, and what cannot be known may have it.
+            let disk = writer.disks()?.disk(&writer.serial).await;
+            if matches!(disk, Ok(Some(disk)) if disk.size < size.bytes()) {
+                self.with_volumes(move |v| v.shrink_record(id, &owner, before))
+                    .await?;
+            }
+            return Err(error.into());
+        }
+        failpoint::pass("volume.resize_live", "grown");
+        self.with_volumes(move |v| v.get(id)).await
+    }
+
+    /// Has what a guest writes from now on go into a new layer, and what is there stand still.
+    async fn keep_live(
+        self: &Arc<Self>,
+        writer: &Writer,
+        id: VolumeId,
+        name: Option<String>,
+    ) -> Result<Point, NodeError> {
+        let owner = writer.owner;
+        let cover = self
+            .with_volumes(move |v| v.begin_cover(id, &owner, name.as_deref()))
+            .await?;
+        failpoint::pass("cover", "begun");
+        let layer = cover.layer;
+        let armed = self.with_volumes(move |v| v.arm_cover(id, &owner));
+        if let Err(error) = armed.await {
+            self.undo_cover(id, owner).await;
+            return Err(error);
+        }
+        let asked = self.freeze(writer, id).await;
+        failpoint::pass("cover", "frozen");
+        let put = match mounts::handed(&cover.key) {
+            Ok(key) => {
+                let cover = Layer {
+                    file: cover.file,
+                    is_qcow2: true,
+                    key,
+                };
+                let put = writer.disks()?.cover(&writer.serial, layer, cover);
+                put.await.map_err(NodeError::from)
+            }
+            Err(error) => Err(error),
+        };
+        failpoint::pass("cover", "put");
+        let thawed = match writer.vmm.guest_port().filter(|_| asked) {
+            Some(port) => thaw(port).await,
+            None => Ok(()),
+        };
+        failpoint::pass("cover", "thawed");
+        if let Err(error) = thawed {
+            self.settle_later(writer);
+            return Err(NodeError::Frozen(error));
+        }
+        if let Err(error) = put {
+            let disk = writer.disks()?.disk(&writer.serial).await;
+            match disk {
+                Ok(Some(disk)) if disk.layer == Some(layer) => {}
+                Ok(_) => {
+                    self.undo_cover(id, owner).await;
+                    return Err(error);
+                }
+                Err(_) => {
+                    self.settle_later(writer);
+                    return Err(error);
+                }
+            }
+        }
+        self.with_volumes(move |v| v.finish_cover(id, &owner)).await
+    }
+
+    async fn undo_cover(self: &Arc<Self>, id: VolumeId, owner: Owner) {
+        let undone = self.with_volumes(move |v| v.undo_cover(id, &owner)).await;
+        if let Err(error) = undone {
+            let error = chain(&error);
+            tracing::warn!(volume = %id, error, "a layer stays over a volume until its job ends");
+        }
+    }
+
+    /// Has a guest's filesystems stand still, where it has an agent. Whether it was asked, and has to be told
+    /// to go on.
+    async fn freeze(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> bool {
+        let Some(port) = writer.vmm.guest_port() else {
+            return false;
+        };
+        let mut agent = match GuestAgent::open(port).await {
+            Ok(agent) => agent,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::debug!(volume = %id, error, "a guest's filesystems go on meanwhile");
+                return false;
+            }
+        };
+        let owner = writer.owner;
+        let note = |guest| self.with_volumes(move |v| v.freezing(id, &owner, guest));
+        if let Err(error) = note(GuestState::Freezing).await {
+            tracing::warn!(volume = %id, error = chain(&error), "a guest is not frozen");
+            return false;
+        }
+        match agent.freeze().await {
+            // Where there is none, nothing stands still.
+            Ok(0) => {}
+            Ok(_) => {
+                if let Err(error) = note(GuestState::Frozen).await {
+                    tracing::warn!(volume = %id, error = chain(&error), "it is not noted");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(volume = %id, error = chain(&error), "a guest is not frozen");
+            }
+        }
+        true
+    }
+
+    fn settle_later(self: &Arc<Self>, writer: &Writer) {
+        let (inner, writer) = (Arc::downgrade(self), writer.clone());
+        tokio::spawn(async move {
+            while let Some(inner) = inner.upgrade() {
+                let is_leaving = *inner.leaving.borrow();
+                if is_leaving || inner.settle_volumes(&writer.vmm, writer.owner).await {
+                    return;
+                }
+                drop(inner);
+                sleep(AGAIN).await;
+            }
+        });
+    }
+
+    /// Brings the records of what a VM has, which an earlier process left or whose VMM did not answer, to what
+    /// its VMM does. `false` where it has to be tried again.
+    pub(super) async fn settle_volumes(self: &Arc<Self>, vmm: &Arc<dyn Vmm>, owner: Owner) -> bool {
+        if vmm.has_ended() || vmm.live_disks().is_none() {
+            return true;
+        }
+        let held = match self.with_volumes(move |v| v.held_by(&owner)).await {
+            Ok(held) => held,
+            Err(error) => {
+                tracing::warn!(job = %owner.job, error = chain(&error), "its volumes are not known");
+                return false;
+            }
+        };
+        let mut settled = true;
+        for (volume, _) in held {
+            let id = volume.id;
+            // Who works on it now is left to that; what there is then is settled.
+            let _turn = self.live.turn(&id.to_string()).await;
+            let now = self.with_volumes(move |v| v.held_by(&owner)).await;
+            let now = now.map(|held| held.into_iter().find(|(volume, _)| volume.id == id));
+            let settling = match now {
+                Ok(Some((volume, pending))) => {
+                    let writer = Writer {
+                        owner,
+                        vmm: Arc::clone(vmm),
+                        serial: own_disk::serial_in(owner.job, &volume),
+                    };
+                    self.settle(&writer, &volume, pending).await
+                }
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = settling {
+                let error = chain(&error);
+                tracing::warn!(volume = %id, error, "a volume is looked at again");
+                settled = false;
+            }
+        }
+        settled
+    }
+
+    async fn settle(
+        self: &Arc<Self>,
+        writer: &Writer,
+        volume: &Volume,
+        pending: Option<Pending>,
+    ) -> Result<(), NodeError> {
+        let (id, owner) = (volume.id, writer.owner);
+        if let Some(pending) = pending {
+            if let (Some(port), true) = (
+                writer.vmm.guest_port(),
+                pending.guest != GuestState::Running,
+            ) {
+                thaw(port).await.map_err(NodeError::Frozen)?;
+            }
+            let disk = writer.disks()?.disk(&writer.serial).await?;
+            let is_put = disk.is_some_and(|disk| disk.layer == Some(pending.layer));
+            match pending.armed && is_put {
+                true => {
+                    let finish = move |v: &Volumes| v.finish_cover(id, &owner);
+                    match self.with_volumes(finish).await {
+                        Ok(_) | Err(NodeError::Volume(VolumeError::NameTaken(_))) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                false => {
+                    self.with_volumes(move |v| v.undo_cover(id, &owner)).await?;
+                }
+            }
+        }
+        // Its record came first.
+        let disk = writer.disks()?.disk(&writer.serial).await?;
+        let is_written = volume
+            .leases
+            .iter()
+            .any(|lease| lease.access == VolumeAccess::Exclusive);
+        if is_written && disk.is_some_and(|disk| disk.size < volume.size.bytes()) {
+            let size = volume.size.bytes();
+            writer.hotplug()?.resize_disk(&writer.serial, size).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a machine a disk, or takes one away, as its job's record has it.
+    pub(super) async fn carry_out(
+        self: &Arc<Self>,
+        vmm: &Arc<dyn Vmm>,
+        record: &JobRecord,
+        change: &VolumeChange,
+        limit: Duration,
+    ) -> Changed {
+        match change.attach {
+            true => self.plug(vmm, record, change).await,
+            false => {
+                let owner = mounts::owner(record);
+                self.unplug(vmm, &owner, change, limit).await
+            }
+        }
+    }
+
+    async fn plug(
+        self: &Arc<Self>,
+        vmm: &Arc<dyn Vmm>,
+        record: &JobRecord,
+        change: &VolumeChange,
+    ) -> Changed {
+        let hotplug = match hotplug_of(&**vmm) {
+            Ok(hotplug) => hotplug,
+            Err(error) => return Changed::failed(Some(false), error),
+        };
+        let owner = mounts::owner(record);
+        let (account, name) = (record.job.account.clone(), change.name.clone());
+        let mut named = record.job.spec.volumes.iter();
+        let mount = named.find(|mount| mount.name == name);
+        let access = mount.map_or(VolumeAccess::Exclusive, mounts::access);
+        let lease = move |v: &Volumes| v.attach(&account, &name, &owner, access);
+        let attached = match self.with_volumes(lease).await {
+            Ok(attached) => attached,
+            Err(error) => return Changed::failed(Some(false), error),
+        };
+        failpoint::pass("volume.plug", "leased");
+        let disk = match disk_of(change.serial.clone(), attached.layers) {
+            Ok(disk) => disk,
+            Err(error) => {
+                let freed = self.release_one(change.volume, owner).await.is_ok();
+                return Changed::failed(freed.then_some(false), error);
+            }
+        };
+        let Err(error) = hotplug.attach_disk(disk).await else {
+            failpoint::pass("volume.plug", "plugged");
+            return Changed::is(true);
+        };
+        // What was not answered may be carried out yet.
+        let gone = hotplug.detach_disk(&change.serial, LEFTOVER).await;
+        let freed = match gone {
+            Ok(()) => self.release_one(change.volume, owner).await.is_ok(),
+            Err(_) => false,
+        };
+        Changed::failed(freed.then_some(false), error)
+    }
+
+    async fn unplug(
+        self: &Arc<Self>,
+        vmm: &Arc<dyn Vmm>,
+        owner: &Owner,
+        change: &VolumeChange,
+        limit: Duration,
+    ) -> Changed {
+        let (hotplug, disks) = match (vmm.hotplug(), vmm.live_disks()) {
+            (Some(hotplug), Some(disks)) => (hotplug, disks),
+            _ => return Changed::failed(Some(true), NodeError::FixedVolumes),
+        };
+        match hotplug.detach_disk(&change.serial, limit).await {
+            Ok(()) => {
+                failpoint::pass("volume.unplug", "unplugged");
+                match self.release_one(change.volume, *owner).await {
+                    Ok(()) => {
+                        failpoint::pass("volume.unplug", "released");
+                        Changed::is(false)
+                    }
+                    Err(error) => Changed::failed(None, error),
+                }
+            }
+            Err(error @ MachineError::Kept { .. }) => Changed::failed(Some(true), error),
+            Err(error) => match disks.disk(&change.serial).await {
+                Ok(Some(_)) => Changed::failed(Some(true), error),
+                Ok(None) | Err(_) => Changed::failed(None, error),
+            },
+        }
+    }
+
+    async fn release_one(self: &Arc<Self>, id: VolumeId, owner: Owner) -> Result<(), NodeError> {
+        self.with_volumes(move |v| v.release_one(id, &owner)).await
+    }
+
+    /// Looks until it is known whether a machine has a disk that was being attached or detached.
+    pub(super) async fn find_out(
+        self: &Arc<Self>,
+        vmm: &Arc<dyn Vmm>,
+        owner: Owner,
+        change: &VolumeChange,
+    ) -> Changed {
+        while let (false, Some(disks), Ok(hotplug)) =
+            (vmm.has_ended(), vmm.live_disks(), hotplug_of(&**vmm))
+        {
+            match disks.disk(&change.serial).await {
+                Ok(Some(_)) => return Changed::is(true),
+                Ok(None) => {
+                    // Nodes and files of it may be left.
+                    let gone = hotplug.detach_disk(&change.serial, LEFTOVER).await;
+                    if gone.is_ok() && self.release_one(change.volume, owner).await.is_ok() {
+                        return Changed::is(false);
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(job = %owner.job, error = chain(&error), "a disk is looked for again");
+                }
+            }
+            sleep(AGAIN).await;
+        }
+        // Its end says what the job has.
+        Changed {
+            present: None,
+            error: None,
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Volumes of full VMs that run: real guests write while their volumes are attached, detached, grown, kept and
+//! backed up, and while the node or QEMU is killed in between. Every write that a guest was told to be durable
+//! is there in what is read back, byte for byte.
+
+mod guest;
+mod killed;
+mod refused;
+mod written;
+
+use aleph_executor::volumes::BackendChoice;
+use anyhow::Result;
+use libtest_mimic::{Arguments, Trial};
+use std::path::Path;
+
+fn main() {
+    if let Some(done) = killed::victim() {
+        if let Err(error) = done {
+            eprintln!("{error:?}");
+            std::process::exit(1);
+        }
+        return;
+    }
+    let trials = vec![
+        trial(
+            "alone_what_a_guest_wrote_is_there_over_every_change_of_files",
+            || written::what_a_guest_wrote_is_there_over_every_change(BackendChoice::Files),
+        ),
+        trial(
+            "alone_what_a_guest_wrote_is_there_over_every_change_of_chains",
+            || written::what_a_guest_wrote_is_there_over_every_change(BackendChoice::Qcow2),
+        ),
+        trial(
+            "alone_a_node_that_is_killed_in_every_step_loses_nothing",
+            || killed::a_node_that_is_killed_in_every_step_loses_nothing(),
+        ),
+        trial("alone_what_cannot_be_changed_is_refused", || {
+            refused::what_cannot_be_changed_is_refused()
+        }),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn trial<F>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = Result<()>>,
+{
+    let trial = Trial::test(name, move || {
+        let runtime = tokio::runtime::Runtime::new()?;
+        Ok(runtime
+            .block_on(test())
+            .map_err(|error| format!("{error:?}"))?)
+    });
+    let needs = ["/usr/share/OVMF", "/usr/bin/qemu-img"];
+    match needs.iter().find(|path| !Path::new(path).exists()) {
+        None => trial,
+        Some(path) => trial
+            .with_kind(format!("needs {path}"))
+            .with_ignored_flag(true),
+    }
+}

@@ -1,0 +1,179 @@
+//! What is done with a volume while it is written, as far as the records and files go: the VMM is `qemu-io`.
+
+use crate::support::{BACKENDS, code, config, empty, memory, owner, qemu_io, reads};
+use aleph_executor::volumes::{Cover, GuestState, Layers, MAX_DEPTH, Owner, Volumes};
+use aleph_types::{DiskImageFormat, MiB, VolumeAccess, VolumeConsistency, VolumeId};
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+fn attach(volumes: &Volumes, owner: &Owner) -> Result<Layers> {
+    let attached = volumes.attach("a", "data", owner, VolumeAccess::Exclusive)?;
+    Ok(attached.layers)
+}
+
+fn put(layers: &Layers, sector: u64, byte: u8) -> Result<()> {
+    let line = format!("write -P {byte} {} 512", sector * 512);
+    qemu_io(layers, &[line]).map(drop)
+}
+
+/// What a VMM has once it has gone over to a cover.
+fn over(layers: Layers, cover: Cover) -> Result<Layers> {
+    let mut backing = vec![layers.top];
+    backing.extend(layers.backing);
+    Ok(Layers {
+        top: cover.file,
+        format: aleph_executor::volumes::LayerFormat::Qcow2,
+        backing,
+        read_only: false,
+    })
+}
+
+fn files(root: &Path) -> Result<usize> {
+    Ok(std::fs::read_dir(root.join("volumes/layers"))?.count())
+}
+
+fn byte(image: &File, sector: u64) -> Result<u8> {
+    let mut found = [0];
+    image.read_exact_at(&mut found, sector * 512)?;
+    Ok(found[0])
+}
+
+fn id(volumes: &Volumes) -> Result<VolumeId> {
+    Ok(empty(volumes, "data", 4)?.id)
+}
+
+#[test]
+fn a_state_below_what_is_written_stands_still() -> Result<()> {
+    for backend in BACKENDS {
+        let dir = memory()?;
+        let volumes = Volumes::open(dir.path(), config(backend))?;
+        let (id, owner) = (id(&volumes)?, owner());
+        let layers = attach(&volumes, &owner)?;
+        put(&layers, 1, 1)?;
+        let cover = volumes.begin_cover(id, &owner, Some("kept"))?;
+        assert_eq!(code(volumes.begin_cover(id, &owner, None)), "volume_busy");
+        volumes.arm_cover(id, &owner)?;
+        volumes.freezing(id, &owner, GuestState::Freezing)?;
+        volumes.freezing(id, &owner, GuestState::Frozen)?;
+        let layers = over(layers, cover)?;
+        put(&layers, 1, 2)?;
+        let point = volumes.finish_cover(id, &owner)?;
+        assert_eq!(point.consistency, VolumeConsistency::Filesystem);
+        let image = volumes.export_point(id, &point)?;
+        assert_eq!(byte(&image.file, 1)?, 1, "{backend:?}");
+        let now = volumes.get(id)?;
+        let snapshot = now.snapshots.first().context("no snapshot")?;
+        assert_eq!(snapshot.consistency, Some(VolumeConsistency::Filesystem));
+        let kept = volumes.export(id, Some("kept"), DiskImageFormat::Raw)?;
+        assert_eq!(byte(&kept.file, 1)?, 1, "{backend:?}");
+        // It goes on as any volume does.
+        drop(layers);
+        volumes.release(&owner, true)?;
+        reads(&volumes, "data", 1, 2)?;
+        volumes.restore(id, "kept")?;
+        reads(&volumes, "data", 1, 1)?;
+        volumes.remove(id, true)?;
+        assert_eq!(files(dir.path())?, 0, "{backend:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn whichever_layer_a_vmm_wrote_to_nothing_is_lost() -> Result<()> {
+    for backend in BACKENDS {
+        // It has gone over, or not; and its end comes at either.
+        for (goes_over, is_undone) in [(false, false), (false, true), (true, false)] {
+            let dir = memory()?;
+            let volumes = Volumes::open(dir.path(), config(backend))?;
+            let (id, owner) = (id(&volumes)?, owner());
+            let mut layers = attach(&volumes, &owner)?;
+            put(&layers, 1, 1)?;
+            let cover = volumes.begin_cover(id, &owner, Some("kept"))?;
+            volumes.arm_cover(id, &owner)?;
+            if goes_over {
+                layers = over(layers, cover)?;
+            }
+            put(&layers, 1, 2)?;
+            // As after the end of a node: what is armed stays.
+            drop(volumes);
+            let volumes = Volumes::open(dir.path(), config(backend))?;
+            let held = volumes.held_by(&owner)?;
+            let pending = held[0].1.as_ref().context("nothing is pending")?;
+            ensure!(
+                pending.armed && pending.guest == GuestState::Running,
+                "{pending:?}"
+            );
+            if is_undone {
+                volumes.undo_cover(id, &owner)?;
+                put(&layers, 1, 3)?;
+                assert_eq!(files(dir.path())?, 1);
+            }
+            // A process has it still, so it is nobody's to free.
+            assert_eq!(volumes.recover(|_| false)?, []);
+            drop(layers);
+            assert_eq!(volumes.recover(|_| false)?, [id]);
+            reads(&volumes, "data", 1, if is_undone { 3 } else { 2 })?;
+            ensure!(
+                volumes.get(id)?.snapshots.is_empty(),
+                "what nobody saw is kept"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_only_a_writer_may_do_is_refused_to_others() -> Result<()> {
+    let dir = memory()?;
+    let volumes = Volumes::open(dir.path(), config(BACKENDS[1]))?;
+    let (id, writer, other) = (id(&volumes)?, owner(), owner());
+    assert_eq!(
+        code(volumes.begin_cover(id, &writer, None)),
+        "volume_not_attached"
+    );
+    let layers = attach(&volumes, &writer)?;
+    assert_eq!(
+        code(volumes.begin_cover(id, &other, None)),
+        "volume_attached"
+    );
+    assert_eq!(
+        code(volumes.grow_record(id, &other, MiB(8))),
+        "volume_attached"
+    );
+    assert_eq!(
+        code(volumes.grow_record(id, &writer, MiB(2))),
+        "bad_volume_size"
+    );
+    assert_eq!(volumes.grow_record(id, &writer, MiB(8))?, MiB(4));
+    volumes.shrink_record(id, &writer, MiB(4))?;
+    assert_eq!(volumes.get(id)?.size, MiB(4));
+    assert_eq!(
+        code(volumes.begin_cover(id, &writer, Some("a b"))),
+        "bad_volume_name"
+    );
+    let mut layers = layers;
+    for n in 1..MAX_DEPTH {
+        let cover = volumes.begin_cover(id, &writer, Some(&format!("s{n}")))?;
+        volumes.arm_cover(id, &writer)?;
+        layers = over(layers, cover)?;
+        volumes.finish_cover(id, &writer)?;
+    }
+    let before = files(dir.path())?;
+    assert_eq!(
+        code(volumes.begin_cover(id, &writer, Some("last"))),
+        "volume_layers"
+    );
+    assert_eq!(files(dir.path())?, before);
+    // One lease ends alone, and leaves what others have.
+    volumes.release_one(id, &other)?;
+    ensure!(!volumes.get(id)?.leases.is_empty(), "it was not this one's");
+    drop(layers);
+    volumes.release_one(id, &writer)?;
+    ensure!(volumes.get(id)?.leases.is_empty(), "it stays leased");
+    // What the refusal says to do: the copy has one layer.
+    volumes.snapshot(id, "last")?;
+    assert_eq!(volumes.depth(id)?, 1);
+    Ok(())
+}
