@@ -172,6 +172,8 @@ impl Volumes {
             inner.abandon(&new);
             return Err(error);
         }
+        // A device that is open is not removed.
+        drop((now, opened));
         inner.collect_later();
         self.get(id)
     }

@@ -8,7 +8,7 @@ use aleph_types::{Classify, Filesystem, Incarnation, JobId, MiB, Volume, VolumeA
 use anyhow::{Result, ensure};
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::process::Command;
 
 pub(crate) fn config(backend: BackendChoice) -> VolumesConfig {
@@ -31,7 +31,7 @@ pub(crate) fn layers(state: &std::path::Path, backend: BackendChoice) -> Result<
     if backend != BackendChoice::LvmThin {
         return Ok(files);
     }
-    let listed = Command::new("lvm")
+    let listed = Command::new("/usr/sbin/lvm")
         .args(["lvs", "--noheadings", "--select", "tags=aleph"])
         .output()?;
     ensure!(listed.status.success(), "lvs: {listed:?}");
@@ -124,12 +124,23 @@ pub(crate) fn qemu_io_with(
     Ok(said)
 }
 
+/// The device that is a disk as it is: who looks at that needs no QEMU, which takes its time in a VM.
+fn device(layers: &Layers) -> Result<Option<&File>> {
+    let is_device = layers.top.metadata()?.file_type().is_block_device();
+    Ok((is_device && layers.format == LayerFormat::Raw).then_some(&layers.top))
+}
+
 /// Writes `byte` over the sector at `sector`, in a lease of its own.
 pub(crate) fn write(volumes: &Volumes, name: &str, sector: u64, byte: u8) -> Result<()> {
     let owner = owner();
     let attached = volumes.attach("a", name, &owner, VolumeAccess::Exclusive)?;
-    let line = format!("write -P {byte} {} 512", sector * 512);
-    qemu_io(&attached.layers, &[line])?;
+    if let Some(device) = device(&attached.layers)? {
+        device.write_all_at(&[byte; 512], sector * 512)?;
+        device.sync_all()?;
+    } else {
+        let line = format!("write -P {byte} {} 512", sector * 512);
+        qemu_io(&attached.layers, &[line])?;
+    }
     drop(attached);
     volumes.release(&owner, true)?;
     Ok(())
@@ -139,14 +150,20 @@ pub(crate) fn write(volumes: &Volumes, name: &str, sector: u64, byte: u8) -> Res
 pub(crate) fn reads(volumes: &Volumes, name: &str, sector: u64, byte: u8) -> Result<()> {
     let owner = owner();
     let attached = volumes.attach("a", name, &owner, VolumeAccess::ReadOnly)?;
-    let line = format!("read -P {byte} {} 512", sector * 512);
-    let said = qemu_io(&attached.layers, &[line])?;
+    if let Some(device) = device(&attached.layers)? {
+        let mut found = [0; 512];
+        device.read_exact_at(&mut found, sector * 512)?;
+        ensure!(found == [byte; 512], "{name} {sector}: {:?}", &found[..4]);
+    } else {
+        let line = format!("read -P {byte} {} 512", sector * 512);
+        let said = qemu_io(&attached.layers, &[line])?;
+        ensure!(
+            !said.contains("verification failed"),
+            "{name} {sector}: {said}"
+        );
+    }
     drop(attached);
     volumes.release(&owner, true)?;
-    ensure!(
-        !said.contains("verification failed"),
-        "{name} {sector}: {said}"
-    );
     Ok(())
 }
 

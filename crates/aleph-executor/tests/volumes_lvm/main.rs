@@ -60,7 +60,7 @@ const THIN: BackendChoice = BackendChoice::LvmThin;
 fn main() -> ExitCode {
     // The process of a case that is to die in it.
     if std::env::var_os(crash::ROOT).is_some() {
-        return match crash::victim() {
+        return match crash::die() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error:?}");
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     }
     let host = PciHost {
         memory: MiB(2048),
-        modules: &["dm-mod", "dm-thin-pool", "loop"],
+        modules: &["dm-mod", "dm-thin-pool", "dm-snapshot", "loop"],
         devices: &[],
         files: &[
             "/usr/sbin/lvm",
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
             "/usr/sbin/mke2fs",
             "/usr/sbin/e2fsck",
         ],
-        node: false,
+        node: None,
     };
     host.main(CASES)
 }
@@ -102,7 +102,10 @@ fn lvm(arguments: &[&str]) -> Result<String> {
     let without = "activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 } \
                    devices { obtain_device_list_from_udev=0 }";
     let (word, rest) = arguments.split_first().context("no word")?;
-    run("lvm", &[&[word, "--config", without], rest].concat())
+    run(
+        "/usr/sbin/lvm",
+        &[&[word, "--config", without], rest].concat(),
+    )
 }
 
 /// Makes a pool of so many MiB, in a group whose extents are of `extent` MiB.
@@ -112,16 +115,17 @@ fn pool(size: u32, extent: u32) -> Result<()> {
     }
     let disk = File::create("/state/disk")?;
     disk.set_len(u64::from(size + 64) << 20)?;
-    let device = run("losetup", &["--find", "--show", "/state/disk"])?;
+    let device = run("/usr/sbin/losetup", &["--find", "--show", "/state/disk"])?;
     lvm(&["pvcreate", "-qq", &device])?;
     let extent = format!("{extent}m");
     lvm(&["vgcreate", "-qq", "-s", &extent, "group-1", &device])?;
     let size = format!("{size}m");
     let arguments = ["--type", "thin-pool", "--poolmetadatasize", "8m"];
     let named = ["--size", &size, "--name", "pool", "group-1"];
-    let rest = ["--chunksize", "64k", "--errorwhenfull", "y"];
+    let rest = ["--chunksize", "64k"];
     let all = [&["lvcreate", "-qq", "--yes"][..], &arguments, &rest, &named];
-    lvm(&all.concat()).map(drop)
+    lvm(&all.concat())?;
+    lvm(&["lvchange", "-qq", "--errorwhenfull", "y", "group-1/pool"]).map(drop)
 }
 
 fn states_are_kept_copied_and_had_back() -> Result<()> {

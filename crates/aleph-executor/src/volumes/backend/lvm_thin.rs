@@ -176,13 +176,11 @@ impl LvmThin {
             .map_err(at("make", path))
     }
 
-    /// Tags of a new volume, and that it is not activated with the host.
-    fn about(&self, arguments: &[&str], path: &Path) -> Result<()> {
+    /// Makes a volume with our tags, which is a device at once.
+    fn lvcreate(&self, arguments: &[&str], path: &Path) -> Result<()> {
         let tag = self.tag();
         let made = [
             "--setactivationskip",
-            "n",
-            "--setautoactivation",
             "n",
             "--addtag",
             "aleph",
@@ -227,7 +225,7 @@ impl Backend for LvmThin {
         self.check_room()?;
         let bytes = format!("{}b", self.room_for(format, size));
         let pool = self.pool.to_string();
-        self.about(&["--virtualsize", &bytes, "--thinpool", &pool], path)?;
+        self.lvcreate(&["--virtualsize", &bytes, "--thinpool", &pool], path)?;
         self.open(path, true)
     }
 
@@ -240,7 +238,7 @@ impl Backend for LvmThin {
         let synced = original.file.sync_all();
         synced.map_err(at("write", &original.path))?;
         let original = self.named(&original.path);
-        self.about(&["--snapshot", "--permission", "rw", &original], path)?;
+        self.lvcreate(&["--snapshot", "--permission", "rw", &original], path)?;
         self.open(path, true).map(Some)
     }
 
