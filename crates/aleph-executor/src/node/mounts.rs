@@ -42,7 +42,7 @@ pub enum MountError {
     Filesystem(String, Filesystem),
     /// It is kept in a form that the VMM does not read.
     #[error(
-        "the volume {0:?} is encrypted, or kept as layers of qcow2, and {1} takes plain disks alone"
+        "the volume {0:?} is encrypted, in a pool of LVM or kept as layers, and {1} takes plain files alone"
     )]
     Chain(String, String),
 }
@@ -355,6 +355,11 @@ impl Inner {
         for mount in volumes {
             let Attachment { volume, layers } = self.attach(record, mount)?;
             check(&volume, 1 + layers.backing.len(), &**driver)?;
+            // A device is no file that a jail could have a second name for.
+            let is_file = layers.top.metadata().is_ok_and(|meta| meta.is_file());
+            if !is_file && !driver.takes_chains() {
+                return Err(MountError::Chain(volume.name.clone(), driver.name()).into());
+            }
             let serial = serial_of(&volume);
             mounts.requests.push(MountRequest {
                 serial: serial.clone(),

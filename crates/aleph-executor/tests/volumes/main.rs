@@ -40,7 +40,7 @@ fn what_nobody_has_seen_is_gone_unless_it_is_shown() -> Result<()> {
     drop(unseen);
     assert_eq!(files()?, 0);
     // So it does where a crash comes before it is shown.
-    std::mem::forget(make(&volumes)?);
+    let _forgotten = std::mem::ManuallyDrop::new(make(&volumes)?);
     drop(volumes);
     let volumes = loop {
         match Volumes::open(dir.path(), config(BackendChoice::Auto)) {
