@@ -530,7 +530,8 @@ async fn what_cannot_be_removed_is_tried_again_before_the_next_sweep() -> Result
         anyhow::bail!("{held:?}");
     };
     let (one, other) = tokio::join!(node.destroy(*first, true), node.destroy(*second, true));
-    (one?, other?);
+    one?;
+    other?;
     ensure!(
         first_place.exists() && second_place.exists(),
         "nothing was in the way"

@@ -50,7 +50,7 @@ pub(super) fn hot_reset(tree: &HostTree, group: u32, address: PciAddress) -> io:
         ioctl(
             &device,
             Setter::<DEVICE_PCI_HOT_RESET, HotReset>::new(request),
-        )?
+        )?;
     };
     Ok(())
 }
