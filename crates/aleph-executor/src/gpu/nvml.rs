@@ -167,16 +167,15 @@ mod tests {
 
     #[test]
     fn nvml_is_asked_once_of_each_gpu_that_its_driver_has() {
-        let dir = tempfile::tempdir().unwrap();
         let inventory = |drivers: [&str; 2]| {
-            let root = dir.path().join(drivers.concat());
+            let dir = tempfile::tempdir().unwrap();
             let description = format!(
                 "0000:01:00.0 root 10de:2335 class=030200 group=1 driver={}\n\
                  0000:02:00.0 root 10de:2335 class=030200 group=2 driver={}\n",
                 drivers[0], drivers[1]
             );
-            aleph_testkit::expand_pci_tree(&description, &root).unwrap();
-            let tree = crate::gpu::HostTree::recorded(&root);
+            aleph_testkit::expand_pci_tree(&description, dir.path()).unwrap();
+            let tree = crate::gpu::HostTree::recorded(dir.path());
             let functions = tree.functions().unwrap();
             Inventory::of(functions, &crate::gpu::Names::none(), &Default::default())
         };
