@@ -110,7 +110,8 @@ fn pages(value: &DeValue<'_>) -> Parsed<HugePages> {
     match value.as_str() {
         Some("2m") => Ok(HugePages::Mib2),
         Some("1g") => Ok(HugePages::Gib1),
-        _ => Err(vec![Fault::kind(value, "\"2m\" or \"1g\"")]),
+        Some(_) => Err(vec![Fault::new("has to be \"2m\" or \"1g\"")]),
+        None => Err(vec![Fault::kind(value, "\"2m\" or \"1g\"")]),
     }
 }
 
