@@ -236,7 +236,8 @@ fn a_hostile_overlay_is_refused_or_read_as_its_own_bytes() -> Result<()> {
     backed[512..523].copy_from_slice(b"/etc/shadow");
     std::fs::write(&top, &backed)?;
     let refused = volumes.read(id, None).map(|_| ());
-    let said = refused.err().context("it is refused")?.to_string();
+    let refused = anyhow::Error::from(refused.err().context("it is refused")?);
+    let said = format!("{refused:#}");
     ensure!(said.contains("backing file"), "{said}");
     // Tables of garbage: an error or bytes, and the node goes on.
     for seed in 1..12_usize {
