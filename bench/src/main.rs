@@ -17,6 +17,7 @@ mod node;
 mod results;
 mod row;
 mod size;
+mod volumes;
 
 use anyhow::{Context, Result, bail};
 use results::Results;
@@ -33,7 +34,7 @@ struct Bench {
 
 type Group = fn(&Bench) -> Result<Vec<Row>>;
 
-const GROUPS: [(&str, Group); 10] = [
+const GROUPS: [(&str, Group); 11] = [
     ("backup", backup::backup),
     ("boot", boot::boot),
     ("exec", exec::exec),
@@ -44,6 +45,7 @@ const GROUPS: [(&str, Group); 10] = [
     ("network", network::network),
     ("node", node::node),
     ("size", size::size),
+    ("volumes", volumes::volumes),
 ];
 
 fn main() -> Result<()> {
@@ -52,7 +54,7 @@ fn main() -> Result<()> {
         && !GROUPS.iter().any(|(name, _)| name == only)
     {
         bail!(
-            "there is no group {only:?}: the groups are backup, boot, exec, firecracker, functions, image, machines, network, node and size"
+            "there is no group {only:?}: the groups are backup, boot, exec, firecracker, functions, image, machines, network, node, size and volumes"
         );
     }
     let exe = std::env::current_exe()?;
