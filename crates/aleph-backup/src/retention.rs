@@ -29,6 +29,9 @@ pub struct Retention {
 /// A period that a snapshot is in; equal ones are one.
 type Period = (i32, i32, i32);
 
+/// Which period a time is in.
+type PeriodOf = fn(Timestamp) -> Period;
+
 impl Retention {
     /// Whether no rule keeps anything: then nobody meant it.
     #[must_use]
@@ -57,7 +60,7 @@ impl Retention {
     fn keep(&self, snapshots: &[&Snapshot], kept: &mut HashSet<Id>) {
         let last = usize::try_from(self.last).unwrap_or(usize::MAX);
         kept.extend(snapshots.iter().take(last).map(|snapshot| snapshot.id));
-        let rules: [(u32, fn(Timestamp) -> Period); 5] = [
+        let rules: [(u32, PeriodOf); 5] = [
             (self.hourly, hour),
             (self.daily, day),
             (self.weekly, week),
