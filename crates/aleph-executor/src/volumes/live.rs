@@ -24,12 +24,12 @@
 //! What is below a cover keeps being open in the VMM, for writing: the VMM may be broken into. So as long as
 //! that VMM lives nobody's tool reads a header there; it gets a copy of its own.
 
-use super::backend::{Branch, MAX_DEPTH, scratch_file};
+use super::backend::{Branch, MAX_DEPTH, OpenLayer, scratch_file};
 use super::changes::check_new;
 use super::error::{VolumeError, at};
 use super::keys::Passphrase;
 use super::layer::{Home, LayerFormat};
-use super::lease::{Owner, attached, end};
+use super::lease::{Layers, Owner, attached, end};
 use super::reading::Reading;
 use super::records::{LayerId, LayerRow, NewLayer, Tx, VolumeRow, number, parsed, time, whole};
 use super::store::{Inner, Volumes, check_name, check_size, present};
@@ -42,7 +42,7 @@ use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -57,6 +57,28 @@ pub struct Cover {
     pub file: File,
     /// What it is encrypted with.
     pub key: Option<Passphrase>,
+}
+
+impl Layers {
+    /// What a VMM has once it has gone over to a cover.
+    #[must_use]
+    pub fn covered(self, cover: Cover) -> Self {
+        let below = OpenLayer {
+            is_encrypted: self.key.is_some(),
+            file: self.top,
+            format: self.format,
+            key: self.key,
+            home: Home::Folder,
+            path: PathBuf::new(),
+        };
+        Self {
+            top: cover.file,
+            format: LayerFormat::Qcow2,
+            key: cover.key,
+            backing: [below].into_iter().chain(self.backing).collect(),
+            read_only: self.read_only,
+        }
+    }
 }
 
 /// What the guest's filesystems do meanwhile.

@@ -60,10 +60,19 @@ pub(crate) async fn volume(node: &Node, name: &str) -> Result<Volume> {
     volumes(node, move |v| Ok(v.find(&all(), &name)?)).await
 }
 
+/// A volume as a node's configuration says.
+pub(crate) fn new<'a>(account: &'a str, name: &'a str) -> NewVolume<'a> {
+    NewVolume {
+        account,
+        name,
+        encrypted: None,
+    }
+}
+
 pub(crate) async fn empty(node: &Node, name: &'static str, size: u32) -> Result<()> {
     volumes(node, move |v| {
         let account = ACCOUNT;
-        v.create(NewVolume { account, name }, MiB(size), Filesystem::None)?;
+        v.create(new(account, name), MiB(size), Filesystem::None)?;
         Ok(())
     })
     .await
@@ -107,7 +116,7 @@ impl Guest {
                 size: None,
             };
             let (account, name) = (ACCOUNT, "image");
-            v.import(NewVolume { account, name }, &image, how)?;
+            v.import(new(account, name), &image, how)?;
             Ok(())
         })
         .await?;
@@ -316,7 +325,7 @@ pub(crate) async fn image(node: &Node, name: &str, snapshot: Option<&str>) -> Re
     volumes(node, move |v| {
         let id = v.find(&all(), &name)?.id;
         let image = v.export(id, snapshot.as_deref(), DiskImageFormat::Raw)?;
-        Ok(image.file.try_clone()?)
+        Ok(image.file().context("no file")?.try_clone()?)
     })
     .await
 }

@@ -2,11 +2,11 @@
 //! there was before or after. Then QEMU is killed in the middle of all of them.
 
 use crate::guest::{
-    ACCOUNT, Guest, LIMIT, all, check, empty, image, is_written, nothing_is_left, open, until,
+    ACCOUNT, Guest, LIMIT, all, check, empty, image, is_written, new, nothing_is_left, open, until,
     volume, volumes,
 };
 use aleph_executor::Node;
-use aleph_executor::volumes::{BackendChoice, NewVolume, Owner};
+use aleph_executor::volumes::{BackendChoice, Owner};
 use aleph_testkit::TestRoot;
 use aleph_types::{Classify, Filesystem, JobId, JobState, MiB, VolumeAttach};
 use anyhow::{Context, Result, ensure};
@@ -225,7 +225,7 @@ pub(crate) async fn a_node_that_is_killed_in_every_step_loses_nothing() -> Resul
 async fn mount(node: &Node, guest: &mut Guest) -> Result<()> {
     volumes(node, |v| {
         let (account, name) = (ACCOUNT, "files");
-        v.create(NewVolume { account, name }, MiB(32), Filesystem::Ext4)?;
+        v.create(new(account, name), MiB(32), Filesystem::Ext4)?;
         Ok(())
     })
     .await?;

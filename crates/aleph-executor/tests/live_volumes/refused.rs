@@ -1,9 +1,11 @@
 //! What is refused, in words, and changes nothing.
 
-use crate::guest::{ACCOUNT, Guest, all, empty, image, nothing_is_left, open, volume, volumes};
+use crate::guest::{
+    ACCOUNT, Guest, all, empty, image, new, nothing_is_left, open, volume, volumes,
+};
 use aleph_executor::Node;
 use aleph_executor::node::{NodeError, Scope};
-use aleph_executor::volumes::{BackendChoice, MAX_DEPTH, NewVolume, Owner};
+use aleph_executor::volumes::{BackendChoice, MAX_DEPTH, Owner};
 use aleph_testkit::TestRoot;
 use aleph_types::{
     Classify, Filesystem, Incarnation, JobId, JobSpec, MiB, VolumeAccess, VolumeAttach,
@@ -32,7 +34,7 @@ pub(crate) async fn what_cannot_be_changed_is_refused() -> Result<()> {
     }
     volumes(&node, |v| {
         let (account, name) = ("b", "theirs");
-        v.create(NewVolume { account, name }, MiB(4), Filesystem::None)?;
+        v.create(new(account, name), MiB(4), Filesystem::None)?;
         Ok(())
     })
     .await?;

@@ -1,15 +1,17 @@
 //! Every change of a volume under write load, one after the other.
 
 use crate::guest::{
-    ACCOUNT, Guest, all, check, empty, image, is_written, nothing_is_left, open, volume, volumes,
+    ACCOUNT, Guest, all, check, empty, image, is_written, new, nothing_is_left, open, volume,
+    volumes,
 };
-use aleph_backup::{BackupRequest, FileSource, Location, Repository};
+use aleph_backup::{BackupRequest, Location, Repository, Source};
 use aleph_executor::Node;
-use aleph_executor::volumes::{BackendChoice, NewVolume};
+use aleph_executor::volumes::{BackendChoice, Reading};
 use aleph_testkit::TestRoot;
 use aleph_types::{Filesystem, MiB, VolumeAttach, VolumeConsistency};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,7 +132,7 @@ pub(crate) async fn what_a_guest_wrote_is_there_over_every_change(
 async fn filesystem(node: &Node, guest: &mut Guest) -> Result<()> {
     volumes(node, |v| {
         let (account, name) = (ACCOUNT, "files");
-        v.create(NewVolume { account, name }, MiB(32), Filesystem::Ext4)?;
+        v.create(new(account, name), MiB(32), Filesystem::Ext4)?;
         Ok(())
     })
     .await?;
@@ -179,6 +181,23 @@ async fn word(image: &File, path: &str) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// A volume as a backup reads it.
+struct Image(Reading);
+
+impl Source for Image {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn allocated(&self) -> std::io::Result<Vec<Range<u64>>> {
+        self.0.allocated()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_at(offset, buffer)
+    }
+}
+
 async fn back_up(node: &Node, store: &Path) -> Result<aleph_backup::Id> {
     let image = node.volume_image(&all(), "data", None).await?;
     ensure!(
@@ -186,8 +205,8 @@ async fn back_up(node: &Node, store: &Path) -> Result<aleph_backup::Id> {
         "{image:?}"
     );
     let location = Location::parse(&format!("file://{}", store.display()))?;
-    let repository = Repository::open_or_create(&location).await?;
-    let source = FileSource::new(image.image.file.try_clone()?)?;
+    let repository = Repository::open_or_create(&location, None).await?;
+    let source = Image(image.image);
     let request = BackupRequest {
         volume: image.volume.to_string(),
         ..BackupRequest::default()
@@ -199,10 +218,10 @@ async fn restore(store: &Path, id: &aleph_backup::Id, durable: u64) -> Result<()
     let root = TestRoot::new()?;
     let node = open(&root, BackendChoice::Auto).await?;
     let location = Location::parse(&format!("file://{}", store.display()))?;
-    let repository = Repository::open(&location).await?;
+    let repository = Repository::open(&location, None).await?;
     let staged = volumes(&node, |v| {
         let (account, name) = (ACCOUNT, "data");
-        Ok(v.stage(NewVolume { account, name })?.finish()?)
+        Ok(v.stage(new(account, name))?.finish()?)
     })
     .await?;
     let into = staged.try_clone()?;
@@ -215,7 +234,7 @@ async fn restore(store: &Path, id: &aleph_backup::Id, durable: u64) -> Result<()
             format: Some(aleph_types::DiskImageFormat::Raw),
             size: None,
         };
-        v.import(NewVolume { account, name }, &staged, how)?;
+        v.import(new(account, name), &staged, how)?;
         Ok(())
     })
     .await?;

@@ -82,6 +82,7 @@ fn main() -> ExitCode {
             "/usr/sbin/e2fsck",
         ],
         node: None,
+        numa_nodes: 1,
     };
     host.main(CASES)
 }
