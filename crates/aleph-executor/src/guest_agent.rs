@@ -102,7 +102,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuestAgent<S> {
     async fn over(stream: S) -> Result<Self, AgentPortError> {
         let mut agent = Self(BufReader::new(stream));
         // No other question of anybody has it.
-        let id = aleph_types::JobId::random().bits() as u32;
+        let random = aleph_types::JobId::random().bits().to_le_bytes();
+        let id = u32::from_le_bytes([random[0], random[1], random[2], random[3]]);
         timeout(SYNC, agent.sync(id))
             .await
             .unwrap_or(Err(AgentPortError::Silent))?;

@@ -312,7 +312,7 @@ fn with_volume(script: &str, read_only: bool) -> JobSpec {
         name: "data".into(),
         path: "/srv".into(),
         read_only,
-        create: (!read_only).then(|| VolumeCreate {
+        create: (!read_only).then_some(VolumeCreate {
             size: Some(MiB(64)),
             filesystem: None,
         }),
@@ -349,7 +349,8 @@ fn mounts_volumes(host: &Host) -> Result<()> {
         let stolen = node
             .volumes()
             .attach("default", "data", &owner, VolumeAccess::Exclusive);
-        assert_eq!(stolen.map(drop).unwrap_err().code(), "volume_attached");
+        let kept = stolen.err().context("it was given to another one")?;
+        assert_eq!(kept.code(), "volume_attached");
         // It outlives the node, with its lease.
         leave(node).await;
         node = host.open().await?;

@@ -117,9 +117,7 @@ impl Forget {
             print_json(&said)?;
         } else {
             let forgotten = said.forgotten.iter();
-            forgotten
-                .map(|backup| &backup.id)
-                .try_for_each(|id| print(id))?;
+            forgotten.map(|backup| &backup.id).try_for_each(print)?;
         }
         Ok(0)
     }

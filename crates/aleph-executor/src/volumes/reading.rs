@@ -264,7 +264,7 @@ impl Reading {
                     let data = data_of(file, self.size)?.into_iter();
                     data.map(|extent| extent.range).collect()
                 }
-                None => vec![0..self.size],
+                None => std::iter::once(0..self.size).collect(),
             },
         };
         Ok(merged(Vec::into_iter(parts)))
@@ -333,7 +333,7 @@ fn merged(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
 /// zeros, whatever is below it. Pure.
 fn segments_of(size: u64, layers: &[(u64, &[Extent])]) -> Vec<Segment> {
     let mut segments = Vec::new();
-    let mut gaps: Vec<Range<u64>> = vec![0..size];
+    let mut gaps: Vec<Range<u64>> = std::iter::once(0..size).collect();
     for (number, (end, extents)) in layers.iter().enumerate() {
         let mut left = Vec::new();
         let mut extents = extents.iter().peekable();
@@ -428,7 +428,7 @@ mod tests {
                     found[usize::try_from(place).unwrap()] = Some(segment.layer);
                 }
             }
-            for place in 0..usize::try_from(SIZE).unwrap() {
+            for (place, found) in found.iter().enumerate() {
                 let mut wanted = None;
                 for (number, (_, bytes)) in layers.iter().enumerate() {
                     // Behind its end, or where it holds something, nobody looks further down.
@@ -441,7 +441,7 @@ mod tests {
                         Some(None) => {}
                     }
                 }
-                prop_assert_eq!(found[place], wanted, "byte {}", place);
+                prop_assert_eq!(*found, wanted, "byte {}", place);
             }
         }
     }

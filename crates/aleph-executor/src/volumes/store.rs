@@ -374,8 +374,10 @@ impl Inner {
 
     /// A key for a new volume, which is put down with its first layer.
     pub(super) fn new_key(&self) -> Result<super::keys::NewKey> {
-        let is_first = !self.records.read(|tx| tx.has_keys())?;
-        self.key_file.new_key(is_first)
+        // The method itself is for one lifetime alone.
+        #[allow(clippy::redundant_closure_for_method_calls)]
+        let has_keys = self.records.read(|tx| tx.has_keys())?;
+        self.key_file.new_key(!has_keys)
     }
 
     /// Looks at what layers take that are no files.

@@ -31,11 +31,12 @@ fn main() {
         ),
         trial(
             "alone_a_node_that_is_killed_in_every_step_loses_nothing",
-            || killed::a_node_that_is_killed_in_every_step_loses_nothing(),
+            killed::a_node_that_is_killed_in_every_step_loses_nothing,
         ),
-        trial("alone_what_cannot_be_changed_is_refused", || {
-            refused::what_cannot_be_changed_is_refused()
-        }),
+        trial(
+            "alone_what_cannot_be_changed_is_refused",
+            refused::what_cannot_be_changed_is_refused,
+        ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
