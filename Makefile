@@ -21,10 +21,11 @@ test: packages
 	cargo nextest run --workspace --profile $(if $(CI),ci,default)
 	cargo test --workspace --doc --quiet
 
-# Kills a daemon under work so many times, and looks what became of its jobs.
+# Kills a daemon under work so many times, and looks what became of its jobs; then changes volumes under load.
 ROUNDS ?= 200
 drill: packages
 	ALEPH_DRILL_ROUNDS=$(ROUNDS) cargo test -p aleph-cli --test drill -- --nocapture
+	ALEPH_DRILL_ROUNDS=$(ROUNDS) cargo test -p aleph-executor --test live_volumes -- --nocapture
 
 # Prints a table and writes bench/results.json; ONLY=boot runs one group.
 bench: build

@@ -140,6 +140,6 @@ async fn images_go_in_and_out_and_accounts_see_their_own() -> Result<()> {
     let job = json!({"image": "busybox", "command": ["true"],
         "volumes": [{"name": "disk", "path": "/srv"}]});
     let refused = client.post("/v1/jobs", job).await?.problem()?;
-    assert_eq!(refused.code, "no_volumes");
+    assert_eq!(refused.code, "blank_volume");
     server.stop().await
 }

@@ -1,7 +1,7 @@
 //! QEMU's guest agent, as far as a host needs it to have a guest's filesystems stand still.
 //!
 //! A guest may have it (`qemu-guest-agent` in Debian), answering on the port
-//! [`GuestPort`](crate::hypervisor::GuestPort). It speaks JSON, a line for each answer (QEMU's
+//! [`GuestPort`]. It speaks JSON, a line for each answer (QEMU's
 //! `docs/interop/qemu-ga.rst` and `qga/qapi-schema.json`).
 //!
 //! The guest is hostile: it may answer anything, nothing, or without end. An answer has a form and a bound,

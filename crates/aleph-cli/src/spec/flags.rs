@@ -79,7 +79,7 @@ pub(crate) struct JobFlags {
     #[arg(long, value_name = "N")]
     pids_limit: Option<u32>,
 
-    /// Give the guest a volume at this path, made where it is missing: [ro][,size=20G][,fs=xfs]
+    /// Give the guest a volume at this path, made where it is missing; options are ro, size=20G and fs=xfs
     #[arg(short, long, value_name = "VOLUME:PATH[:OPTIONS]")]
     volume: Vec<VolumeMount>,
 

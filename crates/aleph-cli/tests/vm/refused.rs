@@ -182,7 +182,7 @@ fn a_vm_that_cannot_be_is_refused_at_once() -> Result<()> {
         is_refused(&daemon, &words, said)
     };
     refused(
-        &["--image", "small", "-v", "none:/srv"],
+        &["--image", "small", "-v", "none:/srv:ro"],
         &["no volume \"none\""],
     )?;
     let file = user_data.to_str().context("a path")?;

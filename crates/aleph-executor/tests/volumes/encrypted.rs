@@ -267,7 +267,7 @@ fn images_come_in_and_go_out_as_they_are() -> Result<()> {
         assert!(!is_below(&folder, &[BYTE; 64])?);
         volumes.snapshot(disk.id, "s")?;
         write(&volumes, "disk", 9, 7)?;
-        for state in [Some("s"), None] {
+        for state in [None, Some("s")] {
             let mut exported = volumes.export(disk.id, state, DiskImageFormat::Raw)?;
             assert!(exported.file().is_none(), "it is in no file");
             assert_eq!(exported.length, 70 << 20);

@@ -91,6 +91,9 @@ fn whichever_layer_a_vmm_wrote_to_nothing_is_lost() -> Result<()> {
             volumes.arm_cover(id, &owner)?;
             if goes_over {
                 layers = over(layers, cover);
+            } else {
+                // Its descriptors are closed with the node.
+                drop(cover);
             }
             put(&layers, 1, 2)?;
             // As after the end of a node: what is armed stays.
