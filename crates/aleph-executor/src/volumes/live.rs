@@ -479,10 +479,17 @@ impl Volumes {
                 tx.0.execute(sql, [cover.below])?;
             }
             tx.drop_cover(id)?;
-            tx.layer(cover.layer)
+            match tx.layer(cover.layer) {
+                Ok(layer) => Ok(Some(layer)),
+                // Whoever opened the volumes after a crash took it for half-made.
+                Err(VolumeError::Records(rusqlite::Error::QueryReturnedNoRows)) => Ok(None),
+                Err(error) => Err(error),
+            }
         })?;
         failpoint::pass("cover.undo", "forgotten");
-        inner.abandon(&layer);
+        if let Some(layer) = layer {
+            inner.abandon(&layer);
+        }
         Ok(())
     }
 
