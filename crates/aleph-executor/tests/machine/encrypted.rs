@@ -60,7 +60,8 @@ pub(crate) async fn what_a_guest_writes_to_an_encrypted_disk_is_not_in_the_clear
     hotplug.attach_disk(disk("hot", hot)?).await?;
     let found = ShellGuest::run(
         &vm,
-        "dd if=/dev/vdb bs=1M skip=8 count=1 2>/dev/null | head -n 1",
+        "until test -e /dev/vdb; do sleep 0.1; done; \
+         dd if=/dev/vdb bs=1M skip=8 count=1 2>/dev/null | head -n 1",
     );
     ensure!(found.await?.trim() == MARK, "it is not there any more");
     hotplug.detach_disk("cold", LIMIT).await?;
