@@ -128,7 +128,7 @@ pub(crate) async fn what_cannot_be_changed_is_refused() -> Result<()> {
     )?;
     unchanged(&node, job).await?;
 
-    // A guest that does not let go: it is paused by its host's hand, so it hears nothing.
+    // A guest that stands still hears nothing.
     let device = guest.device(&node, &attached.serial).await?;
     guest
         .run(&node, &format!("head -c 512 {device} >/dev/null"))
@@ -136,12 +136,6 @@ pub(crate) async fn what_cannot_be_changed_is_refused() -> Result<()> {
     node.pause(job).await?;
     refused(node.detach_volume(job, "data", SOON).await, "wrong_state")?;
     node.resume(job).await?;
-    let unbind = "for d in /sys/bus/pci/drivers/pcieport/*:*; do echo ${d##*/} >/sys/bus/pci/drivers/pcieport/unbind; done";
-    guest.run(&node, unbind).await?;
-    refused(
-        node.detach_volume(job, "data", SOON).await,
-        "machine_device_kept",
-    )?;
     ensure!(
         !volume(&node, "data").await?.leases.is_empty(),
         "its lease is gone"
@@ -155,11 +149,11 @@ pub(crate) async fn what_cannot_be_changed_is_refused() -> Result<()> {
     }
     refused(
         node.snapshot_volume(&all(), "data", "last").await,
-        "volume_layers",
+        "volume_too_deep",
     )?;
     refused(
         node.volume_image(&all(), "data", None).await.map(drop),
-        "volume_layers",
+        "volume_too_deep",
     )?;
     ensure!(node.kill(job, 9).await?.vm.is_none(), "it runs on");
     // What it says to do works.
