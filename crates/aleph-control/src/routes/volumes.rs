@@ -405,7 +405,7 @@ async fn undelete(
 /// 15 snapshots in a row, its disk is copied in whole. A guest of a full VM that writes to it meanwhile goes on
 /// in a new layer, and `consistency` tells what is kept: with `filesystem` the guest's filesystems stood still
 /// (it runs QEMU's guest agent), with `crash` it is as after a loss of power. One of 16 layers is refused then,
-/// with `volume_layers`.
+/// with `volume_too_deep`.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/snapshots", tag = "volumes", params(VolumePath),
     request_body = VolumeSnapshotRequest,
