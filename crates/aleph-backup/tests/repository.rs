@@ -364,8 +364,9 @@ async fn a_break_at_every_write_of_a_backup_leaves_a_whole_repository() {
 async fn a_failed_backup_does_not_send_again_what_was_sent() {
     let (store, _) = in_memory().await;
     let bytes = noise(8, 200 * MIB);
-    // The lock, eleven packs of 16 MiB with a checkpoint among them, and no more.
-    let breaking = Arc::new(Breaking::new(store.clone(), Break::Before, 12));
+    // The lock, eleven packs of 16 MiB and a checkpoint, which is written before the twelfth is sent: of
+    // what is under way beside it, it may be the last.
+    let breaking = Arc::new(Breaking::new(store.clone(), Break::Before, 13));
     let repository = Repository::create_in(breaking, ChunkBounds::default(), None)
         .await
         .unwrap();
