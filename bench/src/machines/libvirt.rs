@@ -110,9 +110,9 @@ impl Libvirt {
     /// Takes the VM and its disk away.
     pub(super) fn remove(&mut self) -> Result<()> {
         self.tell(&format!("virsh -q -c qemu:///system destroy {NAME}"))?;
+        // Its disk alone: the seed is for the next one, too.
         self.tell(&format!(
-            "virsh -q -c qemu:///system undefine --nvram --remove-all-storage {NAME} || \
-             virsh -q -c qemu:///system undefine --nvram {NAME}"
+            "virsh -q -c qemu:///system undefine --nvram --storage vda {NAME}"
         ))
     }
 
