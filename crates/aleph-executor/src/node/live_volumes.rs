@@ -31,7 +31,7 @@ use crate::hypervisor::{Hotplug, Layer, LiveDisks, Vmm};
 use crate::journal::{JobRecord, VolumeChange};
 use crate::qemu::machine::MachineError;
 use crate::vm::chain;
-use crate::volumes::{GuestState, Owner, Pending, Point, Reading, VolumeError, Volumes};
+use crate::volumes::{Growth, GuestState, Owner, Pending, Point, Reading, VolumeError, Volumes};
 use aleph_types::{
     JobId, MiB, Volume, VolumeAccess, VolumeAttach, VolumeAttachment, VolumeConsistency, VolumeId,
     VolumeMount, VolumeState,
@@ -337,7 +337,7 @@ impl Inner {
         size: MiB,
     ) -> Result<Volume, NodeError> {
         let owner = writer.owner;
-        let before = self
+        let Growth { before, size } = self
             .with_volumes(move |v| v.grow_record(id, &owner, size))
             .await?;
         let grown = writer.hotplug()?.resize_disk(&writer.serial, size.bytes());

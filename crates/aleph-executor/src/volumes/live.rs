@@ -81,6 +81,15 @@ impl Layers {
     }
 }
 
+/// What a volume had, and has by its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Before.
+    pub before: MiB,
+    /// Now: in a pool of LVM in whole extents.
+    pub size: MiB,
+}
+
 /// What the guest's filesystems do meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestState {
@@ -282,29 +291,34 @@ impl Volumes {
         })
     }
 
-    /// Records that a volume which its owner writes to is larger, before its disk is. Gives what it was.
+    /// Records that a volume which its owner writes to is larger, before its disk is, and makes place for that.
     ///
     /// # Errors
-    /// Where somebody else has it, it would become smaller, or the account may not have so much.
-    pub fn grow_record(&self, id: VolumeId, owner: &Owner, size: MiB) -> Result<MiB> {
+    /// Where somebody else has it, it would become smaller, or there is no room for so much. Its record stays
+    /// as it was then.
+    pub fn grow_record(&self, id: VolumeId, owner: &Owner, size: MiB) -> Result<Growth> {
         let row = self.inner.of_writer(id, owner)?;
+        let top = self.inner.records.read(|tx| tx.layer(row.top))?;
+        let keeper = self.inner.keeper(top.home)?;
         if size < row.size {
             let why = format!("it has {}, and volumes only grow", row.size);
             return Err(VolumeError::BadSize { size, why });
         }
+        let size = keeper.whole(size);
         check_size(size, row.size, "it")?;
-        let top = self.inner.records.read(|tx| tx.layer(row.top))?;
-        if top.home == Home::Pool {
-            return Err(VolumeError::BadRequest(
-                "a volume in a pool of LVM grows while no guest writes to it: detach it first",
-            ));
-        }
         self.inner.records.write("volume.grow_live", |tx| {
             let more = size.bytes() - row.size.bytes();
             self.inner.check_quota(tx, &row.account, (0, more))?;
             put_size(tx, id, size)
         })?;
-        Ok(row.size)
+        if let Err(error) = keeper.make_room(top.format, &self.inner.path(&top), size) {
+            self.shrink_record(id, owner, row.size)?;
+            return Err(error);
+        }
+        Ok(Growth {
+            before: row.size,
+            size,
+        })
     }
 
     /// Takes that back where the disk did not become larger.

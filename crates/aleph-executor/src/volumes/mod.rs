@@ -76,7 +76,7 @@ pub use export::Exported;
 pub use keys::Passphrase;
 pub use layer::{Home, LayerFormat};
 pub use lease::{Attachment, Layers, Owner};
-pub use live::{Cover, GuestState, Pending, Point};
+pub use live::{Cover, Growth, GuestState, Pending, Point};
 pub use making::{Import, NewVolume, Source, Staged, Unseen};
 pub use reading::Reading;
 pub use sandbox::ToolError;

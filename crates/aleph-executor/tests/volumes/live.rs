@@ -146,7 +146,8 @@ fn what_only_a_writer_may_do_is_refused_to_others() -> Result<()> {
         code(volumes.grow_record(id, &writer, MiB(2))),
         "bad_volume_size"
     );
-    assert_eq!(volumes.grow_record(id, &writer, MiB(8))?, MiB(4));
+    let growth = volumes.grow_record(id, &writer, MiB(8))?;
+    assert_eq!((growth.before, growth.size), (MiB(4), MiB(8)));
     volumes.shrink_record(id, &writer, MiB(4))?;
     assert_eq!(volumes.get(id)?.size, MiB(4));
     assert_eq!(

@@ -20,6 +20,7 @@ use aleph_types::{Classify, DiskImageFormat, ErrorClass, Filesystem, MiB, Volume
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::process::{Command, ExitCode};
 use support::{code, config, empty, layers, named, owner, reads, write};
@@ -33,6 +34,10 @@ const CASES: &[Case] = &[
     (
         "images_come_in_and_filesystems_are_made",
         images_come_in_and_filesystems_are_made,
+    ),
+    (
+        "disks_grow_while_they_are_written",
+        disks_grow_while_they_are_written,
     ),
     ("layers_are_closed_and_locked", layers_are_closed_and_locked),
     (
@@ -217,6 +222,36 @@ fn images_come_in_and_filesystems_are_made() -> Result<()> {
     let mut magic = [0; 2];
     attached.layers.top.read_exact_at(&mut magic, 1080)?;
     assert_eq!(&magic, b"\x53\xef");
+    Ok(())
+}
+
+/// What the VMM asks for before it makes the disk itself larger; QEMU's own resize does the rest here.
+fn disks_grow_while_they_are_written() -> Result<()> {
+    pool(256, 4)?;
+    let dir = tempfile::tempdir()?;
+    let volumes = Volumes::open(dir.path(), config(THIN))?;
+    let disk = empty(&volumes, "disk", 8)?;
+    let who = owner();
+    let held = volumes.attach("a", "disk", &who, VolumeAccess::Exclusive)?;
+    held.layers.top.write_all_at(b"before", 0)?;
+    let growth = volumes.grow_record(disk.id, &who, MiB(13))?;
+    assert_eq!((growth.before, growth.size), (MiB(8), MiB(16)));
+    assert_eq!(volumes.get(disk.id)?.size, MiB(16));
+    let fd = held.layers.top.as_raw_fd();
+    let path = format!("/proc/{}/fd/{fd}", std::process::id());
+    let size = (16_u32 << 20).to_string();
+    run("qemu-img", &["resize", "-f", "raw", &path, &size])?;
+    held.layers.top.write_all_at(b"behind", (16 << 20) - 6)?;
+    held.layers.top.sync_all()?;
+    // Smaller it does not get.
+    assert_eq!(code(volumes.grow_record(disk.id, &who, MiB(4))), "bad_size");
+    drop(held);
+    volumes.release(&who, true)?;
+    let mut exported = volumes.export(disk.id, None, DiskImageFormat::Raw)?;
+    let mut found = Vec::new();
+    exported.read_to_end(&mut found)?;
+    assert_eq!(found.len(), 16 << 20);
+    ensure!(found.starts_with(b"before") && found.ends_with(b"behind"));
     Ok(())
 }
 

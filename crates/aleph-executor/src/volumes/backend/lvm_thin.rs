@@ -242,15 +242,21 @@ impl Backend for LvmThin {
         self.open(path, true).map(Some)
     }
 
-    fn grow(&self, top: &OpenLayer, path: &Path, size: MiB) -> Result<()> {
-        let wanted = self.room_for(top.format, size);
-        if length_of(&top.file).map_err(at("look at", path))? < wanted {
-            self.check_room()?;
-            let bytes = format!("{wanted}b");
-            let arguments = ["--size", &bytes, &self.named(path)];
-            self.lvm
-                .run("make a thin volume larger", "lvextend", &arguments)?;
+    fn make_room(&self, format: LayerFormat, path: &Path, size: MiB) -> Result<()> {
+        let wanted = self.room_for(format, size);
+        let device = self.open(path, false)?;
+        if length_of(&device).map_err(at("look at", path))? >= wanted {
+            return Ok(());
         }
+        self.check_room()?;
+        let bytes = format!("{wanted}b");
+        let arguments = ["--size", &bytes, &self.named(path)];
+        self.lvm
+            .run("make a thin volume larger", "lvextend", &arguments)
+    }
+
+    fn grow(&self, top: &OpenLayer, path: &Path, size: MiB) -> Result<()> {
+        self.make_room(top.format, path, size)?;
         match top.format {
             LayerFormat::Raw => Ok(()),
             LayerFormat::Qcow2 => images::resize(top, size),

@@ -160,6 +160,15 @@ pub trait Backend: Debug + Send + Sync {
         Ok(Some(file))
     }
 
+    /// Makes place for a disk of this size where a layer is, whose disk stays as it is: a VMM that has it
+    /// open makes that larger itself. A file needs no place.
+    ///
+    /// # Errors
+    /// Where there is no room, or a program fails.
+    fn make_room(&self, _format: LayerFormat, _path: &Path, _size: MiB) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
     /// Makes a top larger. It is open for writing.
     ///
     /// # Errors
