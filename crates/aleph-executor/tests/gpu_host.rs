@@ -60,6 +60,10 @@ const CASES: &[Case] = &[
         "a_crash_at_any_step_leaves_the_host_as_it_was",
         a_crash_at_any_step_leaves_the_host_as_it_was,
     ),
+    (
+        "a_crash_in_the_middle_of_a_group_that_its_bus_resets_leaves_the_host_as_it_was",
+        a_crash_in_the_middle_of_a_group_that_its_bus_resets_leaves_the_host_as_it_was,
+    ),
 ];
 
 /// Behind ports of their own, at buses 1 to 7: a display without a driver; a GPU with a companion in its
@@ -548,6 +552,7 @@ const PART: &str = "ALEPH_TEST_PART";
 fn part() -> Result<()> {
     match std::env::var(PART)?.as_str() {
         "assign" => assign("job-1", "type=1af4:1050").map(drop)?,
+        "assign by bus" => assign("job-1", "type=1234:1111,count=3").map(drop)?,
         _ => release("job-1").map(drop)?,
     }
     Ok(())
@@ -598,6 +603,27 @@ fn a_crash_at_any_step_leaves_the_host_as_it_was() -> Result<()> {
             ensure!(host()? == before, "{place}: {:?}", host()?);
             ensure!(is_recorded_empty()?, "{place}");
         }
+    }
+    Ok(())
+}
+
+fn a_crash_in_the_middle_of_a_group_that_its_bus_resets_leaves_the_host_as_it_was() -> Result<()> {
+    let before = host()?;
+    // The first two displays are alone, and the third one has another device beside it: it is bound third, and
+    // that one fourth.
+    for (part, place) in [
+        ("assign by bus", "gpu.probe:after:3"),
+        ("assign by bus", "gpu.override:after:4"),
+        ("release", "gpu.release:after:3"),
+    ] {
+        if part == "release" {
+            assign("job-1", "type=1234:1111,count=3")?;
+        }
+        ensure!(dies(part, place)?, "it has not died at {place}");
+        let released = gpus().recover("node", |_| false)?;
+        ensure!(released.quarantined.is_empty(), "{place}: {released:?}");
+        ensure!(host()? == before, "{place}: {:?}", host()?);
+        ensure!(is_recorded_empty()?, "{place}");
     }
     Ok(())
 }

@@ -166,7 +166,10 @@ impl Gpus {
         // Each turn but the last puts a GPU in quarantine or takes back too few, so there are no more
         // of them than GPUs, and one.
         loop {
-            let taken = match open.record.tenants.get(tenant).cloned() {
+            let recorded = open.record.tenants.get(tenant).cloned();
+            // A guest may have had those that are recorded, and none those that are chosen now.
+            let used = recorded.is_some();
+            let taken = match recorded {
                 Some(taken) => {
                     expect_unused(&self.tree, &open.record, tenant, Look::All)?;
                     let gpus: usize = taken.iter().map(|group| group.gpus.len()).sum();
@@ -190,11 +193,11 @@ impl Gpus {
             match trouble {
                 Trouble::Device(fault) => {
                     self.quarantine(&mut open, tenant, group.group, &fault)?;
-                    self.give_back(&mut open, tenant)?;
+                    self.let_go(&mut open, tenant, used)?;
                 }
                 Trouble::Host(fault) => {
                     // Where that does not go either, they stay recorded, and are taken back later.
-                    self.give_back(&mut open, tenant)?;
+                    self.let_go(&mut open, tenant, used)?;
                     return Err(fault.into());
                 }
             }
@@ -306,10 +309,24 @@ impl Gpus {
     }
 
     fn give_back(&self, open: &mut OpenRecord, tenant: &Tenant) -> Result<Released, GpuError> {
+        self.let_go(open, tenant, true)
+    }
+
+    /// Gives a tenant's groups back, cleaned where a guest may have used them.
+    fn let_go(
+        &self,
+        open: &mut OpenRecord,
+        tenant: &Tenant,
+        used: bool,
+    ) -> Result<Released, GpuError> {
         let mut released = Released::default();
         let groups = open.record.tenants.get(tenant).cloned().unwrap_or_default();
         for group in groups {
-            match clean(&self.tree, &group).and_then(|()| undo_all(&self.tree, &group)) {
+            let cleaned = match used {
+                true => clean(&self.tree, &group),
+                false => Ok(()),
+            };
+            match cleaned.and_then(|()| undo_all(&self.tree, &group)) {
                 Ok(()) => {
                     open.record.remove(tenant, group.group);
                     open.save().map_err(recording("write"))?;

@@ -127,17 +127,31 @@ pub(super) fn reset(tree: &HostTree, taken: &TakenFunction) -> Result<(), Troubl
 
 /// Resets all that is on the bus of a function of this group.
 pub(super) fn reset_bus(tree: &HostTree, address: PciAddress, group: u32) -> Result<(), Trouble> {
-    let path = tree.dev.join("vfio").join(group.to_string());
-    hot_reset(tree, group, address).map_err(|source| {
-        let operation = "reset with its bus";
-        let fault = DeviceFault::Refused {
+    let done = hot_reset(tree, group, address);
+    done.map_err(|(path, source)| bus_trouble(address, path, source))
+}
+
+/// Whose fault it is that a bus is not reset: without VFIO's nodes, or where this process may not use them,
+/// it would be so with every device.
+fn bus_trouble(address: PciAddress, path: PathBuf, source: io::Error) -> Trouble {
+    let operation = "reset with its bus";
+    match source.kind() {
+        io::ErrorKind::NotFound => HostFault::NoGroupNode { path }.into(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ResourceBusy => HostFault::Denied {
             address,
             operation,
             path,
             source,
-        };
-        fault.into()
-    })
+        }
+        .into(),
+        _ => DeviceFault::Refused {
+            address,
+            operation,
+            path,
+            source,
+        }
+        .into(),
+    }
 }
 
 /// Sees that a function answers, as the device that it was.
@@ -198,4 +212,26 @@ fn write(
         }
         .into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn a_bus_is_not_reset_by_fault_of_the_host_or_of_the_device() {
+        let address: PciAddress = "01:00.0".parse().unwrap();
+        for (errno, of_host) in [
+            (Errno::NOENT, true),
+            (Errno::PERM, true),
+            (Errno::ACCESS, true),
+            (Errno::BUSY, true),
+            (Errno::INVAL, false),
+            (Errno::IO, false),
+        ] {
+            let trouble = bus_trouble(address, "/dev/vfio/1".into(), errno.into());
+            assert_eq!(matches!(trouble, Trouble::Host(_)), of_host, "{trouble}");
+        }
+    }
 }

@@ -204,7 +204,7 @@ pub enum HostFault {
     #[error("another process has GPUs bound or reset, and does not come to an end")]
     Busy,
     /// There is no way to open a group.
-    #[error("there is no {}, though all of its group is bound to a driver for guests", path.display())]
+    #[error("there is no {}, though all of the group is bound to a driver for guests", path.display())]
     NoGroupNode {
         /// What is missing.
         path: PathBuf,
@@ -233,7 +233,9 @@ impl HostFault {
 
     fn advice(&self) -> String {
         match self {
-            Self::Denied { .. } => "Run the node as root, where /sys can be written to.".into(),
+            Self::Denied { .. } => {
+                "Run the node as root, where /sys and /dev/vfio can be written to.".into()
+            }
             Self::Busy => {
                 "Try again. Where it stays so, a device hangs: see dmesg, and power-cycle the host."
                     .into()

@@ -1,5 +1,6 @@
 //! What is done to a whole IOMMU group: it is made ready for a guest, cleaned, and given back.
 
+use super::address::PciAddress;
 use super::binding::{apply, check, reset, reset_bus, undo};
 use super::choice::{ChosenGroup, host_owned};
 use super::error::{DeviceFault, GpuError, HostFault, Trouble};
@@ -14,7 +15,8 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 
-/// Binds, resets and checks a group. What does not answer is not touched at all.
+/// Binds, resets and checks a group. What does not answer is not touched at all, and nothing is reset that
+/// the kernel would give to nobody: that a node is missing, say, is no fault of a device.
 pub(super) fn make_ready(tree: &HostTree, group: &Taken, driver: &str) -> Result<(), Trouble> {
     for function in &group.functions {
         same(tree, function)?;
@@ -23,6 +25,7 @@ pub(super) fn make_ready(tree: &HostTree, group: &Taken, driver: &str) -> Result
     for function in &group.functions {
         apply(tree, function, driver)?;
     }
+    expect_viable(tree, group)?;
     clean(tree, group)?;
     Ok(expect_viable(tree, group)?)
 }
@@ -32,7 +35,9 @@ pub(super) fn make_ready(tree: &HostTree, group: &Taken, driver: &str) -> Result
 /// would wait a minute for it.
 ///
 /// What goes with a GPU and cannot be reset alone, as its sound may be, is left as it is, unless the GPU
-/// cannot be either: then their bus is reset once for all of them.
+/// cannot be either: then their bus is reset once for all of them. Where only some of them are bound, as after
+/// a crash in the middle of that, no guest has had them since they were clean: VFIO gives such a group to
+/// nobody, and what is given back is clean before the first is let go.
 pub(super) fn clean(tree: &HostTree, group: &Taken) -> Result<(), Trouble> {
     let all = tree.functions().unwrap_or_default();
     let mut buses = BTreeSet::new();
@@ -48,6 +53,9 @@ pub(super) fn clean(tree: &HostTree, group: &Taken) -> Result<(), Trouble> {
         let with_bus = !is_vgpu && now.kept_from_reset_by(&all).is_some();
         let resets = !now.reset_methods.is_empty() && !with_bus;
         if is_gpu && with_bus {
+            if !is_whole(tree, group, function.address) {
+                continue;
+            }
             if buses.insert(function.address.bus()) {
                 reset_bus(tree, function.address, group.group)?;
             }
@@ -60,6 +68,15 @@ pub(super) fn clean(tree: &HostTree, group: &Taken) -> Result<(), Trouble> {
         check(tree, function)?;
     }
     Ok(())
+}
+
+/// Whether all of a group that is on the bus of a function is bound to a driver for guests.
+fn is_whole(tree: &HostTree, group: &Taken, address: PciAddress) -> bool {
+    let mut of_bus = group
+        .functions
+        .iter()
+        .filter(|other| other.address.bus() == address.bus());
+    of_bus.all(|other| same(tree, other).is_ok_and(|now| now.is_for_guests()))
 }
 
 /// Gives the functions of a group back to who had them.

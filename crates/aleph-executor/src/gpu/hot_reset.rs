@@ -13,7 +13,7 @@ use std::ffi::{CString, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::PathBuf;
 
 const SET_IOMMU: Opcode = opcode::none(b';', 102);
 const GROUP_SET_CONTAINER: Opcode = opcode::none(b';', 104);
@@ -26,19 +26,33 @@ const TYPE1V2: usize = 3;
 /// nobody has one open.
 ///
 /// # Errors
-/// Where the group has somebody, or something else is on the bus.
-pub(super) fn hot_reset(tree: &HostTree, group: u32, address: PciAddress) -> io::Result<()> {
-    let open = |path: &Path| File::options().read(true).write(true).open(path);
-    let container = open(&tree.dev.join("vfio/vfio"))?;
-    let group = open(&tree.dev.join("vfio").join(group.to_string()))?;
+/// With the node that was asked, where the group has somebody, or something else is on the bus.
+pub(super) fn hot_reset(
+    tree: &HostTree,
+    group: u32,
+    address: PciAddress,
+) -> Result<(), (PathBuf, io::Error)> {
+    let open = |path: PathBuf| match File::options().read(true).write(true).open(&path) {
+        Ok(file) => Ok((file, path)),
+        Err(error) => Err((path, error)),
+    };
+    let (container, container_path) = open(tree.dev.join("vfio/vfio"))?;
+    let (group, group_path) = open(tree.dev.join("vfio").join(group.to_string()))?;
     let raw: RawFd = container.as_raw_fd();
     // SAFETY: the kernel reads the descriptor that is pointed to.
-    unsafe { ioctl(&group, Setter::<GROUP_SET_CONTAINER, RawFd>::new(raw))? };
+    let set = unsafe { ioctl(&group, Setter::<GROUP_SET_CONTAINER, RawFd>::new(raw)) };
+    set.map_err(|error| (group_path.clone(), io::Error::from(error)))?;
     // SAFETY: the operation takes a number.
-    unsafe { ioctl(&container, IntegerSetter::<SET_IOMMU>::new_usize(TYPE1V2))? };
+    let set = unsafe { ioctl(&container, IntegerSetter::<SET_IOMMU>::new_usize(TYPE1V2)) };
+    set.map_err(|error| (container_path, io::Error::from(error)))?;
+    reset(&group, address).map_err(|error| (group_path, error))
+}
+
+/// Resets the bus of a device of a group, which has a container.
+fn reset(group: &File, address: PciAddress) -> io::Result<()> {
     let name = CString::new(address.to_string())?;
     // SAFETY: the kernel reads a text that ends with a NUL, and gives a descriptor.
-    let device = unsafe { ioctl(&group, DeviceOf(name))? };
+    let device = unsafe { ioctl(group, DeviceOf(name))? };
     let request = HotReset {
         argsz: u32::try_from(size_of::<HotReset>()).map_err(io::Error::other)?,
         flags: 0,

@@ -204,6 +204,69 @@ fn a_fault_of_the_host_puts_no_gpu_in_quarantine() {
     assert!(host.gpus().admit(&ask("type=h200,count=8")).is_ok());
 }
 
+/// A GPU that is reset by its bus alone, and its sound beside it.
+const BY_BUS: &str = "0000:01:00.0 root 10de:2330 class=030200 group=1 reset=bus driver=vfio-pci\n\
+     0000:01:00.1 root 10de:22ba class=040300 group=1 reset=bus driver=vfio-pci\n\
+     0000:02:00.0 root 10de:2330 class=030200 group=2 reset=bus driver=vfio-pci\n\
+     0000:02:00.1 root 10de:22ba class=040300 group=2 reset=bus driver=vfio-pci\n";
+
+#[test]
+fn a_bus_that_is_not_reset_for_want_of_vfio_puts_no_gpu_in_quarantine() {
+    // Without the nodes of groups, and with those alone.
+    for (nodes, missing) in [(false, "vfio/1,"), (true, "vfio/vfio,")] {
+        let host = Host::new(BY_BUS, nodes);
+        let error = host.gpus().assign(&job("a"), &ask("1")).unwrap_err();
+        assert_eq!(error.code(), "no_vfio_group", "{error}");
+        assert!(error.to_string().contains(missing), "{error}");
+        assert_eq!(host.record(), Record::default());
+        assert_eq!(host.file("0000:01:00.0", "driver_override"), "");
+    }
+}
+
+#[test]
+fn half_of_a_group_that_is_bound_is_given_back_without_a_reset_of_its_bus() {
+    // A daemon died when the first of two was bound, or when the first was given back.
+    for half in [
+        BY_BUS.replacen(
+            "22ba class=040300 group=1 reset=bus driver=vfio-pci",
+            "22ba class=040300 group=1 reset=bus",
+            1,
+        ),
+        BY_BUS.replacen(
+            "2330 class=030200 group=1 reset=bus driver=vfio-pci",
+            "2330 class=030200 group=1 reset=bus",
+            1,
+        ),
+    ] {
+        let host = Host::new(&half, true);
+        let mut taken = taken(&["01:00.0", "01:00.1"]);
+        taken.gpus.pop();
+        taken.functions[1].device = 0x22ba;
+        for function in &mut taken.functions {
+            function.prior = Prior {
+                driver: Some("vfio-pci".into()),
+                ..Prior::default()
+            };
+        }
+        // The kernel of this host binds nothing, so what was bound stays so.
+        for (function, address) in taken
+            .functions
+            .iter_mut()
+            .zip(["0000:01:00.0", "0000:01:00.1"])
+        {
+            if !host.function(address).join("driver").exists() {
+                function.prior.driver = None;
+            }
+        }
+        let mut record = Record::default();
+        record.tenants.insert(job("a"), vec![taken]);
+        host.write_record(&record);
+        let released = host.gpus().recover("node", |_| false).unwrap();
+        assert_eq!(released.returned, [at("01:00.0")], "{released:?}");
+        assert_eq!(host.record(), Record::default());
+    }
+}
+
 #[test]
 fn a_driver_of_before_that_is_not_loaded_is_no_fault_of_the_device() {
     let bare = "0000:01:00.0 root 10de:2330 class=030200 group=1 reset=flr\n";
