@@ -6,8 +6,13 @@
 //!
 //! # Failure cases
 //! Where the GPUs are of several nodes, or the firmware does not say of which, the kernel places the memory
-//! as that of others. Where their node has too little left, what does not fit comes from others: a
-//! binding that cannot be kept ends in the kernel killing the VMM.
+//! as that of others. Where their node has too little left, what does not fit comes from others.
+//!
+//! A guest is bound to the node only with huge pages: those are set aside, so what is free of them is known, and
+//! one that comes too late fails at its start by itself. Of ordinary pages nobody knows what others still take
+//! that were promised theirs a moment ago, and a node that is full then ends in the kernel killing any process
+//! whose memory is bound to it. So ordinary pages come from the node for as long as it has some, and then from
+//! others.
 
 use super::function::PciFunction;
 use super::sysfs::HostTree;
@@ -20,7 +25,7 @@ use std::fs;
 pub struct MemoryNode {
     /// Its number.
     pub number: u16,
-    /// Whether all of it comes from there.
+    /// Whether all of it comes from there: huge pages, of which there are enough.
     pub strict: bool,
 }
 
@@ -41,7 +46,8 @@ pub fn memory_node<'a>(
     if nodes.len() < 2 || !nodes.contains(&number) {
         return None;
     }
-    let strict = left(tree, number, pages).is_some_and(|left| left >= memory.bytes());
+    let left = pages.and_then(|pages| left(tree, number, pages));
+    let strict = left.is_some_and(|left| left >= memory.bytes());
     Some(MemoryNode { number, strict })
 }
 
@@ -57,23 +63,19 @@ fn nodes_with_memory(tree: &HostTree) -> BTreeSet<u16> {
 }
 
 /// Bytes that a node can still give in such pages.
-fn left(tree: &HostTree, number: u16, pages: Option<HugePages>) -> Option<u64> {
-    let node = tree.sys.join(format!("devices/system/node/node{number}"));
-    if let Some(pages) = pages {
-        let bytes = u64::from(pages.size().0) << 20;
-        let folder = node.join(format!("hugepages/hugepages-{}kB", bytes >> 10));
-        let free = fs::read_to_string(folder.join("free_hugepages")).ok()?;
-        return free.trim().parse::<u64>().ok()?.checked_mul(bytes);
-    }
-    // `Node 0 MemFree:  123 kB`. Files that are cached make room.
-    let text = fs::read_to_string(node.join("meminfo")).ok()?;
-    let kib = |name: &str| {
-        let line = text.lines().find(|line| line.contains(name))?;
-        let number = line.split_whitespace().nth_back(1)?;
-        number.parse::<u64>().ok()
+fn left(tree: &HostTree, number: u16, pages: HugePages) -> Option<u64> {
+    let bytes = pages.size().bytes();
+    let kind = format!("hugepages-{}kB", bytes >> 10);
+    let count = |folder: String, name: &str| {
+        let path = tree.sys.join(folder).join(&kind).join(name);
+        let text = fs::read_to_string(path).ok()?;
+        text.trim().parse::<u64>().ok()
     };
-    let cached = kib("Active(file):").unwrap_or(0) + kib("Inactive(file):").unwrap_or(0);
-    Some((kib("MemFree:")? + cached) << 10)
+    let node = format!("devices/system/node/node{number}/hugepages");
+    // What others have set aside and not taken yet is of no node: it may be all of this one.
+    let reserved = count("kernel/mm/hugepages".into(), "resv_hugepages").unwrap_or(0);
+    let free = count(node, "free_hugepages")?.saturating_sub(reserved);
+    free.checked_mul(bytes)
 }
 
 #[cfg(test)]
@@ -109,9 +111,7 @@ mod tests {
             node.map(|node| (node.number, node.strict))
         };
         let meminfo = "Node 1 MemTotal:       4194304 kB\n\
-             Node 1 MemFree:        1048576 kB\n\
-             Node 1 Active(file):    524288 kB\n\
-             Node 1 Inactive(file):  524288 kB\n";
+             Node 1 MemFree:        4194304 kB\n";
         assert_eq!(
             found(&["02"], 1024, None),
             None,
@@ -120,10 +120,12 @@ mod tests {
         write(dir.path(), "has_memory", "0\n");
         assert_eq!(found(&["02"], 1024, None), None, "there is one");
         write(dir.path(), "has_memory", "0-1\n");
-        assert_eq!(found(&["02"], 1024, None), Some((1, false)), "nobody knows");
         write(dir.path(), "node1/meminfo", meminfo);
-        assert_eq!(found(&["02"], 2048, None), Some((1, true)));
-        assert_eq!(found(&["02"], 2049, None), Some((1, false)), "too little");
+        assert_eq!(
+            found(&["02"], 64, None),
+            Some((1, false)),
+            "others were promised what is free"
+        );
         assert_eq!(
             found(&["01"], 64, None).map(|it| it.0),
             Some(0),
@@ -133,6 +135,7 @@ mod tests {
         assert_eq!(found(&["03"], 64, None), None);
         assert_eq!(found(&[], 64, None), None);
         let pages = Some(HugePages::Mib2);
+        assert_eq!(found(&["02"], 64, pages), Some((1, false)), "nobody knows");
         write(
             dir.path(),
             "node1/hugepages/hugepages-2048kB/free_hugepages",
@@ -140,5 +143,9 @@ mod tests {
         );
         assert_eq!(found(&["02"], 1024, pages), Some((1, true)));
         assert_eq!(found(&["02"], 1026, pages), Some((1, false)));
+        let reserved = "../../../kernel/mm/hugepages/hugepages-2048kB/resv_hugepages";
+        write(dir.path(), reserved, "1\n");
+        assert_eq!(found(&["02"], 1024, pages), Some((1, false)));
+        assert_eq!(found(&["02"], 1022, pages), Some((1, true)));
     }
 }

@@ -19,7 +19,7 @@ use super::inner::Inner;
 use crate::gpu::{GpuError, HostFault, HostTree, Taken, Tenant, memory_node};
 use crate::hypervisor::HostDevices;
 use crate::vm::chain;
-use aleph_types::{HugePages, Incarnation, Job, JobId, JobSpec};
+use aleph_types::{HugePages, Incarnation, Job, JobId, JobSpec, MiB};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,7 +55,12 @@ impl Inner {
     }
 
     /// Gives the GPUs that it asks for to the start of a job whose VM is journaled.
-    pub(super) async fn assign_gpus(&self, job: &Job) -> Result<HostDevices, NodeError> {
+    /// Its machine's memory is so much, in such pages.
+    pub(super) async fn assign_gpus(
+        &self,
+        job: &Job,
+        (memory, pages): (MiB, Option<HugePages>),
+    ) -> Result<HostDevices, NodeError> {
         let Some(request) = job.spec.gpus.clone() else {
             return Ok(HostDevices::default());
         };
@@ -64,7 +69,6 @@ impl Inner {
             tenant(self, job.id, job.incarnation),
         );
         let tree = self.config.host_tree.clone();
-        let (memory, pages) = (job.spec.resources.memory, self.pages_of(&job.spec));
         let assigned = blocking(move || {
             let mut devices = devices(&tree, gpus.assign(&tenant, &request)?);
             devices.memory_node = memory_node(&tree, &devices.functions, memory, pages);

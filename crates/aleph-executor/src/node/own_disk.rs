@@ -38,8 +38,8 @@ use crate::qemu::machine::{self as qemu, Device, GuestAgent, MachineError, Wante
 use crate::vm::Vm;
 use crate::volumes::{NewVolume, Source, VolumeError};
 use aleph_types::{
-    Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, NetworkMode, NodeId,
-    Problem, Volume, VolumeAccess, VolumeMount, signal,
+    Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, MiB, NetworkMode,
+    NodeId, Problem, Volume, VolumeAccess, VolumeMount, signal,
 };
 use std::io;
 use std::path::PathBuf;
@@ -66,6 +66,16 @@ impl Parts {
     /// The digest of the kernel that its job names.
     pub(super) fn kernel_digest(&self) -> Option<String> {
         self.kernel.as_ref().map(|kernel| kernel.digest.clone())
+    }
+
+    /// The memory of its machine, and its pages: those of its first start, whatever the node's are by now.
+    pub(super) fn memory(&self) -> (MiB, Option<HugePages>) {
+        let blueprint = &self.machine.blueprint;
+        let pages = blueprint.huge_pages.map(|pages| match pages {
+            qemu::HugePages::Size2M => HugePages::Mib2,
+            qemu::HugePages::Size1G => HugePages::Gib1,
+        });
+        (blueprint.memory, pages)
     }
 }
 

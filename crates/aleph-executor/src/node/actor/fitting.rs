@@ -38,8 +38,12 @@ impl Actor {
         }
         let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
         let job = self.record.job.clone();
+        let memory = match &begun.parts {
+            Parts::Disks(parts) => parts.memory(),
+            Parts::Image(_) => (job.spec.resources.memory, inner.pages_of(&job.spec)),
+        };
         tokio::spawn(async move {
-            let devices = inner.assign_gpus(&job).await;
+            let devices = inner.assign_gpus(&job, memory).await;
             let _ = notes.send((job.incarnation, Note::Fitted(Box::new(devices))));
         });
         self.phase = Phase::Fitting(Box::new(begun));
