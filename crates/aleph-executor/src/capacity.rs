@@ -1,6 +1,7 @@
 //! What a host has to give, and whether a VM fits.
 
 use aleph_types::{Classify, ErrorClass, MiB, Resources};
+use std::path::PathBuf;
 
 /// What a host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,16 @@ pub struct Capacity {
     pub available: MiB,
     /// Free disk where VMs keep theirs.
     pub disk: MiB,
+}
+
+/// Huge pages of one size, which a host has set aside for whoever asks for them: they are in none of the
+/// memory that others can have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HugePagesLeft {
+    /// What they have together, without those that are promised.
+    pub left: MiB,
+    /// The file that sets how many there are.
+    pub file: PathBuf,
 }
 
 /// What one VM costs its host beyond the guest's memory: the VMM's own, generously.
@@ -61,6 +72,16 @@ pub enum Shortage {
         /// What is left.
         there: MiB,
     },
+    /// More huge pages than the host has left.
+    #[error("the job needs {needed} in huge pages, this node has {there} of them left")]
+    HugePages {
+        /// What is needed.
+        needed: MiB,
+        /// What is left.
+        there: MiB,
+        /// The file that sets how many there are.
+        file: PathBuf,
+    },
     /// More disk than the host has left.
     #[error("the job asks for {asked} of disk, this node has {there} left")]
     Disk {
@@ -82,6 +103,7 @@ impl Classify for Shortage {
             Self::CpusNow { .. } => "cpus_exhausted",
             Self::Memory { .. } => "too_much_memory",
             Self::MemoryNow { .. } => "memory_exhausted",
+            Self::HugePages { .. } => "huge_pages_exhausted",
             Self::Disk { .. } => "disk_exhausted",
         }
     }
@@ -97,6 +119,10 @@ impl Classify for Shortage {
             }
             Self::Memory { there, .. } => format!("Ask for less than {}m with -m.", there.0),
             Self::MemoryNow { .. } => "Stop other jobs, or ask for less with -m.".into(),
+            Self::HugePages { file, .. } => format!(
+                "Stop other jobs with huge pages, or set more of them aside in {}.",
+                file.display()
+            ),
             Self::Disk { there, .. } => {
                 format!(
                     "Free some disk, or ask for at most {}m with --disk.",
@@ -107,11 +133,16 @@ impl Classify for Shortage {
     }
 }
 
-/// Whether a VM fits.
+/// Whether a VM fits, whose memory is in huge pages where `pages` are given: then it is none of what is
+/// available.
 ///
 /// # Errors
 /// The first thing that there is too little of.
-pub fn admit(asked: &Resources, host: &Capacity) -> Result<(), Shortage> {
+pub fn admit(
+    asked: &Resources,
+    host: &Capacity,
+    pages: Option<&HugePagesLeft>,
+) -> Result<(), Shortage> {
     if asked.cpus > host.cpus {
         return Err(Shortage::Cpus {
             asked: asked.cpus,
@@ -124,7 +155,19 @@ pub fn admit(asked: &Resources, host: &Capacity) -> Result<(), Shortage> {
             there: host.memory,
         });
     }
-    let needed = MiB(asked.memory.0.saturating_add(OVERHEAD.0));
+    if let Some(HugePagesLeft { left, file }) = pages
+        && asked.memory > *left
+    {
+        return Err(Shortage::HugePages {
+            needed: asked.memory,
+            there: *left,
+            file: file.clone(),
+        });
+    }
+    let needed = match pages {
+        Some(_) => OVERHEAD,
+        None => MiB(asked.memory.0.saturating_add(OVERHEAD.0)),
+    };
     if needed > host.available {
         return Err(Shortage::MemoryNow {
             needed,
@@ -160,7 +203,7 @@ mod tests {
                 disk: MiB(disk),
                 ..Resources::default()
             };
-            admit(&asked, &HOST).map_err(|shortage| shortage.code())
+            admit(&asked, &HOST, None).map_err(|shortage| shortage.code())
         };
         assert_eq!(ask(4, 960, 500), Ok(()));
         assert_eq!(ask(5, 128, 0), Err("too_many_cpus"));
@@ -168,5 +211,28 @@ mod tests {
         assert_eq!(ask(1, 961, 0), Err("memory_exhausted"));
         assert_eq!(ask(1, u32::MAX, 0), Err("too_much_memory"));
         assert_eq!(ask(1, 128, 501), Err("disk_exhausted"));
+    }
+
+    #[test]
+    fn huge_pages_are_none_of_what_is_available() {
+        let ask = |available, left| {
+            let asked = Resources {
+                memory: MiB(4096),
+                ..Resources::default()
+            };
+            let available = MiB(available);
+            let pages = HugePagesLeft {
+                left: MiB(left),
+                file: "nr_hugepages".into(),
+            };
+            let host = Capacity { available, ..HOST };
+            admit(&asked, &host, Some(&pages))
+        };
+        assert_eq!(ask(OVERHEAD.0, 4096), Ok(()));
+        let code = |asked: Result<(), Shortage>| asked.unwrap_err().code();
+        assert_eq!(code(ask(OVERHEAD.0 - 1, 4096)), "memory_exhausted");
+        let short = ask(1024, 4094).unwrap_err();
+        assert_eq!(short.code(), "huge_pages_exhausted");
+        assert!(short.advice().unwrap().contains("nr_hugepages"));
     }
 }

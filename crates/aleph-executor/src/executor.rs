@@ -25,7 +25,7 @@ use aleph_types::{Classify, ErrorClass, InvalidJob, JobId, JobSpec, VmId, signal
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -337,7 +337,7 @@ impl Executor {
         if !job.volumes.is_empty() {
             return Err(ExecutorError::NoVolumes);
         }
-        self.admit(job, &self.capacity()?)?;
+        self.admit(job, &self.capacity()?, Path::new("/sys"))?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let setup = setup(id, job, boot.filesystem.clone(), true);
         let ending = Ending {
@@ -437,9 +437,16 @@ impl Executor {
         })
     }
 
-    /// Checks that the host has what a job asks for, and the VMM that it needs.
-    pub(crate) fn admit(&self, job: &JobSpec, host: &Capacity) -> Result<(), ExecutorError> {
-        capacity::admit(&job.resources, host)?;
+    /// Checks that the host, whose kernel shows `sys`, has what a job asks for, and the VMM that it needs.
+    pub(crate) fn admit(
+        &self,
+        job: &JobSpec,
+        host: &Capacity,
+        sys: &Path,
+    ) -> Result<(), ExecutorError> {
+        let pages = job.machine.as_ref().and_then(|machine| machine.huge_pages);
+        let pages = pages.map(|pages| crate::host::huge_pages(sys, pages));
+        capacity::admit(&job.resources, host, pages.as_ref())?;
         let driver = self.driver_of(job)?;
         let (asked, most) = (job.resources.cpus, driver.max_cpus());
         if asked > most {

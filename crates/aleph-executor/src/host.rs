@@ -1,9 +1,9 @@
 //! Facts of the host, read where the kernel shows them.
 
 use crate::accel::{Device, Virtualisation};
-use crate::capacity::Capacity;
+use crate::capacity::{Capacity, HugePagesLeft};
 use crate::process::boot_id;
-use aleph_types::MiB;
+use aleph_types::{HugePages, MiB};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -78,6 +78,25 @@ pub fn capacity(state: &Path) -> io::Result<Capacity> {
         available: mib("MemAvailable")?,
         disk,
     })
+}
+
+/// What the kernel whose `/sys` is `sys` has left of huge pages of this size: those that are free, without
+/// those that are promised. Where it knows none of the size, there is nothing.
+#[must_use]
+pub fn huge_pages(sys: &Path, pages: HugePages) -> HugePagesLeft {
+    let kib = pages.size().bytes() >> 10;
+    let folder = sys.join(format!("kernel/mm/hugepages/hugepages-{kib}kB"));
+    let count = |name: &str| {
+        let text = fs::read_to_string(folder.join(name)).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    let promised = count("resv_hugepages").unwrap_or(0);
+    let free = count("free_hugepages").unwrap_or(0);
+    let bytes = free.saturating_sub(promised).saturating_mul(kib << 10);
+    HugePagesLeft {
+        left: MiB::from_bytes(bytes),
+        file: folder.join("nr_hugepages"),
+    }
 }
 
 /// Bytes free for us on the filesystem of a folder, or of where it would be.
@@ -168,6 +187,20 @@ mod tests {
         let meminfo = "MemTotal:       24000000 kB\nMemAvailable:    1024 kB\n";
         assert_eq!(meminfo_kib(meminfo, "MemAvailable"), Some(1024));
         assert_eq!(meminfo_kib(meminfo, "Mem"), None);
+    }
+
+    #[test]
+    fn huge_pages_that_are_promised_are_not_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = |pages| huge_pages(dir.path(), pages).left;
+        assert_eq!(left(HugePages::Mib2), MiB(0), "it knows none");
+        let folder = dir.path().join("kernel/mm/hugepages/hugepages-2048kB");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("free_hugepages"), "512\n").unwrap();
+        assert_eq!(left(HugePages::Mib2), MiB(1024));
+        fs::write(folder.join("resv_hugepages"), "12\n").unwrap();
+        assert_eq!(left(HugePages::Mib2), MiB(1000));
+        assert_eq!(left(HugePages::Gib1), MiB(0));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use aleph_executor::lifecycle::Timeouts;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
 use aleph_executor::{Node, NodeConfig, NodeError};
 use aleph_testkit::{Guest, NoImages, Script, ScriptedDriver, TestRoot, Vmm, expand_pci_tree};
-use aleph_types::{Classify, ErrorClass, Job, JobId, JobSpec, JobState};
+use aleph_types::{Classify, ErrorClass, HugePages, Job, JobId, JobSpec, JobState};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
@@ -84,8 +84,18 @@ impl World {
 }
 
 async fn open(state: &Path, driver: &Arc<ScriptedDriver>, enabled: bool) -> Result<Node> {
+    open_with_pages(state, driver, enabled, None).await
+}
+
+async fn open_with_pages(
+    state: &Path,
+    driver: &Arc<ScriptedDriver>,
+    enabled: bool,
+    pages: Option<HugePages>,
+) -> Result<Node> {
     let mut config = NodeConfig::new(aleph_executor::Paths::new(Some(state))?);
     config.executor.gpu.enabled = enabled;
+    config.executor.gpu.huge_pages = pages;
     config.executor.timeouts = Timeouts {
         boot: Duration::from_secs(2),
         quit: Duration::from_millis(300),
@@ -188,6 +198,32 @@ async fn a_job_that_cannot_have_gpus_is_refused_with_the_reason_of_each() -> Res
         ("no_full_vms", ErrorClass::Unavailable)
     );
     assert!(error.advice().is_some());
+    world.close(node).await
+}
+
+#[tokio::test]
+async fn a_job_whose_memory_is_in_huge_pages_needs_those_and_little_else() -> Result<()> {
+    let world = World::new(true)?;
+    let driver = ScriptedDriver::with_computers([]);
+    let (state, pages) = (world.root.path(), Some(HugePages::Mib2));
+    let node = open_with_pages(state, &driver, true, pages).await?;
+    let job = spec("sleep", "type=h200")?;
+    let needed = job.resources.memory;
+    let error = create(&node, job.clone()).await.err().context("taken")?;
+    assert_eq!(error.code(), "huge_pages_exhausted", "{error}");
+    assert!(
+        error
+            .advice()
+            .is_some_and(|advice| advice.contains("hugepages-2048kB/nr_hugepages"))
+    );
+    let folder = world.tree.sys.join("kernel/mm/hugepages/hugepages-2048kB");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("free_hugepages"), format!("{}\n", needed.0 / 2))?;
+    let job = create(&node, job).await?;
+    wait(&node, job.id, JobState::Running).await?;
+    // A job without GPUs has none of them.
+    let other = create(&node, JobSpec::new("x", vec!["true".into()])).await?;
+    wait(&node, other.id, JobState::Exited).await?;
     world.close(node).await
 }
 

@@ -103,7 +103,8 @@ impl Inner {
 
     fn try_give(&self, id: JobId, owner: (&str, &str), spec: &JobSpec) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
-        self.executor.admit(spec, &host)?;
+        let sys = &self.config.host_tree.sys;
+        self.executor.admit(&self.with_pages(spec), &host, sys)?;
         let pool = Pool {
             resources: self.allocatable(&host),
             memory_ratio: self.config.overcommit.memory,
