@@ -85,7 +85,8 @@ type Connections = ((Vec<Nic>, Option<GuestNetwork>), HostDevices);
 /// Says so where a job's guest could not be told what the job says.
 pub(super) fn check(node: NodeId, job: &JobSpec) -> Result<(), CloudInitError> {
     let volumes = job.volumes.iter().enumerate();
-    let volumes = volumes.map(|(n, mount)| told(mount, format!("v{n}"), Filesystem::Ext4));
+    // As long as those of volumes, so that none is the beginning of another one.
+    let volumes = volumes.map(|(n, mount)| told(mount, format!("v{n:016x}"), Filesystem::Ext4));
     guest_of(JobId::from_bits(0), node, job, volumes.collect())?
         .seed()
         .map(drop)
@@ -425,5 +426,23 @@ fn wanted(job: &JobSpec, serials: impl Iterator<Item = String>) -> Wanted {
         guest_port: true,
         devices: serials.map(Device::Disk).collect(),
         spare_slots: SPARE_SLOTS + usize::from(machine.room.slots),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aleph_types::Classify;
+
+    #[test]
+    fn a_guest_is_told_of_as_many_volumes_as_a_job_can_have() {
+        let mut job = JobSpec::new("disk", Vec::new());
+        job.volumes = (0..16)
+            .map(|n| format!("v{n}:/srv/{n}").parse().unwrap())
+            .collect();
+        check(NodeId::from_bits(1), &job).unwrap();
+        job.volumes[3].path = "/srv/my data".into();
+        let error = check(NodeId::from_bits(1), &job).unwrap_err();
+        assert_eq!(error.code(), "bad_guest_field", "{error}");
     }
 }
