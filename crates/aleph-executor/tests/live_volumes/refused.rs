@@ -114,6 +114,15 @@ pub(crate) async fn what_cannot_be_changed_is_refused() -> Result<()> {
         read_only: false,
     };
     refused(node.attach_volume(job, "more", taken).await, "bad_text")?;
+    // One that cloud-init could not be told of at the next start.
+    let spaced = VolumeAttach {
+        path: Some("/srv/my data".into()),
+        read_only: false,
+    };
+    refused(
+        node.attach_volume(job, "more", spaced).await,
+        "bad_guest_field",
+    )?;
     let read_only = VolumeAttach {
         path: None,
         read_only: true,

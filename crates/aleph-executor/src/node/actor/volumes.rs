@@ -9,8 +9,10 @@ use crate::journal::{JobRecord, VolumeChange};
 use crate::lifecycle::Denial;
 use crate::node::NodeError;
 use crate::node::inner::event_of;
+use crate::node::launch::beside;
 use crate::node::live_volumes::Changed;
 use crate::node::mounts;
+use crate::node::own_disk;
 use crate::volumes::VolumeError;
 use aleph_types::{Job, JobState, Volume, VolumeId, VolumeMount};
 use std::sync::Arc;
@@ -139,6 +141,11 @@ impl Actor {
                 });
                 for_both(&mut record, |volumes| volumes.push(mount.clone()));
                 record.job.spec.validate()?;
+                let (node, spec) = (self.inner.id, record.job.spec.clone());
+                beside("look at what the guest is told", move || {
+                    Ok(own_disk::check(node, &spec)?)
+                })
+                .await?;
                 self.inner.check_slots(&record).await?;
             }
             VolumeAsk::Detach(detach) => {
