@@ -10,7 +10,7 @@ use crate::executor::Executor;
 use crate::gpu::Gpus;
 use crate::journal::{Journal, JournalError};
 use crate::volumes::Volumes;
-use aleph_types::{Event, Job, JobId, JobSpec, NodeId, NodeResources, Timestamp, VmId};
+use aleph_types::{Event, Job, JobId, JobSpec, MiB, NodeId, NodeResources, Timestamp, VmId};
 use aleph_vm_networking::{Claim, Network, NetworkError};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -108,6 +108,7 @@ impl Inner {
         let pool = Pool {
             resources: self.allocatable(&host),
             memory_ratio: self.config.overcommit.memory,
+            lockable: MiB(host.memory.0.saturating_sub(self.config.reserved_memory.0)),
         };
         lock(&self.ledger)
             .give(id, spec, &pool)

@@ -2,7 +2,8 @@
 //!
 //! Memory may be given out more than once (`overcommit.memory`), since guests seldom use all of theirs.
 //! That of a guest with GPUs is locked as a whole, so it counts as what it is: of a pool that is twice as
-//! large as the host's memory it takes twice its size.
+//! large as the host's memory it takes twice its size. What is reserved for the host is never locked, however often
+//! the rest is given out.
 
 use super::Overcommit;
 use crate::capacity::{Capacity, OVERHEAD, Shortage};
@@ -28,6 +29,8 @@ struct Given {
 pub(super) struct Pool {
     pub(super) resources: NodeResources,
     pub(super) memory_ratio: f64,
+    /// What of the host's memory may be locked, all guests together.
+    pub(super) lockable: MiB,
 }
 
 /// What a node may give away.
@@ -111,6 +114,15 @@ impl Ledger {
                 there: MiB(of_host(memory)),
             });
         }
+        let locked = self.given.values().filter(|given| given.pinned);
+        let locked = locked.map(|given| given.resources.memory.0);
+        let lockable = left(pool.lockable.0, locked.fold(0, u32::saturating_add));
+        if one.pinned && cost.memory.0 > lockable {
+            return Err(Shortage::MemoryNow {
+                needed: cost.memory,
+                there: MiB(lockable),
+            });
+        }
         let disk = MiB(left(there.disk.0, given.disk.0));
         if cost.disk > disk {
             return Err(Shortage::Disk {
@@ -167,6 +179,7 @@ mod tests {
         Pool {
             resources: allocatable(&host(), ratio, MiB(0)),
             memory_ratio,
+            lockable: host().memory,
         }
     }
 
@@ -203,6 +216,37 @@ mod tests {
         ledger.give(b, &asked(2, 2048, 500), &there).unwrap();
         ledger.take(b);
         assert_eq!(ledger.total(), NodeResources::default());
+    }
+
+    #[test]
+    fn what_is_reserved_for_the_host_is_not_locked() {
+        let with_gpu = |memory| {
+            let mut job = asked(1, memory - OVERHEAD.0, 0);
+            job.gpus = Some(GpuRequest::default());
+            job
+        };
+        let ratio = Overcommit {
+            cpus: 10.0,
+            memory: 2.0,
+            disk: 1.0,
+        };
+        // 4 GiB, of which the host keeps one.
+        let pool = Pool {
+            resources: allocatable(&host(), ratio, MiB(1024)),
+            memory_ratio: 2.0,
+            lockable: MiB(3072),
+        };
+        let mut ledger = Ledger::default();
+        let [a, b, c] = [1, 2, 3].map(JobId::from_bits);
+        ledger.give(a, &with_gpu(2048), &pool).unwrap();
+        let none = ledger.give(b, &with_gpu(1025), &pool).unwrap_err();
+        let (needed, there) = (MiB(1025), MiB(1024));
+        assert_eq!(none, Shortage::MemoryNow { needed, there });
+        // What is not locked can be given out more often.
+        ledger
+            .give(c, &asked(1, 1025 - OVERHEAD.0, 0), &pool)
+            .unwrap();
+        ledger.give(b, &with_gpu(1024), &pool).unwrap();
     }
 
     #[test]
