@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long NVML may take: where no process keeps them awake, it wakes eight GPUs one after the other.
@@ -87,6 +87,8 @@ pub enum NvmlError {
 pub(super) struct Asked {
     nvml: Box<dyn Nvml>,
     known: Mutex<Known>,
+    /// One asks at a time. What is known can be had meanwhile.
+    asking: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -98,8 +100,12 @@ struct Known {
 
 impl Asked {
     pub(super) fn new(nvml: Box<dyn Nvml>) -> Self {
-        let known = Mutex::default();
-        Self { nvml, known }
+        let (known, asking) = (Mutex::default(), Mutex::default());
+        Self {
+            nvml,
+            known,
+            asking,
+        }
     }
 
     /// Asks, where the driver has a GPU of which it was not asked yet.
@@ -107,27 +113,38 @@ impl Asked {
         let gpus = inventory.gpus().iter();
         let driven = gpus.filter(|gpu| gpu.driver.as_deref() == Some(DRIVER));
         let driven: BTreeSet<PciAddress> = driven.map(|gpu| gpu.address).collect();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if driven.is_subset(&known.driven) {
+        let is_known = |driven: &BTreeSet<PciAddress>| driven.is_subset(&self.known().driven);
+        if is_known(&driven) {
             return;
         }
-        match self.nvml.gpus() {
-            Ok(gpus) => known
-                .gpus
-                .extend(gpus.into_iter().map(|gpu| (gpu.address, gpu))),
-            Err(error @ NvmlError::Absent(_)) => tracing::debug!(%error),
-            Err(error) => {
-                let error = crate::vm::chain(&error);
-                tracing::warn!(error, "GPUs are known by their ids and regions alone");
-            }
+        let _turn = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_known(&driven) {
+            return;
         }
+        let said = self.nvml.gpus().unwrap_or_else(|error| {
+            let text = crate::vm::chain(&error);
+            match error {
+                NvmlError::Absent(_) => tracing::debug!(error = text, "NVML is not asked"),
+                _ => tracing::warn!(
+                    error = text,
+                    "GPUs are known by their ids and regions alone"
+                ),
+            }
+            Vec::new()
+        });
+        let mut known = self.known();
+        let said = said.into_iter().map(|gpu| (gpu.address, gpu));
+        known.gpus.extend(said);
         known.driven.extend(driven);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds what is known by now.
     pub(super) fn tell(&self, inventory: &mut Inventory) {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        inventory.know(&known.gpus);
+        inventory.know(&self.known().gpus);
     }
 }
 
@@ -143,8 +160,45 @@ pub(super) fn vram(bytes: u64) -> Option<Vram> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, mpsc};
+
+    /// Answers when it may.
+    #[derive(Debug)]
+    struct Gated(Mutex<mpsc::Receiver<()>>, mpsc::Sender<()>);
+
+    impl Nvml for Gated {
+        fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError> {
+            let Self(open, asked) = self;
+            asked.send(()).unwrap();
+            let _ = open.lock().unwrap().recv();
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn what_is_known_can_be_had_while_nvml_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let description = "0000:01:00.0 root 10de:2335 class=030200 group=1 driver=nvidia\n";
+        aleph_testkit::expand_pci_tree(description, dir.path()).unwrap();
+        let tree = crate::gpu::HostTree::recorded(dir.path());
+        let functions = tree.functions().unwrap();
+        let mut inventory =
+            Inventory::of(functions, &crate::gpu::Names::none(), &Default::default());
+        let (open, gate) = mpsc::channel();
+        let (said, asked) = mpsc::channel();
+        let nvml = Asked::new(Box::new(Gated(Mutex::new(gate), said)));
+        let of_asking = inventory.clone();
+        std::thread::scope(|scope| {
+            // It goes when this does, so that a test that fails ends.
+            let open = open;
+            scope.spawn(|| nvml.learn(&of_asking));
+            asked.recv().unwrap();
+            assert!(nvml.known.try_lock().is_ok());
+            nvml.tell(&mut inventory);
+            drop(open);
+        });
+    }
 
     #[derive(Debug)]
     struct Counted(Arc<AtomicUsize>);
