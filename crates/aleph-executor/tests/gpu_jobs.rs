@@ -2,21 +2,23 @@
 //! host with eight data-centre GPUs: who is taken and who is told why not, and that GPUs come back
 //! whatever ends a start. A machine that is really given one is in `gpu_job` of `aleph-cli`.
 
-use aleph_executor::gpu::{HostTree, Record};
+use aleph_executor::gpu::{HostTree, Nvml, NvmlError, NvmlGpu, Record};
 use aleph_executor::lifecycle::Timeouts;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
 use aleph_executor::{Node, NodeConfig, NodeError};
 use aleph_testkit::{Guest, NoImages, Script, ScriptedDriver, TestRoot, Vmm, expand_pci_tree};
-use aleph_types::{Classify, ErrorClass, HugePages, Job, JobId, JobSpec, JobState};
+use aleph_types::{Classify, ErrorClass, HugePages, Job, JobId, JobSpec, JobState, Restart};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -84,18 +86,19 @@ impl World {
 }
 
 async fn open(state: &Path, driver: &Arc<ScriptedDriver>, enabled: bool) -> Result<Node> {
-    open_with_pages(state, driver, enabled, None).await
+    open_as(state, driver, |config| {
+        config.executor.gpu.enabled = enabled
+    })
+    .await
 }
 
-async fn open_with_pages(
+async fn open_as(
     state: &Path,
     driver: &Arc<ScriptedDriver>,
-    enabled: bool,
-    pages: Option<HugePages>,
+    how: impl FnOnce(&mut NodeConfig),
 ) -> Result<Node> {
     let mut config = NodeConfig::new(aleph_executor::Paths::new(Some(state))?);
-    config.executor.gpu.enabled = enabled;
-    config.executor.gpu.huge_pages = pages;
+    config.executor.gpu.enabled = true;
     config.executor.timeouts = Timeouts {
         boot: Duration::from_secs(2),
         quit: Duration::from_millis(300),
@@ -104,6 +107,7 @@ async fn open_with_pages(
     config.overcommit.cpus = 100_000.0;
     config.overcommit.memory = 1000.0;
     config.host_tree = HostTree::recorded(&state.join("host"));
+    how(&mut config);
     let began = Instant::now();
     loop {
         let driver = Arc::clone(driver);
@@ -205,8 +209,11 @@ async fn a_job_that_cannot_have_gpus_is_refused_with_the_reason_of_each() -> Res
 async fn a_job_whose_memory_is_in_huge_pages_needs_those_and_little_else() -> Result<()> {
     let world = World::new(true)?;
     let driver = ScriptedDriver::with_computers([]);
-    let (state, pages) = (world.root.path(), Some(HugePages::Mib2));
-    let node = open_with_pages(state, &driver, true, pages).await?;
+    let state = world.root.path();
+    let node = open_as(state, &driver, |config| {
+        config.executor.gpu.huge_pages = Some(HugePages::Mib2);
+    })
+    .await?;
     let job = spec("sleep", "type=h200")?;
     let needed = job.resources.memory;
     let error = create(&node, job.clone()).await.err().context("taken")?;
@@ -412,6 +419,56 @@ async fn a_job_answers_while_its_gpus_hang() -> Result<()> {
     while !world.record()?.0.is_empty() && began.elapsed() < LIMIT {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    world.close(node).await
+}
+
+/// NVIDIA's library, which answers when it may.
+#[derive(Debug)]
+struct Gated {
+    open: watch::Sender<bool>,
+    asked: watch::Sender<usize>,
+}
+
+impl Nvml for Gated {
+    fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError> {
+        self.asked.send_modify(|asked| *asked += 1);
+        let mut open = self.open.subscribe();
+        // Where the test has ended, it never opens.
+        let _ = tokio::runtime::Handle::current().block_on(open.wait_for(|open| *open));
+        Ok(Vec::new())
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_waits_for_its_next_start_answers_while_nvml_hangs() -> Result<()> {
+    let world = World::new(true)?;
+    let (state, driver) = (world.root.path(), ScriptedDriver::with_computers([]));
+    let nvml = Arc::new(Gated {
+        open: watch::Sender::new(false),
+        asked: watch::Sender::new(0),
+    });
+    let asked = Arc::clone(&nvml);
+    let node = open_as(state, &driver, |config| config.nvml = Some(asked)).await?;
+    // It ends, and starts again and again.
+    let mut job = spec("true", "type=h200")?;
+    job.restart.policy = Restart::Always;
+    let job = create(&node, job).await?;
+    wait(&node, job.id, JobState::Restarting).await?;
+    assert_eq!(*nvml.asked.borrow(), 0, "no GPU is its driver's");
+    // A GPU gets NVIDIA's driver.
+    let display = world.tree.sys.join("bus/pci/devices/0000:03:00.0/driver");
+    fs::remove_file(&display)?;
+    symlink("../../bus/pci/drivers/nvidia", &display)?;
+    let mut hangs = nvml.asked.subscribe();
+    tokio::time::timeout(LIMIT, hangs.wait_for(|asked| *asked > 0)).await??;
+    let stopped = node.clone();
+    let stopped = tokio::spawn(async move { stopped.stop(job.id, None).await });
+    // It hears that it is to end while the library hangs, and says so.
+    let heard = wait(&node, job.id, JobState::Stopping).await;
+    nvml.open.send_replace(true);
+    heard?;
+    let ended = stopped.await??;
+    assert_eq!(ended.state, JobState::Exited);
     world.close(node).await
 }
 

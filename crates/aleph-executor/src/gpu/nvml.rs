@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long NVML may take: where no process keeps them awake, it wakes eight GPUs one after the other.
@@ -55,6 +55,12 @@ pub trait Nvml: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`NvmlError`].
     fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError>;
+}
+
+impl<T: Nvml + ?Sized> Nvml for Arc<T> {
+    fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError> {
+        T::gpus(self)
+    }
 }
 
 /// Why NVML says nothing.
@@ -161,7 +167,7 @@ pub(super) fn vram(bytes: u64) -> Option<Vram> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Arc, mpsc};
+    use std::sync::mpsc;
 
     /// Answers when it may.
     #[derive(Debug)]

@@ -1,12 +1,13 @@
 //! How a node is run.
 
 use crate::executor::ExecutorConfig;
-use crate::gpu::HostTree;
+use crate::gpu::{HostTree, Nvml};
 use crate::logs::LogLimits;
 use crate::paths::Paths;
 use crate::volumes::VolumesConfig;
 use aleph_types::MiB;
 use aleph_vm_networking::NetworkConfig;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How a node is run.
@@ -37,6 +38,9 @@ pub struct NodeConfig {
     pub network: Option<NetworkConfig>,
     /// The host whose GPUs jobs have.
     pub host_tree: HostTree,
+    /// Who says what NVIDIA's driver knows of them. `None` is its library for this host, and nobody for a tree
+    /// that was recorded: it is of another host.
+    pub nvml: Option<Arc<dyn Nvml>>,
     /// How volumes are kept.
     pub volumes: VolumesConfig,
 }
@@ -58,6 +62,7 @@ impl NodeConfig {
             jobs_per_account: 20_000,
             network: None,
             host_tree: HostTree::default(),
+            nvml: None,
             volumes: VolumesConfig::default(),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! | step | done | undone |
 //! | --- | --- | --- |
-//! | 1 | a start is asked for: who asks hears why none fits, and nothing is kept | |
+//! | 1 | a start is asked for: who asks hears why none fits, and nothing is kept. A start that nobody asked for finds that at step 3 | |
 //! | 2 | the VM's row is journaled | with the end of the start |
 //! | 3 | GPUs are recorded for this start of the job, bound, reset and checked ([`Gpus::assign`](crate::gpu::Gpus::assign)) | after its VMM has ended |
 //! | 4 | they are given to its machine, and its VMM's user may open them | with step 3 |

@@ -82,7 +82,8 @@ impl Inner {
         allocatable(host, self.config.overcommit, self.config.reserved_memory)
     }
 
-    /// Gives a job its share of the host for a start, or says what is missing.
+    /// Gives a job its share of the host for a start, or says what is missing. Its GPUs it gets later, beside
+    /// its actor: to look for them may take as long as a device that hangs.
     /// [`Inner::take_back`] undoes it.
     pub(super) async fn give(
         &self,
@@ -90,7 +91,6 @@ impl Inner {
         owner: (&str, &str),
         spec: &JobSpec,
     ) -> Result<(), NodeError> {
-        self.admit_gpus(spec).await?;
         match self.try_give(id, owner, spec) {
             // A VM whose end could not be journaled may have it, of this very job even.
             Err(NodeError::Network(NetworkError::Port(_) | NetworkError::Pool(_))) => {

@@ -326,6 +326,7 @@ impl Node {
             return Err(NodeError::TooManyJobs(account, jobs));
         }
         if options.start {
+            self.inner.admit_gpus(&spec).await?;
             self.inner.give(id, (&account, &name), &spec).await?;
         }
         let taken = lock(&self.inner.jobs).reserve(&name, &account, id);
@@ -428,7 +429,13 @@ impl Node {
     /// # Errors
     /// Where it does not fit now, or is about to end.
     pub async fn start(&self, id: JobId) -> Result<Job, NodeError> {
-        self.ask(id, Ask::Start).await
+        let entry = self.inner.entry(id)?;
+        let job = entry.job();
+        let waits = matches!(job.state, JobState::Created | JobState::Restarting);
+        if waits || job.state.is_over() {
+            self.inner.admit_gpus(&job.spec).await?;
+        }
+        self.ask_entry(&entry, Ask::Start).await
     }
 
     /// Ends a job and waits for that. `grace` is the time between the stop signal and SIGKILL,

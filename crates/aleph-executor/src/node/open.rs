@@ -86,10 +86,11 @@ impl Node {
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
         let mut gpus = Gpus::new(config.host_tree.clone(), config.executor.gpu.clone());
-        // A tree that was recorded is of another host, whose driver nobody can ask.
-        if config.host_tree == HostTree::default() {
-            gpus = gpus.asking(NvmlReader::this());
-        }
+        gpus = match &config.nvml {
+            Some(nvml) => gpus.asking(Arc::clone(nvml)),
+            None if config.host_tree == HostTree::default() => gpus.asking(NvmlReader::this()),
+            None => gpus,
+        };
         let inner = Arc::new(Inner {
             id,
             executor,
