@@ -107,6 +107,7 @@ async fn open_as(
     config.overcommit.cpus = 100_000.0;
     config.overcommit.memory = 1000.0;
     config.host_tree = HostTree::recorded(&state.join("host"));
+    config.gpu_patience = Duration::from_secs(10);
     how(&mut config);
     let began = Instant::now();
     loop {
@@ -378,6 +379,29 @@ async fn a_node_is_there_while_another_process_waits_for_a_device() -> Result<()
     node.shutdown().await;
     drop(node);
     let node = world.open(&driver).await?;
+    let began = Instant::now();
+    while !world.record()?.0.is_empty() && began.elapsed() < LIMIT {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.close(node).await
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_back_is_before_the_next_sweep() -> Result<()> {
+    let world = World::new(true)?;
+    let (state, driver) = (world.root.path(), ScriptedDriver::with_computers([]));
+    let node = open_as(state, &driver, |config| {
+        config.sweep_interval = Duration::from_secs(86_400);
+        config.gpu_patience = Duration::from_millis(200);
+    })
+    .await?;
+    let job = create(&node, spec("sleep", "type=h200")?).await?;
+    wait(&node, job.id, JobState::Running).await?;
+    let lock = fs::File::create(world.tree.record.join("lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    node.kill(job.id, 9).await?;
+    assert_eq!(world.record()?.0, [(job.id.to_string(), 1)]);
+    drop(lock);
     let began = Instant::now();
     while !world.record()?.0.is_empty() && began.elapsed() < LIMIT {
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -15,7 +15,7 @@ use super::sysfs::HostTree;
 use crate::failpoint::pass;
 use aleph_types::{GpuRequest, HugePages};
 use std::io;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// What an operator decides about GPUs: `enable_gpu` and what goes with it in `[executor.qemu]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,10 @@ impl Default for GpuConfig {
     }
 }
 
+/// How long a person waits for another process that changes who has which GPUs: longer than a reset of a few
+/// devices takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The GPUs of a host, and the record of who has which. Any number of nodes of the host may have one.
 ///
 /// Everything here blocks: a reset takes up to some seconds.
@@ -51,6 +55,7 @@ pub struct Gpus {
     config: GpuConfig,
     folder: RecordFolder,
     nvml: Option<Asked>,
+    patience: Duration,
 }
 
 /// What became of a tenant's GPUs.
@@ -72,7 +77,14 @@ impl Gpus {
             names: Names::installed(),
             config,
             nvml: None,
+            patience: PATIENCE,
         }
+    }
+
+    /// The same for whoever waits so long for another process that changes who has which.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The same, with what NVML says of them.
@@ -403,10 +415,12 @@ impl Gpus {
     }
 
     fn open(&self) -> Result<OpenRecord, GpuError> {
-        self.folder.lock().map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => HostFault::Busy.into(),
-            _ => recording("read")(error),
-        })
+        self.folder
+            .lock(self.patience)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => HostFault::Busy.into(),
+                _ => recording("read")(error),
+            })
     }
 }
 

@@ -18,9 +18,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-/// How long one waits for another who changes the record: longer than a reset of a few devices takes.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// The version of the file's form.
 const VERSION: u32 = 1;
 
@@ -231,18 +228,18 @@ impl RecordFolder {
         Ok(record)
     }
 
-    /// The record for one who changes it; others wait until it is dropped, for [`PATIENCE`]: who has it may
-    /// wait for a device that does not answer, for ever.
+    /// The record for one who changes it; others wait until it is dropped, with this much patience: who has it
+    /// may wait for a device that does not answer, for ever.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] where somebody has it for longer.
-    pub(super) fn lock(&self) -> io::Result<OpenRecord> {
+    pub(super) fn lock(&self, patience: Duration) -> io::Result<OpenRecord> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.0)?;
         let lock = File::create(self.0.join("lock"))?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience;
         loop {
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => {
@@ -306,7 +303,7 @@ mod tests {
                 },
             }],
         };
-        let mut open = folder.lock().unwrap();
+        let mut open = folder.lock(Duration::ZERO).unwrap();
         open.record.tenants.insert(job.clone(), vec![taken]);
         open.save().unwrap();
         let kept = open.record.clone();
@@ -318,7 +315,7 @@ mod tests {
         assert!(read.tenants.is_empty());
 
         fs::write(folder.file(), "{").unwrap();
-        assert!(folder.lock().is_err(), "half a file is not an empty one");
+        assert!(folder.lock(Duration::ZERO).is_err(), "half a file is not an empty one");
         let newer = serde_json::to_string(&kept)
             .unwrap()
             .replace("\"version\":1", "\"version\":2");

@@ -38,6 +38,8 @@ pub struct NodeConfig {
     pub network: Option<NetworkConfig>,
     /// The host whose GPUs jobs have.
     pub host_tree: HostTree,
+    /// How long a job waits for others whose GPUs are just bound or reset: eight may take a minute and more.
+    pub gpu_patience: Duration,
     /// Who says what NVIDIA's driver knows of them. `None` is its library for this host, and nobody for a tree
     /// that was recorded: it is of another host.
     pub nvml: Option<Arc<dyn Nvml>>,
@@ -62,6 +64,7 @@ impl NodeConfig {
             jobs_per_account: 20_000,
             network: None,
             host_tree: HostTree::default(),
+            gpu_patience: Duration::from_secs(100),
             nvml: None,
             volumes: VolumesConfig::default(),
         }

@@ -9,7 +9,8 @@
 //!
 //! # Failure cases
 //! Whichever way a start ends, and whenever this process dies, a tenant that is no VM of the table is
-//! found when the node opens and by each sweep, and what it had is taken back. A GPU that fails goes
+//! found when the node opens and by each sweep, and what it had is taken back; what could not be as a start
+//! ended is tried again sooner than that. A GPU that fails goes
 //! into quarantine; a job whose turn comes when another one has taken the last fails with the reason of
 //! each.
 
@@ -32,6 +33,8 @@ fn tenant(inner: &Inner, job: JobId, incarnation: Incarnation) -> Tenant {
 
 /// How long a job waits for what is done to its GPUs.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How soon it is tried again to take back what could not be.
+const AGAIN: Duration = Duration::from_secs(1);
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, GpuError> + Send + 'static,
@@ -98,44 +101,68 @@ impl Inner {
         spec
     }
 
-    /// Takes back what a start of a job had, once its VMM has ended. Where that cannot be, the next sweep
-    /// tries again.
-    pub(super) async fn release_gpus(&self, job: &Job) {
+    /// Takes back what a start of a job had, once its VMM has ended, and says whether that is done.
+    pub(super) async fn release_gpus(&self, job: &Job) -> bool {
         if job.spec.gpus.is_none() {
-            return;
+            return true;
         }
         let (gpus, tenant) = (
             Arc::clone(&self.gpus),
             tenant(self, job.id, job.incarnation),
         );
-        if let Err(error) = blocking(move || gpus.release(&tenant)).await {
-            let error = chain(&error);
-            tracing::error!(job = %job.id, error, "GPUs are not taken back; the next sweep tries again");
+        let released = blocking(move || gpus.release(&tenant)).await;
+        if let Err(error) = &released {
+            let error = chain(error);
+            tracing::error!(job = %job.id, error, "GPUs are not taken back; it is tried again");
         }
+        released.is_ok()
+    }
+
+    /// Takes them back soon: after a second, and after twice as long each time until it is done. From where
+    /// sweeps come sooner they see to it.
+    pub(super) fn recover_gpus_soon(self: &Arc<Self>) {
+        let (inner, sweep) = (Arc::downgrade(self), self.config.sweep_interval);
+        tokio::spawn(async move {
+            let mut pause = AGAIN;
+            while pause < sweep {
+                tokio::time::sleep(pause).await;
+                let Some(inner) = inner.upgrade() else { return };
+                let leaves = *inner.leaving.borrow();
+                if leaves || inner.recover_gpus_in_turn().await {
+                    return;
+                }
+                pause *= 2;
+            }
+        });
     }
 
     /// Takes back the GPUs of starts that have no VM any more, and those of an earlier boot of the host,
     /// beside whatever else is done: a device that hangs keeps nobody from anything else. One at a time.
     pub(super) fn recover_gpus(self: &Arc<Self>) {
-        if self.recovers_gpus.swap(true, Ordering::AcqRel) {
-            return;
-        }
         let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            inner.recover_gpus_now().await;
-            inner.recovers_gpus.store(false, Ordering::Release);
-        });
+        tokio::spawn(async move { inner.recover_gpus_in_turn().await });
     }
 
-    async fn recover_gpus_now(self: &Arc<Self>) {
+    /// Whether it is done; not, where it is under way.
+    async fn recover_gpus_in_turn(self: &Arc<Self>) -> bool {
+        if self.recovers_gpus.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let done = self.recover_gpus_now().await;
+        self.recovers_gpus.store(false, Ordering::Release);
+        done
+    }
+
+    async fn recover_gpus_now(self: &Arc<Self>) -> bool {
         let (inner, gpus) = (Arc::clone(self), Arc::clone(&self.gpus));
         let node = self.id.to_string();
         let recovered = blocking(move || gpus.recover(&node, |tenant| inner.has_vm(tenant))).await;
-        match recovered {
+        match &recovered {
             Ok(released) if released.returned.is_empty() => {}
             Ok(released) => tracing::info!(gpus = ?released.returned, "GPUs were taken back"),
-            Err(error) => tracing::warn!(error = %chain(&error), "GPUs are not taken back"),
+            Err(error) => tracing::warn!(error = %chain(error), "GPUs are not taken back"),
         }
+        recovered.is_ok()
     }
 
     /// Whether a tenant is a start whose VM is there, or is being removed.

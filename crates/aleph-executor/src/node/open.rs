@@ -85,8 +85,9 @@ impl Node {
         let watch = network.and_then(super::guard::listen);
         let network = network.map(|network| super::network::open(network, &rows, &records));
         let (network, forwarder) = network.transpose()?.unzip();
-        let mut gpus = Gpus::new(config.host_tree.clone(), config.executor.gpu.clone());
-        gpus = match &config.nvml {
+        let gpus = Gpus::new(config.host_tree.clone(), config.executor.gpu.clone())
+            .with_patience(config.gpu_patience);
+        let gpus = match &config.nvml {
             Some(nvml) => gpus.asking(Arc::clone(nvml)),
             None if config.host_tree == HostTree::default() => gpus.asking(NvmlReader::this()),
             None => gpus,

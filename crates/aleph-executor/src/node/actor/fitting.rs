@@ -133,14 +133,14 @@ impl Actor {
         let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
         let job = self.record.job.clone();
         tokio::spawn(async move {
-            inner.release_gpus(&job).await;
-            let _ = notes.send((job.incarnation, Note::Freed));
+            let freed = inner.release_gpus(&job).await;
+            let _ = notes.send((job.incarnation, Note::Freed(freed)));
         });
         self.phase = Phase::Freeing(Box::new(then));
     }
 
-    /// They are the host's, or a sweep will see to it.
-    pub(super) async fn freed(&mut self) {
+    /// They are the host's; where they are not, it is seen to it once the record has no VM for them any more.
+    pub(super) async fn freed(&mut self, freed: bool) {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Freeing(then) => match *then {
                 After::End(verdict, outcome, removed) => {
@@ -149,6 +149,9 @@ impl Actor {
                 After::Anew => self.anew(Ok(())).await,
             },
             other => self.phase = other,
+        }
+        if !freed {
+            self.inner.recover_gpus_soon();
         }
     }
 }

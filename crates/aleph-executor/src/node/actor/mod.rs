@@ -110,8 +110,8 @@ pub(super) enum Note {
     Prepared(Result<Parts, Problem>),
     /// Its GPUs are ready, or it cannot have them.
     Fitted(Box<Result<HostDevices, NodeError>>),
-    /// Its GPUs are taken back, as far as that goes now.
-    Freed,
+    /// Its GPUs are taken back, or cannot be now.
+    Freed(bool),
     /// The main command was handed over.
     Began(ExecHandle),
     /// The guest could not be made ready for it.
@@ -372,7 +372,7 @@ impl Actor {
             }
             Note::Prepared(Err(_)) => {}
             Note::Fitted(devices) => Box::pin(self.fitted(*devices)).await,
-            Note::Freed => Box::pin(self.freed()).await,
+            Note::Freed(freed) => Box::pin(self.freed(freed)).await,
             Note::Began(handle) => self.began(handle),
             Note::Unfit(why) => {
                 if let Phase::Live(run) = &mut self.phase {
