@@ -4,7 +4,8 @@ use super::address::PciAddress;
 use super::choice::{Allowed, ChosenGroup, choose};
 use super::error::{DeviceFault, GpuError, HostFault, Trouble};
 use super::group::{
-    Look, clean, expect_nobody, expect_unused, make_ready, remaining, take_node_back, undo_all,
+    Look, clean, expect_nobody, expect_unused, make_ready, remaining, take_node_back, there,
+    undo_all,
 };
 use super::inventory::{Inventory, Names, VFIO_PCI};
 use super::nvml::{Asked, Nvml};
@@ -185,8 +186,10 @@ impl Gpus {
                 Some(taken) => {
                     expect_unused(&self.tree, &open.record, tenant, Look::All)?;
                     let gpus: usize = taken.iter().map(|group| group.gpus.len()).sum();
-                    if u32::try_from(gpus) != Ok(request.count) {
-                        // A crash came while others were to be tried.
+                    let stale = is_of_another_boot(&taken, &self.tree.boot());
+                    if stale || u32::try_from(gpus) != Ok(request.count) {
+                        // A crash came while others were to be tried; or the host booted, and they could not
+                        // be taken back before.
                         self.give_back(&mut open, tenant)?;
                         continue;
                     }
@@ -254,7 +257,8 @@ impl Gpus {
     /// [`GpuError::NotAssigned`] where nobody has it; else as [`release`](Self::release).
     pub fn release_device(&self, address: PciAddress) -> Result<Released, GpuError> {
         let mut open = self.open()?;
-        let Some(tenant) = open.record.tenant_of(address).cloned() else {
+        let now = self.tree.read(address);
+        let Some(tenant) = open.record.tenant_at(address, now.as_ref()).cloned() else {
             return Err(GpuError::NotAssigned { address });
         };
         self.take_back(&mut open, &tenant)
@@ -333,16 +337,21 @@ impl Gpus {
     ) -> Result<Released, GpuError> {
         let mut released = Released::default();
         let groups = open.record.tenants.get(tenant).cloned().unwrap_or_default();
+        let boot = self.tree.boot();
         for group in groups {
+            let left = match group.boot == boot {
+                true => group.clone(),
+                false => left_of(&self.tree, &group),
+            };
             let cleaned = match used {
-                true => clean(&self.tree, &group),
+                true => clean(&self.tree, &left),
                 false => Ok(()),
             };
-            match cleaned.and_then(|()| undo_all(&self.tree, &group)) {
+            match cleaned.and_then(|()| undo_all(&self.tree, &left)) {
                 Ok(()) => {
                     open.record.remove(tenant, group.group);
                     open.save().map_err(recording("write"))?;
-                    released.returned.extend(group.gpus);
+                    released.returned.extend(left.gpus);
                 }
                 Err(Trouble::Host(fault)) => return Err(fault.into()),
                 Err(Trouble::Device(fault)) => {
@@ -388,7 +397,8 @@ impl Gpus {
     /// Where it is in none, or still fails: it stays there.
     pub fn end_quarantine(&self, address: PciAddress) -> Result<(), GpuError> {
         let mut open = self.open()?;
-        let Some(quarantine) = open.record.quarantine_of(address).cloned() else {
+        let now = self.tree.read(address);
+        let Some(quarantine) = open.record.quarantine_at(address, now.as_ref()).cloned() else {
             return Err(GpuError::NotQuarantined { address });
         };
         let of = std::slice::from_ref(&quarantine.taken);
@@ -422,6 +432,16 @@ impl Gpus {
                 _ => recording("read")(error),
             })
     }
+}
+
+/// What there is of a group that was taken in an earlier boot. What is gone is nobody's, and no fault of it: it
+/// was removed, or is to be made anew, as the parts of a GPU are.
+fn left_of(tree: &HostTree, group: &Taken) -> Taken {
+    let left = there(tree, group);
+    if left.functions.len() < group.functions.len() {
+        tracing::warn!(gpus = ?group.gpus, "GPUs of an earlier boot are gone, and forgotten");
+    }
+    left
 }
 
 fn is_of_another_boot(taken: &[Taken], boot: &str) -> bool {

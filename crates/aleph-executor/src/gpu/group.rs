@@ -14,6 +14,7 @@ use rustix::process::{Gid, Uid};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 
 /// Binds, resets and checks a group. What does not answer is not touched at all, and nothing is reset that
 /// the kernel would give to nobody: that a node is missing, say, is no fault of a device.
@@ -57,7 +58,11 @@ pub(super) fn clean(tree: &HostTree, group: &Taken) -> Result<(), Trouble> {
                 continue;
             }
             if buses.insert(function.address.bus()) {
-                reset_bus(tree, function.address, group.group)?;
+                reset_bus(
+                    tree,
+                    function.address,
+                    now.iommu_group.unwrap_or(group.group),
+                )?;
             }
         } else if is_gpu || resets {
             reset(tree, function)?;
@@ -86,29 +91,40 @@ pub(super) fn undo_all(tree: &HostTree, group: &Taken) -> Result<(), Trouble> {
     functions.try_for_each(|function| undo(tree, function.address, &function.prior))
 }
 
+/// A group without what is gone of it. After a boot that may be all of them: the parts of a GPU are
+/// there once somebody has divided it again.
+pub(super) fn there(tree: &HostTree, group: &Taken) -> Taken {
+    let mut there = group.clone();
+    there
+        .functions
+        .retain(|function| same(tree, function).is_ok());
+    let functions: BTreeSet<_> = there.functions.iter().map(|f| f.address).collect();
+    there.gpus.retain(|gpu| functions.contains(gpu));
+    there
+}
+
 /// The functions of a group that are still there, checked.
 pub(super) fn remaining(tree: &HostTree, group: &Taken) -> Result<Taken, DeviceFault> {
-    let functions = group.functions.iter();
-    let there: Vec<_> = functions
-        .filter(|function| same(tree, function).is_ok())
-        .cloned()
-        .collect();
-    there
-        .iter()
-        .try_for_each(|function| check(tree, function))?;
-    Ok(Taken {
-        functions: there,
-        ..group.clone()
-    })
+    let there = there(tree, group);
+    let mut functions = there.functions.iter();
+    functions.try_for_each(|function| check(tree, function))?;
+    Ok(there)
+}
+
+/// The node of a group, by the number that it has now: it is recorded as of an earlier boot, in which another
+/// one may have had it.
+fn node_now(tree: &HostTree, group: &Taken) -> Option<PathBuf> {
+    let mut functions = group.functions.iter();
+    let number = functions.find_map(|function| same(tree, function).ok()?.iommu_group)?;
+    Some(tree.dev.join("vfio").join(number.to_string()))
 }
 
 /// The function as it is now. After a boot another device may be at its address.
 fn same(tree: &HostTree, taken: &TakenFunction) -> Result<PciFunction, DeviceFault> {
     let now = tree.read(taken.address);
-    now.filter(|now| (now.vendor, now.device) == (taken.vendor, taken.device))
-        .ok_or(DeviceFault::Gone {
-            address: taken.address,
-        })
+    now.filter(|now| taken.is(now)).ok_or(DeviceFault::Gone {
+        address: taken.address,
+    })
 }
 
 /// Sees that the kernel would give the group to a guest.
@@ -185,8 +201,8 @@ pub(super) fn expect_nobody(
         }
         // A process that is about to end shows its files no more, and has them still: the kernel's own
         // word is that one may open a group, or nobody else.
-        let node = group.node(tree);
         if let Some(first) = functions.iter().find(|now| now.is_for_guests())
+            && let Some(node) = node_now(tree, group)
             && File::options()
                 .read(true)
                 .write(true)
@@ -206,8 +222,11 @@ fn is_busy(error: &io::Error) -> bool {
 
 /// Makes the node of a group root's again, where it does not go with what its VMM's user had.
 pub(super) fn take_node_back(tree: &HostTree, group: &Taken) {
+    let Some(node) = node_now(tree, group) else {
+        return;
+    };
     let (user, to) = (Uid::ROOT, Gid::ROOT);
-    match rustix::fs::chown(group.node(tree), Some(user), Some(to)) {
+    match rustix::fs::chown(node, Some(user), Some(to)) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(error) => {
             tracing::warn!(group = group.group, %error, "a group's node is not taken back");

@@ -250,11 +250,11 @@ fn gpu(
     let companions = others
         .iter()
         .filter(|other| other.address.slot() == function.address.slot() && !other.is_bridge());
-    let state = if let Some(quarantine) = record.quarantine_of(function.address) {
+    let state = if let Some(quarantine) = record.quarantine_of(function) {
         GpuState::Quarantined {
             reason: quarantine.reason.clone(),
         }
-    } else if let Some(tenant) = record.tenant_of(function.address) {
+    } else if let Some(tenant) = record.tenant_of(function) {
         let tenant = tenant.clone();
         GpuState::Assigned { tenant }
     } else if function.driver.is_none() || function.is_for_guests() {

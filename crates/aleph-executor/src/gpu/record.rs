@@ -6,6 +6,7 @@
 //! after a crash at any point can go on or go back.
 
 use super::address::PciAddress;
+use super::function::PciFunction;
 use super::sysfs::HostTree;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -166,25 +167,61 @@ impl Taken {
         tree.dev.join("vfio").join(self.group.to_string())
     }
 
-    fn has(&self, address: PciAddress) -> bool {
-        self.functions.iter().any(|f| f.address == address)
+    fn has(&self, is_it: impl Fn(&TakenFunction) -> bool) -> bool {
+        self.functions.iter().any(is_it)
+    }
+}
+
+impl TakenFunction {
+    /// Whether it is this very function, and not another device that is at its address by now.
+    pub(super) fn is(&self, function: &PciFunction) -> bool {
+        let ids = (function.vendor, function.device);
+        self.address == function.address && (self.vendor, self.device) == ids
     }
 }
 
 impl Record {
-    /// Who has a function.
+    /// Who has a function. Whoever had another device at its address does not.
     #[must_use]
-    pub fn tenant_of(&self, address: PciAddress) -> Option<&Tenant> {
+    pub fn tenant_of(&self, function: &PciFunction) -> Option<&Tenant> {
+        self.tenant(|taken| taken.is(function))
+    }
+
+    /// Who has what is at an address, or was there.
+    pub(super) fn tenant_at(
+        &self,
+        address: PciAddress,
+        now: Option<&PciFunction>,
+    ) -> Option<&Tenant> {
+        let now = now.and_then(|now| self.tenant_of(now));
+        now.or_else(|| self.tenant(|taken| taken.address == address))
+    }
+
+    fn tenant(&self, is_it: impl Fn(&TakenFunction) -> bool) -> Option<&Tenant> {
         let mut tenants = self.tenants.iter();
-        let found = tenants.find(|(_, taken)| taken.iter().any(|taken| taken.has(address)));
+        let found = tenants.find(|(_, taken)| taken.iter().any(|taken| taken.has(&is_it)));
         found.map(|(tenant, _)| tenant)
     }
 
-    /// The quarantine that a function is in.
+    /// The quarantine that a function is in. One that replaces it at its address is in none.
     #[must_use]
-    pub fn quarantine_of(&self, address: PciAddress) -> Option<&Quarantine> {
+    pub fn quarantine_of(&self, function: &PciFunction) -> Option<&Quarantine> {
+        self.quarantine(|taken| taken.is(function))
+    }
+
+    /// The quarantine of what is at an address, or was there.
+    pub(super) fn quarantine_at(
+        &self,
+        address: PciAddress,
+        now: Option<&PciFunction>,
+    ) -> Option<&Quarantine> {
+        let now = now.and_then(|now| self.quarantine_of(now));
+        now.or_else(|| self.quarantine(|taken| taken.address == address))
+    }
+
+    fn quarantine(&self, is_it: impl Fn(&TakenFunction) -> bool) -> Option<&Quarantine> {
         let mut quarantines = self.quarantines.iter();
-        quarantines.find(|quarantine| quarantine.taken.has(address))
+        quarantines.find(|quarantine| quarantine.taken.has(&is_it))
     }
 
     /// Takes a group away from a tenant: for quarantine, or for good.
@@ -310,12 +347,15 @@ mod tests {
         drop(open);
         let mut read = folder.read().unwrap();
         assert_eq!(read, kept);
-        assert_eq!(read.tenant_of(address), Some(&job));
+        assert_eq!(read.tenant_at(address, None), Some(&job));
         assert!(read.remove(&job, 8).is_none() && read.remove(&job, 7).is_some());
         assert!(read.tenants.is_empty());
 
         fs::write(folder.file(), "{").unwrap();
-        assert!(folder.lock(Duration::ZERO).is_err(), "half a file is not an empty one");
+        assert!(
+            folder.lock(Duration::ZERO).is_err(),
+            "half a file is not an empty one"
+        );
         let newer = serde_json::to_string(&kept)
             .unwrap()
             .replace("\"version\":1", "\"version\":2");

@@ -395,12 +395,79 @@ fn what_was_given_in_an_earlier_boot_is_nobodys_and_groups_are_read_anew() {
     host.boots("fourth");
     host.was_reset("0000:01:00.0");
     fs::write(host.function("0000:01:00.0").join("device"), "0x2331").unwrap();
-    let released = host.gpus().release(&job("a")).unwrap();
+    host.gpus().release(&job("a")).unwrap();
+    assert_eq!(host.record(), Record::default(), "it has failed in nothing");
+    assert!(!host.was_reset("0000:01:00.0"));
+}
+
+#[test]
+fn a_part_that_nobody_has_made_again_after_a_boot_is_in_no_quarantine() {
+    let host = Host::new(
+        "0000:01:00.0 root 10de:2330 class=030200 group=1 driver=nvidia reset=flr vfs=0000:01:00.4\n\
+         0000:01:00.4 root 10de:2330 class=030200 group=2 driver=nvidia bars=16M,8G pf=0000:01:00.0 vgpu=1049\n",
+        true,
+    );
+    let (a, part) = (job("a"), "0000:01:00.4");
+    host.gpus().assign(&a, &ask("type=vgpu-1049")).unwrap();
+    host.boots("second");
+    let link = host.function(part);
+    let target = fs::read_link(&link).unwrap();
+    fs::remove_file(&link).unwrap();
+    host.gpus().recover("node", |_| true).unwrap();
+    assert_eq!(host.record(), Record::default());
+    // Once it is there again, a job can have it.
+    symlink(target, &link).unwrap();
+    host.gpus().assign(&a, &ask("type=vgpu-1049")).unwrap();
+    // Where it falls off while the host runs, it has failed.
+    fs::remove_file(&link).unwrap();
+    let released = host.gpus().release(&a).unwrap();
     assert_eq!(
         released.quarantined[0].1,
-        "0000:01:00.0 is gone from the bus"
+        format!("{part} is gone from the bus")
     );
-    assert!(!host.was_reset("0000:01:00.0"));
+}
+
+#[test]
+fn a_card_that_replaces_one_in_quarantine_is_in_none() {
+    let host = Host::new(ONE, true);
+    let mut record = Record::default();
+    record.quarantines.push(Quarantine {
+        taken: taken(&["01:00.0"]),
+        reason: "it did not answer".into(),
+        since: 0,
+    });
+    host.write_record(&record);
+    let state = || host.gpus().inventory().unwrap().gpus()[0].state.clone();
+    assert!(matches!(state(), GpuState::Quarantined { .. }));
+    fs::write(host.function("0000:01:00.0").join("device"), "0x2331").unwrap();
+    assert_eq!(state(), GpuState::Free);
+    // What is not there any more can be forgotten all the same.
+    host.gpus().end_quarantine(at("01:00.0")).unwrap();
+    assert_eq!(host.record(), Record::default());
+    assert!(!host.was_reset("0000:01:00.0"), "it is another one");
+}
+
+#[test]
+fn the_number_of_a_group_is_looked_for_anew_after_a_boot() {
+    let host = Host::new(BY_BUS, true);
+    let mut taken = taken(&["01:00.0", "01:00.1"]);
+    taken.gpus.pop();
+    taken.functions[1].device = 0x22ba;
+    let mut record = Record::default();
+    record.tenants.insert(job("a"), vec![taken]);
+    host.write_record(&record);
+    host.boots("second");
+    for address in ["0000:01:00.0", "0000:01:00.1"] {
+        let link = host.function(address).join("iommu_group");
+        fs::remove_file(&link).unwrap();
+        symlink("../../../kernel/iommu_groups/5", &link).unwrap();
+    }
+    // Another device has the number that it had.
+    fs::write(host.tree.dev.join("vfio/vfio"), "").unwrap();
+    fs::remove_file(host.tree.dev.join("vfio/5")).unwrap();
+    let error = host.gpus().recover("node", |_| true).unwrap_err();
+    assert!(error.to_string().contains("vfio/5,"), "{error}");
+    assert_eq!(host.record(), record);
 }
 
 #[test]

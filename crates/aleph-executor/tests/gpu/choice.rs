@@ -19,20 +19,28 @@ fn gpus_of(groups: &[ChosenGroup]) -> Vec<PciAddress> {
 }
 
 /// The record of a tenant that has these groups.
-fn with_tenant(mut record: Record, tenant: &str, groups: &[ChosenGroup]) -> Record {
-    let groups = groups.iter().map(taken).collect();
+fn with_tenant(
+    mut record: Record,
+    tenant: &str,
+    inventory: &Inventory,
+    groups: &[ChosenGroup],
+) -> Record {
+    let groups = groups.iter().map(|group| taken(inventory, group)).collect();
     record
         .tenants
         .insert(Tenant::new("node", tenant, 1), groups);
     record
 }
 
-fn taken(group: &ChosenGroup) -> Taken {
-    let functions = group.functions.iter().map(|address| TakenFunction {
-        address: *address,
-        vendor: 0,
-        device: 0,
-        prior: Prior::default(),
+fn taken(inventory: &Inventory, group: &ChosenGroup) -> Taken {
+    let functions = group.functions.iter().map(|address| {
+        let function = inventory.function(*address).unwrap();
+        TakenFunction {
+            address: *address,
+            vendor: function.vendor,
+            device: function.device,
+            prior: Prior::default(),
+        }
     });
     Taken {
         boot: String::new(),
@@ -63,7 +71,7 @@ fn gpus_come_from_one_numa_node_where_one_has_them() {
         for gpu in gpus_of(&groups) {
             assert!(given.insert(gpu), "{gpu} has two tenants");
         }
-        record = with_tenant(record, tenant, &groups);
+        record = with_tenant(record, tenant, &inventory, &groups);
     }
     assert_eq!(given.len(), 8);
     let inventory = Inventory::read(&tree, &Names::none(), &record).unwrap();
@@ -113,9 +121,11 @@ fn a_job_that_gets_none_is_told_which_there_are_and_why_each_does_not_fit() {
             numa_node: None,
         }
     };
-    let mut record = with_tenant(Record::default(), "job-1", &[group(3, "03:00.0")]);
+    let free = Inventory::read(&tree, &Names::none(), &Record::default()).unwrap();
+    let of_job = [group(3, "03:00.0")];
+    let mut record = with_tenant(Record::default(), "job-1", &free, &of_job);
     record.quarantines.push(Quarantine {
-        taken: taken(&group(10, "0a:00.0")),
+        taken: taken(&free, &group(10, "0a:00.0")),
         reason: "it did not answer".into(),
         since: 0,
     });
@@ -221,14 +231,16 @@ fn no_part_is_given_of_a_gpu_that_belongs_to_somebody_as_a_whole() {
     );
     let (_dir, tree) = tree(DIVIDED);
     let read = |record: &Record| Inventory::read(&tree, &Names::none(), record).unwrap();
-    let given = with_tenant(Record::default(), "job", std::slice::from_ref(&whole));
+    let free = read(&Record::default());
+    let groups = std::slice::from_ref(&whole);
+    let given = with_tenant(Record::default(), "job", &free, groups);
     assert_eq!(
         part(&read(&given)),
         "is a part of 0000:01:00.0, which belongs to another job"
     );
     let mut failed = Record::default();
     failed.quarantines.push(Quarantine {
-        taken: taken(&whole),
+        taken: taken(&free, &whole),
         reason: "it did not answer".into(),
         since: 0,
     });
@@ -310,9 +322,7 @@ fn oracle(functions: &[PciFunction], group: u32, tenants: &Record, wanted: &str)
         let bad = match f.class {
             0x06_04_00 => false,
             _ if is_gpu => {
-                f.reset_methods.is_empty()
-                    || model != wanted
-                    || tenants.tenant_of(f.address).is_some()
+                f.reset_methods.is_empty() || model != wanted || tenants.tenant_of(f).is_some()
             }
             _ => !beside && f.driver.as_deref() == Some("host-driver"),
         };
@@ -378,7 +388,7 @@ proptest! {
                     prop_assert!(!subset_sums(&there).contains(&wanted), "node {node:?} has {wanted}");
                 }
             }
-            record = with_tenant(record, &format!("job-{n}"), &groups);
+            record = with_tenant(record, &format!("job-{n}"), &inventory, &groups);
         }
     }
 }
