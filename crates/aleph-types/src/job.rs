@@ -550,7 +550,8 @@ impl JobSpec {
             volume.check()?;
             let before = self.volumes.iter().take(at);
             // One mounted over another, or one disk mounted twice, is never what is meant.
-            if before.clone().any(|other| other.path == volume.path) {
+            let place = volume.mount_point();
+            if before.clone().any(|other| other.mount_point() == place) {
                 return bad("volumes.path", &volume.path);
             }
             if before.clone().any(|other| other.name == volume.name) {

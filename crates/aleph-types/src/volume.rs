@@ -9,6 +9,9 @@ use std::str::FromStr;
 /// The most volumes that one job mounts.
 pub const MAX_VOLUMES: usize = 16;
 
+/// The longest path, in bytes: what a guest is told of [`MAX_VOLUMES`] fits one message.
+const MAX_PATH: usize = 1024;
+
 /// A volume that a job has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -18,7 +21,7 @@ pub struct VolumeMount {
     #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 63))]
     pub name: String,
     /// Where the guest mounts it: an absolute path.
-    #[cfg_attr(feature = "schema", schema(pattern = "^/"))]
+    #[cfg_attr(feature = "schema", schema(pattern = "^/", max_length = 1024))]
     pub path: String,
     /// Whether the guest may only read it. Any number of jobs may at a time.
     #[serde(default)]
@@ -99,6 +102,11 @@ impl FromStr for VolumeMount {
 }
 
 impl VolumeMount {
+    /// The path without the slashes that it may end with.
+    pub(crate) fn mount_point(&self) -> &str {
+        self.path.trim_end_matches('/')
+    }
+
     /// Checks its form.
     pub(crate) fn check(&self) -> Result<(), InvalidJob> {
         let bad = |field, value: &str| {
@@ -110,11 +118,15 @@ impl VolumeMount {
         if !crate::is_job_name(&self.name) {
             return bad("volumes.name", &self.name);
         }
-        let climbs = self.path.split('/').any(|part| part == "..");
-        let is_root = self.path.bytes().all(|byte| byte == b'/');
+        // Two that look different are two places: there is one way to write each, but for a slash at the end.
+        let parts = self.mount_point().strip_prefix('/');
+        let is_plain = parts.is_some_and(|parts| {
+            let mut parts = parts.split('/');
+            parts.all(|part| !matches!(part, "" | "." | ".."))
+        });
         // The guest's list of mounts has a line for each, so a path has no line break.
-        let is_plain = !self.path.contains(|c: char| c.is_control());
-        if !self.path.starts_with('/') || is_root || climbs || !is_plain || self.path.len() > 4096 {
+        let has_control = self.path.contains(|c: char| c.is_control());
+        if !is_plain || has_control || self.path.len() > MAX_PATH {
             return bad("volumes.path", &self.path);
         }
         if self.read_only && self.create.is_some() {
@@ -414,11 +426,33 @@ mod tests {
             "/host:/srv",
             "../x:/srv",
             "data:/a/../b",
+            "data:/a/./b",
+            "data:/a/.",
+            "data:/a//b",
+            "data://a",
             "data:/a\nb",
             "0x1:/srv",
             ":/srv",
         ] {
             assert!(mount(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(mount("data:/srv/").unwrap().mount_point(), "/srv");
+        let long = |bytes: usize| mount(&format!("data:/{}", "a".repeat(bytes - 1)));
+        assert!(long(1024).is_ok() && long(1025).is_err());
+    }
+
+    #[test]
+    fn two_volumes_are_not_mounted_at_one_place() {
+        let mut job = crate::JobSpec::new("x", vec!["true".into()]);
+        for (one, other, fits) in [
+            ("a:/d", "b:/d", false),
+            ("a:/d", "b:/d/", false),
+            ("a:/d//", "b:/d/", false),
+            ("a:/d", "b:/d/e", true),
+            ("a:/d", "a:/e", false),
+        ] {
+            job.volumes = vec![one.parse().unwrap(), other.parse().unwrap()];
+            assert_eq!(job.validate().is_ok(), fits, "{one} {other}");
         }
     }
 }
