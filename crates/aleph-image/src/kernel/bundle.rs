@@ -63,9 +63,9 @@ pub struct Imported {
     pub checked: bool,
     /// What it lacks for kinds of guests, which it does not serve then.
     pub unfit: BTreeMap<GuestMode, Vec<String>>,
-    /// Whether its user brought the initramfs.
+    /// Whether its user brought the initramfs; nothing of one that was imported before that was kept.
     #[serde(default)]
-    pub own_initrd: bool,
+    pub own_initrd: Option<bool>,
 }
 
 /// The files that a guest boots with, opened. They hold a shared lock, so the bundle of an imported
@@ -211,12 +211,17 @@ impl Bundle {
     /// guests, so what it needs of a kernel does not matter.
     ///
     /// # Errors
-    /// As [`Bundle::open`].
+    /// As [`Bundle::open`], and [`KernelError::UnknownInitrd`] where nobody knows whose its initramfs is: a disk
+    /// that needs it would not be found without.
     pub fn open_for_disk(&self, uncompressed: bool) -> Result<BundleFiles, KernelError> {
         let imported = self.record.as_ref().and_then(|r| r.imported.as_ref());
-        let initrd = match imported.is_some_and(|imported| imported.own_initrd) {
-            true => self.open_file(&self.initrd)?,
-            false => initramfs::empty().doing("make", Path::new(INITRD))?,
+        let initrd = match imported.map_or(Some(false), |imported| imported.own_initrd) {
+            Some(true) => self.open_file(&self.initrd)?,
+            Some(false) => initramfs::empty().doing("make", Path::new(INITRD))?,
+            None => {
+                let digest = self.digest.to_string();
+                return Err(KernelError::UnknownInitrd { digest });
+            }
         };
         Ok(BundleFiles {
             kernel: self.open_file(self.form(uncompressed))?,
@@ -352,6 +357,7 @@ struct Version {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aleph_types::Classify;
 
     #[test]
     fn a_users_files_are_looked_at() {
@@ -393,5 +399,47 @@ mod tests {
             error.to_string().ends_with("it is not a regular file"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_initramfs_of_which_nobody_knows_whose_it_is_boots_no_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [VMLINUZ, VMLINUX, INITRD] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        let opened = |own_initrd: Option<bool>| -> Result<Vec<u8>, KernelError> {
+            let record = BundleRecord {
+                version: RECORD_VERSION,
+                digest: Digest::of(b"x"),
+                created: 0,
+                package: String::new(),
+                package_version: String::new(),
+                release: "6.1".into(),
+                pvh: false,
+                modules: Vec::new(),
+                files: BTreeMap::new(),
+                imported: Some(Imported {
+                    form: KernelForm::Bzimage,
+                    checked: false,
+                    unfit: BTreeMap::new(),
+                    own_initrd,
+                }),
+            };
+            let mut record = serde_json::to_value(record).unwrap();
+            if own_initrd.is_none() {
+                let imported = record["imported"].as_object_mut().unwrap();
+                assert!(imported.remove("own_initrd").is_some());
+            }
+            fs::write(dir.path().join(RECORD), record.to_string()).unwrap();
+            let mut files = Bundle::load(dir.path()).unwrap().open_for_disk(false)?;
+            let mut initrd = Vec::new();
+            files.initrd.read_to_end(&mut initrd).unwrap();
+            Ok(initrd)
+        };
+        assert_eq!(opened(Some(true)).unwrap(), INITRD.as_bytes());
+        assert_ne!(opened(Some(false)).unwrap(), INITRD.as_bytes());
+        let error = opened(None).unwrap_err();
+        assert_eq!(error.code(), "kernel_initrd_unknown", "{error}");
+        assert!(error.advice().unwrap().contains("aleph kernel import"));
     }
 }

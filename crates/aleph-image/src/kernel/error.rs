@@ -112,6 +112,12 @@ pub enum KernelError {
         /// What is missing.
         lacks: String,
     },
+    /// A kernel that was imported before it was kept whose initramfs it has.
+    #[error("nobody knows any more whether the kernel {digest} was imported with an initramfs")]
+    UnknownInitrd {
+        /// Its bundle.
+        digest: String,
+    },
     /// A name that no bundle can have.
     #[error("{name:?} cannot be a kernel's name: {why}")]
     BadName {
@@ -167,6 +173,7 @@ impl Classify for KernelError {
             | Self::LacksDrivers { .. }
             | Self::NeedsInitrd { .. }
             | Self::Unfit { .. }
+            | Self::UnknownInitrd { .. }
             | Self::BadName { .. } => ErrorClass::Invalid,
             Self::InUse { .. } => ErrorClass::Conflict,
             Self::Extract { .. }
@@ -194,6 +201,7 @@ impl Classify for KernelError {
             Self::LacksDrivers { .. } => "kernel_lacks_drivers",
             Self::NeedsInitrd { .. } => "kernel_needs_initrd",
             Self::Unfit { .. } => "kernel_unfit",
+            Self::UnknownInitrd { .. } => "kernel_initrd_unknown",
             Self::BadName { .. } => "kernel_bad_name",
             Self::InUse { .. } => "kernel_in_use",
             Self::Damaged { .. } => "kernel_damaged",
@@ -235,6 +243,9 @@ impl Classify for KernelError {
                  give its configuration with --config."
                     .into(),
             ),
+            Self::UnknownInitrd { .. } => {
+                Some("Import it again under its name: aleph kernel import.".into())
+            }
             Self::BadName { .. } => None,
             Self::InUse { .. } => Some("Stop the jobs that run with it first.".into()),
             Self::Damaged { .. } | Self::BadRecord { .. } | Self::Newer { .. } => {

@@ -83,7 +83,7 @@ impl KernelStore {
             form: found.form,
             checked: config.is_some(),
             unfit,
-            own_initrd: import.initrd.is_some(),
+            own_initrd: Some(import.initrd.is_some()),
         };
         self.store(import.name, (&kernel, &found), &initrd.bytes, imported)
     }
@@ -136,16 +136,15 @@ impl KernelStore {
         initrd: &[u8],
         imported: Imported,
     ) -> Result<Bundle, KernelError> {
-        let mut input = serde_json::json!({
+        // One that was imported before this was kept is another one.
+        let input = serde_json::json!({
             "imported": 1,
             "kernel": Digest::of(kernel),
             "initrd": Digest::of(initrd),
             "checked": imported.checked,
             "unfit": imported.unfit,
+            "own_initrd": imported.own_initrd,
         });
-        if imported.own_initrd {
-            input["own_initrd"] = true.into();
-        }
         let digest = Digest::of(input.to_string().as_bytes());
         ensure_room("import a kernel into", self.dir(), ROOM)?;
         let staging = Staging::create(self.dir())?;
