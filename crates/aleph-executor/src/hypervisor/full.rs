@@ -38,6 +38,23 @@ pub struct FullMachine {
     pub devices: HostDevices,
 }
 
+impl Machine {
+    /// What the kernel keeps in its VMM's name to know where so much memory of its guest is. It is worth naming
+    /// where a device reaches all of it: then it has eight bytes for each page of 4 KiB in three tables, of the
+    /// VMM, the guest and the IOMMU. Huge pages take next to nothing.
+    #[must_use]
+    pub fn page_tables(&self, memory: MiB) -> MiB {
+        match self {
+            Self::Full(full)
+                if !full.devices.groups.is_empty() && full.blueprint.huge_pages.is_none() =>
+            {
+                MiB(memory.0.div_ceil(128))
+            }
+            Self::Full(_) | Self::MicroVm => MiB(0),
+        }
+    }
+}
+
 /// Devices of the host that a guest gets.
 #[derive(Debug, Default)]
 pub struct HostDevices {
@@ -141,4 +158,45 @@ pub trait Display: Send + Sync {
     /// # Errors
     /// Where the VMM has ended, or gives none.
     fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accel::Accelerator;
+    use crate::qemu::machine::HugePages;
+
+    #[test]
+    fn memory_that_devices_reach_has_tables() {
+        let group = || Taken {
+            boot: String::new(),
+            group: 1,
+            gpus: Vec::new(),
+            functions: Vec::new(),
+        };
+        for (groups, huge_pages, tables) in [
+            (Vec::new(), None, 0),
+            (vec![group()], None, 2048),
+            (vec![group()], Some(HugePages::Size2M), 0),
+        ] {
+            let wanted = Wanted {
+                huge_pages,
+                ..Wanted::default()
+            };
+            let uuid = "01234567-89ab-4def-8123-456789abcdef";
+            let drawn = Blueprint::draw(&wanted, "pc-q35-7.2", Accelerator::Tcg, uuid);
+            let full = FullMachine {
+                blueprint: drawn.unwrap(),
+                variables: None,
+                tpm: None,
+                devices: HostDevices {
+                    groups,
+                    ..HostDevices::default()
+                },
+            };
+            let machine = Machine::Full(Box::new(full));
+            assert_eq!(machine.page_tables(MiB(256 << 10)), MiB(tables));
+        }
+        assert_eq!(Machine::MicroVm.page_tables(MiB(1024)), MiB(0));
+    }
 }

@@ -10,6 +10,7 @@ use crate::hypervisor::{
     Disk, Driver, Kernel, Launch, LaunchError, Start, Vmm, VmmExit, socket_name,
 };
 use crate::place::{Place, PlaceError};
+use aleph_types::MiB;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -58,9 +59,10 @@ pub(super) async fn launch(
         links,
         ..
     } = spec;
+    let tables = machine.page_tables(resources.memory);
     let limits = Limits {
         cpus: resources.cpus,
-        memory: resources.memory,
+        memory: MiB(resources.memory.0.saturating_add(tables.0)),
         pids: resources.pids.unwrap_or(DEFAULT_PIDS),
         io_bytes_per_second: resources.io_bytes_per_second,
     };
