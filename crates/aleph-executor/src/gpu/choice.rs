@@ -61,6 +61,8 @@ pub enum Misfit {
     SharedReset(PciAddress),
     /// It is divided, and its parts are GPUs of their own.
     Divided(usize),
+    /// It is divided by NVIDIA's MIG, which a guest that does not know of it finds set, and cannot use it whole.
+    Mig,
     /// It is a part of another one, which is not as it has to be for that.
     PartOf(PciAddress, Box<Misfit>),
     /// A driver gives it to guests as a whole.
@@ -102,6 +104,7 @@ impl fmt::Display for Misfit {
             Self::NoReset => f.write_str("cannot be reset"),
             Self::SharedReset(with) => write!(f, "cannot be reset without {with}, on its bus"),
             Self::Divided(parts) => write!(f, "is divided into {parts} virtual functions"),
+            Self::Mig => f.write_str("is divided by MIG: nvidia-smi -mig 0 ends that"),
             Self::PartOf(whole, why) => write!(f, "is a part of {whole}, which {why}"),
             Self::ForGuests(driver) => write!(f, "is bound to {driver} as a whole"),
             Self::NoKind => {
@@ -290,6 +293,10 @@ fn misfit_alone(
     let parts = gpu.virtual_functions.len();
     if parts > 0 {
         return Some(Misfit::Divided(parts));
+    }
+    // What another driver has was divided when it was asked, and nobody knows whether it still is.
+    if gpu.mig == Some(true) && gpu.state == GpuState::Host {
+        return Some(Misfit::Mig);
     }
     let Some(function) = inventory
         .function(gpu.address)

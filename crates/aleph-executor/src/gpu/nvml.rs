@@ -13,7 +13,8 @@
 //! | the library crashes, or answers nonsense | the same |
 //! | one GPU does not answer | nothing is known of that one |
 //!
-//! Where nothing is known so, it is asked again when the driver has another GPU, or by the next process.
+//! Where nothing is known so, it is asked again when the driver has another GPU, or by the next process. It is
+//! asked each time while a GPU is divided (MIG): its operator ends that without a word to anybody.
 
 use super::address::PciAddress;
 use super::inventory::{Inventory, Vram, VramSource};
@@ -99,6 +100,8 @@ pub(super) struct Asked {
 
 #[derive(Debug, Default)]
 struct Known {
+    /// How often it was asked.
+    times: u64,
     /// The GPUs that the driver had when it was asked.
     driven: BTreeSet<PciAddress>,
     gpus: BTreeMap<PciAddress, NvmlGpu>,
@@ -114,18 +117,29 @@ impl Asked {
         }
     }
 
-    /// Asks, where the driver has a GPU of which it was not asked yet.
+    /// Asks, where the driver has a GPU of which it was not asked yet, or that was divided when it was.
     pub(super) fn learn(&self, inventory: &Inventory) {
         let gpus = inventory.gpus().iter();
         let driven = gpus.filter(|gpu| gpu.driver.as_deref() == Some(DRIVER));
         let driven: BTreeSet<PciAddress> = driven.map(|gpu| gpu.address).collect();
-        let is_known = |driven: &BTreeSet<PciAddress>| driven.is_subset(&self.known().driven);
-        if is_known(&driven) {
-            return;
-        }
+        let times = {
+            let known = self.known();
+            let is_divided = |at: &PciAddress| {
+                let said = known.gpus.get(at);
+                said.is_some_and(|gpu| gpu.mig == Some(true))
+            };
+            if driven.is_subset(&known.driven) && !driven.iter().any(is_divided) {
+                return;
+            }
+            known.times
+        };
         let _turn = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_known(&driven) {
-            return;
+        {
+            let known = self.known();
+            // Another one has just asked.
+            if known.times > times && driven.is_subset(&known.driven) {
+                return;
+            }
         }
         let said = self.nvml.gpus().unwrap_or_else(|error| {
             let text = crate::vm::chain(&error);
@@ -139,6 +153,7 @@ impl Asked {
             Vec::new()
         });
         let mut known = self.known();
+        known.times += 1;
         let said = said.into_iter().map(|gpu| (gpu.address, gpu));
         known.gpus.extend(said);
         known.driven.extend(driven);

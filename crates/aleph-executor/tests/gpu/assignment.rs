@@ -3,12 +3,15 @@
 
 use super::{HGX, at, tree};
 use aleph_executor::gpu::{
-    GpuConfig, GpuState, Gpus, HostTree, Prior, Quarantine, Record, Taken, TakenFunction, Tenant,
+    GpuConfig, GpuState, Gpus, HostTree, Nvml, NvmlError, NvmlGpu, Prior, Quarantine, Record,
+    Taken, TakenFunction, Tenant,
 };
 use aleph_types::{Classify, ErrorClass, GpuRequest};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 /// A host whose files can be changed.
@@ -202,6 +205,34 @@ fn a_fault_of_the_host_puts_no_gpu_in_quarantine() {
     assert_eq!(host.record(), Record::default());
     assert_eq!(host.file("0000:18:00.0", "driver_override"), "");
     assert!(host.gpus().admit(&ask("type=h200,count=8")).is_ok());
+}
+
+/// NVIDIA's library, which says of one GPU whether it is divided.
+#[derive(Debug)]
+struct Divided(AtomicBool);
+
+impl Nvml for Divided {
+    fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError> {
+        Ok(vec![NvmlGpu {
+            address: at("01:00.0"),
+            ids: (0x10de, 0x2330),
+            uuid: None,
+            name: None,
+            memory: None,
+            mig: Some(self.0.load(Ordering::Relaxed)),
+        }])
+    }
+}
+
+#[test]
+fn a_gpu_that_mig_divides_is_not_given_whole_until_that_ends() {
+    let host = Host::new(&ONE.replace("vfio-pci", "nvidia"), true);
+    let nvml = Arc::new(Divided(AtomicBool::new(true)));
+    let gpus = host.gpus().asking(Arc::clone(&nvml));
+    let said = gpus.admit(&ask("1")).unwrap_err().to_string();
+    assert!(said.contains("is divided by MIG"), "{said}");
+    nvml.0.store(false, Ordering::Relaxed);
+    gpus.admit(&ask("1")).unwrap();
 }
 
 /// A GPU that is reset by its bus alone, and its sound beside it.
