@@ -4,7 +4,7 @@
 use aleph_executor::gpu::{
     GpuConfig, Gpus, HostTree, Nvml, NvmlError, NvmlReader, PciAddress, VramSource,
 };
-use aleph_testkit::expand_pci_tree;
+use aleph_testkit::{expand_pci_tree, wait_until};
 use aleph_types::MiB;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -172,6 +172,20 @@ fn gpus_are_what_the_library_says_even_once_a_guest_has_them() -> Result<()> {
     Ok(())
 }
 
+/// The processes of this name that this one started and has not waited for, those that have ended among them.
+fn children(name: &str) -> Vec<u32> {
+    let me = std::process::id().to_string();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_ours = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // PID (NAME) STATE PARENT
+        let (of, rest) = stat.rsplit_once(") ").unwrap_or_default();
+        of.ends_with(&format!("({name}")) && rest.split(' ').nth(1) == Some(me.as_str())
+    };
+    pids.filter(is_ours).collect()
+}
+
 #[test]
 fn a_library_that_fails_hangs_or_crashes_costs_its_process_alone() -> Result<()> {
     let dir = TempDir::new()?;
@@ -187,6 +201,9 @@ fn a_library_that_fails_hangs_or_crashes_costs_its_process_alone() -> Result<()>
     assert!(error.to_string().contains("signal: 6"), "{error}");
     let error = ask("HANGS", Duration::from_millis(300))?;
     assert!(matches!(error, NvmlError::Silent(_)), "{error}");
+    wait_until("the process that hung to be gone", LONG, || {
+        children("aleph").is_empty().then_some(())
+    });
     let error = reader(dir.path().join("none.so"), LONG).gpus().unwrap_err();
     assert!(matches!(error, NvmlError::Absent(_)), "{error}");
     assert!(error.to_string().contains("none.so"), "{error}");

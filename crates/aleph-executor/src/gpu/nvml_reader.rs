@@ -88,14 +88,17 @@ impl NvmlReader {
     }
 
     /// Waits for the process. One that takes too long is killed; one that cannot be is left to the
-    /// kernel, which ends it when the device answers.
-    fn wait(&self, child: &mut Child) -> Result<ExitStatus, NvmlError> {
-        if let Some(status) = ended(child, self.limit).map_err(NvmlError::Process)? {
+    /// kernel, which ends it when the device answers, and to a thread that hears of it.
+    fn wait(&self, mut child: Child) -> Result<ExitStatus, NvmlError> {
+        if let Some(status) = ended(&mut child, self.limit).map_err(NvmlError::Process)? {
             return Ok(status);
         }
         child.kill().map_err(NvmlError::Process)?;
-        if matches!(ended(child, GOING), Ok(None)) {
+        if matches!(ended(&mut child, GOING), Ok(None)) {
             let pid = child.id();
+            // Else it would stay in the table of processes for as long as this one lives.
+            let waits = std::thread::Builder::new().name("nvml-reader".into());
+            let _ = waits.spawn(move || child.wait());
             tracing::warn!(
                 pid,
                 "a process that asks NVML cannot be killed: a device hangs"
@@ -126,8 +129,8 @@ impl Nvml for NvmlReader {
         command.arg(NVML_READER).args(&self.library);
         command.current_dir("/").stdin(Stdio::null());
         command.stdout(theirs(&output)?).stderr(theirs(&errors)?);
-        let mut child = command.spawn().map_err(NvmlError::Process)?;
-        let status = self.wait(&mut child)?;
+        let child = command.spawn().map_err(NvmlError::Process)?;
+        let status = self.wait(child)?;
         let text = |file: &mut File| -> Result<Vec<u8>, NvmlError> {
             let mut bytes = Vec::new();
             file.rewind().map_err(NvmlError::Process)?;
