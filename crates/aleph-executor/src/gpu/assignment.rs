@@ -8,15 +8,16 @@ use super::group::{
     undo_all,
 };
 use super::inventory::{Inventory, Names, VFIO_PCI};
-use super::nvml::{Asked, Nvml};
+use super::nvml::{Asked, LIMIT, Nvml};
 use super::record::{
     OpenRecord, Prior, Quarantine, Record, RecordFolder, Taken, TakenFunction, Tenant,
 };
 use super::sysfs::HostTree;
+use super::users::is_nvml_reader;
 use crate::failpoint::pass;
 use aleph_types::{GpuRequest, HugePages};
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What an operator decides about GPUs: `enable_gpu` and what goes with it in `[executor.qemu]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,9 @@ impl Default for GpuConfig {
 /// How long a person waits for another process that changes who has which GPUs: longer than a reset of a few
 /// devices takes.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process that asks NVML may have GPUs open: it is killed before that.
+const READING: Duration = LIMIT.saturating_add(Duration::from_secs(2));
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The GPUs of a host, and the record of who has which. Any number of nodes of the host may have one.
 ///
@@ -130,6 +134,21 @@ impl Gpus {
         Ok(inventory)
     }
 
+    /// The same once no process asks NVML: `aleph gpu ls` has all GPUs in use for a moment. One that does not
+    /// come to an end has them in use.
+    fn inventory_unread(&self, record: &Record) -> Result<Inventory, GpuError> {
+        let end = Instant::now() + READING;
+        loop {
+            let inventory = self.inventory_with(record)?;
+            let mut users = inventory.gpus().iter().flat_map(|gpu| &gpu.users);
+            let is_read = users.any(|user| is_nvml_reader(&self.tree, user.pid));
+            if !is_read || Instant::now() >= end {
+                return Ok(inventory);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Sees that the host can give devices to guests at all.
     ///
     /// # Errors
@@ -153,7 +172,9 @@ impl Gpus {
     /// As [`assign`](Self::assign), as far as looking tells.
     pub fn admit(&self, request: &GpuRequest) -> Result<(), GpuError> {
         self.expect_enabled()?;
-        choose(&self.inventory()?, &self.config.allowed, request)?;
+        self.learn()?;
+        let inventory = self.inventory_unread(&self.read()?)?;
+        choose(&inventory, &self.config.allowed, request)?;
         Ok(())
     }
 
@@ -226,7 +247,7 @@ impl Gpus {
         tenant: &Tenant,
         request: &GpuRequest,
     ) -> Result<Vec<Taken>, GpuError> {
-        let inventory = self.inventory_with(&open.record)?;
+        let inventory = self.inventory_unread(&open.record)?;
         let chosen = choose(&inventory, &self.config.allowed, request)?;
         let boot = self.tree.boot();
         let taken = chosen.iter().map(|g| taken_of(g, &inventory, &boot));

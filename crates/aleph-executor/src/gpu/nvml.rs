@@ -12,6 +12,7 @@
 //! | a GPU that fell off the bus has NVML wait for it | the process is killed after [`LIMIT`]; nothing is known by it |
 //! | the library crashes, or answers nonsense | the same |
 //! | one GPU does not answer | nothing is known of that one |
+//! | a job is to get a GPU that another process just asks of | it waits until that process has ended |
 //!
 //! Where nothing is known so, it is asked again when the driver has another GPU, or by the next process. It is
 //! asked each time while a GPU is divided (MIG): its operator ends that without a word to anybody.

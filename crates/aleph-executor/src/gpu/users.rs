@@ -2,6 +2,7 @@
 
 use super::address::PciAddress;
 use super::function::PciFunction;
+use super::nvml_reader::NVML_READER;
 use super::sysfs::HostTree;
 use rustix::fs::{Dev, makedev};
 use serde::Serialize;
@@ -67,6 +68,13 @@ pub(super) fn users<'a>(
         }
     }
     found
+}
+
+/// Whether a process is one that asks NVML, of whichever program: it has all of NVIDIA's GPUs open, and ends by
+/// itself.
+pub(super) fn is_nvml_reader(tree: &HostTree, pid: u32) -> bool {
+    let words = fs::read(tree.proc.join(pid.to_string()).join("cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).nth(1) == Some(NVML_READER.as_bytes())
 }
 
 /// The descriptors of a process: those of its other threads where the first one has ended, and shows none.

@@ -6,12 +6,15 @@ use aleph_executor::gpu::{
     GpuConfig, GpuState, Gpus, HostTree, Nvml, NvmlError, NvmlGpu, Prior, Quarantine, Record,
     Taken, TakenFunction, Tenant,
 };
+use aleph_testkit::wait_until;
 use aleph_types::{Classify, ErrorClass, GpuRequest};
+use rustix::fs::{FileType, Mode, OFlags};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// A host whose files can be changed.
@@ -19,6 +22,8 @@ struct Host {
     dir: TempDir,
     tree: HostTree,
 }
+
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The groups of the tests' hosts.
 const GROUPS: std::ops::Range<u32> = 0..60;
@@ -366,6 +371,31 @@ fn what_a_process_uses_is_left_alone_though_its_tenant_is_recorded() {
     let released = host.gpus().release(&job("a")).unwrap();
     assert_eq!(released.returned, [at("01:00.0")]);
     assert!(!host.was_reset("0000:01:00.0"));
+}
+
+#[test]
+fn who_asks_nvml_uses_no_gpu_for_long() {
+    let host = Host::new(&ONE.replace("vfio-pci", "nvidia"), true);
+    fs::create_dir(host.function("0000:01:00.0").join("nvidia")).unwrap();
+    fs::write(host.function("0000:01:00.0").join("nvidia/dev"), "1:3\n").unwrap();
+    host.process_with_null();
+    // Whoever asks what the process is waits here until it is told.
+    let words = host.tree.proc.join("7/cmdline");
+    let (pipe, mode) = (FileType::Fifo, Mode::RUSR | Mode::WUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, &words, pipe, mode, 0).unwrap();
+    std::thread::scope(|scope| {
+        let admitted = scope.spawn(|| host.gpus().admit(&ask("1")));
+        let writing = OFlags::WRONLY | OFlags::NONBLOCK;
+        let told = wait_until("a look at the process", LIMIT, || {
+            let opened = rustix::fs::open(&words, writing, Mode::empty());
+            assert!(!admitted.is_finished(), "nobody has looked what it is");
+            opened.ok()
+        });
+        rustix::io::write(&told, b"aleph\0nvml-reader\0").unwrap();
+        host.process_ends();
+        drop(told);
+        admitted.join().unwrap().unwrap();
+    });
 }
 
 #[test]
