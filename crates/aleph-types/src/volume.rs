@@ -20,7 +20,7 @@ pub struct VolumeMount {
     /// The volume's name, in the job's account.
     #[cfg_attr(feature = "schema", schema(min_length = 1, max_length = 63))]
     pub name: String,
-    /// Where the guest mounts it: an absolute path.
+    /// Where the guest mounts it: an absolute path, in which no part is empty, `.` or `..`.
     #[cfg_attr(feature = "schema", schema(pattern = "^/", max_length = 1024))]
     pub path: String,
     /// Whether the guest may only read it. Any number of jobs may at a time.
