@@ -2,6 +2,10 @@
 //!
 //! Reading, cutting, hashing and compressing happen for several leaves at a time on threads for
 //! blocking work; their blobs are put into packs in the volume's order, which keeps what is read together together.
+//!
+//! A node of the parent that is damaged, or whose pack has gone since packs were listed, costs its whole pack the
+//! trust: it is marked as damaged, the index forgets it, and what it had is stored anew. Leaves that were done
+//! before may refer to that pack, too, so all of them are gone through once more, in the index as it is by then.
 
 use crate::blob::{Blob, Kind};
 use crate::chunker::{self, Piece};
@@ -9,6 +13,7 @@ use crate::error::BackupError;
 use crate::id::Id;
 use crate::index::{self, SharedIndex};
 use crate::lock::{Lock, Sharing};
+use crate::objects::pack_name;
 use crate::packer::Packer;
 use crate::progress::{Progress, ProgressSink};
 use crate::repository::Repository;
@@ -28,6 +33,10 @@ use tokio_util::sync::CancellationToken;
 
 /// How many leaves are worked on at a time.
 pub const WORKERS: usize = 3;
+
+/// How often a backup goes through a volume at most, where it finds packs damaged. The second time reads all nodes
+/// that it needs, so a third is for packs that are damaged just then.
+const ROUNDS: usize = 4;
 
 /// Which snapshot a backup is made on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,6 +97,44 @@ impl Repository {
         request: BackupRequest,
     ) -> Result<Snapshot, BackupError> {
         let time = Timestamp::now();
+        let mut stats = SnapshotStats::default();
+        let mut rounds = 0;
+        let sent = loop {
+            let sent = self.round(&source, &request).await?;
+            stats.read += sent.stats.read;
+            stats.stored += sent.stats.stored;
+            stats.new_chunks += sent.stats.new_chunks;
+            rounds += 1;
+            let Some(pack) = sent.lost else {
+                break sent;
+            };
+            if rounds == ROUNDS {
+                let why = "more and more of the repository is found lost";
+                return Err(BackupError::damaged(pack_name(&pack), why));
+            }
+        };
+        // Whoever took the lock away may have pruned what this snapshot refers to.
+        lock.still_held().await?;
+        let snapshot = Snapshot {
+            id: Id::from_bytes([0; 32]),
+            volume: request.volume,
+            state: request.state,
+            name: request.name,
+            time,
+            size: sent.size,
+            parent: sent.parent,
+            root: sent.root,
+            stats,
+        };
+        snapshot.write(&self.objects).await
+    }
+
+    /// Goes through the volume once, and sends what the repository lacks.
+    async fn round(
+        &self,
+        source: &Arc<dyn Source>,
+        request: &BackupRequest,
+    ) -> Result<Sent, BackupError> {
         let mut records = index::read(&self.objects).await?;
         let mut present = index::present(&self.objects).await?;
         let damaged = index::damaged(&self.objects).await?;
@@ -95,13 +142,12 @@ impl Repository {
         let whole = records.retain_present(&present) && damaged.is_empty();
         let index = SharedIndex::of(&records.packs);
         drop(records);
-        let mut planner = Planner::new(self, &source, &request, index).await?;
+        let mut planner = Planner::new(self, source, request, index.clone()).await?;
         planner.whole = whole;
         let (size, parent) = (
             planner.size,
             planner.parent.as_ref().map(|parent| parent.id),
         );
-
         let mut packer = Packer::new(self.objects.clone(), damaged);
         let sent = request
             .stop
@@ -115,27 +161,38 @@ impl Repository {
                 return Err(error);
             }
         };
-        stats.stored = packer.finish().await?;
-        // Whoever took the lock away may have pruned what this snapshot refers to.
-        lock.still_held().await?;
-        let snapshot = Snapshot {
-            id: Id::from_bytes([0; 32]),
-            volume: request.volume,
-            state: request.state,
-            name: request.name,
-            time,
+        stats.stored += packer.finish().await?;
+        Ok(Sent {
+            root,
             size,
             parent,
-            root,
             stats,
-        };
-        snapshot.write(&self.objects).await
+            lost: index.lost().into_iter().next(),
+        })
     }
 
-    /// Sends what is new of all leaves, and the tree above them.
+    /// What cannot be read of the parent is lost: its pack is not believed any more.
+    async fn lose(
+        &self,
+        index: &SharedIndex,
+        node: &Id,
+        error: &BackupError,
+    ) -> Result<(), BackupError> {
+        tracing::warn!(%error, "the parent has lost a part, which is read anew");
+        let Some(place) = index.place(node) else {
+            return Ok(());
+        };
+        // One that is gone needs no mark: it is in no list of packs.
+        if index.forget_pack(place.pack) && matches!(error, BackupError::Damaged { .. }) {
+            index::mark_damaged(&self.objects, &place.pack).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is new of all leaves, and the tree above them; says what its root is.
     async fn send(
         &self,
-        source: Arc<dyn Source>,
+        source: &Arc<dyn Source>,
         progress: &ProgressSink,
         mut planner: Planner<'_>,
         packer: &mut Packer,
@@ -158,7 +215,7 @@ impl Repository {
             while running.len() < WORKERS && next < leaves(size) {
                 let range = leaf_range(next, size);
                 let plan = planner.plan(next).await?;
-                let work = self.work(Arc::clone(&source), index.clone(), range, plan);
+                let work = self.work(Arc::clone(source), index.clone(), range, plan);
                 running.push_back(work.boxed());
                 next += 1;
             }
@@ -166,6 +223,7 @@ impl Repository {
                 break;
             };
             let leaf: Leaf = leaf?;
+            packer.add_damaged(index.lost());
             for blob in &leaf.blobs {
                 packer.add(blob).await?;
             }
@@ -214,14 +272,14 @@ impl Repository {
                 // What the parent lost is read anew.
                 let spans = match node {
                     None => Some(zeros(length)),
-                    Some(id) => {
-                        let read = self.read_node(&index, &id).await;
-                        match read.and_then(|bytes| decode_leaf(&bytes, length, &id)) {
-                            Ok(spans) => Some(spans),
-                            Err(error) if error.is_loss() => None,
-                            Err(error) => return Err(error),
+                    Some(id) => match self.read_node(&index, &id).await {
+                        Ok(bytes) => decode_leaf(&bytes, length, &id).ok(),
+                        Err(error) if error.is_loss() => {
+                            self.lose(&index, &id, &error).await?;
+                            None
                         }
-                    }
+                        Err(error) => return Err(error),
+                    },
                 };
                 (spans, allocated, dirty)
             }
@@ -248,6 +306,16 @@ fn zeros(length: u64) -> Vec<Span> {
     }]
 }
 
+/// What went through a volume brought into the repository.
+struct Sent {
+    root: Option<Id>,
+    size: u64,
+    parent: Option<Id>,
+    stats: SnapshotStats,
+    /// A pack that was found lost on the way: what was done before may need it.
+    lost: Option<Id>,
+}
+
 /// What to do for a leaf.
 enum Plan {
     /// It is what it was, or nothing but zeros.
@@ -264,6 +332,7 @@ enum Plan {
 
 /// Decides for one leaf after the other what has to be read.
 struct Planner<'a> {
+    repository: &'a Repository,
     size: u64,
     index: SharedIndex,
     /// Nothing of the repository is known to be lost: a leaf whose node is there has its chunks.
@@ -323,6 +392,7 @@ impl<'a> Planner<'a> {
             _ => None,
         };
         Ok(Self {
+            repository,
             size,
             index,
             whole: false,
@@ -355,7 +425,9 @@ impl<'a> Planner<'a> {
                     }
                 }
                 Err(error) if error.is_loss() => {
-                    tracing::warn!(%error, "the parent has lost a part, which is read anew");
+                    if let Some(node) = walk.unread() {
+                        self.repository.lose(&self.index, &node, &error).await?;
+                    }
                 }
                 Err(error) => return Err(error),
             }

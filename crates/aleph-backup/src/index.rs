@@ -61,6 +61,8 @@ pub(crate) struct Index {
     slots: HashMap<Short, Slot>,
     /// Blobs that this operation will store.
     pending: HashSet<Short>,
+    /// Packs that were found lost after their records were read.
+    lost: HashSet<Id>,
 }
 
 impl Index {
@@ -108,6 +110,19 @@ impl Index {
     pub(crate) fn claim(&mut self, id: &Id) -> bool {
         !self.has(id) && self.pending.insert(short(id))
     }
+
+    /// Forgets all that a pack has: what is met of it again is stored anew. Says whether it was known.
+    fn forget_pack(&mut self, pack: Id) -> bool {
+        if !self.lost.insert(pack) {
+            return false;
+        }
+        let Some(at) = self.packs.iter().position(|known| *known == pack) else {
+            return false;
+        };
+        let at = crate::wire::count(at);
+        self.slots.retain(|_, slot| slot.pack != at);
+        true
+    }
 }
 
 /// An index that several tasks use.
@@ -129,6 +144,21 @@ impl SharedIndex {
 
     pub(crate) fn claim(&self, id: &Id) -> bool {
         self.lock().claim(id)
+    }
+
+    /// As [`Index::forget_pack`].
+    pub(crate) fn forget_pack(&self, pack: Id) -> bool {
+        self.lock().forget_pack(pack)
+    }
+
+    /// The packs that were forgotten.
+    pub(crate) fn lost(&self) -> HashSet<Id> {
+        self.lock().lost.clone()
+    }
+
+    /// Where a blob is, where it is known.
+    pub(crate) fn place(&self, id: &Id) -> Option<Place> {
+        self.lock().place(id)
     }
 
     /// Where a blob is that something refers to.
@@ -170,10 +200,15 @@ impl Records {
     }
 }
 
-/// Packs that a verification found damaged.
+/// Packs that a verification or a backup found damaged.
 pub(crate) async fn damaged(objects: &Objects) -> Result<HashSet<Id>, BackupError> {
     let listed = objects.list(DAMAGED).await?;
     Ok(listed.iter().filter_map(id_of).collect())
+}
+
+/// Marks a pack as damaged: backups store anew what it has, and restores look elsewhere first.
+pub(crate) async fn mark_damaged(objects: &Objects, pack: &Id) -> Result<(), BackupError> {
+    objects.put(&name(DAMAGED, pack), Bytes::new()).await
 }
 
 /// Which packs are in the store, and their sizes.

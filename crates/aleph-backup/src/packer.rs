@@ -49,6 +49,11 @@ impl Packer {
         }
     }
 
+    /// These were found damaged meanwhile, too.
+    pub(crate) fn add_damaged(&mut self, packs: HashSet<Id>) {
+        self.damaged.extend(packs);
+    }
+
     /// Bytes that are in the store, or on the way.
     pub(crate) const fn stored(&self) -> u64 {
         self.stored

@@ -192,6 +192,8 @@ pub(crate) struct LeafWalk<'a> {
     root: Option<Id>,
     /// The node of each level above the leaves that was read last, from the lowest up.
     read: Vec<Option<(Id, Vec<Option<Id>>)>>,
+    /// The node that could not be read last.
+    unread: Option<Id>,
 }
 
 impl<'a> LeafWalk<'a> {
@@ -206,7 +208,13 @@ impl<'a> LeafWalk<'a> {
             index,
             root,
             read: (0..levels(size)).map(|_| None).collect(),
+            unread: None,
         }
+    }
+
+    /// The node that the last error was of, where it could not be read.
+    pub(crate) const fn unread(&self) -> Option<Id> {
+        self.unread
     }
 
     /// The id of a leaf; `None` where it is nothing but zeros.
@@ -223,7 +231,9 @@ impl<'a> LeafWalk<'a> {
             let children = match slot {
                 Some((read, children)) if *read == id => children,
                 slot => {
+                    self.unread = Some(id);
                     let bytes = self.repository.read_node(&self.index, &id).await?;
+                    self.unread = None;
                     let children = decode_inner(&bytes, &id)?;
                     &mut slot.insert((id, children)).1
                 }
