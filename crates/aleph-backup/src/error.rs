@@ -270,7 +270,7 @@ impl Classify for BackupError {
                     Refusal::Other => "Run it again: what was sent is kept.",
                 },
                 Self::Missing { .. } | Self::Damaged { .. } => {
-                    "A new backup of the volume stores anew what is missing."
+                    "A new backup of the volume stores anew what is missing. `aleph volume backups URL --verify` names the backups that stay broken, `aleph volume forget` removes them."
                 }
                 Self::BadLocation { .. } => {
                     "Say file:///FOLDER or s3://BUCKET/PREFIX; credentials come from the environment."

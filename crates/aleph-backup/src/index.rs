@@ -220,10 +220,17 @@ pub(crate) async fn present(objects: &Objects) -> Result<HashMap<Id, u64>, Backu
         .collect())
 }
 
-/// Reads all index objects. A pack that several name is there once.
+/// Reads all index objects. A pack that several name is there once. One that is damaged counts as not there,
+/// but for its name: backups store anew what it named, and the next prune writes another in its place.
 pub(crate) async fn read(objects: &Objects) -> Result<Records, BackupError> {
-    let (records, mut errors) = read_what_can_be(objects).await?;
-    errors.pop().map_or(Ok(records), Err)
+    let (records, errors) = read_what_can_be(objects).await?;
+    for error in errors {
+        if !error.is_loss() {
+            return Err(error);
+        }
+        tracing::warn!(%error, "an index object of a repository is left out");
+    }
+    Ok(records)
 }
 
 /// Reads the index objects that can be read, and says why the others cannot.

@@ -182,7 +182,14 @@ impl Repository {
         }
         let indexed: HashSet<Id> = records.iter().map(|record| record.id).collect();
         for (id, size) in present.iter().filter(|(id, _)| !indexed.contains(*id)) {
-            records.push(self.read_record(*id, *size).await?);
+            match self.read_record(*id, *size).await {
+                Ok(record) => records.push(record),
+                // What is needed of it is found missing below.
+                Err(error) if error.is_loss() => {
+                    tracing::warn!(%error, "a pack that no index names is left out");
+                }
+                Err(error) => return Err(error),
+            }
         }
         let index = SharedIndex::of(records);
         let mut marked = mark(self, &index, &snapshots).await;
@@ -260,9 +267,20 @@ impl Repository {
     async fn read_trash(&self) -> Result<Vec<(ObjectMeta, Trash)>, BackupError> {
         let mut all = Vec::new();
         for meta in self.objects.list(TRASH).await? {
-            let content = self.objects.get(&meta.location, LARGEST_TRASH).await?;
-            let trash = serde_json::from_slice(&content)
-                .map_err(|error| BackupError::damaged(&meta.location, error))?;
+            let read = self.objects.get(&meta.location, LARGEST_TRASH).await;
+            let read = read.and_then(|content| {
+                serde_json::from_slice(&content)
+                    .map_err(|error| BackupError::damaged(&meta.location, error))
+            });
+            let trash = match read {
+                Ok(trash) => trash,
+                // The packs that it listed are found again, and their grace begins anew.
+                Err(error) if error.is_loss() => {
+                    tracing::warn!(%error, "a list of packs in the trash is left out");
+                    Trash::default()
+                }
+                Err(error) => return Err(error),
+            };
             all.push((meta, trash));
         }
         Ok(all)

@@ -144,3 +144,99 @@ async fn a_damaged_node_is_stored_in_another_pack_where_the_rest_has_changed() {
     assert_eq!(objects(&*store, "damaged").await, []);
     assert!(restored(&repository, second.id).await.unwrap() == bytes);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_object_ends_neither_backups_nor_prunes() {
+    for prune_first in [false, true] {
+        let (store, repository) = in_memory().await;
+        let bytes = noise(52, 20 * MIB);
+        let first = back_up(&repository, Volume::new(bytes.clone()))
+            .await
+            .unwrap();
+        let index = objects(&*store, "index").await.remove(0).location;
+        flip(&store, &index, 50).await;
+        let prune = async || {
+            repository
+                .prune(NOW, &ProgressSink::default())
+                .await
+                .unwrap()
+        };
+        if prune_first {
+            // A pack that nobody can read and nobody needs costs nothing, either.
+            stray_pack(&store).await;
+            prune().await;
+            assert!(restored(&repository, first.id).await.unwrap() == bytes);
+        }
+        let volume = Volume::new(bytes.clone()).since(first.id, vec![]);
+        let second = back_up(&repository, volume).await.unwrap();
+        assert!(restored(&repository, second.id).await.unwrap() == bytes);
+        for _ in 0..2 {
+            prune().await;
+        }
+        assert!(store.head(&index).await.is_err(), "it stays");
+        for snapshot in [&first, &second] {
+            assert!(restored(&repository, snapshot.id).await.unwrap() == bytes);
+        }
+        let report = repository
+            .verify(Depth::Full, &ProgressSink::default())
+            .await
+            .unwrap();
+        assert_eq!(report.damage, []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_list_of_trash_costs_its_packs_their_grace_alone() {
+    let (store, repository) = in_memory().await;
+    let snapshot = back_up(&repository, Volume::new(noise(53, MIB)))
+        .await
+        .unwrap();
+    repository.forget(&[snapshot.id]).await.unwrap();
+    let prune = async || {
+        repository
+            .prune(NOW, &ProgressSink::default())
+            .await
+            .unwrap()
+    };
+    assert_eq!(prune().await.trashed, 2);
+    let trash = objects(&*store, "trash").await.remove(0).location;
+    overwrite(&*store, &trash, b"{".to_vec()).await;
+    assert_eq!((prune().await.deleted, prune().await.deleted), (0, 2));
+    assert_eq!(objects(&*store, "trash").await, []);
+    assert_eq!(objects(&*store, "packs").await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_deletes_nothing_that_a_damaged_snapshot_may_need() {
+    let (store, repository) = in_memory().await;
+    let bytes = noise(54, MIB);
+    let snapshot = back_up(&repository, Volume::new(bytes.clone()))
+        .await
+        .unwrap();
+    let record = objects(&*store, "snapshots").await.remove(0).location;
+    let whole = content(&store, &record).await;
+    flip(&store, &record, 20).await;
+    let error = repository
+        .prune(NOW, &ProgressSink::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), "backup_object_damaged");
+    let advice = error.advice().unwrap();
+    assert!(advice.contains("aleph volume forget"), "{advice}");
+    overwrite(&*store, &record, whole).await;
+    assert!(restored(&repository, snapshot.id).await.unwrap() == bytes);
+    // Whoever does not need it any more forgets it, and prunes.
+    flip(&store, &record, 20).await;
+    let id = repository
+        .snapshot_id(&snapshot.id.to_string())
+        .await
+        .unwrap();
+    repository.forget(&[id]).await.unwrap();
+    for _ in 0..2 {
+        repository
+            .prune(NOW, &ProgressSink::default())
+            .await
+            .unwrap();
+    }
+    assert_eq!(objects(&*store, "packs").await, []);
+}
