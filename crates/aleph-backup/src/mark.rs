@@ -20,6 +20,8 @@ pub(crate) struct Marked {
     pub(crate) used: HashSet<Id>,
     /// What could not be read, and the snapshot in which it was met first.
     pub(crate) errors: Vec<(Id, BackupError)>,
+    /// Packs with nodes that are not what was written.
+    pub(crate) damaged: HashSet<Id>,
 }
 
 /// Walks the trees of all these snapshots; equal subtrees are walked once.
@@ -49,6 +51,9 @@ pub(crate) async fn mark(
             let Some((id, level, read)) = reads.next().await else {
                 break;
             };
+            if let (Err(BackupError::Damaged { .. }), Some(place)) = (&read, index.place(&id)) {
+                marked.damaged.insert(place.pack);
+            }
             let parsed = read.and_then(|bytes| {
                 if level == 0 {
                     let spans = decode_leaf_anywhere(&bytes, &id)?;

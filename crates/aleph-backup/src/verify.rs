@@ -5,12 +5,11 @@ use crate::id::Id;
 use crate::index::{self, Place, SharedIndex};
 use crate::lock::{Lock, Sharing};
 use crate::mark::mark;
-use crate::objects::{DAMAGED, LARGEST_PACK, name, pack_name};
+use crate::objects::{LARGEST_PACK, pack_name};
 use crate::pack::PackRecord;
 use crate::progress::{Progress, ProgressSink};
 use crate::repository::Repository;
 use crate::snapshot::{self, Snapshot};
-use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::collections::HashMap;
 
@@ -57,6 +56,15 @@ impl VerifyReport {
             what: error.to_string(),
         });
     }
+
+    /// The same with what may be a loss; any other error ends the verification, since it tells nothing.
+    fn add_loss(&mut self, snapshot: Option<Id>, error: BackupError) -> Result<(), BackupError> {
+        if !error.is_loss() {
+            return Err(error);
+        }
+        self.add(snapshot, &error);
+        Ok(())
+    }
 }
 
 impl Repository {
@@ -65,7 +73,7 @@ impl Repository {
     /// the packs that are read whole.
     ///
     /// # Errors
-    /// Where the store cannot be listed, or a prune runs. Damage is no error: the report has it.
+    /// Where the store cannot be listed or read, or a prune runs. Damage is no error: the report has it.
     pub async fn verify(
         &self,
         depth: Depth,
@@ -88,16 +96,19 @@ impl Repository {
         for id in snapshot::ids(&self.objects).await? {
             match Snapshot::read(&self.objects, id).await {
                 Ok(snapshot) => snapshots.push(snapshot),
-                Err(error) => {
+                // One that was forgotten meanwhile.
+                Err(BackupError::Missing { .. }) => {}
+                Err(error) if error.is_loss() => {
                     report.add(Some(id), &error);
                     report.broken.push(id);
                 }
+                Err(error) => return Err(error),
             }
         }
         report.snapshots = snapshots.len();
         let (mut records, errors) = index::read_what_can_be(&self.objects).await?;
-        for error in &errors {
-            report.add(None, error);
+        for error in errors {
+            report.add_loss(None, error)?;
         }
         let mut present = index::present(&self.objects).await?;
         report.packs = records.packs.len();
@@ -107,9 +118,14 @@ impl Repository {
             }
         }
         records.retain_present(&present);
+        // As restores look for it: what was stored anew counts.
+        records.prefer_whole(&index::damaged(&self.objects).await?);
         let marked = mark(self, &SharedIndex::of(&records.packs), &snapshots).await;
-        for (snapshot, error) in &marked.errors {
-            report.add(Some(*snapshot), error);
+        for (snapshot, error) in marked.errors {
+            report.add_loss(Some(snapshot), error)?;
+        }
+        for pack in &marked.damaged {
+            index::mark_damaged(&self.objects, pack).await?;
         }
         if depth == Depth::Full {
             let mut told = Progress {
@@ -126,12 +142,9 @@ impl Repository {
                 match read {
                     Ok(bytes) => report.read += bytes,
                     Err(error) => {
-                        report.add(None, &error);
-                        if error.is_loss() {
-                            present.remove(&pack);
-                            let marker = name(DAMAGED, &pack);
-                            self.objects.put(&marker, Bytes::new()).await?;
-                        }
+                        report.add_loss(None, error)?;
+                        present.remove(&pack);
+                        index::mark_damaged(&self.objects, &pack).await?;
                     }
                 }
             }
@@ -142,7 +155,13 @@ impl Repository {
             let index = SharedIndex::of(&records.packs);
             for snapshot in &snapshots {
                 let one = mark(self, &index, std::slice::from_ref(snapshot)).await;
-                if !one.errors.is_empty() {
+                let is_broken = !one.errors.is_empty();
+                // A store that does not answer breaks nothing.
+                if let Some((_, error)) = one.errors.into_iter().find(|(_, error)| !error.is_loss())
+                {
+                    return Err(error);
+                }
+                if is_broken {
                     report.broken.push(snapshot.id);
                 }
             }

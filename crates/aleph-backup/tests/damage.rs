@@ -15,7 +15,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Volume, noise, objects, overwrite};
+use support::{Break, Breaking, Volume, noise, objects, overwrite};
 
 const MIB: usize = 1 << 20;
 
@@ -239,4 +239,53 @@ async fn a_prune_deletes_nothing_that_a_damaged_snapshot_may_need() {
             .unwrap();
     }
     assert_eq!(objects(&*store, "packs").await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_of_the_structure_marks_what_it_reads_and_believes_what_was_stored_anew() {
+    let (store, repository) = in_memory().await;
+    let mut bytes = noise(55, 20 * MIB);
+    let first = back_up(&repository, Volume::new(bytes.clone()))
+        .await
+        .unwrap();
+    let pack = node_pack(&store).await;
+    flip(&store, &pack.location, 100).await;
+    let verify = async || {
+        repository
+            .verify(Depth::Structure, &ProgressSink::default())
+            .await
+            .unwrap()
+    };
+    let report = verify().await;
+    assert_eq!(report.broken, [first.id], "{report:?}");
+    let damaged = objects(&*store, "damaged").await;
+    assert_eq!(damaged.len(), 1);
+    assert_eq!(damaged[0].location.filename(), pack.location.filename());
+    // The node that is damaged comes into a pack with others than it was with.
+    bytes[18 * MIB] ^= 1;
+    let at = 18 * MIB as u64;
+    let volume = Volume::new(bytes.clone()).since(first.id, vec![at..at + 1]);
+    let second = back_up(&repository, volume).await.unwrap();
+    assert!(restored(&repository, second.id).await.unwrap() == bytes);
+    let report = verify().await;
+    assert_eq!(report.broken, [], "{report:?}");
+    assert_eq!(report.damage, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_answer_is_no_damage() {
+    let (store, repository) = in_memory().await;
+    back_up(&repository, Volume::new(noise(56, MIB)))
+        .await
+        .unwrap();
+    for depth in [Depth::Structure, Depth::Full] {
+        // The lock is written; nothing can be read or written from then on.
+        let breaking = Arc::new(Breaking::new(store.clone(), Break::Before, 1));
+        let broken = Repository::create_in(breaking, ChunkBounds::default(), None)
+            .await
+            .unwrap();
+        let error = broken.verify(depth, &ProgressSink::default()).await;
+        assert_eq!(error.unwrap_err().code(), "backup_store_failed");
+    }
+    assert_eq!(objects(&*store, "damaged").await, []);
 }
