@@ -9,7 +9,7 @@ use crate::id::Id;
 use crate::index::{self, SharedIndex};
 use crate::lock::{Lock, STALE, Sharing};
 use crate::mark::{Marked, mark};
-use crate::objects::{DAMAGED, INDEX, LARGEST_PACK, LOCKS, TRASH, id_of, name, pack_name};
+use crate::objects::{DAMAGED, INDEX, LARGEST_PACK, LOCKS, PACKS, TRASH, id_of, name, pack_name};
 use crate::pack::{FOOTER, PackRecord, read_trailer, trailer_length};
 use crate::packer::Packer;
 use crate::progress::{Progress, ProgressSink};
@@ -28,7 +28,8 @@ const LARGEST_TRASH: u64 = 64 << 20;
 /// How to prune.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PruneOptions {
-    /// How long packs stay after they were found to be needed by nobody. A day by default; it must be longer
+    /// How long packs stay after they were found to be needed by nobody, and how old those are at least that are
+    /// found so: what an interrupted backup sent is not sent again. A day by default; it must be longer
     /// than any backup can go on without noticing that its lock was taken away.
     pub grace: Duration,
     /// A pack of which more than so many percent are needed by nobody is written anew. 20 by default.
@@ -102,11 +103,15 @@ impl Repository {
         let mut records = index::read(&self.objects).await?;
         let present = index::present(&self.objects).await?;
         records.retain_present(&present);
-        records.prefer_whole(&index::damaged(&self.objects).await?);
+        let damaged = index::damaged(&self.objects).await?;
+        records.prefer_whole(&damaged);
         let indexed: HashSet<Id> = records.packs.iter().map(|record| record.id).collect();
         let old_trash = self.read_trash().await?;
         let (index, marked) = self.mark_all(&mut records.packs, &present).await?;
-        let sorted = sort(records.packs, &index, &marked, options);
+        let mut young = self.younger_than(options.grace).await?;
+        // Nobody goes on with what is damaged.
+        young.retain(|pack| !damaged.contains(pack));
+        let sorted = sort(records.packs, (&index, &marked), &young, options);
         let mut report = PruneReport {
             kept: sorted.keep.len(),
             repacked: sorted.repack.len(),
@@ -296,22 +301,43 @@ impl Repository {
         self.objects.put(&name(TRASH, &id), Bytes::from(json)).await
     }
 
+    /// Tells whether an object is that old, by the store's own time: that of this prune's lock.
+    async fn is_older(
+        &self,
+        grace: Duration,
+    ) -> Result<impl Fn(&ObjectMeta) -> bool + use<>, BackupError> {
+        let locks = self.objects.list(LOCKS).await?;
+        let now = locks.iter().map(|meta| meta.last_modified).max();
+        Ok(move |meta: &ObjectMeta| {
+            let age = now.and_then(|now| (now - meta.last_modified).to_std().ok());
+            age.is_some_and(|age| age >= grace)
+        })
+    }
+
+    /// Packs that came lately.
+    async fn younger_than(&self, grace: Duration) -> Result<HashSet<Id>, BackupError> {
+        if grace.is_zero() {
+            return Ok(HashSet::new());
+        }
+        let is_older = self.is_older(grace).await?;
+        let packs = self.objects.list(PACKS).await?;
+        Ok(packs
+            .iter()
+            .filter(|meta| !is_older(meta))
+            .filter_map(id_of)
+            .collect())
+    }
+
     /// What was in the trash for long enough.
     async fn ripe(
         &self,
         trash: Vec<(ObjectMeta, Trash)>,
         grace: Duration,
     ) -> Result<Vec<(Path, Trash)>, BackupError> {
-        // The store's time: that of this prune's lock.
-        let locks = self.objects.list(LOCKS).await?;
-        let now = locks.iter().map(|meta| meta.last_modified).max();
-        let ripe = |meta: &ObjectMeta| {
-            let age = now.and_then(|now| (now - meta.last_modified).to_std().ok());
-            age.is_some_and(|age| age >= grace)
-        };
+        let is_older = self.is_older(grace).await?;
         Ok(trash
             .into_iter()
-            .filter(|(meta, _)| ripe(meta))
+            .filter(|(meta, _)| is_older(meta))
             .map(|(meta, trash)| (meta.location, trash))
             .collect())
     }
@@ -328,8 +354,8 @@ fn is_needed(
 
 fn sort(
     records: Vec<PackRecord>,
-    index: &SharedIndex,
-    marked: &Marked,
+    (index, marked): (&SharedIndex, &Marked),
+    young: &HashSet<Id>,
     options: PruneOptions,
 ) -> Sorted {
     let mut sorted = Sorted::default();
@@ -341,7 +367,9 @@ fn sort(
                 needed += u64::from(entry.stored);
             }
         }
-        if needed == 0 {
+        if needed == 0 && young.contains(&record.id) {
+            sorted.keep.push(record);
+        } else if needed == 0 {
             sorted.drop.push(record.id);
         } else if (all - needed) * 100 > all * u64::from(options.unused_percent) {
             sorted.repack.push(record);

@@ -406,6 +406,11 @@ async fn a_backup_that_is_stopped_keeps_what_was_sent_and_its_lock_no_longer() {
     assert_eq!(stopped.code(), "backup_stopped");
     assert!(repository.snapshots().await.unwrap().is_empty());
     assert_eq!(repository.unlock().await.unwrap(), 0);
+    // A prune meanwhile leaves it what it sent.
+    let pruned = repository
+        .prune(PruneOptions::default(), &ProgressSink::default())
+        .await;
+    assert!(pruned.unwrap().kept > 0);
     let resumed = back_up(&repository, Volume::new(bytes)).await.unwrap();
     let again = resumed.stats.stored;
     assert!(
@@ -472,18 +477,18 @@ async fn a_prune_waits_for_its_grace() {
     let snapshot = back_up(&repository, Volume::new(mixed(12))).await.unwrap();
     repository.forget(&[snapshot.id]).await.unwrap();
     let before = packed(&*store).await;
-    for _ in 0..2 {
-        let report = repository
-            .prune(PruneOptions::default(), &ProgressSink::default())
-            .await
-            .unwrap();
-        assert_eq!((report.deleted, report.kept), (0, 0));
-        assert_eq!(packed(&*store).await, before);
-    }
-    let report = repository
-        .prune(NOW, &ProgressSink::default())
-        .await
-        .unwrap();
+    let prune = async |options| {
+        let done = repository.prune(options, &ProgressSink::default()).await;
+        done.unwrap()
+    };
+    // What came lately is left as it is; what is in the trash waits there.
+    let (found, later) = (prune(PruneOptions::default()).await, prune(NOW).await);
+    assert_eq!((found.trashed, found.kept), (0, later.trashed));
+    assert!(found.kept > 0);
+    let waits = prune(PruneOptions::default()).await;
+    assert_eq!((waits.trashed, waits.kept, waits.deleted), (0, 0, 0));
+    assert_eq!(packed(&*store).await, before);
+    let report = prune(NOW).await;
     assert_eq!(report.freed, before);
     assert_eq!(packed(&*store).await, 0);
 }
@@ -500,7 +505,7 @@ async fn what_came_to_be_needed_again_comes_out_of_the_trash() {
     let content = store.get(&record).await.unwrap().bytes().await.unwrap();
     repository.forget(&[snapshot.id]).await.unwrap();
     let trashed = repository
-        .prune(PruneOptions::default(), &ProgressSink::default())
+        .prune(NOW, &ProgressSink::default())
         .await
         .unwrap();
     assert!(trashed.trashed > 0);
