@@ -291,7 +291,7 @@ impl Classify for BackupError {
                     "List the snapshots of the repository."
                 }
                 Self::Locked { .. } => {
-                    "Wait until it has ended. A lock that a host has left behind that went down counts no more after half an hour."
+                    "Wait until it has ended, or end it. The lock of a host that went down counts no more after half an hour; where nobody works there for certain, `aleph volume prune-backups URL --unlock` removes all locks."
                 }
                 Self::LockLost => "Run it again: what was sent is kept.",
                 Self::TargetExists { .. } => "Name a file that is not there.",

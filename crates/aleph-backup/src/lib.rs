@@ -52,7 +52,7 @@
 //! are deleted by a *later* prune, when their trash object is older than the grace period and still no
 //! index names them; one that an index or a snapshot came to need in the meantime stays. Locks
 //! keep prunes and backups apart; the grace period covers whoever lost a lock without
-//! noticing, since a lock counts as left behind after half an hour without a sign of its holder. Ages are
+//! noticing, since a lock of another host counts as left behind after half an hour without a sign of its holder. Ages are
 //! measured by the store's own clock.
 //!
 //! # Bounds
@@ -111,6 +111,7 @@ mod mark;
 mod objects;
 mod pack;
 mod packer;
+mod process;
 mod progress;
 mod prune;
 mod repository;

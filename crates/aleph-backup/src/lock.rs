@@ -5,19 +5,25 @@
 //! writes it anew while it works. Ages are differences of the store's own times, so hosts need not agree on the time.
 //!
 //! A lock that was left behind counts no more after half an hour. One of a process of this very host that is
-//! gone counts no more at once: it says in which boot of which kernel its process was, and when that one
+//! gone counts no more at once, and one of a process that lives counts at any age, since it may have been stopped
+//! and go on: a lock says in which boot of which kernel its process was, and when that one
 //! began, since numbers of processes are used again. After a boot nothing tells whether another host with that
-//! name lives, so half an hour it is.
+//! name lives, so half an hour it is. Of those of this very process it is known which are held: one that a store
+//! did not let go of counts no more.
 
 use crate::error::BackupError;
 use crate::id::Id;
 use crate::objects::{LOCKS, Objects, SMALL, name};
+use crate::process::{self, Sign};
 use bytes::Bytes;
 use jiff::Timestamp;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 /// What a lock is sealed for.
 const PURPOSE: &[u8] = b"lock";
@@ -27,6 +33,16 @@ pub(crate) const STALE: Duration = Duration::from_secs(30 * 60);
 
 /// How often a holder gives a sign.
 const REFRESH: Duration = Duration::from_secs(5 * 60);
+
+/// How long a sign that is being given is waited for, before the lock goes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The locks that this process holds, or is about to.
+static HELD: Mutex<Option<HashSet<Path>>> = Mutex::new(None);
+
+fn held() -> MutexGuard<'static, Option<HashSet<Path>>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -67,30 +83,41 @@ impl Origin {
         Some(Self {
             boot: boot.trim().to_owned(),
             namespace: namespace.to_str()?.to_owned(),
-            began: began(std::process::id())?,
+            began: match process::look(std::process::id()) {
+                Sign::Began(began) => began,
+                Sign::Gone | Sign::Unknown => return None,
+            },
         })
     }
 }
 
-/// When a process began; `None` where there is none of this number, or it has ended.
-fn began(process: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // Its name may have blanks and brackets, and ends with the last of these.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    // Field 22 of proc_pid_stat(5); the state is the third.
-    let began = fields.nth(18)?.parse().ok();
-    began.filter(|_| !matches!(state, "Z" | "X"))
+/// Whether the holder of a lock lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Lives,
+    Gone,
+    /// It is of another host, or nobody can tell.
+    Unknown,
 }
 
 impl Holder {
-    /// Whether its process is known to be gone.
-    fn is_gone(&self) -> bool {
+    /// Whether the process that this lock is of lives, as far as it can be told here.
+    fn life(&self, lock: &Path) -> Life {
         let (Some(theirs), Some(ours)) = (&self.origin, Origin::here()) else {
-            return false;
+            return Life::Unknown;
         };
-        (&theirs.boot, &theirs.namespace) == (&ours.boot, &ours.namespace)
-            && began(self.process) != Some(theirs.began)
+        if (&theirs.boot, &theirs.namespace) != (&ours.boot, &ours.namespace) {
+            return Life::Unknown;
+        }
+        let lives = match process::look(self.process) {
+            Sign::Began(began) if began == theirs.began => {
+                let is_ours = self.process == std::process::id();
+                !is_ours || held().as_ref().is_some_and(|held| held.contains(lock))
+            }
+            Sign::Began(_) | Sign::Gone => false,
+            Sign::Unknown => return Life::Unknown,
+        };
+        if lives { Life::Lives } else { Life::Gone }
     }
 }
 
@@ -100,8 +127,10 @@ impl Holder {
 pub(crate) struct Lock {
     objects: Objects,
     object: Path,
-    refresh: JoinHandle<()>,
-    released: bool,
+    /// Ends what gives signs.
+    ended: CancellationToken,
+    /// What gives signs, until it is given back.
+    refresh: Option<JoinHandle<()>>,
 }
 
 impl Lock {
@@ -128,14 +157,12 @@ impl Lock {
         let json =
             serde_json::to_vec(&holder).map_err(|error| BackupError::damaged(&object, error))?;
         let content = Bytes::from(objects.seal.seal(PURPOSE, json)?);
-        objects.put(&object, content.clone()).await?;
-        let refresh = tokio::spawn(keep(objects.clone(), object.clone(), content));
-        let lock = Self {
-            objects: objects.clone(),
-            object,
-            refresh,
-            released: false,
-        };
+        // From now on it counts as held, and is given back where this is dropped.
+        let lock = Self::hold(objects, object, content.clone(), REFRESH);
+        if let Err(error) = objects.put(&lock.object, content).await {
+            lock.abandon();
+            return Err(error);
+        }
         match lock.excluded_by(sharing).await {
             Ok(None) => Ok(lock),
             Ok(Some(holder)) => {
@@ -149,6 +176,19 @@ impl Lock {
         }
     }
 
+    /// Gives signs for a lock that is there, or is about to be.
+    fn hold(objects: &Objects, object: Path, content: Bytes, every: Duration) -> Self {
+        held().get_or_insert_default().insert(object.clone());
+        let ended = CancellationToken::new();
+        let sign = (objects.clone(), object.clone(), content);
+        Self {
+            objects: objects.clone(),
+            refresh: Some(tokio::spawn(keep(sign, every, ended.clone()))),
+            object,
+            ended,
+        }
+    }
+
     /// Who excludes this lock.
     async fn excluded_by(&self, sharing: Sharing) -> Result<Option<String>, BackupError> {
         let all = self.objects.list(LOCKS).await?;
@@ -159,11 +199,6 @@ impl Lock {
             .ok_or(BackupError::LockLost)?;
         for other in all.iter().filter(|meta| meta.location != self.object) {
             let age = (now - other.last_modified).to_std().unwrap_or_default();
-            if age > STALE {
-                // Taken away, so that whoever lives on after all notices (`still_held`).
-                self.objects.delete(&other.location).await?;
-                continue;
-            }
             let content = match self.objects.get(&other.location, SMALL).await {
                 Ok(content) => content,
                 Err(BackupError::Missing { .. }) => continue,
@@ -173,20 +208,22 @@ impl Lock {
             let read = opened.map_err(|error| error.to_string()).and_then(|json| {
                 serde_json::from_slice::<Holder>(&json).map_err(|error| error.to_string())
             });
+            let life = read.as_ref().map(|holder| holder.life(&other.location));
+            if life == Ok(Life::Gone) || (life != Ok(Life::Lives) && age > STALE) {
+                // Taken away, so that whoever lives on after all notices (`still_held`).
+                self.objects.delete(&other.location).await?;
+                continue;
+            }
             let holder = match read {
                 Ok(holder) => holder,
                 Err(error) => {
                     return Ok(Some(format!("{} cannot be read: {error}", other.location)));
                 }
             };
-            if holder.is_gone() {
-                self.objects.delete(&other.location).await?;
-                continue;
-            }
             if sharing == Sharing::Exclusive || holder.sharing == Sharing::Exclusive {
                 return Ok(Some(format!(
-                    "{} by process {} on {} since {}",
-                    holder.work, holder.process, holder.host, holder.since
+                    "{} by process {} on {} since {} ({})",
+                    holder.work, holder.process, holder.host, holder.since, other.location
                 )));
             }
         }
@@ -207,36 +244,63 @@ impl Lock {
 
     /// Gives it back. A store that fails now leaves the object to grow stale.
     pub(crate) async fn release(mut self) {
-        self.released = true;
-        // One that is refreshed at this moment must not be written after it was deleted.
-        self.refresh.abort();
-        let _ = (&mut self.refresh).await;
-        give_back(&self.objects, &self.object).await;
+        if let Some(end) = self.end() {
+            // A task of its own: whoever gives up waiting for it has given it back all the same.
+            let _ = tokio::spawn(end).await;
+        }
+    }
+
+    /// Leaves it to its store, which did not take it. If it did after all, it counts as left behind.
+    fn abandon(mut self) {
+        self.ended.cancel();
+        self.refresh = None;
+        forget(&self.object);
+    }
+
+    /// What gives it back, once.
+    fn end(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let mut refresh = self.refresh.take()?;
+        self.ended.cancel();
+        let (objects, object) = (self.objects.clone(), self.object.clone());
+        Some(async move {
+            // One that is refreshed at this moment must not be written after it was deleted, and a store that is
+            // a folder writes on when nobody waits for it any more.
+            if tokio::time::timeout(PATIENCE, &mut refresh).await.is_err() {
+                refresh.abort();
+            }
+            if let Err(error) = objects.delete(&object).await {
+                tracing::warn!(%object, %error, "a lock stays behind");
+            }
+            forget(&object);
+        })
     }
 }
 
-async fn give_back(objects: &Objects, object: &Path) {
-    if let Err(error) = objects.delete(object).await {
-        tracing::warn!(%object, %error, "a lock stays behind");
+fn forget(object: &Path) {
+    if let Some(held) = held().as_mut() {
+        held.remove(object);
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        self.refresh.abort();
-        if self.released {
+        let Some(end) = self.end() else {
             return;
-        }
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (objects, object) = (self.objects.clone(), self.object.clone());
-            runtime.spawn(async move { give_back(&objects, &object).await });
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(end)),
+            Err(_) => forget(&self.object),
         }
     }
 }
 
-async fn keep(objects: Objects, object: Path, content: Bytes) {
-    loop {
-        tokio::time::sleep(REFRESH).await;
+async fn keep(
+    (objects, object, content): (Objects, Path, Bytes),
+    every: Duration,
+    ended: CancellationToken,
+) {
+    let rest = || ended.run_until_cancelled(tokio::time::sleep(every));
+    while rest().await.is_some() {
         // One that was taken away is not put back.
         match objects.exists(&object).await {
             Ok(true) => {
@@ -260,80 +324,4 @@ pub(crate) async fn remove_all(objects: &Objects) -> Result<usize, BackupError> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use object_store::memory::InMemory;
-    use std::process::{Child, Command, Stdio};
-    use std::sync::Arc;
-
-    fn child() -> Child {
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).spawn().unwrap()
-    }
-
-    /// The lock that a process of this host would have.
-    fn held_by(child: &Child) -> Holder {
-        let here = Origin::here().unwrap();
-        Holder {
-            sharing: Sharing::Exclusive,
-            work: "a test".to_owned(),
-            host: "here".to_owned(),
-            process: child.id(),
-            since: Timestamp::now(),
-            origin: Some(Origin {
-                began: began(child.id()).unwrap(),
-                ..here
-            }),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_lock_of_a_process_that_is_gone_is_taken_over() {
-        let objects = Objects::new(Arc::new(InMemory::new()));
-        let mut child = child();
-        let holder = held_by(&child);
-        let object = name(LOCKS, &Id::of(b"theirs"));
-        let json = serde_json::to_vec(&holder).unwrap();
-        objects.put(&object, json.into()).await.unwrap();
-        let take = async || Lock::take(&objects, Sharing::Shared, "backup").await;
-        let error = take().await.unwrap_err();
-        assert!(matches!(error, BackupError::Locked { .. }), "{error}");
-        child.kill().unwrap();
-        // It is there until somebody hears of its end, and gone all the same.
-        aleph_testkit::wait_until("its end", Duration::from_secs(20), || {
-            holder.is_gone().then_some(())
-        });
-        let lock = take().await.unwrap();
-        assert!(!objects.exists(&object).await.unwrap());
-        lock.release().await;
-        child.wait().unwrap();
-        assert!(holder.is_gone());
-    }
-
-    #[test]
-    fn what_is_not_known_to_be_gone_holds() {
-        let mut child = child();
-        let alive = held_by(&child);
-        assert!(!alive.is_gone());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let gone = |change: &dyn Fn(&mut Origin)| {
-            let mut holder = alive.clone();
-            holder.origin.as_mut().map(change);
-            holder.is_gone()
-        };
-        assert!(gone(&|_| ()));
-        assert!(!gone(&|origin| origin.boot = "another".to_owned()));
-        assert!(!gone(&|origin| origin.namespace = "pid:[1]".to_owned()));
-        let older = Holder {
-            origin: None,
-            ..alive.clone()
-        };
-        assert!(!older.is_gone(), "an older program does not say");
-        // A number that somebody else has by now.
-        let mut other = alive;
-        other.process = std::process::id();
-        other.origin.as_mut().unwrap().began += 1;
-        assert!(other.is_gone());
-    }
-}
+mod tests;

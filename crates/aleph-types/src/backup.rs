@@ -159,6 +159,9 @@ pub struct BackupPruneRequest {
     /// safe only where no other host backs up to there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_seconds: Option<u64>,
+    /// Remove all locks there first, whoever holds them. Who works there all the same fails.
+    #[serde(default)]
+    pub unlock: bool,
     /// The key file of an encrypted repository, a path on the node, or `none`. The node's own
     /// (`backup_key_file` in `[volumes]`) when absent. A repository that is made with a key is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]

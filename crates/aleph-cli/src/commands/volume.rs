@@ -234,6 +234,9 @@ pub(crate) enum Volume {
         /// How long what nobody needs stays for all that [default: 24h]
         #[arg(long, value_name = "TIME", value_parser = duration)]
         grace: Option<Duration>,
+        /// Remove all locks there first; who works there all the same fails
+        #[arg(long)]
+        unlock: bool,
         #[command(flatten)]
         key: KeyFile,
         /// Print no progress
@@ -348,6 +351,7 @@ impl Volume {
             Self::PruneBackups {
                 url,
                 grace,
+                unlock,
                 key,
                 quiet,
                 json,
@@ -355,6 +359,7 @@ impl Volume {
                 let request = BackupPruneRequest {
                     url,
                     grace_seconds: grace.map(|grace| grace.as_secs()),
+                    unlock,
                     key_file: key.told()?,
                 };
                 let lines = client.prune_backups(&request).await?;

@@ -178,6 +178,9 @@ async fn prune(
     if let Some(grace) = request.grace_seconds {
         options.grace = Duration::from_secs(grace);
     }
+    if request.unlock {
+        repository.unlock().await?;
+    }
     Ok(answer(&service, async move |progress, stop| {
         let pruned = stop.run_until_cancelled(repository.prune(options, &progress));
         let pruned = pruned.await.unwrap_or(Err(BackupError::Stopped));
