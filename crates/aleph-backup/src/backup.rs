@@ -154,14 +154,18 @@ impl Repository {
             .run_until_cancelled(self.send(source, &request.progress, planner, &mut packer))
             .await
             .unwrap_or(Err(BackupError::Stopped));
-        let (root, mut stats) = match sent {
+        let sent = match sent {
+            Ok(sent) => packer.finish().await.map(|stored| (sent, stored)),
+            Err(error) => Err(error),
+        };
+        let ((root, mut stats), stored) = match sent {
             Ok(sent) => sent,
             Err(error) => {
                 packer.salvage().await;
                 return Err(error);
             }
         };
-        stats.stored += packer.finish().await?;
+        stats.stored = stored;
         Ok(Sent {
             root,
             size,

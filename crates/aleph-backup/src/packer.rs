@@ -131,7 +131,10 @@ impl Packer {
     }
 
     /// Sends what is left, and indexes it. Nothing that was added is missing afterwards.
-    pub(crate) async fn finish(mut self) -> Result<u64, BackupError> {
+    ///
+    /// # Errors
+    /// Where the store does not take it; what it took can still be salvaged.
+    pub(crate) async fn finish(&mut self) -> Result<u64, BackupError> {
         self.flush().await?;
         self.checkpoint().await?;
         Ok(self.stored)

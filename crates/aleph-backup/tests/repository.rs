@@ -385,6 +385,31 @@ async fn a_failed_backup_does_not_send_again_what_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_fails_at_its_last_pack_keeps_the_others() {
+    let (store, _) = in_memory().await;
+    let bytes = noise(24, 40 * MIB);
+    // The lock, two packs of 16 MiB, the rest of the chunks; the nodes are not taken.
+    let breaking = Arc::new(Breaking::new(store.clone(), Break::Once, 4));
+    let repository = Repository::create_in(breaking, ChunkBounds::default(), None)
+        .await
+        .unwrap();
+    back_up(&repository, Volume::new(bytes.clone()))
+        .await
+        .unwrap_err();
+    let sent = packed(&*store).await;
+    assert!(sent > 32 * MIB as u64, "{sent}");
+    let resumed = back_up(&repository, Volume::new(bytes.clone()))
+        .await
+        .unwrap();
+    let again = resumed.stats.stored;
+    assert!(
+        again < 20 * MIB as u64,
+        "{again} bytes of 40 MiB were sent again"
+    );
+    assert!(restored(&repository, resumed.id).await.unwrap() == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_is_stopped_keeps_what_was_sent_and_its_lock_no_longer() {
     let (_, repository) = in_memory().await;
     let bytes = noise(9, 100 * MIB);

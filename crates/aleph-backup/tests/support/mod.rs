@@ -90,6 +90,8 @@ pub(crate) enum Break {
     Before,
     /// It was written, and nobody learns of it.
     After,
+    /// Nothing was written, and the next write is fine again.
+    Once,
     /// There is no space left, from then on.
     Full,
     /// Writes are forbidden, from then on.
@@ -103,6 +105,8 @@ pub(crate) struct Breaking {
     how: Mutex<Break>,
     /// Writes and deletions until it breaks.
     left: AtomicUsize,
+    /// As many as there were of these.
+    after: usize,
     calls: AtomicUsize,
 }
 
@@ -112,6 +116,7 @@ impl Breaking {
             inner,
             how: Mutex::new(how),
             left: AtomicUsize::new(after),
+            after,
             calls: AtomicUsize::new(0),
         }
     }
@@ -123,15 +128,16 @@ impl Breaking {
 
     /// Counts a write; says whether this one is the last that does something.
     fn count(&self) -> Result<bool, object_store::Error> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
+        let how = *self.how.lock().unwrap();
+        let earlier = self.calls.fetch_add(1, Ordering::SeqCst);
         let before = self
             .left
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
                 Some(left.saturating_sub(1))
             })
             .unwrap_or(0);
-        let how = *self.how.lock().unwrap();
         match (before, how) {
+            (0, Break::Once) if earlier > self.after => Ok(false),
             (0, _) => Err(self.error()),
             (1, Break::After) => Ok(true),
             _ => Ok(false),
@@ -192,7 +198,8 @@ impl ObjectStore for Breaking {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Outcome<GetResult> {
         // A store that is full or refuses writes can still be read.
-        let writes_alone = matches!(*self.how.lock().unwrap(), Break::Full | Break::Denied);
+        let how = *self.how.lock().unwrap();
+        let writes_alone = matches!(how, Break::Once | Break::Full | Break::Denied);
         if self.broken() && !writes_alone {
             return Err(self.error());
         }
