@@ -120,6 +120,7 @@ mod retention;
 mod seal;
 mod snapshot;
 mod source;
+mod staged;
 mod tree;
 mod verify;
 mod wire;

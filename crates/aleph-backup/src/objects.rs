@@ -5,11 +5,11 @@
 use crate::error::BackupError;
 use crate::id::Id;
 use crate::seal::Seal;
+use crate::staged;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -180,25 +180,16 @@ impl Objects {
             .map_err(|error| BackupError::store("list", folder, &error))
     }
 
-    /// Removes what writes that broke off left in a folder, and that nobody has written to for `age`. The store
-    /// writes an object as `NAME#1` first (or `#2` and so on, where there is one) and renames it, and lists no such names.
-    pub(crate) async fn remove_staged(&self, age: Duration) -> Result<usize, BackupError> {
-        let Some(folder) = self.folder.clone() else {
-            return Ok(0);
+    /// Removes what writes that broke off left in a folder, and that nobody has written to for `age`; says how much
+    /// it was. What cannot be removed stays.
+    pub(crate) async fn remove_staged(&self, age: Duration) -> usize {
+        let (Some(folder), Some(before)) = (&self.folder, SystemTime::now().checked_sub(age))
+        else {
+            return 0;
         };
-        let path = folder.clone();
-        let before = SystemTime::now().checked_sub(age);
-        let removed = tokio::task::spawn_blocking(move || {
-            before.map_or(Ok(0), |before| remove_staged(&folder, before))
-        });
-        removed
-            .await
-            .map_err(|_| BackupError::Stopped)?
-            .map_err(|source| BackupError::Target {
-                operation: "remove what was left half written in",
-                path,
-                source,
-            })
+        let folder = folder.clone();
+        let removed = tokio::task::spawn_blocking(move || staged::remove(&folder, before));
+        removed.await.unwrap_or_default()
     }
 
     /// Deletes an object; one that is not there is no error.
@@ -208,29 +199,6 @@ impl Objects {
             Err(error) => Err(BackupError::store("delete", name, &error)),
         }
     }
-}
-
-/// Removes files `NAME#N` below a folder that were last written before `before`.
-fn remove_staged(folder: &std::path::Path, before: SystemTime) -> io::Result<usize> {
-    let mut removed = 0;
-    for entry in std::fs::read_dir(folder)?.flatten() {
-        // What goes while it is looked at is no business of this.
-        let Ok(meta) = entry.metadata() else { continue };
-        if meta.is_dir() {
-            removed += remove_staged(&entry.path(), before)?;
-            continue;
-        }
-        let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.rsplit_once('#'));
-        let is_staged = number.is_some_and(|(_, number)| {
-            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-        });
-        if is_staged && meta.modified().is_ok_and(|time| time < before) {
-            std::fs::remove_file(entry.path())?;
-            removed += 1;
-        }
-    }
-    Ok(removed)
 }
 
 fn failed_read(name: &Path, error: &object_store::Error) -> BackupError {

@@ -99,7 +99,7 @@ impl Repository {
         progress: &ProgressSink,
     ) -> Result<PruneReport, BackupError> {
         // A lock is a small object: one that another host writes now is no leftover.
-        self.objects.remove_staged(STALE).await?;
+        self.objects.remove_staged(STALE).await;
         let mut records = index::read(&self.objects).await?;
         let present = index::present(&self.objects).await?;
         records.retain_present(&present);
