@@ -1,11 +1,15 @@
 //! Where a repository is: a URL, and the store behind it.
 
 use crate::error::BackupError;
+use crate::objects::{CONFIG, DAMAGED, INDEX, LOCKS, PACKS, SNAPSHOTS, TRASH};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{ClientConfigKey, ObjectStore};
 use std::fmt;
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,6 +83,40 @@ impl Location {
         }
     }
 
+    /// Makes the folders of a repository that is about to be made: nobody but their owner reads what will be in
+    /// them, whoever may enter the folder that they are in.
+    pub(crate) fn close(&self) -> Result<(), BackupError> {
+        let Self::Folder(path) = self else {
+            return Ok(());
+        };
+        for folder in [PACKS, INDEX, SNAPSHOTS, LOCKS, TRASH, DAMAGED] {
+            let path = path.join(folder);
+            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(BackupError::Target {
+                        operation: "make the folder",
+                        path,
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for the configuration, once it is there: it has the key of ids, or its sealed one. Filesystems
+    /// without permissions leave it as it is.
+    pub(crate) fn close_config(&self) {
+        let Self::Folder(path) = self else {
+            return;
+        };
+        let path = path.join(CONFIG);
+        if let Err(error) = std::fs::set_permissions(&path, Permissions::from_mode(0o600)) {
+            tracing::warn!(path = %path.display(), %error, "others may read a repository's configuration");
+        }
+    }
+
     /// The store there. A folder is made where it is missing, a bucket is not.
     ///
     /// # Errors
@@ -130,8 +168,7 @@ fn folder(path: &Path) -> Result<Arc<dyn ObjectStore>, BackupError> {
     // What is in it are whole volumes of tenants.
     if !path.is_dir() {
         std::fs::create_dir_all(path).map_err(failed)?;
-        let owner = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        std::fs::set_permissions(path, owner).map_err(failed)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed)?;
     }
     let store = LocalFileSystem::new_with_prefix(path)
         .map_err(|error| BackupError::store("open", path.display(), &error))?;

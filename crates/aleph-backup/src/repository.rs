@@ -42,7 +42,13 @@ impl Repository {
         key: Option<&Key>,
     ) -> Result<Self, BackupError> {
         let objects = Objects::new(location.store()?).in_folder(location.folder());
-        Self::create(objects, ChunkBounds::default(), key).await
+        if let Some(config) = Config::read(&objects).await? {
+            return Self::with(objects, config, key);
+        }
+        location.close()?;
+        let made = Self::create(objects, ChunkBounds::default(), key).await?;
+        location.close_config();
+        Ok(made)
     }
 
     /// Opens the repository at a place.

@@ -869,3 +869,27 @@ async fn files_keep_their_holes_and_restores_go_on_where_they_ended() {
         .unwrap_err();
     assert_eq!(error.code(), "backup_target_exists");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_in_a_folder_that_was_there_is_its_owners_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("backups");
+    fs::create_dir(&place).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&place, open).unwrap();
+    let location = Location::parse(&format!("file://{}", place.display())).unwrap();
+    let repository = Repository::open_or_create(&location, None).await.unwrap();
+    back_up(&repository, Volume::new(noise(60, MIB)))
+        .await
+        .unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
+    assert_eq!(mode(&place), 0o755, "it is whose it was");
+    let mut seen = 0;
+    for entry in fs::read_dir(&place).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
+        seen += 1;
+    }
+    // Six folders and the configuration.
+    assert_eq!(seen, 7);
+}
