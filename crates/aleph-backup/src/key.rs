@@ -5,7 +5,7 @@ use crate::id::Id;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// The fewest bytes of a key: what `openssl rand -hex 32` writes has twice as many.
@@ -13,6 +13,9 @@ const LEAST: usize = 32;
 
 /// The most bytes that are looked at.
 const MOST: u64 = 4096;
+
+/// `O_NONBLOCK` of open(2), as on every architecture of Linux that this is built for.
+const NO_WAIT: i32 = 0o4000;
 
 /// What opens an encrypted repository. Whoever has lost it has lost the backups.
 ///
@@ -50,8 +53,15 @@ impl Key {
             why,
         };
         let read = || {
-            let file = File::open(path)?;
+            // Nobody waits for whoever writes to a pipe of that name.
+            let file = File::options()
+                .read(true)
+                .custom_flags(NO_WAIT)
+                .open(path)?;
             let meta = file.metadata()?;
+            if !meta.is_file() {
+                return Err(std::io::Error::other("it is no regular file"));
+            }
             let mut secret = Vec::new();
             file.take(MOST + 1).read_to_end(&mut secret)?;
             Ok::<_, std::io::Error>((meta, secret))
@@ -107,5 +117,17 @@ mod tests {
             assert!(error.contains(why), "{error}");
         }
         assert!(!format!("{one:?}").contains("97"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_no_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        for path in [&pipe, folder.path()] {
+            let error = Key::read(path).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
     }
 }

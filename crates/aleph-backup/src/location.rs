@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A place for backups. It prints without credentials: it has none, they come from the
-/// environment of the process (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`
-/// and the others that AWS's own clients read).
+/// environment of the process (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL_S3` or
+/// `AWS_ENDPOINT_URL`, and others that AWS's own clients read). Profiles and files of AWS's clients are not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// A folder of this host, `file:///path`.
@@ -137,9 +137,11 @@ impl Location {
     ) -> Result<Arc<dyn ObjectStore>, BackupError> {
         // One provider of TLS in the whole program; who installed one before has the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let plain = builder
-            .get_config_value(&AmazonS3ConfigKey::Endpoint)
-            .is_some_and(|endpoint| endpoint.starts_with("http://"));
+        // What the environment allows already stays allowed.
+        let builder = match is_plain(&builder) {
+            true => builder.with_allow_http(true),
+            false => builder,
+        };
         // The default counts half a minute for a request with its body, and a pack is 16 MiB.
         let limit = AmazonS3ConfigKey::Client(ClientConfigKey::Timeout);
         let builder = match std::env::var_os("AWS_TIMEOUT") {
@@ -147,7 +149,6 @@ impl Location {
             None => builder.with_config(limit, "15 minutes"),
         };
         let store = builder
-            .with_allow_http(plain)
             .build()
             .map_err(|error| BackupError::store("reach", self, &error))?;
         Ok(if prefix.is_empty() {
@@ -156,6 +157,14 @@ impl Location {
             Arc::new(PrefixStore::new(store, prefix))
         })
     }
+}
+
+/// Whether the endpoint that counts is one without TLS.
+fn is_plain(builder: &AmazonS3Builder) -> bool {
+    let endpoint = builder
+        .get_config_value(&AmazonS3ConfigKey::S3Endpoint)
+        .or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
+    endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"))
 }
 
 /// A folder as a store, whose writes are on the disk when they have been acknowledged.
@@ -175,11 +184,18 @@ fn folder(path: &Path) -> Result<Arc<dyn ObjectStore>, BackupError> {
     Ok(Arc::new(store.with_fsync(true)))
 }
 
-/// The text without what stands where URLs have credentials.
+/// The text without what stands where URLs have credentials, or a query with a signature.
 fn redacted(text: &str) -> String {
-    match (text.split_once("://"), text.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
-        _ => text.to_owned(),
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), text),
+    };
+    match (rest.rsplit_once('@'), rest.find(['?', '#'])) {
+        (Some((_, host)), None) => format!("{scheme}…@{host}"),
+        // Nobody can tell which of the two is a part of the other.
+        (Some(_), Some(_)) => format!("{scheme}…"),
+        (None, Some(at)) => format!("{scheme}{}…", rest.get(..at).unwrap_or_default()),
+        (None, None) => text.to_owned(),
     }
 }
 
@@ -226,7 +242,40 @@ mod tests {
 
     #[test]
     fn a_secret_in_a_url_is_refused_and_not_repeated() {
-        let error = Location::parse("s3://KEY:SECRET@bucket/x").unwrap_err();
-        assert!(!error.to_string().contains("SECRET"), "{error}");
+        for text in [
+            "s3://KEY:SECRET@bucket/x",
+            "s3://KEY:SE?SECRET@bucket/x",
+            "s3://bucket/x?signature=SECRET",
+            "s3://bucket/x#SECRET",
+            "s3://KEY@bucket/x?a=b@SECRET",
+            "KEY:SECRET@bucket/x",
+            "bucket?SECRET",
+            "ftp://KEY:SECRET@host/x",
+        ] {
+            let error = Location::parse(text).unwrap_err().to_string();
+            assert!(!error.contains("SECRET"), "{error}");
+        }
+        let error = Location::parse("KEY:SECRET@bucket/x").unwrap_err();
+        assert!(error.to_string().contains("…@bucket/x"), "{error}");
+    }
+
+    #[test]
+    fn the_endpoint_of_s3_counts_more_than_that_of_all_services() {
+        use AmazonS3ConfigKey::{Endpoint, S3Endpoint};
+        let (plain, sealed) = ("http://host:9000", "https://host");
+        for (endpoints, wanted) in [
+            (&[][..], false),
+            (&[(Endpoint, plain)], true),
+            (&[(Endpoint, sealed)], false),
+            (&[(S3Endpoint, plain)], true),
+            (&[(Endpoint, sealed), (S3Endpoint, plain)], true),
+            (&[(Endpoint, plain), (S3Endpoint, sealed)], false),
+        ] {
+            let mut builder = AmazonS3Builder::new();
+            for (key, endpoint) in endpoints {
+                builder = builder.with_config(*key, *endpoint);
+            }
+            assert_eq!(is_plain(&builder), wanted, "{endpoints:?}");
+        }
     }
 }

@@ -25,7 +25,8 @@ pub(crate) enum Kernel {
         /// What to call it; the file's name when absent
         #[arg(long)]
         name: Option<String>,
-        /// An initramfs with the guest agent as /init and the modules that it needs
+        /// An initramfs: for microVMs one with the guest agent as /init and the modules that it needs,
+        /// for full VMs (aleph vm create --kernel) that of their system
         #[arg(long, value_name = "FILE")]
         initrd: Option<PathBuf>,
         /// Its configuration, where it does not carry it (CONFIG_IKCONFIG)
