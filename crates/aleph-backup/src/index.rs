@@ -183,13 +183,19 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Leaves out packs that are not there, or not whole; says whether all that is there is known and
-    /// whole.
+    /// Leaves out packs that are not there, or not whole; says whether there are none.
     pub(crate) fn retain_present(&mut self, present: &HashMap<Id, u64>) -> bool {
         let named = self.packs.len();
         self.packs
             .retain(|record| present.get(&record.id) == Some(&record.size));
-        self.packs.len() == named && named == present.len()
+        self.packs.len() == named
+    }
+
+    /// Whether all packs that are there are named, or in the trash: no index object was lost then.
+    pub(crate) fn name_all(&self, present: &HashMap<Id, u64>, trash: &HashSet<Id>) -> bool {
+        let named: HashSet<&Id> = self.packs.iter().map(|record| &record.id).collect();
+        let mut there = present.keys();
+        there.all(|pack| named.contains(pack) || trash.contains(pack))
     }
 
     /// Puts packs that are damaged behind the others: what was stored anew is found there, and what only

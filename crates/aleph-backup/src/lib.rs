@@ -20,10 +20,10 @@
 //! | `config` | JSON: format version, id, bounds of chunks, the key of ids or, sealed, that of all |
 //! | `packs/ab/abcd…` | blobs one after another, then a trailer that lists them; the name is the BLAKE3 hash of the whole object |
 //! | `index/…` | which blobs are in which packs (zstd); the name is the hash of the object |
-//! | `snapshots/…` | JSON: volume, which state of it, name, time, size, parent, root of the tree; the name is the hash of the object and is the snapshot's id |
+//! | `snapshots/…` | JSON: volume, which state of it, what it is to its owner, name, time, size, parent, root of the tree; the name is the hash of the object and is the snapshot's id |
 //! | `locks/…` | JSON: who works in the repository, shared or exclusive; random name |
 //! | `trash/…` | JSON: packs that nothing referred to when it was written |
-//! | `damaged/…` | nothing; named after a pack that a verification found damaged |
+//! | `damaged/…` | nothing; named after a pack that was found damaged |
 //!
 //! A **blob** is a chunk of a volume or a node of a tree. Its id is the keyed BLAKE3 hash of its
 //! uncompressed bytes, under a key of the repository's own and of the kind of blob: who stores a
@@ -45,7 +45,8 @@
 //! written on the way (each [`CHECKPOINT`] packs, and when a backup fails), so the next run finds
 //! what was sent and does not send it again.
 //!
-//! Verifying marks packs whose content is not what it was, and what backups then store anew is preferred to them.
+//! A verification, and a backup that reads its parent's tree, mark packs whose content is not what it was. What backups
+//! then store anew is preferred to them.
 //!
 //! Pruning writes new packs with what is still needed of sparsely used ones, then a complete index,
 //! then a trash object that lists the packs nobody needs, then deletes the old index objects. Packs
@@ -63,7 +64,8 @@
 //! Whoever can write to the store is not believed. No object is read that is larger than any of its kind is
 //! ([`BackupError::Damaged`] tells its name); an index names no more in a pack than that has room for; no blob is
 //! stored longer than it is, and none is larger than 4 MiB. So a hostile store costs memory in proportion to what
-//! it holds, and at most 1 GiB for each of four index objects that are unpacked at a time.
+//! it holds, and at most 1 GiB for each of four index objects that are unpacked at a time. Listings are held whole, some
+//! 300 bytes for each object that there is, and have no other bound.
 //!
 //! # Encryption
 //!
@@ -91,7 +93,9 @@
 //! [`BackupError::Damaged`], and never data: each blob is checked against its id before it is used, each
 //! index and snapshot against its name. A store that is full or refuses is
 //! [`BackupError::Store`] with a [`Refusal`]. An index entry whose pack is gone, or was found
-//! damaged, is ignored by backups, which therefore store the chunk anew.
+//! damaged, is ignored by backups, which therefore store the chunk anew. An index object or a list of trash that is
+//! damaged counts as not there, for backups and for prunes; a snapshot's record that is damaged keeps prunes from
+//! deleting what it may need, until it is forgotten.
 //!
 //! Deliberately absent: passwords (a key is a file with random bytes), more than one key for a repository, and
 //! encryption of one that was made without. There the key of ids lies beside the data, so who can read the
@@ -101,6 +105,7 @@ mod backup;
 mod blob;
 mod chunker;
 mod config;
+mod cutter;
 mod error;
 mod id;
 mod index;
@@ -137,6 +142,6 @@ pub use prune::{PruneOptions, PruneReport};
 pub use repository::Repository;
 pub use restore::{RestoreReport, RestoreRequest};
 pub use retention::Retention;
-pub use snapshot::{Snapshot, SnapshotStats};
+pub use snapshot::{About, Snapshot, SnapshotStats};
 pub use source::{Dirty, FileSource, Source};
 pub use verify::{Damage, Depth, VerifyReport};

@@ -291,6 +291,12 @@ impl Repository {
         Ok(all)
     }
 
+    /// The packs that are in the trash.
+    pub(crate) async fn trashed(&self) -> Result<HashSet<Id>, BackupError> {
+        let all = self.read_trash().await?;
+        Ok(all.into_iter().flat_map(|(_, trash)| trash.packs).collect())
+    }
+
     async fn write_trash(&self, trash: Trash) -> Result<(), BackupError> {
         if trash.packs.is_empty() {
             return Ok(());

@@ -7,7 +7,7 @@ use crate::id::Id;
 use crate::index::{Place, SharedIndex};
 use crate::key::Key;
 use crate::location::Location;
-use crate::lock;
+use crate::lock::{self, Lock, Sharing};
 use crate::objects::{Objects, SNAPSHOTS, name, pack_name};
 use crate::snapshot::{self, Snapshot};
 use object_store::ObjectStore;
@@ -175,6 +175,17 @@ impl Repository {
         for id in snapshots {
             self.objects.delete(&name(SNAPSHOTS, id)).await?;
         }
+        Ok(())
+    }
+
+    /// Checks that a backup can begin now, for a caller to whom preparing one costs something: the store takes
+    /// writes, and no prune runs.
+    ///
+    /// # Errors
+    /// As [`Repository::backup`] in its first step.
+    pub async fn ensure_ready(&self) -> Result<(), BackupError> {
+        let lock = Lock::take(&self.objects, Sharing::Shared, "look at locks").await?;
+        lock.release().await;
         Ok(())
     }
 

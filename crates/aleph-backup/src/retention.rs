@@ -121,6 +121,7 @@ mod tests {
             id: Id::of(format!("{volume} {time}").as_bytes()),
             volume: volume.to_owned(),
             state: None,
+            about: None,
             name: String::new(),
             time,
             size: 0,

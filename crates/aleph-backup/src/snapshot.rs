@@ -26,6 +26,20 @@ pub struct SnapshotStats {
     pub new_chunks: u64,
 }
 
+/// What a volume is to its owner, so that it can be made again as it was. Nothing here depends on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// What it was called.
+    pub name: String,
+    /// Whose it was.
+    pub account: String,
+    /// What filesystem was made on it.
+    pub filesystem: String,
+    /// Whether the filesystem's writer had not ended in order.
+    pub unclean: bool,
+}
+
 /// A volume at one time. Times are when the backup began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -37,6 +51,9 @@ pub struct Snapshot {
     /// Which state of the volume, as its owner identifies states that do not change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// What the volume was to its owner; older programs do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<About>,
     /// What it was called; may be empty.
     pub name: String,
     /// When the backup began.
@@ -62,6 +79,8 @@ struct Stored {
     volume: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     state: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    about: Option<About>,
     name: String,
     time: Timestamp,
     size: u64,
@@ -77,6 +96,7 @@ impl Snapshot {
             version: VERSION,
             volume: self.volume.clone(),
             state: self.state.clone(),
+            about: self.about.clone(),
             name: self.name.clone(),
             time: self.time,
             size: self.size,
@@ -118,6 +138,7 @@ impl Snapshot {
             id,
             volume: stored.volume,
             state: stored.state,
+            about: stored.about,
             name: stored.name,
             time: stored.time,
             size: stored.size,

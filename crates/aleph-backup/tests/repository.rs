@@ -610,6 +610,8 @@ async fn a_prune_is_refused_beside_a_backup_which_notices_a_lost_lock() {
             .unwrap_err();
         assert_eq!(error.code(), "backup_locked");
         assert!(error.to_string().contains("backup of slow"), "{error}");
+        // Others go on beside it, and leave nothing.
+        repository.ensure_ready().await.unwrap();
         if lose {
             assert_eq!(repository.unlock().await.unwrap(), 1);
             repository
@@ -892,4 +894,41 @@ async fn a_repository_in_a_folder_that_was_there_is_its_owners_alone() {
     }
     // Six folders and the configuration.
     assert_eq!(seen, 7);
+}
+
+/// After each prune something is in the trash for a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_increment_reads_no_more_of_its_parent_while_there_is_trash() {
+    let (store, _) = in_memory().await;
+    let store = Arc::new(Breaking::new(store, Break::Once, usize::MAX));
+    let repository = Repository::create_in(store.clone(), ChunkBounds::default(), None)
+        .await
+        .unwrap();
+    // Twenty leaves.
+    let mut bytes = vec![0; 160 * MIB];
+    for (leaf, part) in (1..).zip(bytes.chunks_mut(8 * MIB)) {
+        part[..4096].copy_from_slice(&noise(70 + leaf, 4096));
+    }
+    let last = back_up(&repository, Volume::new(bytes.clone()))
+        .await
+        .unwrap();
+    let increment = async |since: Id| {
+        let before = store.reads();
+        let volume = Volume::new(bytes.clone()).since(since, vec![]);
+        let made = back_up(&repository, volume).await.unwrap();
+        (made.id, store.reads() - before)
+    };
+    let (last, reads) = increment(last.id).await;
+    let request = BackupRequest {
+        volume: "other".to_owned(),
+        ..BackupRequest::default()
+    };
+    let other = Arc::new(Volume::new(noise(69, MIB)));
+    let other = repository.backup(other, request).await.unwrap();
+    repository.forget(&[other.id]).await.unwrap();
+    let pruned = repository.prune(NOW, &ProgressSink::default()).await;
+    assert!(pruned.unwrap().trashed > 0);
+    let (last, later) = increment(last).await;
+    assert!(later < reads + 10, "{later} reads, and {reads} before");
+    assert!(restored(&repository, last).await.unwrap() == bytes);
 }

@@ -108,6 +108,7 @@ pub(crate) struct Breaking {
     /// As many as there were of these.
     after: usize,
     calls: AtomicUsize,
+    reads: AtomicUsize,
 }
 
 impl Breaking {
@@ -118,7 +119,13 @@ impl Breaking {
             left: AtomicUsize::new(after),
             after,
             calls: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
         }
+    }
+
+    /// How many objects and parts of them were read.
+    pub(crate) fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
     }
 
     /// How many writes and deletions there were.
@@ -197,6 +204,7 @@ impl ObjectStore for Breaking {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Outcome<GetResult> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         // A store that is full or refuses writes can still be read.
         let how = *self.how.lock().unwrap();
         let writes_alone = matches!(how, Break::Once | Break::Full | Break::Denied);
