@@ -279,16 +279,16 @@ impl Classify for BackupError {
                     "Make one with `openssl rand -hex 32`, and let nobody else read it."
                 }
                 Self::KeyNeeded => {
-                    "Name the file with its key, in the request or as `backup_key_file` in `[volumes]`."
+                    "Name the file with its key: `--key-file FILE`, or `backup_key_file` in `[volumes]`."
                 }
                 Self::WrongKey => "Use the key file that it was made with.",
                 Self::NotEncrypted => {
-                    "Say that there is no key, if it may be in the clear; another place gets an encrypted one."
+                    "Say `--key-file none`, if it may be in the clear; another place gets an encrypted one."
                 }
                 Self::NoRepository { .. } => "The first backup to a place makes its repository.",
                 Self::Newer { .. } => "Use the version that wrote it.",
                 Self::NoSnapshot { .. } | Self::Ambiguous { .. } => {
-                    "List the snapshots of the repository."
+                    "List what is there: `aleph volume backups URL`."
                 }
                 Self::Locked { .. } => {
                     "Wait until it has ended, or end it. The lock of a host that went down counts no more after half an hour; where nobody works there for certain, `aleph volume prune-backups URL --unlock` removes all locks."
@@ -296,7 +296,7 @@ impl Classify for BackupError {
                 Self::LockLost => "Run it again: what was sent is kept.",
                 Self::TargetExists { .. } => "Name a file that is not there.",
                 Self::Target { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                    "Make room and run it again: what was restored is kept."
+                    "Make room and run it again."
                 }
                 Self::Source { .. } | Self::Target { .. } | Self::Random { .. } | Self::Stopped => {
                     return None;

@@ -27,6 +27,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `O_EXCL` and `O_NOFOLLOW` of open(2), as on every architecture of Linux that this is built for.
 const EXCLUSIVE: i32 = 0o200;
@@ -67,6 +68,8 @@ struct Target {
     /// All of it is zeros: holes need not be made.
     fresh: bool,
     path: PathBuf,
+    /// How many more bytes may be written.
+    left: AtomicU64,
 }
 
 impl Target {
@@ -77,6 +80,17 @@ impl Target {
             path,
             source,
         }
+    }
+
+    /// Writes a chunk, where there may be so much.
+    fn write(&self, bytes: &[u8], at: u64) -> Result<(), BackupError> {
+        let length = crate::wire::wide(bytes.len());
+        let take = |left: u64| left.checked_sub(length);
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .map_err(|_| io::ErrorKind::StorageFull.into())
+            .and_then(|_| self.file.write_all_at(bytes, at))
+            .map_err(self.failed("write"))
     }
 
     /// Makes a range read as zeros.
@@ -133,14 +147,15 @@ impl Repository {
     }
 
     /// Writes a snapshot into an open file that is empty, and says what it wrote. It is on the disk
-    /// afterwards.
+    /// afterwards. No more than `most` bytes are written, whatever the store says: zeros are holes and cost none.
     ///
     /// # Errors
-    /// As [`Repository::restore`].
+    /// As [`Repository::restore`]; [`BackupError::Target`] with [`io::ErrorKind::StorageFull`] where there are more.
     pub async fn restore_into(
         &self,
         snapshot: Id,
         file: File,
+        most: u64,
         progress: ProgressSink,
     ) -> Result<RestoreReport, BackupError> {
         let lock = Lock::take(
@@ -149,7 +164,9 @@ impl Repository {
             &format!("restore of {snapshot}"),
         )
         .await?;
-        let done = self.restore_into_locked(snapshot, file, &progress).await;
+        let done = self
+            .restore_into_locked(snapshot, (file, most), &progress)
+            .await;
         lock.release().await;
         done
     }
@@ -157,7 +174,7 @@ impl Repository {
     async fn restore_into_locked(
         &self,
         snapshot: Id,
-        file: File,
+        (file, most): (File, u64),
         progress: &ProgressSink,
     ) -> Result<RestoreReport, BackupError> {
         let snapshot = self.wanted(snapshot).await?;
@@ -167,6 +184,7 @@ impl Repository {
                 file,
                 fresh: true,
                 path: PathBuf::from("the restored volume"),
+                left: AtomicU64::new(most),
             };
             let empty = target.file.metadata().is_ok_and(|file| file.len() == 0);
             if !empty {
@@ -364,10 +382,7 @@ impl Repository {
         let (mut fetched, mut written) = (0, 0);
         for (chunk, stored) in wanted.iter().zip(parts) {
             let bytes = self.decode(Kind::Chunk, &chunk.id, &chunk.place, stored)?;
-            target
-                .file
-                .write_all_at(&bytes, chunk.offset)
-                .map_err(target.failed("write"))?;
+            target.write(&bytes, chunk.offset)?;
             fetched += u64::from(chunk.place.stored);
             written += u64::from(chunk.place.raw);
         }
@@ -462,6 +477,7 @@ fn open(path: &Path, size: u64) -> Result<(Target, bool), BackupError> {
         file,
         fresh: before == 0,
         path: written,
+        left: AtomicU64::new(u64::MAX),
     };
     if device {
         // Nobody is to find what somebody else had there.

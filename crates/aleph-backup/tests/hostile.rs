@@ -13,6 +13,8 @@ use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use support::{Volume, noise, objects, overwrite, packed};
@@ -239,4 +241,33 @@ async fn half_written_files_go_with_a_prune() {
         .verify(Depth::Full, &ProgressSink::default())
         .await;
     assert_eq!(report.unwrap().damage, []);
+}
+
+/// A volume that a store makes larger than anybody said: one chunk again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_writes_no_more_than_it_may() {
+    let (_, repository) = in_memory().await;
+    let bytes = noise(7, MIB).repeat(24);
+    let snapshot = back_up(&repository, bytes.clone()).await.unwrap();
+    assert!(snapshot.stats.stored < 3 * MIB as u64);
+    let restore = async |most: usize| {
+        let file = tempfile::tempfile().unwrap();
+        let into = file.try_clone().unwrap();
+        let progress = ProgressSink::default();
+        let done = repository.restore_into(snapshot.id, into, most as u64, progress);
+        (done.await, file)
+    };
+    let (done, file) = restore(5 * MIB).await;
+    let error = done.unwrap_err();
+    assert_eq!(error.code(), "backup_target_failed");
+    assert_eq!(error.class(), aleph_types::ErrorClass::Capacity, "{error}");
+    let taken = file.metadata().unwrap().blocks() * 512;
+    assert!(taken <= 6 * MIB as u64, "{taken} bytes were taken");
+    let (done, file) = restore(24 * MIB).await;
+    assert_eq!(done.unwrap().written, 24 * MIB as u64);
+    let mut back = Vec::new();
+    let mut file = file;
+    file.rewind().unwrap();
+    file.read_to_end(&mut back).unwrap();
+    assert!(back == bytes);
 }

@@ -186,8 +186,18 @@ fn backups_are_looked_at_forgotten_and_pruned() -> Result<()> {
         (names(&said["forgotten"]), names(&said["kept"])),
         (vec!["one".into()], vec!["two".into(), "three".into()])
     );
-    let said = forget(&["--keep-last", "1", "--volume", "0x00"])?;
-    assert_eq!(said["kept"], serde_json::json!([]));
+    let unknown = &[
+        "volume",
+        "forget",
+        &url,
+        "--keep-last",
+        "1",
+        "--volume",
+        "0x00",
+    ];
+    daemon
+        .aleph(unknown)?
+        .assert_failed_with(&["there are no backups of the volume \"0x00\""]);
     let said = daemon.ok(&["volume", "forget", &url, &id(&made[1])[..12]])?;
     assert_eq!(said, id(&made[1]));
     for (words, why) in [
@@ -405,5 +415,145 @@ fn where_backups_go_is_for_operators() -> Result<()> {
         ended.assert_failed_with(&["only operators of the node may do this"]);
     }
     assert!(!root.join("store").exists());
+    daemon.end()
+}
+
+/// What a node tells of a volume.
+fn volume(daemon: &Daemon, words: &[&str]) -> Result<Value> {
+    Ok(daemon.json(&[words, &["volume", "inspect", "--", "again"]].concat())?[0].clone())
+}
+
+#[test]
+fn a_volume_comes_back_with_its_filesystem_and_to_whom_it_is_meant_for() -> Result<()> {
+    let daemon = Daemon::configured("[volumes]\nmax_size_per_account = \"1g\"\n", &[])?;
+    let url = place(&daemon, "store");
+    for filesystem in ["ext4", "xfs", "none"] {
+        daemon.ok(&[
+            "volume", "create", "data", "--size", "300m", "--fs", filesystem,
+        ])?;
+        let made = daemon.json(&["volume", "backup", "data", &url, "--json"])?;
+        assert_eq!(
+            (&made["volume_name"], &made["account"], &made["filesystem"]),
+            (&"data".into(), &"default".into(), &filesystem.into()),
+            "{made}"
+        );
+        let listed = daemon.ok(&["volume", "backups", &url])?;
+        assert!(listed.contains(" data "), "{listed}");
+        daemon.ok(&[
+            "volume",
+            "restore-backup",
+            &url,
+            id(&made),
+            "again",
+            "--for",
+            "guest",
+        ])?;
+        let again = volume(&daemon, &["--account", "guest"])?;
+        assert_eq!(again["account"], "guest", "{again}");
+        assert_eq!(again["filesystem"], filesystem, "{again}");
+        assert_eq!(again["unclean"], false, "nobody ever wrote to it: {again}");
+        // What was kept under a name may have been in use.
+        daemon.ok(&["volume", "snapshot", "data", "kept"])?;
+        let kept = daemon.json(&["volume", "backup", "data@kept", &url, "--json"])?;
+        daemon.ok(&["volume", "restore-backup", &url, id(&kept), "again"])?;
+        let again = volume(&daemon, &[])?;
+        assert_eq!(
+            (&again["filesystem"], &again["unclean"]),
+            (&filesystem.into(), &true.into())
+        );
+        daemon.ok(&["--account", "guest", "volume", "rm", "--now", "again"])?;
+        daemon.ok(&["volume", "rm", "--now", "again"])?;
+        daemon.ok(&["volume", "rm", "--now", "data@kept"])?;
+        daemon.ok(&["volume", "rm", "--now", "data"])?;
+    }
+    let bad = daemon.aleph(&[
+        "volume",
+        "restore-backup",
+        &url,
+        "0",
+        "x",
+        "--for",
+        "No One",
+    ])?;
+    bad.assert_failed_with(&["\"No One\" cannot be an account's name"]);
+
+    // An image of a disk has what its bytes say.
+    let image = daemon.node.root.path().join("image").display().to_string();
+    daemon.ok(&["volume", "create", "xfs", "--size", "300m", "--fs", "xfs"])?;
+    daemon.ok(&["volume", "export", "xfs", &image])?;
+    daemon.ok(&["volume", "import", &image, "again"])?;
+    assert_eq!(volume(&daemon, &[])?["filesystem"], "xfs");
+    daemon.end()
+}
+
+#[test]
+fn a_backup_that_its_account_has_no_room_for_is_refused_at_once() -> Result<()> {
+    let daemon = Daemon::configured("[volumes]\nmax_size_per_account = \"50m\"\n", &[])?;
+    let url = place(&daemon, "store");
+    import(&daemon, &image())?;
+    let made = daemon.json(&["volume", "backup", "data", &url, "--json"])?;
+    daemon.ok(&["volume", "restore-backup", &url, id(&made), "again"])?;
+    let third = daemon.aleph(&["volume", "restore-backup", &url, id(&made), "third"])?;
+    third.assert_failed_with(&["bytes of volumes"]);
+    daemon.ok(&[
+        "volume",
+        "restore-backup",
+        &url,
+        id(&made),
+        "third",
+        "--for",
+        "guest",
+    ])?;
+    // A record that is damaged is removed by its name, and said to be.
+    let records = files(&daemon.node.root.path().join("store/snapshots"))?;
+    for record in records {
+        fs::write(record, "nothing")?;
+    }
+    let pruned = daemon.aleph(&["volume", "prune-backups", &url])?;
+    pruned.assert_failed_with(&["snapshots/", "is damaged", "aleph volume forget"]);
+    assert_eq!(
+        daemon.ok(&["volume", "forget", &url, id(&made)])?,
+        id(&made)
+    );
+    daemon.ok(&["volume", "prune-backups", &url])?;
+    daemon.end()
+}
+
+#[test]
+fn locks_that_were_left_behind_are_told_and_removed() -> Result<()> {
+    let daemon = Daemon::up()?;
+    let url = place(&daemon, "store");
+    import(&daemon, &image())?;
+    daemon.json(&["volume", "backup", "data", &url, "--json"])?;
+    // Nobody can tell whose it is, nor that it is nobody's.
+    let name = "ab".repeat(32);
+    let lock = daemon.node.root.path().join("store/locks").join(&name);
+    fs::write(&lock, "{}")?;
+    let prune = daemon.aleph(&["volume", "prune-backups", &url])?;
+    prune.assert_failed_with(&[&format!("locks/{name}"), "--unlock"]);
+    daemon.ok(&["volume", "prune-backups", &url, "--unlock"])?;
+    assert!(!lock.exists());
+    daemon.end()
+}
+
+#[test]
+fn a_backup_that_cannot_be_made_touches_nothing() -> Result<()> {
+    let daemon = Daemon::up()?;
+    import(&daemon, &image())?;
+    let url = place(&daemon, "store");
+    let long = "x".repeat(129);
+    for (words, why) in [
+        (&["volume", "backup", "nosuch", &url][..], "nosuch"),
+        (
+            &["volume", "backup", "data", &url, "--name", &long],
+            "at most 128 bytes",
+        ),
+    ] {
+        daemon.aleph(words)?.assert_failed_with(&[why]);
+        assert!(!daemon.node.root.path().join("store").exists(), "{why}");
+    }
+    daemon
+        .aleph(&["volume", "backup", "data", "file:///proc/nowhere"])?
+        .assert_failed_with(&["/proc/nowhere"]);
     daemon.end()
 }

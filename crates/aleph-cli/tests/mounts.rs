@@ -46,6 +46,23 @@ fn writer(daemon: &Daemon, name: &str, mount: &str) -> Result<String> {
 }
 
 #[test]
+fn a_job_reads_what_was_backed_up_of_another_ones_volume() -> Result<()> {
+    let daemon = Daemon::configured(SMALL, &[])?;
+    let wrote = sh(&daemon, "data:/srv", "echo kept > /srv/file")?;
+    assert_eq!(wrote.code, 0, "{wrote:?}\n{}", daemon.log());
+    let store = daemon.node.root.path().join("store");
+    let url = format!("file://{}", store.display());
+    let made = daemon.json(&["volume", "backup", "data", &url, "--json"])?;
+    let id = made["id"].as_str().unwrap_or_default();
+    daemon.ok(&["volume", "restore-backup", &url, id, "again"])?;
+    let again = volume(&daemon, "again")?;
+    assert_eq!(again["filesystem"], "ext4", "{again}");
+    let read = sh(&daemon, "again:/srv", "cat /srv/file")?;
+    assert_eq!((read.code, read.text().as_str()), (0, "kept\n"), "{read:?}");
+    daemon.end()
+}
+
+#[test]
 fn what_a_job_wrote_the_next_one_reads() -> Result<()> {
     let daemon = Daemon::configured(SMALL, &[])?;
     // It is not there, and is made.

@@ -1,6 +1,6 @@
 //! Backups of volumes.
 
-use crate::{Problem, Timestamp, Volume, VolumeConsistency};
+use crate::{Filesystem, Problem, Timestamp, Volume, VolumeConsistency};
 use serde::{Deserialize, Serialize};
 
 /// A backup to make of a volume.
@@ -47,6 +47,13 @@ pub struct VolumeBackupRestore {
     /// Whether it is encrypted; as the node's configuration says, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encrypted: Option<bool>,
+    /// The account that it is to belong to; the caller's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "schema",
+        schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9][a-z0-9_.-]*$")
+    )]
+    pub account: Option<String>,
     /// The key file of an encrypted repository, a path on the node, or `none`. The node's own
     /// (`backup_key_file` in `[volumes]`) when absent. A repository that is made with a key is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,6 +150,9 @@ pub struct BackupRetention {
 pub struct BackupsForgotten {
     /// Those that were removed, or would be.
     pub forgotten: Vec<VolumeBackup>,
+    /// The ids of those that were removed, or would be, and cannot be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
     /// Those that stay, of the ones that were looked at.
     pub kept: Vec<VolumeBackup>,
 }
@@ -193,6 +203,15 @@ pub struct VolumeBackup {
     pub id: String,
     /// The id of the volume that it is of.
     pub volume: String,
+    /// What the volume was called; older backups do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_name: Option<String>,
+    /// Whose the volume was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// What filesystem it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<Filesystem>,
     /// What it was called; may be empty.
     pub name: String,
     /// When it was begun.

@@ -100,7 +100,8 @@ impl Forget {
         let volume = match self.volume {
             Some(name) => match client.volume(&name).await {
                 Ok(volume) => Some(volume.id.to_string()),
-                Err(_) => Some(name),
+                Err(error) if error.refusal() == Some("no_volume") => Some(name),
+                Err(error) => return Err(error.into()),
             },
             None => None,
         };
@@ -116,8 +117,8 @@ impl Forget {
         if self.json {
             print_json(&said)?;
         } else {
-            let forgotten = said.forgotten.iter();
-            forgotten.map(|backup| &backup.id).try_for_each(print)?;
+            let forgotten = said.forgotten.iter().map(|backup| &backup.id);
+            forgotten.chain(&said.damaged).try_for_each(print)?;
         }
         Ok(0)
     }
@@ -237,6 +238,7 @@ pub(super) fn list(backups: &[VolumeBackup], json: bool) -> Result<u8> {
         Column::Whole("BACKUP"),
         Column::Text("NAME"),
         Column::Text("VOLUME"),
+        Column::Text("VOLUME ID"),
         Column::Number("SIZE"),
         Column::Number("STORED"),
         Column::Text("CREATED"),
@@ -245,6 +247,7 @@ pub(super) fn list(backups: &[VolumeBackup], json: bool) -> Result<u8> {
         listing.row([
             backup.id.chars().take(16).collect(),
             plain(&backup.name),
+            plain(backup.volume_name.as_deref().unwrap_or_default()),
             plain(&backup.volume),
             size(backup.size),
             size(backup.stored),

@@ -257,6 +257,10 @@ pub(crate) enum Volume {
         /// Encrypt it on the node's disk, or not [default: as the node's configuration says]
         #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         encrypted: Option<bool>,
+        /// The account that the volume is to belong to [default: default]
+        // Not `account`: that is the flag before all commands.
+        #[arg(long = "for", value_name = "ACCOUNT")]
+        owner: Option<String>,
         #[command(flatten)]
         key: KeyFile,
         /// Print no progress
@@ -370,6 +374,7 @@ impl Volume {
                 backup,
                 name,
                 encrypted,
+                owner,
                 key,
                 quiet,
                 json,
@@ -379,6 +384,7 @@ impl Volume {
                     backup,
                     name,
                     encrypted,
+                    account: owner,
                     key_file: key.told()?,
                 };
                 let lines = client.restore_backup(&request).await?;

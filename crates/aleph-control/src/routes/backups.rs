@@ -4,16 +4,17 @@
 //! see and restore them.
 
 use super::volumes::VolumePath;
+use crate::accounts::is_account_name;
 use crate::server::extract::{Body, Query, Segment};
 use crate::server::{Caller, Refusal, Service};
 use aleph_backup::{
-    BackupError, BackupRequest, Dirty, Key, Location, Progress, ProgressSink, Repository, Snapshot,
-    Source,
+    About, BackupError, BackupRequest, Dirty, Key, Location, Progress, ProgressSink, Repository,
+    Snapshot, Source,
 };
 use aleph_executor::node::VolumeImage;
-use aleph_executor::volumes::{Import, NewVolume, Reading, VolumeError};
+use aleph_executor::volumes::{Contents, Import, NewVolume, Reading, VolumeError};
 use aleph_types::{
-    BackupLine, DiskImageFormat, Problem, Volume, VolumeBackup, VolumeBackupRequest,
+    BackupLine, DiskImageFormat, Filesystem, Problem, Volume, VolumeBackup, VolumeBackupRequest,
     VolumeBackupRestore,
 };
 use axum::Json;
@@ -78,31 +79,45 @@ async fn make(
     caller.only_operators()?;
     let location = Location::parse(&request.url)?;
     let key = key_of(&service, request.key_file.as_deref())?;
-    let (node, scope) = (service.node.clone(), caller.scope);
-    let snapshot = request.snapshot.clone();
-    let image = async move { node.volume_image(&scope, &volume, snapshot).await };
+    let snapshot = request.snapshot;
+    let name = request.name.or(snapshot.clone()).unwrap_or_default();
+    if name.len() > 128 {
+        let why = "a backup's name has at most 128 bytes";
+        return Err(Refusal::invalid("bad_name", why));
+    }
+    let (volumes, scope) = (service.node.volumes().clone(), caller.scope.clone());
+    let found = blocking(move || volumes.find(&scope, &volume)).await?;
+    // A volume that a guest writes to gets a layer by being read, so what can be refused is refused before.
+    let repository = Repository::open_or_create(&location, key.as_ref()).await?;
+    repository.ensure_ready().await?;
+    let backups = repository.snapshots().await?;
+    let (node, scope, id) = (service.node.clone(), caller.scope, found.id.to_string());
+    let is_kept = snapshot.is_some();
+    let image = async move { node.volume_image(&scope, &id, snapshot).await };
     // It holds what it reads: nobody writes to that meanwhile.
     let VolumeImage {
         volume: id,
         image: reading,
         consistency,
     } = service.settle(image).await?;
-    let name = request.name.or(request.snapshot).unwrap_or_default();
-    if name.len() > 128 {
-        let why = "a backup's name has at most 128 bytes";
-        return Err(Refusal::invalid("bad_name", why));
-    }
+    let about = About {
+        name: found.name,
+        account: found.account,
+        filesystem: found.filesystem.to_string(),
+        // A state that was kept may be of a filesystem whose writer did not end in order.
+        unclean: found.unclean || is_kept || consistency.is_some(),
+    };
     Ok(answer(&service, async move |progress, stop| {
-        let repository = Repository::open_or_create(&location, key.as_ref()).await?;
         let request = BackupRequest {
             volume: id.to_string(),
             state: reading.state().map(str::to_owned),
+            about: Some(about),
             name,
             progress,
             stop,
             ..BackupRequest::default()
         };
-        let dirty = changed(&reading, &repository.snapshots().await?);
+        let dirty = changed(&reading, &backups);
         let source = VolumeSource { reading, dirty };
         let made = repository.backup(Arc::new(source), request).await?;
         Ok(BackupLine::Backup {
@@ -133,7 +148,8 @@ async fn list(
 
 /// Make a volume of a backup
 ///
-/// Each chunk is checked before it is written. The answer is a line of JSON for each step; the last one has `volume`
+/// It has the filesystem that the volume had, and is checked where its writer had not ended in order. Each chunk is
+/// checked before it is written. The answer is a line of JSON for each step; the last one has `volume`
 /// or `error`.
 #[utoipa::path(
     post, path = "/v1/backups/restore", tag = "volumes", request_body = VolumeBackupRestore,
@@ -149,24 +165,28 @@ async fn restore(
     let location = Location::parse(&request.url)?;
     let key = key_of(&service, request.key_file.as_deref())?;
     let repository = Repository::open(&location, key.as_ref()).await?;
+    let account = request.account.unwrap_or(caller.account);
+    if !is_account_name(&account) {
+        let message = format!("{account:?} cannot be an account's name");
+        return Err(Refusal::invalid("bad_account", message));
+    }
     let snapshot = repository.snapshot(&request.backup).await?;
     let volumes = service.node.volumes().clone();
     let staging = volumes.clone();
-    let (account, name) = (caller.account.clone(), request.name.clone());
-    let file = blocking(move || {
+    let (owner, name) = (account.clone(), request.name.clone());
+    // Its place and its room are held until it is a volume.
+    let staged = blocking(move || {
         let new = NewVolume {
-            account: &account,
+            account: &owner,
             name: &name,
             encrypted: None,
         };
-        let staged = staging.stage(new)?.finish();
-        staged.map_err(aleph_executor::volumes::Volumes::staging_error)
+        staging.stage_for(new, snapshot.size)
     })
     .await?;
-    let image = file.try_clone().map_err(VolumeError::Source)?;
-    let account = caller.account.clone();
+    let file = staged.file().try_clone().map_err(VolumeError::Source)?;
     Ok(answer(&service, async move |progress, stop| {
-        let restored = repository.restore_into(snapshot.id, file, progress);
+        let restored = repository.restore_into(snapshot.id, file, staged.room(), progress);
         let restored = stop.run_until_cancelled(restored).await;
         restored.unwrap_or(Err(BackupError::Stopped))?;
         let made = blocking(move || {
@@ -179,13 +199,26 @@ async fn restore(
                 format: Some(DiskImageFormat::Raw),
                 size: None,
             };
-            volumes.import(new, &image, how)
+            volumes.import_with(new, staged.file(), (how, contents(snapshot.about.as_ref())))
         });
         let volume: Volume = made.await?;
         Ok(BackupLine::Volume {
             volume: Box::new(volume),
         })
     }))
+}
+
+/// What filesystem a backup has. Older ones do not say: their bytes do.
+fn contents(about: Option<&About>) -> Contents {
+    Contents {
+        filesystem: about.and_then(filesystem),
+        unclean: about.is_none_or(|about| about.unclean),
+    }
+}
+
+/// What a later program knows, too, is nothing that is known here.
+fn filesystem(about: &About) -> Option<Filesystem> {
+    about.filesystem.parse().ok()
 }
 
 /// The key that a request means, or the node's own.
@@ -309,9 +342,13 @@ fn write(line: &BackupLine) -> io::Result<Bytes> {
 }
 
 pub(super) fn told(snapshot: &Snapshot) -> VolumeBackup {
+    let about = snapshot.about.as_ref();
     VolumeBackup {
         id: snapshot.id.to_string(),
         volume: snapshot.volume.clone(),
+        volume_name: about.map(|about| about.name.clone()),
+        account: about.map(|about| about.account.clone()),
+        filesystem: about.and_then(filesystem),
         name: snapshot.name.clone(),
         created_at: snapshot.time,
         size: snapshot.size,

@@ -11,10 +11,11 @@ use aleph_backup::{
 };
 use aleph_types::{
     BackupForgetRequest, BackupLine, BackupPruneRequest, BackupRetention, BackupVerification,
-    BackupsForgotten, BackupsPruned, BackupsVerified,
+    BackupsForgotten, BackupsPruned, BackupsVerified, ErrorClass,
 };
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::Response;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -116,6 +117,12 @@ async fn forget(
     let mut all = repository.snapshots().await?;
     if let Some(volume) = &request.volume {
         all.retain(|snapshot| snapshot.volume == *volume);
+        if all.is_empty() {
+            let (status, class) = (StatusCode::NOT_FOUND, ErrorClass::NotFound);
+            let message = format!("there are no backups of the volume {volume:?}");
+            let refusal = Refusal::new(status, class, "backup_no_volume", message);
+            return Err(refusal.advise("List what is there: `aleph volume backups URL`."));
+        }
     }
     let gone: HashSet<Id> = match rules {
         Some(rules) => rules.forgets(&all).into_iter().collect(),
@@ -133,7 +140,9 @@ async fn forget(
     }
     let (forgotten, kept): (Vec<&Snapshot>, Vec<&Snapshot>) =
         all.iter().partition(|snapshot| gone.contains(&snapshot.id));
+    let readable: HashSet<Id> = all.iter().map(|snapshot| snapshot.id).collect();
     Ok(Json(BackupsForgotten {
+        damaged: gone.difference(&readable).map(Id::to_string).collect(),
         forgotten: forgotten.into_iter().map(told).collect(),
         kept: kept.into_iter().map(told).collect(),
     }))

@@ -259,12 +259,14 @@ impl Node {
                     consistency: None,
                 });
             };
+            // First: what comes next leaves a layer, which is of no use where there is no place to read it.
+            let place = inner.with_volumes(Volumes::image_place).await?;
             let point = {
                 let _turn = inner.live.turn(&id.to_string()).await;
                 inner.keep_live(&writer, id, None).await?
             };
             // It has no name: with what is opened here it is all that there is of it.
-            let image = move |v: &Volumes| v.read_point(id, &point);
+            let image = move |v: &Volumes| v.read_point_in(place, id, &point);
             Ok(VolumeImage {
                 volume: id,
                 image: inner.with_volumes(image).await?,

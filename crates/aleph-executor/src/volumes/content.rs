@@ -4,7 +4,7 @@
 //! are its guest's, who can write there what another format begins with.
 
 use super::qcow2;
-use aleph_types::DiskImageFormat;
+use aleph_types::{DiskImageFormat, Filesystem};
 
 /// How many of an image's first bytes `Content::of` wants: as far as the mark of ISO 9660.
 pub(super) const HEAD: usize = 64 * 1024 + 4096;
@@ -83,9 +83,44 @@ impl Content {
     }
 }
 
+/// The filesystem that is all of a raw disk with these first bytes. A disk with a table of partitions, or with
+/// code to boot it, is a system's: what an earlier filesystem left behind that table tells nothing.
+#[must_use]
+pub(super) fn filesystem_of(head: &[u8]) -> Filesystem {
+    let is = |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));
+    if is(0, b"XFSB") {
+        Filesystem::Xfs
+    } else if is(1080, b"\x53\xef") && !is(510, b"\x55\xaa") && !is(512, b"EFI PART") {
+        Filesystem::Ext4
+    } else {
+        Filesystem::None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filesystems_are_told_by_their_marks() {
+        type Marks = &'static [(usize, &'static [u8])];
+        let cases: [(Marks, Filesystem); 6] = [
+            (&[], Filesystem::None),
+            (&[(0, b"XFSB")], Filesystem::Xfs),
+            (&[(1080, b"\x53\xef")], Filesystem::Ext4),
+            (&[(1080, b"\x53\xef"), (510, b"\x55\xaa")], Filesystem::None),
+            (&[(1080, b"\x53\xef"), (512, b"EFI PART")], Filesystem::None),
+            (&[(0x1_0040, b"_BHRfS_M")], Filesystem::None),
+        ];
+        for (marks, wanted) in cases {
+            let mut head = vec![0; HEAD];
+            for (at, mark) in marks {
+                head[*at..at + mark.len()].copy_from_slice(mark);
+            }
+            assert_eq!(filesystem_of(&head), wanted, "{marks:x?}");
+        }
+        assert_eq!(filesystem_of(b"XF"), Filesystem::None);
+    }
 
     #[test]
     fn images_are_told_by_their_bytes() {

@@ -32,7 +32,7 @@ use super::layer::{Home, LayerFormat};
 use super::lease::{Layers, Owner, attached, end};
 use super::reading::Reading;
 use super::records::{LayerId, LayerRow, NewLayer, Tx, VolumeRow, number, parsed, time, whole};
-use super::store::{Inner, Volumes, check_name, check_size, present};
+use super::store::{ImagePlace, Inner, Volumes, check_name, check_size, present};
 use crate::failpoint;
 use aleph_types::{
     Incarnation, MiB, Timestamp, Volume, VolumeAccess, VolumeConsistency, VolumeId, VolumeSnapshot,
@@ -512,8 +512,20 @@ impl Volumes {
     /// # Errors
     /// Where its layers are gone, or there is no room.
     pub fn read_point(&self, id: VolumeId, point: &Point) -> Result<Reading> {
+        self.read_point_in(self.image_place()?, id, point)
+    }
+
+    /// The same in a place that was taken before the state was kept.
+    ///
+    /// # Errors
+    /// As [`Volumes::read_point`].
+    pub fn read_point_in(
+        &self,
+        ImagePlace(place, free): ImagePlace,
+        id: VolumeId,
+        point: &Point,
+    ) -> Result<Reading> {
         let inner = &self.inner;
-        let (place, free) = inner.image()?;
         let row = inner.records.read(|tx| present(tx, id))?;
         let (chain, opened) = {
             let _turn = inner.turn(&row)?;

@@ -54,6 +54,15 @@ pub struct Import {
     pub size: Option<MiB>,
 }
 
+/// A filesystem that an image is said to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contents {
+    /// Which; by its bytes, when absent.
+    pub filesystem: Option<Filesystem>,
+    /// Whether its writer had not ended in order: it is checked before somebody is given it.
+    pub unclean: bool,
+}
+
 type Result<T> = std::result::Result<T, VolumeError>;
 
 impl Volumes {
@@ -114,13 +123,22 @@ impl Volumes {
     /// Where the volume could not be made whatever comes, or there are as many images on their way as may
     /// be.
     pub fn stage(&self, new: NewVolume<'_>) -> Result<Staged> {
+        self.stage_for(new, 1 << 20)
+    }
+
+    /// The same for an image that will have so many bytes.
+    ///
+    /// # Errors
+    /// As [`Volumes::stage`], and where no volume may be so large.
+    pub fn stage_for(&self, new: NewVolume<'_>, bytes: u64) -> Result<Staged> {
         check_name(new.name)?;
+        check_size(whole_mib(bytes)?, MiB(1), "a volume")?;
         let inner = &self.inner;
         let held = inner.records.read(|tx| {
             if tx.is_taken(new.account, new.name)? {
                 return Err(VolumeError::NameTaken(new.name.to_owned()));
             }
-            inner.check_quota(tx, new.account, (1, 1 << 20))?;
+            inner.check_quota(tx, new.account, (1, bytes))?;
             Ok(tx.held(new.account)?.1)
         })?;
         let (place, free) = inner.image()?;
@@ -151,6 +169,23 @@ impl Volumes {
     /// # Errors
     /// Where it is no image that is taken, or as [`Volumes::create`].
     pub fn import(&self, new: NewVolume<'_>, image: &File, how: Import) -> Result<Volume> {
+        let contents = Contents {
+            filesystem: None,
+            unclean: false,
+        };
+        self.import_with(new, image, (how, contents))
+    }
+
+    /// The same of an image whose contents are known.
+    ///
+    /// # Errors
+    /// As [`Volumes::import`].
+    pub fn import_with(
+        &self,
+        new: NewVolume<'_>,
+        image: &File,
+        (how, contents): (Import, Contents),
+    ) -> Result<Volume> {
         check_name(new.name)?;
         let (head, length) = head_of(image, content::HEAD).map_err(VolumeError::Source)?;
         let bytes = match format_of(&head, how.format)? {
@@ -162,19 +197,21 @@ impl Volumes {
             }
         };
         let (bytes, header) = bytes;
-        let own = u32::try_from(bytes.div_ceil(1 << 20))
-            .map(MiB)
-            .map_err(|_| {
-                let size = MiB(u32::MAX);
-                let why = format!("the image has {bytes} bytes");
-                VolumeError::BadSize { size, why }
-            })?;
+        let own = whole_mib(bytes)?;
         let size = how.size.unwrap_or(own);
         check_size(size, own.max(MiB(1)), "the image")?;
         let inner = &self.inner;
         let size = inner.backend.whole(size);
         let key = inner.key_for(new)?;
-        let form = Form::lowest(size, Filesystem::None, key);
+        let found = match header {
+            None => content::filesystem_of(&head),
+            // What is in it is known once it is unpacked, and that is a disk of a whole system most often.
+            Some(_) => Filesystem::None,
+        };
+        let form = Form {
+            unclean: contents.unclean,
+            ..Form::lowest(size, contents.filesystem.unwrap_or(found), key)
+        };
         inner.make(new, form, |top| {
             let file = inner.backend.create(top)?;
             let (written, key) = (&file, top.key);
@@ -552,6 +589,15 @@ impl Inner {
     }
 }
 
+fn whole_mib(bytes: u64) -> Result<MiB> {
+    let whole = u32::try_from(bytes.div_ceil(1 << 20));
+    whole.map(MiB).map_err(|_| {
+        let size = MiB(u32::MAX);
+        let why = format!("the image has {bytes} bytes");
+        VolumeError::BadSize { size, why }
+    })
+}
+
 /// What an image is.
 fn format_of(head: &[u8], said: Option<DiskImageFormat>) -> Result<DiskImageFormat> {
     let not = |why: &str| VolumeError::NotAnImage(why.to_owned());
@@ -583,6 +629,19 @@ impl Staged {
     #[must_use]
     pub fn len(&self) -> u64 {
         self.length
+    }
+
+    /// The file, for somebody else who writes an image into it. Whoever holds this holds its place among
+    /// those on their way.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// How many more bytes may be written to it.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.left.map_or(self.room, |left| left.min(self.room))
     }
 
     /// Whether there is nothing yet.

@@ -65,6 +65,23 @@ pub(super) struct Inner {
 #[derive(Debug)]
 pub(super) struct OnItsWay(Arc<AtomicUsize>);
 
+/// A place for an image that is about to be read, and how many bytes of the disk that may take. Taken before
+/// something is done for the image that is not undone.
+#[derive(Debug)]
+#[must_use = "dropped, it is somebody else's"]
+pub struct ImagePlace(pub(super) OnItsWay, pub(super) u64);
+
+impl Volumes {
+    /// A place for an image.
+    ///
+    /// # Errors
+    /// Where there are as many on their way as may be.
+    pub fn image_place(&self) -> Result<ImagePlace> {
+        let (place, free) = self.inner.image()?;
+        Ok(ImagePlace(place, free))
+    }
+}
+
 impl Drop for OnItsWay {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);

@@ -137,6 +137,24 @@ pub(crate) async fn what_cannot_be_changed_is_refused() -> Result<()> {
     )?;
     unchanged(&node, job).await?;
 
+    // A backup that finds no place among the images on their way leaves no layer.
+    let places = volumes(&node, |v| {
+        let mut places = Vec::new();
+        while let Ok(place) = v.image_place() {
+            places.push(place);
+        }
+        Ok(places)
+    })
+    .await?;
+    let layers = || std::fs::read_dir(root.path().join("volumes/layers")).map(Iterator::count);
+    let before = layers()?;
+    refused(
+        node.volume_image(&all(), "data", None).await.map(drop),
+        "too_many_images",
+    )?;
+    ensure!(layers()? == before, "a layer is left");
+    drop(places);
+
     // A guest that stands still hears nothing.
     let device = guest.device(&node, &attached.serial).await?;
     guest

@@ -226,7 +226,7 @@ async fn restore(store: &Path, id: &aleph_backup::Id, durable: u64) -> Result<()
     .await?;
     let into = staged.try_clone()?;
     repository
-        .restore_into(*id, into, aleph_backup::ProgressSink::default())
+        .restore_into(*id, into, u64::MAX, aleph_backup::ProgressSink::default())
         .await?;
     volumes(&node, move |v| {
         let (account, name) = (ACCOUNT, "data");
