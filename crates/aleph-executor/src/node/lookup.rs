@@ -3,31 +3,30 @@
 use super::entry::{Entry, lock};
 use super::{JobFilter, Node, NodeError, Scope};
 use aleph_types::{Job, JobId, JobList};
-use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
-use tokio::sync::{Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+use tokio::sync::OwnedMutexGuard;
 
-/// Lets requests with the same key go one after the other.
-#[derive(Debug)]
-pub(super) struct Turns {
-    turns: [Mutex<()>; 64],
-    hasher: RandomState,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            turns: std::array::from_fn(|_| Mutex::new(())),
-            hasher: RandomState::new(),
-        }
-    }
-}
+/// Lets requests with the same key go one after the other, and those with others go on meanwhile: a guest may
+/// decide how long one takes.
+#[derive(Debug, Default)]
+pub(super) struct Turns(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
 
 impl Turns {
     /// Waits for the turn of this key.
-    pub(super) async fn turn(&self, key: &str) -> MutexGuard<'_, ()> {
-        let at = usize::try_from(self.hasher.hash_one(key) % 64).unwrap_or(0);
-        self.turns[at].lock().await
+    pub(super) async fn turn(&self, key: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = lock(&self.0);
+            let known = turns.get(key).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                // Of those that nobody has or waits for any more there are never many.
+                turns.retain(|_, turn| turn.strong_count() > 0);
+                let turn = Arc::default();
+                turns.insert(key.to_owned(), Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
     }
 }
 
@@ -147,6 +146,27 @@ fn read_cursor(text: &str) -> Option<(i128, JobId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    #[test]
+    fn turns_are_of_one_key_each() {
+        let turns = Turns::default();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut taken = |key: &str| match pin!(turns.turn(key)).poll(&mut context) {
+            Poll::Ready(turn) => Some(turn),
+            Poll::Pending => None,
+        };
+        let held = taken("held").unwrap();
+        for n in 0..200 {
+            assert!(taken("held").is_none());
+            assert!(taken(&n.to_string()).is_some(), "{n} waits");
+        }
+        // What nobody has is not kept.
+        assert!(lock(&turns.0).len() <= 2);
+        drop(held);
+        assert!(taken("held").is_some());
+    }
 
     #[test]
     fn beginnings_of_ids_are_read_with_and_without_their_sign() {
