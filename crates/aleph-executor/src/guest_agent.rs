@@ -80,7 +80,8 @@ fn number(line: &[u8]) -> Result<u64, AgentPortError> {
     match serde_json::from_slice(line) {
         Ok(Answer::Return(number)) => Ok(number),
         Ok(Answer::Error(refusal)) => Err(AgentPortError::Refused(visible(&refusal.desc))),
-        Err(error) => Err(AgentPortError::Broken(error.to_string())),
+        // It repeats what the guest said.
+        Err(error) => Err(AgentPortError::Broken(visible(&error.to_string()))),
     }
 }
 
@@ -178,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> GuestAgent<S> {
 /// way over the one before.
 ///
 /// # Errors
-/// Where the agent answers none of a few tries.
+/// Where the agent answers none of a few tries, or refuses.
 pub async fn thaw(port: &dyn GuestPort) -> Result<(), AgentPortError> {
     let mut last = AgentPortError::Silent;
     for _ in 0..TRIES {
@@ -188,6 +189,7 @@ pub async fn thaw(port: &dyn GuestPort) -> Result<(), AgentPortError> {
         };
         match thawed {
             Ok(_) => return Ok(()),
+            Err(error @ AgentPortError::Refused(_)) => return Err(error),
             Err(error) => last = error,
         }
     }
@@ -266,6 +268,10 @@ mod tests {
             let said = freezes(answers).await.unwrap_err().to_string();
             assert!(said.contains(wanted), "{answers:.80?}: {said}");
         }
+        // Nor does it write to whoever reads the log.
+        let colours = freezes(&[SYNCED, "{\"\\u001b[31mred\": 1}\n"]).await;
+        let said = colours.unwrap_err().to_string();
+        assert!(said.contains("red") && !said.contains('\u{1b}'), "{said:?}");
         let flood: &'static [&'static str] = vec![endless].leak();
         let said = freezes(flood).await.unwrap_err().to_string();
         assert!(said.contains("does not end"), "{said}");
