@@ -5,7 +5,6 @@ use crate::cloud_init::CloudInitError;
 use crate::executor::ExecutorError;
 use crate::gpu::GpuError;
 use crate::guest::AgentError;
-use crate::guest_agent::AgentPortError;
 use crate::journal::JournalError;
 use crate::lifecycle::Denial;
 use crate::qemu::machine::MachineError;
@@ -94,11 +93,6 @@ pub enum NodeError {
     /// Its machine did not change.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// Its guest's filesystems were to stand still for a moment, and do not say that they go on.
-    #[error(
-        "the guest's filesystems were to stand still for a moment, and it cannot be told that they go on"
-    )]
-    Frozen(#[source] AgentPortError),
     /// Its guest's cloud-init cannot be told what the job says.
     #[error(transparent)]
     CloudInit(#[from] CloudInitError),
@@ -140,7 +134,6 @@ impl Classify for NodeError {
             Self::Mount(error) => error.class(),
             Self::Machine(error) => error.class(),
             Self::NoAgent(_) | Self::NoScreen | Self::FixedVolumes => ErrorClass::Invalid,
-            Self::Frozen(_) => ErrorClass::Unavailable,
             Self::NoRoot(_) => ErrorClass::Conflict,
             Self::Screen(_) => ErrorClass::Unavailable,
             Self::NoNetwork => ErrorClass::Invalid,
@@ -178,7 +171,6 @@ impl Classify for NodeError {
             Self::Mount(error) => error.code(),
             Self::Machine(error) => error.code(),
             Self::FixedVolumes => "volumes_fixed",
-            Self::Frozen(_) => "guest_frozen",
             Self::NoAgent(_) => "no_agent",
             Self::NoScreen => "no_screen",
             Self::NoRoot(_) => "root_disk_removed",
@@ -213,13 +205,9 @@ impl Classify for NodeError {
             Self::Volume(error) => error.advice(),
             Self::Mount(error) => error.advice(),
             Self::Machine(error) => error.advice(),
-            Self::FixedVolumes => Some(
-                "Name its volumes when it is made, or make a full VM: aleph vm create.".into(),
-            ),
-            Self::Frozen(_) => Some(
-                "The node asks its agent again until it answers. See that qemu-guest-agent runs in the guest."
-                    .into(),
-            ),
+            Self::FixedVolumes => {
+                Some("Name its volumes when it is made, or make a full VM: aleph vm create.".into())
+            }
             Self::NoRoot(name) => Some(format!(
                 "Have it back with aleph volume undelete {name}, or remove the job."
             )),

@@ -34,6 +34,10 @@ pub(super) struct Inner {
     pub(super) makings: Turns,
     /// One at a time changes a volume that may be in use.
     pub(super) live: Turns,
+    /// One at a time, by job, has a guest's filesystems stand still.
+    pub(super) agents: Turns,
+    /// Starts of jobs whose volumes are brought to what their VMMs do, and whether somebody wants that once more.
+    pub(super) settling: Mutex<HashMap<(JobId, u64), bool>>,
     /// The host's GPUs, and who has them.
     pub(super) gpus: Arc<Gpus>,
     /// Whether GPUs of starts that are over are taken back just now.

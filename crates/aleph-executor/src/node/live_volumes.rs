@@ -16,7 +16,9 @@
 //! the VM ends in the middle, the job has the volumes that it had before, and all leases end with it. Where the
 //! guest has no agent, or that does not answer, what is kept is as after a loss of power, and is said to be
 //! ([`VolumeConsistency::Crash`](aleph_types::VolumeConsistency::Crash)). Filesystems that were asked to stand
-//! still are asked to go on until they do.
+//! still are asked to go on until they do, or their agent says that it does not do such things: that is
+//! remembered apart ([`Volumes::owe_thaw`](crate::volumes::Volumes::owe_thaw)), and holds up nothing else of the
+//! volume. What becomes of a state that is kept follows from what the machine did alone.
 
 use super::actor::{Ask, Detach, VolumeAsk};
 use super::entry::lock;
@@ -26,7 +28,7 @@ use super::own_disk;
 use super::{Node, NodeError, Scope};
 use crate::executor::ExecutorError;
 use crate::failpoint;
-use crate::guest_agent::{GuestAgent, thaw};
+use crate::guest_agent::{AgentPortError, GuestAgent, thaw};
 use crate::hypervisor::{Hotplug, Layer, LiveDisks, Vmm};
 use crate::journal::{JobRecord, VolumeChange};
 use crate::qemu::machine::MachineError;
@@ -374,7 +376,9 @@ impl Inner {
             self.undo_cover(id, owner).await;
             return Err(error);
         }
-        let asked = self.freeze(writer, id).await;
+        // The volumes of a VM share its agent.
+        let agent = self.agents.turn(&owner.job.to_string()).await;
+        let guest = self.freeze(writer, id).await;
         failpoint::pass("cover", "frozen");
         let put = match mounts::handed(&cover.key) {
             Ok(key) => {
@@ -389,15 +393,11 @@ impl Inner {
             Err(error) => Err(error),
         };
         failpoint::pass("cover", "put");
-        let thawed = match writer.vmm.guest_port().filter(|_| asked) {
-            Some(port) => thaw(port).await,
-            None => Ok(()),
-        };
-        failpoint::pass("cover", "thawed");
-        if let Err(error) = thawed {
+        if !self.go_on(writer, guest).await {
             self.settle_later(writer);
-            return Err(NodeError::Frozen(error));
         }
+        drop(agent);
+        failpoint::pass("cover", "thawed");
         if let Err(error) = put {
             let disk = writer.disks()?.disk(&writer.serial).await;
             match disk {
@@ -423,48 +423,110 @@ impl Inner {
         }
     }
 
-    /// Has a guest's filesystems stand still, where it has an agent. Whether it was asked, and has to be told
-    /// to go on.
-    async fn freeze(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> bool {
+    /// Has a guest's filesystems stand still, where it has an agent that does that. What they may do then: all
+    /// but those that run have to be told to go on.
+    async fn freeze(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> GuestState {
         let Some(port) = writer.vmm.guest_port() else {
-            return false;
+            return GuestState::Running;
         };
         let mut agent = match GuestAgent::open(port).await {
             Ok(agent) => agent,
             Err(error) => {
                 let error = chain(&error);
                 tracing::debug!(volume = %id, error, "a guest's filesystems go on meanwhile");
-                return false;
+                return GuestState::Running;
             }
         };
         let owner = writer.owner;
         let note = |guest| self.with_volumes(move |v| v.freezing(id, &owner, guest));
         if let Err(error) = note(GuestState::Freezing).await {
             tracing::warn!(volume = %id, error = chain(&error), "a guest is not frozen");
-            return false;
+            return GuestState::Running;
         }
         match agent.freeze().await {
             // Where there is none, nothing stands still.
-            Ok(0) => {}
+            Ok(0) => GuestState::Freezing,
             Ok(_) => {
                 if let Err(error) = note(GuestState::Frozen).await {
                     tracing::warn!(volume = %id, error = chain(&error), "it is not noted");
                 }
+                GuestState::Frozen
             }
             Err(error) => {
-                tracing::warn!(volume = %id, error = chain(&error), "a guest is not frozen");
+                let error = chain(&error);
+                tracing::debug!(volume = %id, error, "a guest is not frozen");
+                GuestState::Freezing
             }
         }
-        true
+    }
+
+    /// Has a guest's filesystems go on that may stand still. `false` where that is owed to it from now on. The
+    /// turn of its agent is the caller's.
+    async fn go_on(self: &Arc<Self>, writer: &Writer, guest: GuestState) -> bool {
+        let owner = writer.owner;
+        let port = writer.vmm.guest_port();
+        let Some(port) = port.filter(|_| guest != GuestState::Running) else {
+            return true;
+        };
+        let why = match thaw(port).await {
+            Ok(()) => return true,
+            // What does not do the one does not do the other: its guest is as it was.
+            Err(AgentPortError::Refused(_)) if guest == GuestState::Freezing => return true,
+            Err(error) => error,
+        };
+        let error = chain(&why);
+        tracing::warn!(job = %owner.job, error, "a guest's filesystems may stand still: its agent is asked again");
+        let owe = self.with_volumes(move |v| v.owe_thaw(&owner, guest));
+        if let Err(error) = owe.await {
+            tracing::warn!(job = %owner.job, error = chain(&error), "it is not noted");
+        }
+        false
+    }
+
+    /// Has filesystems go on that were left standing. `false` where it has to be tried again.
+    async fn thaw_owed(self: &Arc<Self>, vmm: &Arc<dyn Vmm>, owner: Owner) -> bool {
+        let Some(port) = vmm.guest_port() else {
+            return true;
+        };
+        // Who has them stand still just now has them go on, too.
+        let _turn = self.agents.turn(&owner.job.to_string()).await;
+        let owed = match self.with_volumes(move |v| v.thaw_owed(&owner)).await {
+            Ok(GuestState::Running) => return true,
+            Ok(owed) => owed,
+            Err(error) => {
+                tracing::warn!(job = %owner.job, error = chain(&error), "its guest's state is not known");
+                return false;
+            }
+        };
+        let left = match thaw(port).await {
+            Ok(()) => GuestState::Running,
+            Err(AgentPortError::Refused(_)) if owed == GuestState::Freezing => GuestState::Running,
+            Err(error) => {
+                tracing::debug!(job = %owner.job, error = chain(&error), "a guest is asked again");
+                owed
+            }
+        };
+        let noted = self.with_volumes(move |v| v.owe_thaw(&owner, left)).await;
+        noted.is_ok() && left == GuestState::Running
     }
 
     fn settle_later(self: &Arc<Self>, writer: &Writer) {
+        // One that is at it already looks once more.
+        let owner = (writer.owner.job, writer.owner.incarnation.get());
+        if lock(&self.settling).insert(owner, true).is_some() {
+            return;
+        }
         let (inner, writer) = (Arc::downgrade(self), writer.clone());
         tokio::spawn(async move {
             while let Some(inner) = inner.upgrade() {
+                lock(&inner.settling).insert(owner, false);
                 let is_leaving = *inner.leaving.borrow();
                 if is_leaving || inner.settle_volumes(&writer.vmm, writer.owner).await {
-                    return;
+                    let mut settling = lock(&inner.settling);
+                    if is_leaving || settling.get(&owner) != Some(&true) {
+                        settling.remove(&owner);
+                        return;
+                    }
                 }
                 drop(inner);
                 sleep(AGAIN).await;
@@ -478,6 +540,9 @@ impl Inner {
         if vmm.has_ended() || vmm.live_disks().is_none() {
             return true;
         }
+        // First, since what is known of it is of no use once its covers are settled; and in nobody's turn: an
+        // agent may be silent for long.
+        let mut settled = self.thaw_owed(vmm, owner).await;
         let held = match self.with_volumes(move |v| v.held_by(&owner)).await {
             Ok(held) => held,
             Err(error) => {
@@ -485,7 +550,6 @@ impl Inner {
                 return false;
             }
         };
-        let mut settled = true;
         for (volume, _) in held {
             let id = volume.id;
             // Who works on it now is left to that; what there is then is settled.
@@ -521,12 +585,6 @@ impl Inner {
     ) -> Result<(), NodeError> {
         let (id, owner) = (volume.id, writer.owner);
         if let Some(pending) = pending {
-            if let (Some(port), true) = (
-                writer.vmm.guest_port(),
-                pending.guest != GuestState::Running,
-            ) {
-                thaw(port).await.map_err(NodeError::Frozen)?;
-            }
             let disk = writer.disks()?.disk(&writer.serial).await?;
             let is_put = disk.is_some_and(|disk| disk.layer == Some(pending.layer));
             match pending.armed && is_put {

@@ -102,6 +102,8 @@ impl Node {
             keys: super::lookup::Turns::default(),
             makings: super::lookup::Turns::default(),
             live: super::lookup::Turns::default(),
+            agents: super::lookup::Turns::default(),
+            settling: Mutex::default(),
             gpus: Arc::new(gpus),
             recovers_gpus: AtomicBool::new(false),
             network,

@@ -190,6 +190,7 @@ pub(super) fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -
     if !tx.drop_lease(id, lease.job, lease.incarnation)? {
         return Ok(false);
     }
+    tx.forget_thaws()?;
     if lease.access == VolumeAccess::Exclusive {
         tx.uncover(id)?;
     }

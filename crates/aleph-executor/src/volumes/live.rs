@@ -91,7 +91,7 @@ pub struct Growth {
 }
 
 /// What the guest's filesystems do meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GuestState {
     /// They go on.
     Running,
@@ -218,6 +218,40 @@ impl Tx<'_> {
         self.drop_cover(volume)?;
         let sql = "DELETE FROM covered WHERE volume = ?1";
         self.0.execute(sql, [volume.to_string()])?;
+        Ok(())
+    }
+
+    /// What the guest of an owner may do that has to be told to go on.
+    fn thaw_owed(&self, owner: &Owner) -> Result<GuestState> {
+        let sql = "SELECT guest FROM thaws WHERE job = ?1 AND incarnation = ?2
+                   UNION SELECT guest FROM covers WHERE job = ?1 AND incarnation = ?2";
+        let of = params![owner.job.to_string(), whole(owner.incarnation.get())?];
+        let mut statement = self.0.prepare_cached(sql)?;
+        let words = statement.query_map(of, |row| row.get::<_, String>(0))?;
+        let mut owed = GuestState::Running;
+        for word in words {
+            owed = owed.max(GuestState::of(&word?));
+        }
+        Ok(owed)
+    }
+
+    fn owe_thaw(&self, owner: &Owner, guest: GuestState) -> Result<()> {
+        let (job, incarnation) = (owner.job.to_string(), whole(owner.incarnation.get())?);
+        let sql = "DELETE FROM thaws WHERE job = ?1 AND incarnation = ?2";
+        self.0.execute(sql, params![job, incarnation])?;
+        if guest != GuestState::Running {
+            let sql = "INSERT INTO thaws VALUES (?1, ?2, ?3)";
+            let values = params![job, incarnation, guest.word()];
+            self.0.execute(sql, values)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was owed to guests that are gone: each has its root disk to its end.
+    pub(super) fn forget_thaws(&self) -> Result<()> {
+        let sql = "DELETE FROM thaws WHERE NOT EXISTS (SELECT 1 FROM leases
+                   WHERE leases.job = thaws.job AND leases.incarnation = thaws.incarnation)";
+        self.0.execute(sql, [])?;
         Ok(())
     }
 
@@ -430,6 +464,25 @@ impl Volumes {
             let cover = of_owner(tx, &row, owner)?;
             tx.put_cover(&CoverRow { guest, ..cover })
         })
+    }
+
+    /// What an owner's guest may do since somebody had its filesystems stand still: it has to be told to go on,
+    /// where they may not run.
+    ///
+    /// # Errors
+    /// Where the records cannot be read.
+    pub fn thaw_owed(&self, owner: &Owner) -> Result<GuestState> {
+        self.inner.records.read(|tx| tx.thaw_owed(owner))
+    }
+
+    /// Notes that, apart from what is done with its volumes: it stays until its VM's end, or until it is said
+    /// that they run.
+    ///
+    /// # Errors
+    /// Where the records cannot be written.
+    pub fn owe_thaw(&self, owner: &Owner, guest: GuestState) -> Result<()> {
+        let owe = |tx: &Tx<'_>| tx.owe_thaw(owner, guest);
+        self.inner.records.write("cover.owed", owe)
     }
 
     /// Ends a cover that the VMM writes to: what is below it stands still, and is called what it was to be.

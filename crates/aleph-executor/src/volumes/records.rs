@@ -8,6 +8,7 @@
 //! | `leases` | which job has which volume |
 //! | `keys` | the keys of encrypted layers, encrypted with the node's ([`keys`](super::keys)) |
 //! | `covers`, `covered`, `points` | layers that are put over a disk while a guest writes, those below them, and what such a state is ([`live`](super::live)) |
+//! | `thaws` | guests whose filesystems may stand still and have to be told to go on ([`live`](super::live)) |
 //! | `store` | what these records call themselves |
 //!
 //! Each change is one transaction, durable when it returns (WAL, full synchronisation). A crash leaves
@@ -73,6 +74,14 @@ const SINCE_1: &str = "
     CREATE TABLE points (
         volume TEXT NOT NULL, name TEXT NOT NULL, consistency TEXT NOT NULL,
         PRIMARY KEY (volume, name)
+    );
+";
+
+/// It goes with its job's VM, so that an older program, which leaves it alone, misses nothing.
+const THAWS: &str = "
+    CREATE TABLE IF NOT EXISTS thaws (
+        job TEXT NOT NULL, incarnation INTEGER NOT NULL, guest TEXT NOT NULL,
+        PRIMARY KEY (job, incarnation)
     );
 ";
 
@@ -178,6 +187,7 @@ impl Records {
             tx.pragma_update(None, "user_version", FORM)?;
             tx.commit()?;
         }
+        connection.execute_batch(THAWS)?;
         Ok(Self(Mutex::new(connection)))
     }
 
