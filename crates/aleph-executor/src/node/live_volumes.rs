@@ -373,7 +373,13 @@ impl Inner {
         let layer = cover.layer;
         let armed = self.with_volumes(move |v| v.arm_cover(id, &owner));
         if let Err(error) = armed.await {
-            self.undo_cover(id, owner).await;
+            // A device that is open is not removed.
+            drop(cover);
+            let given_up = self.with_volumes(move |v| v.give_up_cover(id, layer));
+            if let Err(error) = given_up.await {
+                let error = chain(&error);
+                tracing::warn!(volume = %id, error, "a layer stays until the volumes are opened again");
+            }
             return Err(error);
         }
         // The volumes of a VM share its agent.
@@ -412,7 +418,13 @@ impl Inner {
                 }
             }
         }
-        self.with_volumes(move |v| v.finish_cover(id, &owner)).await
+        let finished = self.with_volumes(move |v| v.finish_cover(id, &owner)).await;
+        match &finished {
+            // Its end is recorded all the same.
+            Ok(_) | Err(NodeError::Volume(VolumeError::NameTaken(_))) => {}
+            Err(_) => self.settle_later(writer),
+        }
+        finished
     }
 
     async fn undo_cover(self: &Arc<Self>, id: VolumeId, owner: Owner) {

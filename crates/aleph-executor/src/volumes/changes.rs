@@ -159,6 +159,8 @@ impl Volumes {
         let done = made.and_then(|()| {
             inner.records.write("volume.restore", |tx| {
                 tx.finish_layer(new.id)?;
+                // Its writer is gone, and so is what that wrote to.
+                tx.uncover(row.id)?;
                 tx.put_volume(&VolumeRow {
                     top: new.id,
                     size,

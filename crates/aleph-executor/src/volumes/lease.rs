@@ -4,7 +4,8 @@
 //! the daemon as guests do, and goes when its owner's end is journaled ([`Volumes::release`]), or when a
 //! node that starts finds its owner gone ([`Volumes::recover`]). The lock of the file (flock(2)) is on the
 //! very descriptor that the VMM has, so it holds for as long as that VMM lives, whatever any record says:
-//! two never write to one disk. A VMM in a jail opens the file by a name of its own there (a hard link,
+//! two never write to one disk. The check of a filesystem writes, too: whoever only reads waits until it can have
+//! the disk alone for that. A VMM in a jail opens the file by a name of its own there (a hard link,
 //! where the filesystems are the same), which goes with the jail: such a name counts as a lock, too.
 
 use super::backend::OpenLayer;
@@ -94,16 +95,23 @@ impl Volumes {
         })?;
         let write = access == VolumeAccess::Exclusive;
         let mut opened = inner.open_chain(&chain, write)?;
-        let lock = match write {
-            true => FlockOperation::NonBlockingLockExclusive,
-            false => FlockOperation::NonBlockingLockShared,
-        };
-        inner.lock(&row, &opened, lock)?;
+        // Its check writes, whoever it is for.
+        let mends = row.unclean && can_mend(&row, &chain);
+        let (alone, shared) = (
+            FlockOperation::NonBlockingLockExclusive,
+            FlockOperation::NonBlockingLockShared,
+        );
+        inner.lock(&row, &opened, if write || mends { alone } else { shared })?;
         Inner::take_back(&opened)?;
         if write {
             inner.grow_to_record(&row, &opened)?;
         }
-        let is_checked = row.unclean && inner.mend(&row, &chain)?;
+        if mends {
+            inner.mend(&row, &chain)?;
+        }
+        if mends && !write {
+            inner.lock(&row, &opened, shared)?;
+        }
         let lease = VolumeLease {
             job: owner.job,
             incarnation: owner.incarnation,
@@ -113,7 +121,7 @@ impl Volumes {
         let volume = inner.records.write("volume.attach", |tx| {
             let mut row = present(tx, row.id)?;
             tx.put_lease(row.id, &lease)?;
-            row.unclean = write || (row.unclean && !is_checked);
+            row.unclean = write || (row.unclean && !mends);
             tx.put_volume(&row)?;
             if write {
                 // What an earlier start of the job left, whose VMM is gone.
@@ -192,7 +200,7 @@ pub(super) fn end(tx: &Tx<'_>, id: VolumeId, lease: &VolumeLease, clean: bool) -
     }
     tx.forget_thaws()?;
     if lease.access == VolumeAccess::Exclusive {
-        tx.uncover(id)?;
+        tx.end_cover(id)?;
     }
     if let Some(mut row) = tx.volume(id)?
         && clean
@@ -224,6 +232,24 @@ fn check_others(tx: &Tx<'_>, row: &VolumeRow, owner: &Owner, access: VolumeAcces
     match leases.find(|lease| !both_read(lease) && !is_earlier(lease)) {
         Some(lease) => Err(attached(row, &lease)),
         None => Ok(()),
+    }
+}
+
+/// Whether the filesystem that a writer left can be checked. Else only its guest can: of an overlay there is no
+/// one file to look at, and what is encrypted is not made plain for it. Its guest goes by its journal.
+fn can_mend(row: &VolumeRow, chain: &[LayerRow]) -> bool {
+    matches!(chain, [only] if only.format == LayerFormat::Raw) && row.filesystem == Filesystem::Ext4
+}
+
+/// Locks a file. A program that is being started has copies of all descriptors until it is another program.
+fn try_lock(file: &File, how: FlockOperation) -> rustix::io::Result<()> {
+    let began = Instant::now();
+    loop {
+        let locked = flock(file, how);
+        if locked != Err(Errno::WOULDBLOCK) || began.elapsed() > STARTING {
+            return locked;
+        }
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -271,27 +297,42 @@ impl Inner {
         let Some(top) = opened.first() else {
             return Err(VolumeError::NoVolume(row.id.to_string()));
         };
-        // A program that is being started has copies of all descriptors until it is another program.
-        let began = Instant::now();
-        let locked = loop {
-            let locked = flock(&top.file, how);
-            if locked != Err(Errno::WOULDBLOCK) || began.elapsed() > STARTING {
-                break locked;
-            }
-            thread::sleep(Duration::from_millis(5));
-        };
-        match locked {
-            Err(Errno::WOULDBLOCK) => Err(VolumeError::Locked(row.name.clone())),
-            locked => {
-                locked
-                    .map_err(io::Error::from)
-                    .map_err(at("lock", &top.path))?;
-                match how == FlockOperation::NonBlockingLockExclusive && has_other_names(top) {
-                    true => Err(VolumeError::Locked(row.name.clone())),
-                    false => Ok(()),
-                }
-            }
+        match try_lock(&top.file, how) {
+            Err(Errno::WOULDBLOCK) => return Err(VolumeError::Locked(row.name.clone())),
+            locked => locked
+                .map_err(io::Error::from)
+                .map_err(at("lock", &top.path))?,
         }
+        if how == FlockOperation::NonBlockingLockExclusive && has_other_names(top) {
+            return Err(VolumeError::Locked(row.name.clone()));
+        }
+        // A writer's VMM of which nobody knows whether it went over to its cover, and ended.
+        let below = self.records.read(|tx| tx.below_cover(row.id))?;
+        match below {
+            Some(below) if self.has_writer(&below)? => Err(VolumeError::Locked(row.name.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a process has a layer to write.
+    fn has_writer(&self, layer: &LayerRow) -> Result<bool> {
+        // As one that is not exposed: nobody looks into it.
+        let layer = LayerRow {
+            exposed: false,
+            ..layer.clone()
+        };
+        let opened = match self.look_at(std::slice::from_ref(&layer), false) {
+            Ok(opened) => opened,
+            // Nobody opens what is not there.
+            Err(VolumeError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let lock = FlockOperation::NonBlockingLockShared;
+        Ok(opened.iter().any(|layer| {
+            has_other_names(layer) || try_lock(&layer.file, lock) == Err(Errno::WOULDBLOCK)
+        }))
     }
 
     /// Has a top be the node's own again: one that was in a jail is the user's of that one. The caller has
@@ -317,53 +358,32 @@ impl Inner {
     /// Whether a process has a volume's top to write, or that cannot be known.
     fn may_be_locked(&self, id: VolumeId) -> Result<bool> {
         let written = self.records.read(|tx| {
-            let row = tx.volume(id)?;
-            let top = row.map(|row| row.top);
-            let layers = top.into_iter().chain(tx.below_cover(id)?);
-            layers
-                .map(|layer| tx.layer(layer))
-                .collect::<Result<Vec<_>>>()
+            let top = tx.volume(id)?.map(|row| tx.layer(row.top)).transpose()?;
+            Ok([top, tx.below_cover(id)?])
         })?;
-        let lock = FlockOperation::NonBlockingLockShared;
-        for layer in &written {
-            // As one that is not exposed: nobody looks into it.
-            let layer = LayerRow {
-                exposed: false,
-                ..layer.clone()
-            };
-            let opened = match self.look_at(std::slice::from_ref(&layer), false) {
-                Ok(opened) => opened,
-                // Nobody opens what is not there; one volume that is damaged keeps no other from its end.
-                Err(VolumeError::File { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound =>
-                {
-                    continue;
-                }
+        for layer in written.iter().flatten() {
+            match self.has_writer(layer) {
+                Ok(false) => {}
+                Ok(true) => return Ok(true),
+                // One volume that is damaged keeps no other from its end.
                 Err(error) => {
                     tracing::warn!(%error, volume = %id, "a volume's disk cannot be looked at");
                     return Ok(true);
                 }
-            };
-            if opened.iter().any(|layer| {
-                has_other_names(layer) || flock(&layer.file, lock) == Err(Errno::WOULDBLOCK)
-            }) {
-                return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Checks the filesystem that a writer left. `false` where only its guest can: of an overlay there is no
-    /// one file to look at, and what is encrypted is not made plain for it. Its guest goes by its journal.
-    fn mend(&self, row: &VolumeRow, chain: &[LayerRow]) -> Result<bool> {
-        let [only] = chain else { return Ok(false) };
-        if only.format != LayerFormat::Raw || row.filesystem != Filesystem::Ext4 {
-            return Ok(false);
-        }
+    /// Checks the filesystem that a writer left, of a volume that [can be mended](can_mend) and that the caller
+    /// has alone.
+    fn mend(&self, row: &VolumeRow, chain: &[LayerRow]) -> Result<()> {
+        let Some(only) = chain.first() else {
+            return Err(VolumeError::NoVolume(row.id.to_string()));
+        };
         let path = self.path(only);
         let disk = self.keeper(only.home)?.open(&path, true)?;
         filesystem::check(&disk, row.filesystem, row.size, &row.name)?;
-        disk.sync_all().map_err(at("write", &path))?;
-        Ok(true)
+        disk.sync_all().map_err(at("write", &path))
     }
 }

@@ -19,7 +19,9 @@
 //! So no acknowledged write is lost: before the VMM goes over to the new layer, the layer is read through to
 //! the old one, and afterwards too. While a cover is armed, nothing says yet that what is below stands still:
 //! only the VMM knows. Whoever finds one asks it, and goes on ([`Volumes::finish_cover`]) or back
-//! ([`Volumes::undo_cover`]). With the end of its writer's lease a cover ends, whatever became of it.
+//! ([`Volumes::undo_cover`]). With the end of its writer's lease a cover ends, whatever became of it. One that
+//! was armed is remembered until the next writer comes, who looks whether a process still has what is below:
+//! nobody may have the cover itself, and the VMM may live.
 //!
 //! What is below a cover keeps being open in the VMM, for writing: the VMM may be broken into. So as long as
 //! that VMM lives nobody's tool reads a header there; it gets a copy of its own.
@@ -203,8 +205,22 @@ impl Tx<'_> {
     }
 
     /// What a VMM may still write to where a cover is begun.
-    pub(super) fn below_cover(&self, volume: VolumeId) -> Result<Option<LayerId>> {
-        Ok(self.cover(volume)?.map(|cover| cover.below))
+    pub(super) fn below_cover(&self, volume: VolumeId) -> Result<Option<LayerRow>> {
+        match self.cover(volume)?.map(|cover| self.layer(cover.below)) {
+            None => Ok(None),
+            // It is gone since its VMM is, and the volume went on from elsewhere.
+            Some(Err(VolumeError::Records(rusqlite::Error::QueryReturnedNoRows))) => Ok(None),
+            Some(layer) => layer.map(Some),
+        }
+    }
+
+    /// Ends what is begun with a writer's lease. Where a cover is armed, it is not known which layer the VMM
+    /// writes to, nor that it ended: that stays until somebody found that no process has the one below.
+    pub(super) fn end_cover(&self, volume: VolumeId) -> Result<()> {
+        match self.cover(volume)?.is_some_and(|cover| cover.armed) {
+            true => Ok(()),
+            false => self.uncover(volume),
+        }
     }
 
     fn drop_cover(&self, volume: VolumeId) -> Result<()> {
@@ -417,12 +433,34 @@ impl Volumes {
                 key,
             }),
             Err(error) => {
-                let forgotten = inner.records.write("cover.abandon", |tx| tx.drop_cover(id));
-                inner.abandon(&layer);
-                forgotten?;
+                self.give_up_cover(id, layer.id)?;
                 Err(error)
             }
         }
+    }
+
+    /// Forgets a cover that was not armed, whatever became of its writer and its volume meanwhile: the lease may
+    /// be over, and the volume gone. One that is not there is no error.
+    ///
+    /// # Errors
+    /// Where the records cannot be written.
+    pub fn give_up_cover(&self, id: VolumeId, layer: i64) -> Result<()> {
+        let inner = &self.inner;
+        let layer = inner.records.write("cover.give_up", |tx| {
+            let is_it = |cover: &CoverRow| cover.layer == layer && !cover.armed;
+            if tx.cover(id)?.as_ref().is_some_and(is_it) {
+                tx.drop_cover(id)?;
+            }
+            // One that was armed is finished.
+            let mut unfinished = tx.unfinished()?.into_iter();
+            Ok(unfinished.find(|row| row.id == layer))
+        })?;
+        if let Some(layer) = layer {
+            inner.abandon(&layer);
+            // Those below it had to stay for it.
+            inner.collect_later();
+        }
+        Ok(())
     }
 
     /// Makes a cover its volume's top: from now on the VMM may write to it.
@@ -590,8 +628,9 @@ impl Volumes {
     }
 }
 
-/// The cover that this owner began.
+/// The cover that this owner, who still has the volume, began.
 fn of_owner(tx: &Tx<'_>, row: &VolumeRow, owner: &Owner) -> Result<CoverRow> {
+    tx.check_writer(row, owner)?;
     let cover = tx.cover(row.id)?.filter(|cover| cover.owner == *owner);
     cover.ok_or_else(|| VolumeError::NotAttached(row.name.clone()))
 }

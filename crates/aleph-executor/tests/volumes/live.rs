@@ -1,8 +1,10 @@
 //! What is done with a volume while it is written, as far as the records and files go: the VMM is `qemu-io`.
 
-use crate::support::{BACKENDS, code, config, empty, memory, owner, qemu_io, reads};
-use aleph_executor::volumes::{Cover, GuestState, Layers, MAX_DEPTH, Owner, Volumes};
-use aleph_types::{DiskImageFormat, MiB, VolumeAccess, VolumeConsistency, VolumeId};
+use crate::support::{BACKENDS, code, config, empty, memory, named, owner, qemu_io, reads};
+use aleph_executor::volumes::{
+    Cover, GuestState, Layers, MAX_DEPTH, Owner, VolumeQuota, Volumes, VolumesConfig,
+};
+use aleph_types::{DiskImageFormat, Filesystem, MiB, VolumeAccess, VolumeConsistency, VolumeId};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -176,5 +178,125 @@ fn what_only_a_writer_may_do_is_refused_to_others() -> Result<()> {
     // What the refusal says to do: the copy has one layer.
     volumes.snapshot(id, "last")?;
     assert_eq!(volumes.depth(id)?, 1);
+    Ok(())
+}
+
+#[test]
+fn a_cover_whose_writer_ends_before_it_is_armed_leaves_nothing() -> Result<()> {
+    for is_removed in [false, true] {
+        let dir = memory()?;
+        let quota = VolumeQuota {
+            count: None,
+            bytes: Some(MiB(8).bytes()),
+        };
+        let config = VolumesConfig {
+            quota,
+            ..config(BACKENDS[1])
+        };
+        let volumes = Volumes::open(dir.path(), config)?;
+        let (id, owner) = (id(&volumes)?, owner());
+        let layers = attach(&volumes, &owner)?;
+        let cover = volumes.begin_cover(id, &owner, Some("kept"))?;
+        // Its VM ends.
+        drop(layers);
+        volumes.release(&owner, false)?;
+        if is_removed {
+            volumes.remove(id, true)?;
+        }
+        volumes.arm_cover(id, &owner).unwrap_err();
+        let layer = cover.layer;
+        drop(cover);
+        volumes.give_up_cover(id, layer)?;
+        // The second time there is nothing.
+        volumes.give_up_cover(id, layer)?;
+        let left = if is_removed { 0 } else { 1 };
+        assert_eq!(files(dir.path())?, left, "{is_removed}");
+        // Nobody pays for what is not there.
+        let rest = MiB(if is_removed { 8 } else { 4 });
+        volumes.create(named("rest"), rest, Filesystem::None)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_armed_is_not_given_up() -> Result<()> {
+    let dir = memory()?;
+    let volumes = Volumes::open(dir.path(), config(BACKENDS[1]))?;
+    let (id, owner) = (id(&volumes)?, owner());
+    let layers = attach(&volumes, &owner)?;
+    let cover = volumes.begin_cover(id, &owner, None)?;
+    volumes.arm_cover(id, &owner)?;
+    volumes.give_up_cover(id, cover.layer)?;
+    let layers = over(layers, cover);
+    put(&layers, 1, 5)?;
+    volumes.finish_cover(id, &owner)?;
+    drop(layers);
+    volumes.release(&owner, true)?;
+    reads(&volumes, "data", 1, 5)
+}
+
+#[test]
+fn below_a_cover_of_which_nobody_knows_two_never_write() -> Result<()> {
+    for backend in BACKENDS {
+        let dir = memory()?;
+        let volumes = Volumes::open(dir.path(), config(backend))?;
+        let (id, writer, other) = (id(&volumes)?, owner(), owner());
+        let layers = attach(&volumes, &writer)?;
+        put(&layers, 1, 1)?;
+        let cover = volumes.begin_cover(id, &writer, Some("kept"))?;
+        volumes.arm_cover(id, &writer)?;
+        // Nobody has the cover itself, and its VMM lives although its end was told.
+        drop(cover);
+        volumes.release(&writer, false)?;
+        assert_eq!(code(volumes.undo_cover(id, &writer)), "volume_not_attached");
+        for access in [VolumeAccess::Exclusive, VolumeAccess::ReadOnly] {
+            let attached = volumes.attach("a", "data", &other, access);
+            assert_eq!(code(attached), "volume_locked", "{backend:?} {access:?}");
+        }
+        assert_eq!(code(volumes.remove(id, true)), "volume_locked");
+        put(&layers, 1, 2)?;
+        drop(layers);
+        reads(&volumes, "data", 1, 2)?;
+        // The next writer goes on from there, as often as one likes.
+        let layers = attach(&volumes, &other)?;
+        put(&layers, 1, 3)?;
+        let cover = volumes.begin_cover(id, &other, Some("kept"))?;
+        volumes.arm_cover(id, &other)?;
+        let layers = over(layers, cover);
+        volumes.finish_cover(id, &other)?;
+        drop(layers);
+        volumes.release(&other, true)?;
+        reads(&volumes, "data", 1, 3)?;
+        volumes.remove(id, true)?;
+        assert_eq!(files(dir.path())?, 0, "{backend:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_owed_to_a_guest_stays_until_it_goes_on_or_ends() -> Result<()> {
+    let dir = memory()?;
+    let volumes = Volumes::open(dir.path(), config(BACKENDS[1]))?;
+    let (id, owner) = (id(&volumes)?, owner());
+    let layers = attach(&volumes, &owner)?;
+    assert_eq!(volumes.thaw_owed(&owner)?, GuestState::Running);
+    // What is begun says so, too.
+    let cover = volumes.begin_cover(id, &owner, Some("kept"))?;
+    volumes.arm_cover(id, &owner)?;
+    volumes.freezing(id, &owner, GuestState::Frozen)?;
+    assert_eq!(volumes.thaw_owed(&owner)?, GuestState::Frozen);
+    let layers = over(layers, cover);
+    volumes.owe_thaw(&owner, GuestState::Frozen)?;
+    volumes.finish_cover(id, &owner)?;
+    drop(volumes);
+    let volumes = Volumes::open(dir.path(), config(BACKENDS[1]))?;
+    assert_eq!(volumes.thaw_owed(&owner)?, GuestState::Frozen);
+    volumes.owe_thaw(&owner, GuestState::Running)?;
+    assert_eq!(volumes.thaw_owed(&owner)?, GuestState::Running);
+    volumes.owe_thaw(&owner, GuestState::Freezing)?;
+    assert_eq!(volumes.thaw_owed(&owner)?, GuestState::Freezing);
+    drop(layers);
+    volumes.release(&owner, true)?;
+    assert_eq!(volumes.thaw_owed(&owner)?, GuestState::Running);
     Ok(())
 }

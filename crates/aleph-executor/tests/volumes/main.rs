@@ -530,6 +530,27 @@ fn filesystems_are_made_and_checked() -> Result<()> {
     assert!(!volumes.get(ext4.id)?.unclean);
     drop(disk);
     volumes.release(&owner, true)?;
+    // Whoever reads it meanwhile does so undisturbed: a check writes.
+    let (owner, disk) = top("ext4", VolumeAccess::Exclusive)?;
+    run("debugfs", &wrong)?;
+    drop(disk);
+    volumes.release(&owner, false)?;
+    let reading = volumes.read(ext4.id, None)?;
+    let before = fs::read(&path)?;
+    let refused = top("ext4", VolumeAccess::ReadOnly).unwrap_err();
+    let refused = refused.downcast_ref::<VolumeError>().map(Classify::code);
+    assert_eq!(refused, Some("volume_locked"));
+    ensure!(before == fs::read(&path)?, "it was written to");
+    drop(reading);
+    let (owner, disk) = top("ext4", VolumeAccess::ReadOnly)?;
+    disk.read_exact_at(&mut free, 1024 + 12)?;
+    ensure!(u32::from_le_bytes(free) > 7, "the check has not mended it");
+    assert!(!volumes.get(ext4.id)?.unclean);
+    // It is one of any number that read.
+    let (second, _disk) = top("ext4", VolumeAccess::ReadOnly)?;
+    volumes.release(&second, true)?;
+    drop((disk, _disk));
+    volumes.release(&owner, true)?;
     // The next one leaves what nobody can mend without asking.
     let (owner, disk) = top("ext4", VolumeAccess::Exclusive)?;
     disk.write_all_at(&vec![0xa5; 4 << 20], 1 << 16)?;
