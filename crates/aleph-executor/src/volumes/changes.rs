@@ -85,7 +85,7 @@ impl Volumes {
             let chain = tx.chain(row.top)?;
             Ok((row, chain))
         })?;
-        let opened = inner.open_chain(&chain, false)?;
+        let opened = inner.open_for(&chain, inner.backend.branch(chain.len()))?;
         inner.check_unlocked(&row, &opened)?;
         let snapshot = VolumeSnapshot {
             name: name.to_owned(),
@@ -176,6 +176,7 @@ impl Volumes {
         }
         // A device that is open is not removed.
         drop((now, opened));
+        inner.end_copies();
         inner.collect_later();
         self.get(id)
     }

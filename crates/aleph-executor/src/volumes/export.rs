@@ -18,7 +18,7 @@ use aleph_types::{DiskImageFormat, MiB, VolumeId};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
 /// How much of an encrypted volume is read at a time, by one program.
@@ -57,10 +57,36 @@ impl Exported {
     /// Where it cannot be read, or ends before.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         match &self.bytes {
-            Bytes::File(file) => file.read_exact_at(buffer, offset),
+            Bytes::File(file) => read_or_zeros(file, buffer, (offset, self.length)),
             Bytes::Pieces(pieces) => pieces.read_exact_at(buffer, offset),
         }
     }
+}
+
+/// Fills a buffer with what is at a place of an image of this length. Behind a file's end are zeros.
+fn read_or_zeros(
+    file: &File,
+    mut buffer: &mut [u8],
+    (mut offset, length): (u64, u64),
+) -> io::Result<()> {
+    if offset.saturating_add(buffer.len() as u64) > length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    while !buffer.is_empty() {
+        match file.read_at(buffer, offset) {
+            Ok(0) => {
+                buffer.fill(0);
+                return Ok(());
+            }
+            Ok(read) => {
+                offset += read as u64;
+                buffer = buffer.get_mut(read..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 impl Read for Exported {
@@ -131,7 +157,7 @@ impl Volumes {
         let inner = &self.inner;
         let (place, free) = inner.image()?;
         let row = inner.records.read(|tx| present(tx, id))?;
-        let _turn = inner.turn(&row)?;
+        let turn = inner.turn(&row)?;
         let (size, opened) = match snapshot {
             Some(name) => {
                 let (snapshot, _, opened) = inner.kept(id, name)?;
@@ -149,6 +175,8 @@ impl Volumes {
                 (row.size, opened)
             }
         };
+        // What is opened is locked, and stays when its name goes: others need not wait for the image.
+        drop(turn);
         self.exported(opened, format, (size, free), place)
     }
 
@@ -199,12 +227,12 @@ impl Volumes {
             return Ok(Bytes::File(chain.remove(0).file));
         }
         let work = self.inner.work();
-        let held = chain.iter().map(|layer| layer.file.metadata());
-        let held = held.map(|meta| meta.map_or(0, |meta| meta.blocks() * 512));
-        if held.sum::<u64>() > free {
+        let held = self.inner.held(&chain)?;
+        if held > free {
             let full = io::ErrorKind::StorageFull.into();
             return Err(at("write an image in", &work)(full));
         }
+        let _promised = self.inner.promise(held, "write an image in")?;
         let file = scratch_file(&work).map_err(at("make a file in", &work))?;
         match format {
             DiskImageFormat::Raw => {
@@ -219,5 +247,27 @@ impl Volumes {
             DiskImageFormat::Qcow2 => images::pack(&chain, &file, size)?,
         }
         Ok(Bytes::File(file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behind_the_end_of_a_file_its_disk_has_zeros() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 3], 0).unwrap();
+        let read = |offset, bytes: usize| {
+            let mut buffer = vec![1; bytes];
+            read_or_zeros(&file, &mut buffer, (offset, 6)).map(|()| buffer)
+        };
+        assert_eq!(read(0, 6).unwrap(), [7, 7, 7, 0, 0, 0]);
+        assert_eq!(read(4, 2).unwrap(), [0, 0]);
+        assert_eq!(read(1, 2).unwrap(), [7, 7]);
+        assert_eq!(read(6, 0).unwrap(), []);
+        for (offset, bytes) in [(0, 7), (6, 1), (u64::MAX, 1)] {
+            read(offset, bytes).unwrap_err();
+        }
     }
 }

@@ -132,6 +132,7 @@ impl Volumes {
             }
             inner.view(tx, &row)
         })?;
+        inner.end_copies();
         let top = opened.remove(0);
         Ok(Attachment {
             volume,
@@ -158,7 +159,9 @@ impl Volumes {
                 }
             }
             Ok(())
-        })
+        })?;
+        self.inner.end_copies();
+        Ok(())
     }
 
     /// Ends the leases of owners that are gone, as `alive` knows. One whose VMM still has the file stays:
@@ -189,6 +192,7 @@ impl Volumes {
                 freed.push(id);
             }
         }
+        self.inner.end_copies();
         Ok(freed)
     }
 }

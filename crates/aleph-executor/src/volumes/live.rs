@@ -24,9 +24,9 @@
 //! nobody may have the cover itself, and the VMM may live.
 //!
 //! What is below a cover keeps being open in the VMM, for writing: the VMM may be broken into. So as long as
-//! that VMM lives nobody's tool reads a header there; it gets a copy of its own.
+//! that VMM lives nobody's tool reads a header there; it gets a copy ([`exposed`](super::exposed)).
 
-use super::backend::{Branch, MAX_DEPTH, OpenLayer, scratch_file};
+use super::backend::{Branch, MAX_DEPTH, OpenLayer};
 use super::changes::check_new;
 use super::error::{VolumeError, at};
 use super::keys::Passphrase;
@@ -43,8 +43,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -338,7 +337,9 @@ impl Volumes {
                 }
             }
             Ok(())
-        })
+        })?;
+        self.inner.end_copies();
+        Ok(())
     }
 
     /// Records that a volume which its owner writes to is larger, before its disk is, and makes place for that.
@@ -595,6 +596,7 @@ impl Volumes {
         if let Some(layer) = layer {
             inner.abandon(&layer);
         }
+        inner.end_copies();
         Ok(())
     }
 
@@ -669,15 +671,5 @@ impl Inner {
             .map_err(io::Error::from)
             .map_err(at("lock", &path))?;
         Ok((file, key))
-    }
-
-    /// A copy of a file that goes with its descriptor.
-    pub(super) fn private(&self, file: &File) -> Result<File> {
-        let work = self.work();
-        let copy = scratch_file(&work).map_err(at("make a file in", &work))?;
-        crate::place::fill_sparse(file, &copy).map_err(at("copy a layer into", &work))?;
-        // Like any layer that is below another one.
-        let path = crate::process::path_of_file(copy.as_raw_fd());
-        File::open(&path).map_err(at("open", Path::new(&path)))
     }
 }

@@ -263,7 +263,7 @@ impl Volumes {
         check_size(size, least, "a copy of it")?;
         let chain = inner.records.read(|tx| tx.chain(layer))?;
         let branch = inner.backend.branch(chain.len());
-        let opened = inner.open_chain(&chain, false)?;
+        let opened = inner.open_for(&chain, branch)?;
         // It shares layers, and may be the same bytes.
         let over = match (chain.first(), opened.first()) {
             (Some(layer), Some(opened)) => layer.key.clone().zip(opened.key.clone()),
@@ -502,9 +502,10 @@ impl Inner {
             let chain = tx.chain(row.top)?;
             Ok((row, chain))
         })?;
-        let top = self.open_chain(&chain, false)?;
+        let branch = self.backend.branch(chain.len());
+        let top = self.open_for(&chain, branch)?;
         self.check_unlocked(&row, &top)?;
-        match (chain.first(), self.backend.branch(chain.len())) {
+        match (chain.first(), branch) {
             // Nothing was written since it was made: what it holds is what its parent does.
             (
                 Some(LayerRow {

@@ -9,6 +9,7 @@
 //! | `changes` | growing, snapshots, removal | the same |
 //! | `lease` | who has which volume; its files for a VMM | locks |
 //! | `live` | what is done with a volume while a guest writes to it |
+//! | `exposed` | copies of layers that a VMM may still write to | files |
 //! | `export` | volumes as images | files |
 //! | `reading` | a state of a volume, read where it lies, and what changed since another | files |
 //! | `backend` | [`Backend`]: how bytes are kept, as files, qcow2 chains or thin volumes of LVM | files, `lvm` |
@@ -52,6 +53,7 @@ mod config;
 mod content;
 mod error;
 mod export;
+mod exposed;
 mod filesystem;
 mod images;
 mod keys;

@@ -1,8 +1,9 @@
 //! [`Volumes`]: opening them, finding and listing; layers by their records.
 
-use super::backend::{Backend, Files, LvmThin, OpenLayer, Overlays, shares_blocks};
+use super::backend::{Backend, Branch, Files, LvmThin, OpenLayer, Overlays, shares_blocks};
 use super::config::{BackendChoice, VolumesConfig};
 use super::error::{VolumeError, at};
+use super::exposed::Copies;
 use super::keys::{KeyFile, KeyId, Passphrase};
 use super::layer::{Home, LayerFormat};
 use super::records::{LayerRow, Life, Records, Tx, VolumeRow};
@@ -12,9 +13,9 @@ use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -57,6 +58,10 @@ pub(super) struct Inner {
     turns: Condvar,
     /// Images that are gathered, or written for somebody to read.
     images: Arc<AtomicUsize>,
+    /// Bytes of the disk that are being written, or are about to be.
+    promised: AtomicU64,
+    /// What VMMs may still write to, as others read it.
+    pub(super) copies: Copies,
     /// Other processes stay out for as long as this lives.
     _lock: File,
 }
@@ -85,6 +90,16 @@ impl Volumes {
 impl Drop for OnItsWay {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Bytes of the disk that nobody else is given, for as long as they are being written.
+#[derive(Debug)]
+pub(super) struct Promised<'a>(&'a Inner, u64);
+
+impl Drop for Promised<'_> {
+    fn drop(&mut self) {
+        self.0.promised.fetch_sub(self.1, Ordering::SeqCst);
     }
 }
 
@@ -158,6 +173,8 @@ impl Volumes {
             busy: Mutex::default(),
             turns: Condvar::new(),
             images: Arc::default(),
+            promised: AtomicU64::new(0),
+            copies: Copies::default(),
             _lock: lock,
         };
         let volumes = Self {
@@ -360,6 +377,21 @@ impl Inner {
         Ok(opened)
     }
 
+    /// The same to read, for a new top that begins so: who puts an overlay over them does not look into them.
+    pub(super) fn open_for(&self, chain: &[LayerRow], branch: Branch) -> Result<Vec<OpenLayer>> {
+        match branch {
+            Branch::Copy => self.open_chain(chain, false),
+            Branch::Overlay => {
+                let unread = |layer: &LayerRow| LayerRow {
+                    exposed: false,
+                    ..layer.clone()
+                };
+                let chain: Vec<_> = chain.iter().map(unread).collect();
+                self.open_chain(&chain, false)
+            }
+        }
+    }
+
     /// The same without keys, for who does not look into them.
     pub(super) fn look_at(&self, chain: &[LayerRow], write: bool) -> Result<Vec<OpenLayer>> {
         let layers = chain.iter().enumerate().map(|(place, layer)| {
@@ -368,7 +400,7 @@ impl Inner {
             let file = keeper.open(&path, write && place == 0)?;
             // Its VMM may be broken into, and write to it: whoever looks at its header has its own.
             let file = match layer.exposed && layer.format == LayerFormat::Qcow2 {
-                true => self.private(&file)?,
+                true => self.private(layer, &file)?,
                 false => file,
             };
             Ok(OpenLayer {
@@ -474,13 +506,45 @@ impl Inner {
         if before >= IMAGES {
             return Err(VolumeError::TooManyImages(IMAGES));
         }
+        let promised = self.promised.load(Ordering::SeqCst);
+        Ok((place, self.room()?.saturating_sub(promised)))
+    }
+
+    /// How many bytes of the disk may be written.
+    fn room(&self) -> Result<u64> {
         let work = self.work();
         let disk = rustix::fs::statvfs(&work).map_err(io::Error::from);
         let disk = disk.map_err(at("look at", &work))?;
         let all = disk.f_blocks.saturating_mul(disk.f_frsize);
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let reserved = (all / RESERVE).min(MOST_RESERVED);
-        Ok((place, free.saturating_sub(reserved)))
+        Ok(free.saturating_sub(reserved))
+    }
+
+    /// Room for what is about to be written.
+    pub(super) fn promise(&self, bytes: u64, what: &'static str) -> Result<Promised<'_>> {
+        let before = self.promised.fetch_add(bytes, Ordering::SeqCst);
+        let promised = Promised(self, bytes);
+        match before.saturating_add(bytes) > self.room()? {
+            true => Err(at(what, &self.work())(io::ErrorKind::StorageFull.into())),
+            false => Ok(promised),
+        }
+    }
+
+    /// Bytes that the layers of a chain take, whatever they are on.
+    pub(super) fn held(&self, chain: &[OpenLayer]) -> Result<u64> {
+        if chain.iter().any(|layer| layer.home == Home::Pool) {
+            self.look();
+        }
+        let held = chain.iter().map(|layer| match layer.home {
+            Home::Pool => self.keeper(layer.home)?.stored(&layer.path),
+            // Its name may be gone.
+            Home::Folder => {
+                let meta = layer.file.metadata().map_err(at("look at", &layer.path))?;
+                Ok(meta.blocks() * 512)
+            }
+        });
+        held.sum()
     }
 }
 

@@ -2,12 +2,12 @@
 
 use crate::support::{BACKENDS, code, config, empty, memory, named, owner, qemu_io, reads};
 use aleph_executor::volumes::{
-    Cover, GuestState, Layers, MAX_DEPTH, Owner, VolumeQuota, Volumes, VolumesConfig,
+    Cover, GuestState, Layers, MAX_DEPTH, Owner, Source, VolumeQuota, Volumes, VolumesConfig,
 };
 use aleph_types::{DiskImageFormat, Filesystem, MiB, VolumeAccess, VolumeConsistency, VolumeId};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 fn attach(volumes: &Volumes, owner: &Owner) -> Result<Layers> {
@@ -298,5 +298,67 @@ fn what_is_owed_to_a_guest_stays_until_it_goes_on_or_ends() -> Result<()> {
     drop(layers);
     volumes.release(&owner, true)?;
     assert_eq!(volumes.thaw_owed(&owner)?, GuestState::Running);
+    Ok(())
+}
+
+/// The files without a name that a node's volumes have open, each once.
+fn copies(root: &Path) -> Result<usize> {
+    let folder = root.join("volumes/work");
+    let mut found = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        // The one that lists them is gone by now.
+        if let Ok(link) = std::fs::read_link(entry.path())
+            && link.starts_with(&folder)
+        {
+            found.insert(std::fs::metadata(entry.path())?.ino());
+        }
+    }
+    Ok(found.len())
+}
+
+#[test]
+fn there_is_one_copy_of_what_a_vmm_may_still_write_to() -> Result<()> {
+    let dir = memory()?;
+    let volumes = Volumes::open(dir.path(), config(BACKENDS[1]))?;
+    let (id, owner) = (id(&volumes)?, owner());
+    let mut layers = attach(&volumes, &owner)?;
+    for (n, name) in ["first", "second"].into_iter().enumerate() {
+        put(&layers, 1, u8::try_from(n)? + 1)?;
+        let cover = volumes.begin_cover(id, &owner, Some(name))?;
+        volumes.arm_cover(id, &owner)?;
+        layers = over(layers, cover);
+        volumes.finish_cover(id, &owner)?;
+    }
+    // Nobody looks into what an overlay is put over.
+    volumes.clone_of(named("clone"), Source::Snapshot(id, "second"), None)?;
+    assert_eq!(copies(dir.path())?, 0);
+    let read = |name| volumes.read(id, Some(name));
+    let readings = [read("second")?, read("second")?, read("first")?];
+    assert_eq!(copies(dir.path())?, 1);
+    for (reading, wanted) in readings.iter().zip([2, 2, 1]) {
+        let mut found = [0];
+        reading.read_at(512, &mut found)?;
+        assert_eq!(found, [wanted]);
+    }
+    // It is of what was there, also where a cover was taken back and the layer written again.
+    let cover = volumes.begin_cover(id, &owner, Some("third"))?;
+    volumes.arm_cover(id, &owner)?;
+    drop(cover);
+    reads(&volumes, "clone", 1, 2)?;
+    volumes.undo_cover(id, &owner)?;
+    put(&layers, 1, 3)?;
+    let cover = volumes.begin_cover(id, &owner, Some("third"))?;
+    volumes.arm_cover(id, &owner)?;
+    let layers = over(layers, cover);
+    volumes.finish_cover(id, &owner)?;
+    let mut found = [0];
+    read("third")?.read_at(512, &mut found)?;
+    assert_eq!(found, [3]);
+    // With its VMM it goes, once nobody reads it.
+    drop(layers);
+    volumes.release(&owner, true)?;
+    assert_eq!(copies(dir.path())?, 1);
+    drop(readings);
+    assert_eq!(copies(dir.path())?, 0);
     Ok(())
 }

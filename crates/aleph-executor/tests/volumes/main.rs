@@ -547,9 +547,9 @@ fn filesystems_are_made_and_checked() -> Result<()> {
     ensure!(u32::from_le_bytes(free) > 7, "the check has not mended it");
     assert!(!volumes.get(ext4.id)?.unclean);
     // It is one of any number that read.
-    let (second, _disk) = top("ext4", VolumeAccess::ReadOnly)?;
+    let (second, same) = top("ext4", VolumeAccess::ReadOnly)?;
     volumes.release(&second, true)?;
-    drop((disk, _disk));
+    drop((disk, same));
     volumes.release(&owner, true)?;
     // The next one leaves what nobody can mend without asking.
     let (owner, disk) = top("ext4", VolumeAccess::Exclusive)?;
@@ -580,6 +580,35 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(self.0.path()).status();
     }
+}
+
+#[test]
+fn what_does_not_fit_is_not_copied_for_its_readers() -> Result<()> {
+    let Some(small) = SmallDisk::mount()? else {
+        eprintln!("skipped: only root may mount");
+        return Ok(());
+    };
+    let volumes = Volumes::open(small.0.path(), config(BackendChoice::Qcow2))?;
+    let (id, owner) = (empty(&volumes, "disk", 16)?.id, owner());
+    let attached = volumes.attach("a", "disk", &owner, VolumeAccess::Exclusive)?;
+    let mut layers = attached.layers;
+    for (name, line) in [("low", "write -P 1 0 512"), ("high", "write -P 7 0 14M")] {
+        qemu_io(&layers, &[line.into()])?;
+        let cover = volumes.begin_cover(id, &owner, Some(name))?;
+        volumes.arm_cover(id, &owner)?;
+        layers = layers.covered(cover);
+        volumes.finish_cover(id, &owner)?;
+    }
+    // Its VMM may still write to it, and there is no room for a copy.
+    assert_eq!(code(volumes.read(id, Some("high"))), "disk_full");
+    let format = DiskImageFormat::Raw;
+    assert_eq!(code(volumes.export(id, Some("high"), format)), "disk_full");
+    // Its guest has what is free.
+    qemu_io(&layers, &["write -P 8 0 4M".into()])?;
+    drop(layers);
+    volumes.release(&owner, true)?;
+    volumes.read(id, Some("high"))?;
+    reads(&volumes, "disk", 0, 8)
 }
 
 #[test]
