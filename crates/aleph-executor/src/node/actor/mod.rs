@@ -43,6 +43,7 @@ use super::inner::{Inner, event_of, log_journal};
 use super::live_volumes::Changed;
 use super::mounts::Mounts;
 use super::snapshot::{Written, image_of};
+use super::supervision::End;
 use super::{NodeError, Prepared, health, launch, own_disk, words};
 use crate::guest::{ExecHandle, ExecInput};
 use crate::hypervisor::HostDevices;
@@ -295,6 +296,11 @@ impl Actor {
         self.phase = Phase::Idle;
     }
 
+    /// Whether somebody wants it to end.
+    fn is_to_end(&self) -> bool {
+        matches!(self.record.desired, Desired::Stop | Desired::Destroy)
+    }
+
     fn due(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Waiting(at) => Some(*at),
@@ -368,7 +374,10 @@ impl Actor {
             // It carries all that a VM is made of.
             Note::Prepared(Ok(prepared)) => Box::pin(self.launch(prepared)).await,
             Note::Prepared(Err(problem)) if matches!(self.phase, Phase::Preparing(_)) => {
-                self.fail(&problem.message).await;
+                match self.is_to_end() {
+                    true => self.rest(End::Stopped, None).await,
+                    false => self.fail(&problem.message).await,
+                }
             }
             Note::Prepared(Err(_)) => {}
             Note::Fitted(devices) => Box::pin(self.fitted(*devices)).await,
@@ -405,6 +414,11 @@ impl Actor {
         if !matches!(self.phase, Phase::Preparing(_)) {
             // Its start was given up meanwhile.
             return self.inner.end_leases(&self.record, false).await;
+        }
+        if self.is_to_end() {
+            // Its disks are whole now.
+            drop(parts);
+            return self.rest(End::Stopped, None).await;
         }
         let job = &self.record.job;
         let host_boot = &self.inner.host_boot;

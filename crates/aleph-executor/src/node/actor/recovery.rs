@@ -88,7 +88,9 @@ impl Actor {
     pub(super) async fn go_on(&mut self) {
         match (self.record.job.state, self.record.desired) {
             (_, Desired::Destroy) => self.remove_or_tell().await,
-            (JobState::Preparing, Desired::Stop) => self.rest(End::Stopped, None).await,
+            (JobState::Preparing | JobState::Stopping, Desired::Stop) => {
+                self.rest(End::Stopped, None).await
+            }
             (JobState::Preparing, _) => self.prepare(),
             (JobState::Restarting, _) => {
                 let left = self.record.restart_at.map_or(Duration::ZERO, |at| {

@@ -50,9 +50,9 @@ impl Actor {
                 self.record.in_a_row = 0;
                 self.begin().await
             }
-            Phase::Preparing(_) => Ok(()),
             Phase::Freeing(_) => Err(self.denied(Denial::Busy)),
-            Phase::Fitting(_) | Phase::Live(_) => match self.record.job.state {
+            Phase::Preparing(_) | Phase::Fitting(_) | Phase::Live(_) => match self.record.job.state
+            {
                 JobState::Stopping | JobState::Destroying => Err(self.denied(Denial::Busy)),
                 JobState::Paused => Err(self.denied(Denial::Paused)),
                 _ => Ok(()),
@@ -96,6 +96,8 @@ impl Actor {
                 let record = self.record.clone();
                 self.save_quietly("job.stop", record).await?;
             }
+            // A disk that is being made is whole before anything else is done with it: what follows waits for it.
+            Phase::Preparing(_) if self.record.job.spec.has_own_disk() => self.ends().await,
             Phase::Preparing(task) => {
                 task.abort();
                 self.rest(End::Stopped, None).await;
@@ -211,13 +213,10 @@ impl Actor {
         }
         match &mut self.phase {
             Phase::Idle | Phase::Waiting(_) => return self.remove().await,
+            // A disk that is being made is whole before it is removed.
+            Phase::Preparing(_) if self.record.job.spec.has_own_disk() => {}
             Phase::Preparing(task) => {
-                if self.record.job.spec.has_own_disk() {
-                    // A disk that is being made is whole before it is removed.
-                    let _ = task.await;
-                } else {
-                    task.abort();
-                }
+                task.abort();
                 return self.remove().await;
             }
             Phase::Live(run) => run.kill(),
