@@ -78,6 +78,7 @@ use aleph_types::{
 };
 use entry::{Entry, lock};
 use inner::{Inner, event_of};
+use mounts::Made;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -301,7 +302,7 @@ impl Node {
 
     async fn insert(
         &self,
-        mut spec: JobSpec,
+        spec: JobSpec,
         options: CreateOptions,
         key: Option<(String, [u8; 32])>,
         from: Option<SnapshotId>,
@@ -309,15 +310,32 @@ impl Node {
         if *self.inner.leaving.borrow() {
             return Err(NodeError::ShuttingDown);
         }
-        let (id, account) = (JobId::random(), options.account);
+        let account = options.account.clone();
         let makes = spec.volumes.iter().any(|mount| mount.create.is_some());
         // One of several that want the same volume makes it, and the others find it.
-        let _turn = match makes {
+        let turn = match makes {
             true => Some(self.inner.makings.turn(&account).await),
             false => None,
         };
         // Gone again where the job comes to nothing.
         let made = self.inner.expect_disks(&account, &spec).await?;
+        let mut made = made.within(turn);
+        let inserted = self
+            .insert_with((spec, options), key, from, &mut made)
+            .await;
+        made.forget().await;
+        inserted
+    }
+
+    /// Takes a job whose volumes are there.
+    async fn insert_with(
+        &self,
+        (mut spec, options): (JobSpec, CreateOptions),
+        key: Option<(String, [u8; 32])>,
+        from: Option<SnapshotId>,
+        made: &mut Made,
+    ) -> Result<Created, NodeError> {
+        let (id, account) = (JobId::random(), options.account);
         let driver = self.inner.executor.driver_of(&spec)?.name();
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
@@ -356,7 +374,7 @@ impl Node {
                 network: None,
                 gpus: Vec::new(),
                 migration: None,
-                made_volumes: mounts::made(&made),
+                made_volumes: made.told(),
                 created_at: Timestamp::now(),
                 started_at: None,
                 finished_at: None,

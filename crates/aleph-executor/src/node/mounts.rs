@@ -30,6 +30,8 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinHandle;
 
 /// A volume that the agent of a guest cannot mount.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +96,15 @@ pub(super) fn owner(record: &JobRecord) -> Owner {
 }
 
 /// Turns true when whoever wants something done is gone.
-struct GivenUp(Arc<AtomicBool>);
+#[derive(Debug, Default)]
+pub(super) struct GivenUp(Arc<AtomicBool>);
+
+impl GivenUp {
+    /// What tells so.
+    pub(super) fn told(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
@@ -102,9 +112,58 @@ impl Drop for GivenUp {
     }
 }
 
-/// What is told of volumes that were made for a job.
-pub(super) fn made(volumes: &[Unseen]) -> Vec<MadeVolume> {
-    volumes.iter().map(Unseen::what).collect()
+/// Volumes that were made for a job. Where that comes to nothing, they go, beside what does not block.
+#[derive(Debug)]
+#[must_use = "dropped, they are gone"]
+pub(super) struct Made {
+    volumes: Vec<Unseen>,
+    /// Nobody else makes volumes of their names until these are seen or gone.
+    turn: Option<OwnedMutexGuard<()>>,
+}
+
+impl Made {
+    fn of(volumes: Vec<Unseen>) -> Self {
+        let turn = None;
+        Self { volumes, turn }
+    }
+
+    /// They, in somebody's turn to make some.
+    pub(super) fn within(mut self, turn: Option<OwnedMutexGuard<()>>) -> Self {
+        self.turn = turn;
+        self
+    }
+
+    /// What is told of them.
+    pub(super) fn told(&self) -> Vec<MadeVolume> {
+        self.volumes.iter().map(Unseen::what).collect()
+    }
+
+    /// Has those go that nobody has seen by now.
+    pub(super) async fn forget(mut self) {
+        if let Some(forgotten) = self.begin_to_forget() {
+            // A panic in it was told by itself.
+            let _ = forgotten.await;
+        }
+    }
+
+    fn begin_to_forget(&mut self) -> Option<JoinHandle<()>> {
+        let (volumes, turn) = (std::mem::take(&mut self.volumes), self.turn.take());
+        if volumes.is_empty() {
+            return None;
+        }
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        Some(runtime.spawn_blocking(move || {
+            drop(volumes);
+            drop(turn);
+        }))
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // It goes on by itself.
+        drop(self.begin_to_forget());
+    }
 }
 
 fn host(what: &str, source: io::Error) -> NodeError {
@@ -202,9 +261,9 @@ impl Inner {
         self: &Arc<Self>,
         account: &str,
         job: &JobSpec,
-    ) -> Result<Vec<Unseen>, NodeError> {
+    ) -> Result<Made, NodeError> {
         if job.volumes.is_empty() && !job.has_own_disk() {
-            return Ok(Vec::new());
+            return Ok(Made::of(Vec::new()));
         }
         if let (true, Some(kernel)) = (job.has_own_disk(), &job.kernel) {
             self.disk_kernel(kernel).await.map_err(NodeError::Image)?;
@@ -238,8 +297,8 @@ impl Inner {
                 }
             }
             let made = missing.into_iter();
-            made.map(|(mount, create)| inner.make_volume(&account, mount, create))
-                .collect()
+            let made = made.map(|(mount, create)| inner.make_volume(&account, mount, create));
+            made.collect::<Result<_, _>>().map(Made::of)
         });
         work.await
             .map_err(|join| host("look for the VM's disks", io::Error::other(join)))?
@@ -270,12 +329,13 @@ impl Inner {
 
     /// Has the volumes that were made for a job be seen, once that is journaled. Where that fails, its
     /// first start makes them.
-    pub(super) async fn show_volumes(&self, made: Vec<Unseen>) {
-        if made.is_empty() {
+    pub(super) async fn show_volumes(&self, made: &mut Made) {
+        let volumes = std::mem::take(&mut made.volumes);
+        if volumes.is_empty() {
             return;
         }
         let shown = tokio::task::spawn_blocking(move || {
-            for volume in made {
+            for volume in volumes {
                 if let Err(error) = volume.show() {
                     let error = crate::vm::chain(&error);
                     tracing::error!(error, "a volume that was made for a job is lost");
@@ -293,8 +353,8 @@ impl Inner {
         record: &JobRecord,
         lease: impl FnOnce(&Self, &JobRecord) -> Result<T, NodeError> + Send + 'static,
     ) -> Result<T, Problem> {
-        let is_given_up = Arc::new(AtomicBool::new(false));
-        let _while_wanted = GivenUp(Arc::clone(&is_given_up));
+        let while_wanted = GivenUp::default();
+        let is_given_up = while_wanted.told();
         let (inner, record) = (Arc::clone(self), record.clone());
         let work = tokio::task::spawn_blocking(move || {
             let leased = lease(&inner, &record);
