@@ -23,7 +23,7 @@
 use super::actor::{Ask, Detach, VolumeAsk};
 use super::entry::lock;
 use super::inner::Inner;
-use super::mounts::{self, disk_of, serial_of};
+use super::mounts::{self, GivenUp, disk_of, serial_of};
 use super::own_disk;
 use super::{Node, NodeError, Scope};
 use crate::executor::ExecutorError;
@@ -33,13 +33,16 @@ use crate::hypervisor::{Hotplug, Layer, LiveDisks, Vmm};
 use crate::journal::{JobRecord, VolumeChange};
 use crate::qemu::machine::MachineError;
 use crate::vm::chain;
-use crate::volumes::{Growth, GuestState, Owner, Pending, Point, Reading, VolumeError, Volumes};
+use crate::volumes::{
+    Attachment, Growth, GuestState, Owner, Pending, Point, Reading, VolumeError, Volumes,
+};
 use aleph_types::{
     JobId, MiB, Volume, VolumeAccess, VolumeAttach, VolumeAttachment, VolumeConsistency, VolumeId,
     VolumeMount, VolumeState,
 };
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -142,7 +145,11 @@ impl Node {
         }
         let _turn = inner.live.turn(&volume.id.to_string()).await;
         let mount = how.mount(&volume.name);
-        let ask = VolumeAsk::Attach(VolumeMount::clone(&mount), Box::new(volume.clone()));
+        let (told, of) = (VolumeMount::clone(&mount), Box::new(volume.clone()));
+        let ask = match inner.lacks(id, &mount, &volume).await? {
+            true => VolumeAsk::Again(told, of),
+            false => VolumeAsk::Attach(told, of),
+        };
         let job = self.ask(id, Ask::Volume(Box::new(ask))).await?;
         Ok(VolumeAttachment {
             job: id,
@@ -313,6 +320,26 @@ impl Inner {
         self.find_volume(scope, volume.to_owned()).await
     }
 
+    /// Whether a job that runs has a volume and its machine has not: its guest kept it when it was to let go, and
+    /// let go of it later.
+    async fn lacks(
+        self: &Arc<Self>,
+        id: JobId,
+        mount: &VolumeMount,
+        volume: &Volume,
+    ) -> Result<bool, NodeError> {
+        let entry = self.entry(id)?;
+        if !entry.job().spec.volumes.contains(mount) {
+            return Ok(false);
+        }
+        let vmm = entry.live().and_then(|live| live.vm.vmm());
+        let Some(disks) = vmm.as_ref().and_then(|vmm| vmm.live_disks()) else {
+            return Ok(false);
+        };
+        let disk = disks.disk(&serial_of(volume)).await;
+        Ok(matches!(disk, Ok(None)))
+    }
+
     /// Who writes to a volume, where that can change it; `None` where nobody does, or nobody who can.
     async fn writer(self: &Arc<Self>, id: VolumeId) -> Result<Option<Writer>, NodeError> {
         let volume = self.with_volumes(move |v| v.get(id)).await?;
@@ -348,7 +375,13 @@ impl Inner {
         if let Err(error) = grown.await {
             // What has its new size keeps it, and what cannot be known may have it.
             let disk = writer.disks()?.disk(&writer.serial).await;
-            if matches!(disk, Ok(Some(disk)) if disk.size < size.bytes()) {
+            let is_smaller = match disk {
+                Ok(Some(disk)) => disk.size < size.bytes(),
+                // Its guest let go of it.
+                Ok(None) => true,
+                Err(_) => false,
+            };
+            if is_smaller {
                 self.with_volumes(move |v| v.shrink_record(id, &owner, before))
                     .await?;
             }
@@ -657,10 +690,23 @@ impl Inner {
         let mut named = record.job.spec.volumes.iter();
         let mount = named.find(|mount| mount.name == name);
         let access = mount.map_or(VolumeAccess::Exclusive, mounts::access);
-        let lease = move |v: &Volumes| v.attach(&account, &name, &owner, access);
-        let attached = match self.with_volumes(lease).await {
+        let lease = || self.lease_live(change.volume, owner, (&account, &name), access);
+        let attached = match lease().await {
+            // Its guest kept it when it was to let go, and did so later: the VMM has its files still.
+            Err(NodeError::Volume(VolumeError::Locked(_))) => {
+                match hotplug.detach_disk(&change.serial, LEFTOVER).await {
+                    Ok(()) => lease().await,
+                    Err(error) => return Changed::failed(None, error),
+                }
+            }
+            attached => attached,
+        };
+        let attached = match attached {
             Ok(attached) => attached,
-            Err(error) => return Changed::failed(Some(false), error),
+            Err(error) => {
+                let freed = self.release_one(change.volume, owner).await.is_ok();
+                return Changed::failed(freed.then_some(false), error);
+            }
         };
         failpoint::pass("volume.plug", "leased");
         let disk = match disk_of(change.serial.clone(), attached.layers) {
@@ -681,6 +727,28 @@ impl Inner {
             Err(_) => false,
         };
         Changed::failed(freed.then_some(false), error)
+    }
+
+    /// Leases a volume for a VM that runs. Its filesystem may be looked at for long: where its VM ends meanwhile,
+    /// nobody waits for that, and what is leased is given back.
+    async fn lease_live(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        owner: Owner,
+        (account, name): (&str, &str),
+        access: VolumeAccess,
+    ) -> Result<Attachment, NodeError> {
+        let while_wanted = GivenUp::default();
+        let is_given_up = while_wanted.told();
+        let (account, name) = (account.to_owned(), name.to_owned());
+        self.with_volumes(move |v| {
+            let attached = v.attach(&account, &name, &owner, access);
+            if is_given_up.load(Ordering::Acquire) {
+                v.release_one(volume, &owner)?;
+            }
+            attached
+        })
+        .await
     }
 
     async fn unplug(

@@ -27,6 +27,8 @@ type Answer = oneshot::Sender<Result<Arc<Job>, NodeError>>;
 pub(in crate::node) enum VolumeAsk {
     /// That it has this one.
     Attach(VolumeMount, Box<Volume>),
+    /// The same of one that it has, but that its machine has not.
+    Again(VolumeMount, Box<Volume>),
     /// That it has one no more.
     Detach(Detach),
 }
@@ -100,6 +102,10 @@ impl Actor {
         }
         let there = |name: &str| spec.volumes.iter().find(|mount| mount.name == name);
         match &ask {
+            VolumeAsk::Again(mount, _) if there(&mount.name) != Some(mount) => {
+                return Err(self.denied(Denial::Busy));
+            }
+            VolumeAsk::Again(..) => {}
             VolumeAsk::Attach(mount, _) => match there(&mount.name) {
                 // The same again, and it was done before.
                 Some(there) if there == mount => {
@@ -128,17 +134,23 @@ impl Actor {
         };
         let mut record = self.record.clone();
         let mut limit = Duration::ZERO;
+        let attaching = |mount: &VolumeMount, volume: &Volume| VolumeChange {
+            attach: true,
+            name: mount.name.clone(),
+            volume: volume.id,
+            serial: mounts::serial_of(volume),
+        };
         match ask {
+            VolumeAsk::Again(mount, volume) => match &vmm {
+                Some(_) => record.changing = Some(attaching(&mount, &volume)),
+                // Its next start has it.
+                None => return Ok(Next::Nothing),
+            },
             VolumeAsk::Attach(mount, volume) => {
                 if vmm.is_none() {
                     mounts::check_free(&volume, &mount, record.job.id)?;
                 }
-                record.changing = vmm.as_ref().map(|_| VolumeChange {
-                    attach: true,
-                    name: mount.name.clone(),
-                    volume: volume.id,
-                    serial: mounts::serial_of(&volume),
-                });
+                record.changing = vmm.as_ref().map(|_| attaching(&mount, &volume));
                 for_both(&mut record, |volumes| volumes.push(mount.clone()));
                 record.job.spec.validate()?;
                 let (node, spec) = (self.inner.id, record.job.spec.clone());
@@ -258,7 +270,8 @@ impl Actor {
     /// The VM is gone: what was under way comes to nothing, and the job has what it had before.
     pub(super) async fn end_change(&mut self) {
         if let Some(mut changing) = self.changing.take() {
-            // Its machine is gone, so it ends; a lease that it takes meanwhile ends after it.
+            // Its machine is gone. What blocks goes on alone, and gives back what it leases.
+            changing.task.abort();
             let _ = (&mut changing.task).await;
             if let Some(answer) = changing.answer.take() {
                 let _ = answer.send(Err(self.denied(Denial::Ended)));
