@@ -159,11 +159,10 @@ impl Inner {
                 return Err(crate::executor::ExecutorError::NoFullVms.into());
             };
             let mut blueprint = machines.open(&folder)?.blueprint;
-            let scope = Scope::Account(job.account.clone());
             let mut devices = vec![Device::Disk(ROOT.into()), Device::Disk(SEED.into())];
             for mount in &job.spec.volumes {
                 // One that was removed is told by the start.
-                if let Ok(volume) = inner.volumes.find(&scope, &mount.name) {
+                if let Ok(volume) = inner.volumes.named(&job.account, &mount.name) {
                     devices.push(Device::Disk(serial_of(&volume)));
                 }
             }
