@@ -18,8 +18,9 @@
 //!
 //! # Failure cases
 //! What cannot be read in place (an encrypted layer; a compressed cluster, which none of ours has; more extents
-//! than [`MAP_BYTES`] of JSON) is read as exports are, and has no name of a state. Nor has a layer in a pool of
-//! LVM, whose device does not say when it was written, or one that a VMM still has open for writing.
+//! than [`MAP_BYTES`] of JSON or, of all layers together, than [`MOST_EXTENTS`]) is read as exports are, and has
+//! no name of a state. Nor has a layer in a pool of LVM, whose device does not say when it was written, or one
+//! that a VMM still has open for writing.
 
 use super::backend::OpenLayer;
 use super::error::VolumeError;
@@ -38,6 +39,9 @@ use std::os::unix::fs::FileExt;
 
 /// How many bytes of JSON a map of a layer has at most: some 600,000 extents.
 pub(super) const MAP_BYTES: u64 = 64 << 20;
+
+/// How many extents the layers of a chain have at most, together: some 100 MiB of memory.
+const MOST_EXTENTS: usize = 1 << 20;
 
 /// A part of a disk that a layer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,15 +154,20 @@ fn layers_of(
         return Ok(None);
     }
     let mut layers = Vec::with_capacity(opened.len());
+    let mut left = MOST_EXTENTS;
     for (place, (row, layer)) in chain.iter().zip(opened).enumerate() {
         let size = layer.size()?;
         let extents = match layer.format {
-            LayerFormat::Raw => data_of(&layer.file, size).map_err(VolumeError::Source)?,
-            LayerFormat::Qcow2 => match map(layer, size)? {
-                Some(extents) => extents,
-                None => return Ok(None),
-            },
+            LayerFormat::Raw => data_of(&layer.file, size, left).map_err(VolumeError::Source)?,
+            LayerFormat::Qcow2 => map(layer, size)?,
         };
+        let Some((extents, rest)) = extents.and_then(|extents| {
+            let rest = left.checked_sub(extents.len())?;
+            Some((extents, rest))
+        }) else {
+            return Ok(None);
+        };
+        left = rest;
         let is_kept = is_frozen || place > 0;
         layers.push(Layer {
             state: (is_kept && layer.home == Home::Folder && !row.exposed)
@@ -193,8 +202,8 @@ fn name_of(row: &LayerRow, file: &File) -> Option<String> {
     })
 }
 
-/// The parts of a raw file that are no holes.
-fn data_of(file: &File, size: u64) -> io::Result<Vec<Extent>> {
+/// The parts of a raw file that are no holes; `None` where there are more than `most`.
+fn data_of(file: &File, size: u64, most: usize) -> io::Result<Option<Vec<Extent>>> {
     let mut extents = Vec::new();
     let mut at = 0;
     while at < size {
@@ -210,12 +219,15 @@ fn data_of(file: &File, size: u64) -> io::Result<Vec<Extent>> {
             return Err(io::Error::other("the file changes while it is read"));
         }
         at = range.end;
+        if extents.len() == most {
+            return Ok(None);
+        }
         extents.push(Extent {
             at: Some(range.start),
             range,
         });
     }
-    Ok(extents)
+    Ok(Some(extents))
 }
 
 impl Reading {
@@ -255,16 +267,17 @@ impl Reading {
     /// # Errors
     /// Where they cannot be told.
     pub fn allocated(&self) -> io::Result<Vec<Range<u64>>> {
+        let all = || std::iter::once(0..self.size).collect();
         let parts = match &self.bytes {
             Bytes::Layers { segments, .. } => {
                 segments.iter().map(|part| part.range.clone()).collect()
             }
             Bytes::Image(image) => match image.file() {
-                Some(file) => {
-                    let data = data_of(file, self.size)?.into_iter();
-                    data.map(|extent| extent.range).collect()
-                }
-                None => std::iter::once(0..self.size).collect(),
+                Some(file) => match data_of(file, self.size, MOST_EXTENTS)? {
+                    Some(data) => data.into_iter().map(|extent| extent.range).collect(),
+                    None => all(),
+                },
+                None => all(),
             },
         };
         Ok(merged(Vec::into_iter(parts)))
@@ -409,6 +422,20 @@ mod tests {
             }
         }
         extents
+    }
+
+    #[test]
+    fn what_is_known_of_a_file_has_a_bound() {
+        let file = tempfile::tempfile().unwrap();
+        for part in [0, 1 << 20] {
+            file.write_all_at(&[7; 4096], part).unwrap();
+        }
+        let size = 2 << 20;
+        file.set_len(size).unwrap();
+        let all = data_of(&file, size, 8).unwrap().unwrap();
+        let count = all.len();
+        assert_eq!(data_of(&file, size, count).unwrap(), Some(all));
+        assert_eq!(data_of(&file, size, count - 1).unwrap(), None);
     }
 
     proptest! {
