@@ -32,7 +32,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use zeroize::Zeroizing;
 
 /// Bytes of a key.
@@ -89,19 +89,26 @@ pub(super) struct NewKey {
 
 /// The file with the node's key.
 #[derive(Debug)]
-pub(super) struct KeyFile(PathBuf);
+pub(super) struct KeyFile(PathBuf, Mutex<()>);
 
 impl KeyFile {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self(path)
+        Self(path, Mutex::default())
     }
 
     /// A key for a new volume. `is_first`: nothing depends on the node's key yet.
     pub(super) fn new_key(&self, is_first: bool) -> Result<NewKey, VolumeError> {
         let node = match self.read() {
             Err(VolumeError::NoKeyFile(_)) if is_first => {
-                self.make()?;
-                self.read()?
+                // One of several makes it, and the others find it.
+                let _made = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+                match self.read() {
+                    Err(VolumeError::NoKeyFile(_)) => {
+                        self.make()?;
+                        self.read()?
+                    }
+                    node => node?,
+                }
             }
             node => node?,
         };
@@ -173,12 +180,10 @@ impl KeyFile {
         let above = path.parent().unwrap_or(Path::new("/"));
         let mut key = Zeroizing::new([0; LENGTH]);
         random(&mut *key).map_err(VolumeError::Key)?;
-        let unfinished = path.with_extension(format!("new-{}", std::process::id()));
+        let mut suffix = [0; 8];
+        random(&mut suffix).map_err(VolumeError::Key)?;
+        let unfinished = path.with_extension(format!("new-{}", *digits(&suffix)));
         let made = || {
-            match fs::remove_file(&unfinished) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
             let mut options = File::options();
             let options = options.write(true).create_new(true).mode(0o600);
             let mut file = options.open(&unfinished)?;
@@ -192,7 +197,12 @@ impl KeyFile {
             fs::remove_file(&unfinished)?;
             File::open(above)?.sync_all()
         };
-        made().map_err(at("make", path))?;
+        made()
+            .inspect_err(|_| {
+                // What is half there is nobody's key.
+                let _ = fs::remove_file(&unfinished);
+            })
+            .map_err(at("make", path))?;
         tracing::info!(path = %path.display(), "the key of encrypted volumes is made: keep a copy of it");
         Ok(())
     }
@@ -273,6 +283,31 @@ mod tests {
         ];
         for opened in cases {
             assert!(matches!(opened, Err(VolumeError::WrongKey(_))));
+        }
+    }
+
+    #[test]
+    fn one_of_many_at_once_makes_it() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            // As two processes do, and as one does with all its requests.
+            let files = [0, 1].map(|_| KeyFile::new(dir.path().join("key")));
+            let begin = std::sync::Barrier::new(8);
+            let keys: Vec<NewKey> = std::thread::scope(|scope| {
+                let make = |n: usize| {
+                    let (file, begin) = (&files[n % 2], &begin);
+                    scope.spawn(move || {
+                        begin.wait();
+                        file.new_key(true).unwrap()
+                    })
+                };
+                let all: Vec<_> = (0..8).map(make).collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect()
+            });
+            for key in keys {
+                assert!(files[0].open(&key.id, &key.wrapped).unwrap() == key.passphrase);
+            }
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         }
     }
 
