@@ -36,6 +36,10 @@ pub trait LiveDisks: Send + Sync {
         layer: i64,
         cover: Layer,
     ) -> BoxFuture<'a, Result<(), MachineError>>;
+
+    /// Has the VMM let go of a layer that [`LiveDisks::disk`] says it did not put in place. One that it did
+    /// stays.
+    fn forget<'a>(&'a self, serial: &'a str, layer: i64) -> BoxFuture<'a, ()>;
 }
 
 /// The facet of a port in the machine for QEMU's guest agent, which a guest may have.

@@ -442,6 +442,7 @@ impl Inner {
             match disk {
                 Ok(Some(disk)) if disk.layer == Some(layer) => {}
                 Ok(_) => {
+                    writer.disks()?.forget(&writer.serial, layer).await;
                     self.undo_cover(id, owner).await;
                     return Err(error);
                 }
@@ -641,6 +642,7 @@ impl Inner {
                     }
                 }
                 false => {
+                    writer.disks()?.forget(&writer.serial, pending.layer).await;
                     self.with_volumes(move |v| v.undo_cover(id, &owner)).await?;
                 }
             }

@@ -149,6 +149,15 @@ impl LiveDisks for QemuVmm {
             }
         })
     }
+
+    fn forget<'a>(&'a self, serial: &'a str, layer: i64) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let id = Device::Disk(serial.to_owned()).id();
+            let _changing = self.changing().await;
+            // QEMU refuses it of a node that is in use.
+            self.forget_layer(&id, layer).await;
+        })
+    }
 }
 
 impl GuestPort for QemuVmm {
