@@ -293,30 +293,50 @@ fn lock_up(command: &mut Command, user: Option<u32>, output: u64) {
 }
 
 /// Waits for its end; `None` where that did not come in time, and it was killed.
-pub(super) fn wait(mut child: Child, time: Duration) -> io::Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + time;
+pub(super) fn wait(child: Child, time: Duration) -> io::Result<Option<ExitStatus>> {
+    wait_twice(child, time, Duration::ZERO)
+}
+
+/// The same of a program that is asked to end first, so that it can leave things in order, and has this time for
+/// that.
+pub(super) fn wait_twice(
+    mut child: Child,
+    time: Duration,
+    grace: Duration,
+) -> io::Result<Option<ExitStatus>> {
     let number = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let watched = number
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
         .and_then(|pid| Ok::<_, io::Error>(pidfd_open(pid, PidfdFlags::empty())?));
-    let ended = watched.and_then(|pidfd| {
+    let ends = |pidfd: &OwnedFd, time: Duration| {
+        let deadline = Instant::now() + time;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).map_err(io::Error::other)?;
-            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+            let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
             match poll(&mut fds, Some(&left)) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(io::Error::from(error)),
             }
         }
+    };
+    let mut in_time = true;
+    let ended = watched.and_then(|pidfd| {
+        in_time = ends(&pidfd, time)?;
+        if in_time || grace.is_zero() {
+            return Ok(in_time);
+        }
+        // What has ended meanwhile is no error.
+        let _ = pidfd_send_signal(&pidfd, Signal::TERM);
+        ends(&pidfd, grace)
     });
     if !matches!(ended, Ok(true)) {
         // What has ended already is no error here; it is not reaped yet.
         let _ = child.kill();
     }
     let status = child.wait()?;
-    Ok(ended?.then_some(status))
+    Ok((ended? && in_time).then_some(status))
 }
 
 /// Kills what a program has left behind, on hosts that gave it no namespace of its own.
@@ -412,6 +432,25 @@ mod tests {
         assert!(held.is_err(), "a file for nobody else is not opened again");
         let shadow = shell("cat /etc/shadow", vec![], None).run();
         assert!(shadow.is_err());
+    }
+
+    #[test]
+    fn a_program_that_is_asked_to_end_can_leave_things_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ready, done) = (dir.path().join("ready"), dir.path().join("done"));
+        let script = format!(
+            "trap 'touch {}; exit 0' TERM; touch {}; while :; do sleep 0.01; done",
+            done.display(),
+            ready.display()
+        );
+        let child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+        while !ready.exists() {
+            thread::yield_now();
+        }
+        // Its time is over at once; for its end it has as long as it takes.
+        let status = wait_twice(child, Duration::ZERO, Duration::from_secs(600)).unwrap();
+        assert_eq!(status, None);
+        assert!(done.exists(), "it was killed");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! What is a device, and how large, is read from sysfs, which costs no program.
 
 use crate::volumes::error::VolumeError;
-use crate::volumes::sandbox::{ToolError, end_of, wait};
+use crate::volumes::sandbox::{ToolError, end_of, wait_twice};
 use rustix::fs::{Dev, MemfdFlags, makedev, memfd_create};
 use serde_json::Value;
 use std::fmt;
@@ -23,6 +23,8 @@ use std::time::Duration;
 
 /// LVM waits for others that change the same group.
 const TIME: Duration = Duration::from_secs(120);
+/// One that is killed in the middle of a change leaves devices suspended: it is asked to end first.
+const GRACE: Duration = Duration::from_secs(30);
 /// More than a report of ten thousand volumes.
 const REPORT: u64 = 16 << 20;
 
@@ -167,7 +169,7 @@ impl Lvm {
             .stdout(told.try_clone().map_err(start)?)
             .stderr(said.try_clone().map_err(start)?);
         let child = command.spawn().map_err(start)?;
-        let Some(status) = wait(child, TIME).map_err(start)? else {
+        let Some(status) = wait_twice(child, TIME, GRACE).map_err(start)? else {
             return Err(ToolError::Late {
                 program: PROGRAM,
                 time: TIME,
