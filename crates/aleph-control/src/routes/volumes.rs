@@ -21,7 +21,7 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -276,7 +276,7 @@ async fn import(
         })
     })
     .await?;
-    let image = receive(&service, staged, body).await?;
+    let image = receive(&service.stopping, staged, body).await?;
     let made = with(&service, move |volumes| {
         let new = NewVolume {
             account: &caller.account,
@@ -292,14 +292,17 @@ async fn import(
 
 /// Gathers an image in a file.
 async fn receive(
-    service: &Service,
+    stopping: &CancellationToken,
     mut staged: Staged,
     mut body: axum::body::Body,
 ) -> Result<File, Refusal> {
+    let began = Instant::now();
     loop {
+        let least = began + PIECE_TIME + Duration::from_secs(staged.len() / LEAST_RATE);
+        let late = least.min(Instant::now() + PIECE_TIME);
         let piece = tokio::select! {
-            piece = timeout(PIECE_TIME, body.frame()) => piece,
-            () = service.stopping.cancelled() => return Err(Refusal::stopping()),
+            piece = timeout_at(late, body.frame()) => piece,
+            () = stopping.cancelled() => return Err(Refusal::stopping()),
         };
         let Ok(piece) = piece else {
             let (status, class) = (StatusCode::REQUEST_TIMEOUT, ErrorClass::Invalid);
@@ -565,6 +568,34 @@ mod tests {
             buffer.fill(7);
             Ok(buffer.len())
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_that_trickles_in_gives_its_place_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(dir.path(), VolumesConfig::default()).unwrap();
+        let stage = || {
+            volumes.stage(NewVolume {
+                account: "a",
+                name: "data",
+                encrypted: None,
+            })
+        };
+        // A byte now and then, for ever.
+        let drops = stream::unfold((), async |()| {
+            tokio::time::sleep(PIECE_TIME / 3).await;
+            Some((Ok::<_, io::Error>(Bytes::from_static(b"x")), ()))
+        });
+        let body = axum::body::Body::from_stream(drops);
+        let stopping = CancellationToken::new();
+        let refused = receive(&stopping, stage().unwrap(), body).await;
+        let status = refused.unwrap_err().into_response().status();
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+        // Two at a time are an account's.
+        let held = [stage().unwrap(), stage().unwrap()];
+        assert_eq!(stage().unwrap_err().code(), "too_many_images");
+        drop(held);
+        stage().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

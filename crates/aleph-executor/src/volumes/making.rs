@@ -141,7 +141,7 @@ impl Volumes {
             inner.check_quota(tx, new.account, (1, bytes))?;
             Ok(tx.held(new.account)?.1)
         })?;
-        let (place, free) = inner.image()?;
+        let (place, free) = inner.image_of(new.account)?;
         let quota = inner.config.quota.bytes;
         let left = quota.map(|most| most.saturating_sub(held));
         let work = inner.work();

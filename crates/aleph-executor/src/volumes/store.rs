@@ -10,7 +10,7 @@ use super::records::{LayerRow, Life, Records, Tx, VolumeRow};
 use crate::node::Scope;
 use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
 use rustix::fs::{FlockOperation, flock};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -27,6 +27,9 @@ const TURN: Duration = Duration::from_secs(30);
 
 /// How many images come in and go out at a time: each may take as much of the disk as a volume.
 const IMAGES: usize = 8;
+
+/// How many of them are one account's, so that it does not keep all others out.
+const IMAGES_OF_ONE: usize = 2;
 
 /// What images leave free of the disk: one part in this many, and no more than [`MOST_RESERVED`].
 const RESERVE: u64 = 20;
@@ -58,6 +61,7 @@ pub(super) struct Inner {
     turns: Condvar,
     /// Images that are gathered, or written for somebody to read.
     images: Arc<AtomicUsize>,
+    images_of: Arc<Images>,
     /// Bytes of the disk that are being written, or are about to be.
     promised: AtomicU64,
     /// What VMMs may still write to, as others read it.
@@ -68,7 +72,14 @@ pub(super) struct Inner {
 
 /// One of the images that may be on their way.
 #[derive(Debug)]
-pub(super) struct OnItsWay(Arc<AtomicUsize>);
+pub(super) struct OnItsWay {
+    all: Arc<AtomicUsize>,
+    /// Whose it is, where it counts for an account.
+    of_one: Option<(Arc<Images>, String)>,
+}
+
+/// How many images are on their way for somebody outside, by account.
+type Images = Mutex<BTreeMap<String, usize>>;
 
 /// A place for an image that is about to be read, and how many bytes of the disk that may take. Taken before
 /// something is done for the image that is not undone.
@@ -89,7 +100,15 @@ impl Volumes {
 
 impl Drop for OnItsWay {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.all.fetch_sub(1, Ordering::SeqCst);
+        if let Some((images, account)) = &self.of_one {
+            let mut images = images.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = images.get(account).map_or(0, |count| count - 1);
+            match left {
+                0 => images.remove(account),
+                left => images.insert(account.clone(), left),
+            };
+        }
     }
 }
 
@@ -173,6 +192,7 @@ impl Volumes {
             busy: Mutex::default(),
             turns: Condvar::new(),
             images: Arc::default(),
+            images_of: Arc::default(),
             promised: AtomicU64::new(0),
             copies: Copies::default(),
             _lock: lock,
@@ -499,10 +519,29 @@ impl Inner {
         Ok(())
     }
 
+    /// The same for somebody outside, who decides how long it takes.
+    pub(super) fn image_of(&self, account: &str) -> Result<(OnItsWay, u64)> {
+        let (mut place, free) = self.image()?;
+        let mut images = self
+            .images_of
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = images.entry(account.to_owned()).or_default();
+        if *count >= IMAGES_OF_ONE {
+            return Err(VolumeError::TooManyImages(*count));
+        }
+        *count += 1;
+        place.of_one = Some((Arc::clone(&self.images_of), account.to_owned()));
+        Ok((place, free))
+    }
+
     /// One more image on its way, and how many bytes it may take of the disk.
     pub(super) fn image(&self) -> Result<(OnItsWay, u64)> {
         let before = self.images.fetch_add(1, Ordering::SeqCst);
-        let place = OnItsWay(Arc::clone(&self.images));
+        let place = OnItsWay {
+            all: Arc::clone(&self.images),
+            of_one: None,
+        };
         if before >= IMAGES {
             return Err(VolumeError::TooManyImages(IMAGES));
         }
