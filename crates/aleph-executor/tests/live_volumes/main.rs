@@ -2,9 +2,11 @@
 //! backed up, and while the node or QEMU is killed in between. Every write that a guest was told to be durable
 //! is there in what is read back, byte for byte.
 
+mod agents;
 mod guest;
 mod killed;
 mod refused;
+mod stopped;
 mod written;
 
 use aleph_executor::volumes::BackendChoice;
@@ -43,6 +45,14 @@ fn main() {
         trial(
             "alone_what_cannot_be_changed_is_refused",
             refused::what_cannot_be_changed_is_refused,
+        ),
+        trial(
+            "alone_what_agents_and_guests_do_not_do_holds_nothing_up",
+            agents::what_agents_and_guests_do_not_do_holds_nothing_up,
+        ),
+        trial(
+            "alone_a_vm_that_ends_before_its_disks_are_made_leaves_nothing",
+            stopped::a_vm_that_ends_before_its_disks_are_made_leaves_nothing,
         ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
