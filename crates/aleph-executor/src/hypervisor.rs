@@ -33,7 +33,7 @@ mod full;
 mod live;
 
 pub use full::{Display, FullMachine, FullMachines, HostDevices, Hotplug, Machine, Power};
-pub use live::{GuestPort, LiveDisk, LiveDisks};
+pub use live::{DiskChain, DiskLayer, GuestPort, LayerOrigin, LiveDisk, LiveDisks};
 
 /// A future that a trait object returns.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -429,7 +429,7 @@ impl QemuVmm {
         Ok(())
     }
 
-    async fn nodes(&self) -> Result<Vec<Value>, VmmError> {
+    pub(super) async fn nodes(&self) -> Result<Vec<Value>, VmmError> {
         let flat = json!({ "flat": true });
         let nodes = self.command_with("query-named-block-nodes", flat).await?;
         Ok(match nodes {

@@ -7,7 +7,7 @@
 
 use super::blueprint::Device;
 use super::error::MachineError;
-use crate::hypervisor::{BoxFuture, GuestPort, Layer, LiveDisk, LiveDisks, VmmError};
+use crate::hypervisor::{BoxFuture, DiskChain, GuestPort, Layer, LiveDisk, LiveDisks, VmmError};
 use crate::qemu::block::secrets_of;
 use crate::qemu::driver::QemuVmm;
 use crate::qemu::machine::Full;
@@ -43,9 +43,15 @@ fn top_in(devices: &Value, id: &str) -> Option<Top> {
     })
 }
 
-fn is_device(file: &File) -> bool {
-    file.metadata()
-        .is_ok_and(|meta| meta.file_type().is_block_device())
+/// By which driver QEMU opens a file.
+pub(super) fn driver_of(file: &File) -> &'static str {
+    let is_device = file
+        .metadata()
+        .is_ok_and(|meta| meta.file_type().is_block_device());
+    match is_device {
+        true => "host_device",
+        false => "file",
+    }
 }
 
 /// The number of the layer that a node is.
@@ -68,10 +74,7 @@ impl QemuVmm {
         cover: Layer,
     ) -> Result<(), VmmError> {
         let name = format!("{id}.l{layer}");
-        let driver = match is_device(&cover.file) {
-            true => "host_device",
-            false => "file",
-        };
+        let driver = driver_of(&cover.file);
         let filename = self.add_file(id, cover.file.into()).await?;
         let file_node = format!("{id}.lf{layer}");
         let node = json!({
@@ -157,6 +160,15 @@ impl LiveDisks for QemuVmm {
             // QEMU refuses it of a node that is in use.
             self.forget_layer(&id, layer).await;
         })
+    }
+
+    fn merge<'a>(
+        &'a self,
+        serial: &'a str,
+        chain: &'a DiskChain,
+        merged: Layer,
+    ) -> BoxFuture<'a, Result<(), MachineError>> {
+        Box::pin(self.read_merged(serial, chain, merged))
     }
 }
 

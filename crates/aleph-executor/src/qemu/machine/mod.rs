@@ -9,6 +9,7 @@
 //! | `tpm` | the process that is its TPM |
 //! | `launch` | the facet of the driver: draws computers up, opens and starts them |
 //! | `power`, `display`, `balloon`, `hotplug`, `live_disks` | facets of one that runs |
+//! | `merged_layer` | one layer of a disk in the place of several, while it is written to |
 //!
 //! The seam is [`crate::hypervisor::FullMachines`], [`crate::hypervisor::Machine`] and the facets of
 //! [`crate::hypervisor::Vmm`].
@@ -34,6 +35,7 @@ mod folder;
 mod hotplug;
 mod launch;
 mod live_disks;
+mod merged_layer;
 mod power;
 mod tpm;
 
