@@ -74,6 +74,18 @@ pub enum VolumeError {
     /// It has as many layers as it may, and its job runs.
     #[error("the volume {0:?} has {1} layers, and may have no more while its job runs")]
     TooDeep(String, usize),
+    /// The same, and its layers cannot be merged.
+    #[error(
+        "the volume {name:?} has {depth} layers while its job runs, which are not merged: {why}"
+    )]
+    Unmerged {
+        /// Which volume.
+        name: String,
+        /// How many.
+        depth: usize,
+        /// Why not.
+        why: String,
+    },
     /// It is the root disk of a job that there is.
     #[error("the volume {name:?} is the root disk of job {job:?}")]
     RootDisk {
@@ -217,6 +229,7 @@ impl Classify for VolumeError {
             | Self::Attached { .. }
             | Self::AttachedHere(_)
             | Self::TooDeep(..)
+            | Self::Unmerged { .. }
             | Self::RootDisk { .. }
             | Self::Locked(_)
             | Self::Busy(_)
@@ -255,7 +268,7 @@ impl Classify for VolumeError {
             Self::Attached { .. } => "volume_attached",
             Self::AttachedHere(_) => "volume_attached_here",
             Self::NotAttached(_) => "volume_not_attached",
-            Self::TooDeep(..) => "volume_too_deep",
+            Self::TooDeep(..) | Self::Unmerged { .. } => "volume_too_deep",
             Self::RootDisk { .. } => "root_disk",
             Self::Locked(_) => "volume_locked",
             Self::Busy(_) => "volume_busy",
@@ -302,6 +315,10 @@ impl Classify for VolumeError {
             Self::TooDeep(..) => {
                 "Stop the job, run aleph volume snapshot, which copies the disk into one layer, and start \
                  the job again."
+            }
+            Self::Unmerged { .. } => {
+                "Mend what keeps its layers from being merged and try again. Or stop the job, run aleph volume \
+                 snapshot, which copies the disk into one layer, and start the job again."
             }
             Self::RootDisk { .. } => "Remove the job: its root disk goes with it.",
             Self::Locked(_) => "End the process that has it, or wait for its end.",

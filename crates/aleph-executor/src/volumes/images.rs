@@ -290,6 +290,46 @@ pub(super) fn map(layer: &OpenLayer, size: u64) -> Result<Option<Vec<Extent>>, V
     Ok(Some(extents))
 }
 
+/// Writes what one overlay holds, without those below it, over what an image of ours holds already. Neither
+/// has anything below it here but a disk of zeros: so parts that the overlay does not hold are left alone, and
+/// zeros that it does hold hide what will be below the image.
+pub(super) fn add(layer: &OpenLayer, into: Target<'_>, size: MiB) -> Result<(), VolumeError> {
+    let held = layer.header()?.size;
+    let nothing = json!({"driver": "null-co", "size": held, "read-zeroes": true});
+    let mut files = Files::default();
+    let path = files.layer(&layer.file);
+    let key = layer.key.as_ref().map(|key| files.key(key)).transpose()?;
+    let file = (&layer.file, path);
+    let source = node(layer.format, file, key.as_deref(), nothing)?;
+    let encrypted = match into.key {
+        Some(key) => format!(
+            "encrypt.format=luks,encrypt.key-secret={},",
+            files.key(key)?
+        ),
+        None => String::new(),
+    };
+    let target = format!(
+        "driver=qcow2,{encrypted}file.driver={},file.filename={},backing.driver=null-co,\
+         backing.size={},backing.read-zeroes=on",
+        protocol(into.file)?,
+        files.written(),
+        size.bytes(),
+    );
+    // Whatever it is called: that there is something below the image leaves what is not held alone.
+    let arguments = ["-n", "-B", "below", "--target-image-opts"].map(String::from);
+    let added = files.run(Call {
+        word: "convert",
+        arguments: arguments
+            .into_iter()
+            .chain([format!("json:{source}"), target])
+            .collect(),
+        writes: Some(into.file),
+        time: time_for(size),
+        output: most_of_an_image(size),
+    });
+    added.map_err(tool_error("merge layers"))
+}
+
 /// Writes what a node holds into a layer.
 fn write(
     mut files: Files<'_>,

@@ -231,6 +231,7 @@ impl Tx<'_> {
     /// Forgets what only the VMM of a writer knew, which is gone.
     pub(super) fn uncover(&self, volume: VolumeId) -> Result<()> {
         self.drop_cover(volume)?;
+        self.drop_merge(volume)?;
         let sql = "DELETE FROM covered WHERE volume = ?1";
         self.0.execute(sql, [volume.to_string()])?;
         Ok(())
@@ -276,6 +277,13 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// The layers that a volume's writer wrote to before they were covered, in that order; also those that are
+    /// gone by now.
+    pub(super) fn covered(&self, volume: VolumeId) -> Result<Vec<LayerId>> {
+        let sql = "SELECT layer FROM covered WHERE volume = ?1 ORDER BY layer";
+        self.all(sql, &[&volume.to_string()], |row| row.get(0))
+    }
+
     fn add_point(&self, volume: VolumeId, name: &str, is: VolumeConsistency) -> Result<()> {
         let sql = "INSERT OR REPLACE INTO points VALUES (?1, ?2, ?3)";
         let is = is.to_string();
@@ -284,7 +292,7 @@ impl Tx<'_> {
     }
 
     /// Checks that it is this owner who writes to a volume.
-    fn check_writer(&self, row: &VolumeRow, owner: &Owner) -> Result<()> {
+    pub(super) fn check_writer(&self, row: &VolumeRow, owner: &Owner) -> Result<()> {
         let leases = self.leases(row.id)?;
         let is_its = |job, incarnation| (job, incarnation) == (owner.job, owner.incarnation);
         match leases.first() {

@@ -10,6 +10,8 @@
 //! | `lease` | who has which volume; its files for a VMM | locks |
 //! | `live` | what is done with a volume while a guest writes to it |
 //! | `exposed` | copies of layers that a VMM may still write to | files |
+//! | `merge` | layers that are merged while a guest writes | files, through `images` |
+//! | `merge_plan` | which layers those are | none: pure |
 //! | `export` | volumes as images | files |
 //! | `reading` | a state of a volume, read where it lies, and what changed since another | files |
 //! | `backend` | [`Backend`]: how bytes are kept, as files, qcow2 chains or thin volumes of LVM | files, `lvm` |
@@ -61,6 +63,8 @@ mod layer;
 mod lease;
 mod live;
 mod making;
+mod merge;
+mod merge_plan;
 pub mod qcow2;
 mod reading;
 mod records;
@@ -80,6 +84,7 @@ pub use layer::{Home, LayerFormat};
 pub use lease::{Attachment, Layers, Owner};
 pub use live::{Cover, Growth, GuestState, Pending, Point};
 pub use making::{Contents, Import, NewVolume, Source, Staged, Unseen};
+pub use merge::{Merge, Merged};
 pub use reading::Reading;
 pub use sandbox::ToolError;
 pub use store::{ImagePlace, MAX_SIZE, MAX_SNAPSHOTS, Volumes};

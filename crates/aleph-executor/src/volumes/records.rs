@@ -9,6 +9,7 @@
 //! | `keys` | the keys of encrypted layers, encrypted with the node's ([`keys`](super::keys)) |
 //! | `covers`, `covered`, `points` | layers that are put over a disk while a guest writes, those below them, and what such a state is ([`live`](super::live)) |
 //! | `thaws` | guests whose filesystems may stand still and have to be told to go on ([`live`](super::live)) |
+//! | `merges` | layers that are being merged while a guest writes ([`merge`](super::merge)) |
 //! | `store` | what these records call themselves |
 //!
 //! Each change is one transaction, durable when it returns (WAL, full synchronisation). A crash leaves
@@ -33,7 +34,7 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
 /// The form of the tables, in `PRAGMA user_version`.
-const FORM: u32 = 2;
+const FORM: u32 = 3;
 
 const TABLES: &str = "
     CREATE TABLE volumes (
@@ -82,6 +83,14 @@ const THAWS: &str = "
     CREATE TABLE IF NOT EXISTS thaws (
         job TEXT NOT NULL, incarnation INTEGER NOT NULL, guest TEXT NOT NULL,
         PRIMARY KEY (job, incarnation)
+    );
+";
+
+/// What form 3 has more than form 2.
+const SINCE_2: &str = "
+    ALTER TABLE layers ADD COLUMN merged INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE merges (
+        volume TEXT PRIMARY KEY, layer INTEGER NOT NULL, over INTEGER NOT NULL, first INTEGER NOT NULL
     );
 ";
 
@@ -162,6 +171,8 @@ pub(super) struct LayerRow {
     pub(super) key: Option<KeyId>,
     /// Whether a VMM still has it open for writing, although nothing of it may change any more.
     pub(super) exposed: bool,
+    /// Whether it holds what several layers did: it was never a state of a volume that anybody was given.
+    pub(super) merged: bool,
 }
 
 #[derive(Debug)]
@@ -183,7 +194,10 @@ impl Records {
             if form == 0 {
                 tx.execute_batch(TABLES)?;
             }
-            tx.execute_batch(SINCE_1)?;
+            if form < 2 {
+                tx.execute_batch(SINCE_1)?;
+            }
+            tx.execute_batch(SINCE_2)?;
             tx.pragma_update(None, "user_version", FORM)?;
             tx.commit()?;
         }
@@ -226,7 +240,7 @@ pub(super) struct Tx<'a>(pub(super) Transaction<'a>);
 const VOLUME: &str =
     "SELECT id, account, name, size, filesystem, state, top, unclean, created, purged FROM volumes";
 const LAYER: &str = "SELECT id, account, format, parent, charge, written, home, key,
-    EXISTS (SELECT 1 FROM covered WHERE layer = id) FROM layers";
+    EXISTS (SELECT 1 FROM covered WHERE layer = id), merged FROM layers";
 
 impl Tx<'_> {
     pub(super) fn add_volume(&self, row: &VolumeRow) -> Result<()> {
@@ -269,7 +283,14 @@ impl Tx<'_> {
     /// Forgets a volume with its snapshots. Its layers are for [`Tx::orphans`].
     pub(super) fn drop_volume(&self, id: VolumeId) -> Result<()> {
         let id = id.to_string();
-        for table in ["snapshots", "leases", "covers", "covered", "points"] {
+        for table in [
+            "snapshots",
+            "leases",
+            "covers",
+            "covered",
+            "points",
+            "merges",
+        ] {
             let sql = format!("DELETE FROM {table} WHERE volume = ?1");
             self.0.execute(&sql, [&id])?;
         }
@@ -321,6 +342,13 @@ impl Tx<'_> {
             ],
         )?;
         self.layer(self.0.last_insert_rowid())
+    }
+
+    /// Notes of a layer that it holds what several do.
+    pub(super) fn mark_merged(&self, id: LayerId) -> Result<()> {
+        let sql = "UPDATE layers SET merged = 1 WHERE id = ?1";
+        self.0.execute(sql, [id])?;
+        Ok(())
     }
 
     /// Puts a key down, in the change that begins the first layer with it.
@@ -391,19 +419,20 @@ impl Tx<'_> {
     /// A layer with those below it, down to the one without a parent.
     pub(super) fn chain(&self, top: LayerId) -> Result<Vec<LayerRow>> {
         let mut chain = vec![self.layer(top)?];
-        // Each parent is older than its child, so this ends.
+        // None is ever put below itself, so this ends.
         while let Some(parent) = chain.last().and_then(|layer| layer.parent) {
             chain.push(self.layer(parent)?);
         }
         Ok(chain)
     }
 
-    /// Layers that nothing leads to: of no volume, no snapshot and no other layer.
+    /// Layers that nothing leads to: of no volume, no snapshot, no merge and no other layer.
     pub(super) fn orphans(&self) -> Result<Vec<LayerRow>> {
         let sql = format!(
             "{LAYER} AS l WHERE state = 'ready'
              AND NOT EXISTS (SELECT 1 FROM volumes WHERE top = l.id)
              AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = l.id)
+             AND NOT EXISTS (SELECT 1 FROM merges WHERE layer = l.id)
              AND NOT EXISTS (SELECT 1 FROM layers WHERE parent = l.id)"
         );
         self.all(&sql, &[], layer_row)
@@ -607,5 +636,6 @@ fn layer_row(row: &Row<'_>) -> SqlResult<LayerRow> {
         home: parsed(row, 6)?,
         key: row.get::<_, Option<String>>(7)?.map(KeyId),
         exposed: row.get(8)?,
+        merged: row.get(9)?,
     })
 }

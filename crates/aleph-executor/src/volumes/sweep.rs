@@ -42,7 +42,8 @@ impl Inner {
                     tx.drop_volume(row.id)?;
                 }
             }
-            gone.iter().try_for_each(|layer| tx.drop_layer(layer.id))
+            gone.iter().try_for_each(|layer| tx.drop_layer(layer.id))?;
+            tx.drop_unfinished_merges()
         })?;
         self.tell_strays()?;
         self.grow_on()?;

@@ -5,6 +5,7 @@ mod contract;
 mod crash;
 mod encrypted;
 mod live;
+mod merge;
 mod model;
 mod reading;
 mod support;

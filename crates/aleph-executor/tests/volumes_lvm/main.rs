@@ -6,6 +6,9 @@ mod contract;
 #[path = "../volumes/crash.rs"]
 #[allow(dead_code, unused_imports)]
 mod crash;
+#[path = "../volumes/merge.rs"]
+#[allow(dead_code, unused_imports)]
+mod merge;
 #[path = "../volumes/model.rs"]
 #[allow(dead_code)]
 mod model;
@@ -53,6 +56,10 @@ const CASES: &[Case] = &[
         a_node_with_another_back_end_goes_on,
     ),
     ("operations_against_a_model", operations_against_a_model),
+    (
+        "layers_are_merged_while_written",
+        layers_are_merged_while_written,
+    ),
     (
         "a_crash_while_layers_are_made",
         a_crash_while_layers_are_made,
@@ -166,6 +173,19 @@ fn encrypted_ones_are_kept_too() -> Result<()> {
         ensure!(!found, "it is on the disk in the clear");
     }
     volumes.remove(data.id, true)?;
+    assert_eq!(layers(dir.path(), THIN)?, 0);
+    Ok(())
+}
+
+fn layers_are_merged_while_written() -> Result<()> {
+    pool(256, 1)?;
+    let dir = tempfile::tempdir()?;
+    let volumes = Volumes::open(dir.path(), config(THIN))?;
+    let id = merge::are_merged(&volumes)?;
+    // A device that its VMM still had open goes when they are opened next.
+    drop(volumes);
+    let volumes = Volumes::open(dir.path(), config(THIN))?;
+    volumes.remove(id, true)?;
     assert_eq!(layers(dir.path(), THIN)?, 0);
     Ok(())
 }
