@@ -407,8 +407,8 @@ async fn undelete(
 /// With qcow2 this takes the same short time however much there is; only where the volume has 16 layers, as after
 /// 15 snapshots in a row, its disk is copied in whole. A guest of a full VM that writes to it meanwhile goes on
 /// in a new layer, and `consistency` tells what is kept: with `filesystem` the guest's filesystems stood still
-/// (it runs QEMU's guest agent), with `crash` it is as after a loss of power. One of 16 layers is refused then,
-/// with `volume_too_deep`.
+/// (it runs QEMU's guest agent), with `crash` it is as after a loss of power. Its layers are merged meanwhile, and
+/// one of 16 waits for that; where they cannot be merged it is refused, with `volume_too_deep`.
 #[utoipa::path(
     post, path = "/v1/volumes/{volume}/snapshots", tag = "volumes", params(VolumePath),
     request_body = VolumeSnapshotRequest,

@@ -4,6 +4,7 @@ use super::entry::{Entry, Table, lock};
 use super::ledger::{Ledger, Pool, allocatable};
 use super::lookup::Turns;
 use super::snapshot::Snapshots;
+use super::volume_merges::Merges;
 use super::{Images, NodeConfig, NodeError};
 use crate::capacity::Capacity;
 use crate::executor::Executor;
@@ -38,6 +39,8 @@ pub(super) struct Inner {
     pub(super) agents: Turns,
     /// Starts of jobs whose volumes are brought to what their VMMs do, and whether somebody wants that once more.
     pub(super) settling: Mutex<HashMap<(JobId, u64), bool>>,
+    /// Layers of volumes that are merged while they are in use.
+    pub(super) merges: Merges,
     /// The host's GPUs, and who has them.
     pub(super) gpus: Arc<Gpus>,
     /// Whether GPUs of starts that are over are taken back just now.

@@ -5,7 +5,7 @@
 //! | attach | the job's record has the volume and the change; lease; the machine gets the disk; the change is over | the job's actor, when it adopts the VM: what the machine has is what the job has |
 //! | detach | the job's record has the change; the guest lets go; lease ends; the volume leaves the record | the same |
 //! | resize | the volume's record; the machine's disk | [`Inner::settle_volumes`], by the same look |
-//! | snapshot, backup | a cover is begun and armed; the guest's filesystems stand still where its agent can do that; the machine goes over to the cover; they go on; the state below has its name | the same |
+//! | snapshot, backup | a cover is begun and armed; the guest's filesystems stand still where its agent can do that; the machine goes over to the cover; they go on; the state below has its name; layers are merged where there are many ([`volume_merges`](super::volume_merges)) | the same |
 //!
 //! In each the VMM is asked what there is, and never a record: it knows what it does. A job that does not run
 //! has its record changed and nothing else.
@@ -25,6 +25,7 @@ use super::entry::lock;
 use super::inner::Inner;
 use super::mounts::{self, GivenUp, disk_of, serial_of};
 use super::own_disk;
+use super::volume_merges::{Opening, is_silent};
 use super::{Node, NodeError, Scope};
 use crate::executor::ExecutorError;
 use crate::failpoint;
@@ -44,6 +45,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
@@ -63,6 +65,9 @@ pub struct VolumeImage {
     /// What they are, where a guest wrote meanwhile.
     pub consistency: Option<VolumeConsistency>,
 }
+
+/// How often somebody who keeps a state waits for layers to be merged.
+const MERGES: usize = 3;
 
 /// What became of a change of a job's volumes.
 #[derive(Debug)]
@@ -91,20 +96,25 @@ impl Changed {
 
 /// Who writes to a volume.
 #[derive(Clone)]
-struct Writer {
-    owner: Owner,
+pub(super) struct Writer {
+    pub(super) owner: Owner,
     vmm: Arc<dyn Vmm>,
-    serial: String,
+    pub(super) serial: String,
 }
 
 impl Writer {
-    fn disks(&self) -> Result<&dyn LiveDisks, NodeError> {
+    pub(super) fn disks(&self) -> Result<&dyn LiveDisks, NodeError> {
         self.vmm.live_disks().ok_or(NodeError::FixedVolumes)
     }
 
     fn hotplug(&self) -> Result<&dyn Hotplug, NodeError> {
         hotplug_of(&*self.vmm)
     }
+}
+
+fn is_written(volume: &Volume) -> bool {
+    let writes = |access| access == VolumeAccess::Exclusive;
+    volume.leases.iter().any(|lease| writes(lease.access))
 }
 
 fn hotplug_of(vmm: &dyn Vmm) -> Result<&dyn Hotplug, NodeError> {
@@ -219,8 +229,8 @@ impl Node {
     /// Keeps a volume's present state under a name, also where a guest writes to it.
     ///
     /// # Errors
-    /// As [`Volumes::snapshot`]; [`VolumeError::TooDeep`] where a guest writes to it and it has as many layers
-    /// as may be.
+    /// As [`Volumes::snapshot`]; [`VolumeError::Unmerged`] where a guest writes to it, it has as many layers as
+    /// may be, and they cannot be merged.
     pub async fn snapshot_volume(
         &self,
         scope: &Scope,
@@ -231,11 +241,10 @@ impl Node {
         let (volume, name) = (volume.to_owned(), name.to_owned());
         to_its_end(async move {
             let id = inner.find_volume(scope, volume).await?.id;
-            let _turn = inner.live.turn(&id.to_string()).await;
-            match inner.writer(id).await? {
-                None => inner.with_volumes(move |v| v.snapshot(id, &name)).await,
-                Some(writer) => {
-                    inner.keep_live(&writer, id, Some(name)).await?;
+            match inner.kept(id, Some(name.clone())).await? {
+                Kept::Unwritten(_turn) => inner.with_volumes(move |v| v.snapshot(id, &name)).await,
+                Kept::Live(writer, ..) => {
+                    inner.merge_later(&writer, id);
                     inner.with_volumes(move |v| v.get(id)).await
                 }
             }
@@ -256,11 +265,16 @@ impl Node {
         let (inner, scope, volume) = (Arc::clone(&self.inner), scope.clone(), volume.to_owned());
         to_its_end(async move {
             let id = inner.find_volume(scope, volume).await?.id;
-            let writer = match &snapshot {
-                None => inner.writer(id).await?,
+            // The place first: what comes next may leave a layer, which is of no use where nobody can read it.
+            let kept = match &snapshot {
+                None => {
+                    let place = inner.with_volumes(Volumes::image_place).await?;
+                    let live = inner.kept(id, None).await?.live();
+                    live.map(|live| (place, live))
+                }
                 Some(_) => None,
             };
-            let Some(writer) = writer else {
+            let Some((place, (writer, point, opening))) = kept else {
                 let image = move |v: &Volumes| v.read(id, snapshot.as_deref());
                 return Ok(VolumeImage {
                     volume: id,
@@ -268,17 +282,14 @@ impl Node {
                     consistency: None,
                 });
             };
-            // First: what comes next leaves a layer, which is of no use where there is no place to read it.
-            let place = inner.with_volumes(Volumes::image_place).await?;
-            let point = {
-                let _turn = inner.live.turn(&id.to_string()).await;
-                inner.keep_live(&writer, id, None).await?
-            };
             // It has no name: with what is opened here it is all that there is of it.
             let image = move |v: &Volumes| v.read_point_in(place, id, &point);
+            let image = inner.with_volumes(image).await;
+            drop(opening);
+            inner.merge_later(&writer, id);
             Ok(VolumeImage {
                 volume: id,
-                image: inner.with_volumes(image).await?,
+                image: image?,
                 consistency: Some(point.consistency),
             })
         })
@@ -286,9 +297,48 @@ impl Node {
     }
 }
 
+/// What became of the wish to keep a volume's state.
+enum Kept {
+    /// No guest writes to it, or none of whom more is known: it is whoever has its turn who keeps it.
+    Unwritten(OwnedMutexGuard<()>),
+    /// It stands still below what a guest writes to.
+    Live(Writer, Point, Opening),
+}
+
+impl Kept {
+    /// What stands still below what a guest writes to; the turn is over.
+    fn live(self) -> Option<(Writer, Point, Opening)> {
+        match self {
+            Self::Unwritten(_) => None,
+            Self::Live(writer, point, opening) => Some((writer, point, opening)),
+        }
+    }
+}
+
 impl Inner {
+    /// Keeps the state of a volume that a guest writes to. Where it has as many layers as may be, some of them are
+    /// merged first.
+    async fn kept(self: &Arc<Self>, id: VolumeId, name: Option<String>) -> Result<Kept, NodeError> {
+        let mut merges = 0;
+        loop {
+            let turn = self.live.turn(&id.to_string()).await;
+            let Some(writer) = self.writer(id).await? else {
+                return Ok(Kept::Unwritten(turn));
+            };
+            match self.keep_live(&writer, id, name.clone()).await {
+                Ok(point) => return Ok(Kept::Live(writer, point, self.merges.opening(id))),
+                Err(NodeError::Volume(VolumeError::TooDeep(name, depth))) if merges < MERGES => {
+                    merges += 1;
+                    drop(turn);
+                    self.merge_now(&writer, id, (name, depth)).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Does something with volumes, which blocks.
-    async fn with_volumes<T: Send + 'static>(
+    pub(super) async fn with_volumes<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Volumes) -> Result<T, VolumeError> + Send + 'static,
     ) -> Result<T, NodeError> {
@@ -556,7 +606,7 @@ impl Inner {
         noted.is_ok() && left == GuestState::Running
     }
 
-    fn settle_later(self: &Arc<Self>, writer: &Writer) {
+    pub(super) fn settle_later(self: &Arc<Self>, writer: &Writer) {
         // One that is at it already looks once more.
         let owner = (writer.owner.job, writer.owner.incarnation.get());
         if lock(&self.settling).insert(owner, true).is_some() {
@@ -609,7 +659,11 @@ impl Inner {
                         vmm: Arc::clone(vmm),
                         serial: own_disk::serial_in(owner.job, &volume),
                     };
-                    self.settle(&writer, &volume, pending).await
+                    let settled = self.settle(&writer, &volume, pending).await;
+                    if settled.is_ok() && is_written(&volume) {
+                        self.merge_later(&writer, id);
+                    }
+                    settled
                 }
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
@@ -647,13 +701,18 @@ impl Inner {
                 }
             }
         }
+        match self.end_merge(writer, id).await {
+            // It is not known how far it came.
+            Err(error) if is_silent(&error) => return Err(error),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(volume = %id, error, "a volume keeps all its layers");
+            }
+            Ok(()) => {}
+        }
         // Its record came first.
         let disk = writer.disks()?.disk(&writer.serial).await?;
-        let is_written = volume
-            .leases
-            .iter()
-            .any(|lease| lease.access == VolumeAccess::Exclusive);
-        if is_written && disk.is_some_and(|disk| disk.size < volume.size.bytes()) {
+        if is_written(volume) && disk.is_some_and(|disk| disk.size < volume.size.bytes()) {
             let size = volume.size.bytes();
             writer.hotplug()?.resize_disk(&writer.serial, size).await?;
         }

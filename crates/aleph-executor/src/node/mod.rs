@@ -14,6 +14,7 @@
 //! | `volumes` | when leases of volumes end, and what was removed is purged |
 //! | `snapshot` | guests that are written down, and those that go on from there |
 //! | `live_volumes` | volumes that are attached, detached, grown and kept while a guest runs |
+//! | `volume_merges` | layers of such volumes, merged meanwhile |
 //! | `own_disk`, `words` | jobs whose guests boot disks of their own, and what those say |
 //! | `supervision` | what follows an end: pure |
 //! | `ledger` | what of the host is given away: pure |
@@ -52,6 +53,7 @@ mod snapshot;
 mod stats;
 mod supervision;
 mod tend;
+mod volume_merges;
 mod volumes;
 mod words;
 

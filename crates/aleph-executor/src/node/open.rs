@@ -104,6 +104,7 @@ impl Node {
             live: super::lookup::Turns::default(),
             agents: super::lookup::Turns::default(),
             settling: Mutex::default(),
+            merges: super::volume_merges::Merges::default(),
             gpus: Arc::new(gpus),
             recovers_gpus: AtomicBool::new(false),
             network,

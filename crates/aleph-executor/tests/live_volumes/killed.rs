@@ -97,6 +97,7 @@ async fn change(root: &TestRoot) -> Result<()> {
             let size = MiB(argument.parse()?);
             node.resize_volume(&all(), "data", size).await.map(drop)?;
         }
+        "merge" => crate::merged::keeps(&node, argument).await?,
         _ => {
             node.snapshot_volume(&all(), "data", argument)
                 .await
@@ -107,7 +108,12 @@ async fn change(root: &TestRoot) -> Result<()> {
 }
 
 /// Has a process do one thing and die on its way, at this place.
-async fn killed_at(root: &TestRoot, job: JobId, change: String, place: &'static str) -> Result<()> {
+pub(crate) async fn killed_at(
+    root: &TestRoot,
+    job: JobId,
+    change: String,
+    place: &'static str,
+) -> Result<()> {
     let root = root.path().to_owned();
     let output = tokio::task::spawn_blocking(move || {
         Command::new(std::env::current_exe()?)
@@ -344,7 +350,7 @@ async fn qemu_is_killed(
 }
 
 /// The process of a VM.
-fn qemu_of(root: &TestRoot, vm: aleph_types::VmId) -> Result<Pid> {
+pub(crate) fn qemu_of(root: &TestRoot, vm: aleph_types::VmId) -> Result<Pid> {
     let record = root.paths()?.vm_state(vm).join("vmm.json");
     let text = std::fs::read_to_string(&record).with_context(|| record.display().to_string())?;
     let record: serde_json::Value = serde_json::from_str(&text)?;

@@ -1,10 +1,11 @@
-//! Volumes of full VMs that run: real guests write while their volumes are attached, detached, grown, kept and
-//! backed up, and while the node or QEMU is killed in between. Every write that a guest was told to be durable
+//! Volumes of full VMs that run: real guests write while their volumes are attached, detached, grown, kept, backed
+//! up and merged, and while the node or QEMU is killed in between. Every write that a guest was told to be durable
 //! is there in what is read back, byte for byte.
 
 mod agents;
 mod guest;
 mod killed;
+mod merged;
 mod refused;
 mod stopped;
 mod written;
@@ -41,6 +42,14 @@ fn main() {
         trial(
             "alone_a_node_that_is_killed_in_every_step_loses_nothing",
             killed::a_node_that_is_killed_in_every_step_loses_nothing,
+        ),
+        trial(
+            "alone_states_are_kept_for_ever_and_none_is_refused",
+            merged::states_are_kept_for_ever_and_none_is_refused,
+        ),
+        trial(
+            "alone_a_node_that_is_killed_while_it_merges_loses_nothing",
+            merged::a_node_that_is_killed_while_it_merges_loses_nothing,
         ),
         trial(
             "alone_what_cannot_be_changed_is_refused",

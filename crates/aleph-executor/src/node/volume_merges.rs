@@ -1,0 +1,262 @@
+//! Merging layers of volumes while their guests write, beside everything else.
+//!
+//! | when | what |
+//! | --- | --- |
+//! | a state was kept, and the chain is deep | a merge begins; nobody waits for it |
+//! | a state is to be kept, and the chain is at its bound | whoever asked waits for a merge, [`PATIENCE`] at most |
+//! | a VM is adopted | a merge whose layer is whole is ended; a deep chain is merged |
+//!
+//! The copying needs neither the VMM nor the volume's turn ([`merge`](crate::volumes::Merge) says why it may
+//! take its time), so attaching, detaching, growing, keeping and backing up go on meanwhile. The turn is taken
+//! for the moment in which the VMM reads through the new layer and the records say so. Where the volume is
+//! detached or its VM ends before, the merge is over and leaves nothing.
+//!
+//! One merge of a volume at a time, and [`SLOTS`] on a node: they read and write as much as the disk gives.
+//!
+//! # Failure cases
+//! Whatever keeps a merge from its end is logged, and the volume stays as it is: the next state that is kept
+//! begins another one. Whoever waits for one is told ([`VolumeError::Unmerged`]). A VMM that does not answer is
+//! asked again until it does or has ended, and both chains hold the same. While somebody opens a state that has no
+//! name, no layer goes.
+
+use super::NodeError;
+use super::entry::lock;
+use super::inner::Inner;
+use super::live_volumes::Writer;
+use super::lookup::Turns;
+use super::mounts;
+use crate::failpoint;
+use crate::hypervisor::{DiskChain, Layer, VmmError};
+use crate::qemu::machine::MachineError;
+use crate::vm::chain;
+use crate::volumes::{Merged, VolumeError};
+use aleph_types::VolumeId;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+/// How many merges a node has at a time.
+const SLOTS: usize = 2;
+
+/// How long somebody waits for a merge who cannot go on without.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often it is looked whether nobody opens a state any more.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Merges of a node's volumes.
+pub(super) struct Merges {
+    /// Whose turn it is to merge layers of a volume.
+    turns: Turns,
+    slots: Semaphore,
+    opened: Arc<Mutex<HashMap<VolumeId, usize>>>,
+}
+
+impl Default for Merges {
+    fn default() -> Self {
+        Self {
+            turns: Turns::default(),
+            slots: Semaphore::new(SLOTS),
+            opened: Arc::default(),
+        }
+    }
+}
+
+/// Somebody who opens a state of a volume that has no name: while this lives, none of its layers goes.
+pub(super) struct Opening {
+    id: VolumeId,
+    opened: Arc<Mutex<HashMap<VolumeId, usize>>>,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut opened = lock(&self.opened);
+        if let Some(count) = opened.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                opened.remove(&self.id);
+            }
+        }
+    }
+}
+
+impl Merges {
+    /// The caller has the volume's turn.
+    pub(super) fn opening(&self, id: VolumeId) -> Opening {
+        *lock(&self.opened).entry(id).or_default() += 1;
+        Opening {
+            id,
+            opened: Arc::clone(&self.opened),
+        }
+    }
+
+    fn is_opened(&self, id: VolumeId) -> bool {
+        lock(&self.opened).contains_key(&id)
+    }
+}
+
+impl Inner {
+    /// Has layers of a volume be merged where its chain is deep, beside everything else.
+    pub(super) fn merge_later(self: &Arc<Self>, writer: &Writer, id: VolumeId) {
+        let (inner, writer) = (Arc::clone(self), writer.clone());
+        tokio::spawn(async move {
+            if let Err(error) = inner.merge(&writer, id).await {
+                let error = chain(&error);
+                tracing::warn!(volume = %id, error, "a volume keeps all its layers");
+            }
+        });
+    }
+
+    /// The same, for who waits for it. Where that comes to nothing, it says why `refused`.
+    pub(super) async fn merge_now(
+        self: &Arc<Self>,
+        writer: &Writer,
+        id: VolumeId,
+        refused: (String, usize),
+    ) -> Result<(), NodeError> {
+        let unmerged = |why| {
+            let (name, depth) = refused;
+            NodeError::Volume(VolumeError::Unmerged { name, depth, why })
+        };
+        let (inner, writer) = (Arc::clone(self), writer.clone());
+        // It goes on where nobody waits any more.
+        let merging = tokio::spawn(async move { inner.merge(&writer, id).await });
+        match timeout(PATIENCE, merging).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(unmerged(chain(&error))),
+            Ok(Err(join)) => Err(unmerged(join.to_string())),
+            Err(_) => {
+                let time = PATIENCE.as_secs() / 60;
+                Err(unmerged(format!("that takes longer than {time} minutes")))
+            }
+        }
+    }
+
+    async fn merge(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> Result<(), NodeError> {
+        let _one = self.merges.turns.turn(&id.to_string()).await;
+        let _slot = self.merges.slots.acquire().await;
+        if *self.leaving.borrow() {
+            return Ok(());
+        }
+        let owner = writer.owner;
+        let begun = {
+            let _turn = self.live.turn(&id.to_string()).await;
+            self.with_volumes(move |v| v.begin_merge(id, &owner))
+                .await?
+        };
+        let Some(merge) = begun else { return Ok(()) };
+        failpoint::pass("merge", "begun");
+        let filled = self.with_volumes(move |v| v.fill_merge(merge)).await?;
+        failpoint::pass("merge", "filled");
+        // Whoever has the VM next ends it.
+        while filled && !*self.leaving.borrow() {
+            let turn = self.live.turn(&id.to_string()).await;
+            if !self.merges.is_opened(id) {
+                let ended = self.end_merge(writer, id).await;
+                if ended.as_ref().is_err_and(is_silent) {
+                    self.settle_later(writer);
+                }
+                return ended;
+            }
+            drop(turn);
+            sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Ends a merge whose layer is whole; none is none to be ended. The caller has the volume's turn.
+    pub(super) async fn end_merge(
+        self: &Arc<Self>,
+        writer: &Writer,
+        id: VolumeId,
+    ) -> Result<(), NodeError> {
+        let owner = writer.owner;
+        let opened = self.with_volumes(move |v| v.open_merge(id, &owner)).await;
+        let read = match opened {
+            Ok(None) => return Ok(()),
+            Ok(Some(merged)) => self.read_merged(writer, merged).await,
+            Err(error) => Err(error),
+        };
+        failpoint::pass("merge", "read");
+        let ended = match read {
+            Ok(()) => self.with_volumes(move |v| v.finish_merge(id, &owner)).await,
+            Err(error) => Err(error),
+        };
+        failpoint::pass("merge", "finished");
+        match ended {
+            Ok(is_ended) => {
+                if is_ended {
+                    self.collect_merged(id);
+                }
+                Ok(())
+            }
+            // It may have happened: the layer stays until that is known.
+            Err(error) if is_silent(&error) => Err(error),
+            Err(error) => {
+                self.with_volumes(move |v| v.drop_merge(id)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes what a merge has left, for which nobody waits.
+    fn collect_merged(self: &Arc<Self>, id: VolumeId) {
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let collected = inner.with_volumes(move |v| v.collect_merged(id)).await;
+            if let Err(error) = collected {
+                let error = chain(&error);
+                tracing::debug!(volume = %id, error, "layers that were merged stay for now");
+            }
+        });
+    }
+
+    async fn read_merged(
+        self: &Arc<Self>,
+        writer: &Writer,
+        merged: Merged,
+    ) -> Result<(), NodeError> {
+        let chain = DiskChain {
+            layers: merged.chain,
+            over: merged.over,
+            holds: merged.holds,
+            merged: merged.layer,
+            is_encrypted: merged.is_encrypted,
+        };
+        let layer = Layer {
+            file: merged.file,
+            is_qcow2: true,
+            key: mounts::handed(&merged.key)?,
+        };
+        let disks = writer.disks()?;
+        Ok(disks.merge(&writer.serial, &chain, layer).await?)
+    }
+}
+
+/// Whether a VMM did not answer: what it was told may have happened.
+pub(super) fn is_silent(error: &NodeError) -> bool {
+    matches!(
+        error,
+        NodeError::Machine(MachineError::Vmm(VmmError::Silent { .. }))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_layer_goes_while_a_state_is_opened() {
+        let merges = Merges::default();
+        let (one, other) = (VolumeId::random(), VolumeId::random());
+        let first = merges.opening(one);
+        let second = merges.opening(one);
+        drop(first);
+        assert!(merges.is_opened(one) && !merges.is_opened(other));
+        drop(second);
+        assert!(!merges.is_opened(one));
+        assert!(lock(&merges.opened).is_empty());
+    }
+}
