@@ -183,6 +183,36 @@ pub fn admit(
     Ok(())
 }
 
+/// Whether a VM that runs can grow: what it has is not free any more.
+///
+/// # Errors
+/// The first thing that there is too little of.
+pub fn admit_growth(has: &Resources, asked: &Resources, host: &Capacity) -> Result<(), Shortage> {
+    if asked.cpus > has.cpus && asked.cpus > host.cpus {
+        return Err(Shortage::Cpus {
+            asked: asked.cpus,
+            there: host.cpus,
+        });
+    }
+    let needed = MiB(asked.memory.0.saturating_sub(has.memory.0));
+    if needed.0 == 0 {
+        return Ok(());
+    }
+    if asked.memory >= host.memory {
+        return Err(Shortage::Memory {
+            asked: asked.memory,
+            there: host.memory,
+        });
+    }
+    if needed > host.available {
+        return Err(Shortage::MemoryNow {
+            needed,
+            there: host.available,
+        });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,5 +264,23 @@ mod tests {
         let short = ask(1024, 4094).unwrap_err();
         assert_eq!(short.code(), "huge_pages_exhausted");
         assert!(short.advice().unwrap().contains("nr_hugepages"));
+    }
+
+    #[test]
+    fn one_that_grows_needs_what_is_added() {
+        let size = |cpus, memory| Resources {
+            cpus,
+            memory: MiB(memory),
+            // Long written.
+            disk: MiB(10_000),
+            ..Resources::default()
+        };
+        let grow = |has, to| admit_growth(&has, &to, &HOST).map_err(|shortage| shortage.code());
+        assert_eq!(grow(size(1, 4096), size(4, 5120)), Ok(()));
+        assert_eq!(grow(size(1, 4096), size(5, 4096)), Err("too_many_cpus"));
+        assert_eq!(grow(size(1, 4096), size(1, 5248)), Err("memory_exhausted"));
+        assert_eq!(grow(size(1, 7680), size(1, 8192)), Err("too_much_memory"));
+        // A host that has less than it had when the VM was made keeps it.
+        assert_eq!(grow(size(8, 9000), size(8, 9000)), Ok(()));
     }
 }

@@ -119,6 +119,32 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Sets the limits that follow from the size of a VM, as far as the host has controllers for them.
+    ///
+    /// # Errors
+    /// Where a controller is there and refuses.
+    pub fn resize(&self, cpus: u16, memory: MiB) -> io::Result<()> {
+        for (file, value) in [
+            ("cpu.max", cpu_max(cpus)),
+            ("memory.max", memory_max(memory)),
+        ] {
+            let path = self.0.join(file);
+            if path.exists() {
+                write(&path, &value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many more processes and threads it may have, where it has a limit.
+    #[must_use]
+    pub fn pids_left(&self) -> Option<u32> {
+        let read = |file| fs::read_to_string(self.0.join(file)).ok();
+        let most: u32 = read("pids.max")?.trim().parse().ok()?;
+        let there: u32 = read("pids.current")?.trim().parse().ok()?;
+        Some(most.saturating_sub(there))
+    }
+
     /// Which of the files that limits are set by are there.
     #[must_use]
     pub fn controllers(&self) -> Vec<&'static str> {
@@ -263,14 +289,9 @@ impl Limits {
     /// The files and what is written to them, as `Documentation/admin-guide/cgroup-v2.rst` of
     /// the kernel has them.
     pub(crate) fn files(&self, disk: &Path) -> Vec<(&'static str, String)> {
-        let period = 100_000_u64;
-        let memory = MiB(self.memory.0.saturating_add(MEMORY_BEYOND.0)).bytes();
         let mut files = vec![
-            (
-                "cpu.max",
-                format!("{} {period}", u64::from(self.cpus) * period),
-            ),
-            ("memory.max", memory.to_string()),
+            ("cpu.max", cpu_max(self.cpus)),
+            ("memory.max", memory_max(self.memory)),
             ("memory.swap.max", "0".into()),
             ("pids.max", self.pids.to_string()),
         ];
@@ -281,6 +302,16 @@ impl Limits {
         }
         files
     }
+}
+
+fn cpu_max(cpus: u16) -> String {
+    let period = 100_000_u64;
+    format!("{} {period}", u64::from(cpus) * period)
+}
+
+fn memory_max(memory: MiB) -> String {
+    let bytes = MiB(memory.0.saturating_add(MEMORY_BEYOND.0)).bytes();
+    bytes.to_string()
 }
 
 /// `MAJOR:MINOR` of the disk that a path is on: not of a partition, which takes no limits.
@@ -358,5 +389,22 @@ mod tests {
         assert_eq!(read("pids.max"), "100");
         assert!(!dir.path().join("io.max").exists());
         assert_eq!(group.controllers(), ["cpu.max", "memory.max", "pids.max"]);
+
+        fs::write(dir.path().join("pids.current"), "93\n").unwrap();
+        assert_eq!(group.pids_left(), Some(7));
+        for file in ["cpu.max", "memory.max"] {
+            // As the kernel has it, which takes a value and is not added to.
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        group.resize(4, MiB(1024)).unwrap();
+        assert_eq!(read("cpu.max"), "400000 100000");
+        assert_eq!(read("memory.max"), MiB(1536).bytes().to_string());
+        assert_eq!(
+            read("pids.max"),
+            "100",
+            "what it does not follow from stays"
+        );
+        fs::write(dir.path().join("pids.max"), "max\n").unwrap();
+        assert_eq!(group.pids_left(), None);
     }
 }

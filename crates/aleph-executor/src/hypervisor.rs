@@ -32,7 +32,9 @@ use tokio::net::UnixStream;
 mod full;
 mod live;
 
-pub use full::{Display, FullMachine, FullMachines, HostDevices, Hotplug, Machine, Power};
+pub use full::{
+    Display, FullMachine, FullMachines, HostDevices, Hotplug, Machine, MachineSize, Power,
+};
 pub use live::{DiskChain, DiskLayer, GuestPort, LayerOrigin, LiveDisk, LiveDisks};
 
 /// A future that a trait object returns.

@@ -85,7 +85,15 @@ fn a_group_beyond_its_memory_is_ended() -> Result<()> {
     let elsewhere = host.group("other", &GENEROUS)?;
     let as_much = host.start(&elsewhere, &touch(MiB(MEMORY.0 + 64)))?;
     host.expect(&as_much, ProcessExit::Code(0))?;
-    host.clear(&[group, elsewhere])
+
+    // One whose VM grows has more from then on, and what is running in it, too.
+    let grown = host.group("grown", &limits)?;
+    grown.resize(2, MiB(128))?;
+    ensure!(read(&grown, "cpu.max")? == "200000 100000");
+    let as_much = host.start(&grown, &touch(MiB(MEMORY.0 + 64)))?;
+    host.expect(&as_much, ProcessExit::Code(0))?;
+    ensure!(grown.overuse().is_none());
+    host.clear(&[group, elsewhere, grown])
 }
 
 fn a_group_at_its_limit_of_processes_cannot_fork() -> Result<()> {
@@ -102,6 +110,7 @@ fn a_group_at_its_limit_of_processes_cannot_fork() -> Result<()> {
     host.expect(&seven, ProcessExit::Code(0))?;
     ensure!(read(&group, "pids.current")? == "7");
     ensure!(count(&group, "pids.events", "max")? == 0);
+    ensure!(group.pids_left() == Some(1));
 
     let one_more = host.start(&group, "sleep 1000 & echo not reached >&2")?;
     host.expect(&one_more, ProcessExit::Code(2))?;

@@ -745,7 +745,10 @@ mod tests {
         let machine = |job: &mut JobSpec, spoil: fn(&mut MachineSpec)| {
             spoil(job.machine.get_or_insert_default());
         };
-        let cases: [(&str, Spoil); 15] = [
+        let cases: [(&str, Spoil); 16] = [
+            ("bad_machine", |j| {
+                j.machine.get_or_insert_default().room.memory = MiB(100);
+            }),
             ("bad_machine", |j| {
                 j.machine.get_or_insert_default().firmware = Firmware::Kernel;
             }),

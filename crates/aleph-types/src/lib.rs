@@ -14,6 +14,7 @@
 //! | [`JobSpec`] | what a user asked to run |
 //! | [`GpuRequest`] | what a job asks of GPUs |
 //! | [`MachineSpec`], [`CloudInitSpec`] | what a full VM is like, and what its guest is told |
+//! | [`JobResize`] | another size of a full VM |
 //! | [`CloudInit`] | how far that guest's cloud-init is |
 //! | [`RestartPolicy`], [`HealthCheck`] | when it starts again, and how to tell that it works |
 //! | [`NetworkSpec`], [`VmNetwork`] | what it asks of the network, and what its VM got |
@@ -39,6 +40,7 @@ mod live_volume;
 mod machine;
 mod network;
 mod node;
+mod resize;
 mod resources;
 mod restart;
 pub mod signal;
@@ -72,6 +74,7 @@ pub use network::{
     PortRange, Protocol, Rate, RateLimit, VmNetwork, share_an_address,
 };
 pub use node::{NodeInfo, NodeResources};
+pub use resize::{JobResize, MEMORY_STEP};
 pub use resources::Resources;
 pub use restart::{Restart, RestartPolicy};
 pub use size::{MiB, ParseSizeError};

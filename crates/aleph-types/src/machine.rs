@@ -1,6 +1,6 @@
 //! What a full VM is like, and what its guest is told at its first boot.
 
-use crate::{InvalidJob, MiB};
+use crate::{InvalidJob, MEMORY_STEP, MiB};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -113,14 +113,15 @@ impl HugePages {
     }
 }
 
-/// Room for what is plugged in while a VM runs, beyond what it begins with.
+/// Room for what is plugged in while a VM runs, beyond what it has. With that it is what the VM can ever have,
+/// and grows smaller as the VM grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct HotplugRoom {
     /// Processors.
     pub cpus: u16,
-    /// Memory.
+    /// Memory, in steps of 128 MiB, or of its huge pages where those are larger.
     #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub memory: MiB,
     /// Disks and network cards.
@@ -211,6 +212,13 @@ impl fmt::Display for CloudInitState {
 }
 
 impl MachineSpec {
+    /// What its memory grows by.
+    #[must_use]
+    pub fn memory_step(&self) -> MiB {
+        let page = self.huge_pages.map_or(MiB(0), HugePages::size);
+        MEMORY_STEP.max(page)
+    }
+
     /// Checks what can be known without a node. `cpus` is what the VM begins with.
     pub(crate) fn check(&self, cpus: u16) -> Result<(), InvalidJob> {
         let bad = |field, why| Err(InvalidJob::Machine { field, why });
@@ -238,6 +246,10 @@ impl MachineSpec {
         {
             let why = "does not multiply to the processors of the VM, room included";
             return bad("machine.topology", why);
+        }
+        if !self.room.memory.0.is_multiple_of(self.memory_step().0) {
+            let why = "is no multiple of 128 MiB, or of its huge pages";
+            return bad("machine.room.memory", why);
         }
         if self.room.slots > MAX_SLOTS {
             return bad("machine.room.slots", "is more than 64");

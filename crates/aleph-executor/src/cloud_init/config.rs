@@ -212,6 +212,16 @@ fn files(spec: &GuestSpec) -> Result<Vec<WriteFile>, CloudInitError> {
         own.push((unit::UNIT_FILE, "0644", unit::unit(command)));
     }
     let mut files = Vec::new();
+    if spec.takes_more {
+        files.push(WriteFile {
+            path: unit::RULES_FILE.into(),
+            permissions: "0644".into(),
+            owner: root(),
+            encoding: None,
+            content: unit::RULES.into(),
+            defer: false,
+        });
+    }
     for (path, permissions, content) in own {
         // At once, for what reads them early, and again after the user's that come late.
         for defer in [false, true] {

@@ -45,6 +45,8 @@ pub struct GuestSpec {
     pub networks: Vec<Nic>,
     /// Whether the root partition and file system grow to the disk's size.
     pub grow_root: bool,
+    /// Whether its machine gets processors and memory while it runs, which it is to take into use.
+    pub takes_more: bool,
     /// The user's own user-data, in any form that cloud-init takes but part handlers.
     pub user_data: Option<Secret>,
 }
@@ -164,6 +166,7 @@ impl GuestSpec {
             volumes: Vec::new(),
             networks: Vec::new(),
             grow_root: true,
+            takes_more: false,
             user_data: None,
         }
     }

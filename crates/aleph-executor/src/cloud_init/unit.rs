@@ -13,6 +13,16 @@ pub(super) const CHECKED: &str = "/var/lib/cloud/instance/aleph-checked";
 /// Where the unit is.
 pub(super) const UNIT_FILE: &str = "/etc/systemd/system/aleph-job.service";
 
+/// Where the rules are by which a guest takes into use what its machine gets while it runs.
+pub(super) const RULES_FILE: &str = "/etc/udev/rules.d/60-aleph-hotplug.rules";
+
+/// Those rules, for udev. Linux leaves it to its user whether processors and memory that come are used
+/// (`Documentation/core-api/cpu_hotplug.rst`, `admin-guide/mm/memory-hotplug.rst`), and Debian says nothing.
+pub(super) const RULES: &str = "\
+ACTION==\"add\", SUBSYSTEM==\"cpu\", TEST==\"online\", ATTR{online}==\"0\", ATTR{online}=\"1\"
+ACTION==\"add\", SUBSYSTEM==\"memory\", ATTR{state}==\"offline\", ATTR{state}=\"online\"
+";
+
 /// `job.env`, in a form that systemd's `EnvironmentFile=` and a shell's `.` read alike.
 ///
 /// Both take a double-quoted value over several lines and the same four escapes in it

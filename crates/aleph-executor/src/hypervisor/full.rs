@@ -7,7 +7,9 @@
 use super::{BoxFuture, Disk, Nic, VmmError};
 use crate::gpu::{MemoryNode, PciFunction, Taken};
 use crate::qemu::machine::{Blueprint, MachineError, Wanted};
-use aleph_types::MiB;
+use aleph_types::{MiB, Resources};
+use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -96,6 +98,41 @@ pub trait Power: Send + Sync {
     fn reset(&self) -> BoxFuture<'_, Result<(), VmmError>>;
 }
 
+/// How many processors a machine has, and how much memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSize {
+    /// Processors.
+    pub cpus: u16,
+    /// Memory.
+    pub memory: MiB,
+}
+
+impl MachineSize {
+    /// This much of each, but no less than one and no more than another size.
+    #[must_use]
+    pub fn clamp(self, least: Self, most: Self) -> Self {
+        Self {
+            cpus: self.cpus.min(most.cpus).max(least.cpus),
+            memory: self.memory.min(most.memory).max(least.memory),
+        }
+    }
+}
+
+impl From<&Resources> for MachineSize {
+    fn from(resources: &Resources) -> Self {
+        Self {
+            cpus: resources.cpus,
+            memory: resources.memory,
+        }
+    }
+}
+
+impl fmt::Display for MachineSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} CPUs and {} of memory", self.cpus, self.memory)
+    }
+}
+
 /// The facet of changing a computer that runs.
 ///
 /// What is added is not in its [`Blueprint`]: who wants it there after the next start says so when it is
@@ -148,6 +185,9 @@ pub trait Hotplug: Send + Sync {
     /// [`MachineError::NoRoom`] where there is less, and nothing was added. Where the VMM fails, some may
     /// have been.
     fn add_cpus(&self, cpus: u16) -> BoxFuture<'_, Result<(), MachineError>>;
+
+    /// What it has now, whoever added it. What an earlier change left half-done is taken away.
+    fn size(&self) -> BoxFuture<'_, Result<MachineSize, MachineError>>;
 }
 
 /// The facet of a computer's screen, keyboard and mouse.

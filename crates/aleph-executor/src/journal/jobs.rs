@@ -2,6 +2,7 @@
 
 use super::{Journal, JournalError, events};
 use crate::guest::MountRequest;
+use crate::hypervisor::MachineSize;
 use aleph_types::{Event, Incarnation, Job, JobId, JobSpec, SnapshotId, Timestamp, VmId, VolumeId};
 use aleph_vm_networking::Claim;
 use rusqlite::{OptionalExtension, Transaction};
@@ -45,6 +46,10 @@ pub struct JobRecord {
     /// crash asks the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changing: Option<VolumeChange>,
+    /// What its machine had before it began to grow to the size that its specification has. Whoever finds it
+    /// so after a crash asks the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resizing: Option<MachineSize>,
 }
 
 /// A volume that a machine which runs is being given, or that is being taken from it.

@@ -1,6 +1,6 @@
 //! What can go wrong with a node's jobs.
 
-use super::{MountError, SnapshotError};
+use super::{MountError, SizeError, SnapshotError};
 use crate::cloud_init::CloudInitError;
 use crate::executor::ExecutorError;
 use crate::gpu::GpuError;
@@ -90,6 +90,9 @@ pub enum NodeError {
         "volumes of this job change with its specification alone: it is no full VM with a disk of its own"
     )]
     FixedVolumes,
+    /// It cannot have the size that is asked for.
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// Its machine did not change.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -133,6 +136,7 @@ impl Classify for NodeError {
             Self::Volume(error) => error.class(),
             Self::Mount(error) => error.class(),
             Self::Machine(error) => error.class(),
+            Self::Size(error) => error.class(),
             Self::NoAgent(_) | Self::NoScreen | Self::FixedVolumes => ErrorClass::Invalid,
             Self::NoRoot(_) => ErrorClass::Conflict,
             Self::Screen(_) => ErrorClass::Unavailable,
@@ -170,6 +174,7 @@ impl Classify for NodeError {
             Self::Volume(error) => error.code(),
             Self::Mount(error) => error.code(),
             Self::Machine(error) => error.code(),
+            Self::Size(error) => error.code(),
             Self::FixedVolumes => "volumes_fixed",
             Self::NoAgent(_) => "no_agent",
             Self::NoScreen => "no_screen",
@@ -205,6 +210,7 @@ impl Classify for NodeError {
             Self::Volume(error) => error.advice(),
             Self::Mount(error) => error.advice(),
             Self::Machine(error) => error.advice(),
+            Self::Size(error) => error.advice(),
             Self::FixedVolumes => {
                 Some("Name its volumes when it is made, or make a full VM: aleph vm create.".into())
             }

@@ -89,48 +89,87 @@ impl Ledger {
         if self.given.contains_key(&job) {
             return Ok(());
         }
-        let (asked, there) = (&spec.resources, &pool.resources);
-        let (one, given) = (cost(spec), self.total());
-        let cost = one.resources;
-        let left = |there: u32, given: u32| there.saturating_sub(given);
-        let cpus = left(there.cpus, given.cpus);
-        if cost.cpus > cpus {
+        let one = cost(spec);
+        self.has_cpus(&one, spec, pool)?;
+        self.has_memory(&one, pool)?;
+        let given = self.total().disk;
+        let disk = MiB(pool.resources.disk.0.saturating_sub(given.0));
+        if one.resources.disk > disk {
+            return Err(Shortage::Disk {
+                asked: spec.resources.disk,
+                there: disk,
+            });
+        }
+        self.given.insert(job, one);
+        Ok(())
+    }
+
+    /// Gives a job that has its share another one, if there is so much. One that has none gets none.
+    pub(super) fn resize(
+        &mut self,
+        job: JobId,
+        spec: &JobSpec,
+        pool: &Pool,
+    ) -> Result<(), Shortage> {
+        let Some(had) = self.given.remove(&job) else {
+            return Ok(());
+        };
+        let one = cost(spec);
+        let fits = |ledger: &Self| -> Result<(), Shortage> {
+            // What it gives back is never too much.
+            if one.resources.cpus > had.resources.cpus {
+                ledger.has_cpus(&one, spec, pool)?;
+            }
+            if one.resources.memory > had.resources.memory {
+                ledger.has_memory(&one, pool)?;
+            }
+            Ok(())
+        };
+        let fit = fits(self);
+        let now = match fit {
+            Ok(()) => one,
+            Err(_) => had,
+        };
+        self.given.insert(job, now);
+        fit
+    }
+
+    fn has_cpus(&self, one: &Given, spec: &JobSpec, pool: &Pool) -> Result<(), Shortage> {
+        let cpus = pool.resources.cpus.saturating_sub(self.total().cpus);
+        if one.resources.cpus > cpus {
             return Err(Shortage::CpusNow {
-                asked: asked.cpus,
+                asked: spec.resources.cpus,
                 there: cpus,
             });
         }
+        Ok(())
+    }
+
+    fn has_memory(&self, one: &Given, pool: &Pool) -> Result<(), Shortage> {
         let taken = self.given.values().map(|given| given.memory_of(pool));
-        let memory = left(there.memory.0, taken.fold(0, u32::saturating_add));
-        let needed = one.memory_of(pool);
-        if needed > memory {
+        let taken = taken.fold(0, u32::saturating_add);
+        let memory = pool.resources.memory.0.saturating_sub(taken);
+        if one.memory_of(pool) > memory {
             // Of locked memory there is less than of other.
             let of_host = |memory: u32| match one.pinned {
                 true => scaled(memory, 1.0 / pool.memory_ratio.max(1.0)),
                 false => memory,
             };
             return Err(Shortage::MemoryNow {
-                needed: cost.memory,
+                needed: one.resources.memory,
                 there: MiB(of_host(memory)),
             });
         }
         let locked = self.given.values().filter(|given| given.pinned);
         let locked = locked.map(|given| given.resources.memory.0);
-        let lockable = left(pool.lockable.0, locked.fold(0, u32::saturating_add));
-        if one.pinned && cost.memory.0 > lockable {
+        let locked = locked.fold(0, u32::saturating_add);
+        let lockable = MiB(pool.lockable.0.saturating_sub(locked));
+        if one.pinned && one.resources.memory > lockable {
             return Err(Shortage::MemoryNow {
-                needed: cost.memory,
-                there: MiB(lockable),
+                needed: one.resources.memory,
+                there: lockable,
             });
         }
-        let disk = MiB(left(there.disk.0, given.disk.0));
-        if cost.disk > disk {
-            return Err(Shortage::Disk {
-                asked: asked.disk,
-                there: disk,
-            });
-        }
-        self.given.insert(job, one);
         Ok(())
     }
 
@@ -247,6 +286,39 @@ mod tests {
             .give(c, &asked(1, 1025 - OVERHEAD.0, 0), &pool)
             .unwrap();
         ledger.give(b, &with_gpu(1024), &pool).unwrap();
+    }
+
+    #[test]
+    fn a_share_grows_within_what_others_leave() {
+        let mut there = pool(1.0);
+        there.resources.cpus = 4;
+        let mut ledger = Ledger::default();
+        let (a, b) = (JobId::from_bits(1), JobId::from_bits(2));
+        ledger.give(a, &asked(1, 1024, 900), &there).unwrap();
+        ledger.give(b, &asked(1, 1024, 0), &there).unwrap();
+        // By now its disk is full of what it wrote.
+        there.resources.disk = MiB(100);
+        ledger.resize(a, &asked(3, 2048, 900), &there).unwrap();
+        let had = ledger.total();
+        assert_eq!(
+            (had.cpus, had.memory),
+            (4, MiB(1024 + 2048 + 2 * OVERHEAD.0))
+        );
+        for (to, code) in [
+            (asked(4, 2048, 900), "cpus_exhausted"),
+            (asked(3, 3072, 900), "memory_exhausted"),
+        ] {
+            assert_eq!(ledger.resize(a, &to, &there).unwrap_err().code(), code);
+            assert_eq!(ledger.total(), had);
+        }
+        // A pool that has become smaller than what is given takes back, and gives no more.
+        there.resources.cpus = 1;
+        ledger.resize(a, &asked(2, 1024, 900), &there).unwrap();
+        ledger.resize(a, &asked(3, 1024, 900), &there).unwrap_err();
+        // Who has nothing is not given anything by this.
+        ledger.take(b);
+        ledger.resize(b, &asked(1, 64, 0), &there).unwrap();
+        assert_eq!(ledger.total().cpus, 2);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | `mounts` | the volumes that jobs mount: made where they are missing, leased for each start |
 //! | `volumes` | when leases of volumes end, and what was removed is purged |
 //! | `snapshot` | guests that are written down, and those that go on from there |
+//! | `size` | processors and memory of full VMs, which become more while their guests run |
 //! | `live_volumes` | volumes that are attached, detached, grown and kept while a guest runs |
 //! | `volume_merges` | layers of such volumes, merged meanwhile |
 //! | `own_disk`, `words` | jobs whose guests boot disks of their own, and what those say |
@@ -49,6 +50,7 @@ mod own_disk;
 mod prune;
 mod reclaim;
 mod recover;
+mod size;
 mod snapshot;
 mod stats;
 mod supervision;
@@ -62,6 +64,7 @@ pub use error::NodeError;
 pub use events::EventReader;
 pub use live_volumes::VolumeImage;
 pub use mounts::MountError;
+pub use size::SizeError;
 pub use snapshot::SnapshotError;
 
 use crate::executor::Boot;
@@ -390,6 +393,7 @@ impl Node {
             from,
             frozen: false,
             changing: None,
+            resizing: None,
         };
         record.job.migration = Migration::of(&record.job.spec);
         if options.start {

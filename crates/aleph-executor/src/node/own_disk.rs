@@ -3,7 +3,7 @@
 //! | what | where | how long |
 //! | --- | --- | --- |
 //! | root disk | a volume `root-JOB`, a copy of the one that the job names as its image | as long as the job |
-//! | machine: its blueprint, UEFI's variables, TPM | `STATE/machines/JOB/` | as long as the job |
+//! | machine: its blueprint, UEFI's variables, TPM | `STATE/machines/JOB/` | as long as the job, which says how much of it there is ([`size`](super::size)) |
 //! | data | volumes of the account, leased for each start | until somebody removes them |
 //! | kernel, where the job names one: [`DiskKernel`] | the node's kernels | opened for each start, the same for all |
 //! | seed, from which cloud-init reads | `seed.img` in the VM's place | as long as the VM |
@@ -105,6 +105,8 @@ fn guest_of(
         spec.packages.clone_from(&told.packages);
         spec.user_data = told.user_data.as_deref().map(Into::into);
     }
+    let room = job.machine.as_ref().map(|machine| machine.room);
+    spec.takes_more = room.is_some_and(|room| room.cpus > 0 || room.memory.0 > 0);
     spec.volumes = volumes;
     Ok(spec)
 }
@@ -287,9 +289,12 @@ impl Inner {
                 .map_err(|source| machine_error("make a folder for machines", source))?;
             machines.create(&folder, &wanted).map_err(machine)?;
         }
-        let machine = machines.open(&folder).map_err(machine)?;
+        let mut opened = machines.open(&folder).map_err(machine)?;
+        let (cpus, memory) = (spec.resources.cpus, spec.resources.memory);
+        // Of the places that it was drawn with, as many as the job has by now.
+        opened.blueprint.begin_with(cpus, memory).map_err(machine)?;
         Ok(Parts {
-            machine,
+            machine: opened,
             disks,
             volumes,
             kernel: None,

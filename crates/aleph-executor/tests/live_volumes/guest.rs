@@ -32,12 +32,17 @@ pub(crate) const fn all() -> Scope {
 
 /// Opens the node of a root. One that was there a moment ago may still hold it.
 pub(crate) async fn open(root: &TestRoot, backend: BackendChoice) -> Result<Node> {
+    open_with(root, |config| config.volumes.backend = backend).await
+}
+
+/// The same with a configuration that differs.
+pub(crate) async fn open_with(root: &TestRoot, differs: impl Fn(&mut NodeConfig)) -> Result<Node> {
     let began = Instant::now();
     loop {
         let mut config = NodeConfig::new(root.paths()?);
         config.executor.accelerator = Some(Accelerator::Tcg);
         config.reserved_memory = MiB(0);
-        config.volumes.backend = backend;
+        differs(&mut config);
         match Node::open(config, Arc::new(TestImages::new(root)?)).await {
             Ok(node) => return Ok(node),
             Err(error) if began.elapsed() > LIMIT => return Err(error.into()),
@@ -102,6 +107,15 @@ pub(crate) struct Guest {
 impl Guest {
     /// Makes a VM whose guest has QEMU's agent, and waits for its shell.
     pub(crate) async fn boot(root: &TestRoot, node: &Node) -> Result<Self> {
+        Self::boot_as(root, node, |_| ()).await
+    }
+
+    /// The same of one that differs.
+    pub(crate) async fn boot_as(
+        root: &TestRoot,
+        node: &Node,
+        differs: impl FnOnce(&mut JobSpec),
+    ) -> Result<Self> {
         let dir = root.path().join("guest");
         std::fs::create_dir(&dir)?;
         let path = dir.join("disk");
@@ -127,6 +141,7 @@ impl Guest {
         spec.network.mode = Some(NetworkMode::None);
         spec.resources.memory = MiB(256);
         spec.resources.cpus = 1;
+        differs(&mut spec);
         let options = CreateOptions {
             account: ACCOUNT.into(),
             start: true,

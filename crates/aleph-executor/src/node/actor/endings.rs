@@ -135,6 +135,7 @@ impl Actor {
     /// Decides what follows an end, and journals it together with the end of the VM's row.
     pub(super) async fn finish(&mut self, end: End, forget: Option<VmId>) {
         self.end_change().await;
+        self.end_resize();
         let mut in_order = std::mem::take(&mut self.in_order);
         if self.record.job.spec.has_own_disk() {
             // It ended by its power button, or powered itself off.

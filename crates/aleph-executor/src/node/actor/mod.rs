@@ -28,11 +28,13 @@
 //! | `snapshot` | a guest that is written down |
 //! | `recovery` | what an earlier process left |
 //! | `volumes` | volumes that are attached and detached |
+//! | `size` | processors and memory that are added |
 
 mod endings;
 mod fitting;
 mod recovery;
 mod requests;
+mod size;
 mod snapshot;
 mod volumes;
 
@@ -42,6 +44,7 @@ use super::entry::{Entry, Live};
 use super::inner::{Inner, event_of, log_journal};
 use super::live_volumes::Changed;
 use super::mounts::Mounts;
+use super::size::Resized;
 use super::snapshot::{Written, image_of};
 use super::supervision::End;
 use super::{NodeError, Prepared, health, launch, own_disk, words};
@@ -52,10 +55,11 @@ use crate::lifecycle::Outcome;
 use crate::place::Place;
 use crate::vm::Vm;
 use aleph_types::{
-    CloudInit, CloudInitState, ExitStatus, Health, Incarnation, Job, JobState, Problem, Timestamp,
-    VmId,
+    CloudInit, CloudInitState, ExitStatus, Health, Incarnation, Job, JobResize, JobState, Problem,
+    Timestamp, VmId,
 };
 use fitting::{After, Begun};
+use size::Resizing;
 use snapshot::UnderWay;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,6 +90,8 @@ pub(super) enum Ask {
     },
     /// Change the volumes that it has. The answer comes when that is done.
     Volume(Box<VolumeAsk>),
+    /// Have another size. The answer comes when that is done.
+    Resize(JobResize),
     /// Another look at a VM that another process held.
     Look,
 }
@@ -141,6 +147,8 @@ pub(super) enum Note {
     Impaired(Option<String>),
     /// What became of a change of its volumes.
     Volume(Box<Changed>),
+    /// What became of a change of its size.
+    Resized(Box<Resized>),
     /// The guest was written down, or not. Told of whatever start of the job.
     Written(Box<Written>),
 }
@@ -210,6 +218,8 @@ pub(super) struct Actor {
     snapshot: Option<UnderWay>,
     /// The change of its volumes that is under way.
     changing: Option<Changing>,
+    /// The change of its size that is under way.
+    resizing: Option<Resizing>,
     /// Whether it is stopped only to be started again.
     again: bool,
     /// Whether the guest of the start that ends wrote out what outlives it.
@@ -233,6 +243,7 @@ impl Actor {
             notes,
             snapshot: None,
             changing: None,
+            resizing: None,
             again: false,
             in_order: false,
             gone: false,
@@ -290,6 +301,7 @@ impl Actor {
             snapshot.given_up.cancel();
         }
         self.changing = None;
+        self.resizing = None;
         if let Phase::Preparing(task) = &self.phase {
             task.abort();
         }
@@ -404,6 +416,7 @@ impl Actor {
             Note::CloudInit(found, stored) => self.cloud_init(found, stored).await,
             Note::Impaired(found) => self.impaired(found).await,
             Note::Volume(changed) => self.volume_changed(*changed).await,
+            Note::Resized(resized) => self.resized(*resized).await,
             Note::Written(written) => self.written(*written).await,
         }
     }

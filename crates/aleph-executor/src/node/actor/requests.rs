@@ -18,6 +18,9 @@ impl Actor {
         if let Ask::Volume(ask) = ask {
             return Box::pin(self.change_volumes(*ask, answer)).await;
         }
+        if let Ask::Resize(size) = ask {
+            return Box::pin(self.resize(size, answer)).await;
+        }
         let done = match ask {
             Ask::Start => self.start().await,
             Ask::Stop { grace, again } => {
@@ -32,7 +35,9 @@ impl Actor {
                 self.look().await;
                 Ok(())
             }
-            Ask::Snapshot { .. } | Ask::Volume(_) => Err(self.denied(Denial::Busy)),
+            Ask::Snapshot { .. } | Ask::Volume(_) | Ask::Resize(_) => {
+                Err(self.denied(Denial::Busy))
+            }
         };
         let _ = answer.send(done.map(|()| self.entry.job()));
     }

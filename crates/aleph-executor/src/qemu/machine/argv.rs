@@ -35,9 +35,6 @@ const QEMU_AGENT_PORT: &str = "org.qemu.guest_agent.0";
 /// The device on the root bus whose functions are the first ports.
 const FIRST_PORT_DEVICE: usize = 8;
 
-/// The most modules that memory can be added as.
-const MAX_MODULES: u32 = 32;
-
 /// What decides the command line, beside the blueprint.
 #[derive(Debug)]
 pub struct Line<'a> {
@@ -217,7 +214,7 @@ impl Builder {
         let (memory, room) = (blueprint.memory.0, blueprint.memory_room.0);
         let mut size = format!("size={memory}M");
         if room > 0 {
-            let modules = (room / super::blueprint::MEMORY_UNIT.0).min(MAX_MODULES);
+            let modules = blueprint.modules();
             let most = u64::from(memory) + u64::from(room);
             size.push_str(&format!(",slots={modules},maxmem={most}M"));
         }

@@ -3,6 +3,9 @@
 //! A guest's system, its drivers and its licences know the machine by its topology, its processor and
 //! the slots of its devices. So what a start needs is said once, in terms that stay the same when QEMU is
 //! upgraded: a machine type with its version, no alias.
+//!
+//! How many of its places for processors are taken, and how much of the memory that it can have is there, is
+//! what it begins with at a start ([`Blueprint::begin_with`]): places and the sum stay as they were drawn.
 
 use super::error::MachineError;
 use crate::accel::Accelerator;
@@ -14,7 +17,10 @@ use std::fmt;
 pub(super) const VERSION: u32 = 1;
 
 /// Memory is added in units of what Linux takes in at once on x86.
-pub(super) const MEMORY_UNIT: MiB = MiB(128);
+pub(super) const MEMORY_UNIT: MiB = aleph_types::MEMORY_STEP;
+
+/// The most modules that memory can be added as.
+const MAX_MODULES: u32 = 32;
 
 /// Slots at most. A port is a function of a device on the root bus, eight of each; those of the host's
 /// devices come beside them.
@@ -298,6 +304,41 @@ impl Blueprint {
         self.topology.places()
     }
 
+    /// Memory that it can ever have.
+    #[must_use]
+    pub fn max_memory(&self) -> MiB {
+        MiB(self.memory.0.saturating_add(self.memory_room.0))
+    }
+
+    /// How many modules memory can be added as.
+    pub(super) fn modules(&self) -> u32 {
+        (self.memory_room.0 / MEMORY_UNIT.0).min(MAX_MODULES)
+    }
+
+    /// Has it begin with another size than it was drawn with, of what it can ever have.
+    ///
+    /// # Errors
+    /// [`MachineError::NoRoom`] where that is less; [`MachineError::Invalid`] where the parts do not fit
+    /// together then.
+    pub fn begin_with(&mut self, cpus: u16, memory: MiB) -> Result<(), MachineError> {
+        let places = self.max_cpus();
+        if u64::from(cpus) > places {
+            return Err(MachineError::NoRoom {
+                what: "processors",
+                left: places.saturating_sub(self.cpus.into()),
+                wanted: u64::from(cpus) - u64::from(self.cpus),
+            });
+        }
+        let most = self.max_memory();
+        if memory > most {
+            let wanted = MiB(memory.0 - self.memory.0);
+            return Err(MachineError::no_memory(self.memory_room, wanted));
+        }
+        (self.cpus, self.memory) = (cpus, memory);
+        self.memory_room = MiB(most.0 - memory.0);
+        self.check()
+    }
+
     /// Checks that its parts fit together: a record may have been edited.
     pub(super) fn check(&self) -> Result<(), MachineError> {
         let invalid = |why: String| Err(MachineError::Invalid(why));
@@ -475,6 +516,48 @@ mod tests {
             let error = draw(&wanted).unwrap_err().to_string();
             assert!(error.contains("NUMA nodes"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_machine_begins_with_another_size_of_what_it_can_have() {
+        let mut blueprint = draw(&Wanted {
+            cpus: 2,
+            cpu_room: 2,
+            memory_room: MiB(1024),
+            ..Wanted::default()
+        })
+        .unwrap();
+        let drawn = blueprint.clone();
+        for (cpus, memory, room) in [(4, 1536, 0), (1, 256, 1280), (3, 640, 896)] {
+            blueprint.begin_with(cpus, MiB(memory)).unwrap();
+            assert_eq!((blueprint.cpus, blueprint.memory), (cpus, MiB(memory)));
+            assert_eq!(blueprint.memory_room, MiB(room));
+            assert_eq!(blueprint.topology, drawn.topology);
+        }
+        blueprint.begin_with(2, MiB(512)).unwrap();
+        assert_eq!(blueprint, drawn);
+        let mut refused = |cpus, memory| {
+            let error = blueprint.begin_with(cpus, MiB(memory)).unwrap_err();
+            assert_eq!(blueprint, drawn);
+            error.to_string()
+        };
+        assert!(refused(5, 512).contains("room for 2 more processors, not 3"));
+        assert!(refused(2, 1664).contains("room for 1024 more MiB of memory, not 1152"));
+        // Not in units of what is added.
+        let mut uneven = drawn.clone();
+        assert!(uneven.begin_with(2, MiB(600)).is_err());
+        let mut parted = draw(&Wanted {
+            numa: vec![NumaNode {
+                cpus: vec![0],
+                memory: MiB(512),
+                host_node: None,
+            }],
+            memory_room: MiB(128),
+            ..Wanted::default()
+        })
+        .unwrap();
+        let error = parted.begin_with(1, MiB(640)).unwrap_err().to_string();
+        assert!(error.contains("NUMA nodes"), "{error}");
     }
 
     #[test]

@@ -70,6 +70,12 @@ pub enum MachineError {
         /// How much was wanted.
         wanted: u64,
     },
+    /// Memory was added too often.
+    #[error("memory was added to the machine {modules} times, as often as it can be while it runs")]
+    NoModule {
+        /// How many modules it takes.
+        modules: u32,
+    },
     /// A guest that keeps a device.
     #[error("the guest did not let go of the {what} in {limit:?}")]
     Kept {
@@ -112,7 +118,9 @@ impl Classify for MachineError {
             Self::Invalid(_) | Self::Disk { .. } => ErrorClass::Invalid,
             Self::Missing { .. } | Self::Gone { .. } | Self::Vmm(_) => ErrorClass::Unavailable,
             Self::Record { .. } | Self::Io { .. } => ErrorClass::Internal,
-            Self::NoSlot { .. } | Self::NoRoom { .. } => ErrorClass::Capacity,
+            Self::NoSlot { .. } | Self::NoRoom { .. } | Self::NoModule { .. } => {
+                ErrorClass::Capacity
+            }
             Self::Conflict { .. } | Self::Kept { .. } => ErrorClass::Conflict,
             Self::Unknown { .. } => ErrorClass::NotFound,
         }
@@ -129,6 +137,7 @@ impl Classify for MachineError {
             Self::Conflict { .. } => "machine_device_exists",
             Self::Unknown { .. } => "machine_device_unknown",
             Self::NoRoom { .. } => "machine_room",
+            Self::NoModule { .. } => "machine_modules",
             Self::Kept { .. } => "machine_device_kept",
             Self::Vmm(_) => "machine_vmm",
             Self::Io { .. } => "machine_io",
@@ -147,6 +156,9 @@ impl Classify for MachineError {
                 Some("Detach a device first, or create the VM with more slots.".into())
             }
             Self::NoRoom { .. } => Some("Create the VM with more room for hot-plug.".into()),
+            Self::NoModule { .. } => {
+                Some("Stop the VM and start it: all of its memory is one piece then.".into())
+            }
             Self::Kept { .. } => Some(
                 "Unmount the disk or take the interface down in the guest, and ask again.".into(),
             ),

@@ -8,10 +8,10 @@
 //! which is lost where nobody is connected). Linux lets go of any disk, and says nothing where its driver
 //! does not answer: waiting has a bound.
 
-use super::argv::{memory_backend, port};
-use super::blueprint::{Blueprint, Device, MEMORY_UNIT};
+use super::argv::port;
+use super::blueprint::{Blueprint, Device};
 use super::error::MachineError;
-use crate::hypervisor::{BoxFuture, Disk, Hotplug, Nic, VmmError};
+use crate::hypervisor::{BoxFuture, Disk, Hotplug, MachineSize, Nic, VmmError};
 use crate::process::path_of_file;
 use crate::qemu::argv::mac_text;
 use crate::qemu::block::{self, Drive, secrets_of};
@@ -26,16 +26,13 @@ use tokio::time::Instant;
 const PERIPHERAL: &str = "/machine/peripheral";
 
 /// The path of objects that are no devices.
-const OBJECTS: &str = "/objects";
+pub(super) const OBJECTS: &str = "/objects";
 
 /// How often it is looked whether a device is gone.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// How often a guest that keeps a device is asked again: one that booted meanwhile has not heard.
 const AGAIN: Duration = Duration::from_secs(5);
-
-/// How long memory may take that is filled at once, beside a second for each GiB.
-const FILL: Duration = Duration::from_secs(60);
 
 /// How long files of a device may stay in use after it is gone.
 const RELEASE: Duration = Duration::from_secs(5);
@@ -209,94 +206,20 @@ impl Hotplug for QemuVmm {
     }
 
     fn add_memory(&self, memory: MiB) -> BoxFuture<'_, Result<(), MachineError>> {
-        Box::pin(async move {
-            if memory.0 == 0 || !memory.0.is_multiple_of(MEMORY_UNIT.0) {
-                return Err(MachineError::Invalid(format!(
-                    "memory is added in units of {} MiB, and {} MiB is none of them",
-                    MEMORY_UNIT.0, memory.0
-                )));
-            }
-            let _changing = self.changing().await;
-            let blueprint = self.blueprint()?;
-            let modules = self.command("query-memory-devices").await?;
-            let there = modules.as_array().into_iter().flatten();
-            let sizes = there.filter_map(|module| module["data"]["size"].as_u64());
-            let added: u64 = sizes.sum();
-            let left = blueprint.memory_room.bytes().saturating_sub(added) >> 20;
-            let left = MiB(u32::try_from(left).unwrap_or(u32::MAX));
-            if left < memory {
-                return Err(MachineError::no_memory(left, memory));
-            }
-            // Each is one more than there are: none is ever taken away.
-            let n = modules.as_array().map_or(0, Vec::len);
-            let (backend, id) = (format!("ram-added{n}"), format!("memory{n}"));
-            let mut object = json!({
-                "qom-type": memory_backend(blueprint.huge_pages).0,
-                "id": backend,
-                "size": memory.bytes(),
-            });
-            if let Some(pages) = blueprint.huge_pages {
-                object["hugetlb"] = true.into();
-                object["hugetlbsize"] = pages.size().bytes().into();
-                object["prealloc"] = true.into();
-                object["prealloc-threads"] = blueprint.cpus.into();
-            }
-            // Pages are filled with zeroes before it answers.
-            let limit = FILL + Duration::from_secs(u64::from(memory.0 / 1024));
-            // What an earlier call left.
-            let _ = self
-                .command_with("object-del", json!({ "id": backend }))
-                .await;
-            let added = self.command_within("object-add", object, limit);
-            if let Err(error) = added.await {
-                let _ = self
-                    .command_with("object-del", json!({ "id": backend }))
-                    .await;
-                return Err(error.into());
-            }
-            let module = json!({ "driver": "pc-dimm", "id": id, "memdev": backend, "node": 0 });
-            if let Err(error) = self.command_with("device_add", module).await {
-                let _ = self
-                    .command_with("object-del", json!({ "id": backend }))
-                    .await;
-                return Err(error.into());
-            }
-            Ok(())
-        })
+        Box::pin(self.plug_memory(memory))
     }
 
     fn add_cpus(&self, cpus: u16) -> BoxFuture<'_, Result<(), MachineError>> {
-        Box::pin(async move {
-            let _changing = self.changing().await;
-            let places = self.command("query-hotpluggable-cpus").await?;
-            let places = places.as_array().into_iter().flatten();
-            let mut free: Vec<&Value> = places
-                .filter(|place| place.get("qom-path").is_none())
-                .collect();
-            if free.len() < usize::from(cpus) {
-                return Err(MachineError::NoRoom {
-                    what: "processors",
-                    left: u64::try_from(free.len()).unwrap_or(u64::MAX),
-                    wanted: cpus.into(),
-                });
-            }
-            let part = |place: &Value, key: &str| place["props"][key].as_u64().unwrap_or(0);
-            let parts = ["socket-id", "core-id", "thread-id"];
-            free.sort_by_key(|place| parts.map(|key| part(place, key)));
-            for place in free.into_iter().take(usize::from(cpus)) {
-                let mut device = place["props"].clone();
-                let where_it_is = parts.map(|key| part(place, key).to_string());
-                device["driver"] = place["type"].clone();
-                device["id"] = format!("cpu-{}", where_it_is.join("-")).into();
-                self.command_with("device_add", device).await?;
-            }
-            Ok(())
-        })
+        Box::pin(self.plug_cpus(cpus))
+    }
+
+    fn size(&self) -> BoxFuture<'_, Result<MachineSize, MachineError>> {
+        Box::pin(self.plugged())
     }
 }
 
 impl QemuVmm {
-    fn blueprint(&self) -> Result<&Blueprint, MachineError> {
+    pub(super) fn blueprint(&self) -> Result<&Blueprint, MachineError> {
         let full = self.full.as_ref().map(|full| &full.blueprint);
         full.ok_or_else(|| MachineError::Unknown {
             what: "slots: it is a microVM".into(),
@@ -312,7 +235,7 @@ impl QemuVmm {
     }
 
     /// The names of what is at a path of QEMU's objects.
-    async fn list(&self, path: &str) -> Result<Vec<String>, VmmError> {
+    pub(super) async fn list(&self, path: &str) -> Result<Vec<String>, VmmError> {
         let list = self
             .command_with("qom-list", json!({ "path": path }))
             .await?;

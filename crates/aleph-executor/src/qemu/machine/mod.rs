@@ -10,6 +10,7 @@
 //! | `launch` | the facet of the driver: draws computers up, opens and starts them |
 //! | `power`, `display`, `balloon`, `hotplug`, `live_disks` | facets of one that runs |
 //! | `merged_layer` | one layer of a disk in the place of several, while it is written to |
+//! | `growth` | its processors and memory, of `hotplug` |
 //!
 //! The seam is [`crate::hypervisor::FullMachines`], [`crate::hypervisor::Machine`] and the facets of
 //! [`crate::hypervisor::Vmm`].
@@ -32,6 +33,7 @@ mod display;
 mod error;
 mod firmware;
 mod folder;
+mod growth;
 mod hotplug;
 mod launch;
 mod live_disks;

@@ -1,0 +1,214 @@
+//! A full VM that becomes larger, or that is to be of another size from its next start on.
+//!
+//! The record has the new size before the machine has, and the one before as what is under way
+//! (`JobRecord::resizing`). What became of it comes as a note; where the VM ends first, the job has the size
+//! that it had before.
+
+use super::{Actor, Note, Phase};
+use crate::hypervisor::{MachineSize, Vmm};
+use crate::journal::JobRecord;
+use crate::lifecycle::Denial;
+use crate::node::NodeError;
+use crate::node::entry::lock;
+use crate::node::inner::event_of;
+use crate::node::size::{self, Resized, put_size, size_of};
+use aleph_types::{Job, JobResize, JobState, VmId};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+type Answer = oneshot::Sender<Result<Arc<Job>, NodeError>>;
+
+/// A change that is under way.
+pub(super) struct Resizing {
+    /// Who waits for it.
+    answer: Option<Answer>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Resizing {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A machine that is to grow, and what it has.
+struct Growth {
+    vm: VmId,
+    vmm: Arc<dyn Vmm>,
+    before: MachineSize,
+}
+
+impl Actor {
+    pub(super) async fn resize(&mut self, asked: JobResize, answer: Answer) {
+        match self.begin_resize(asked).await {
+            Ok(None) => {
+                let _ = answer.send(Ok(self.entry.job()));
+            }
+            Ok(Some(Growth { vm, vmm, before })) => {
+                let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
+                let incarnation = self.record.job.incarnation;
+                let wanted = size_of(&self.record.job.spec);
+                let task = tokio::spawn(async move {
+                    let resized = inner.grow((vm, &*vmm), before, wanted).await;
+                    let _ = notes.send((incarnation, Note::Resized(Box::new(resized))));
+                });
+                self.resizing = Some(Resizing {
+                    answer: Some(answer),
+                    task,
+                });
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error));
+            }
+        }
+    }
+
+    /// Checks a change, has the host's share for it, and journals that it is to be.
+    async fn begin_resize(&mut self, asked: JobResize) -> Result<Option<Growth>, NodeError> {
+        let spec = &self.record.job.spec;
+        let (runs, pages) = (
+            matches!(self.phase, Phase::Live(_)),
+            self.inner.pages_of(spec),
+        );
+        // What no state of it changes is said first.
+        let wanted = size::resized(spec, &asked, runs, pages)?;
+        if self.record.resizing.is_some() || self.resizing.is_some() {
+            return Err(self.denied(Denial::Busy));
+        }
+        let Some(wanted) = wanted else {
+            return Ok(None);
+        };
+        let (before, id) = (spec.clone(), self.record.job.id);
+        let growth = match &self.phase {
+            Phase::Idle | Phase::Waiting(_) => None,
+            Phase::Preparing(_) | Phase::Fitting(_) | Phase::Freeing(_) => {
+                return Err(self.denied(Denial::Busy));
+            }
+            Phase::Held(_) => return Err(self.denied(Denial::Unknown)),
+            Phase::Live(run) => match self.record.job.state {
+                JobState::Running => Some(Growth {
+                    vm: run.vm.id(),
+                    vmm: run.vm.vmm().ok_or_else(|| self.denied(Denial::Busy))?,
+                    before: size_of(&before),
+                }),
+                JobState::Paused => return Err(self.denied(Denial::Paused)),
+                JobState::Unknown => return Err(self.denied(Denial::Unknown)),
+                _ => return Err(self.denied(Denial::Busy)),
+            },
+        };
+        // One that does not run has no share, and gets one as it starts.
+        let has_share = !matches!(self.phase, Phase::Idle);
+        if has_share {
+            let runs = growth.is_some();
+            self.inner.reserve_size(id, &before, &wanted, runs)?;
+        }
+        let mut record = self.record.clone();
+        put_size(&mut record, size_of(&wanted));
+        record.resizing = growth.as_ref().map(|growth| growth.before);
+        let kept = self.keep_size(record, growth.is_none()).await;
+        if kept.is_err() && has_share {
+            lock(&self.inner.ledger).note(id, &before);
+        }
+        kept?;
+        Ok(growth)
+    }
+
+    /// Journals a record of another size; `tells`: that it has it.
+    async fn keep_size(&mut self, mut record: JobRecord, tells: bool) -> Result<(), NodeError> {
+        record.job.generation += 1;
+        let event = tells.then(|| {
+            let mut event = event_of(&record.job);
+            event.kind = "job.resized".into();
+            event.message = Some(size_of(&record.job.spec).to_string());
+            event
+        });
+        let kept = self
+            .inner
+            .journal
+            .update_job("job.resize", record.clone(), event)
+            .await?;
+        self.inner.told(kept.as_ref());
+        self.record = record;
+        self.entry.publish(&self.record);
+        Ok(())
+    }
+
+    /// What became of a change.
+    pub(super) async fn resized(&mut self, resized: Resized) {
+        let Some(mut resizing) = self.resizing.take() else {
+            return;
+        };
+        let Resized { size, error } = resized;
+        let answer = resizing.answer.take();
+        let Some(size) = size else {
+            // It is not known yet. Whoever asked hears why, and the machine is asked until it says.
+            if let (Some(answer), Some(error)) = (answer, error) {
+                let _ = answer.send(Err(error));
+            }
+            return self.find_size();
+        };
+        let mut record = self.record.clone();
+        let before = record.resizing.take();
+        put_size(&mut record, size);
+        let changed = before != Some(size);
+        if let Err(error) = self.keep_size(record, changed).await {
+            // The journal still says that it is under way, and whoever comes next asks the machine.
+            tracing::error!(job = %self.entry.id, error = crate::vm::chain(&error), "the journal is behind what happens");
+            self.find_size();
+            if let Some(answer) = answer {
+                let _ = answer.send(Err(error));
+            }
+            return;
+        }
+        lock(&self.inner.ledger).note(self.entry.id, &self.record.job.spec);
+        if let Some(answer) = answer {
+            let _ = answer.send(match error {
+                Some(error) => Err(error),
+                None => Ok(self.entry.job()),
+            });
+        }
+    }
+
+    /// Asks a machine what it has, of whose growth nobody heard the end.
+    pub(super) fn find_size(&mut self) {
+        let (Some(before), Phase::Live(run)) = (self.record.resizing, &self.phase) else {
+            return;
+        };
+        let vm = run.vm.clone();
+        let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
+        let incarnation = self.record.job.incarnation;
+        let wanted = size_of(&self.record.job.spec);
+        let task = tokio::spawn(async move {
+            // One that is taken over has its VMM a moment later.
+            let (Ok(_), Some(vmm)) = (vm.running().await, vm.vmm()) else {
+                return;
+            };
+            // Not at once again where the journal could not be written.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Its end says what the job has, where that comes first.
+            if let Some(size) = inner.find_size((vm.id(), &*vmm), before, wanted).await {
+                let resized = Resized {
+                    size: Some(size),
+                    error: None,
+                };
+                let _ = notes.send((incarnation, Note::Resized(Box::new(resized))));
+            }
+        });
+        self.resizing = Some(Resizing { answer: None, task });
+    }
+
+    /// The VM is gone: what was under way comes to nothing, and the job has the size that it had before.
+    pub(super) fn end_resize(&mut self) {
+        if let Some(mut resizing) = self.resizing.take()
+            && let Some(answer) = resizing.answer.take()
+        {
+            let _ = answer.send(Err(self.denied(Denial::Ended)));
+        }
+        if let Some(before) = self.record.resizing.take() {
+            put_size(&mut self.record, before);
+            lock(&self.inner.ledger).note(self.entry.id, &self.record.job.spec);
+        }
+    }
+}
