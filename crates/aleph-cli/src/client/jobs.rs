@@ -3,7 +3,7 @@
 use super::path::{Query, part};
 use super::request::{Answer, Asking, Socket};
 use super::{Channel, Client, ClientError, ExecStart, Frames, Lines};
-use aleph_types::{Job, JobList, JobSpec, JobState, JobStats};
+use aleph_types::{Job, JobList, JobResize, JobSpec, JobState, JobStats};
 use base64::Engine;
 use bytes::Bytes;
 use hyper::Method;
@@ -137,6 +137,12 @@ impl Client {
 
     pub(crate) async fn start(&self, job: &str) -> Result<Job, ClientError> {
         self.ask_json(action(job, "start", &Query::default())).await
+    }
+
+    /// Gives a full VM another size.
+    pub(crate) async fn resize(&self, job: &str, size: &JobResize) -> Result<Job, ClientError> {
+        let asking = action(job, "resize", &Query::default());
+        self.ask_json(asking.json(size)?).await
     }
 
     /// Ends a job and waits for that; `grace` is the job's own when absent.

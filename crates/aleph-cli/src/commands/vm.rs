@@ -1,5 +1,6 @@
 //! `aleph vm`: full VMs, which boot disks of their own.
 
+use super::completion::jobs;
 use super::disk_image::DiskImage;
 use super::run::tell_made;
 use super::{ps, rm, start, stop};
@@ -7,8 +8,11 @@ use crate::client::JobQuery;
 use crate::context::Context;
 use crate::output::{Advised, print, print_json, print_json_line};
 use crate::spec::JobFlags;
-use aleph_types::{CloudInitSpec, Firmware, HotplugRoom, JobSpec, MachineSpec, MiB, Mode};
+use aleph_types::{
+    CloudInitSpec, Firmware, HotplugRoom, JobResize, JobSpec, MachineSpec, MiB, Mode,
+};
 use anyhow::{Context as _, Result};
+use clap_complete::ArgValueCompleter;
 use std::path::{Path, PathBuf};
 
 /// What to do with full VMs.
@@ -21,6 +25,8 @@ pub(crate) enum Vm {
     Ls(Ls),
     /// Start VMs that do not run, with their disks as they are
     Start(start::Start),
+    /// Give a VM more CPUs and memory while it runs, or another size while it does not
+    Resize(Resize),
     /// Stop VMs: press their power buttons, and take the power away from what stays up
     Stop(stop::Stop),
     /// Remove VMs with their root disks and logs; volumes stay
@@ -79,6 +85,14 @@ pub(crate) struct Create {
     #[arg(long, value_name = "MODEL")]
     cpu_model: Option<String>,
 
+    /// Let it have up to so many CPUs while it runs: aleph vm resize [default: what --cpus says]
+    #[arg(long, value_name = "N")]
+    max_cpus: Option<u16>,
+
+    /// Let it have up to so much memory while it runs, what -m says and a multiple of 128m [default: what -m says]
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<MiB>,
+
     /// Make it, and do not start it
     #[arg(long)]
     no_start: bool,
@@ -89,6 +103,26 @@ pub(crate) struct Create {
 
     #[command(flatten)]
     job: JobFlags,
+}
+
+/// A size that a VM is to have.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Resize {
+    /// Name or id of the VM's job
+    #[arg(value_name = "VM", add = ArgValueCompleter::new(jobs::any))]
+    vm: String,
+
+    /// How many CPUs it is to have
+    #[arg(long, value_name = "N", required_unless_present = "memory")]
+    cpus: Option<u16>,
+
+    /// How much memory it is to have, such as 4g
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<MiB>,
+
+    /// Print the job as a line of JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// How to list full VMs.
@@ -119,6 +153,7 @@ impl Vm {
         match self {
             Self::Create(create) => create.run(context).await,
             Self::Ls(ls) => ls.run(context).await,
+            Self::Resize(resize) => resize.run(context).await,
             Self::Start(start) => start.run(context).await,
             Self::Stop(stop) => stop.run(context).await,
             Self::Rm(rm) => rm.run(context).await,
@@ -161,7 +196,7 @@ impl Create {
             secure_boot: self.secure_boot,
             tpm: self.tpm,
             cpu_model: self.cpu_model.clone(),
-            room: HotplugRoom::default(),
+            room: self.room(&spec)?,
             ..MachineSpec::default()
         });
         let mut told = CloudInitSpec {
@@ -180,6 +215,51 @@ impl Create {
         spec.cloud_init = Some(told);
         spec.validate()?;
         Ok(spec)
+    }
+}
+
+impl Create {
+    /// What it can have beside what it begins with.
+    fn room(&self, spec: &JobSpec) -> Result<HotplugRoom> {
+        let less = |flag: &str, most: String, begins: String| {
+            Err(Advised {
+                what: format!("{flag} {most} is less than the VM begins with, {begins}"),
+                advice: format!("Give {flag} {begins} or more, or leave it out."),
+            }
+            .into())
+        };
+        let (cpus, memory) = (spec.resources.cpus, spec.resources.memory);
+        let (most_cpus, most_memory) = (
+            self.max_cpus.unwrap_or(cpus),
+            self.max_memory.unwrap_or(memory),
+        );
+        if most_cpus < cpus {
+            return less("--max-cpus", most_cpus.to_string(), cpus.to_string());
+        }
+        if most_memory < memory {
+            let in_words = |memory: MiB| format!("{}m", memory.0);
+            return less("--max-memory", in_words(most_memory), in_words(memory));
+        }
+        Ok(HotplugRoom {
+            cpus: most_cpus - cpus,
+            memory: MiB(most_memory.0 - memory.0),
+            slots: 0,
+        })
+    }
+}
+
+impl Resize {
+    async fn run(self, context: &Context) -> Result<u8> {
+        let size = JobResize {
+            cpus: self.cpus,
+            memory: self.memory,
+        };
+        let job = context.client()?.resize(&self.vm, &size).await?;
+        match self.json {
+            true => print_json_line(&job)?,
+            false => print(&self.vm)?,
+        }
+        Ok(0)
     }
 }
 
@@ -256,6 +336,10 @@ mod tests {
             "--package",
             "nginx",
             "--tpm",
+            "--max-cpus",
+            "4",
+            "--max-memory",
+            "4G",
             "--",
             "serve",
             "-x",
@@ -279,6 +363,18 @@ mod tests {
                 "uefi alone",
             ),
             (&["web", "--image", "x", "--firmware", "kernel"], "neither"),
+            (
+                &["web", "--image", "x", "--cpus", "2", "--max-cpus", "1"],
+                "--max-cpus 1 is less than the VM begins with, 2",
+            ),
+            (
+                &["web", "--image", "x", "-m", "2g", "--max-memory", "1g"],
+                "--max-memory 1024m is less than the VM begins with, 2048m",
+            ),
+            (
+                &["web", "--image", "x", "-m", "1g", "--max-memory", "1100m"],
+                "machine.room.memory is no multiple of 128 MiB",
+            ),
             (&["web", "--image", "x", "-v", "data"], "NAME:PATH"),
             (
                 &["web", "--image", "x", "--ssh-key", private],

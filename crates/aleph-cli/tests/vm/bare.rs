@@ -17,6 +17,99 @@ fn tpm_of(daemon: &Daemon, job: &Value) -> Result<u32> {
     Ok(u32::try_from(pid)?)
 }
 
+/// The command line of the one QEMU that runs.
+fn command_line(daemon: &Daemon) -> Result<String> {
+    let line = fs::read(format!("/proc/{}/cmdline", daemon.node.qemu_pid()?))?;
+    Ok(String::from_utf8_lossy(&line).replace('\0', " "))
+}
+
+/// It is as large as it was made to become, and each start begins with it.
+#[test]
+fn a_machine_grows_while_it_runs() -> Result<()> {
+    let mut daemon = Daemon::up()?;
+    let image = daemon.node.root.path().join("bare.raw");
+    fs::write(&image, vec![0_u8; 4 << 20])?;
+    let image = image.to_str().context("a path")?;
+    let create = [
+        "vm",
+        "create",
+        "web",
+        "--image",
+        image,
+        "-m",
+        "256M",
+        "--max-cpus",
+        "2",
+        "--max-memory",
+        "512M",
+    ];
+    daemon.ok(&create)?;
+    wait_for(&daemon, "web", "running");
+    let line = command_line(&daemon)?;
+    assert!(
+        line.contains(" -smp cpus=1,") && line.contains(",maxcpus=2 "),
+        "{line}"
+    );
+    assert!(
+        line.contains(" -m size=256M,slots=2,maxmem=512M "),
+        "{line}"
+    );
+    let size = |job: &Value| {
+        let resources = &job["spec"]["resources"];
+        (resources["cpus"].as_u64(), resources["memory"].as_u64())
+    };
+
+    let resize = |words: &[&str]| [&["vm", "resize", "web"], words].concat();
+    for (words, said) in [
+        (&["--cpus", "3"][..], &["at most 2 CPUs", "--max-cpus"][..]),
+        (
+            &["-m", "1g"],
+            &["at most 512 MiB of memory", "--max-memory"],
+        ),
+        (&["-m", "128m"], &["does not get smaller", "aleph vm stop"]),
+        (&["-m", "300m"], &["steps of 128 MiB"]),
+    ] {
+        daemon.aleph(&resize(words))?.assert_failed_with(said);
+    }
+    let job = is(&daemon, "web", "running").context("it does not run")?;
+    assert_eq!(size(&job), (Some(1), Some(256)), "{job:#}");
+    assert_eq!(daemon.ok(&resize(&["--cpus", "2", "-m", "384m"]))?, "web");
+    let grown = daemon.json(&resize(&["-m", "512M", "--json"]))?;
+    assert_eq!(size(&grown), (Some(2), Some(512)), "{grown:#}");
+
+    // Whoever kills the daemon loses nothing, and the machine begins with what it has become.
+    daemon.kill_and_restart()?;
+    let job = wait_for(&daemon, "web", "running");
+    assert_eq!(size(&job), (Some(2), Some(512)), "{job:#}");
+    daemon.ok(&["vm", "stop", "-t", "1", "web"])?;
+    daemon.ok(&["vm", "start", "web"])?;
+    wait_for(&daemon, "web", "running");
+    let line = command_line(&daemon)?;
+    assert!(
+        line.contains(" -smp cpus=2,") && line.contains(",maxcpus=2 "),
+        "{line}"
+    );
+    assert!(line.contains(" -m size=512M "), "{line}");
+
+    // One that does not run becomes smaller, too, and grows again.
+    daemon.ok(&["vm", "stop", "-t", "1", "web"])?;
+    daemon.ok(&resize(&["--cpus", "1", "-m", "256m"]))?;
+    daemon.ok(&["vm", "start", "web"])?;
+    wait_for(&daemon, "web", "running");
+    let line = command_line(&daemon)?;
+    assert!(
+        line.contains(" -smp cpus=1,") && line.contains(",maxcpus=2 "),
+        "{line}"
+    );
+    assert!(
+        line.contains(" -m size=256M,slots=2,maxmem=512M "),
+        "{line}"
+    );
+    daemon.ok(&resize(&["--cpus", "2"]))?;
+    daemon.ok(&["vm", "rm", "-f", "web"])?;
+    daemon.end()
+}
+
 /// What a machine is without a guest: firmware that finds nothing to boot.
 #[test]
 fn a_machine_without_a_system_runs_until_its_power_goes() -> Result<()> {

@@ -94,6 +94,7 @@ fn web(repository: &Repository, login: &Login) -> Result<serde_json::Value> {
             {"path": "/opt/word", "text": format!("{SECRET}-file\n"), "mode": "4700"},
         ],
         "resources": {"cpus": 2, "memory": 1024},
+        "machine": {"room": {"memory": 256}},
         "volumes": [{"name": "data", "path": "/srv/data"}],
         "stop_grace_seconds": 300,
         "cloud_init": {
@@ -125,7 +126,16 @@ fn alone_debians_do_as_they_were_told_and_outlive_their_daemon() -> Result<()> {
     fs::write(&config, ODD)?;
     let id = daemon.ok(&["run", "-d", "-f", text(&job)?])?;
     let (key, config) = (login.public(), text(&config)?);
-    let odd = ["vm", "create", "odd", "--image", "debian", "--ssh-key"];
+    let odd = [
+        "vm",
+        "create",
+        "odd",
+        "--image",
+        "debian",
+        "--max-cpus",
+        "2",
+        "--ssh-key",
+    ];
     daemon.ok(&[&odd[..], &[text(&key)?, "--user-data", config]].concat())?;
 
     // They run as soon as their machines do, and whoever kills the daemon loses nothing.
@@ -150,6 +160,10 @@ fn alone_debians_do_as_they_were_told_and_outlive_their_daemon() -> Result<()> {
     );
     let said = login.shell(&daemon, "odd", "ls /opt/good; id -un")?;
     assert_eq!(said, "/opt/good\naleph\n");
+    // Nobody has to tell the guest to use what it is given.
+    daemon.ok(&["vm", "resize", "odd", "--cpus", "2"])?;
+    let line = "timeout 120 sh -c 'until [ $(nproc) = 2 ]; do sleep 1; done'; nproc";
+    assert_eq!(login.shell(&daemon, "odd", line)?, "2\n");
     daemon.ok(&["vm", "rm", "-f", "odd"])?;
 
     // Its code is that of the command, and its key is known from now on.
@@ -157,6 +171,7 @@ fn alone_debians_do_as_they_were_told_and_outlive_their_daemon() -> Result<()> {
     let known = fs::read_to_string(login.known_hosts().join(&id[2..]))?;
     assert!(known.contains(&id), "{known}");
     is_seen(&daemon)?;
+    grows(&daemon, &login)?;
     takes_no_agent(&daemon)?;
 
     // Its power button ends it in order, and its disk is there the next time.
@@ -214,6 +229,21 @@ fn did_as_it_was_told(daemon: &Daemon, login: &Login, id: &str) -> Result<()> {
     let logs = daemon.ok(&["logs", "web"])?;
     ensure!(logs.contains("Cloud-init v."), "{logs}");
     ensure!(!logs.contains(SECRET), "{logs}");
+    Ok(())
+}
+
+/// Its system takes memory into use that comes while it runs.
+fn grows(daemon: &Daemon, login: &Login) -> Result<()> {
+    let kib = |said: String| -> Result<u64> { Ok(said.trim().parse()?) };
+    let memory = "sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo";
+    let before = kib(login.shell(daemon, "web", memory)?)?;
+    daemon.ok(&["vm", "resize", "web", "-m", "1280m"])?;
+    let more = before + 200 * 1024;
+    let wait = format!(
+        "timeout 120 sh -c 'until [ $(awk /MemTotal/{{print\\$2}} /proc/meminfo) -ge {more} ]; do sleep 1; done'; {memory}"
+    );
+    let after = kib(login.shell(daemon, "web", &wait)?)?;
+    ensure!(after >= more, "{before} KiB became {after}");
     Ok(())
 }
 

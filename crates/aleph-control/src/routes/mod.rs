@@ -23,6 +23,7 @@ mod logs;
 mod node;
 mod prune;
 mod repositories;
+mod resize;
 mod screen;
 mod session;
 mod snapshots;
@@ -46,6 +47,7 @@ pub(crate) fn guarded() -> OpenApiRouter<Service> {
         .merge(snapshots::routes())
         .merge(volumes::routes())
         .merge(job_volumes::routes())
+        .merge(resize::routes())
         .merge(backups::routes())
         .merge(repositories::routes())
         .merge(stats::routes())
