@@ -216,6 +216,8 @@ impl Tx<'_> {
     /// Ends what is begun with a writer's lease. Where a cover is armed, it is not known which layer the VMM
     /// writes to, nor that it ended: that stays until somebody found that no process has the one below.
     pub(super) fn end_cover(&self, volume: VolumeId) -> Result<()> {
+        // Whatever becomes of the cover, nobody reads through a layer that is merged now.
+        self.drop_merge(volume)?;
         match self.cover(volume)?.is_some_and(|cover| cover.armed) {
             true => Ok(()),
             false => self.uncover(volume),
