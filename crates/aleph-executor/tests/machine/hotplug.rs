@@ -30,6 +30,7 @@ pub(crate) async fn a_guest_sees_what_is_added_and_taken_away() -> Result<()> {
     network(&vm, hotplug).await?;
     full_disk(&world, &vm, hotplug).await?;
 
+    let begins = hotplug.size().await?;
     hotplug.add_cpus(1).await?;
     see(&vm, "test -e /sys/devices/system/cpu/cpu1").await?;
     ShellGuest::run(&vm, "echo 1 >/sys/devices/system/cpu/cpu1/online").await?;
@@ -45,6 +46,9 @@ pub(crate) async fn a_guest_sees_what_is_added_and_taken_away() -> Result<()> {
     see(&vm, &format!("test $({blocks}) = {}", before + 1)).await?;
     refused(hotplug.add_memory(MiB(256)).await, "room for 128 more MiB")?;
     refused(hotplug.add_memory(MiB(64)).await, "in units of 128 MiB")?;
+    let has = hotplug.size().await?;
+    let added = (has.cpus - begins.cpus, has.memory.0 - begins.memory.0);
+    ensure!(added == (1, 128), "{begins} became {has}");
 
     let balloon = vm.vmm.balloon().context("no balloon")?;
     balloon.ask(MiB(64)).await?;
