@@ -183,11 +183,16 @@ pub fn admit(
     Ok(())
 }
 
-/// Whether a VM that runs can grow: what it has is not free any more.
+/// Whether a VM that runs can grow: what it has is not free any more. `pages` as for [`admit`].
 ///
 /// # Errors
 /// The first thing that there is too little of.
-pub fn admit_growth(has: &Resources, asked: &Resources, host: &Capacity) -> Result<(), Shortage> {
+pub fn admit_growth(
+    has: &Resources,
+    asked: &Resources,
+    host: &Capacity,
+    pages: Option<&HugePagesLeft>,
+) -> Result<(), Shortage> {
     if asked.cpus > has.cpus && asked.cpus > host.cpus {
         return Err(Shortage::Cpus {
             asked: asked.cpus,
@@ -204,13 +209,18 @@ pub fn admit_growth(has: &Resources, asked: &Resources, host: &Capacity) -> Resu
             there: host.memory,
         });
     }
-    if needed > host.available {
-        return Err(Shortage::MemoryNow {
+    match pages {
+        Some(HugePagesLeft { left, file }) if needed > *left => Err(Shortage::HugePages {
+            needed,
+            there: *left,
+            file: file.clone(),
+        }),
+        None if needed > host.available => Err(Shortage::MemoryNow {
             needed,
             there: host.available,
-        });
+        }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -275,11 +285,20 @@ mod tests {
             disk: MiB(10_000),
             ..Resources::default()
         };
-        let grow = |has, to| admit_growth(&has, &to, &HOST).map_err(|shortage| shortage.code());
+        let grow =
+            |has, to| admit_growth(&has, &to, &HOST, None).map_err(|shortage| shortage.code());
         assert_eq!(grow(size(1, 4096), size(4, 5120)), Ok(()));
         assert_eq!(grow(size(1, 4096), size(5, 4096)), Err("too_many_cpus"));
         assert_eq!(grow(size(1, 4096), size(1, 5248)), Err("memory_exhausted"));
         assert_eq!(grow(size(1, 7680), size(1, 8192)), Err("too_much_memory"));
+        let pages = HugePagesLeft {
+            left: MiB(1024),
+            file: "nr_hugepages".into(),
+        };
+        let grow_in = |to| admit_growth(&size(1, 1024), &to, &HOST, Some(&pages));
+        assert_eq!(grow_in(size(1, 2048)), Ok(()));
+        let short = grow_in(size(1, 2050)).unwrap_err();
+        assert_eq!(short.code(), "huge_pages_exhausted");
         // A host that has less than it had when the VM was made keeps it.
         assert_eq!(grow(size(8, 9000), size(8, 9000)), Ok(()));
     }

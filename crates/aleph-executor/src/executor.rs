@@ -445,7 +445,7 @@ impl Executor {
         sys: &Path,
     ) -> Result<(), ExecutorError> {
         let pages = job.machine.as_ref().and_then(|machine| machine.huge_pages);
-        let pages = pages.map(|pages| crate::host::huge_pages(sys, pages));
+        let pages = pages.map(|pages| host::huge_pages(sys, pages));
         capacity::admit(&job.resources, host, pages.as_ref())?;
         let driver = self.driver_of(job)?;
         let (asked, most) = (job.resources.cpus, driver.max_cpus());

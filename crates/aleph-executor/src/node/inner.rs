@@ -108,17 +108,21 @@ impl Inner {
         }
     }
 
+    /// What there is to be given out of a host.
+    pub(super) fn pool(&self, host: &Capacity) -> Pool {
+        Pool {
+            resources: self.allocatable(host),
+            memory_ratio: self.config.overcommit.memory,
+            lockable: MiB(host.memory.0.saturating_sub(self.config.reserved_memory.0)),
+        }
+    }
+
     fn try_give(&self, id: JobId, owner: (&str, &str), spec: &JobSpec) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
         let sys = &self.config.host_tree.sys;
         self.executor.admit(&self.with_pages(spec), &host, sys)?;
-        let pool = Pool {
-            resources: self.allocatable(&host),
-            memory_ratio: self.config.overcommit.memory,
-            lockable: MiB(host.memory.0.saturating_sub(self.config.reserved_memory.0)),
-        };
         lock(&self.ledger)
-            .give(id, spec, &pool)
+            .give(id, spec, &self.pool(&host))
             .map_err(|shortage| NodeError::Executor(shortage.into()))?;
         self.reserve(id, owner, spec)
             .inspect_err(|_| lock(&self.ledger).take(id))

@@ -148,7 +148,7 @@ impl Inner {
         };
         let Some(merge) = begun else { return Ok(()) };
         failpoint::pass("merge", "begun");
-        let filled = self.with_volumes(move |v| v.fill_merge(merge)).await?;
+        let filled = self.with_volumes(move |v| v.fill_merge(&merge)).await?;
         failpoint::pass("merge", "filled");
         // Whoever has the VM next ends it.
         while filled && !*self.leaving.borrow() {

@@ -237,7 +237,7 @@ impl Volumes {
     ///
     /// # Errors
     /// Where a layer is not what it should be, or there is no room. Nothing is left then.
-    pub fn fill_merge(&self, merge: Merge) -> Result<bool> {
+    pub fn fill_merge(&self, merge: &Merge) -> Result<bool> {
         let inner = &self.inner;
         let (id, layer) = (merge.volume, &merge.layer);
         let filled = inner.gather(&merge.run).and_then(|opened| {

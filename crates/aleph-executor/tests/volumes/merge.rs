@@ -110,7 +110,7 @@ impl<'a> Written<'a> {
             "it is not whole"
         );
         ensure!(!self.volumes.finish_merge(id, owner)?, "it is not whole");
-        ensure!(self.volumes.fill_merge(merge)?, "it was over");
+        ensure!(self.volumes.fill_merge(&merge)?, "it was over");
         let before = self.volumes.depth(id)?;
         let merged = self.volumes.open_merge(id, owner)?.context("no merge")?;
         ensure!(merged.chain.len() == before, "{merged:?}");
@@ -248,7 +248,7 @@ fn whenever_a_node_ends_a_merge_is_whole_or_gone() -> Result<()> {
     // After that: whoever comes next ends it, or gives it up.
     for is_ended in [false, true] {
         let merge = volumes.begin_merge(id, &owner)?.context("no merge")?;
-        ensure!(volumes.fill_merge(merge)?, "it was over");
+        ensure!(volumes.fill_merge(&merge)?, "it was over");
         assert_eq!(files(dir.path(), backend)?, before + 1);
         if is_ended {
             break;
@@ -290,7 +290,7 @@ fn a_merge_is_over_with_its_writer() -> Result<()> {
     drop(layers);
     volumes.release_one(id, &owner)?;
     let attached = volumes.attach("a", "data", &owner, VolumeAccess::Exclusive)?;
-    ensure!(!volumes.fill_merge(merge)?, "whose is it?");
+    ensure!(!volumes.fill_merge(&merge)?, "whose is it?");
     ensure!(!volumes.finish_merge(id, &owner)?, "it is not over");
     assert_eq!(files(dir.path(), backend)?, before);
     drop(attached);
@@ -314,7 +314,7 @@ fn what_cannot_be_merged_leaves_the_volume_as_it_is() -> Result<()> {
 
     // A copy of it that is over the same layer has a VMM of its own.
     let merge = volumes.begin_merge(id, &owner)?.context("no merge")?;
-    ensure!(volumes.fill_merge(merge)?, "it was over");
+    ensure!(volumes.fill_merge(&merge)?, "it was over");
     written = written.cover(Some("kept"))?;
     let model = written.model.clone();
     let new = crate::support::named("copy");
@@ -342,7 +342,7 @@ fn what_cannot_be_merged_leaves_the_volume_as_it_is() -> Result<()> {
     }
     let before = files(dir.path(), backend)?;
     let merge = volumes.begin_merge(id, &owner)?.context("no merge")?;
-    assert_eq!(code(volumes.fill_merge(merge)), "bad_qcow2");
+    assert_eq!(code(volumes.fill_merge(&merge)), "bad_qcow2");
     assert_eq!(files(dir.path(), backend)?, before);
     assert_eq!(volumes.merging()?, []);
     assert_eq!(volumes.depth(id)?, depth);

@@ -90,7 +90,7 @@ impl Actor {
         match (self.record.job.state, self.record.desired) {
             (_, Desired::Destroy) => self.remove_or_tell().await,
             (JobState::Preparing | JobState::Stopping, Desired::Stop) => {
-                self.rest(End::Stopped, None).await
+                self.rest(End::Stopped, None).await;
             }
             (JobState::Preparing, _) => self.prepare(),
             (JobState::Restarting, _) => {

@@ -96,7 +96,7 @@ impl Classify for SizeError {
                     .into()
             }
             Self::Step { step, has, .. } => {
-                format!("Ask for {} and a multiple of {}.", has, step)
+                format!("Ask for {has} and a multiple of {step}.")
             }
             Self::Threads { left, .. } => format!(
                 "Ask for at most {left} more, or make the VM with a larger --pids-limit."

@@ -41,11 +41,11 @@ pub use error::SizeError;
 use super::actor::Ask;
 use super::entry::lock;
 use super::inner::Inner;
-use super::ledger::Pool;
 use super::{Node, NodeError};
 use crate::capacity::admit_growth;
 use crate::cgroup::Cgroup;
 use crate::failpoint;
+use crate::host::huge_pages;
 use crate::hypervisor::{Hotplug, MachineSize, Vmm};
 use crate::journal::JobRecord;
 use crate::vm::chain;
@@ -177,14 +177,13 @@ impl Inner {
     ) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
         if runs {
-            let admitted = admit_growth(&before.resources, &spec.resources, &host);
+            let pages = self.pages_of(before);
+            let left = pages.map(|pages| huge_pages(&self.config.host_tree.sys, pages));
+            let (has, asked) = (&before.resources, &spec.resources);
+            let admitted = admit_growth(has, asked, &host, left.as_ref());
             admitted.map_err(|shortage| NodeError::Executor(shortage.into()))?;
         }
-        let pool = Pool {
-            resources: self.allocatable(&host),
-            memory_ratio: self.config.overcommit.memory,
-        };
-        let given = lock(&self.ledger).resize(id, spec, &pool);
+        let given = lock(&self.ledger).resize(id, spec, &self.pool(&host));
         given.map_err(|shortage| NodeError::Executor(shortage.into()))
     }
 
