@@ -87,7 +87,7 @@ impl World {
 
 async fn open(state: &Path, driver: &Arc<ScriptedDriver>, enabled: bool) -> Result<Node> {
     open_as(state, driver, |config| {
-        config.executor.gpu.enabled = enabled
+        config.executor.gpu.enabled = enabled;
     })
     .await
 }

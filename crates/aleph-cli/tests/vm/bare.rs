@@ -59,7 +59,6 @@ fn a_machine_grows_while_it_runs() -> Result<()> {
         (resources["cpus"].as_u64(), resources["memory"].as_u64())
     };
 
-    let resize = |words: &[&str]| [&["vm", "resize", "web"], words].concat();
     for (words, said) in [
         (&["--cpus", "3"][..], &["at most 2 CPUs", "--max-cpus"][..]),
         (
@@ -198,4 +197,9 @@ fn a_machine_without_a_system_runs_until_its_power_goes() -> Result<()> {
     let volumes = daemon.ok(&["volume", "ls", "-q"])?;
     assert!(!volumes.contains("root-"), "{volumes}");
     daemon.end()
+}
+
+/// What resizes the VM.
+fn resize<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    [&["vm", "resize", "web"], words].concat()
 }

@@ -557,6 +557,8 @@ fn read<I: Read>(mut image: I, left: u64) -> io::Result<(Bytes, I)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aleph_executor::volumes::VolumesConfig;
+    use aleph_types::Classify;
     use futures_util::StreamExt;
     use tokio::sync::oneshot;
 

@@ -325,9 +325,8 @@ impl Node {
         // Gone again where the job comes to nothing.
         let made = self.inner.expect_disks(&account, &spec).await?;
         let mut made = made.within(turn);
-        let inserted = self
-            .insert_with((spec, options), key, from, &mut made)
-            .await;
+        let inserting = self.insert_with((spec, options), key, from, &mut made);
+        let inserted = Box::pin(inserting).await;
         made.forget().await;
         inserted
     }
@@ -349,7 +348,7 @@ impl Node {
             return Err(NodeError::TooManyJobs(account, jobs));
         }
         if options.start {
-            self.inner.admit_gpus(&spec).await?;
+            Box::pin(self.inner.admit_gpus(&spec)).await?;
             self.inner.give(id, (&account, &name), &spec).await?;
         }
         let taken = lock(&self.inner.jobs).reserve(&name, &account, id);
@@ -457,7 +456,7 @@ impl Node {
         let job = entry.job();
         let waits = matches!(job.state, JobState::Created | JobState::Restarting);
         if waits || job.state.is_over() {
-            self.inner.admit_gpus(&job.spec).await?;
+            Box::pin(self.inner.admit_gpus(&job.spec)).await?;
         }
         self.ask_entry(&entry, Ask::Start).await
     }

@@ -44,7 +44,7 @@ impl<'a> Written<'a> {
             .seed
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.seed >> 33).unwrap() % below
+        (self.seed >> 33) as usize % below
     }
 
     /// Writes, zeroes and discards at random.
