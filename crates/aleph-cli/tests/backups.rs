@@ -419,8 +419,8 @@ fn where_backups_go_is_for_operators() -> Result<()> {
 }
 
 /// What a node tells of a volume.
-fn volume(daemon: &Daemon, words: &[&str]) -> Result<Value> {
-    Ok(daemon.json(&[words, &["volume", "inspect", "--", "again"]].concat())?[0].clone())
+fn volume(daemon: &Daemon, name: &str) -> Result<Value> {
+    Ok(daemon.json(&["volume", "inspect", "--", name])?[0].clone())
 }
 
 #[test]
@@ -448,21 +448,20 @@ fn a_volume_comes_back_with_its_filesystem_and_to_whom_it_is_meant_for() -> Resu
             "--for",
             "guest",
         ])?;
-        let again = volume(&daemon, &["--account", "guest"])?;
+        let again = volume(&daemon, "again")?;
         assert_eq!(again["account"], "guest", "{again}");
         assert_eq!(again["filesystem"], filesystem, "{again}");
         assert_eq!(again["unclean"], false, "nobody ever wrote to it: {again}");
         // What was kept under a name may have been in use.
         daemon.ok(&["volume", "snapshot", "data", "kept"])?;
         let kept = daemon.json(&["volume", "backup", "data@kept", &url, "--json"])?;
-        daemon.ok(&["volume", "restore-backup", &url, id(&kept), "again"])?;
-        let again = volume(&daemon, &[])?;
+        daemon.ok(&["volume", "restore-backup", &url, id(&kept), "own"])?;
+        let own = volume(&daemon, "own")?;
         assert_eq!(
-            (&again["filesystem"], &again["unclean"]),
+            (&own["filesystem"], &own["unclean"]),
             (&filesystem.into(), &true.into())
         );
-        daemon.ok(&["--account", "guest", "volume", "rm", "--now", "again"])?;
-        daemon.ok(&["volume", "rm", "--now", "again"])?;
+        daemon.ok(&["volume", "rm", "--now", "again", "own"])?;
         daemon.ok(&["volume", "rm", "--now", "data@kept"])?;
         daemon.ok(&["volume", "rm", "--now", "data"])?;
     }
@@ -482,7 +481,7 @@ fn a_volume_comes_back_with_its_filesystem_and_to_whom_it_is_meant_for() -> Resu
     daemon.ok(&["volume", "create", "xfs", "--size", "300m", "--fs", "xfs"])?;
     daemon.ok(&["volume", "export", "xfs", &image])?;
     daemon.ok(&["volume", "import", &image, "again"])?;
-    assert_eq!(volume(&daemon, &[])?["filesystem"], "xfs");
+    assert_eq!(volume(&daemon, "again")?["filesystem"], "xfs");
     daemon.end()
 }
 

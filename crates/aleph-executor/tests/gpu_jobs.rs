@@ -324,7 +324,7 @@ async fn whatever_ends_a_start_its_gpus_come_back() -> Result<()> {
     let node = world.open(&ScriptedDriver::with_computers([])).await?;
     let mut job = spec("true", "type=h200,count=8")?;
     job.machine = Some(serde_json::from_value(
-        serde_json::json!({"room": {"memory": 100}}),
+        serde_json::json!({"room": {"slots": 64}}),
     )?);
     let job = create(&node, job).await?;
     let failed = wait(&node, job.id, JobState::Failed).await?;

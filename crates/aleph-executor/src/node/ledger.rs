@@ -285,7 +285,7 @@ mod tests {
         ledger
             .give(c, &asked(1, 1025 - OVERHEAD.0, 0), &pool)
             .unwrap();
-        ledger.give(b, &with_gpu(1024), &pool).unwrap();
+        ledger.give(b, &with_gpu(1023), &pool).unwrap();
     }
 
     #[test]
