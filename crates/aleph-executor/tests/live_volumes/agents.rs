@@ -10,10 +10,10 @@ use std::time::Duration;
 
 const LETS_GO: Duration = Duration::from_secs(120);
 
-/// Ends the guest's agent, and finds its port.
-const END_AGENT: &str = "killall qemu-ga; while pidof qemu-ga; do sleep 0.1; done; \
+/// Ends the guest's agent, and finds its port, which one at a time may have open.
+const END_AGENT: &str = "killall qemu-ga; \
     port=$(grep -l org.qemu.guest_agent /sys/class/virtio-ports/*/name); port=${port%/name}; \
-    port=/dev/${port##*/};";
+    port=/dev/${port##*/}; until (: <>$port) 2>/dev/null; do sleep 0.1; done;";
 
 /// What answers that it is there, and says that one filesystem stands still. Then it is gone.
 const VANISHES: &str = r#"touch /stub; (exec 3<>$port; while test -e /stub; do if read -r l <&3; then case "$l" in (*sync-delimited*) i=${l##*:}; i=${i%%\}*}; printf '\377{"return": %s}\n' $i >&3;; (*freeze-freeze*) echo '{"return": 1}' >&3; rm /stub;; esac; else sleep 0.1; fi; done) >/dev/null 2>&1 &"#;
