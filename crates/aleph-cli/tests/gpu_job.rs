@@ -173,9 +173,12 @@ struct Seen {
 fn vmm() -> Result<Seen> {
     let pid = gpu()?.users.first().context("nobody has it open")?.pid;
     let maps = fs::read_to_string(format!("/proc/{pid}/numa_maps"))?;
-    let bound = maps.lines().filter(|line| line.contains(" bind:1 "));
+    // Ordinary pages come from there as far as they can: kernels have two words for it.
+    let words = [" prefer:1 ", " prefer (many):1 "];
+    let is_near = |line: &&str| words.iter().any(|word| line.contains(word));
+    let preferred = maps.lines().filter(is_near);
     let pages = |node: &str| -> u64 {
-        let words = bound.clone().flat_map(str::split_whitespace);
+        let words = preferred.clone().flat_map(str::split_whitespace);
         words
             .filter_map(|word| word.strip_prefix(node)?.parse::<u64>().ok())
             .sum()
