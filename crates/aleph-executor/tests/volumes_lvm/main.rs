@@ -264,7 +264,8 @@ fn disks_grow_while_they_are_written() -> Result<()> {
     held.layers.top.write_all_at(b"behind", (16 << 20) - 6)?;
     held.layers.top.sync_all()?;
     // Smaller it does not get.
-    assert_eq!(code(volumes.grow_record(disk.id, &who, MiB(4))), "bad_size");
+    let smaller = volumes.grow_record(disk.id, &who, MiB(4));
+    assert_eq!(code(smaller), "bad_volume_size");
     drop(held);
     volumes.release(&who, true)?;
     let mut exported = volumes.export(disk.id, None, DiskImageFormat::Raw)?;
