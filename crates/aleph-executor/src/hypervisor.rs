@@ -726,3 +726,14 @@ pub enum VmmError {
     #[error("cannot speak to the VMM")]
     Io(#[from] io::Error),
 }
+
+impl VmmError {
+    /// Whether what it was told may have happened all the same.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match self {
+            Self::Silent { .. } | Self::Io(_) => true,
+            Self::Refused { .. } => false,
+        }
+    }
+}

@@ -1303,11 +1303,13 @@ fn a_full_disk_is_said_and_leaves_nothing() {
         let mut left = names_in(&images);
         left.sort();
         assert_eq!(left, [".lock", "blobs", "names"], "{tag}");
+        // Unpacking may fail before the last of a download has got its name: a cache either way,
+        // which the next pull goes on with.
+        let blobs = names_in(&images.join("blobs"));
+        let most = usize::from(tag != "blob");
         assert!(
-            !names_in(&images.join("blobs"))
-                .iter()
-                .any(|n| n.contains('.')),
-            "{tag}"
+            blobs.len() <= most && blobs.iter().all(|n| !n.ends_with(".lock")),
+            "{tag}: {blobs:?}"
         );
     }
     // Nobody said how large it is: found out while it is written.

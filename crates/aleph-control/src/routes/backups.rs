@@ -288,7 +288,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, VolumeError> {
     spawn_blocking(work)
         .await
-        .unwrap_or(Err(VolumeError::BadRequest("the request panicked")))
+        .unwrap_or(Err(VolumeError::Panicked))
 }
 
 /// Does work that tells its progress, for as long as somebody reads it. Then it is told to stop.

@@ -148,7 +148,7 @@ async fn with<T: Send + 'static>(
     let volumes = service.node.volumes().clone();
     let done = service.settle(async move {
         let done = spawn_blocking(move || work(&volumes)).await;
-        done.unwrap_or_else(|_| Err(VolumeError::BadRequest("the request panicked")))
+        done.unwrap_or(Err(VolumeError::Panicked))
     });
     done.await
 }

@@ -50,7 +50,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 /// How often a machine is asked that does not answer.
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
+
+/// The same once that came to nothing often.
+pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// How long a disk that nobody has heard of may take to go.
 const LEFTOVER: Duration = Duration::from_secs(5);
@@ -283,9 +286,9 @@ impl Node {
                 });
             };
             // It has no name: with what is opened here it is all that there is of it.
-            let image = move |v: &Volumes| v.read_point_in(place, id, &point);
+            let opened = move || drop(opening);
+            let image = move |v: &Volumes| v.read_point_in(place, id, &point, opened);
             let image = inner.with_volumes(image).await;
-            drop(opening);
             inner.merge_later(&writer, id);
             Ok(VolumeImage {
                 volume: id,
@@ -463,6 +466,8 @@ impl Inner {
                 let error = chain(&error);
                 tracing::warn!(volume = %id, error, "a layer stays until the volumes are opened again");
             }
+            // It is not known whether that was recorded.
+            self.settle_later(writer);
             return Err(error);
         }
         // The volumes of a VM share its agent.
@@ -493,7 +498,9 @@ impl Inner {
                 Ok(Some(disk)) if disk.layer == Some(layer) => {}
                 Ok(_) => {
                     writer.disks()?.forget(&writer.serial, layer).await;
-                    self.undo_cover(id, owner).await;
+                    if !self.undo_cover(id, owner).await {
+                        self.settle_later(writer);
+                    }
                     return Err(error);
                 }
                 Err(_) => {
@@ -511,12 +518,14 @@ impl Inner {
         finished
     }
 
-    async fn undo_cover(self: &Arc<Self>, id: VolumeId, owner: Owner) {
+    /// `false` where it has to be tried again.
+    async fn undo_cover(self: &Arc<Self>, id: VolumeId, owner: Owner) -> bool {
         let undone = self.with_volumes(move |v| v.undo_cover(id, &owner)).await;
-        if let Err(error) = undone {
-            let error = chain(&error);
-            tracing::warn!(volume = %id, error, "a layer stays over a volume until its job ends");
+        if let Err(error) = &undone {
+            let error = chain(error);
+            tracing::warn!(volume = %id, error, "a layer stays over a volume for now");
         }
+        undone.is_ok()
     }
 
     /// Has a guest's filesystems stand still, where it has an agent that does that. What they may do then: all
@@ -614,6 +623,7 @@ impl Inner {
         }
         let (inner, writer) = (Arc::downgrade(self), writer.clone());
         tokio::spawn(async move {
+            let mut pause = AGAIN;
             while let Some(inner) = inner.upgrade() {
                 lock(&inner.settling).insert(owner, false);
                 let is_leaving = *inner.leaving.borrow();
@@ -625,7 +635,9 @@ impl Inner {
                     }
                 }
                 drop(inner);
-                sleep(AGAIN).await;
+                sleep(pause).await;
+                // A guest that refuses to go on may do so for all its life.
+                pause = (pause * 2).min(AGAIN_AT_MOST);
             }
         });
     }
@@ -638,7 +650,7 @@ impl Inner {
         }
         // First, since what is known of it is of no use once its covers are settled; and in nobody's turn: an
         // agent may be silent for long.
-        let mut settled = self.thaw_owed(vmm, owner).await;
+        let mut all_settled = self.thaw_owed(vmm, owner).await;
         let held = match self.with_volumes(move |v| v.held_by(&owner)).await {
             Ok(held) => held,
             Err(error) => {
@@ -660,10 +672,12 @@ impl Inner {
                         serial: own_disk::serial_in(owner.job, &volume),
                     };
                     let settled = self.settle(&writer, &volume, pending).await;
-                    if settled.is_ok() && is_written(&volume) {
-                        self.merge_later(&writer, id);
+                    match &settled {
+                        Ok(true) if is_written(&volume) => self.merge_later(&writer, id),
+                        Ok(false) => all_settled = false,
+                        _ => {}
                     }
-                    settled
+                    settled.map(drop)
                 }
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
@@ -671,18 +685,19 @@ impl Inner {
             if let Err(error) = settling {
                 let error = chain(&error);
                 tracing::warn!(volume = %id, error, "a volume is looked at again");
-                settled = false;
+                all_settled = false;
             }
         }
-        settled
+        all_settled
     }
 
+    /// `false` where it is to be looked at again, since somebody else is at it.
     async fn settle(
         self: &Arc<Self>,
         writer: &Writer,
         volume: &Volume,
         pending: Option<Pending>,
-    ) -> Result<(), NodeError> {
+    ) -> Result<bool, NodeError> {
         let (id, owner) = (volume.id, writer.owner);
         if let Some(pending) = pending {
             let disk = writer.disks()?.disk(&writer.serial).await?;
@@ -701,7 +716,13 @@ impl Inner {
                 }
             }
         }
-        match self.end_merge(writer, id).await {
+        let is_opened = self.merges.is_opened(id);
+        let ended = match is_opened {
+            // No layer goes while somebody opens a state that has no name.
+            true => Ok(()),
+            false => self.end_merge(writer, id).await,
+        };
+        match ended {
             // It is not known how far it came.
             Err(error) if is_silent(&error) => return Err(error),
             Err(error) => {
@@ -716,7 +737,7 @@ impl Inner {
             let size = volume.size.bytes();
             writer.hotplug()?.resize_disk(&writer.serial, size).await?;
         }
-        Ok(())
+        Ok(!is_opened)
     }
 
     /// Gives a machine a disk, or takes one away, as its job's record has it.

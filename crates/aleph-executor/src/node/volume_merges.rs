@@ -26,12 +26,12 @@ use super::live_volumes::Writer;
 use super::lookup::Turns;
 use super::mounts;
 use crate::failpoint;
-use crate::hypervisor::{DiskChain, Layer, VmmError};
+use crate::hypervisor::{DiskChain, Layer};
 use crate::qemu::machine::MachineError;
 use crate::vm::chain;
 use crate::volumes::{Merged, VolumeError};
-use aleph_types::VolumeId;
-use std::collections::HashMap;
+use aleph_types::{Classify, ErrorClass, VolumeId};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -52,6 +52,8 @@ pub(super) struct Merges {
     turns: Turns,
     slots: Semaphore,
     opened: Arc<Mutex<HashMap<VolumeId, usize>>>,
+    /// Volumes for which somebody waits to merge, and has not looked yet.
+    wanted: Mutex<HashSet<VolumeId>>,
 }
 
 impl Default for Merges {
@@ -60,6 +62,7 @@ impl Default for Merges {
             turns: Turns::default(),
             slots: Semaphore::new(SLOTS),
             opened: Arc::default(),
+            wanted: Mutex::default(),
         }
     }
 }
@@ -92,7 +95,7 @@ impl Merges {
         }
     }
 
-    fn is_opened(&self, id: VolumeId) -> bool {
+    pub(super) fn is_opened(&self, id: VolumeId) -> bool {
         lock(&self.opened).contains_key(&id)
     }
 }
@@ -100,6 +103,10 @@ impl Merges {
 impl Inner {
     /// Has layers of a volume be merged where its chain is deep, beside everything else.
     pub(super) fn merge_later(self: &Arc<Self>, writer: &Writer, id: VolumeId) {
+        // Who waits already finds what is deep by then.
+        if !lock(&self.merges.wanted).insert(id) {
+            return;
+        }
         let (inner, writer) = (Arc::clone(self), writer.clone());
         tokio::spawn(async move {
             if let Err(error) = inner.merge(&writer, id).await {
@@ -116,27 +123,39 @@ impl Inner {
         id: VolumeId,
         refused: (String, usize),
     ) -> Result<(), NodeError> {
-        let unmerged = |why| {
+        let unmerged = |why, passing| {
             let (name, depth) = refused;
-            NodeError::Volume(VolumeError::Unmerged { name, depth, why })
+            NodeError::Volume(VolumeError::Unmerged {
+                name,
+                depth,
+                why,
+                passing,
+            })
         };
         let (inner, writer) = (Arc::clone(self), writer.clone());
         // It goes on where nobody waits any more.
         let merging = tokio::spawn(async move { inner.merge(&writer, id).await });
         match timeout(PATIENCE, merging).await {
             Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(error))) => Err(unmerged(chain(&error))),
-            Ok(Err(join)) => Err(unmerged(join.to_string())),
+            Ok(Ok(Err(error))) => {
+                let (class, code) = (error.class(), error.code());
+                let passes = matches!(class, ErrorClass::Capacity | ErrorClass::Unavailable);
+                Err(unmerged(chain(&error), passes.then_some((class, code))))
+            }
+            Ok(Err(join)) => Err(unmerged(join.to_string(), None)),
             Err(_) => {
                 let time = PATIENCE.as_secs() / 60;
-                Err(unmerged(format!("that takes longer than {time} minutes")))
+                let why = format!("that takes longer than {time} minutes");
+                Err(unmerged(why, None))
             }
         }
     }
 
     async fn merge(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> Result<(), NodeError> {
         let _one = self.merges.turns.turn(&id.to_string()).await;
-        let _slot = self.merges.slots.acquire().await;
+        // Only the copying: what comes after it waits for others.
+        let slot = self.merges.slots.acquire().await;
+        lock(&self.merges.wanted).remove(&id);
         if *self.leaving.borrow() {
             return Ok(());
         }
@@ -146,12 +165,18 @@ impl Inner {
             self.with_volumes(move |v| v.begin_merge(id, &owner))
                 .await?
         };
-        let Some(merge) = begun else { return Ok(()) };
-        failpoint::pass("merge", "begun");
-        let filled = self.with_volumes(move |v| v.fill_merge(&merge)).await?;
+        let is_whole = match begun {
+            Some(merge) => {
+                failpoint::pass("merge", "begun");
+                self.with_volumes(move |v| v.fill_merge(&merge)).await?
+            }
+            // One whose end failed is ended now.
+            None => self.with_volumes(move |v| v.is_merged(id)).await?,
+        };
+        drop(slot);
         failpoint::pass("merge", "filled");
         // Whoever has the VM next ends it.
-        while filled && !*self.leaving.borrow() {
+        while is_whole && !*self.leaving.borrow() {
             let turn = self.live.turn(&id.to_string()).await;
             if !self.merges.is_opened(id) {
                 let ended = self.end_merge(writer, id).await;
@@ -237,10 +262,10 @@ impl Inner {
 
 /// Whether a VMM did not answer: what it was told may have happened.
 pub(super) fn is_silent(error: &NodeError) -> bool {
-    matches!(
-        error,
-        NodeError::Machine(MachineError::Vmm(VmmError::Silent { .. }))
-    )
+    match error {
+        NodeError::Machine(MachineError::Vmm(error)) => error.is_open(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

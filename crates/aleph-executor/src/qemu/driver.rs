@@ -435,6 +435,10 @@ impl QemuVmm {
             Err(QmpError::Broken(_)) if command == "quit" => Ok(json!({})),
             Err(QmpError::Silent) => Err(VmmError::Silent { command }),
             Err(QmpError::Io(error)) => Err(error.into()),
+            // It may have been carried out before that.
+            Err(QmpError::Broken(why)) => {
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, why).into())
+            }
             Err(refused) => Err(VmmError::Refused {
                 command,
                 why: refused.to_string(),

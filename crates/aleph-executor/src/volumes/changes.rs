@@ -198,6 +198,8 @@ impl Volumes {
         match inner.look_at(&[top], false) {
             // Whatever the records say: nobody's disk is taken away.
             Ok(opened) => inner.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?,
+            // It passes, and does not say that nobody has it.
+            Err(error) if error.is_of_process() => return Err(error),
             // What is damaged can be removed.
             Err(error) => tracing::warn!(%error, volume = %id, "a volume has no file any more"),
         }
@@ -266,7 +268,11 @@ impl Volumes {
             }
             Ok(purged)
         })?;
-        if purged > 0 {
+        // Merges that ended with their writers leave layers, too.
+        // The method itself is for one lifetime alone.
+        #[allow(clippy::redundant_closure_for_method_calls)]
+        let has_orphans = !inner.records.read(|tx| tx.orphans())?.is_empty();
+        if purged > 0 || has_orphans {
             inner.collect()?;
         }
         Ok(purged)

@@ -85,6 +85,8 @@ pub enum VolumeError {
         depth: usize,
         /// Why not.
         why: String,
+        /// The class and code of that, where it may pass: a disk that is full, say.
+        passing: Option<(ErrorClass, &'static str)>,
     },
     /// It is the root disk of a job that there is.
     #[error("the volume {name:?} is the root disk of job {job:?}")]
@@ -106,6 +108,9 @@ pub enum VolumeError {
     /// It was not removed.
     #[error("the volume {0:?} was not removed")]
     NotDeleted(String),
+    /// What was being done with it failed by our own fault.
+    #[error("what was being done with a volume ended by a fault of the node")]
+    Panicked,
     /// The image's bytes are none that are taken.
     #[error("this is no disk image that is taken: {0}")]
     NotAnImage(String),
@@ -192,6 +197,18 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// Whether it is this process that has no room for more, and not what it asked for.
+    pub(super) fn is_of_process(&self) -> bool {
+        use rustix::io::Errno;
+        let codes = [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(Errno::raw_os_error);
+        match self {
+            Self::File { source, .. } => {
+                source.raw_os_error().is_some_and(|is| codes.contains(&is))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the host's disk is full.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -229,7 +246,6 @@ impl Classify for VolumeError {
             | Self::Attached { .. }
             | Self::AttachedHere(_)
             | Self::TooDeep(..)
-            | Self::Unmerged { .. }
             | Self::RootDisk { .. }
             | Self::Locked(_)
             | Self::Busy(_)
@@ -240,6 +256,9 @@ impl Classify for VolumeError {
             Self::Quota { .. } | Self::TooManySnapshots(_) | Self::TooManyImages(_) => {
                 ErrorClass::Capacity
             }
+            Self::Unmerged { passing, .. } => {
+                passing.map_or(ErrorClass::Conflict, |(class, _)| class)
+            }
             full if full.is_full() => ErrorClass::Capacity,
             Self::Tool { .. }
             | Self::File { .. }
@@ -249,7 +268,7 @@ impl Classify for VolumeError {
             | Self::Pool { .. }
             | Self::PoolFull { .. }
             | Self::Key(_) => ErrorClass::Unavailable,
-            Self::Records(_) | Self::Newer(..) => ErrorClass::Internal,
+            Self::Records(_) | Self::Newer(..) | Self::Panicked => ErrorClass::Internal,
         }
     }
 
@@ -268,6 +287,10 @@ impl Classify for VolumeError {
             Self::Attached { .. } => "volume_attached",
             Self::AttachedHere(_) => "volume_attached_here",
             Self::NotAttached(_) => "volume_not_attached",
+            Self::Unmerged {
+                passing: Some((_, code)),
+                ..
+            } => code,
             Self::TooDeep(..) | Self::Unmerged { .. } => "volume_too_deep",
             Self::RootDisk { .. } => "root_disk",
             Self::Locked(_) => "volume_locked",
@@ -288,6 +311,7 @@ impl Classify for VolumeError {
             Self::File { .. } => "volume_file",
             Self::Source(_) => "bad_body",
             Self::Records(_) => "volume_records",
+            Self::Panicked => "volume_panicked",
             Self::Newer(..) => "newer_volume_records",
             Self::Owned(_) => "volumes_in_use",
         }

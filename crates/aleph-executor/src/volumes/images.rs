@@ -435,6 +435,7 @@ mod tests {
             key,
             home: Home::Folder,
             path: "/dev/null".into(),
+            name: None,
         }
     }
 

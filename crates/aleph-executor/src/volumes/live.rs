@@ -71,6 +71,7 @@ impl Layers {
             key: self.key,
             home: Home::Folder,
             path: PathBuf::new(),
+            name: None,
         };
         Self {
             top: cover.file,
@@ -154,6 +155,8 @@ struct CoverRow {
     armed: bool,
     guest: GuestState,
 }
+
+const THAWS: &str = "thaws";
 
 const COVER: &str =
     "SELECT volume, job, incarnation, layer, below, name, size, created, step, guest
@@ -241,19 +244,26 @@ impl Tx<'_> {
 
     /// What the guest of an owner may do that has to be told to go on.
     fn thaw_owed(&self, owner: &Owner) -> Result<GuestState> {
-        let sql = "SELECT guest FROM thaws WHERE job = ?1 AND incarnation = ?2
-                   UNION SELECT guest FROM covers WHERE job = ?1 AND incarnation = ?2";
-        let of = params![owner.job.to_string(), whole(owner.incarnation.get())?];
-        let mut statement = self.0.prepare_cached(sql)?;
-        let words = statement.query_map(of, |row| row.get::<_, String>(0))?;
-        let mut owed = GuestState::Running;
-        for word in words {
-            owed = owed.max(GuestState::of(&word?));
-        }
-        Ok(owed)
+        let covers = self.thaw_in("covers", owner)?;
+        Ok(covers.max(self.thaw_in(THAWS, owner)?))
     }
 
+    fn thaw_in(&self, table: &str, owner: &Owner) -> Result<GuestState> {
+        let sql = format!("SELECT guest FROM {table} WHERE job = ?1 AND incarnation = ?2");
+        let job = owner.job.to_string();
+        let incarnation = whole(owner.incarnation.get())?;
+        let words: Vec<String> = self.all(&sql, &[&job, &incarnation], |row| row.get(0))?;
+        let states = words.iter().map(|word| GuestState::of(word));
+        Ok(states.max().unwrap_or(GuestState::Running))
+    }
+
+    /// Who was left standing once stays so until it is said that they run, whatever is owed besides.
     fn owe_thaw(&self, owner: &Owner, guest: GuestState) -> Result<()> {
+        let owed = self.thaw_owed(owner)?;
+        let guest = match guest {
+            GuestState::Running => guest,
+            _ => guest.max(owed),
+        };
         let (job, incarnation) = (owner.job.to_string(), whole(owner.incarnation.get())?);
         let sql = "DELETE FROM thaws WHERE job = ?1 AND incarnation = ?2";
         self.0.execute(sql, params![job, incarnation])?;
@@ -524,12 +534,20 @@ impl Volumes {
         self.inner.records.read(|tx| tx.thaw_owed(owner))
     }
 
+    fn thaw_recorded(&self, owner: &Owner) -> Result<GuestState> {
+        self.inner.records.read(|tx| tx.thaw_in(THAWS, owner))
+    }
+
     /// Notes that, apart from what is done with its volumes: it stays until its VM's end, or until it is said
     /// that they run.
     ///
     /// # Errors
     /// Where the records cannot be written.
     pub fn owe_thaw(&self, owner: &Owner, guest: GuestState) -> Result<()> {
+        // Most often it is what is recorded already.
+        if guest != GuestState::Running && self.thaw_recorded(owner)? >= guest {
+            return Ok(());
+        }
         let owe = |tx: &Tx<'_>| tx.owe_thaw(owner, guest);
         self.inner.records.write("cover.owed", owe)
     }
@@ -615,10 +633,11 @@ impl Volumes {
     /// # Errors
     /// Where its layers are gone, or there is no room.
     pub fn read_point(&self, id: VolumeId, point: &Point) -> Result<Reading> {
-        self.read_point_in(self.image_place()?, id, point)
+        self.read_point_in(self.image_place()?, id, point, || {})
     }
 
-    /// The same in a place that was taken before the state was kept.
+    /// The same in a place that was taken before the state was kept. `opened_all` is told once all its layers are open:
+    /// they may go then.
     ///
     /// # Errors
     /// As [`Volumes::read_point`].
@@ -627,6 +646,7 @@ impl Volumes {
         ImagePlace(place, free): ImagePlace,
         id: VolumeId,
         point: &Point,
+        opened_all: impl FnOnce(),
     ) -> Result<Reading> {
         let inner = &self.inner;
         let row = inner.records.read(|tx| present(tx, id))?;
@@ -636,6 +656,7 @@ impl Volumes {
             let opened = inner.open_chain(&chain, false)?;
             (chain, opened)
         };
+        opened_all();
         self.reading((&chain, opened), (point.size, free), true, place)
     }
 }

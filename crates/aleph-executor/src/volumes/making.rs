@@ -415,6 +415,9 @@ impl Inner {
                 return Err(VolumeError::NameTaken(new.name.to_owned()));
             }
             self.check_quota(tx, new.account, (1, size.bytes()))?;
+            if let Some(parent) = parent {
+                self.check_standing(tx, &tx.chain(parent)?, new.name)?;
+            }
             if let Some(FormKey::New(key)) = &key {
                 tx.add_key(key)?;
             }

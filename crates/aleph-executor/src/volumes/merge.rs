@@ -24,9 +24,11 @@
 //! have to be believed. Layers that stand still need none of that.
 //!
 //! # Which layers
-//! [`merge_plan`](super::merge_plan) chooses. The layer over them is the top of the moment in which a merge
-//! begins. By its end others may be over it, and that changes nothing. Only where something else is over it
-//! as well, a copy of the volume, the merge comes to nothing: a VMM of that copy would not know of it.
+//! [`merge_plan`](super::merge_plan) chooses. The layer over them is the state that was kept last: the next backup
+//! knows it, and reads what changed since. Where a copy of the volume stands on that, it is the top of the moment
+//! in which a merge begins. By its end others may be over it, and that changes nothing. Only where a copy of the volume stands on
+//! it as well, or on one of those, the merge comes to nothing: a VMM of that copy would not know of it. So none
+//! is made while the VMM goes over: from [`Volumes::open_merge`] until the merge is over, a copy is refused.
 //!
 //! # How
 //! Each layer is read alone, the lowest first, over a disk that has nothing ([`images::add`]): so of those
@@ -39,20 +41,21 @@
 //! refused with the reason ([`VolumeError::Unmerged`]). The next state that is kept tries it again.
 
 use super::backend::{Branch, OpenLayer};
-use super::error::{VolumeError, at};
+use super::error::VolumeError;
 use super::images::{self, Target};
 use super::keys::Passphrase;
 use super::layer::{Home, LayerFormat};
 use super::lease::Owner;
 use super::merge_plan::{Look, plan};
 use super::records::{LayerId, LayerRow, NewLayer, Tx, VolumeRow, parsed};
-use super::store::{Inner, OnItsWay, Volumes, present};
+use super::store::{Inner, Promised, Volumes, present};
 use crate::failpoint;
 use crate::hypervisor::{DiskLayer, LayerOrigin};
 use aleph_types::{MiB, VolumeId};
 use rusqlite::{OptionalExtension, params};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -63,7 +66,36 @@ pub struct Merge {
     layer: LayerRow,
     /// What it holds, from the top down.
     run: Vec<LayerRow>,
-    _place: OnItsWay,
+    /// The volume's, which none of them is larger than.
+    size: MiB,
+    _promised: Promised,
+    _filling: Filling,
+}
+
+/// Says that somebody fills the layer of a volume's merge, for as long as this lives.
+#[derive(Debug)]
+struct Filling(Arc<Inner>, VolumeId);
+
+impl Filling {
+    fn begin(inner: &Arc<Inner>, id: VolumeId) -> Self {
+        inner.merges().filled.insert(id);
+        Self(Arc::clone(inner), id)
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.0.merges().filled.remove(&self.1);
+    }
+}
+
+/// What is known of merges that no record tells.
+#[derive(Debug, Default)]
+pub(super) struct Merging {
+    /// Volumes a layer of which somebody fills.
+    filled: BTreeSet<VolumeId>,
+    /// Layers that a VMM is told to read through to another one, by their volumes.
+    gone_over: BTreeMap<VolumeId, LayerId>,
 }
 
 /// A layer that is whole, and that a VMM is to read in the place of those that it holds.
@@ -130,6 +162,14 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Forgets a merge whose layer is not whole.
+    fn drop_unfinished_merge(&self, volume: VolumeId) -> Result<()> {
+        match self.is_merged(volume)? {
+            true => Ok(()),
+            false => self.drop_merge(volume),
+        }
+    }
+
     /// Forgets the merges whose layers were never whole.
     pub(super) fn drop_unfinished_merges(&self) -> Result<()> {
         let sql = "DELETE FROM merges WHERE layer NOT IN
@@ -181,23 +221,33 @@ impl Volumes {
     pub fn begin_merge(&self, id: VolumeId, owner: &Owner) -> Result<Option<Merge>> {
         let inner = &self.inner;
         inner.look();
+        // One at a time: a layer that nobody fills any more was not forgotten when that failed.
+        inner.records.read(|tx| tx.merge(id)).and_then(|row| {
+            match row.filter(|_| !inner.is_filled(id)) {
+                Some(_) => inner
+                    .records
+                    .write("merge.stale", |tx| tx.drop_unfinished_merge(id)),
+                None => Ok(()),
+            }
+        })?;
         let Some(planned) = inner.records.read(|tx| inner.planned(tx, id, owner))? else {
             return Ok(None);
         };
-        let (place, free) = inner.image()?;
         let scratch = planned.run.iter().filter(|layer| is_copied(layer));
         let mut needed = 0_u64;
         for layer in scratch {
             needed = needed.saturating_add(inner.allocated(layer)?);
         }
-        if inner.backend.home() == Home::Folder {
-            needed = needed.saturating_add(planned.bytes);
-        }
-        if needed > free {
-            return Err(at("merge layers in", &inner.folder)(
-                io::ErrorKind::StorageFull.into(),
-            ));
-        }
+        let written = match inner.backend.home() {
+            Home::Folder => planned.bytes,
+            Home::Pool => 0,
+        };
+        needed = needed.saturating_add(written);
+        let what = "merge layers in";
+        // Whoever copies one promises room for that by itself.
+        drop(inner.promise(needed, what)?);
+        let promised = inner.promise(written, what)?;
+        let filling = Filling::begin(inner, id);
         let begun = inner.records.write("merge.begin", |tx| {
             // Looked at again now that nobody changes it.
             let now = inner.planned(tx, id, owner)?;
@@ -228,7 +278,9 @@ impl Volumes {
             volume: id,
             layer,
             run: planned.run,
-            _place: place,
+            size: planned.row.size,
+            _promised: promised,
+            _filling: filling,
         }))
     }
 
@@ -242,7 +294,7 @@ impl Volumes {
         let (id, layer) = (merge.volume, &merge.layer);
         let filled = inner.gather(&merge.run).and_then(|opened| {
             failpoint::pass("merge.fill", "opened");
-            inner.merge_into(&opened, layer)
+            inner.merge_into(&opened, layer, merge.size)
         });
         let done = filled.and_then(|()| {
             inner.look();
@@ -270,14 +322,26 @@ impl Volumes {
 
     fn give_up(&self, id: VolumeId, layer: &LayerRow) -> Result<()> {
         let inner = &self.inner;
-        let forgotten = inner
+        // Its file first: where the disk is full, there is room for the record then.
+        if let Err(error) = inner.remove_layer(layer) {
+            tracing::warn!(%error, layer = layer.id, "what was merged in vain stays for now");
+        }
+        inner
             .records
             .write("merge.abandon", |tx| match tx.merge(id)? {
                 Some(row) if row.layer == layer.id => tx.drop_merge(id),
                 _ => Ok(()),
-            });
+            })?;
         inner.abandon(layer);
-        forgotten
+        Ok(())
+    }
+
+    /// Whether the layer of a volume's merge is whole, and its VMM is to read through it.
+    ///
+    /// # Errors
+    /// Where the records cannot be read.
+    pub fn is_merged(&self, id: VolumeId) -> Result<bool> {
+        self.inner.records.read(|tx| tx.is_merged(id))
     }
 
     /// The layer of a merge that is whole, for the VMM; `None` where there is none.
@@ -286,6 +350,13 @@ impl Volumes {
     /// Where its file cannot be opened.
     pub fn open_merge(&self, id: VolumeId, owner: &Owner) -> Result<Option<Merged>> {
         let inner = &self.inner;
+        let merge = inner.records.read(|tx| match tx.is_merged(id)? {
+            true => tx.merge(id),
+            false => Ok(None),
+        })?;
+        let Some(merge) = merge else { return Ok(None) };
+        // Before it is looked whether there is a copy: whoever makes one looks the other way around.
+        inner.merges().gone_over.insert(id, merge.over);
         let found = inner.records.read(|tx| {
             if !tx.is_merged(id)? {
                 return Ok(None);
@@ -345,6 +416,7 @@ impl Volumes {
             }
             Ok(placed.is_some())
         })?;
+        inner.merges().gone_over.remove(&id);
         Ok(is_finished)
     }
 
@@ -369,6 +441,7 @@ impl Volumes {
         let inner = &self.inner;
         let dropped = |tx: &Tx<'_>| tx.drop_merge(id);
         inner.records.write("merge.drop", dropped)?;
+        inner.merges().gone_over.remove(&id);
         inner.collect_later();
         Ok(())
     }
@@ -399,6 +472,28 @@ fn is_copied(layer: &LayerRow) -> bool {
 }
 
 impl Inner {
+    fn merges(&self) -> MutexGuard<'_, Merging> {
+        self.merging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_filled(&self, id: VolumeId) -> bool {
+        self.merges().filled.contains(&id)
+    }
+
+    /// Checks that no VMM is about to read through a layer of this chain to another one: a copy that stands on it
+    /// now would have a chain that its own VMM does not know.
+    pub(super) fn check_standing(&self, tx: &Tx<'_>, chain: &[LayerRow], name: &str) -> Result<()> {
+        let gone_over = self.merges().gone_over.clone();
+        for (volume, over) in gone_over {
+            // What ended with its writer's lease is known to the records alone.
+            let is_on = tx.merge(volume)?.is_some_and(|merge| merge.over == over);
+            if is_on && chain.iter().any(|layer| layer.id == over) {
+                return Err(VolumeError::Busy(name.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
     /// What of a volume is to be merged now.
     fn planned(&self, tx: &Tx<'_>, id: VolumeId, owner: &Owner) -> Result<Option<Planned>> {
         let row = self.writer_row(tx, id, owner)?;
@@ -409,7 +504,15 @@ impl Inner {
             // What is below it may still be written.
             return Err(VolumeError::Busy(row.name));
         }
-        let chain = tx.chain(row.top)?;
+        let (mut chain, mut above) = (tx.chain(row.top)?, 0);
+        // The state that was kept last is what the next backup goes on from: it stays, where no copy stands on it.
+        if let Some(last) = chain.get(1)
+            && last.exposed
+            && tx.children(last.id)? == 1
+        {
+            chain.remove(0);
+            above = 1;
+        }
         let mut looks = Vec::with_capacity(chain.len());
         for layer in &chain {
             looks.push(Look {
@@ -418,7 +521,7 @@ impl Inner {
                 is_kept: tx.is_kept(layer.id)?,
             });
         }
-        let Some(plan) = plan(&looks) else {
+        let Some(plan) = plan(&looks, above) else {
             return Ok(None);
         };
         let mut layers = chain.into_iter();
@@ -459,12 +562,14 @@ impl Inner {
         let Some(place) = merge.place(&chain, below) else {
             return Err(VolumeError::Busy(row.name.clone()));
         };
-        // The one that is over it in this chain is the only one, or there is none.
-        let most = if place.0 == 0 { 0 } else { 1 };
-        match tx.children(merge.over)? > most {
-            true => Err(VolumeError::Busy(row.name.clone())),
-            false => Ok(Some((chain, merge, place))),
+        // Whatever else stands on it, or on one above it, has a chain that leads through it.
+        for (at, layer) in chain.iter().take(place.0 + 1).enumerate() {
+            let most = u32::from(at > 0);
+            if tx.children(layer.id)? > most {
+                return Err(VolumeError::Busy(row.name.clone()));
+            }
         }
+        Ok(Some((chain, merge, place)))
     }
 
     fn writer_row(&self, tx: &Tx<'_>, id: VolumeId, owner: &Owner) -> Result<VolumeRow> {
@@ -484,13 +589,15 @@ impl Inner {
     }
 
     /// Makes a layer that holds what others do, durable.
-    fn merge_into(&self, run: &[OpenLayer], layer: &LayerRow) -> Result<()> {
+    fn merge_into(&self, run: &[OpenLayer], layer: &LayerRow, most: MiB) -> Result<()> {
         let key = layer.key.as_ref().map(|id| self.key(id)).transpose()?;
         let sizes = run.iter().map(OpenLayer::size);
         let sizes = sizes.collect::<Result<Vec<_>>>()?;
         let bytes = sizes.first().copied().unwrap_or(0);
         let size = MiB(u32::try_from(bytes >> 20).unwrap_or(u32::MAX));
-        if size.bytes() != bytes || sizes.iter().any(|below| *below > bytes) {
+        // Each says itself how large it is, and a VMM may have written that.
+        let is_sane = size.bytes() == bytes && size <= most;
+        if !is_sane || sizes.iter().any(|below| *below > bytes) {
             return Err(VolumeError::NotAnImage(format!(
                 "the sizes of its layers make no sense: {sizes:?}"
             )));

@@ -11,7 +11,7 @@
 //! | then each one more that has at most twice what was gathered so far | a large layer that was merged before is left where it is until those over it come near it: each byte is copied a few times in a volume's life, 7 times at most where 2,000 states are kept, while a chain that is always merged in whole copies it hundreds of times |
 //! | one that stays, since a snapshot has it, counts twice there | it is there twice then |
 //! | never the lowest | it is the disk as it was made, and by far the largest |
-//! | none that a backup may know, as long as there is room over it | what changed since it is what the layers over it hold ([`reading`](super::reading)): without it the next backup reads everything |
+//! | not the state that was kept last ([`merge`](super::merge)), nor one that a backup from before this VM may know, as long as there is room over it | what changed since it is what the layers over it hold ([`reading`](super::reading)): without it the next backup reads everything |
 //!
 //! From [`PRESSED`] layers on such a layer goes, too: a backup that reads more is better than a snapshot that is
 //! refused.
@@ -44,20 +44,21 @@ pub(super) struct Look {
 /// What is to be merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// How many layers, from the one below the top on.
+    /// How many layers, from the one below the first on.
     pub(super) layers: usize,
     /// What they take together: the most that the new one can.
     pub(super) bytes: u64,
 }
 
-/// Which layers of a chain to merge, from the top down; `None` where it is well as it is.
-pub(super) fn plan(chain: &[Look]) -> Option<Plan> {
-    let depth = chain.len();
+/// Which layers of a chain to merge, from the top down; `None` where it is well as it is. There are so many more
+/// `above` it, which stay.
+pub(super) fn plan(chain: &[Look], above: usize) -> Option<Plan> {
+    let depth = chain.len() + above;
     if depth < DEEP {
         return None;
     }
     // Neither the top nor the lowest.
-    let within = chain.get(1..depth - 1)?;
+    let within = chain.get(1..chain.len().checked_sub(1)?)?;
     let until_known = within.iter().take_while(|layer| !layer.is_known).count();
     let most = match until_known < LEAST && depth >= PRESSED {
         true => within.len(),
@@ -99,7 +100,7 @@ mod tests {
     }
 
     fn merged(sizes: &[u64]) -> Option<usize> {
-        plan(&chain(sizes)).map(|plan| plan.layers)
+        plan(&chain(sizes), 0).map(|plan| plan.layers)
     }
 
     #[test]
@@ -121,20 +122,20 @@ mod tests {
     fn what_a_backup_knows_stays_while_there_is_room() {
         let mut looks = chain(&[0; DEEP + 2]);
         looks[5].is_known = true;
-        assert_eq!(plan(&looks).unwrap().layers, 4);
+        assert_eq!(plan(&looks, 0).unwrap().layers, 4);
         looks[4].is_known = true;
-        assert_eq!(plan(&looks), None);
+        assert_eq!(plan(&looks, 0), None);
         let mut looks = chain(&[0; PRESSED]);
         looks[2].is_known = true;
-        assert_eq!(plan(&looks).unwrap().layers, PRESSED - 2);
+        assert_eq!(plan(&looks, 0).unwrap().layers, PRESSED - 2);
     }
 
     #[test]
     fn what_stays_counts_twice() {
         let mut looks = chain(&[0, 1, 1, 1, 1, 6, 1, 1, 1, 900]);
-        assert_eq!(plan(&looks).unwrap().layers, 8);
+        assert_eq!(plan(&looks, 0).unwrap().layers, 8);
         looks[5].is_kept = true;
-        assert_eq!(plan(&looks).unwrap().layers, 4);
+        assert_eq!(plan(&looks, 0).unwrap().layers, 4);
     }
 
     fn looks() -> impl Strategy<Value = Vec<Look>> {
@@ -151,7 +152,7 @@ mod tests {
         #[test]
         fn a_plan_is_within_the_chain_and_there_is_one_before_the_bound(chain in looks()) {
             let depth = chain.len();
-            match plan(&chain) {
+            match plan(&chain, 0) {
                 None => prop_assert!(depth < PRESSED),
                 Some(Plan { layers, bytes }) => {
                     prop_assert!((LEAST..=depth - 2).contains(&layers));
@@ -177,7 +178,7 @@ mod tests {
                 all += mib.max(1) * MIB;
                 chain.insert(0, layer(0));
                 prop_assert!(chain.len() <= DEEP);
-                if let Some(Plan { layers, bytes }) = plan(&chain) {
+                if let Some(Plan { layers, bytes }) = plan(&chain, 0) {
                     copied += bytes;
                     chain.splice(1..=layers, [Look { bytes, ..layer(0) }]);
                 }

@@ -10,7 +10,9 @@
 //! file's inode and when that was made and last written. Whoever finds that name again later, in a chain that
 //! goes on from there, knows that all else is as it was ([`Reading::changed_since`]). A disk that was put back
 //! from elsewhere, a layer that somebody wrote to, and a chain that was copied in whole have other names:
-//! then nothing is known to be unchanged.
+//! then nothing is known to be unchanged. So a layer that a VMM still has open for writing, below what its guest
+//! writes to, has a name, too: what is read of it is a copy ([`exposed`](super::exposed)) that was made after its
+//! file got that name, and a VMM that was broken into and writes there all the same takes the name away.
 //!
 //! The other way would be dirty bitmaps of QEMU. They are kept by the VMM, so what a VMM that was broken into
 //! or killed says of them would have to be believed, and a volume that was written without them, or restored,
@@ -19,15 +21,14 @@
 //! # Failure cases
 //! What cannot be read in place (an encrypted layer; a compressed cluster, which none of ours has; more extents
 //! than [`MAP_BYTES`] of JSON or, of all layers together, than [`MOST_EXTENTS`]) is read as exports are, and has
-//! no name of a state. Nor has a layer in a pool of LVM, whose device does not say when it was written, or one
-//! that a VMM still has open for writing.
+//! no name of a state. Nor has a layer in a pool of LVM, whose device does not say when it was written.
 
 use super::backend::OpenLayer;
 use super::error::VolumeError;
 use super::export::Exported;
 use super::images::map;
-use super::layer::{Home, LayerFormat};
-use super::records::LayerRow;
+use super::layer::LayerFormat;
+use super::records::{LayerId, LayerRow};
 use super::store::{OnItsWay, Volumes, present};
 use aleph_types::{DiskImageFormat, MiB, VolumeId};
 use rustix::fs::{AtFlags, SeekFrom, StatxFlags, seek, statx};
@@ -155,7 +156,7 @@ fn layers_of(
     }
     let mut layers = Vec::with_capacity(opened.len());
     let mut left = MOST_EXTENTS;
-    for (place, (row, layer)) in chain.iter().zip(opened).enumerate() {
+    for (place, layer) in opened.iter().enumerate() {
         let size = layer.size()?;
         let extents = match layer.format {
             LayerFormat::Raw => data_of(&layer.file, size, left).map_err(VolumeError::Source)?,
@@ -170,9 +171,7 @@ fn layers_of(
         left = rest;
         let is_kept = is_frozen || place > 0;
         layers.push(Layer {
-            state: (is_kept && layer.home == Home::Folder && !row.exposed)
-                .then(|| name_of(row, &layer.file))
-                .flatten(),
+            state: layer.name.clone().filter(|_| is_kept),
             file: layer.file.try_clone().map_err(VolumeError::Source)?,
             size,
             extents,
@@ -188,8 +187,8 @@ fn layers_of(
     Ok(Some(layers))
 }
 
-/// What names a layer that does not change any more.
-fn name_of(row: &LayerRow, file: &File) -> Option<String> {
+/// What names a layer's file as it is now.
+pub(super) fn name_of(layer: LayerId, file: &File) -> Option<String> {
     let wanted = StatxFlags::BTIME | StatxFlags::MTIME | StatxFlags::INO;
     let stat = statx(file, c"", AtFlags::EMPTY_PATH, wanted).ok()?;
     let told = StatxFlags::from_bits_retain(stat.stx_mask);
@@ -197,7 +196,7 @@ fn name_of(row: &LayerRow, file: &File) -> Option<String> {
         let (made, written) = (stat.stx_btime, stat.stx_mtime);
         format!(
             "{}:{}:{}.{:09}:{}.{:09}",
-            row.id, stat.stx_ino, made.tv_sec, made.tv_nsec, written.tv_sec, written.tv_nsec
+            layer, stat.stx_ino, made.tv_sec, made.tv_nsec, written.tv_sec, written.tv_nsec
         )
     })
 }

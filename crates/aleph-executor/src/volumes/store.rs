@@ -6,6 +6,8 @@ use super::error::{VolumeError, at};
 use super::exposed::Copies;
 use super::keys::{KeyFile, KeyId, Passphrase};
 use super::layer::{Home, LayerFormat};
+use super::merge::Merging;
+use super::reading::name_of;
 use super::records::{LayerRow, Life, Records, Tx, VolumeRow};
 use crate::node::Scope;
 use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
@@ -63,7 +65,9 @@ pub(super) struct Inner {
     images: Arc<AtomicUsize>,
     images_of: Arc<Images>,
     /// Bytes of the disk that are being written, or are about to be.
-    promised: AtomicU64,
+    promised: Arc<AtomicU64>,
+    /// What is known of merges beside their records.
+    pub(super) merging: Mutex<Merging>,
     /// What VMMs may still write to, as others read it.
     pub(super) copies: Copies,
     /// Other processes stay out for as long as this lives.
@@ -114,11 +118,11 @@ impl Drop for OnItsWay {
 
 /// Bytes of the disk that nobody else is given, for as long as they are being written.
 #[derive(Debug)]
-pub(super) struct Promised<'a>(&'a Inner, u64);
+pub(super) struct Promised(Arc<AtomicU64>, u64);
 
-impl Drop for Promised<'_> {
+impl Drop for Promised {
     fn drop(&mut self) {
-        self.0.promised.fetch_sub(self.1, Ordering::SeqCst);
+        self.0.fetch_sub(self.1, Ordering::SeqCst);
     }
 }
 
@@ -193,7 +197,8 @@ impl Volumes {
             turns: Condvar::new(),
             images: Arc::default(),
             images_of: Arc::default(),
-            promised: AtomicU64::new(0),
+            promised: Arc::default(),
+            merging: Mutex::default(),
             copies: Copies::default(),
             _lock: lock,
         };
@@ -414,16 +419,16 @@ impl Inner {
 
     /// The same without keys, for who does not look into them.
     pub(super) fn look_at(&self, chain: &[LayerRow], write: bool) -> Result<Vec<OpenLayer>> {
-        let layers = chain.iter().enumerate().map(|(place, layer)| {
+        // All of them before one is copied, which may take long: what nothing leads to any more goes meanwhile,
+        // and stays for who has it open.
+        let opened = chain.iter().enumerate().map(|(place, layer)| {
             let path = self.path(layer);
             let keeper = self.keeper(layer.home)?;
             let file = keeper.open(&path, write && place == 0)?;
-            // Its VMM may be broken into, and write to it: whoever looks at its header has its own.
-            let file = match layer.exposed && layer.format == LayerFormat::Qcow2 {
-                true => self.private(layer, &file)?,
-                false => file,
-            };
             Ok(OpenLayer {
+                name: (layer.home == Home::Folder)
+                    .then(|| name_of(layer.id, &file))
+                    .flatten(),
                 file,
                 format: layer.format,
                 key: None,
@@ -432,7 +437,14 @@ impl Inner {
                 path,
             })
         });
-        layers.collect()
+        let mut opened = opened.collect::<Result<Vec<_>>>()?;
+        for (layer, opened) in chain.iter().zip(&mut opened) {
+            // Its VMM may be broken into, and write to it: whoever looks at its header has its own.
+            if layer.exposed && layer.format == LayerFormat::Qcow2 {
+                opened.file = self.private(layer, &opened.file)?;
+            }
+        }
+        Ok(opened)
     }
 
     /// A key, as the node's opens it.
@@ -561,9 +573,9 @@ impl Inner {
     }
 
     /// Room for what is about to be written.
-    pub(super) fn promise(&self, bytes: u64, what: &'static str) -> Result<Promised<'_>> {
+    pub(super) fn promise(&self, bytes: u64, what: &'static str) -> Result<Promised> {
         let before = self.promised.fetch_add(bytes, Ordering::SeqCst);
-        let promised = Promised(self, bytes);
+        let promised = Promised(Arc::clone(&self.promised), bytes);
         match before.saturating_add(bytes) > self.room()? {
             true => Err(at(what, &self.work())(io::ErrorKind::StorageFull.into())),
             false => Ok(promised),

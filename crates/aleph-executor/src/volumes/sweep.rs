@@ -113,7 +113,7 @@ impl Inner {
         top.file.sync_all().map_err(at("write", &top.path))
     }
 
-    fn remove_layer(&self, layer: &LayerRow) -> Result<()> {
+    pub(super) fn remove_layer(&self, layer: &LayerRow) -> Result<()> {
         self.keeper(layer.home)?.remove(&self.path(layer))
     }
 

@@ -85,9 +85,17 @@ pub(crate) async fn states_are_kept_for_ever_and_none_is_refused() -> Result<()>
     for n in 0..STATES {
         keep(&node, &guest, format!("s{n}"), &mut kept).await?;
         if n % 4 == 0 {
-            // What a backup reads has no name, so its layer can go.
+            // What a backup reads is no snapshot, so its layer can go.
             let read = node.volume_image(&all(), "data", None).await?;
             ensure!(read.consistency.is_some(), "{read:?}");
+            // The next one goes on from it, whatever is merged meanwhile.
+            let state = read.image.state().context("a state that has no name")?;
+            let next = node.volume_image(&all(), "data", None).await?;
+            let changed = next.image.changed_since(state);
+            ensure!(
+                changed.is_some(),
+                "what changed is not known after {n} states"
+            );
         }
     }
     is_merged(&node).await?;

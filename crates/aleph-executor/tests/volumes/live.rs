@@ -20,6 +20,14 @@ fn put(layers: &Layers, sector: u64, byte: u8) -> Result<()> {
     qemu_io(layers, &[line]).map(drop)
 }
 
+/// Writes to what is below a cover, as only a VMM that was broken into does, and changes nothing of it.
+fn touch_below(layers: &Layers) -> Result<()> {
+    let below = &layers.backing.first().context("nothing is below")?.file;
+    let mut byte = [0];
+    below.read_exact_at(&mut byte, 0)?;
+    Ok(below.write_all_at(&byte, 0)?)
+}
+
 /// What a VMM has once it has gone over to a cover.
 fn over(layers: Layers, cover: Cover) -> Layers {
     layers.covered(cover)
@@ -60,8 +68,13 @@ fn a_state_below_what_is_written_stands_still() -> Result<()> {
         let mut found = [0];
         image.read_at(512, &mut found)?;
         assert_eq!(found, [1], "{backend:?}");
-        // Its VMM has it still: nothing of it is known to stay.
-        assert_eq!(image.state(), None);
+        // Its VMM has it still, and what it is called says when it was written last.
+        let state = image.state().map(str::to_owned);
+        let again = volumes.read(id, Some("kept"))?;
+        assert_eq!(again.state(), state.as_deref());
+        ensure!(state.is_some(), "{backend:?}: nobody knows it");
+        touch_below(&layers)?;
+        assert_ne!(volumes.read(id, Some("kept"))?.state(), state.as_deref());
         let now = volumes.get(id)?;
         let snapshot = now.snapshots.first().context("no snapshot")?;
         assert_eq!(snapshot.consistency, Some(VolumeConsistency::Filesystem));
@@ -75,6 +88,54 @@ fn a_state_below_what_is_written_stands_still() -> Result<()> {
         reads(&volumes, "data", 1, 1)?;
         volumes.remove(id, true)?;
         assert_eq!(files(dir.path())?, 0, "{backend:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_changed_between_states_of_what_is_written_is_known() -> Result<()> {
+    for backend in BACKENDS {
+        let dir = memory()?;
+        let volumes = Volumes::open(dir.path(), config(backend))?;
+        let (id, owner) = (id(&volumes)?, owner());
+        let mut layers = attach(&volumes, &owner)?;
+        let mut known: Option<String> = None;
+        for sector in [1, 2049, 4097] {
+            put(&layers, sector, 7)?;
+            let cover = volumes.begin_cover(id, &owner, None)?;
+            volumes.arm_cover(id, &owner)?;
+            layers = over(layers, cover);
+            let point = volumes.finish_cover(id, &owner)?;
+            let image = volumes.read_point(id, &point)?;
+            if let Some(known) = known {
+                let changed = image.changed_since(&known).context("it is not known")?;
+                let at = sector * 512;
+                ensure!(
+                    changed.iter().any(|range| range.contains(&at)),
+                    "{changed:?}"
+                );
+                let told: u64 = changed.iter().map(|range| range.end - range.start).sum();
+                ensure!(told <= 64 << 10, "{backend:?}: {changed:?}");
+            }
+            known = image.state().map(str::to_owned);
+        }
+        // And so it is once its VMM has ended.
+        let known = known.context("it has no name")?;
+        put(&layers, 5000, 8)?;
+        drop(layers);
+        volumes.release(&owner, true)?;
+        let image = volumes.read(id, None)?;
+        let changed = image.changed_since(&known).context("it is not known")?;
+        ensure!(
+            changed.iter().any(|range| range.contains(&(5000 * 512))),
+            "{changed:?}"
+        );
+        ensure!(
+            changed
+                .iter()
+                .all(|range| range.end - range.start <= 64 << 10),
+            "{changed:?}"
+        );
     }
     Ok(())
 }

@@ -312,19 +312,45 @@ fn what_cannot_be_merged_leaves_the_volume_as_it_is() -> Result<()> {
     volumes.undo_cover(id, &owner)?;
     drop(cover);
 
-    // A copy of it that is over the same layer has a VMM of its own.
+    // A copy that is over the same layer, or over one above it, has a VMM of its own.
+    for above in 0..2 {
+        let (kept, copied) = (format!("kept{above}"), format!("copy{above}"));
+        let merge = volumes.begin_merge(id, &owner)?.context("no merge")?;
+        ensure!(volumes.fill_merge(&merge)?, "it was over");
+        drop(merge);
+        for _ in 0..above {
+            written = written.cover(None)?;
+        }
+        written = written.cover(Some(&kept))?;
+        let model = written.model.clone();
+        let new = crate::support::named(&copied);
+        let source = Source::Snapshot(id, &kept);
+        let copy = volumes.clone_of(new, source, None)?.id;
+        assert_eq!(code(volumes.open_merge(id, &owner)), "volume_busy");
+        assert_eq!(code(volumes.finish_merge(id, &owner)), "volume_busy");
+        volumes.drop_merge(id)?;
+        holds(&volumes, copy, None, &model)?;
+    }
+
+    // And none is made while the VMM goes over.
     let merge = volumes.begin_merge(id, &owner)?.context("no merge")?;
     ensure!(volumes.fill_merge(&merge)?, "it was over");
-    written = written.cover(Some("kept"))?;
+    drop(merge);
+    written = written.cover(Some("later"))?;
     let model = written.model.clone();
-    let new = crate::support::named("copy");
-    let copy = volumes
-        .clone_of(new, Source::Snapshot(id, "kept"), None)?
-        .id;
-    assert_eq!(code(volumes.open_merge(id, &owner)), "volume_busy");
-    assert_eq!(code(volumes.finish_merge(id, &owner)), "volume_busy");
-    volumes.drop_merge(id)?;
-    holds(&volumes, copy, None, &model)?;
+    ensure!(volumes.open_merge(id, &owner)?.is_some(), "it is gone");
+    let copy = || {
+        let new = crate::support::named("copy-later");
+        volumes.clone_of(new, Source::Snapshot(id, "later"), None)
+    };
+    assert_eq!(code(copy()), "volume_busy");
+    ensure!(volumes.finish_merge(id, &owner)?, "it was over");
+    volumes.collect_merged(id)?;
+    holds(&volumes, copy()?.id, None, &model)?;
+    // Deep again, for what follows.
+    while volumes.depth(id)? < 11 {
+        written = written.cover(None)?;
+    }
 
     // What its VMM may write into a layer that it has no business with any more.
     let spoilt = std::fs::read_dir(dir.path().join("volumes/layers"))?

@@ -10,7 +10,7 @@ use crate::lifecycle::Denial;
 use crate::node::NodeError;
 use crate::node::inner::event_of;
 use crate::node::launch::beside;
-use crate::node::live_volumes::Changed;
+use crate::node::live_volumes::{AGAIN, AGAIN_AT_MOST, Changed};
 use crate::node::mounts;
 use crate::node::own_disk;
 use crate::volumes::VolumeError;
@@ -296,12 +296,14 @@ impl Actor {
             let (Ok(_), Some(vmm)) = (vm.running().await, vm.vmm()) else {
                 return;
             };
+            let mut pause = AGAIN;
             while let Some(inner) = inner.upgrade() {
                 if inner.settle_volumes(&vmm, owner).await {
                     return;
                 }
                 drop(inner);
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN_AT_MOST);
             }
         });
     }

@@ -82,7 +82,7 @@ impl Hotplug for QemuVmm {
             };
             if let Err(error) = attached.await {
                 // What was not answered may be carried out yet: the next change of this disk looks.
-                if !matches!(error, VmmError::Silent { .. }) {
+                if !error.is_open() {
                     let _ = self.forget_disk(&id).await;
                 }
                 return Err(error.into());

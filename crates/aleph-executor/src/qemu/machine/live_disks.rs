@@ -144,7 +144,7 @@ impl LiveDisks for QemuVmm {
             match self.put_over(&top, &id, layer, cover).await {
                 Ok(()) => Ok(()),
                 Err(error) => {
-                    if !matches!(error, VmmError::Silent { .. }) {
+                    if !error.is_open() {
                         self.forget_layer(&id, layer).await;
                     }
                     Err(error.into())

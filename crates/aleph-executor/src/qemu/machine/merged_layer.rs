@@ -187,7 +187,7 @@ impl QemuVmm {
 
     /// Takes the nodes of a layer away that nothing reads through. What was not answered may be carried out yet.
     async fn forget_merged(&self, why: &VmmError, node: &str, file: &str) {
-        if matches!(why, VmmError::Silent { .. }) {
+        if why.is_open() {
             return;
         }
         let there = self.nodes_there().await.unwrap_or_default();

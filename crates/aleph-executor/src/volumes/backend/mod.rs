@@ -73,6 +73,8 @@ pub struct OpenLayer {
     pub(super) is_encrypted: bool,
     pub(super) home: Home,
     pub(super) path: PathBuf,
+    /// What names the file as it is now, where it is one.
+    pub(super) name: Option<String>,
 }
 
 impl OpenLayer {
@@ -112,6 +114,7 @@ impl NewTop<'_> {
             is_encrypted: self.key.is_some(),
             home,
             path: self.path.to_owned(),
+            name: None,
         }
     }
 }
