@@ -81,6 +81,12 @@ impl CgroupTree {
 }
 
 impl Cgroup {
+    /// That of a folder.
+    #[cfg(test)]
+    pub(crate) fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
     /// Its folder.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -119,17 +125,19 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets the limits that follow from the size of a VM, as far as the host has controllers for them.
+    /// Sets the limits that follow from the size of a VM, as far as the host has controllers for them. What is
+    /// not given stays: the limit of a VM whose memory does not change has parts in it that its size does not
+    /// say, such as tables for its devices.
     ///
     /// # Errors
     /// Where a controller is there and refuses.
-    pub fn resize(&self, cpus: u16, memory: MiB) -> io::Result<()> {
+    pub fn resize(&self, cpus: Option<u16>, memory: Option<MiB>) -> io::Result<()> {
         for (file, value) in [
-            ("cpu.max", cpu_max(cpus)),
-            ("memory.max", memory_max(memory)),
+            ("cpu.max", cpus.map(cpu_max)),
+            ("memory.max", memory.map(memory_max)),
         ] {
             let path = self.0.join(file);
-            if path.exists() {
+            if let Some(value) = value.filter(|_| path.exists()) {
                 write(&path, &value)?;
             }
         }
@@ -392,11 +400,18 @@ mod tests {
 
         fs::write(dir.path().join("pids.current"), "93\n").unwrap();
         assert_eq!(group.pids_left(), Some(7));
-        for file in ["cpu.max", "memory.max"] {
-            // As the kernel has it, which takes a value and is not added to.
-            fs::write(dir.path().join(file), "").unwrap();
-        }
-        group.resize(4, MiB(1024)).unwrap();
+        let empty = || {
+            for file in ["cpu.max", "memory.max"] {
+                // As the kernel has it, which takes a value and is not added to.
+                fs::write(dir.path().join(file), "").unwrap();
+            }
+        };
+        empty();
+        group.resize(Some(3), None).unwrap();
+        assert_eq!(read("cpu.max"), "300000 100000");
+        assert_eq!(read("memory.max"), "", "its memory is what it was");
+        empty();
+        group.resize(Some(4), Some(MiB(1024))).unwrap();
         assert_eq!(read("cpu.max"), "400000 100000");
         assert_eq!(read("memory.max"), MiB(1536).bytes().to_string());
         assert_eq!(

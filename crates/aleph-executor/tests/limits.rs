@@ -88,8 +88,11 @@ fn a_group_beyond_its_memory_is_ended() -> Result<()> {
 
     // One whose VM grows has more from then on, and what is running in it, too.
     let grown = host.group("grown", &limits)?;
-    grown.resize(2, MiB(128))?;
+    let memory = read(&grown, "memory.max")?;
+    grown.resize(Some(2), None)?;
     ensure!(read(&grown, "cpu.max")? == "200000 100000");
+    ensure!(read(&grown, "memory.max")? == memory, "it is what it was");
+    grown.resize(None, Some(MiB(128)))?;
     let as_much = host.start(&grown, &touch(MiB(MEMORY.0 + 64)))?;
     host.expect(&as_much, ProcessExit::Code(0))?;
     ensure!(grown.overuse().is_none());

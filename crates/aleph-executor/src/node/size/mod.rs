@@ -50,6 +50,7 @@ use crate::hypervisor::{Hotplug, MachineSize, Vmm};
 use crate::journal::JobRecord;
 use crate::vm::chain;
 use aleph_types::{HugePages, Job, JobId, JobResize, JobSpec, MEMORY_STEP, MiB, VmId};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -192,11 +193,15 @@ impl Inner {
         Some(tree.group(&vm.to_string()))
     }
 
-    fn limit_size(&self, vm: VmId, size: MachineSize) -> Result<(), SizeError> {
+    /// Sets the limits of a VM that grows from one size to another to those of a size between the two.
+    fn limit_size(
+        &self,
+        vm: VmId,
+        (before, wanted): (MachineSize, MachineSize),
+        size: MachineSize,
+    ) -> Result<(), SizeError> {
         match self.group_of(vm) {
-            Some(group) => group
-                .resize(size.cpus, size.memory)
-                .map_err(SizeError::Limits),
+            Some(group) => limit(&group, (before, wanted), size).map_err(SizeError::Limits),
             None => Ok(()),
         }
     }
@@ -217,9 +222,10 @@ impl Inner {
         if let Some(left) = left.filter(|left| *left < u32::from(cpus)) {
             return Resized::failed(Some(before), SizeError::Threads { cpus, left });
         }
-        if let Err(error) = self.limit_size(vm, wanted) {
+        let grows = (before, wanted);
+        if let Err(error) = self.limit_size(vm, grows, wanted) {
             // One of two may have been raised.
-            let _ = self.limit_size(vm, before);
+            let _ = self.limit_size(vm, grows, before);
             return Resized::failed(Some(before), error);
         }
         failpoint::pass("vm.resize", "limited");
@@ -249,7 +255,7 @@ impl Inner {
                 return None;
             }
         };
-        if let Err(error) = self.limit_size(vm, now) {
+        if let Err(error) = self.limit_size(vm, (before, wanted), now) {
             tracing::warn!(%vm, error = chain(&error), "a VM's limits are not those of its size");
         }
         Some(now)
@@ -271,6 +277,21 @@ impl Inner {
         }
         None
     }
+}
+
+/// Only what changes has another limit. Beside memory that GPUs reach the kernel keeps tables, which count, too,
+/// and were added as the VM was launched ([`Machine::page_tables`](crate::hypervisor::Machine::page_tables)): such
+/// memory does not change while it runs, and neither does what it may be. Less would have the VMM killed, as none of
+/// it can be taken back.
+fn limit(
+    group: &Cgroup,
+    (before, wanted): (MachineSize, MachineSize),
+    size: MachineSize,
+) -> io::Result<()> {
+    group.resize(
+        (before.cpus != wanted.cpus).then_some(size.cpus),
+        (before.memory != wanted.memory).then_some(size.memory),
+    )
 }
 
 /// Adds what a machine lacks of a size.
@@ -333,6 +354,31 @@ mod tests {
         let small = resized(&vm(), &ask(1, 512), false, None).unwrap().unwrap();
         let room = small.machine.unwrap().room;
         assert_eq!((room.cpus, room.memory), (3, MiB(1536)));
+    }
+
+    #[test]
+    fn memory_that_stays_keeps_its_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        // A VM with GPUs: 2048 MiB, their tables, and what its VMM takes.
+        let launched = MiB(2048 + 2048 / 128 + 512).bytes().to_string();
+        let file = |name: &str| dir.path().join(name);
+        std::fs::write(file("memory.max"), &launched).unwrap();
+        std::fs::write(file("cpu.max"), "").unwrap();
+        let group = Cgroup::at(dir.path());
+        let size = |cpus| MachineSize {
+            cpus,
+            memory: MiB(2048),
+        };
+        // Raised, and back, where the VMM refused.
+        for (to, quota) in [(size(4), "400000 100000"), (size(2), "200000 100000")] {
+            std::fs::write(file("cpu.max"), "").unwrap();
+            limit(&group, (size(2), size(4)), to).unwrap();
+            assert_eq!(std::fs::read_to_string(file("cpu.max")).unwrap(), quota);
+            assert_eq!(
+                std::fs::read_to_string(file("memory.max")).unwrap(),
+                launched
+            );
+        }
     }
 
     #[test]
