@@ -27,8 +27,9 @@ impl Volumes {
             let why = format!("it has {}, and volumes only grow", row.size);
             return Err(VolumeError::BadSize { size, why });
         }
-        let size = inner.keeper(layer_home(&chain))?.whole(size);
+        // First, since what is beyond all bounds has no number of extents.
         check_size(size, row.size, "it")?;
+        let size = inner.keeper(layer_home(&chain))?.whole(size);
         let opened = inner.open_chain(&chain, true)?;
         inner.lock(&row, &opened, FlockOperation::NonBlockingLockExclusive)?;
         let (Some(top), Some(layer)) = (opened.first(), chain.first()) else {

@@ -375,8 +375,8 @@ impl Volumes {
             let why = format!("it has {}, and volumes only grow", row.size);
             return Err(VolumeError::BadSize { size, why });
         }
-        let size = keeper.whole(size);
         check_size(size, row.size, "it")?;
+        let size = keeper.whole(size);
         self.inner.records.write("volume.grow_live", |tx| {
             let more = size.bytes() - row.size.bytes();
             self.inner.check_quota(tx, &row.account, (0, more))?;
