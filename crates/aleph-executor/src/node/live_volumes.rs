@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | attach | the job's record has the volume and the change; lease; the machine gets the disk; the change is over | the job's actor, when it adopts the VM: what the machine has is what the job has |
 //! | detach | the job's record has the change; the guest lets go; lease ends; the volume leaves the record | the same |
-//! | resize | the volume's record; the machine's disk | [`Inner::settle_volumes`], by the same look |
+//! | resize | the volume's record; its place, in a pool of LVM; the machine's disk | [`Inner::settle_volumes`], by the same look |
 //! | snapshot, backup | a cover is begun and armed; the guest's filesystems stand still where its agent can do that; the machine goes over to the cover; they go on; the state below has its name; layers are merged where there are many ([`volume_merges`](super::volume_merges)) | the same |
 //!
 //! In each the VMM is asked what there is, and never a record: it knows what it does. A job that does not run
@@ -35,7 +35,7 @@ use crate::journal::{JobRecord, VolumeChange};
 use crate::qemu::machine::MachineError;
 use crate::vm::chain;
 use crate::volumes::{
-    Attachment, Growth, GuestState, Owner, Pending, Point, Reading, VolumeError, Volumes,
+    Attachment, GuestState, Owner, Pending, Point, Reading, VolumeError, Volumes,
 };
 use aleph_types::{
     JobId, MiB, Volume, VolumeAccess, VolumeAttach, VolumeAttachment, VolumeConsistency, VolumeId,
@@ -421,22 +421,31 @@ impl Inner {
         size: MiB,
     ) -> Result<Volume, NodeError> {
         let owner = writer.owner;
-        let Growth { before, size } = self
+        // One that its guest let go of has nobody who sees its new size.
+        if let Ok(None) = writer.disks()?.disk(&writer.serial).await {
+            let what = format!("disk {:?}", writer.serial);
+            return Err(MachineError::Unknown { what }.into());
+        }
+        let growth = self
             .with_volumes(move |v| v.grow_record(id, &owner, size))
             .await?;
-        let grown = writer.hotplug()?.resize_disk(&writer.serial, size.bytes());
+        let bytes = growth.size.bytes();
+        let grown = writer.hotplug()?.resize_disk(&writer.serial, bytes);
         if let Err(error) = grown.await {
             // What has its new size keeps it, and what cannot be known may have it.
             let disk = writer.disks()?.disk(&writer.serial).await;
             let is_smaller = match disk {
-                Ok(Some(disk)) => disk.size < size.bytes(),
-                // Its guest let go of it.
+                Ok(Some(disk)) => disk.size < bytes,
+                // Its guest let go of it meanwhile.
                 Ok(None) => true,
                 Err(_) => false,
             };
             if is_smaller {
-                self.with_volumes(move |v| v.shrink_record(id, &owner, before))
-                    .await?;
+                let undo = move |v: &Volumes| {
+                    v.undo_growth(id, growth);
+                    Ok(())
+                };
+                self.with_volumes(undo).await?;
             }
             return Err(error.into());
         }
@@ -731,10 +740,15 @@ impl Inner {
             }
             Ok(()) => {}
         }
-        // Its record came first.
+        if !is_written(volume) {
+            return Ok(!is_opened);
+        }
+        // Its record came first, then its place, also where it says of itself that it is as large already.
+        let room = move |v: &Volumes| v.make_room(id, &owner);
+        self.with_volumes(room).await?;
         let disk = writer.disks()?.disk(&writer.serial).await?;
-        if is_written(volume) && disk.is_some_and(|disk| disk.size < volume.size.bytes()) {
-            let size = volume.size.bytes();
+        let size = volume.size.bytes();
+        if disk.is_some_and(|disk| disk.size < size) {
             writer.hotplug()?.resize_disk(&writer.serial, size).await?;
         }
         Ok(!is_opened)

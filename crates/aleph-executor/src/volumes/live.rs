@@ -4,7 +4,8 @@
 //! be done, each has its order:
 //!
 //! - **To grow** ([`Volumes::grow_record`]): the record first, then the VMM's disk, which is never larger
-//!   than its record. Where the VMM does not, [`Volumes::shrink_record`].
+//!   than its record. Where the VMM does not, [`Volumes::undo_growth`]; who finds a VMM that was not told
+//!   sees that there is place first ([`Volumes::make_room`]).
 //! - **To let one go** ([`Volumes::release_one`]): the VMM first, then the lease.
 //! - **To keep a state**: a *cover*, an empty qcow2 layer, is put over what the guest writes to.
 //!
@@ -366,7 +367,7 @@ impl Volumes {
     ///
     /// # Errors
     /// Where somebody else has it, it would become smaller, or there is no room for so much. Its record stays
-    /// as it was then.
+    /// as it was then, as [`Volumes::undo_growth`] has it.
     pub fn grow_record(&self, id: VolumeId, owner: &Owner, size: MiB) -> Result<Growth> {
         let row = self.inner.of_writer(id, owner)?;
         let top = self.inner.records.read(|tx| tx.layer(row.top))?;
@@ -377,30 +378,48 @@ impl Volumes {
         }
         check_size(size, row.size, "it")?;
         let size = keeper.whole(size);
+        let path = self.inner.path(&top);
+        // What is refused before anything is done needs no undoing.
+        keeper.check_room(top.format, &path, size)?;
         self.inner.records.write("volume.grow_live", |tx| {
             let more = size.bytes() - row.size.bytes();
             self.inner.check_quota(tx, &row.account, (0, more))?;
             put_size(tx, id, size)
         })?;
-        if let Err(error) = keeper.make_room(top.format, &self.inner.path(&top), size) {
-            self.shrink_record(id, owner, row.size)?;
-            return Err(error);
-        }
-        Ok(Growth {
+        let growth = Growth {
             before: row.size,
             size,
-        })
+        };
+        if let Err(error) = keeper.make_room(top.format, &path, size) {
+            self.undo_growth(id, growth);
+            return Err(error);
+        }
+        Ok(growth)
     }
 
-    /// Takes that back where the disk did not become larger.
+    /// Makes place for a volume that its owner writes to, as large as its record says it is: whoever recorded
+    /// that may have ended before there was any.
     ///
     /// # Errors
-    /// Where somebody else has it by now, or the records cannot be written.
-    pub fn shrink_record(&self, id: VolumeId, owner: &Owner, size: MiB) -> Result<()> {
-        self.inner.records.write("volume.grow_live_undone", |tx| {
-            tx.check_writer(&present(tx, id)?, owner)?;
-            put_size(tx, id, size)
-        })
+    /// Where somebody else has it, or there is no room for so much.
+    pub fn make_room(&self, id: VolumeId, owner: &Owner) -> Result<()> {
+        let row = self.inner.of_writer(id, owner)?;
+        let top = self.inner.records.read(|tx| tx.layer(row.top))?;
+        let keeper = self.inner.keeper(top.home)?;
+        keeper.make_room(top.format, &self.inner.path(&top), row.size)
+    }
+
+    /// Takes a growth back where the disk did not become larger. What has its new size keeps it, in its record and
+    /// in what its account is charged for: in a pool of LVM there may be place for it whatever its VMM did, and
+    /// whoever is given the disk next is given all of it. Whether its writer is there still does not matter.
+    ///
+    /// What cannot be looked at, or recorded, keeps its new size, too, and becomes as large as that: whoever called
+    /// this has a reason to tell that came first.
+    pub fn undo_growth(&self, id: VolumeId, growth: Growth) {
+        if let Err(error) = self.inner.undo_growth(id, growth) {
+            let error = crate::vm::chain(&error);
+            tracing::warn!(volume = %id, error, "a volume that did not grow has its new size");
+        }
     }
 
     /// Begins a cover of a volume that its owner writes to. `name` is what the state below it is called, where
@@ -687,6 +706,26 @@ impl Inner {
             let row = present(tx, id)?;
             tx.check_writer(&row, owner)?;
             Ok(row)
+        })
+    }
+
+    fn undo_growth(&self, id: VolumeId, growth: Growth) -> Result<()> {
+        let row = self.records.read(|tx| present(tx, id))?;
+        // Who attaches it meanwhile has it grow to what its record says.
+        let _turn = self.turn(&row)?;
+        let top = self.records.read(|tx| tx.layer(present(tx, id)?.top))?;
+        let looked = self.look_at(std::slice::from_ref(&top), false)?;
+        let there = looked.first().map(OpenLayer::size).transpose()?;
+        if there >= Some(growth.size.bytes()) {
+            return Ok(());
+        }
+        self.records.write("volume.grow_live_undone", |tx| {
+            let row = present(tx, id)?;
+            // Its size is somebody else's by now.
+            if (row.top, row.size) != (top.id, growth.size) {
+                return Ok(());
+            }
+            put_size(tx, id, growth.before)
         })
     }
 

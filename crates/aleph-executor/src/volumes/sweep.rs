@@ -105,10 +105,12 @@ impl Inner {
         let Some(top) = opened.first() else {
             return Err(VolumeError::NoVolume(row.id.to_string()));
         };
+        let keeper = self.keeper(top.home)?;
+        // Its VMM may have said in its image that the disk is larger before there was place for that.
+        keeper.make_room(top.format, &top.path, row.size)?;
         if top.size()? >= row.size.bytes() {
             return Ok(());
         }
-        let keeper = self.keeper(top.home)?;
         keeper.grow(top, &top.path, row.size)?;
         top.file.sync_all().map_err(at("write", &top.path))
     }

@@ -2,7 +2,8 @@
 
 use crate::support::{BACKENDS, code, config, empty, memory, named, owner, qemu_io, reads};
 use aleph_executor::volumes::{
-    Cover, GuestState, Layers, MAX_DEPTH, Owner, Source, VolumeQuota, Volumes, VolumesConfig,
+    Cover, GuestState, Layers, MAX_DEPTH, MAX_SIZE, Owner, Source, VolumeQuota, Volumes,
+    VolumesConfig,
 };
 use aleph_types::{DiskImageFormat, Filesystem, MiB, VolumeAccess, VolumeConsistency, VolumeId};
 use anyhow::{Context, Result, ensure};
@@ -188,6 +189,42 @@ fn whichever_layer_a_vmm_wrote_to_nothing_is_lost() -> Result<()> {
 }
 
 #[test]
+fn a_growth_is_taken_back_where_its_disk_did_not_grow() -> Result<()> {
+    let dir = memory()?;
+    let bounded = VolumesConfig {
+        quota: VolumeQuota {
+            bytes: Some(MiB(10).bytes()),
+            ..VolumeQuota::default()
+        },
+        ..config(BACKENDS[0])
+    };
+    let volumes = Volumes::open(dir.path(), bounded)?;
+    let (id, writer) = (id(&volumes)?, owner());
+    // Its VMM did nothing, and is gone by now.
+    let layers = attach(&volumes, &writer)?;
+    let growth = volumes.grow_record(id, &writer, MiB(8))?;
+    drop(layers);
+    volumes.release(&writer, true)?;
+    volumes.undo_growth(id, growth);
+    assert_eq!(volumes.get(id)?.size, MiB(4));
+    // It made the disk larger and did not say so: whoever has it next has all of it, and pays for it.
+    let layers = attach(&volumes, &writer)?;
+    let growth = volumes.grow_record(id, &writer, MiB(8))?;
+    layers.top.set_len(MiB(8).bytes())?;
+    volumes.undo_growth(id, growth);
+    assert_eq!(volumes.get(id)?.size, MiB(8));
+    let more = volumes.create(named("more"), MiB(4), Filesystem::None);
+    assert_eq!(code(more), "volume_quota");
+    // What came after it is not taken back.
+    let again = volumes.grow_record(id, &writer, MiB(9))?;
+    volumes.undo_growth(id, growth);
+    assert_eq!(volumes.get(id)?.size, MiB(9));
+    volumes.undo_growth(id, again);
+    assert_eq!(volumes.get(id)?.size, MiB(8));
+    Ok(())
+}
+
+#[test]
 fn what_only_a_writer_may_do_is_refused_to_others() -> Result<()> {
     let dir = memory()?;
     let volumes = Volumes::open(dir.path(), config(BACKENDS[1]))?;
@@ -211,8 +248,14 @@ fn what_only_a_writer_may_do_is_refused_to_others() -> Result<()> {
     );
     let growth = volumes.grow_record(id, &writer, MiB(8))?;
     assert_eq!((growth.before, growth.size), (MiB(4), MiB(8)));
-    volumes.shrink_record(id, &writer, MiB(4))?;
+    volumes.undo_growth(id, growth);
     assert_eq!(volumes.get(id)?.size, MiB(4));
+    for beyond in [MAX_SIZE.0 + 1, u32::MAX] {
+        assert_eq!(
+            code(volumes.grow_record(id, &writer, MiB(beyond))),
+            "bad_volume_size"
+        );
+    }
     assert_eq!(
         code(volumes.begin_cover(id, &writer, Some("a b"))),
         "bad_volume_name"

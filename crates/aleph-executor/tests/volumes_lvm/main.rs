@@ -17,16 +17,20 @@ mod model;
 mod support;
 
 use aleph_executor::node::Scope;
-use aleph_executor::volumes::{BackendChoice, Import, Source, VolumeError, Volumes, VolumesConfig};
+use aleph_executor::volumes::{
+    BackendChoice, Import, Layers, Owner, Source, VolumeError, VolumeQuota, Volumes, VolumesConfig,
+};
 use aleph_testkit::{Case, PciHost};
 use aleph_types::{Classify, DiskImageFormat, ErrorClass, Filesystem, MiB, VolumeAccess};
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
-use support::{code, config, empty, layers, named, owner, reads, write};
+use support::{code, config, empty, layers, named, owner, qemu_io, reads, write};
 
 const CASES: &[Case] = &[
     (
@@ -41,6 +45,10 @@ const CASES: &[Case] = &[
     (
         "disks_grow_while_they_are_written",
         disks_grow_while_they_are_written,
+    ),
+    (
+        "a_growth_that_breaks_off_has_its_place",
+        a_growth_that_breaks_off_has_its_place,
     ),
     ("layers_are_closed_and_locked", layers_are_closed_and_locked),
     (
@@ -73,6 +81,15 @@ fn main() -> ExitCode {
     // The process of a case that is to die in it.
     if std::env::var_os(crash::ROOT).is_some() {
         return match crash::die() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:?}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if std::env::var_os(GROWS).is_some() {
+        return match grows() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error:?}");
@@ -273,6 +290,117 @@ fn disks_grow_while_they_are_written() -> Result<()> {
     exported.read_to_end(&mut found)?;
     assert_eq!(found.len(), 16 << 20);
     ensure!(found.starts_with(b"before") && found.ends_with(b"behind"));
+    Ok(())
+}
+
+const GROWS: &str = "ALEPH_LVM_TEST_GROWS";
+const JOB: &str = "ALEPH_LVM_TEST_JOB";
+const SIZE: &str = "ALEPH_LVM_TEST_SIZE";
+
+/// The process that is killed while it has a volume grow.
+fn grows() -> Result<()> {
+    let volumes = Volumes::open(Path::new(&std::env::var(GROWS)?), config(THIN))?;
+    let disk = volumes.find(&Scope::All, "disk")?;
+    let who = Owner {
+        job: std::env::var(JOB)?.parse()?,
+        ..owner()
+    };
+    volumes
+        .grow_record(disk.id, &who, MiB(std::env::var(SIZE)?.parse()?))
+        .map(drop)?;
+    Ok(())
+}
+
+/// Has a process record that a disk is larger, and die.
+fn dies_as_it_grows(root: &Path, who: &Owner, size: u32) -> Result<()> {
+    let output = Command::new(std::env::current_exe()?)
+        .env(GROWS, root)
+        .env(JOB, who.job.to_string())
+        .env(SIZE, size.to_string())
+        .env("ALEPH_FAILPOINT", "volume.grow_live:after")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.signal() == Some(9),
+        "{}: {said}",
+        output.status
+    );
+    Ok(())
+}
+
+/// Bytes of a disk's device.
+fn length(layers: &Layers) -> Result<u64> {
+    let mut top = &layers.top;
+    Ok(top.seek(SeekFrom::End(0))?)
+}
+
+/// The record says how large a disk is before its device is: whoever finds it so makes the place, beside a VMM that
+/// lives and after its end.
+fn a_growth_that_breaks_off_has_its_place() -> Result<()> {
+    pool(256, 4)?;
+    for encrypt in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let open = || {
+            let bytes = Some(MiB(100).bytes());
+            let quota = VolumeQuota {
+                bytes,
+                ..VolumeQuota::default()
+            };
+            let config = VolumesConfig {
+                encrypt,
+                quota,
+                ..config(THIN)
+            };
+            Volumes::open(dir.path(), config)
+        };
+        let (volumes, who) = (open()?, owner());
+        let disk = empty(&volumes, "disk", 8)?;
+        let attach = |volumes: &Volumes| volumes.attach("a", "disk", &who, VolumeAccess::Exclusive);
+        let held = attach(&volumes)?;
+        // Its VMM refuses: what is a disk of the new size keeps it, and only an image that says so is one.
+        let growth = volumes.grow_record(disk.id, &who, MiB(16))?;
+        volumes.undo_growth(disk.id, growth);
+        let size = if encrypt { 8 } else { 16 };
+        assert_eq!(volumes.get(disk.id)?.size, MiB(size), "{encrypt}");
+        let more = volumes.create(named("more"), MiB(88), Filesystem::None);
+        match encrypt {
+            true => volumes.remove(more?.id, true)?,
+            false => assert_eq!(code(more), "volume_quota"),
+        }
+        // Nobody is told that there is place before there is.
+        let all = volumes.grow_record(disk.id, &who, MiB(u32::MAX));
+        assert_eq!(code(all), "bad_volume_size");
+        drop(volumes);
+
+        dies_as_it_grows(dir.path(), &who, 40)?;
+        let volumes = open()?;
+        assert_eq!(volumes.get(disk.id)?.size, MiB(40));
+        ensure!(length(&held.layers)? < MiB(40).bytes(), "it has its place");
+        volumes.make_room(disk.id, &who)?;
+        let has = length(&held.layers)?;
+        ensure!(has >= MiB(40).bytes(), "{encrypt}: {has} bytes");
+        qemu_io(&held.layers, &["truncate 40M".into()])?;
+        drop(volumes);
+
+        dies_as_it_grows(dir.path(), &who, 80)?;
+        if encrypt {
+            // What its VMM was told by a node that asked for no place.
+            qemu_io(&held.layers, &["truncate 80M".into()])?;
+        }
+        let volumes = open()?;
+        ensure!(length(&held.layers)? < MiB(80).bytes(), "it has its place");
+        drop(held);
+        volumes.release(&who, true)?;
+        let held = attach(&volumes)?;
+        let has = length(&held.layers)?;
+        ensure!(has >= MiB(80).bytes(), "{encrypt}: {has} bytes");
+        let line = format!("write -P 9 {} 512", MiB(80).bytes() - 512);
+        qemu_io(&held.layers, &[line])?;
+        drop(held);
+        volumes.release(&who, true)?;
+        reads(&volumes, "disk", MiB(80).bytes() / 512 - 1, 9)?;
+        volumes.remove(disk.id, true)?;
+    }
     Ok(())
 }
 

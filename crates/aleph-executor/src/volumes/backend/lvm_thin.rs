@@ -126,7 +126,8 @@ impl LvmThin {
         format!("{}/{}", self.pool.group, name_of(path))
     }
 
-    fn check_room(&self) -> Result<()> {
+    /// Says so where nothing may be made in the pool.
+    fn check_pool(&self) -> Result<()> {
         let fields = "data_percent,metadata_percent";
         let rows = self.lvm.report(fields, &[&self.pool.to_string()])?;
         let used = |field| {
@@ -155,6 +156,13 @@ impl LvmThin {
             LayerFormat::Qcow2 => size.bytes() / 128 + (16 << 20),
         };
         (size.bytes() + beside).next_multiple_of(self.extent.bytes())
+    }
+
+    /// Whether a volume is as large as such a layer needs it.
+    fn has_room(&self, format: LayerFormat, path: &Path, size: MiB) -> Result<bool> {
+        let device = self.open(path, false)?;
+        let length = length_of(&device).map_err(at("look at", path))?;
+        Ok(length >= self.room_for(format, size))
     }
 
     /// The node of a volume that is active, made anew where the device is another one.
@@ -222,7 +230,7 @@ impl Backend for LvmThin {
     }
 
     fn place(&self, path: &Path, format: LayerFormat, size: MiB) -> Result<File> {
-        self.check_room()?;
+        self.check_pool()?;
         let bytes = format!("{}b", self.room_for(format, size));
         let pool = self.pool.to_string();
         self.lvcreate(&["--virtualsize", &bytes, "--thinpool", &pool], path)?;
@@ -233,7 +241,7 @@ impl Backend for LvmThin {
         if original.home != Home::Pool {
             return Ok(None);
         }
-        self.check_room()?;
+        self.check_pool()?;
         // What was written and is not on the device yet is not in its snapshot.
         let synced = original.file.sync_all();
         synced.map_err(at("write", &original.path))?;
@@ -242,13 +250,19 @@ impl Backend for LvmThin {
         self.open(path, true).map(Some)
     }
 
+    fn check_room(&self, format: LayerFormat, path: &Path, size: MiB) -> Result<()> {
+        match self.has_room(format, path, size)? {
+            true => Ok(()),
+            false => self.check_pool(),
+        }
+    }
+
     fn make_room(&self, format: LayerFormat, path: &Path, size: MiB) -> Result<()> {
-        let wanted = self.room_for(format, size);
-        let device = self.open(path, false)?;
-        if length_of(&device).map_err(at("look at", path))? >= wanted {
+        if self.has_room(format, path, size)? {
             return Ok(());
         }
-        self.check_room()?;
+        self.check_pool()?;
+        let wanted = self.room_for(format, size);
         let bytes = format!("{wanted}b");
         let arguments = ["--size", &bytes, &self.named(path)];
         self.lvm

@@ -163,6 +163,19 @@ pub trait Backend: Debug + Send + Sync {
         Ok(Some(file))
     }
 
+    /// Says so where [`Backend::make_room`] would find none.
+    ///
+    /// # Errors
+    /// As that.
+    fn check_room(
+        &self,
+        _format: LayerFormat,
+        _path: &Path,
+        _size: MiB,
+    ) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
     /// Makes place for a disk of this size where a layer is, whose disk stays as it is: a VMM that has it
     /// open makes that larger itself. A file needs no place.
     ///
