@@ -2,6 +2,7 @@
 
 use super::awakening::{ends_connections, reach, thaw, why};
 use super::launch::{LaunchFailure, Launched, launch, read_console};
+use super::standing::stand;
 use super::{Adoptee, Adoption, Ending, Status, Thaw, VmError, VmSpec, chain};
 use crate::cgroup::Cgroup;
 use crate::console::Console;
@@ -384,7 +385,7 @@ impl Actor {
             Effect::Pause => self.tell(|vmm| {
                 Box::pin(async move {
                     let done = match vmm.pause() {
-                        Some(facet) => facet.pause().await.is_ok(),
+                        Some(facet) => stand(facet, true).await,
                         None => false,
                     };
                     Some(if done {
@@ -400,7 +401,7 @@ impl Actor {
                 self.tell(|vmm| {
                     Box::pin(async move {
                         let done = match vmm.pause() {
-                            Some(facet) => facet.resume().await.is_ok(),
+                            Some(facet) => stand(facet, false).await,
                             None => false,
                         };
                         // Its clock stood still. Where the channel is closed, that is told by itself.

@@ -10,10 +10,12 @@
 //! | `actor` | the actor |
 //! | `launch` | everything from the first folder to a VMM that runs |
 //! | `awakening` | the conversation with a guest begins, a new one or one that was written down |
+//! | `standing` | guests that stand still, and go on |
 
 mod actor;
 mod awakening;
 mod launch;
+mod standing;
 
 pub(crate) use awakening::{go_on_as, itself, reach};
 pub(crate) use launch::chain;

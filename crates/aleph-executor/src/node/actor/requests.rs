@@ -172,7 +172,9 @@ impl Actor {
             return Err(self.denied(Denial::NotRunning));
         };
         let ends = matches!(self.record.desired, Desired::Stop | Desired::Destroy);
-        if ends || self.snapshot.is_some() {
+        // While memory is filled its VMM hears nothing, and would do later what nobody waits for any more.
+        let is_changing = self.snapshot.is_some() || self.resizing.is_some();
+        if ends || is_changing {
             return Err(self.denied(Denial::Busy));
         }
         let vm = run.vm.clone();
