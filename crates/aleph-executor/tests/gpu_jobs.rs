@@ -5,9 +5,13 @@
 use aleph_executor::gpu::{HostTree, Nvml, NvmlError, NvmlGpu, Record};
 use aleph_executor::lifecycle::Timeouts;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
+use aleph_executor::volumes::NewVolume;
 use aleph_executor::{Node, NodeConfig, NodeError};
 use aleph_testkit::{Guest, NoImages, Script, ScriptedDriver, TestRoot, Vmm, expand_pci_tree};
-use aleph_types::{Classify, ErrorClass, HugePages, Job, JobId, JobSpec, JobState, Restart};
+use aleph_types::{
+    Classify, CloudInitSpec, ErrorClass, Filesystem, HugePages, Job, JobId, JobResize, JobSpec,
+    JobState, MiB, Mode, NetworkMode, Restart,
+};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
@@ -232,6 +236,91 @@ async fn a_job_whose_memory_is_in_huge_pages_needs_those_and_little_else() -> Re
     // A job without GPUs has none of them.
     let other = create(&node, JobSpec::new("x", vec!["true".into()])).await?;
     wait(&node, other.id, JobState::Exited).await?;
+    world.close(node).await
+}
+
+/// Has one size of huge pages be so many MiB.
+fn set_aside(world: &World, pages: HugePages, memory: u32) -> Result<()> {
+    let size = pages.size();
+    let folder = format!("kernel/mm/hugepages/hugepages-{}kB", size.0 << 10);
+    let folder = world.tree.sys.join(folder);
+    fs::create_dir_all(&folder)?;
+    let free = format!("{}\n", memory / size.0);
+    Ok(fs::write(folder.join("free_hugepages"), free)?)
+}
+
+#[tokio::test]
+async fn a_vm_keeps_the_pages_that_its_machine_was_drawn_with() -> Result<()> {
+    let world = World::new(true)?;
+    let driver = ScriptedDriver::with_computers([]);
+    let pages = HugePages::Gib1;
+    let with = async |pages| {
+        open_as(world.root.path(), &driver, |config| {
+            config.executor.gpu.huge_pages = pages;
+        })
+        .await
+    };
+    let node = with(Some(pages)).await?;
+    let volumes = node.volumes().clone();
+    let image = tokio::task::spawn_blocking(move || {
+        let new = NewVolume {
+            account: "default",
+            name: "disk",
+            encrypted: None,
+        };
+        volumes.create(new, MiB(1), Filesystem::None)
+    });
+    let image = image.await??.id;
+    let vm = |memory| -> Result<JobSpec> {
+        let mut job = spec("sleep", "type=h200")?;
+        (job.image, job.command) = ("disk".into(), Vec::new());
+        (job.mode, job.cloud_init) = (Mode::Vm, Some(CloudInitSpec::default()));
+        job.network.mode = Some(NetworkMode::None);
+        (job.resources.memory, job.resources.disk) = (MiB(memory), MiB(1));
+        job.machine.get_or_insert_default().room.memory = MiB(2048);
+        Ok(job)
+    };
+    let size = |memory| JobResize {
+        cpus: None,
+        memory: Some(MiB(memory)),
+    };
+    // One whose memory is no number of them, and one whose memory is.
+    let small = create(&node, vm(1536)?).await?.id;
+    wait(&node, small, JobState::Running).await?;
+    set_aside(&world, pages, 2048)?;
+    let huge = create(&node, vm(2048)?).await?.id;
+    wait(&node, huge, JobState::Running).await?;
+    for job in [small, huge] {
+        node.kill(job, 9).await?;
+    }
+    // What becomes a number of them later is in none all the same, and needs none.
+    set_aside(&world, pages, 0)?;
+    node.resize(small, size(2048)).await?;
+    node.start(small).await?;
+    wait(&node, small, JobState::Running).await?;
+    node.shutdown().await;
+    drop(node);
+
+    // Whatever the node's choice is by now, the other one's are huge.
+    let node = with(None).await?;
+    let error = node.resize(huge, size(2176)).await.err();
+    let error = error.context("a size that it cannot start with")?;
+    assert_eq!(
+        (error.code(), error.class()),
+        ("memory_step", ErrorClass::Invalid)
+    );
+    node.resize(huge, size(3072)).await?;
+    set_aside(&world, pages, 2048)?;
+    let error = node.start(huge).await.err().context("it starts")?;
+    assert_eq!(error.code(), "huge_pages_exhausted", "{error}");
+    set_aside(&world, pages, 3072)?;
+    node.start(huge).await?;
+    wait(&node, huge, JobState::Running).await?;
+    for job in [small, huge] {
+        node.destroy(job, true).await?;
+    }
+    let volumes = node.volumes().clone();
+    tokio::task::spawn_blocking(move || volumes.remove(image, true)).await??;
     world.close(node).await
 }
 

@@ -80,8 +80,9 @@ impl Inner {
         Ok(assigned.await?)
     }
 
-    /// The pages of a job's memory: its own choice, or the node's for jobs with GPUs. That is for memory
-    /// which consists of such pages.
+    /// The pages of a job's memory at its first start: its own choice, or the node's for jobs with GPUs. That is
+    /// for memory which consists of such pages. Later starts have those of the first
+    /// ([`Inner::drawn`]).
     pub(super) fn pages_of(&self, spec: &JobSpec) -> Option<HugePages> {
         let own = spec.machine.as_ref().and_then(|machine| machine.huge_pages);
         let of_node = || {
@@ -92,13 +93,9 @@ impl Inner {
         own.or_else(of_node)
     }
 
-    /// A job's specification, with the pages that its memory has.
+    /// A job's specification, with the pages that its memory has at its first start.
     pub(super) fn with_pages(&self, spec: &JobSpec) -> JobSpec {
-        let mut spec = spec.clone();
-        if let Some(pages) = self.pages_of(&spec) {
-            spec.machine.get_or_insert_default().huge_pages = Some(pages);
-        }
-        spec
+        in_pages(spec, self.pages_of(spec))
     }
 
     /// Takes back what a start of a job had, once its VMM has ended, and says whether that is done.
@@ -176,6 +173,15 @@ impl Inner {
             job.incarnation.get() == tenant.incarnation && job.vm.is_some()
         })
     }
+}
+
+/// A specification with memory in these pages.
+pub(super) fn in_pages(spec: &JobSpec, pages: Option<HugePages>) -> JobSpec {
+    let mut spec = spec.clone();
+    if spec.machine.is_some() || pages.is_some() {
+        spec.machine.get_or_insert_default().huge_pages = pages;
+    }
+    spec
 }
 
 /// What a guest is given.

@@ -1,6 +1,7 @@
 //! What all parts of a node share.
 
 use super::entry::{Entry, Table, lock};
+use super::gpus::in_pages;
 use super::ledger::{Ledger, Pool, allocatable};
 use super::lookup::Turns;
 use super::snapshot::Snapshots;
@@ -11,7 +12,9 @@ use crate::executor::Executor;
 use crate::gpu::Gpus;
 use crate::journal::{Journal, JournalError};
 use crate::volumes::Volumes;
-use aleph_types::{Event, Job, JobId, JobSpec, MiB, NodeId, NodeResources, Timestamp, VmId};
+use aleph_types::{
+    Event, HugePages, Job, JobId, JobSpec, MiB, NodeId, NodeResources, Timestamp, VmId,
+};
 use aleph_vm_networking::{Claim, Network, NetworkError};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -93,16 +96,21 @@ impl Inner {
     /// its actor: to look for them may take as long as a device that hangs.
     /// [`Inner::take_back`] undoes it.
     pub(super) async fn give(
-        &self,
+        self: &Arc<Self>,
         id: JobId,
         owner: (&str, &str),
         spec: &JobSpec,
     ) -> Result<(), NodeError> {
-        match self.try_give(id, owner, spec) {
+        let pages = match self.drawn(id, spec).await {
+            Ok(drawn) => drawn.pages,
+            // The start says so.
+            Err(_) => self.pages_of(spec),
+        };
+        match self.try_give(id, owner, (spec, pages)) {
             // A VM whose end could not be journaled may have it, of this very job even.
             Err(NodeError::Network(NetworkError::Port(_) | NetworkError::Pool(_))) => {
                 self.forget_strays().await;
-                self.try_give(id, owner, spec)
+                self.try_give(id, owner, (spec, pages))
             }
             given => given,
         }
@@ -117,10 +125,15 @@ impl Inner {
         }
     }
 
-    fn try_give(&self, id: JobId, owner: (&str, &str), spec: &JobSpec) -> Result<(), NodeError> {
+    fn try_give(
+        &self,
+        id: JobId,
+        owner: (&str, &str),
+        (spec, pages): (&JobSpec, Option<HugePages>),
+    ) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
         let sys = &self.config.host_tree.sys;
-        self.executor.admit(&self.with_pages(spec), &host, sys)?;
+        self.executor.admit(&in_pages(spec, pages), &host, sys)?;
         lock(&self.ledger)
             .give(id, spec, &self.pool(&host))
             .map_err(|shortage| NodeError::Executor(shortage.into()))?;

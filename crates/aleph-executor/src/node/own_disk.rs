@@ -34,7 +34,7 @@ use crate::executor::OwnDisks;
 use crate::guest::GuestNetwork;
 use crate::hypervisor::{Disk, FullMachine, HostDevices, Nic};
 use crate::journal::{JobRecord, RunRecord};
-use crate::qemu::machine::{self as qemu, Device, GuestAgent, MachineError, Wanted};
+use crate::qemu::machine::{self as qemu, Blueprint, Device, GuestAgent, MachineError, Wanted};
 use crate::vm::Vm;
 use crate::volumes::{NewVolume, Source, VolumeError};
 use aleph_types::{
@@ -71,12 +71,16 @@ impl Parts {
     /// The memory of its machine, and its pages: those of its first start, whatever the node's are by now.
     pub(super) fn memory(&self) -> (MiB, Option<HugePages>) {
         let blueprint = &self.machine.blueprint;
-        let pages = blueprint.huge_pages.map(|pages| match pages {
-            qemu::HugePages::Size2M => HugePages::Mib2,
-            qemu::HugePages::Size1G => HugePages::Gib1,
-        });
-        (blueprint.memory, pages)
+        (blueprint.memory, pages_of(blueprint))
     }
+}
+
+/// The pages that a machine was drawn with.
+fn pages_of(blueprint: &Blueprint) -> Option<HugePages> {
+    blueprint.huge_pages.map(|pages| match pages {
+        qemu::HugePages::Size2M => HugePages::Mib2,
+        qemu::HugePages::Size1G => HugePages::Gib1,
+    })
 }
 
 /// How a VM is connected, and what of the host it is given.
@@ -145,22 +149,68 @@ pub(super) fn resolve(spec: &JobSpec, host_boot: &str) -> Result<RunRecord, Inva
     })
 }
 
+/// What a job's machine is drawn as.
+pub(super) struct Drawn {
+    /// The pages that its memory is in; those that its first start gives it, where it was not started yet.
+    pub(super) pages: Option<HugePages>,
+    /// How it is built, where it was started.
+    blueprint: Option<Blueprint>,
+}
+
+impl Drawn {
+    /// Says so where the machine cannot begin with this size.
+    pub(super) fn check(&self, cpus: u16, memory: MiB) -> Result<(), MachineError> {
+        let Some(blueprint) = &self.blueprint else {
+            return Ok(());
+        };
+        blueprint.clone().begin_with(cpus, memory)
+    }
+}
+
 impl Inner {
+    /// How a job's machine is drawn. Once it was started this is as it was then, whatever the node's settings are
+    /// by now.
+    pub(super) async fn drawn(
+        self: &Arc<Self>,
+        id: JobId,
+        spec: &JobSpec,
+    ) -> Result<Drawn, NodeError> {
+        let anew = self.pages_of(spec);
+        if !spec.has_own_disk() {
+            let (pages, blueprint) = (anew, None);
+            return Ok(Drawn { pages, blueprint });
+        }
+        let inner = Arc::clone(self);
+        beside("look at the VM's machine", move || {
+            let blueprint = inner.blueprint(id)?;
+            let pages = blueprint.as_ref().map_or(anew, pages_of);
+            Ok(Drawn { pages, blueprint })
+        })
+        .await
+    }
+
+    /// The blueprint of a job's machine, which its first start draws.
+    fn blueprint(&self, id: JobId) -> Result<Option<Blueprint>, NodeError> {
+        let folder = self.machine_folder(id);
+        if !folder.exists() {
+            return Ok(None);
+        }
+        let driver = self.executor.full_driver()?;
+        let Some(machines) = driver.full() else {
+            return Err(crate::executor::ExecutorError::NoFullVms.into());
+        };
+        Ok(Some(machines.open(&folder)?.blueprint))
+    }
+
     /// Says so where the machine of a job has fewer slots than its next start would need.
     pub(super) async fn check_slots(self: &Arc<Self>, record: &JobRecord) -> Result<(), NodeError> {
         let (inner, record) = (Arc::clone(self), record.clone());
         beside("look at the VM's machine", move || {
             let job = &record.job;
-            let folder = inner.machine_folder(job.id);
-            if !folder.exists() {
+            let Some(mut blueprint) = inner.blueprint(job.id)? else {
                 // Its first start draws it with as many as it needs.
                 return Ok(());
-            }
-            let driver = inner.executor.full_driver()?;
-            let Some(machines) = driver.full() else {
-                return Err(crate::executor::ExecutorError::NoFullVms.into());
             };
-            let mut blueprint = machines.open(&folder)?.blueprint;
             let mut devices = vec![Device::Disk(ROOT.into()), Device::Disk(SEED.into())];
             for mount in &job.spec.volumes {
                 // One that was removed is told by the start.

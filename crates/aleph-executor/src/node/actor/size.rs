@@ -67,20 +67,21 @@ impl Actor {
 
     /// Checks a change, has the host's share for it, and journals that it is to be.
     async fn begin_resize(&mut self, asked: JobResize) -> Result<Option<Growth>, NodeError> {
-        let spec = &self.record.job.spec;
-        let (runs, pages) = (
-            matches!(self.phase, Phase::Live(_)),
-            self.inner.pages_of(spec),
-        );
+        let (id, spec) = (self.record.job.id, &self.record.job.spec);
+        let runs = matches!(self.phase, Phase::Live(_));
+        // What its machine was drawn with counts, whatever the node's settings are by now.
+        let drawn = self.inner.drawn(id, spec).await?;
         // What no state of it changes is said first.
-        let wanted = size::resized(spec, &asked, runs, pages)?;
+        let wanted = size::resized(spec, &asked, runs, drawn.pages)?;
         if self.record.resizing.is_some() || self.resizing.is_some() {
             return Err(self.denied(Denial::Busy));
         }
         let Some(wanted) = wanted else {
             return Ok(None);
         };
-        let (before, id) = (spec.clone(), self.record.job.id);
+        let before = spec.clone();
+        let size = size_of(&wanted);
+        drawn.check(size.cpus, size.memory)?;
         let growth = match &self.phase {
             Phase::Idle | Phase::Waiting(_) => None,
             Phase::Preparing(_) | Phase::Fitting(_) | Phase::Freeing(_) => {
@@ -101,11 +102,11 @@ impl Actor {
         // One that does not run has no share, and gets one as it starts.
         let has_share = !matches!(self.phase, Phase::Idle);
         if has_share {
-            let runs = growth.is_some();
-            self.inner.reserve_size(id, &before, &wanted, runs)?;
+            let runs = growth.as_ref().map(|_| (&before, drawn.pages));
+            self.inner.reserve_size(id, &wanted, runs)?;
         }
         let mut record = self.record.clone();
-        put_size(&mut record, size_of(&wanted));
+        put_size(&mut record, size);
         record.resizing = growth.as_ref().map(|growth| growth.before);
         let kept = self.keep_size(record, growth.is_none()).await;
         if kept.is_err() && has_share {

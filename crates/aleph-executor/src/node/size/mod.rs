@@ -168,17 +168,16 @@ impl Node {
 }
 
 impl Inner {
-    /// Gives a job that has its share of the host that of another size. `runs`: its guest has the one before.
+    /// Gives a job that has its share of the host that of another size. Where its guest runs it has the one
+    /// before, in such pages.
     pub(super) fn reserve_size(
         &self,
         id: JobId,
-        before: &JobSpec,
         spec: &JobSpec,
-        runs: bool,
+        runs: Option<(&JobSpec, Option<HugePages>)>,
     ) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
-        if runs {
-            let pages = self.pages_of(before);
+        if let Some((before, pages)) = runs {
             let left = pages.map(|pages| huge_pages(&self.config.host_tree.sys, pages));
             let (has, asked) = (&before.resources, &spec.resources);
             let admitted = admit_growth(has, asked, &host, left.as_ref());
