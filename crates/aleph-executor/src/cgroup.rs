@@ -144,13 +144,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// How many more processes and threads it may have, where it has a limit.
+    /// Its processes and threads, where they have a limit.
     #[must_use]
-    pub fn pids_left(&self) -> Option<u32> {
+    pub fn pids(&self) -> Option<Pids> {
         let read = |file| fs::read_to_string(self.0.join(file)).ok();
-        let most: u32 = read("pids.max")?.trim().parse().ok()?;
-        let there: u32 = read("pids.current")?.trim().parse().ok()?;
-        Some(most.saturating_sub(there))
+        Some(Pids {
+            there: read("pids.current")?.trim().parse().ok()?,
+            most: read("pids.max")?.trim().parse().ok()?,
+        })
     }
 
     /// Which of the files that limits are set by are there.
@@ -239,6 +240,15 @@ impl Cgroup {
             done => done,
         }
     }
+}
+
+/// Processes and threads of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pids {
+    /// How many there are.
+    pub there: u32,
+    /// How many there may be.
+    pub most: u32,
 }
 
 /// The kernel killed a process of a group for want of memory.
@@ -399,7 +409,8 @@ mod tests {
         assert_eq!(group.controllers(), ["cpu.max", "memory.max", "pids.max"]);
 
         fs::write(dir.path().join("pids.current"), "93\n").unwrap();
-        assert_eq!(group.pids_left(), Some(7));
+        let (there, most) = (93, 100);
+        assert_eq!(group.pids(), Some(Pids { there, most }));
         let empty = || {
             for file in ["cpu.max", "memory.max"] {
                 // As the kernel has it, which takes a value and is not added to.
@@ -420,6 +431,6 @@ mod tests {
             "what it does not follow from stays"
         );
         fs::write(dir.path().join("pids.max"), "max\n").unwrap();
-        assert_eq!(group.pids_left(), None);
+        assert_eq!(group.pids(), None);
     }
 }

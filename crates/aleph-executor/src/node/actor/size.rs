@@ -12,7 +12,7 @@ use crate::node::NodeError;
 use crate::node::entry::lock;
 use crate::node::inner::event_of;
 use crate::node::size::{self, Resized, put_size, size_of};
-use aleph_types::{Job, JobResize, JobState, VmId};
+use aleph_types::{HugePages, Job, JobResize, JobState, VmId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -38,6 +38,8 @@ struct Growth {
     vm: VmId,
     vmm: Arc<dyn Vmm>,
     before: MachineSize,
+    /// What its memory is in, where those are huge.
+    pages: Option<HugePages>,
 }
 
 impl Actor {
@@ -46,12 +48,19 @@ impl Actor {
             Ok(None) => {
                 let _ = answer.send(Ok(self.entry.job()));
             }
-            Ok(Some(Growth { vm, vmm, before })) => {
+            Ok(Some(growth)) => {
+                let Growth {
+                    vm,
+                    vmm,
+                    before,
+                    pages,
+                } = growth;
                 let (inner, notes) = (Arc::clone(&self.inner), self.notes.clone());
                 let incarnation = self.record.job.incarnation;
                 let wanted = size_of(&self.record.job.spec);
                 let task = tokio::spawn(async move {
-                    let resized = inner.grow((vm, &*vmm), before, wanted).await;
+                    let grows = (before, wanted);
+                    let resized = inner.grow((vm, &*vmm), grows, pages).await;
                     let _ = notes.send((incarnation, Note::Resized(Box::new(resized))));
                 });
                 self.resizing = Some(Resizing {
@@ -93,6 +102,7 @@ impl Actor {
                     vm: run.vm.id(),
                     vmm: run.vm.vmm().ok_or_else(|| self.denied(Denial::Busy))?,
                     before: size_of(&before),
+                    pages: drawn.pages,
                 }),
                 JobState::Paused => return Err(self.denied(Denial::Paused)),
                 JobState::Unknown => return Err(self.denied(Denial::Unknown)),

@@ -47,11 +47,13 @@ pub enum SizeError {
         /// How much it has.
         has: MiB,
     },
-    /// Each processor is a thread of the VMM.
-    #[error("{cpus} more CPUs are as many threads of the VM's VMM, which may have {left} more")]
+    /// Each processor is a thread of the VMM, and others fill huge pages. One that it cannot start ends it.
+    #[error(
+        "the VM's VMM needs {needed} more threads for that, and may have {left} more beside those of its disks"
+    )]
     Threads {
-        /// How many are asked for.
-        cpus: u16,
+        /// How many.
+        needed: u32,
         /// How many it may have.
         left: u32,
     },
@@ -98,9 +100,9 @@ impl Classify for SizeError {
             Self::Step { step, has, .. } => {
                 format!("Ask for {has} and a multiple of {step}.")
             }
-            Self::Threads { left, .. } => format!(
-                "Ask for at most {left} more, or make the VM with a larger --pids-limit."
-            ),
+            Self::Threads { .. } => {
+                "Ask for fewer CPUs, or make the VM with a larger --pids-limit.".into()
+            }
             Self::Limits(_) => "See aleph doctor for what the host's cgroups lack.".into(),
         })
     }

@@ -31,10 +31,11 @@
 //! | memory that is no number of modules, or of huge pages | [`SizeError::Step`] |
 //! | memory for a guest that has GPUs, and runs | [`SizeError::Locked`] |
 //! | no room in the host | [`Shortage`](crate::capacity::Shortage) |
-//! | a limit of threads that processors would reach: the VMM would end | [`SizeError::Threads`] |
+//! | a limit of threads that processors, or those that fill memory, would reach: the VMM would end | [`SizeError::Threads`] |
 //! | no huge pages left, or a VMM that refuses | what it says; the job has what the machine has |
 
 mod error;
+mod threads;
 
 pub use error::SizeError;
 
@@ -48,11 +49,13 @@ use crate::failpoint;
 use crate::host::huge_pages;
 use crate::hypervisor::{Hotplug, MachineSize, Vmm};
 use crate::journal::JobRecord;
+use crate::qemu::machine::MAX_FILLERS;
 use crate::vm::chain;
 use aleph_types::{HugePages, Job, JobId, JobResize, JobSpec, MEMORY_STEP, MiB, VmId};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use threads::Threads;
 use tokio::time::sleep;
 
 /// How often a machine is asked that does not answer.
@@ -205,22 +208,21 @@ impl Inner {
         }
     }
 
-    /// Has a machine grow from one size to another.
+    /// Has a machine whose memory is in such pages grow from one size to another.
     pub(super) async fn grow(
         &self,
         (vm, vmm): (VmId, &dyn Vmm),
-        before: MachineSize,
-        wanted: MachineSize,
+        (before, wanted): (MachineSize, MachineSize),
+        pages: Option<HugePages>,
     ) -> Resized {
         let Some(hotplug) = vmm.hotplug() else {
             let why = "its VMM changes no machine that runs";
             return Resized::failed(Some(before), SizeError::Fixed(why));
         };
-        let cpus = wanted.cpus.saturating_sub(before.cpus);
-        let left = self.group_of(vm).and_then(|group| group.pids_left());
-        if let Some(left) = left.filter(|left| *left < u32::from(cpus)) {
-            return Resized::failed(Some(before), SizeError::Threads { cpus, left });
-        }
+        let threads = Threads {
+            pids: self.group_of(vm).and_then(|group| group.pids()),
+            fill: pages.map_or(0, |_| before.cpus.min(MAX_FILLERS)),
+        };
         let grows = (before, wanted);
         if let Err(error) = self.limit_size(vm, grows, wanted) {
             // One of two may have been raised.
@@ -228,7 +230,7 @@ impl Inner {
             return Resized::failed(Some(before), error);
         }
         failpoint::pass("vm.resize", "limited");
-        match add(hotplug, wanted).await {
+        match add(hotplug, wanted, threads).await {
             Ok(()) => Resized {
                 size: Some(wanted),
                 error: None,
@@ -293,9 +295,14 @@ fn limit(
     )
 }
 
-/// Adds what a machine lacks of a size.
-async fn add(hotplug: &dyn Hotplug, wanted: MachineSize) -> Result<(), NodeError> {
+/// Adds what a machine lacks of a size. Its guest may have given back some of what it had.
+async fn add(
+    hotplug: &dyn Hotplug,
+    wanted: MachineSize,
+    threads: Threads,
+) -> Result<(), NodeError> {
     let now = hotplug.size().await?;
+    threads.check(now, wanted)?;
     let memory = MiB(wanted.memory.0.saturating_sub(now.memory.0));
     if memory.0 > 0 {
         hotplug.add_memory(memory).await?;

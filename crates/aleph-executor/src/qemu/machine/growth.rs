@@ -16,6 +16,9 @@ use std::time::Duration;
 /// How memory is called that was added.
 const ADDED_MEMORY: &str = "ram-added";
 
+/// The most threads that fill memory at once, as QEMU has it (`MAX_MEM_PREALLOC_THREAD_COUNT`).
+pub(crate) const MAX_FILLERS: u16 = 16;
+
 /// How long memory may take that is filled at once, beside a second for each GiB.
 const FILL: Duration = Duration::from_secs(60);
 
@@ -65,7 +68,7 @@ impl QemuVmm {
             object["hugetlb"] = true.into();
             object["hugetlbsize"] = pages.size().bytes().into();
             object["prealloc"] = true.into();
-            object["prealloc-threads"] = blueprint.cpus.into();
+            object["prealloc-threads"] = blueprint.cpus.min(MAX_FILLERS).into();
         }
         // Pages are filled with zeroes before it answers.
         let limit = FILL + Duration::from_secs(u64::from(memory.0 / 1024));

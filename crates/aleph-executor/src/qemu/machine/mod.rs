@@ -48,4 +48,5 @@ pub use blueprint::{
 };
 pub use error::MachineError;
 pub use firmware::FirmwareFiles;
+pub(crate) use growth::MAX_FILLERS;
 pub(super) use launch::{Full, bury};
