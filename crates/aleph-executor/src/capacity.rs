@@ -41,10 +41,10 @@ pub enum Shortage {
         there: u16,
     },
     /// More CPUs than a VM can have.
-    #[error("the job asks for {asked} CPUs, a VM of this node has at most {most}")]
+    #[error("the job's VM is to have up to {asked} CPUs, a VM of this node has at most {most}")]
     CpusOfVm {
-        /// What was asked for.
-        asked: u16,
+        /// What was asked for, with the room for more.
+        asked: u32,
         /// What the hypervisor gives one VM.
         most: u16,
     },
@@ -110,8 +110,9 @@ impl Classify for Shortage {
 
     fn advice(&self) -> Option<String> {
         Some(match self {
-            Self::Cpus { there: most, .. } | Self::CpusOfVm { most, .. } => {
-                format!("Ask for at most {most} with --cpus.")
+            Self::Cpus { there, .. } => format!("Ask for at most {there} with --cpus."),
+            Self::CpusOfVm { most, .. } => {
+                format!("Ask for at most {most} with --cpus and --max-cpus.")
             }
             Self::CpusNow { .. } => {
                 "Stop other jobs, ask for fewer with --cpus, or raise limits.overcommit_cpus."

@@ -447,12 +447,22 @@ impl Executor {
         let pages = job.machine.as_ref().and_then(|machine| machine.huge_pages);
         let pages = pages.map(|pages| host::huge_pages(sys, pages));
         capacity::admit(&job.resources, host, pages.as_ref())?;
+        self.check_cpus(job)?;
+        Ok(self.driver_of(job)?.check()?)
+    }
+
+    /// Checks that a job's VM can have as many CPUs as it is ever to have, whatever the host has.
+    pub(crate) fn check_cpus(&self, job: &JobSpec) -> Result<(), ExecutorError> {
         let driver = self.driver_of(job)?;
-        let (asked, most) = (job.resources.cpus, driver.max_cpus());
-        if asked > most {
-            return Err(Shortage::CpusOfVm { asked, most }.into());
+        let most = match driver.full() {
+            Some(full) if job.is_full_vm() => full.max_cpus(),
+            _ => driver.max_cpus(),
+        };
+        let asked = job.max_cpus();
+        match asked > most.into() {
+            true => Err(Shortage::CpusOfVm { asked, most }.into()),
+            false => Ok(()),
         }
-        Ok(driver.check()?)
     }
 
     /// The driver that starts a job's VMs.

@@ -6,7 +6,9 @@ use aleph_executor::logs::LogQuery;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
 use aleph_executor::{Node, NodeConfig, NodeError};
 use aleph_testkit::{Guest, NoImages, Script, ScriptedDriver, TestRoot, Vmm};
-use aleph_types::{Classify, ErrorClass, ExitStatus, Job, JobId, JobSpec, JobState, MiB, Restart};
+use aleph_types::{
+    Classify, ErrorClass, ExitStatus, Job, JobId, JobSpec, JobState, MiB, Mode, Restart,
+};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::sync::Arc;
@@ -94,6 +96,45 @@ async fn close(root: &TestRoot, node: Node) -> Result<()> {
     let logs = std::fs::read_dir(root.path().join("logs")).map_or(0, Iterator::count);
     assert_eq!(logs, 0, "logs are left");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_vm_for_more_cpus_than_a_machine_has_places_is_refused_as_it_is_made() -> Result<()> {
+    let root = TestRoot::empty()?;
+    let node = open(root.path(), &ScriptedDriver::with_computers([])).await?;
+    let vm = |room| {
+        let mut job = spec(&["true"]);
+        (job.mode, job.resources.cpus) = (Mode::Vm, 2);
+        let machine = job.machine.get_or_insert_default();
+        machine.room.cpus = room;
+        job
+    };
+    for start in [false, true] {
+        let options = CreateOptions {
+            start,
+            ..options(None)
+        };
+        let refused = node.create(vm(254), options).await.err();
+        let error = refused.context("it is made")?;
+        assert_eq!(error.code(), "too_many_cpus");
+        ensure!(error.to_string().contains("up to 256 CPUs"), "{error}");
+        let advice = error.advice().unwrap_or_default();
+        ensure!(
+            advice.contains("255") && advice.contains("--max-cpus"),
+            "{advice}"
+        );
+    }
+    assert!(
+        node.list(&Scope::All, &JobFilter::default())
+            .jobs
+            .is_empty()
+    );
+    let options = CreateOptions {
+        start: false,
+        ..options(None)
+    };
+    node.create(vm(253), options).await?;
+    close(&root, node).await
 }
 
 #[tokio::test]

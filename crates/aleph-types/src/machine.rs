@@ -119,7 +119,7 @@ impl HugePages {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct HotplugRoom {
-    /// Processors.
+    /// Processors; those of a QEMU VM are at most 255 with what it begins with.
     pub cpus: u16,
     /// Memory, in steps of 128 MiB, or of its huge pages where those are larger.
     #[cfg_attr(feature = "schema", schema(value_type = u64))]

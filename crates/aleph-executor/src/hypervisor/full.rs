@@ -6,7 +6,7 @@
 
 use super::{BoxFuture, Disk, Nic, VmmError};
 use crate::gpu::{MemoryNode, PciFunction, Taken};
-use crate::qemu::machine::{Blueprint, MachineError, Wanted};
+use crate::qemu::machine::{Blueprint, MAX_CPUS, MachineError, Wanted};
 use aleph_types::{MiB, Resources};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -72,6 +72,11 @@ pub struct HostDevices {
 
 /// The facet of a driver that builds whole computers. Its calls block.
 pub trait FullMachines: Send + Sync {
+    /// How many CPUs a computer can have, with those that are plugged in while it runs.
+    fn max_cpus(&self) -> u16 {
+        MAX_CPUS
+    }
+
     /// Draws a computer up into a folder, which is made, with what it keeps over its restarts.
     ///
     /// # Errors

@@ -340,7 +340,10 @@ impl Node {
         made: &mut Made,
     ) -> Result<Created, NodeError> {
         let (id, account) = (JobId::random(), options.account);
-        let driver = self.inner.executor.driver_of(&spec)?.name();
+        let executor = &self.inner.executor;
+        let driver = executor.driver_of(&spec)?.name();
+        // No start of it could have more.
+        executor.check_cpus(&spec)?;
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
         let (jobs, bytes) = lock(&self.inner.jobs).held(&account);
