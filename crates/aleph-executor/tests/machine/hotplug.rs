@@ -50,6 +50,26 @@ pub(crate) async fn a_guest_sees_what_is_added_and_taken_away() -> Result<()> {
     let added = (has.cpus - begins.cpus, has.memory.0 - begins.memory.0);
     ensure!(added == (1, 128), "{begins} became {has}");
 
+    // Its guest lets go of the first of two modules, and is given as much again.
+    hotplug.add_memory(MiB(128)).await?;
+    see(&vm, &format!("test $({blocks}) = {}", before + 2)).await?;
+    let eject = "for d in /sys/bus/acpi/devices/PNP0C80:*; do \
+                 test $(cat $d/status) = 15 && echo 1 >$d/eject && break; done; true";
+    ShellGuest::run(&vm, eject).await?;
+    see(&vm, &format!("test $({blocks}) = {}", before + 1)).await?;
+    let end = tokio::time::Instant::now() + LIMIT;
+    while hotplug.size().await?.memory.0 != begins.memory.0 + 128 {
+        ensure!(tokio::time::Instant::now() < end, "the guest keeps it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    hotplug.add_memory(MiB(128)).await?;
+    see(&vm, &format!("test $({blocks}) = {}", before + 2)).await?;
+    let has = hotplug.size().await?;
+    ensure!(
+        has.memory.0 == begins.memory.0 + 256,
+        "{begins} became {has}"
+    );
+
     let balloon = vm.vmm.balloon().context("no balloon")?;
     balloon.ask(MiB(64)).await?;
     let end = tokio::time::Instant::now() + LIMIT;

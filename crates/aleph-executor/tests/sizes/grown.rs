@@ -136,6 +136,28 @@ pub(crate) async fn a_guest_has_what_it_is_given() -> Result<()> {
         room.is_some_and(|room| (room.cpus, room.memory) == (0, MiB(0))),
         "{room:?}"
     );
+    // What its guest lets go of it is given again.
+    let has = async |guest: &mut Guest, wanted: u32| {
+        let there: u32 = guest.run(&node, BLOCKS).await?.parse()?;
+        Ok(there == wanted)
+    };
+    until("the guest to see its memory", async || {
+        has(&mut guest, blocks + 2).await
+    })
+    .await?;
+    let eject = "for d in /sys/bus/acpi/devices/PNP0C80:*; do \
+                 test $(cat $d/status) = 15 && echo 1 >$d/eject && break; done; true";
+    guest.run(&node, eject).await?;
+    until("the guest to let go", async || {
+        has(&mut guest, blocks).await
+    })
+    .await?;
+    until("it to have it again", async || {
+        // It may be about to let go still.
+        node.resize(job, size(2, 512)).await?;
+        has(&mut guest, blocks + 2).await
+    })
+    .await?;
     let ends = (2, 512, blocks + 2);
     is(&node, &mut guest, ends).await?;
     let more = uses(&node, &mut guest).await?;

@@ -86,7 +86,7 @@ impl Actor {
             return Err(self.denied(Denial::Busy));
         }
         let Some(wanted) = wanted else {
-            return Ok(None);
+            return Ok(self.recovery(&asked, drawn.pages));
         };
         let before = spec.clone();
         let size = size_of(&wanted);
@@ -126,6 +126,23 @@ impl Actor {
         Ok(growth)
     }
 
+    /// What a machine that has its size by its record is asked: its guest may have let go of a part of it, and is
+    /// given that back. Nothing is recorded of it.
+    fn recovery(&self, asked: &JobResize, pages: Option<HugePages>) -> Option<Growth> {
+        let Phase::Live(run) = &self.phase else {
+            return None;
+        };
+        let vmm = run.vm.vmm()?;
+        let runs = self.record.job.state == JobState::Running;
+        let is_asked = runs && !asked.is_empty() && vmm.hotplug().is_some();
+        is_asked.then(|| Growth {
+            vm: run.vm.id(),
+            vmm,
+            before: size_of(&self.record.job.spec),
+            pages,
+        })
+    }
+
     /// Journals a record of another size; `tells`: that it has it.
     async fn keep_size(&mut self, mut record: JobRecord, tells: bool) -> Result<(), NodeError> {
         record.job.generation += 1;
@@ -153,6 +170,12 @@ impl Actor {
         };
         let Resized { size, error } = resized;
         let answer = resizing.answer.take();
+        if self.record.resizing.is_none() {
+            if let Some(answer) = answer {
+                let _ = answer.send(error.map_or_else(|| Ok(self.entry.job()), Err));
+            }
+            return;
+        }
         let Some(size) = size else {
             // It is not known yet. Whoever asked hears why, and the machine is asked until it says.
             if let (Some(answer), Some(error)) = (answer, error) {

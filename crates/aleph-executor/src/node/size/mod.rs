@@ -22,6 +22,9 @@
 //!
 //! A job that does not run has its record changed and nothing else, so it may become smaller, too.
 //!
+//! A guest may let go of processors and memory by itself. The job has them all the same, with its share of the host,
+//! and whoever asks for the size that it has already gives them back to its guest (step 4 alone).
+//!
 //! # Failure cases
 //! | what | then |
 //! | --- | --- |
@@ -159,7 +162,7 @@ pub(super) fn put_size(record: &mut JobRecord, size: MachineSize) {
 
 impl Node {
     /// Gives a full VM with a disk of its own another size: at once where it runs, and for all its starts to
-    /// come. The size that it has already is no error.
+    /// come. The size that it has already is no error: where it runs, what its guest let go of is added again.
     ///
     /// # Errors
     /// [`SizeError`] where its machine cannot have that; [`Shortage`](crate::capacity::Shortage) where the host

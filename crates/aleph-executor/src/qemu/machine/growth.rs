@@ -1,12 +1,16 @@
 //! Processors and memory of a computer that runs.
 //!
-//! Memory comes as modules, each one more than there are: none is ever taken away. What of one is left that
-//! was given up half-way is memory in no module.
+//! Memory comes as modules, each with the first number that is free. No module is taken from a guest, and a guest
+//! may let go of any of them by itself, as of processors: so QEMU is asked what there is. What is left of a module
+//! that a guest let go of, or that was given up half-way, is memory in no module, which goes before more is added.
+//!
+//! Memory in huge pages is filled as it is added, and for that time QEMU does nothing else: its guest stands still.
+//! It comes in several modules ([`PART`]), between which the guest goes on.
 
 use super::argv::memory_backend;
-use super::blueprint::MEMORY_UNIT;
+use super::blueprint::{Blueprint, HugePages, MEMORY_UNIT};
 use super::error::MachineError;
-use super::hotplug::OBJECTS;
+use super::hotplug::{OBJECTS, PERIPHERAL};
 use crate::hypervisor::{MachineSize, VmmError};
 use crate::qemu::driver::QemuVmm;
 use aleph_types::MiB;
@@ -15,6 +19,12 @@ use std::time::Duration;
 
 /// How memory is called that was added.
 const ADDED_MEMORY: &str = "ram-added";
+
+/// How a module is called.
+const MODULE: &str = "memory";
+
+/// What is filled at a time, where there are modules enough.
+const PART: MiB = MiB(8 << 10);
 
 /// The most threads that fill memory at once, as QEMU has it (`MAX_MEM_PREALLOC_THREAD_COUNT`).
 pub(crate) const MAX_FILLERS: u16 = 16;
@@ -51,14 +61,23 @@ impl QemuVmm {
             return Err(MachineError::no_memory(left, memory));
         }
         let taken = modules.as_array().map_or(0, Vec::len);
-        if taken >= usize::try_from(blueprint.modules()).unwrap_or(usize::MAX) {
+        let taken = u32::try_from(taken).unwrap_or(u32::MAX);
+        let free = blueprint.modules().saturating_sub(taken);
+        if free == 0 {
             return Err(MachineError::NoModule {
                 modules: blueprint.modules(),
             });
         }
-        // Each is one more than there are: none is ever taken away.
-        let n = modules.as_array().map_or(0, Vec::len);
-        let (backend, id) = (format!("{ADDED_MEMORY}{n}"), format!("memory{n}"));
+        self.forget_memory().await?;
+        for part in parts(memory, left, free, blueprint.huge_pages) {
+            self.plug_module(blueprint, part).await?;
+        }
+        Ok(())
+    }
+
+    async fn plug_module(&self, blueprint: &Blueprint, memory: MiB) -> Result<(), MachineError> {
+        let names = [self.list(OBJECTS).await?, self.list(PERIPHERAL).await?].concat();
+        let (backend, id) = free_names(&names);
         let mut object = json!({
             "qom-type": memory_backend(blueprint.huge_pages).0,
             "id": backend,
@@ -72,7 +91,6 @@ impl QemuVmm {
         }
         // Pages are filled with zeroes before it answers.
         let limit = FILL + Duration::from_secs(u64::from(memory.0 / 1024));
-        self.forget_memory().await?;
         let added = self.command_within("object-add", object, limit);
         if let Err(error) = added.await {
             let _ = self
@@ -149,5 +167,84 @@ impl QemuVmm {
             }
         }
         Ok(())
+    }
+}
+
+/// The modules that memory is added as, of those that are free. `left`: how much can be added in all. What could come
+/// later keeps its part of the modules.
+fn parts(memory: MiB, left: MiB, free: u32, pages: Option<HugePages>) -> Vec<MiB> {
+    let Some(pages) = pages else {
+        // It is filled as its guest uses it.
+        return vec![memory];
+    };
+    let its_part = u64::from(free) * u64::from(memory.0) / u64::from(left.0.max(1));
+    let its_part = u32::try_from(its_part).unwrap_or(u32::MAX);
+    let count = memory.0.div_ceil(PART.0).min(its_part).max(1);
+    let unit = MEMORY_UNIT.max(pages.size()).0;
+    let (each, more) = (memory.0 / unit / count, memory.0 / unit % count);
+    let units = (0..count).map(|n| each + u32::from(n < more));
+    units.map(|units| MiB(units * unit)).collect()
+}
+
+/// The names of the next module's memory, and of it, where these are taken.
+fn free_names(taken: &[String]) -> (String, String) {
+    let names = |n: usize| (format!("{ADDED_MEMORY}{n}"), format!("{MODULE}{n}"));
+    let is_free = |(memory, module): &(String, String)| {
+        let mut taken = taken.iter();
+        !taken.any(|name| name == memory || name == module)
+    };
+    // Each name takes one number at most.
+    let found = (0..=taken.len()).map(names).find(is_free);
+    found.unwrap_or_else(|| names(taken.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_in_huge_pages_comes_in_parts() {
+        const GIB: u32 = 1024;
+        let sizes = |memory, left, free| {
+            let parts = parts(MiB(memory), MiB(left), free, Some(HugePages::Size1G));
+            let sizes: Vec<u32> = parts.iter().map(|part| part.0 / GIB).collect();
+            let sum: u32 = parts.iter().map(|part| part.0).sum();
+            assert_eq!(sum, memory);
+            sizes
+        };
+        assert_eq!(sizes(8 * GIB, 256 * GIB, 32), [8]);
+        assert_eq!(sizes(20 * GIB, 20 * GIB, 32), [7, 7, 6]);
+        assert_eq!(sizes(256 * GIB, 256 * GIB, 32), [8; 32]);
+        // What may come later has modules, too.
+        assert_eq!(sizes(12 * GIB, 256 * GIB, 32), [12]);
+        assert_eq!(sizes(512 * GIB, 1024 * GIB, 32), [32; 16]);
+        assert_eq!(sizes(100 * GIB, 100 * GIB, 1), [100]);
+        let small = parts(
+            MiB(16384 + 128),
+            MiB(16384 + 128),
+            32,
+            Some(HugePages::Size2M),
+        );
+        assert_eq!(small, [MiB(5504), MiB(5504), MiB(5504)]);
+        // Nobody waits for what is not filled.
+        let whole = MiB(512 * GIB);
+        assert_eq!(parts(whole, whole, 32, None), [whole]);
+    }
+
+    #[test]
+    fn a_module_has_the_first_number_that_is_free() {
+        let next = |taken: &[&str]| {
+            let taken: Vec<_> = taken.iter().map(|name| (*name).to_owned()).collect();
+            free_names(&taken).1
+        };
+        assert_eq!(next(&[]), "memory0");
+        assert_eq!(next(&["ram", "ram-added0", "memory0", "port0"]), "memory1");
+        // Its guest let go of the first of two.
+        assert_eq!(next(&["ram-added1", "memory1"]), "memory0");
+        // Of a third one half is left.
+        assert_eq!(
+            next(&["ram-added0", "memory0", "ram-added1", "memory2"]),
+            "memory3"
+        );
     }
 }

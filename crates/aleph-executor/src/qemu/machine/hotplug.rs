@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The path of devices that have a name.
-const PERIPHERAL: &str = "/machine/peripheral";
+pub(super) const PERIPHERAL: &str = "/machine/peripheral";
 
 /// The path of objects that are no devices.
 pub(super) const OBJECTS: &str = "/objects";
