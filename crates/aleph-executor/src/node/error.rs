@@ -5,6 +5,7 @@ use crate::cloud_init::CloudInitError;
 use crate::executor::ExecutorError;
 use crate::gpu::GpuError;
 use crate::guest::AgentError;
+use crate::hypervisor::MachineSize;
 use crate::journal::JournalError;
 use crate::lifecycle::Denial;
 use crate::qemu::machine::MachineError;
@@ -93,6 +94,14 @@ pub enum NodeError {
     /// It cannot have the size that is asked for.
     #[error(transparent)]
     Size(#[from] SizeError),
+    /// Its machine changed, and not as much as was asked for.
+    #[error("the VM has {has} now, and gets no more")]
+    Partly {
+        /// What it has.
+        has: MachineSize,
+        /// Why no more.
+        source: Box<NodeError>,
+    },
     /// Its machine did not change.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -137,6 +146,7 @@ impl Classify for NodeError {
             Self::Mount(error) => error.class(),
             Self::Machine(error) => error.class(),
             Self::Size(error) => error.class(),
+            Self::Partly { source, .. } => source.class(),
             Self::NoAgent(_) | Self::NoScreen | Self::FixedVolumes => ErrorClass::Invalid,
             Self::NoRoot(_) => ErrorClass::Conflict,
             Self::Screen(_) => ErrorClass::Unavailable,
@@ -175,6 +185,7 @@ impl Classify for NodeError {
             Self::Mount(error) => error.code(),
             Self::Machine(error) => error.code(),
             Self::Size(error) => error.code(),
+            Self::Partly { source, .. } => source.code(),
             Self::FixedVolumes => "volumes_fixed",
             Self::NoAgent(_) => "no_agent",
             Self::NoScreen => "no_screen",
@@ -211,6 +222,7 @@ impl Classify for NodeError {
             Self::Mount(error) => error.advice(),
             Self::Machine(error) => error.advice(),
             Self::Size(error) => error.advice(),
+            Self::Partly { source, .. } => source.advice(),
             Self::FixedVolumes => {
                 Some("Name its volumes when it is made, or make a full VM: aleph vm create.".into())
             }

@@ -184,7 +184,7 @@ impl Actor {
             return self.find_size();
         };
         let mut record = self.record.clone();
-        let before = record.resizing.take();
+        let (before, wanted) = (record.resizing.take(), size_of(&record.job.spec));
         put_size(&mut record, size);
         let changed = before != Some(size);
         if let Err(error) = self.keep_size(record, changed).await {
@@ -199,8 +199,9 @@ impl Actor {
         lock(&self.inner.ledger).note(self.entry.id, &self.record.job.spec);
         if let Some(answer) = answer {
             let _ = answer.send(match error {
-                Some(error) => Err(error),
-                None => Ok(self.entry.job()),
+                // Whatever went wrong was done all the same where the machine has it.
+                Some(error) if size != wanted => Err(outcome(size, changed, error)),
+                _ => Ok(self.entry.job()),
             });
         }
     }
@@ -244,5 +245,16 @@ impl Actor {
             put_size(&mut self.record, before);
             lock(&self.inner.ledger).note(self.entry.id, &self.record.job.spec);
         }
+    }
+}
+
+/// Why a machine has not the size that was asked for, and what of it was done.
+fn outcome(has: MachineSize, changed: bool, error: NodeError) -> NodeError {
+    match changed {
+        true => NodeError::Partly {
+            has,
+            source: Box::new(error),
+        },
+        false => error,
     }
 }
