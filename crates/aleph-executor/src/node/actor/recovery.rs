@@ -21,7 +21,7 @@ impl Actor {
                 if self.record.job.spec.has_own_disk() {
                     self.hears_alone();
                     self.settle_volumes();
-                    self.find_size();
+                    self.find_size(0);
                 }
                 let stopping = self.record.job.state == JobState::Stopping;
                 match (self.record.desired, &mut self.phase) {

@@ -20,11 +20,25 @@ use tokio::task::JoinHandle;
 
 type Answer = oneshot::Sender<Result<Arc<Job>, NodeError>>;
 
+/// How long it takes at most until it is tried again to journal what a machine has.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A change that is under way.
 pub(super) struct Resizing {
     /// Who waits for it.
     answer: Option<Answer>,
+    /// How often what became of it could not be journaled.
+    unkept: u32,
     task: JoinHandle<()>,
+}
+
+/// How long to wait where something could not be journaled so often in a row.
+fn pause_after(unkept: u32) -> Duration {
+    let seconds = match unkept {
+        0 => 0,
+        times => 1 << (times - 1).min(16),
+    };
+    Duration::from_secs(seconds).min(PATIENCE)
 }
 
 impl Drop for Resizing {
@@ -65,6 +79,7 @@ impl Actor {
                 });
                 self.resizing = Some(Resizing {
                     answer: Some(answer),
+                    unkept: 0,
                     task,
                 });
             }
@@ -181,7 +196,7 @@ impl Actor {
             if let (Some(answer), Some(error)) = (answer, error) {
                 let _ = answer.send(Err(error));
             }
-            return self.find_size();
+            return self.find_size(0);
         };
         let mut record = self.record.clone();
         let (before, wanted) = (record.resizing.take(), size_of(&record.job.spec));
@@ -189,8 +204,10 @@ impl Actor {
         let changed = before != Some(size);
         if let Err(error) = self.keep_size(record, changed).await {
             // The journal still says that it is under way, and whoever comes next asks the machine.
-            tracing::error!(job = %self.entry.id, error = crate::vm::chain(&error), "the journal is behind what happens");
-            self.find_size();
+            if resizing.unkept == 0 {
+                tracing::error!(job = %self.entry.id, error = crate::vm::chain(&error), "the journal is behind what happens");
+            }
+            self.find_size(resizing.unkept.saturating_add(1));
             if let Some(answer) = answer {
                 let _ = answer.send(Err(error));
             }
@@ -206,8 +223,8 @@ impl Actor {
         }
     }
 
-    /// Asks a machine what it has, of whose growth nobody heard the end.
-    pub(super) fn find_size(&mut self) {
+    /// Asks a machine what it has, of whose growth nobody heard the end, or which could not be journaled so often.
+    pub(super) fn find_size(&mut self, unkept: u32) {
         let (Some(before), Phase::Live(run)) = (self.record.resizing, &self.phase) else {
             return;
         };
@@ -220,8 +237,7 @@ impl Actor {
             let (Ok(_), Some(vmm)) = (vm.running().await, vm.vmm()) else {
                 return;
             };
-            // Not at once again where the journal could not be written.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(pause_after(unkept)).await;
             // Its end says what the job has, where that comes first.
             if let Some(size) = inner.find_size((vm.id(), &*vmm), before, wanted).await {
                 let resized = Resized {
@@ -231,7 +247,11 @@ impl Actor {
                 let _ = notes.send((incarnation, Note::Resized(Box::new(resized))));
             }
         });
-        self.resizing = Some(Resizing { answer: None, task });
+        self.resizing = Some(Resizing {
+            answer: None,
+            unkept,
+            task,
+        });
     }
 
     /// The VM is gone: what was under way comes to nothing, and the job has the size that it had before.
@@ -256,5 +276,16 @@ fn outcome(has: MachineSize, changed: bool, error: NodeError) -> NodeError {
             source: Box::new(error),
         },
         false => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_that_cannot_be_written_is_tried_ever_less() {
+        let pauses = [0, 1, 2, 3, 5, 6, 7, u32::MAX].map(|times| pause_after(times).as_secs());
+        assert_eq!(pauses, [0, 1, 2, 4, 16, 30, 30, 30]);
     }
 }
