@@ -2,6 +2,7 @@
 
 use super::actor::{Actor, Asked, Begin};
 use super::inner::Inner;
+use super::size::set_size;
 use crate::guest::ExecInput;
 use crate::journal::JobRecord;
 use crate::logs::Tell;
@@ -38,6 +39,15 @@ pub(super) struct Live {
     pub(super) stands_still: bool,
 }
 
+/// What is told of a job. One whose machine grows has what it had until the machine has more.
+fn shown(record: &JobRecord) -> Job {
+    let mut job = record.job.clone();
+    if let Some(before) = record.resizing {
+        set_size(&mut job.spec, before);
+    }
+    job
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -50,7 +60,7 @@ impl Entry {
         };
         Self {
             id: record.job.id,
-            view: watch::Sender::new(Arc::new(record.job.clone())),
+            view: watch::Sender::new(Arc::new(shown(&record))),
             tell: watch::Sender::new(tell),
             record: Mutex::new(record),
             mailbox: Mutex::new(None),
@@ -71,7 +81,7 @@ impl Entry {
     pub(super) fn publish(&self, record: &JobRecord) {
         lock(&self.record).clone_from(record);
         let over = record.job.state.is_over();
-        self.view.send_replace(Arc::new(record.job.clone()));
+        self.view.send_replace(Arc::new(shown(record)));
         self.tell.send_if_modified(|tell| {
             let changed = tell.over != over;
             tell.over = over;

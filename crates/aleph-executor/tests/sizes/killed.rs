@@ -128,16 +128,17 @@ pub(crate) async fn a_node_that_is_killed_finds_what_the_machine_has() -> Result
     let qemu = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
     kill_process(qemu, Signal::STOP)?;
     let (grown, killed) = tokio::join!(node.resize(job, size(2, memory + STEP)), async {
+        // What is reserved counts.
         until("the intent", async || {
-            Ok(recorded(&node, job)? == (2, memory + STEP))
+            Ok(given(&node)? == share(2, memory + STEP))
         })
         .await?;
-        // What is reserved counts.
-        ensure!(
-            given(&node)? == share(2, memory + STEP),
-            "{:?}",
-            given(&node)?
-        );
+        // What it has is told, not what it is to have.
+        let told = recorded(&node, job)?;
+        ensure!(told == (2, memory), "{told:?}");
+        // A QEMU that hears nothing would stop its guest later.
+        let paused = node.pause(job).await.err().context("it is paused")?;
+        ensure!(paused.code() == "wrong_state", "{paused}");
         Ok::<_, anyhow::Error>(kill_process(qemu, Signal::KILL)?)
     });
     killed?;

@@ -16,7 +16,8 @@
 //!
 //! What a machine has the VMM is asked, and never a record: where step 4 fails, where the VMM does not answer,
 //! and by whoever adopts the VM after a crash in between. A VMM that lies has no more of it: what counts is
-//! between the size before and the one that was asked for, and the group's limits follow what counts.
+//! between the size before and the one that was asked for, and the group's limits follow what counts. Users are told
+//! of the size before until then.
 //! Where the VM ends in the middle, the job has the size that it had before. What is reserved is counted from
 //! step 1 to the end of step 5.
 //!
@@ -147,7 +148,7 @@ pub(super) fn resized(
     Ok(Some(resized))
 }
 
-fn set_size(spec: &mut JobSpec, size: MachineSize) {
+pub(super) fn set_size(spec: &mut JobSpec, size: MachineSize) {
     // Within what it can have.
     let _ = spec.set_size(size.cpus, size.memory);
 }
