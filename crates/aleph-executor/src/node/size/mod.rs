@@ -55,7 +55,9 @@ use crate::hypervisor::{Hotplug, MachineSize, Vmm};
 use crate::journal::JobRecord;
 use crate::qemu::machine::MAX_FILLERS;
 use crate::vm::chain;
-use aleph_types::{HugePages, Job, JobId, JobResize, JobSpec, MEMORY_STEP, MiB, VmId};
+use aleph_types::{
+    HugePages, InvalidJob, Job, JobId, JobResize, JobSpec, MEMORY_STEP, MiB, Resources, VmId,
+};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,6 +112,14 @@ pub(super) fn resized(
     };
     if wanted == has {
         return Ok(None);
+    }
+    // What no machine has is said first, whatever this one has.
+    if wanted.cpus == 0 {
+        return Err(InvalidJob::NoCpus(0).into());
+    }
+    if wanted.memory < Resources::MIN_MEMORY {
+        let (asked, least) = (wanted.memory, Resources::MIN_MEMORY);
+        return Err(InvalidJob::LittleMemory { asked, least }.into());
     }
     let parts = |size: MachineSize| {
         let (cpus, memory) = (u32::from(size.cpus), size.memory.0);
@@ -409,11 +419,18 @@ mod tests {
         let pages = Some(HugePages::Gib1);
         assert_eq!(code(&vm, ask(0, 1152), true, pages), "memory_step");
         assert!(resized(&vm, &ask(0, 2048), true, pages).is_ok());
-        let none = JobResize {
-            cpus: Some(0),
-            memory: None,
-        };
-        assert_eq!(code(&vm, none, false, None), "no_cpus");
+        for runs in [true, false] {
+            let none = |cpus, memory| JobResize { cpus, memory };
+            let no_cpus = code(&vm, none(Some(0), None), runs, None);
+            assert_eq!(no_cpus, "no_cpus");
+            for memory in [0, 1] {
+                let little = code(&vm, none(None, Some(MiB(memory))), runs, None);
+                assert_eq!(little, "little_memory");
+            }
+            let most = u32::MAX;
+            assert_eq!(code(&vm, ask(u16::MAX, 0), runs, None), "machine_room");
+            assert_eq!(code(&vm, ask(0, most), runs, None), "machine_room");
+        }
         let mut with_gpu = vm.clone();
         with_gpu.gpus = Some(GpuRequest::default());
         assert_eq!(code(&with_gpu, ask(0, 2048), true, None), "memory_locked");
