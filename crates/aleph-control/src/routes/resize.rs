@@ -17,9 +17,9 @@ pub(super) fn routes() -> OpenApiRouter<Service> {
 ///
 /// One that runs grows at once, up to what it was made for (`machine.room` of its specification, which becomes
 /// that much smaller), and begins with its new size at each of its starts. One that does not run may become
-/// smaller, too. The size that it has already changes nothing. Less than a VM has that runs is 409
-/// `machine_shrinks`, more than it can ever have 429 `machine_room`, and memory in other steps than those of 128
-/// MiB, or of its huge pages, 400 `memory_step`. While a VM with GPUs runs its memory stays, 409 `memory_locked`.
+/// smaller, too. The size that it has already changes nothing, but gives a guest that runs what it let go of. Less
+/// than a VM has that runs is 409 `machine_shrinks`, more than it can ever have 409 `machine_room`, and memory in
+/// other steps than those of 128 MiB, or of its huge pages, 400 `memory_step`. While a VM with GPUs runs its memory stays, 409 `memory_locked`.
 /// A job that is no full VM with a disk of its own is 400 `size_fixed`. What the host has not left is 429, as when
 /// a job is made.
 #[utoipa::path(

@@ -66,8 +66,11 @@ impl Classify for SizeError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Fixed(_) | Self::Step { .. } => ErrorClass::Invalid,
-            Self::Shrinks { .. } | Self::Locked { .. } => ErrorClass::Conflict,
-            Self::Beyond { .. } | Self::Threads { .. } => ErrorClass::Capacity,
+            // None of it changes while one waits.
+            Self::Shrinks { .. }
+            | Self::Locked { .. }
+            | Self::Beyond { .. }
+            | Self::Threads { .. } => ErrorClass::Conflict,
             Self::Limits(_) => ErrorClass::Unavailable,
         }
     }

@@ -333,7 +333,9 @@ async fn add(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aleph_types::{Classify, CloudInitSpec, GpuRequest, HotplugRoom, MachineSpec, Mode};
+    use aleph_types::{
+        Classify, CloudInitSpec, ErrorClass, GpuRequest, HotplugRoom, MachineSpec, Mode,
+    };
 
     fn vm() -> JobSpec {
         let mut job = JobSpec::new("debian", Vec::new());
@@ -406,6 +408,10 @@ mod tests {
         let code = |spec: &JobSpec, asked, runs, pages| {
             let error = resized(spec, &asked, runs, pages).unwrap_err();
             assert!(error.advice().is_some(), "{error}");
+            // None is worth another try.
+            let class = error.class();
+            let lasts = matches!(class, ErrorClass::Invalid | ErrorClass::Conflict);
+            assert!(lasts, "{error}: {class:?}");
             error.code()
         };
         let vm = vm();

@@ -118,10 +118,12 @@ impl Classify for MachineError {
             Self::Invalid(_) | Self::Disk { .. } => ErrorClass::Invalid,
             Self::Missing { .. } | Self::Gone { .. } | Self::Vmm(_) => ErrorClass::Unavailable,
             Self::Record { .. } | Self::Io { .. } => ErrorClass::Internal,
-            Self::NoSlot { .. } | Self::NoRoom { .. } | Self::NoModule { .. } => {
-                ErrorClass::Capacity
-            }
-            Self::Conflict { .. } | Self::Kept { .. } => ErrorClass::Conflict,
+            Self::NoSlot { .. } => ErrorClass::Capacity,
+            // It was made so, or has to be started anew: who waits gets no more.
+            Self::NoRoom { .. }
+            | Self::NoModule { .. }
+            | Self::Conflict { .. }
+            | Self::Kept { .. } => ErrorClass::Conflict,
             Self::Unknown { .. } => ErrorClass::NotFound,
         }
     }
