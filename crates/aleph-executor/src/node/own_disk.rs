@@ -109,8 +109,8 @@ fn guest_of(
         spec.packages.clone_from(&told.packages);
         spec.user_data = told.user_data.as_deref().map(Into::into);
     }
-    let room = job.machine.as_ref().map(|machine| machine.room);
-    spec.takes_more = room.is_some_and(|room| room.cpus > 0 || room.memory.0 > 0);
+    // Also where there is no room for more now: it may be made smaller before it grows, and hears of it once.
+    spec.takes_more = true;
     spec.volumes = volumes;
     Ok(spec)
 }
