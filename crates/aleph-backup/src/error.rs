@@ -298,7 +298,10 @@ impl Classify for BackupError {
                 Self::Target { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                     "Make room and run it again."
                 }
-                Self::Source { .. } | Self::Target { .. } | Self::Random { .. } | Self::Stopped => {
+                Self::Source { .. } => {
+                    "The host's kernel log (dmesg) says whether a disk fails. What was sent is kept for the next backup."
+                }
+                Self::Target { .. } | Self::Random { .. } | Self::Stopped => {
                     return None;
                 }
             }

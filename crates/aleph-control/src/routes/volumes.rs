@@ -325,7 +325,10 @@ async fn receive(
             Err(_) => return Err(Refusal::internal("a request panicked")),
         };
     }
-    Ok(staged.finish().map_err(Volumes::staging_error)?)
+    match spawn_blocking(move || staged.finish()).await {
+        Ok(image) => Ok(image.map_err(Volumes::staging_error)?),
+        Err(_) => Err(Refusal::internal("a request panicked")),
+    }
 }
 
 /// Look at a volume

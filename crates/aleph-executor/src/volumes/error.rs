@@ -1,5 +1,6 @@
 //! What can go wrong with volumes.
 
+use super::disk_fault;
 use super::qcow2::Qcow2Error;
 use super::sandbox::ToolError;
 use aleph_types::{Classify, ErrorClass, Filesystem, MiB};
@@ -222,6 +223,25 @@ impl VolumeError {
             _ => false,
         }
     }
+
+    /// Whether the host's disk does not read or write what it should.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        match self {
+            Self::File { source, .. } | Self::Source(source) => disk_fault::is_one(source),
+            Self::Tool { source, .. } => source.is_failing(),
+            Self::Records(error) => matches!(
+                error.sqlite_error_code(),
+                // The last is what SQLite says of a file that it cannot read, too.
+                Some(
+                    rusqlite::ErrorCode::SystemIoFailure
+                        | rusqlite::ErrorCode::ReadOnly
+                        | rusqlite::ErrorCode::DatabaseCorrupt
+                )
+            ),
+            _ => false,
+        }
+    }
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -234,6 +254,7 @@ fn is_full(error: &io::Error) -> bool {
 impl Classify for VolumeError {
     fn class(&self) -> ErrorClass {
         match self {
+            failing if failing.is_failing() => ErrorClass::Unavailable,
             Self::BadName(_)
             | Self::BadSize { .. }
             | Self::BadRequest(_)
@@ -301,6 +322,7 @@ impl Classify for VolumeError {
             Self::Qcow2(_) => "bad_qcow2",
             Self::Damaged { .. } => "volume_damaged",
             full if full.is_full() => "disk_full",
+            failing if failing.is_failing() => "disk_failing",
             Self::KeyFile { .. } => "volume_key_file",
             Self::NoKeyFile(_) => "no_volume_key_file",
             Self::WrongKey(_) => "wrong_volume_key",
@@ -319,6 +341,10 @@ impl Classify for VolumeError {
 
     fn advice(&self) -> Option<String> {
         let advice = match self {
+            failing if failing.is_failing() => {
+                "The host's kernel log (dmesg) says which disk fails. Mend or replace it, and try again: nothing was \
+                 changed."
+            }
             Self::BadName(_) => {
                 "Begin with a letter or digit, then letters, digits, _, . and -; 63 at most."
             }

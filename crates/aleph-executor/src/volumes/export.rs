@@ -246,6 +246,8 @@ impl Volumes {
             }
             DiskImageFormat::Qcow2 => images::pack(&chain, &file, size)?,
         }
+        // What could not be written out reads as something else later, and says so here alone.
+        file.sync_data().map_err(at("write an image in", &work))?;
         Ok(Bytes::File(file))
     }
 }

@@ -67,7 +67,10 @@ impl Inner {
         let _promised = self.promise(self.allocated(layer)?, WHAT)?;
         let work = self.work();
         let copy = scratch_file(&work).map_err(at("make a file in", &work))?;
-        crate::place::fill_sparse(file, &copy).map_err(at(WHAT, &work))?;
+        crate::place::fill_sparse(file, &copy)
+            // What could not be written out reads as something else later, and says so here alone.
+            .and_then(|()| copy.sync_data())
+            .map_err(at(WHAT, &work))?;
         Ok(copy)
     }
 

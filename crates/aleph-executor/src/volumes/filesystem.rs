@@ -91,11 +91,14 @@ pub(super) fn check(
             tracing::info!(volume = name, "there is no ext4 filesystem on it any more");
             Ok(())
         }
-        Err(source @ ToolError::Failed { .. }) => Err(VolumeError::Damaged {
-            name: name.to_owned(),
-            filesystem,
-            source,
-        }),
+        // What cannot be read is not mended, and may be whole once its disk is.
+        Err(source @ ToolError::Failed { .. }) if !source.is_failing() => {
+            Err(VolumeError::Damaged {
+                name: name.to_owned(),
+                filesystem,
+                source,
+            })
+        }
         Err(source) => Err(VolumeError::Tool {
             what: "check the filesystem",
             source,

@@ -14,11 +14,12 @@
 //! that is at fault; [`VolumeError::Qcow2`] where a VMM spoilt its layer.
 
 use super::backend::{OpenLayer, head_of, is_device, length_of};
+use super::disk_fault::found_in;
 use super::error::VolumeError;
 use super::keys::Passphrase;
 use super::layer::LayerFormat;
 use super::reading::{Extent, MAP_BYTES};
-use super::sandbox::{Tool, ToolError, read_path};
+use super::sandbox::{QEMU_IMG, Tool, ToolError, read_path};
 use aleph_types::{DiskImageFormat, MiB};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Deserialize;
@@ -74,13 +75,30 @@ impl<'a> Files<'a> {
         read_path(self.layers.len() + self.keys.len())
     }
 
-    fn run(&self, call: Call<'_>) -> Result<(), ToolError> {
-        self.tool(call).run()
+    fn run(
+        &self,
+        call: Call<'_>,
+        failed: impl FnOnce(ToolError) -> VolumeError,
+    ) -> Result<(), VolumeError> {
+        let written = call.writes;
+        let ran = self.tool(call).run();
+        ran.map_err(|error| self.explained(error, written, failed))
+    }
+
+    /// What a failure is: the disk's, where a file that was read or written says so, too.
+    fn explained(
+        &self,
+        error: ToolError,
+        written: Option<&File>,
+        failed: impl FnOnce(ToolError) -> VolumeError,
+    ) -> VolumeError {
+        let fault = error.says_so().then(|| found_in(&self.layers, written));
+        fault.flatten().unwrap_or_else(|| failed(error))
     }
 
     fn tool<'t>(&'t self, call: Call<'t>) -> Tool<'t> {
         Tool {
-            program: "qemu-img",
+            program: QEMU_IMG,
             arguments: [call.word.to_owned()]
                 .into_iter()
                 .chain(self.objects())
@@ -111,14 +129,14 @@ pub(super) fn create(file: &File, size: MiB, key: Option<&Passphrase>) -> Result
         arguments.extend(["-o".into(), format!("{LUKS},encrypt.key-secret={key}")]);
     }
     arguments.extend([files.written(), size.bytes().to_string()]);
-    let made = files.run(Call {
+    let call = Call {
         word: "create",
         arguments,
         writes: Some(file),
         time: LEAST_TIME,
         output: 1 << 30,
-    });
-    made.map_err(tool_error("make a layer"))
+    };
+    files.run(call, tool_error("make a layer"))
 }
 
 /// Makes an image's disk larger.
@@ -132,7 +150,7 @@ pub(super) fn resize(top: &OpenLayer, size: MiB) -> Result<(), VolumeError> {
         key.as_deref(),
         Value::Null,
     )?;
-    let grown = files.run(Call {
+    let call = Call {
         word: "resize",
         arguments: vec![
             "-q".into(),
@@ -142,8 +160,8 @@ pub(super) fn resize(top: &OpenLayer, size: MiB) -> Result<(), VolumeError> {
         writes: Some(&top.file),
         time: LEAST_TIME,
         output: most_of_an_image(size),
-    });
-    grown.map_err(tool_error("resize the disk"))
+    };
+    files.run(call, tool_error("resize the disk"))
 }
 
 /// Writes what a chain holds into a layer of at least its size.
@@ -163,7 +181,7 @@ pub(super) fn take_in(raw: &File, into: Target<'_>, size: MiB) -> Result<(), Vol
 /// Writes what a chain holds into a new image.
 pub(super) fn pack(chain: &[OpenLayer], into: &File, size: MiB) -> Result<(), VolumeError> {
     let (files, source) = opened(chain)?;
-    let packed = files.run(Call {
+    let call = Call {
         word: "convert",
         arguments: vec![
             "-O".into(),
@@ -174,8 +192,8 @@ pub(super) fn pack(chain: &[OpenLayer], into: &File, size: MiB) -> Result<(), Vo
         writes: Some(into),
         time: time_for(size),
         output: most_of_an_image(size),
-    });
-    packed.map_err(tool_error("write the image"))
+    };
+    files.run(call, tool_error("write the image"))
 }
 
 /// Writes what a user's image holds into a layer of at least its size. Its header was read before.
@@ -195,17 +213,17 @@ pub(super) fn unpack(image: &File, into: Target<'_>, size: MiB) -> Result<(), Vo
         "file": {"driver": "file", "filename": path},
     });
     // What is behind the end of a file that was cut off reads as zeros: only this finds it.
-    let checked = files.run(Call {
+    let check = Call {
         word: "check",
         arguments: vec!["-q".into(), format!("json:{source}")],
         writes: None,
         time: time_for(size),
         output: 0,
-    });
-    match checked {
+    };
+    match files.tool(check).run() {
         // 3: clusters that nothing uses, which do no harm (qemu-img(1)).
         Ok(()) | Err(ToolError::Failed { code: Some(3), .. }) => {}
-        Err(error) => return Err(broken(error)),
+        Err(error) => return Err(files.explained(error, None, broken)),
     }
     write(files, &source, (into, size), broken)
 }
@@ -218,7 +236,7 @@ pub(super) fn piece(
 ) -> Result<(), VolumeError> {
     let (files, source) = opened(chain)?;
     let window = json!({"driver": "raw", "offset": offset, "size": bytes, "file": source});
-    let read = files.run(Call {
+    let call = Call {
         word: "convert",
         arguments: vec![
             "-n".into(),
@@ -231,8 +249,8 @@ pub(super) fn piece(
         writes: Some(into),
         time: LEAST_TIME,
         output: bytes,
-    });
-    read.map_err(tool_error("read the disk"))
+    };
+    files.run(call, tool_error("read the disk"))
 }
 
 /// What an overlay that is not encrypted holds of its disk, without those below it, in order; `None` where
@@ -265,7 +283,7 @@ pub(super) fn map(layer: &OpenLayer, size: u64) -> Result<Option<Vec<Extent>>, V
         {
             return Ok(None);
         }
-        Err(error) => return Err(tool_error("look at an overlay")(error)),
+        Err(error) => return Err(files.explained(error, None, tool_error("look at an overlay"))),
     }
     let (json, _) = head_of(&out, usize::try_from(MAP_BYTES).unwrap_or(usize::MAX))
         .map_err(VolumeError::Source)?;
@@ -317,7 +335,7 @@ pub(super) fn add(layer: &OpenLayer, into: Target<'_>, size: MiB) -> Result<(), 
     );
     // Whatever it is called: that there is something below the image leaves what is not held alone.
     let arguments = ["-n", "-B", "below", "--target-image-opts"].map(String::from);
-    let added = files.run(Call {
+    let call = Call {
         word: "convert",
         arguments: arguments
             .into_iter()
@@ -326,8 +344,8 @@ pub(super) fn add(layer: &OpenLayer, into: Target<'_>, size: MiB) -> Result<(), 
         writes: Some(into.file),
         time: time_for(size),
         output: most_of_an_image(size),
-    });
-    added.map_err(tool_error("merge layers"))
+    };
+    files.run(call, tool_error("merge layers"))
 }
 
 /// Writes what a node holds into a layer.
@@ -356,14 +374,14 @@ fn write(
             most_of_an_image(size)
         }
     };
-    let written = files.run(Call {
+    let call = Call {
         word: "convert",
         arguments,
         writes: Some(into.file),
         time: time_for(size),
         output,
-    });
-    written.map_err(failed)
+    };
+    files.run(call, failed)
 }
 
 /// A chain as `qemu-img` takes it. Its headers are checked: who wrote them may have been broken into.

@@ -654,12 +654,13 @@ impl Staged {
         self.length == 0
     }
 
-    /// All of it.
+    /// All of it, as it is on the disk: what could not be written out says so here alone.
     ///
     /// # Errors
-    /// Where there is no room.
+    /// Where there is no room, or the disk fails.
     pub fn finish(self) -> io::Result<File> {
         self.file.set_len(self.length)?;
+        self.file.sync_data()?;
         Ok(self.file)
     }
 }

@@ -21,6 +21,7 @@
 //! | `records` | what is known: one SQLite database | one file |
 //! | `layer` | what a layer is | none |
 //! | `sandbox` | runs those programs, locked up | processes |
+//! | `disk_fault` | whether it is the host's disk that fails | reads files |
 //! | `qcow2`, `content` | what an image is, by its bytes | none: pure |
 //!
 //! Start at [`Volumes::open`], then [`Volumes::create`], [`Volumes::import`], [`Volumes::clone_of`],
@@ -53,6 +54,7 @@ mod backend;
 mod changes;
 mod config;
 mod content;
+mod disk_fault;
 mod error;
 mod export;
 mod exposed;

@@ -24,12 +24,13 @@
 //! no name of a state. Nor has a layer in a pool of LVM, whose device does not say when it was written.
 
 use super::backend::OpenLayer;
-use super::error::VolumeError;
+use super::error::{VolumeError, at};
 use super::export::Exported;
 use super::images::map;
 use super::layer::LayerFormat;
 use super::records::{LayerId, LayerRow};
 use super::store::{OnItsWay, Volumes, present};
+use crate::failpoint;
 use aleph_types::{DiskImageFormat, MiB, VolumeId};
 use rustix::fs::{AtFlags, SeekFrom, StatxFlags, seek, statx};
 use rustix::io::Errno;
@@ -159,7 +160,10 @@ fn layers_of(
     for (place, layer) in opened.iter().enumerate() {
         let size = layer.size()?;
         let extents = match layer.format {
-            LayerFormat::Raw => data_of(&layer.file, size, left).map_err(VolumeError::Source)?,
+            LayerFormat::Raw => {
+                let data = data_of(&layer.file, size, left);
+                data.map_err(at("look at", &layer.path))?
+            }
             LayerFormat::Qcow2 => map(layer, size)?,
         };
         let Some((extents, rest)) = extents.and_then(|extents| {
@@ -202,7 +206,7 @@ pub(super) fn name_of(layer: LayerId, file: &File) -> Option<String> {
 }
 
 /// The parts of a raw file that are no holes; `None` where there are more than `most`.
-fn data_of(file: &File, size: u64, most: usize) -> io::Result<Option<Vec<Extent>>> {
+pub(super) fn data_of(file: &File, size: u64, most: usize) -> io::Result<Option<Vec<Extent>>> {
     let mut extents = Vec::new();
     let mut at = 0;
     while at < size {
@@ -308,6 +312,7 @@ impl Reading {
         if end > self.size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        failpoint::pass("volume.read", "one");
         let (layers, segments) = match &self.bytes {
             Bytes::Image(image) => return image.read_exact_at(buffer, offset),
             Bytes::Layers {

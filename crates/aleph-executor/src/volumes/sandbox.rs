@@ -44,6 +44,8 @@ const PROCESSES: u64 = 64;
 const SAID: u64 = 1024;
 /// How much it may say: that is a file, too.
 const MOST_SAID: u64 = 64 * 1024;
+/// What works on images.
+pub(super) const QEMU_IMG: &str = "qemu-img";
 /// How often what a program has left is looked for.
 const LOOKS: u32 = 100;
 
@@ -88,6 +90,23 @@ impl ToolError {
         use io::ErrorKind::{NotFound, PermissionDenied};
         matches!(self, Self::Start { source, .. }
             if matches!(source.kind(), NotFound | PermissionDenied))
+    }
+
+    /// Whether it could not read or write what it should. `qemu-img` says the same of an image that is damaged, so
+    /// of it this is never said: whoever runs it looks at its files ([`disk_fault`](super::disk_fault)).
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        match self {
+            Self::Start { source, .. } => super::disk_fault::is_one(source),
+            Self::Failed { program, .. } => *program != QEMU_IMG && self.says_so(),
+            Self::Late { .. } => false,
+        }
+    }
+
+    /// Whether it says that something could not be read or written.
+    pub(super) fn says_so(&self) -> bool {
+        let words = ["Input/output error", "Read-only file system"];
+        matches!(self, Self::Failed { said, .. } if words.iter().any(|word| said.contains(word)))
     }
 
     /// Whether it found no room.

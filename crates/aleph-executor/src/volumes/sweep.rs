@@ -119,9 +119,18 @@ impl Inner {
         self.keeper(layer.home)?.remove(&self.path(layer))
     }
 
-    /// Forgets a layer that came to nothing, with its file.
+    /// Forgets a layer that came to nothing, with its file. Where that was since the disk of the records fails, a
+    /// change of them that was told to have come to nothing may be there all the same when they are opened next: so the
+    /// file stays until it is on the disk that nothing leads to it.
     pub(super) fn abandon(&self, layer: &LayerRow) {
-        let removed = self.remove_layer(layer);
+        let condemned = self
+            .records
+            .write("layer.condemn", |tx| tx.condemn_layer(layer.id));
+        let removed = match condemned {
+            // That is nothing half done, and there is room again once the file is gone.
+            Err(error) if !error.is_full() => Err(error),
+            _ => self.remove_layer(layer),
+        };
         let synced = removed.and_then(|()| self.sync_layers());
         let forgotten = synced.and_then(|()| {
             self.records

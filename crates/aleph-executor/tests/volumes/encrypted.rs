@@ -179,7 +179,15 @@ fn empty_of(
 
 /// The keys that the records have, each as it is put down.
 fn wrapped(state: &Path) -> Result<Vec<Vec<u8>>> {
-    let records = rusqlite::Connection::open(state.join("volumes/volumes.db"))?;
+    // The node alone opens them, so it is a copy that is looked into.
+    let copy = tempfile::tempdir()?;
+    for name in ["volumes.db", "volumes.db-wal"] {
+        let from = state.join("volumes").join(name);
+        if from.exists() {
+            fs::copy(from, copy.path().join(name))?;
+        }
+    }
+    let records = rusqlite::Connection::open(copy.path().join("volumes.db"))?;
     let mut keys = records.prepare("SELECT wrapped FROM keys")?;
     let keys = keys.query_map([], |row| row.get(0))?;
     Ok(keys.collect::<std::result::Result<_, _>>()?)

@@ -2,7 +2,8 @@
 
 use crate::support::{BACKENDS, code, config, empty, layers as files, memory, owner, qemu_io};
 use aleph_executor::volumes::{
-    BackendChoice, Layers, MAX_DEPTH, Owner, Source, VolumeQuota, Volumes, VolumesConfig,
+    BackendChoice, Layers, MAX_DEPTH, Owner, Source, VolumeError, VolumeQuota, Volumes,
+    VolumesConfig,
 };
 use aleph_types::{DiskImageFormat, MiB, VolumeAccess, VolumeId};
 use anyhow::{Context, Result, ensure};
@@ -202,6 +203,25 @@ pub(crate) fn are_merged(volumes: &Volumes) -> Result<VolumeId> {
     let written = Written::new(volumes, 4)?.deep()?;
     ensure!(written.merge()?, "nothing was merged");
     let id = written.id;
+    written.ends()?;
+    Ok(id)
+}
+
+/// Merges layers of a volume once it was refused, which `refuse` sees to: it is given what tries to.
+#[allow(dead_code, reason = "it is for a disk that fails, in a VM")]
+pub(crate) fn is_refused_first(
+    volumes: &Volumes,
+    refuse: impl FnOnce(&dyn Fn() -> Result<bool, VolumeError>) -> Result<()>,
+) -> Result<VolumeId> {
+    let written = Written::new(volumes, 4)?.deep()?;
+    let (id, owner) = (written.id, written.owner);
+    let depth = volumes.depth(id)?;
+    refuse(&|| {
+        let merge = volumes.begin_merge(id, &owner)?;
+        merge.map_or(Ok(false), |merge| volumes.fill_merge(&merge))
+    })?;
+    ensure!(volumes.depth(id)? == depth, "its chain is another one");
+    ensure!(written.merge()?, "nothing was merged");
     written.ends()?;
     Ok(id)
 }

@@ -1,5 +1,6 @@
 //! Volumes as thin volumes of LVM: in a VM with Debian's kernel, since the host that runs the tests need have no
-//! device-mapper. The pool is on a loop device over a file in the guest's memory.
+//! device-mapper. The pool is on a loop device over a file in the guest's memory. With device-mapper a disk can
+//! fail, too, whichever way volumes are kept on it.
 
 #[path = "../volumes/contract.rs"]
 mod contract;
@@ -15,6 +16,11 @@ mod model;
 #[path = "../volumes/support.rs"]
 #[allow(dead_code)]
 mod support;
+
+mod failing;
+mod failing_pool;
+mod failing_records;
+mod faulty_disk;
 
 use aleph_executor::node::Scope;
 use aleph_executor::volumes::{
@@ -73,6 +79,34 @@ const CASES: &[Case] = &[
         a_crash_while_layers_are_made,
     ),
     ("a_crash_while_layers_change", a_crash_while_layers_change),
+    (
+        "files_that_cannot_be_read_lose_nothing_else",
+        failing::files_that_cannot_be_read_lose_nothing_else,
+    ),
+    (
+        "chains_that_cannot_be_read_lose_nothing_else",
+        failing::chains_that_cannot_be_read_lose_nothing_else,
+    ),
+    (
+        "what_cannot_be_written_leaves_nothing",
+        failing::what_cannot_be_written_leaves_nothing,
+    ),
+    (
+        "layers_that_cannot_be_read_are_not_merged",
+        failing::layers_that_cannot_be_read_are_not_merged,
+    ),
+    (
+        "records_that_cannot_be_written_leave_one_state_or_the_other",
+        failing_records::records_that_cannot_be_written_leave_one_state_or_the_other,
+    ),
+    (
+        "a_disk_that_fails_whole_is_told_and_has_what_it_had",
+        failing_records::a_disk_that_fails_whole_is_told_and_has_what_it_had,
+    ),
+    (
+        "a_pool_that_cannot_be_read_loses_nothing_else",
+        failing_pool::a_pool_that_cannot_be_read_loses_nothing_else,
+    ),
 ];
 
 const THIN: BackendChoice = BackendChoice::LvmThin;
@@ -105,6 +139,9 @@ fn main() -> ExitCode {
             "/usr/sbin/lvm",
             "/usr/sbin/thin_check",
             "/usr/sbin/losetup",
+            "/usr/sbin/dmsetup",
+            "/usr/sbin/filefrag",
+            "/usr/sbin/dumpe2fs",
             "/usr/bin/qemu-img",
             "/usr/bin/qemu-io",
             "/usr/sbin/mke2fs",
@@ -140,15 +177,20 @@ fn lvm(arguments: &[&str]) -> Result<String> {
 
 /// Makes a pool of so many MiB, in a group whose extents are of `extent` MiB.
 fn pool(size: u32, extent: u32) -> Result<()> {
-    for folder in ["/run/lock/lvm", "/run/lvm", "/etc/lvm", "/var/tmp"] {
-        fs::create_dir_all(folder)?;
-    }
     let disk = File::create("/state/disk")?;
     disk.set_len(u64::from(size + 64) << 20)?;
     let device = run("/usr/sbin/losetup", &["--find", "--show", "/state/disk"])?;
-    lvm(&["pvcreate", "-qq", &device])?;
+    pool_on(&device, size, extent)
+}
+
+/// The same on a device that has room for it, and for 64 MiB more.
+fn pool_on(device: &str, size: u32, extent: u32) -> Result<()> {
+    for folder in ["/run/lock/lvm", "/run/lvm", "/etc/lvm", "/var/tmp"] {
+        fs::create_dir_all(folder)?;
+    }
+    lvm(&["pvcreate", "-qq", device])?;
     let extent = format!("{extent}m");
-    lvm(&["vgcreate", "-qq", "-s", &extent, "group-1", &device])?;
+    lvm(&["vgcreate", "-qq", "-s", &extent, "group-1", device])?;
     let size = format!("{size}m");
     let arguments = ["--type", "thin-pool", "--poolmetadatasize", "8m"];
     let named = ["--size", &size, "--name", "pool", "group-1"];

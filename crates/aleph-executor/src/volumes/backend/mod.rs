@@ -81,14 +81,15 @@ impl OpenLayer {
     /// What its guest sees as the disk's size, in bytes. Needs no key.
     pub(super) fn size(&self) -> Result<u64, VolumeError> {
         match self.format {
-            LayerFormat::Raw => length_of(&self.file).map_err(VolumeError::Source),
+            LayerFormat::Raw => length_of(&self.file).map_err(at("look at", &self.path)),
             LayerFormat::Qcow2 => Ok(self.header()?.size),
         }
     }
 
     /// The header of an image: its VMM, which writes it, may have been broken into.
     pub(super) fn header(&self) -> Result<qcow2::Header, VolumeError> {
-        let (head, length) = head_of(&self.file, qcow2::HEAD).map_err(VolumeError::Source)?;
+        let head = head_of(&self.file, qcow2::HEAD);
+        let (head, length) = head.map_err(at("read", &self.path))?;
         let header = qcow2::Header::parse_layer(&head, length, self.is_encrypted)?;
         Ok(header)
     }
