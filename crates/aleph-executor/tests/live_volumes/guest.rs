@@ -12,6 +12,7 @@ use aleph_types::{
     NetworkMode, Volume, VolumeAccess,
 };
 use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::Trial;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -28,6 +29,26 @@ pub(crate) const ACCOUNT: &str = "a";
 
 pub(crate) const fn all() -> Scope {
     Scope::All
+}
+
+/// A test with such a guest, which is ignored where there can be none.
+pub(crate) fn trial<F>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = Result<()>>,
+{
+    let trial = Trial::test(name, move || {
+        let runtime = tokio::runtime::Runtime::new()?;
+        Ok(runtime
+            .block_on(test())
+            .map_err(|error| format!("{error:?}"))?)
+    });
+    let needs = ["/usr/share/OVMF", "/usr/bin/qemu-img"];
+    match needs.iter().find(|path| !Path::new(path).exists()) {
+        None => trial,
+        Some(path) => trial
+            .with_kind(format!("needs {path}"))
+            .with_ignored_flag(true),
+    }
 }
 
 /// Opens the node of a root. One that was there a moment ago may still hold it.
@@ -254,13 +275,32 @@ impl Guest {
         device: &str,
         from: u64,
     ) -> Result<()> {
+        // It has this very disk open all the time: one that is gone is no name for a file of the guest's own.
         let line = format!(
-            "touch /w-{name}; (n={from}; while test -e /w-{name}; do \
+            "touch /w-{name}; (exec 3<>{device}; n={from}; while test -e /w-{name}; do \
              yes \"block $n of {name}\" | head -c {BLOCK} | \
-             dd of={device} bs={BLOCK} seek=$n conv=fsync,notrunc 2>/dev/null || break; \
-             echo \"durable {name} $n.\"; n=$((n+1)); done; echo \"stopped {name}.\") &"
+             dd of=/proc/self/fd/3 bs={BLOCK} seek=$n conv=fsync,notrunc 2>/dev/null || break; \
+             echo \"durable {name} $n.\"; n=$((n+1)); done; \
+             echo \"stopped {name}.\"; rm -f /w-{name}) &"
         );
         self.types(node, &line).await
+    }
+
+    /// Whether something that it writes so is not at its end.
+    pub(crate) async fn is_writing(&mut self, node: &Node, name: &str) -> Result<bool> {
+        let line = format!("test -e /w-{name} && echo writes || echo rests");
+        Ok(self.run(node, &line).await? == "writes")
+    }
+
+    /// Waits until that came to its end by itself, since its disk is gone or fails, and gives the last block that
+    /// it was told to be durable.
+    pub(crate) async fn ended(&mut self, node: &Node, name: &str) -> Result<u64> {
+        until("the writer's end", async || {
+            Ok(!self.is_writing(node, name).await?)
+        })
+        .await?;
+        let durable = self.durable(node, name).await?;
+        durable.context("nothing was written")
     }
 
     /// Has it stop, and gives the last block that it was told to be durable.

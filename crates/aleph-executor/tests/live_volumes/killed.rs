@@ -5,21 +5,16 @@ use crate::guest::{
     ACCOUNT, Guest, LIMIT, all, check, empty, image, is_written, new, nothing_is_left, open, until,
     volume, volumes,
 };
+use crate::victim::{killed_at, qemu_of};
 use aleph_executor::Node;
 use aleph_executor::volumes::{BackendChoice, Owner};
 use aleph_testkit::TestRoot;
 use aleph_types::{Classify, Filesystem, JobId, JobState, MiB, VolumeAttach};
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use rustix::process::{Signal, kill_process};
 use std::time::Duration;
 
-const ROOT: &str = "ALEPH_LIVE_TEST_ROOT";
-const JOB: &str = "ALEPH_LIVE_TEST_JOB";
-const CHANGE: &str = "ALEPH_LIVE_TEST_CHANGE";
-
-const BACKEND: BackendChoice = BackendChoice::Qcow2;
+pub(crate) const BACKEND: BackendChoice = BackendChoice::Qcow2;
 const LETS_GO: Duration = Duration::from_secs(120);
 
 /// Where a node may die: each change, and the places that it comes by.
@@ -70,17 +65,8 @@ const PLACES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The process that is killed: it opens the node, does one thing, and dies on its way. `None` where this is
-/// another process.
-pub(crate) fn victim() -> Option<Result<()>> {
-    let root = std::env::var_os(ROOT)?;
-    let done = tokio::runtime::Runtime::new().map_err(Into::into);
-    Some(done.and_then(|runtime| runtime.block_on(change(&TestRoot::over(root.into())))))
-}
-
-async fn change(root: &TestRoot) -> Result<()> {
-    let (job, change) = (std::env::var(JOB)?, std::env::var(CHANGE)?);
-    let job: JobId = job.parse()?;
+/// What the process does that is killed.
+pub(crate) async fn change(root: &TestRoot, job: JobId, change: &str) -> Result<()> {
     let node = open(root, BACKEND).await?;
     until("the VM", async || {
         Ok(node.job(job)?.state == JobState::Running)
@@ -98,38 +84,14 @@ async fn change(root: &TestRoot) -> Result<()> {
             node.resize_volume(&all(), "data", size).await.map(drop)?;
         }
         "merge" => crate::merged::keeps(&node, argument).await?,
+        "backup" => crate::killed_backups::backs_up(&node, root).await?,
+        "restore" => crate::killed_backups::brings_back(&node, root, argument).await?,
         _ => {
             node.snapshot_volume(&all(), "data", argument)
                 .await
                 .map(drop)?;
         }
     }
-    Ok(())
-}
-
-/// Has a process do one thing and die on its way, at this place.
-pub(crate) async fn killed_at(
-    root: &TestRoot,
-    job: JobId,
-    change: String,
-    place: &'static str,
-) -> Result<()> {
-    let root = root.path().to_owned();
-    let output = tokio::task::spawn_blocking(move || {
-        Command::new(std::env::current_exe()?)
-            .env(ROOT, root)
-            .env(JOB, job.to_string())
-            .env(CHANGE, &change)
-            .env("ALEPH_FAILPOINT", place)
-            .output()
-    })
-    .await??;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.signal() == Some(9),
-        "{place} is not come by: {} {said}",
-        output.status
-    );
     Ok(())
 }
 
@@ -228,7 +190,7 @@ pub(crate) async fn a_node_that_is_killed_in_every_step_loses_nothing() -> Resul
 }
 
 /// Gives the guest a filesystem, which can stand still.
-async fn mount(node: &Node, guest: &mut Guest) -> Result<()> {
+pub(crate) async fn mount(node: &Node, guest: &mut Guest) -> Result<()> {
     volumes(node, |v| {
         let (account, name) = (ACCOUNT, "files");
         v.create(new(account, name), MiB(32), Filesystem::Ext4)?;
@@ -264,10 +226,32 @@ async fn bring(node: &Node, guest: &mut Guest, wanted: bool) -> Result<()> {
     let other = volume(node, "other").await?;
     ensure!(is_written(&other) == wanted, "{other:?}");
     let serial = format!("v{}", &other.id.to_string()[2..18]);
-    match wanted {
-        true => guest.device(node, &serial).await.map(drop),
-        false => guest.lacks(node, &serial).await,
+    if !wanted {
+        guest.lacks(node, &serial).await?;
+        return other_holds(node, guest).await;
     }
+    // It is written whenever it is there.
+    let device = guest.device(node, &serial).await?;
+    let before = guest.durable(node, "other").await?;
+    until("more blocks of the other volume", async || {
+        let durable = guest.durable(node, "other").await?;
+        if !guest.is_writing(node, "other").await? {
+            let next = durable.map_or(0, |last| last + 1);
+            guest.writes(node, "other", &device, next).await?;
+        }
+        Ok(durable > before)
+    })
+    .await
+}
+
+/// Checks what the other volume holds, which was detached while it was written.
+async fn other_holds(node: &Node, guest: &mut Guest) -> Result<()> {
+    if guest.durable(node, "other").await?.is_none() {
+        return Ok(());
+    }
+    let durable = guest.ended(node, "other").await?;
+    let image = image(node, "other", None).await?;
+    check(&image, "other", durable).map(drop)
 }
 
 /// It stands still, so that each change is in its middle, and then it is no more.
@@ -311,6 +295,8 @@ async fn qemu_is_killed(
     let names: Vec<&str> = has.iter().map(|mount| mount.name.as_str()).collect();
     ensure!(names == ["data", "files"], "{names:?}");
     check(&image(node, "data", None).await?, "data", durable)?;
+    let other = guest.durable(node, "other").await?.context("nothing")?;
+    check(&image(node, "other", None).await?, "other", other)?;
     for (name, durable) in kept {
         check(&image(node, "data", Some(name)).await?, "data", *durable)
             .with_context(|| name.clone())?;
@@ -346,14 +332,39 @@ async fn qemu_is_killed(
     let now = volume(node, "data").await?;
     ensure!(now.leases.is_empty(), "{now:?}");
     ensure!(now.snapshots.iter().all(|it| it.name != "half"), "{now:?}");
-    check(&image(node, "data", None).await?, "data", durable).map(drop)
+    check(&image(node, "data", None).await?, "data", durable)?;
+    qemu_is_killed_in_a_detach(root, node, guest).await
 }
 
-/// The process of a VM.
-pub(crate) fn qemu_of(root: &TestRoot, vm: aleph_types::VmId) -> Result<Pid> {
-    let record = root.paths()?.vm_state(vm).join("vmm.json");
-    let text = std::fs::read_to_string(&record).with_context(|| record.display().to_string())?;
-    let record: serde_json::Value = serde_json::from_str(&text)?;
-    let pid = record["pid"].as_i64().context("no pid")?;
-    Pid::from_raw(i32::try_from(pid)?).context("no process")
+/// The job has the volume still, with all that was durable, and can be without it.
+async fn qemu_is_killed_in_a_detach(root: &TestRoot, node: &Node, guest: &mut Guest) -> Result<()> {
+    node.start(guest.job).await?;
+    guest.ready(node).await?;
+    bring(node, guest, true).await?;
+    let vm = node.job(guest.job)?.vm.context("no VM")?;
+    let qemu = qemu_of(root, vm)?;
+    let durable = guest.durable(node, "other").await?.context("nothing")?;
+    kill_process(qemu, Signal::STOP)?;
+    let before = node.job(guest.job)?.generation;
+    let detach = node.detach_volume(guest.job, "other", LETS_GO);
+    let (detached, killed) = tokio::join!(detach, async {
+        until("the intent", async || {
+            Ok(node.job(guest.job)?.generation > before)
+        })
+        .await?;
+        Ok::<_, anyhow::Error>(kill_process(qemu, Signal::KILL)?)
+    });
+    killed?;
+    ensure!(detached.is_err(), "{detached:?}");
+    let over = tokio::time::timeout(LIMIT, node.wait(guest.job, &[JobState::Failed]));
+    over.await??;
+    let has = node.job(guest.job)?.spec.volumes;
+    ensure!(has.iter().any(|mount| mount.name == "other"), "{has:?}");
+    let leases = volume(node, "other").await?.leases;
+    ensure!(leases.is_empty(), "{leases:?}");
+    check(&image(node, "other", None).await?, "other", durable)?;
+    node.detach_volume(guest.job, "other", LETS_GO).await?;
+    let has = node.job(guest.job)?.spec.volumes;
+    ensure!(has.iter().all(|mount| mount.name != "other"), "{has:?}");
+    Ok(())
 }

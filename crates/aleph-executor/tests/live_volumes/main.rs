@@ -3,24 +3,22 @@
 //! is there in what is read back, byte for byte.
 
 mod agents;
+mod backups;
 mod guest;
 mod killed;
+mod killed_backups;
 mod merged;
 mod refused;
 mod stopped;
+mod victim;
 mod written;
 
 use aleph_executor::volumes::BackendChoice;
-use anyhow::Result;
-use libtest_mimic::{Arguments, Trial};
-use std::path::Path;
+use guest::trial;
+use libtest_mimic::Arguments;
 
 fn main() {
-    if let Some(done) = killed::victim() {
-        if let Err(error) = done {
-            eprintln!("{error:?}");
-            std::process::exit(1);
-        }
+    if victim::is_one(killed::change) {
         return;
     }
     let chains = trial(
@@ -44,6 +42,10 @@ fn main() {
             killed::a_node_that_is_killed_in_every_step_loses_nothing,
         ),
         trial(
+            "alone_a_node_that_is_killed_while_it_backs_up_loses_nothing",
+            killed_backups::a_node_that_is_killed_while_it_backs_up_loses_nothing,
+        ),
+        trial(
             "alone_states_are_kept_for_ever_and_none_is_refused",
             merged::states_are_kept_for_ever_and_none_is_refused,
         ),
@@ -65,23 +67,4 @@ fn main() {
         ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-fn trial<F>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial
-where
-    F: Future<Output = Result<()>>,
-{
-    let trial = Trial::test(name, move || {
-        let runtime = tokio::runtime::Runtime::new()?;
-        Ok(runtime
-            .block_on(test())
-            .map_err(|error| format!("{error:?}"))?)
-    });
-    let needs = ["/usr/share/OVMF", "/usr/bin/qemu-img"];
-    match needs.iter().find(|path| !Path::new(path).exists()) {
-        None => trial,
-        Some(path) => trial
-            .with_kind(format!("needs {path}"))
-            .with_ignored_flag(true),
-    }
 }

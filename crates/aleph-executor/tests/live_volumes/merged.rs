@@ -3,7 +3,7 @@
 use crate::guest::{
     Guest, LIMIT, all, check, empty, image, nothing_is_left, open, until, volume, volumes,
 };
-use crate::killed::{killed_at, qemu_of};
+use crate::victim::{killed_at, qemu_of};
 use aleph_executor::Node;
 use aleph_executor::volumes::{BackendChoice, MAX_DEPTH, Owner};
 use aleph_testkit::TestRoot;

@@ -1,19 +1,16 @@
 //! Every change of a volume under write load, one after the other.
 
+use crate::backups::{back_up, is_good};
 use crate::guest::{
     ACCOUNT, Guest, all, check, empty, image, is_written, new, nothing_is_left, open, volume,
     volumes,
 };
-use aleph_backup::{BackupRequest, Location, Repository, Source};
 use aleph_executor::Node;
-use aleph_executor::volumes::{BackendChoice, Reading};
+use aleph_executor::volumes::BackendChoice;
 use aleph_testkit::TestRoot;
 use aleph_types::{Filesystem, MiB, VolumeAttach, VolumeConsistency};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
-use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 const LETS_GO: Duration = Duration::from_secs(120);
@@ -68,7 +65,7 @@ pub(crate) async fn what_a_guest_wrote_is_there_over_every_change(
     let store = root.path().join("store");
     let backup = back_up(&node, &store).await?;
     guest.goes_on(&node, "data", 3).await?;
-    restore(&store, &backup, durable).await?;
+    is_good(&store, backup, durable).await?;
 
     // Grown again, over the layers.
     node.resize_volume(&all(), "data", MiB(52)).await?;
@@ -77,10 +74,13 @@ pub(crate) async fn what_a_guest_wrote_is_there_over_every_change(
         "it did not grow"
     );
 
-    // Detached: the writer hears that its disk is gone, and what it was told to be durable is there.
-    let durable = guest.stops(&node, "data").await?;
+    // Detached while it is written: the writer hears that its disk is gone, and what it was told to be durable until
+    // then is there.
+    let before = guest.goes_on(&node, "data", 1).await?;
     node.detach_volume(guest.job, "data", LETS_GO).await?;
     guest.lacks(&node, &attached.serial).await?;
+    let durable = guest.ended(&node, "data").await?;
+    ensure!(durable >= before, "{durable} of {before}");
     ensure!(
         !is_written(&volume(&node, "data").await?),
         "it is still leased"
@@ -179,66 +179,4 @@ async fn word(image: &File, path: &str) -> Result<String> {
     })
     .await??;
     Ok(String::from_utf8(output.stdout)?)
-}
-
-/// A volume as a backup reads it.
-struct Image(Reading);
-
-impl Source for Image {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn allocated(&self) -> std::io::Result<Vec<Range<u64>>> {
-        self.0.allocated()
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        self.0.read_at(offset, buffer)
-    }
-}
-
-async fn back_up(node: &Node, store: &Path) -> Result<aleph_backup::Id> {
-    let image = node.volume_image(&all(), "data", None).await?;
-    ensure!(
-        image.consistency == Some(VolumeConsistency::Crash),
-        "{image:?}"
-    );
-    let location = Location::parse(&format!("file://{}", store.display()))?;
-    let repository = Repository::open_or_create(&location, None).await?;
-    let source = Image(image.image);
-    let request = BackupRequest {
-        volume: image.volume.to_string(),
-        ..BackupRequest::default()
-    };
-    Ok(repository.backup(Arc::new(source), request).await?.id)
-}
-
-async fn restore(store: &Path, id: &aleph_backup::Id, durable: u64) -> Result<()> {
-    let root = TestRoot::new()?;
-    let node = open(&root, BackendChoice::Auto).await?;
-    let location = Location::parse(&format!("file://{}", store.display()))?;
-    let repository = Repository::open(&location, None).await?;
-    let staged = volumes(&node, |v| {
-        let (account, name) = (ACCOUNT, "data");
-        Ok(v.stage(new(account, name))?.finish()?)
-    })
-    .await?;
-    let into = staged.try_clone()?;
-    repository
-        .restore_into(*id, into, u64::MAX, aleph_backup::ProgressSink::default())
-        .await?;
-    volumes(&node, move |v| {
-        let (account, name) = (ACCOUNT, "data");
-        let how = aleph_executor::volumes::Import {
-            format: Some(aleph_types::DiskImageFormat::Raw),
-            size: None,
-        };
-        v.import(new(account, name), &staged, how)?;
-        Ok(())
-    })
-    .await?;
-    check(&image(&node, "data", None).await?, "data", durable)?;
-    node.shutdown().await;
-    Ok(())
 }

@@ -2,19 +2,13 @@
 //! then QEMU is killed in the middle.
 
 use crate::guest::{Guest, LIMIT, nothing_is_left, open_with, until};
+use crate::victim::{killed_at, qemu_of};
 use crate::{BEGINS, BLOCKS, given, recorded, room, sees, share, size};
 use aleph_executor::Node;
 use aleph_testkit::TestRoot;
 use aleph_types::{Classify, JobId, JobResize, JobState};
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
-
-const ROOT: &str = "ALEPH_SIZES_TEST_ROOT";
-const JOB: &str = "ALEPH_SIZES_TEST_JOB";
-const CPUS: &str = "ALEPH_SIZES_TEST_CPUS";
-const MEMORY: &str = "ALEPH_SIZES_TEST_MEMORY";
+use rustix::process::{Signal, kill_process};
 
 /// A module.
 const STEP: u32 = 128;
@@ -30,48 +24,14 @@ const PLACES: [(&str, bool, bool); 7] = [
     ("job.resize:after:2", true, true),
 ];
 
-/// The process that is killed: it opens the node, has the VM grow, and dies on its way. `None` where this is
-/// another process.
-pub(crate) fn victim() -> Option<Result<()>> {
-    let root = std::env::var_os(ROOT)?;
-    let done = tokio::runtime::Runtime::new().map_err(Into::into);
-    Some(done.and_then(|runtime| runtime.block_on(grow(&TestRoot::over(root.into())))))
-}
-
-async fn grow(root: &TestRoot) -> Result<()> {
-    let job: JobId = std::env::var(JOB)?.parse()?;
-    let wanted = size(
-        std::env::var(CPUS)?.parse()?,
-        std::env::var(MEMORY)?.parse()?,
-    );
+/// What the process does that is killed: it has the VM grow.
+pub(crate) async fn grow(root: &TestRoot, job: JobId, memory: &str) -> Result<()> {
     let node = open_with(root, |_| ()).await?;
     until("the VM", async || {
         Ok(node.job(job)?.state == JobState::Running)
     })
     .await?;
-    node.resize(job, wanted).await.map(drop)?;
-    Ok(())
-}
-
-/// Has a process do so and die on its way, at this place.
-async fn killed_at(root: &TestRoot, job: JobId, memory: u32, place: &'static str) -> Result<()> {
-    let root = root.path().to_owned();
-    let output = tokio::task::spawn_blocking(move || {
-        Command::new(std::env::current_exe()?)
-            .env(ROOT, root)
-            .env(JOB, job.to_string())
-            .env(CPUS, "2")
-            .env(MEMORY, memory.to_string())
-            .env("ALEPH_FAILPOINT", place)
-            .output()
-    })
-    .await??;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.signal() == Some(9),
-        "{place} is not come by: {} {said}",
-        output.status
-    );
+    node.resize(job, size(2, memory.parse()?)).await.map(drop)?;
     Ok(())
 }
 
@@ -98,7 +58,7 @@ pub(crate) async fn a_node_that_is_killed_finds_what_the_machine_has() -> Result
     for (place, has_memory, has_cpu) in PLACES {
         node.shutdown().await;
         drop(node);
-        killed_at(&root, job, memory + STEP, place).await?;
+        killed_at(&root, job, (memory + STEP).to_string(), place).await?;
         node = open_with(&root, |_| ()).await?;
         guest.adopted(&node).await?;
         settled(&node, job).await?;
@@ -122,10 +82,7 @@ pub(crate) async fn a_node_that_is_killed_finds_what_the_machine_has() -> Result
 
     // QEMU stands still, so that it is in the middle of it, and then it is no more.
     let vm = node.job(job)?.vm.context("no VM")?;
-    let record = root.paths()?.vm_state(vm).join("vmm.json");
-    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record)?)?;
-    let pid = record["pid"].as_i64().context("no pid")?;
-    let qemu = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
+    let qemu = qemu_of(&root, vm)?;
     kill_process(qemu, Signal::STOP)?;
     let (grown, killed) = tokio::join!(node.resize(job, size(2, memory + STEP)), async {
         // What is reserved counts.

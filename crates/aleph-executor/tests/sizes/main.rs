@@ -6,20 +6,17 @@ mod grown;
 #[allow(dead_code, reason = "its guests have volumes as well")]
 mod guest;
 mod killed;
+#[path = "../live_volumes/victim.rs"]
+mod victim;
 
 use aleph_executor::Node;
 use aleph_types::{HotplugRoom, JobId, JobResize, JobSpec, MachineSpec, MiB};
 use anyhow::Result;
-use guest::{Guest, until};
-use libtest_mimic::{Arguments, Trial};
-use std::path::Path;
+use guest::{Guest, trial, until};
+use libtest_mimic::Arguments;
 
 fn main() {
-    if let Some(done) = killed::victim() {
-        if let Err(error) = done {
-            eprintln!("{error:?}");
-            std::process::exit(1);
-        }
+    if victim::is_one(killed::grow) {
         return;
     }
     let trials = vec![
@@ -33,25 +30,6 @@ fn main() {
         ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-fn trial<F>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial
-where
-    F: Future<Output = Result<()>>,
-{
-    let trial = Trial::test(name, move || {
-        let runtime = tokio::runtime::Runtime::new()?;
-        Ok(runtime
-            .block_on(test())
-            .map_err(|error| format!("{error:?}"))?)
-    });
-    let needs = ["/usr/share/OVMF", "/usr/bin/qemu-img"];
-    match needs.iter().find(|path| !Path::new(path).exists()) {
-        None => trial,
-        Some(path) => trial
-            .with_kind(format!("needs {path}"))
-            .with_ignored_flag(true),
-    }
 }
 
 /// Memory that a guest begins with.
