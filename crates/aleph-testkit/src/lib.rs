@@ -21,6 +21,7 @@
 //! | [`firecracker_double`], [`jailer_double`] | programs that stand for Firecracker, with real guests behind it, and for its jailer |
 //! | [`FaultyFirecracker`] | the first of them, with something wrong at a request of a test's choice |
 //! | [`DrivenVm`] | a VM by a driver alone, and what its guest writes |
+//! | [`FailingDisk`] | a mounted disk of which a part can be neither read nor written |
 //! | [`Namespace`] | a network namespace of a test's own |
 //! | [`vsock_call`] | a program for guests that begins a connection to its host |
 //! | [`freestanding_kernel`] | a guest that every KVM runs |
@@ -38,6 +39,7 @@ mod debian;
 mod debian_disk;
 mod debian_root;
 mod driven_vm;
+mod failing_disk;
 mod faulted_memory;
 mod faults;
 mod firecracker;
@@ -68,6 +70,7 @@ pub use debian::{mtools, python_with_cloud_init};
 pub use debian_disk::DebianDisk;
 pub use debian_root::DebianRoot;
 pub use driven_vm::{DrivenVm, Plan};
+pub use failing_disk::FailingDisk;
 pub use faulted_memory::FaultedMemory;
 pub use faults::{Fault, FaultyFirecracker};
 pub use firecracker::{firecracker_double, jailer_double};

@@ -4,6 +4,7 @@
 
 mod agents;
 mod backups;
+mod failing;
 mod guest;
 mod killed;
 mod killed_backups;
@@ -14,6 +15,7 @@ mod victim;
 mod written;
 
 use aleph_executor::volumes::BackendChoice;
+use aleph_testkit::FailingDisk;
 use guest::trial;
 use libtest_mimic::Arguments;
 
@@ -24,6 +26,10 @@ fn main() {
     let chains = trial(
         "alone_what_a_guest_wrote_is_there_over_every_change_of_chains",
         || written::what_a_guest_wrote_is_there_over_every_change(BackendChoice::Qcow2),
+    );
+    let fails = trial(
+        "alone_a_guest_is_told_that_its_disk_fails_and_goes_on",
+        failing::a_guest_is_told_that_its_disk_fails_and_goes_on,
     );
     let trials = vec![
         trial(
@@ -45,6 +51,10 @@ fn main() {
             "alone_a_node_that_is_killed_while_it_backs_up_loses_nothing",
             killed_backups::a_node_that_is_killed_while_it_backs_up_loses_nothing,
         ),
+        match FailingDisk::missing() {
+            None => fails,
+            Some(why) => fails.with_kind(why).with_ignored_flag(true),
+        },
         trial(
             "alone_states_are_kept_for_ever_and_none_is_refused",
             merged::states_are_kept_for_ever_and_none_is_refused,

@@ -84,6 +84,12 @@ pub enum MachineError {
         /// How long was waited.
         limit: Duration,
     },
+    /// What its guest wrote to a disk cannot be made durable.
+    #[error("the host's disk fails below the {what}: what the guest wrote cannot be made durable")]
+    Failing {
+        /// Which disk.
+        what: String,
+    },
     /// The VMM did not do what it was told.
     #[error(transparent)]
     Vmm(#[from] VmmError),
@@ -116,7 +122,9 @@ impl Classify for MachineError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Invalid(_) | Self::Disk { .. } => ErrorClass::Invalid,
-            Self::Missing { .. } | Self::Gone { .. } | Self::Vmm(_) => ErrorClass::Unavailable,
+            Self::Missing { .. } | Self::Gone { .. } | Self::Failing { .. } | Self::Vmm(_) => {
+                ErrorClass::Unavailable
+            }
             Self::Record { .. } | Self::Io { .. } => ErrorClass::Internal,
             Self::NoSlot { .. } => ErrorClass::Capacity,
             // It was made so, or has to be started anew: who waits gets no more.
@@ -141,6 +149,7 @@ impl Classify for MachineError {
             Self::NoRoom { .. } => "machine_room",
             Self::NoModule { .. } => "machine_modules",
             Self::Kept { .. } => "machine_device_kept",
+            Self::Failing { .. } => "disk_failing",
             Self::Vmm(_) => "machine_vmm",
             Self::Io { .. } => "machine_io",
         }
@@ -163,6 +172,11 @@ impl Classify for MachineError {
             }
             Self::Kept { .. } => Some(
                 "Unmount the disk or take the interface down in the guest, and ask again.".into(),
+            ),
+            Self::Failing { .. } => Some(
+                "The host's kernel log (dmesg) says which disk fails. Mend it, then detach and attach the volume, or \
+                 restart the job."
+                    .into(),
             ),
             _ => None,
         }

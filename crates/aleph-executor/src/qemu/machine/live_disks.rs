@@ -17,6 +17,9 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use tokio::net::UnixStream;
 
+/// What QEMU says where a disk cannot be written out (`QERR_IO_ERROR` in its `qapi/qmp/qerror.h`).
+const IO_ERROR: &str = "IO error";
+
 /// What a disk is read from and written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Top {
@@ -147,7 +150,14 @@ impl LiveDisks for QemuVmm {
                     if !error.is_open() {
                         self.forget_layer(&id, layer).await;
                     }
-                    Err(error.into())
+                    Err(match error {
+                        // It writes out what is below first, and keeps to itself what it read of the reason.
+                        VmmError::Refused { why, .. } if why.contains(IO_ERROR) => {
+                            let what = device.to_string();
+                            MachineError::Failing { what }
+                        }
+                        error => error.into(),
+                    })
                 }
             }
         })
