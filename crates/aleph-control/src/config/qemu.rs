@@ -28,6 +28,7 @@ pub(super) fn settings(value: &DeValue<'_>) -> Parsed<(PathBuf, GpuConfig)> {
             "iommu_group" => groups(value).map(|groups| gpu.allowed.groups = Some(groups)),
             "vfio_driver" => driver(value).map(|driver| gpu.driver = driver),
             "huge_pages" => pages(value).map(|pages| gpu.huge_pages = Some(pages)),
+            "gpu_rom" => value::boolean(value).map(|seen| gpu.rom = seen),
             _ => Err(vec![Fault::new("there is no such key")]),
         };
         let at = |fault: Fault| fault.at(&format!(".{name}"));
@@ -122,6 +123,7 @@ pub(super) fn shown(program: &Path, gpu: &GpuConfig) -> Value {
         allowed: Allowed { devices, groups },
         driver,
         huge_pages,
+        rom,
     } = gpu;
     let mut table = Table::new();
     let program = program.to_string_lossy().into_owned();
@@ -143,6 +145,7 @@ pub(super) fn shown(program: &Path, gpu: &GpuConfig) -> Value {
         };
         table.insert("huge_pages".into(), Value::String(pages.into()));
     }
+    table.insert("gpu_rom".into(), Value::Boolean(*rom));
     Value::Table(table)
 }
 
@@ -159,7 +162,7 @@ mod tests {
     fn the_program_alone_is_enough() {
         let config = Config::check("[executor]\nqemu = \"/opt/qemu\"").unwrap();
         assert_eq!(config.executor.qemu.to_str(), Some("/opt/qemu"));
-        assert!(!config.executor.gpu.enabled);
+        assert!(!config.executor.gpu.enabled && config.executor.gpu.rom);
         let one = Config::check("[executor.qemu]\niommu_group = 14").unwrap();
         assert_eq!(one.executor.gpu.allowed.groups, Some([14].into()));
         assert_eq!(one.executor.qemu.to_str(), Some("qemu-system-x86_64"));
@@ -169,7 +172,7 @@ mod tests {
     fn all_that_is_wrong_is_said() {
         let problems = problems(
             "[executor.qemu]\nenable_gpu = 1\ngpu_devices = [\"18:00\", 7]\niommu_group = [-1]\n\
-             vfio_driver = \"nouveau\"\nhuge_pages = \"4k\"\nenable = true",
+             vfio_driver = \"nouveau\"\nhuge_pages = \"4k\"\ngpu_rom = \"no\"\nenable = true",
         );
         let all = problems.join("\n");
         for (path, why) in [
@@ -179,6 +182,7 @@ mod tests {
             ("executor.qemu.iommu_group[0]", "IOMMU group"),
             ("executor.qemu.vfio_driver", "vfio-pci"),
             ("executor.qemu.huge_pages", "\"2m\" or \"1g\""),
+            ("executor.qemu.gpu_rom", "true or false"),
             ("executor.qemu.enable", "no such key"),
         ] {
             let found = problems
@@ -186,6 +190,6 @@ mod tests {
                 .any(|p| p.starts_with(path) && p.contains(why));
             assert!(found, "{path} {why}:\n{all}");
         }
-        assert_eq!(problems.len(), 7, "{all}");
+        assert_eq!(problems.len(), 8, "{all}");
     }
 }

@@ -73,8 +73,8 @@ pub struct ExecutorSection {
     pub hypervisor: Hypervisor,
     /// `qemu`: the program, by name or path; or `program` in a table, with `gpu`.
     pub qemu: PathBuf,
-    /// `enable_gpu`, `gpu_devices`, `iommu_group`, `vfio_driver` and `huge_pages` in the table `qemu`: which GPUs jobs
-    /// may have.
+    /// `enable_gpu`, `gpu_devices`, `iommu_group`, `vfio_driver`, `huge_pages` and `gpu_rom` in the table `qemu`:
+    /// which GPUs jobs may have, and how.
     pub gpu: GpuConfig,
     /// `accel`: `kvm` or `tcg`; KVM where it works by default.
     pub accelerator: Option<Accelerator>,

@@ -284,6 +284,7 @@ mod tests {
             gpu_devices = ["0000:18:00.0"]
             iommu_group = [14, 20]
             huge_pages = "2m"
+            gpu_rom = false
             [executor.firecracker]
             jailed = false
             chroot_base = "/srv/jail"

@@ -37,6 +37,7 @@ fn every_key_is_read() {
         iommu_group = [14, 0x14]
         vfio_driver = "nvgrace_gpu_vfio_pci"
         huge_pages = "1g"
+        gpu_rom = false
         [executor.firecracker]
         firecracker = "/opt/firecracker"
         jailer = "/opt/jailer"
@@ -124,6 +125,7 @@ fn every_key_is_read() {
                 },
                 driver: "nvgrace_gpu_vfio_pci".into(),
                 huge_pages: Some(HugePages::Gib1),
+                rom: false,
             },
             hypervisor: Hypervisor::Firecracker,
             accelerator: Some(Accelerator::Tcg),

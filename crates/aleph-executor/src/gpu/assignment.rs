@@ -30,6 +30,8 @@ pub struct GpuConfig {
     pub driver: String,
     /// `huge_pages`: the pages of the memory of jobs that have some.
     pub huge_pages: Option<HugePages>,
+    /// `gpu_rom`: whether the firmware of a guest sees the ROMs of its devices.
+    pub rom: bool,
 }
 
 impl Default for GpuConfig {
@@ -39,6 +41,7 @@ impl Default for GpuConfig {
             allowed: Allowed::default(),
             driver: VFIO_PCI.into(),
             huge_pages: None,
+            rom: true,
         }
     }
 }

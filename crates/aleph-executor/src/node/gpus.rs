@@ -72,8 +72,10 @@ impl Inner {
             tenant(self, job.id, job.incarnation),
         );
         let tree = self.config.host_tree.clone();
+        let without_rom = !self.config.executor.gpu.rom;
         let assigned = blocking(move || {
             let mut devices = devices(&tree, gpus.assign(&tenant, &request)?);
+            devices.without_rom = without_rom;
             devices.memory_node = memory_node(&tree, &devices.functions, memory, pages);
             Ok(devices)
         });
@@ -191,7 +193,6 @@ fn devices(tree: &HostTree, groups: Vec<Taken>) -> HostDevices {
     HostDevices {
         functions: functions.collect(),
         groups,
-        without_rom: false,
-        memory_node: None,
+        ..HostDevices::default()
     }
 }
