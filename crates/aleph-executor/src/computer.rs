@@ -7,7 +7,7 @@
 use crate::executor::ExecutorError;
 use crate::guest::agent::{IMAGE_SERIAL, SCRATCH_SERIAL};
 use crate::hypervisor::{Disk, Driver, HostDevices, LaunchError, Machine, Nic};
-use crate::qemu::machine::{Device, Firmware, GuestAgent, HugePages, Topology, Wanted};
+use crate::qemu::machine::{Device, Firmware, GuestAgent, HugePages, NumaNode, Topology, Wanted};
 use aleph_types::{HugePages as Pages, JobSpec, MachineSpec};
 use std::path::Path;
 
@@ -15,28 +15,26 @@ use std::path::Path;
 /// that of a machine which a busy host may not let run.
 pub(crate) const KERNEL_ARGUMENTS: &str = "no_timer_check";
 
-/// How a job's computer is to be.
-pub(crate) fn wanted(job: &JobSpec, nics: &[Nic], volumes: &[Disk]) -> Wanted {
-    let resources = &job.resources;
-    let machine = job.machine.clone().unwrap_or_default();
+/// What a computer has of what its job says, whoever is in its guest: processors, memory, how both are
+/// arranged, and a TPM.
+pub(crate) fn as_asked(job: &JobSpec) -> Wanted {
     let MachineSpec {
         tpm,
         cpu_model,
         topology,
+        numa,
         huge_pages,
         room,
         ..
-    } = machine;
-    let mut devices = vec![Device::Disk(IMAGE_SERIAL.into())];
-    if resources.disk.0 > 0 {
-        devices.push(Device::Disk(SCRATCH_SERIAL.into()));
-    }
-    let volumes = volumes.iter().map(|disk| disk.serial.clone().into_owned());
-    devices.extend(volumes.map(Device::Disk));
-    devices.extend(nics.iter().map(|nic| Device::Nic(nic.mac)));
+    } = job.machine.clone().unwrap_or_default();
+    let nodes = numa.into_iter().map(|node| NumaNode {
+        cpus: node.cpus.iter().collect(),
+        memory: node.memory,
+        host_node: None,
+    });
     Wanted {
-        cpus: resources.cpus,
-        memory: resources.memory,
+        cpus: job.resources.cpus,
+        memory: job.resources.memory,
         cpu: cpu_model,
         topology: topology.map(|topology| Topology {
             sockets: topology.sockets,
@@ -45,18 +43,33 @@ pub(crate) fn wanted(job: &JobSpec, nics: &[Nic], volumes: &[Disk]) -> Wanted {
         }),
         cpu_room: room.cpus,
         memory_room: room.memory,
-        numa: Vec::new(),
+        numa: nodes.collect(),
         huge_pages: huge_pages.map(|pages| match pages {
             Pages::Mib2 => HugePages::Size2M,
             Pages::Gib1 => HugePages::Size1G,
         }),
-        firmware: Firmware::Bios,
         tpm,
+        spare_slots: room.slots.into(),
+        ..Wanted::default()
+    }
+}
+
+/// How a job's computer is to be.
+pub(crate) fn wanted(job: &JobSpec, nics: &[Nic], volumes: &[Disk]) -> Wanted {
+    let mut devices = vec![Device::Disk(IMAGE_SERIAL.into())];
+    if job.resources.disk.0 > 0 {
+        devices.push(Device::Disk(SCRATCH_SERIAL.into()));
+    }
+    let volumes = volumes.iter().map(|disk| disk.serial.clone().into_owned());
+    devices.extend(volumes.map(Device::Disk));
+    devices.extend(nics.iter().map(|nic| Device::Nic(nic.mac)));
+    Wanted {
+        firmware: Firmware::Bios,
         display: false,
         agent: GuestAgent::Aleph,
         guest_port: false,
         devices,
-        spare_slots: room.slots.into(),
+        ..as_asked(job)
     }
 }
 
@@ -99,6 +112,9 @@ mod tests {
             tpm: true,
             cpu_model: Some("EPYC".into()),
             huge_pages: Some(Pages::Gib1),
+            numa: ["0-1:1g", "2-3:1g"]
+                .map(|node| node.parse().unwrap())
+                .into(),
             room: HotplugRoom {
                 cpus: 2,
                 memory: MiB(1024),
@@ -116,5 +132,7 @@ mod tests {
         assert_eq!((all.cpu_room, all.memory_room), (2, MiB(1024)));
         assert_eq!(all.huge_pages, Some(HugePages::Size1G));
         assert!(all.tpm && all.cpu.as_deref() == Some("EPYC"));
+        let nodes = all.numa.iter().map(|node| (&node.cpus[..], node.memory.0));
+        assert!(nodes.eq([(&[0, 1][..], 1024), (&[2, 3], 1024)]));
     }
 }

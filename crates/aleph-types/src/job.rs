@@ -440,7 +440,7 @@ impl JobSpec {
             return Err(InvalidJob::NotFullVm(field));
         }
         if let Some(machine) = &self.machine {
-            machine.check(self.resources.cpus)?;
+            machine.check(&self.resources)?;
         }
         let Some(told) = &self.cloud_init else {
             return Ok(());

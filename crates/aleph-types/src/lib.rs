@@ -13,7 +13,7 @@
 //! | [`Resources`] | what one VM may use |
 //! | [`JobSpec`] | what a user asked to run |
 //! | [`GpuRequest`] | what a job asks of GPUs |
-//! | [`MachineSpec`], [`CloudInitSpec`] | what a full VM is like, and what its guest is told |
+//! | [`MachineSpec`], [`NumaNode`], [`CloudInitSpec`] | what a full VM is like, and what its guest is told |
 //! | [`JobResize`] | another size of a full VM |
 //! | [`CloudInit`] | how far that guest's cloud-init is |
 //! | [`RestartPolicy`], [`HealthCheck`] | when it starts again, and how to tell that it works |
@@ -40,6 +40,7 @@ mod live_volume;
 mod machine;
 mod network;
 mod node;
+mod numa;
 mod resize;
 mod resources;
 mod restart;
@@ -74,6 +75,7 @@ pub use network::{
     PortRange, Protocol, Rate, RateLimit, VmNetwork, share_an_address,
 };
 pub use node::{NodeInfo, NodeResources};
+pub use numa::{CpuList, NumaNode, ParseNumaNodeError};
 pub use resize::{JobResize, MEMORY_STEP};
 pub use resources::Resources;
 pub use restart::{Restart, RestartPolicy};

@@ -1,6 +1,6 @@
 //! What a full VM is like, and what its guest is told at its first boot.
 
-use crate::{InvalidJob, MEMORY_STEP, MiB};
+use crate::{InvalidJob, MEMORY_STEP, MiB, NumaNode, Resources, numa};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -36,9 +36,14 @@ pub struct MachineSpec {
         schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$")
     )]
     pub cpu_model: Option<String>,
-    /// How its processors are arranged; each in a socket of its own when absent.
+    /// How its processors are arranged; as the cores of one socket when absent, or of a socket for each NUMA node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
+    /// Its NUMA nodes, which have all of its processors and of its memory; one has all when absent. Its memory
+    /// stays as it was made then.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(max_items = 64))]
+    pub numa: Vec<NumaNode>,
     /// The size of the host's pages that its memory is in; the host's choice when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<HugePages>,
@@ -219,8 +224,8 @@ impl MachineSpec {
         MEMORY_STEP.max(page)
     }
 
-    /// Checks what can be known without a node. `cpus` is what the VM begins with.
-    pub(crate) fn check(&self, cpus: u16) -> Result<(), InvalidJob> {
+    /// Checks what can be known without a node. `begins` is what the VM begins with.
+    pub(crate) fn check(&self, begins: &Resources) -> Result<(), InvalidJob> {
         let bad = |field, why| Err(InvalidJob::Machine { field, why });
         if self.secure_boot && self.firmware != Firmware::Uefi {
             return bad("machine.secure_boot", "is for the firmware uefi alone");
@@ -234,7 +239,7 @@ impl MachineSpec {
                 return bad("machine.cpu_model", "is not the name of a processor");
             }
         }
-        let most = u32::from(cpus) + u32::from(self.room.cpus);
+        let most = u32::from(begins.cpus) + u32::from(self.room.cpus);
         if most > MAX_CPUS {
             return bad(
                 "machine.room.cpus",
@@ -254,6 +259,9 @@ impl MachineSpec {
         if self.room.slots > MAX_SLOTS {
             return bad("machine.room.slots", "is more than 64");
         }
+        let page = self.huge_pages.map_or(MiB(1), HugePages::size);
+        let memory = (begins.memory, page, self.room.memory);
+        numa::check(&self.numa, self.topology, most, memory)?;
         if let Some(args) = &self.boot_args {
             if self.firmware != Firmware::Kernel {
                 return bad("machine.boot_args", "is for the firmware kernel alone");

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::output::{Advised, print, print_json, print_json_line};
 use crate::spec::JobFlags;
 use aleph_types::{
-    CloudInitSpec, Firmware, HotplugRoom, JobResize, JobSpec, MachineSpec, MiB, Mode,
+    CloudInitSpec, Firmware, HotplugRoom, JobResize, JobSpec, MachineSpec, MiB, Mode, NumaNode,
 };
 use anyhow::{Context as _, Result};
 use clap_complete::ArgValueCompleter;
@@ -84,6 +84,11 @@ pub(crate) struct Create {
     /// A processor by QEMU's name for it [default: the host's own where that can be had]
     #[arg(long, value_name = "MODEL")]
     cpu_model: Option<String>,
+
+    /// Give it a NUMA node with these CPUs and so much memory, such as 0-3:8g; all of its CPUs (--max-cpus) and
+    /// its memory are in one each
+    #[arg(long, value_name = "CPUS:SIZE")]
+    numa: Vec<NumaNode>,
 
     /// Let it have up to so many CPUs while it runs: aleph vm resize [default: what --cpus says]
     #[arg(long, value_name = "N")]
@@ -196,6 +201,7 @@ impl Create {
             secure_boot: self.secure_boot,
             tpm: self.tpm,
             cpu_model: self.cpu_model.clone(),
+            numa: self.numa.clone(),
             room: self.room(&spec)?,
             ..MachineSpec::default()
         });
@@ -350,6 +356,21 @@ mod tests {
     }
 
     #[test]
+    fn nodes_come_in_the_order_of_the_words() {
+        let words = ["web", "--image", "x", "--cpus", "2", "-m", "1g"];
+        let nodes = ["--numa", "1:256m", "--numa", "0:768m"];
+        let machine = spec(&[&words[..], &nodes].concat())
+            .unwrap()
+            .machine
+            .unwrap();
+        let nodes = machine
+            .numa
+            .iter()
+            .map(|node| (node.cpus.to_string(), node.memory.0));
+        assert!(nodes.eq([("1".to_owned(), 256), ("0".to_owned(), 768)]));
+    }
+
+    #[test]
     fn a_vm_that_cannot_be_is_refused_here() {
         let folder = tempfile::tempdir().unwrap();
         let private = folder.path().join("id");
@@ -374,6 +395,14 @@ mod tests {
             (
                 &["web", "--image", "x", "-m", "1g", "--max-memory", "1100m"],
                 "machine.room.memory is no multiple of 128 MiB",
+            ),
+            (
+                &["web", "--image", "x", "--numa", "0-1"],
+                "its processors and its memory, such as 0-3:2g",
+            ),
+            (
+                &["web", "--image", "x", "-m", "1g", "--numa", "0:512m"],
+                "machine.numa does not add up to the memory",
             ),
             (&["web", "--image", "x", "-v", "data"], "NAME:PATH"),
             (

@@ -89,7 +89,9 @@ impl Inner {
         let own = spec.machine.as_ref().and_then(|machine| machine.huge_pages);
         let of_node = || {
             let pages = self.config.executor.gpu.huge_pages?;
-            let fits = spec.resources.memory.0.is_multiple_of(pages.size().0);
+            let nodes = spec.machine.iter().flat_map(|machine| &machine.numa);
+            let mut parts = nodes.map(|node| node.memory).chain([spec.resources.memory]);
+            let fits = parts.all(|part| part.0.is_multiple_of(pages.size().0));
             (spec.gpus.is_some() && fits).then_some(pages)
         };
         own.or_else(of_node)

@@ -30,6 +30,7 @@ use super::launch::beside;
 use super::mounts::{disk_of, owner, serial_of};
 use super::{DiskKernel, NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
+use crate::computer::as_asked;
 use crate::executor::OwnDisks;
 use crate::guest::GuestNetwork;
 use crate::hypervisor::{Disk, FullMachine, HostDevices, Nic};
@@ -38,8 +39,8 @@ use crate::qemu::machine::{self as qemu, Blueprint, Device, GuestAgent, MachineE
 use crate::vm::Vm;
 use crate::volumes::{NewVolume, Source, VolumeError};
 use aleph_types::{
-    Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MachineSpec, MiB, NetworkMode,
-    NodeId, Problem, Volume, VolumeAccess, VolumeMount, signal,
+    Filesystem, Firmware, HugePages, InvalidJob, JobId, JobSpec, MiB, NetworkMode, NodeId, Problem,
+    Volume, VolumeAccess, VolumeMount, signal,
 };
 use std::io;
 use std::path::PathBuf;
@@ -451,35 +452,21 @@ fn machine_error(what: &str, source: io::Error) -> NodeError {
 
 /// The machine that a job asks for, with slots for these disks.
 fn wanted(job: &JobSpec, serials: impl Iterator<Item = String>) -> Wanted {
-    let machine: MachineSpec = job.machine.clone().unwrap_or_default();
+    let asked = as_asked(job);
+    let machine = job.machine.clone().unwrap_or_default();
     Wanted {
-        cpus: job.resources.cpus,
-        memory: job.resources.memory,
-        cpu: machine.cpu_model,
-        topology: machine.topology.map(|topology| qemu::Topology {
-            sockets: topology.sockets,
-            cores: topology.cores,
-            threads: topology.threads,
-        }),
-        cpu_room: machine.room.cpus,
-        memory_room: machine.room.memory,
-        numa: Vec::new(),
-        huge_pages: machine.huge_pages.map(|pages| match pages {
-            HugePages::Mib2 => qemu::HugePages::Size2M,
-            HugePages::Gib1 => qemu::HugePages::Size1G,
-        }),
         firmware: match machine.firmware {
             Firmware::Uefi => qemu::Firmware::Uefi {
                 secure_boot: machine.secure_boot,
             },
             Firmware::Bios | Firmware::Kernel => qemu::Firmware::Bios,
         },
-        tpm: machine.tpm,
         display: true,
         agent: GuestAgent::Reports,
         guest_port: true,
         devices: serials.map(Device::Disk).collect(),
-        spare_slots: SPARE_SLOTS + usize::from(machine.room.slots),
+        spare_slots: SPARE_SLOTS + asked.spare_slots,
+        ..asked
     }
 }
 

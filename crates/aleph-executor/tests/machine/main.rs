@@ -6,6 +6,7 @@ mod broken;
 mod encrypted;
 mod hotplug;
 mod power;
+mod topology;
 mod uefi;
 
 use aleph_executor::accel::Accelerator;
@@ -54,6 +55,11 @@ fn main() {
             "secure_boot_boots_what_is_signed_alone",
             needs(&["/usr/share/OVMF"]),
             uefi::secure_boot_boots_what_is_signed_alone,
+        ),
+        trial(
+            "a_guest_sees_its_machine_as_it_was_drawn",
+            None,
+            topology::a_guest_sees_its_machine_as_it_was_drawn,
         ),
         trial(
             "a_guest_sees_what_is_added_and_taken_away",

@@ -1,11 +1,13 @@
 //! Full VMs that get more processors and memory while their guests run: real guests see them, begin with them
 //! after a restart, and what cannot be leaves nothing. The node is killed in every step of it, and QEMU, too.
+//! And that a guest's processors and memory are arranged as its job says.
 
 mod grown;
 #[path = "../live_volumes/guest.rs"]
 #[allow(dead_code, reason = "its guests have volumes as well")]
 mod guest;
 mod killed;
+mod nodes;
 #[path = "../live_volumes/victim.rs"]
 mod victim;
 
@@ -27,6 +29,10 @@ fn main() {
         trial(
             "alone_a_node_that_is_killed_finds_what_the_machine_has",
             killed::a_node_that_is_killed_finds_what_the_machine_has,
+        ),
+        trial(
+            "a_guest_has_its_machine_as_its_job_says",
+            nodes::a_guest_has_its_machine_as_its_job_says,
         ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

@@ -397,7 +397,8 @@ impl Builder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::blueprint::{NumaNode, Wanted};
+    use super::super::blueprint::Wanted;
+    use super::super::topology::NumaNode;
     use super::*;
     use crate::qemu::block::Kind;
     use aleph_types::MiB;

@@ -8,6 +8,7 @@
 //! what it begins with at a start ([`Blueprint::begin_with`]): places and the sum stay as they were drawn.
 
 use super::error::MachineError;
+use super::topology::{NumaNode, Topology};
 use crate::accel::Accelerator;
 use aleph_types::MiB;
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,7 @@ pub struct Wanted {
     pub memory: MiB,
     /// The processor, by QEMU's name; the host's own where it can be had, where nothing is said.
     pub cpu: Option<String>,
-    /// Its topology; one socket with a core for each processor, where nothing is said.
+    /// Its topology; one socket with a core for each processor, or one for each NUMA node, where nothing is said.
     pub topology: Option<Topology>,
     /// Processors that can be added while it runs.
     pub cpu_room: u16,
@@ -134,36 +135,6 @@ pub enum CpuModel {
     Host,
     /// One by QEMU's name, with features.
     Named(String),
-}
-
-/// Where processors are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Topology {
-    /// Sockets.
-    pub sockets: u16,
-    /// Cores of each socket.
-    pub cores: u16,
-    /// Threads of each core.
-    pub threads: u16,
-}
-
-impl Topology {
-    fn places(self) -> u64 {
-        u64::from(self.sockets) * u64::from(self.cores) * u64::from(self.threads)
-    }
-}
-
-/// A part of the machine whose processors are near its memory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NumaNode {
-    /// Its places for processors, by number.
-    pub cpus: Vec<u16>,
-    /// Its memory.
-    pub memory: MiB,
-    /// The host's node that has this memory, and no other.
-    pub host_node: Option<u32>,
 }
 
 /// Pages of the host.
@@ -272,11 +243,9 @@ impl Blueprint {
             machine: machine.to_owned(),
             cpu,
             cpus: wanted.cpus,
-            topology: wanted.topology.unwrap_or(Topology {
-                sockets: 1,
-                cores: places,
-                threads: 1,
-            }),
+            topology: wanted
+                .topology
+                .unwrap_or_else(|| Topology::usual(places, &wanted.numa)),
             memory: wanted.memory,
             memory_room: wanted.memory_room,
             numa: wanted.numa.clone(),

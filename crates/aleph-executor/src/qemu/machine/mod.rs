@@ -3,6 +3,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `blueprint` | how a computer is built, as it is recorded: pure |
+//! | `topology` | where its processors and its memory are: pure |
 //! | `argv` | the command line of it: pure |
 //! | `firmware` | which files SeaBIOS and OVMF are |
 //! | `folder` | what it keeps over its restarts |
@@ -39,14 +40,15 @@ mod launch;
 mod live_disks;
 mod merged_layer;
 mod power;
+mod topology;
 mod tpm;
 
 pub use argv::{Line, argv};
 pub use blueprint::{
-    Blueprint, CpuModel, Device, Firmware, GuestAgent, HugePages, MAX_CPUS, MAX_SLOTS, NumaNode,
-    Topology, Wanted,
+    Blueprint, CpuModel, Device, Firmware, GuestAgent, HugePages, MAX_CPUS, MAX_SLOTS, Wanted,
 };
 pub use error::MachineError;
 pub use firmware::FirmwareFiles;
 pub(crate) use growth::MAX_FILLERS;
 pub(super) use launch::{Full, bury};
+pub use topology::{NumaNode, Topology};
