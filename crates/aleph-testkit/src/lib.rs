@@ -83,6 +83,7 @@ pub use pci_lister::pci_lister;
 pub use pci_tree::expand_pci_tree;
 pub use root::{TestRoot, recipe_image};
 pub use scripted::{Script, ScriptedDriver, Vmm};
+pub use scripted_computers::LaunchedComputer;
 pub use scripted_guest::Guest;
 pub use scripted_runner::ScriptedRunner;
 pub use shell_guest::ShellGuest;

@@ -3,6 +3,7 @@
 //! It has the API of the real one and keeps its rules, and it speaks to the node over the same
 //! sockets with the same frames. What its guests and VMMs do, good or bad, is up to a script.
 
+use crate::scripted_computers::LaunchedComputer;
 use crate::scripted_guest::{Guest, serve};
 use aleph_executor::hypervisor::{
     self, AdoptError, BoxFuture, Driver, FullMachines, Launch, LaunchError, Pause, VmmError,
@@ -53,6 +54,7 @@ pub struct ScriptedDriver {
     scripts: Mutex<VecDeque<Script>>,
     /// Whether its VMs can be whole computers.
     computers: bool,
+    launched: Mutex<Vec<LaunchedComputer>>,
     vmms: Mutex<HashMap<PathBuf, ScriptedVmm>>,
 }
 
@@ -76,6 +78,11 @@ impl ScriptedDriver {
 }
 
 impl ScriptedDriver {
+    /// The whole computers that were launched, in order.
+    pub fn launched(&self) -> Vec<LaunchedComputer> {
+        lock(&self.launched).clone()
+    }
+
     /// Ends all VMMs, as a host that loses power does.
     pub fn end_all(&self) {
         for vmm in lock(&self.vmms).values() {
@@ -110,6 +117,7 @@ impl Driver for ScriptedDriver {
         launch: Launch,
     ) -> BoxFuture<'_, Result<Box<dyn hypervisor::Vmm>, LaunchError>> {
         let script = lock(&self.scripts).pop_front();
+        lock(&self.launched).extend(LaunchedComputer::of(&launch));
         Box::pin(async move {
             let script = script.unwrap_or_default();
             tokio::time::sleep(script.launch_time).await;

@@ -2,12 +2,44 @@
 
 use crate::ScriptedDriver;
 use aleph_executor::accel::Accelerator;
-use aleph_executor::hypervisor::{FullMachine, FullMachines, HostDevices};
+use aleph_executor::gpu::PciAddress;
+use aleph_executor::hypervisor::{FullMachine, FullMachines, HostDevices, Launch, Machine};
 use aleph_executor::qemu::machine::{Blueprint, MachineError, Wanted};
 use std::fs;
 use std::path::Path;
 
 const BLUEPRINT: &str = "blueprint.json";
+
+/// What a whole computer was launched with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchedComputer {
+    /// How it is built.
+    pub blueprint: Blueprint,
+    /// The serial numbers of its disks, in order.
+    pub disks: Vec<String>,
+    /// What it got of the host's devices.
+    pub devices: Vec<PciAddress>,
+    /// Whether its firmware does not see their ROMs.
+    pub without_rom: bool,
+}
+
+impl LaunchedComputer {
+    /// That of a launch; `None` where it is of a microVM.
+    pub(crate) fn of(launch: &Launch) -> Option<Self> {
+        let Machine::Full(machine) = &launch.machine else {
+            return None;
+        };
+        let disks = launch.disks.iter();
+        let groups = machine.devices.groups.iter();
+        let functions = groups.flat_map(|group| &group.functions);
+        Some(Self {
+            blueprint: machine.blueprint.clone(),
+            disks: disks.map(|disk| disk.serial.clone().into_owned()).collect(),
+            devices: functions.map(|function| function.address).collect(),
+            without_rom: machine.devices.without_rom,
+        })
+    }
+}
 
 impl FullMachines for ScriptedDriver {
     fn create(&self, folder: &Path, wanted: &Wanted) -> Result<Blueprint, MachineError> {

@@ -2,6 +2,8 @@
 //! host with eight data-centre GPUs: who is taken and who is told why not, and that GPUs come back
 //! whatever ends a start. A machine that is really given one is in `gpu_job` of `aleph-cli`.
 
+mod own_disk;
+
 use aleph_executor::gpu::{HostTree, Nvml, NvmlError, NvmlGpu, Record};
 use aleph_executor::lifecycle::Timeouts;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
@@ -27,7 +29,7 @@ use tokio::sync::watch;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Eight H200, which a driver of the host has.
-const HGX: &str = include_str!("gpu/hgx_h200.txt");
+const HGX: &str = include_str!("../gpu/hgx_h200.txt");
 
 /// A node's root, and the host that it is on.
 struct World {
