@@ -11,14 +11,20 @@ use aleph_types::MiB;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const CASES: &[Case] = &[("a_jobs_machine_has_a_gpu", a_jobs_machine_has_a_gpu)];
+const CASES: &[Case] = &[
+    ("a_jobs_machine_has_a_gpu", a_jobs_machine_has_a_gpu),
+    (
+        "a_vm_with_a_disk_of_its_own_has_a_gpu_and_huge_pages",
+        a_vm_with_a_disk_of_its_own_has_a_gpu_and_huge_pages,
+    ),
+];
 
 const ALEPH: &str = env!("CARGO_BIN_EXE_aleph");
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
@@ -50,6 +56,12 @@ fn main() -> ExitCode {
             "/usr/share/seabios/bios-256k.bin",
             "/usr/share/qemu/kvmvapic.bin",
             "/usr/share/qemu/linuxboot_dma.bin",
+            // For a machine with a disk and a screen, by UEFI.
+            "/usr/bin/qemu-img",
+            "/usr/share/OVMF/OVMF_CODE_4M.fd",
+            "/usr/share/OVMF/OVMF_VARS_4M.fd",
+            "/usr/share/seabios/vgabios-stdvga.bin",
+            "/usr/share/qemu/keymaps/en-us",
         ],
         node: Some(pci_lister),
     };
@@ -197,10 +209,23 @@ fn vmm() -> Result<Seen> {
     })
 }
 
-fn a_jobs_machine_has_a_gpu() -> Result<()> {
+fn configure(more: &str) -> Result<()> {
     let executor = "[executor]\nboot_timeout_seconds = 86400\n[executor.qemu]\nenable_gpu = true\n";
-    fs::write(CONFIG, format!("{executor}program = \"{QEMU}\"\n"))?;
-    step("host")?;
+    fs::write(CONFIG, format!("{executor}program = \"{QEMU}\"\n{more}"))?;
+    step("host")
+}
+
+/// The VM of the job, once it has the GPU.
+fn machine() -> Result<String> {
+    until("machine", || {
+        let job = job().ok()?;
+        let has_gpu = job["gpus"] == serde_json::json!([GPU]);
+        has_gpu.then(|| job["vm"].as_str().map(str::to_owned))?
+    })
+}
+
+fn a_jobs_machine_has_a_gpu() -> Result<()> {
+    configure("")?;
     let mut daemon = up()?;
     let of_host = (Some("virtio-pci".to_owned()), false);
     let of_job = (Some(VFIO_PCI.to_owned()), true);
@@ -212,11 +237,7 @@ fn a_jobs_machine_has_a_gpu() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    let vm = until("machine", || {
-        let job = job().ok()?;
-        let has_gpu = job["gpus"] == serde_json::json!([GPU]);
-        has_gpu.then(|| job["vm"].as_str().map(str::to_owned))?
-    })?;
+    let vm = machine()?;
     let Seen { user, locked, .. } = until("VMM", || vmm().ok())?;
     ensure!(user != 0, "its VMM is root");
     ensure!(locked == MEMORY.bytes() + (1 << 30), "it may lock {locked}");
@@ -262,6 +283,115 @@ fn a_jobs_machine_has_a_gpu() -> Result<()> {
     let (status, body) = ask("DELETE", "/v1/jobs/gpu?force=true")?;
     ensure!(status == 204, "{status}: {body}");
     ensure!(held()? == of_host);
+    step("removal")?;
+    daemon.kill()?;
+    daemon.wait()?;
+    Ok(())
+}
+
+/// Huge pages of the GPU's NUMA node: those that are set aside, and those of them that nobody has.
+const HUGE: &str = "/sys/devices/system/node/node1/hugepages/hugepages-2048kB";
+/// How many are set aside: a few more than its guest's memory takes.
+const SET_ASIDE: u64 = 56;
+
+fn free_huge_pages() -> Option<u64> {
+    let free = fs::read_to_string(Path::new(HUGE).join("free_hugepages")).ok()?;
+    free.trim().parse().ok()
+}
+
+/// The GPU's regions as the guest's firmware has mapped them, once it has. Nobody else speaks with the VMM now.
+fn regions(vm: &str) -> Result<Vec<u64>> {
+    let socket = run_folder().join("vms").join(vm).join("vmm.sock");
+    let mut control = UnixStream::connect(socket)?;
+    control.set_read_timeout(Some(LIMIT))?;
+    let mut answers = BufReader::new(control.try_clone()?).lines();
+    let mut ask = |command: &str| -> Result<Value> {
+        writeln!(
+            control,
+            "{}",
+            serde_json::json!({ "execute": command, "id": command })
+        )?;
+        // A greeting and events come between.
+        for line in answers.by_ref().take(1000) {
+            let answer: Value = serde_json::from_str(&line?)?;
+            if answer["id"] == command {
+                ensure!(answer.get("error").is_none(), "{answer}");
+                return Ok(answer["return"].clone());
+            }
+        }
+        bail!("it says nothing to {command}")
+    };
+    ask("qmp_capabilities")?;
+    until("mapped GPU", || {
+        let buses = ask("query-pci").ok()?;
+        let ports = buses[0]["devices"].as_array()?.iter();
+        let behind = ports.filter_map(|port| port["pci_bridge"]["devices"].as_array());
+        let mut behind = behind.flatten();
+        let gpu = behind.find(|device| {
+            (device["id"]["vendor"] == 0x1af4) && (device["id"]["device"] == 0x1050)
+        })?;
+        let regions = gpu["regions"].as_array()?.iter();
+        let at = regions.map(|region| region["address"].as_u64());
+        // What is not mapped yet is at -1.
+        let at = at.collect::<Option<Vec<u64>>>()?;
+        (!at.is_empty() && !at.contains(&u64::MAX)).then_some(at)
+    })
+}
+
+/// What UEFI finds on its disk is nothing: it is looked at what its host and its firmware do.
+fn a_vm_with_a_disk_of_its_own_has_a_gpu_and_huge_pages() -> Result<()> {
+    fs::write(Path::new(HUGE).join("nr_hugepages"), SET_ASIDE.to_string())?;
+    ensure!(free_huge_pages() == Some(SET_ASIDE), "no huge pages");
+    configure("gpu_rom = false\nhuge_pages = \"2m\"\n")?;
+    let mut daemon = up()?;
+    let image = "/tmp/disk.raw";
+    fs::write(image, vec![0; 1 << 20])?;
+    let create = ["vm", "create", "gpu", "--image", image, "-m", "96m"];
+    let words = ["--gpus", "type=1af4:1050", "--network=none"];
+    let made = aleph(&[&create[..], &words].concat())?;
+    let said = String::from_utf8_lossy(&made.stderr);
+    ensure!(made.status.success(), "{said}");
+    let vm = machine()?;
+    let pid = until("VMM", || Some(gpu().ok()?.users.first()?.pid))?;
+
+    let line = fs::read(format!("/proc/{pid}/cmdline"))?;
+    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+    let devices: Vec<_> = line
+        .split(' ')
+        .filter(|word| word.starts_with("vfio-pci,"))
+        .collect();
+    ensure!(
+        devices.len() == 2 && devices.iter().all(|device| device.ends_with(",rombar=0")),
+        "{devices:?}"
+    );
+    ensure!(line.contains("pflash0=firmware"), "{line}");
+    // All of it in huge pages of the GPU's node, and in no others.
+    let maps = fs::read_to_string(format!("/proc/{pid}/numa_maps"))?;
+    let memory: Vec<_> = maps
+        .lines()
+        .filter(|line| line.contains(" huge "))
+        .collect();
+    let pages = format!(" N1={} ", MEMORY.0 / 2);
+    ensure!(
+        memory.len() == 1
+            && [" bind:1 ", &pages, " kernelpagesize_kB=2048"]
+                .iter()
+                .all(|words| memory[0].contains(words)),
+        "{memory:?}"
+    );
+    let left = SET_ASIDE - u64::from(MEMORY.0) / 2;
+    ensure!(free_huge_pages() == Some(left), "{:?}", free_huge_pages());
+    step("memory")?;
+
+    daemon.kill()?;
+    daemon.wait()?;
+    regions(&vm)?;
+    let mut daemon = up()?;
+    ensure!(job()?["vm"] == vm.as_str());
+    let (status, body) = ask("DELETE", "/v1/jobs/gpu?force=true")?;
+    ensure!(status == 204, "{status}: {body}");
+    ensure!(held()? == (Some("virtio-pci".to_owned()), false));
+    ensure!(free_huge_pages() == Some(SET_ASIDE), "some are kept");
     step("removal")?;
     daemon.kill()?;
     daemon.wait()?;
