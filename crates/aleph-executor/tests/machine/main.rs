@@ -6,6 +6,7 @@ mod broken;
 mod encrypted;
 mod hotplug;
 mod power;
+mod regions;
 mod topology;
 mod uefi;
 
@@ -60,6 +61,11 @@ fn main() {
             "a_guest_sees_its_machine_as_it_was_drawn",
             None,
             topology::a_guest_sees_its_machine_as_it_was_drawn,
+        ),
+        trial(
+            "a_region_is_mapped_however_large_it_is",
+            needs(&["/usr/share/OVMF"]),
+            regions::a_region_is_mapped_however_large_it_is,
         ),
         trial(
             "a_guest_sees_what_is_added_and_taken_away",
