@@ -53,7 +53,7 @@ use tokio::time::sleep;
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// The same once that came to nothing often.
-pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
+pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(5);
 
 /// How long a disk that nobody has heard of may take to go.
 const LEFTOVER: Duration = Duration::from_secs(5);

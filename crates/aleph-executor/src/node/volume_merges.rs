@@ -30,7 +30,7 @@ use crate::hypervisor::{DiskChain, Layer};
 use crate::qemu::machine::MachineError;
 use crate::vm::chain;
 use crate::volumes::{Merged, VolumeError};
-use aleph_types::{Classify, ErrorClass, VolumeId};
+use aleph_types::{Classify, ErrorClass, JobId, VolumeId};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -46,14 +46,17 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked whether nobody opens a state any more.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// A volume, and which start of which job writes to it.
+type Wanted = (VolumeId, JobId, u64);
+
 /// Merges of a node's volumes.
 pub(super) struct Merges {
     /// Whose turn it is to merge layers of a volume.
     turns: Turns,
     slots: Semaphore,
     opened: Arc<Mutex<HashMap<VolumeId, usize>>>,
-    /// Volumes for which somebody waits to merge, and has not looked yet.
-    wanted: Mutex<HashSet<VolumeId>>,
+    /// Volumes of whose writers somebody waits to merge, and has not looked yet.
+    wanted: Mutex<HashSet<Wanted>>,
 }
 
 impl Default for Merges {
@@ -104,7 +107,7 @@ impl Inner {
     /// Has layers of a volume be merged where its chain is deep, beside everything else.
     pub(super) fn merge_later(self: &Arc<Self>, writer: &Writer, id: VolumeId) {
         // Who waits already finds what is deep by then.
-        if !lock(&self.merges.wanted).insert(id) {
+        if !lock(&self.merges.wanted).insert(wanted(writer, id)) {
             return;
         }
         let (inner, writer) = (Arc::clone(self), writer.clone());
@@ -153,9 +156,18 @@ impl Inner {
 
     async fn merge(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> Result<(), NodeError> {
         let _one = self.merges.turns.turn(&id.to_string()).await;
-        // Only the copying: what comes after it waits for others.
+        let merged = self.merge_once(writer, id).await;
+        match merged {
+            // A copy was made meanwhile of what was to be over the merged layer: the next plan knows it.
+            Err(NodeError::Volume(VolumeError::Busy(_))) => self.merge_once(writer, id).await,
+            other => other,
+        }
+    }
+
+    async fn merge_once(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> Result<(), NodeError> {
+        // Only for the copying: what comes after it waits for others.
         let slot = self.merges.slots.acquire().await;
-        lock(&self.merges.wanted).remove(&id);
+        lock(&self.merges.wanted).remove(&wanted(writer, id));
         if *self.leaving.borrow() {
             return Ok(());
         }
@@ -179,11 +191,7 @@ impl Inner {
         while is_whole && !*self.leaving.borrow() {
             let turn = self.live.turn(&id.to_string()).await;
             if !self.merges.is_opened(id) {
-                let ended = self.end_merge(writer, id).await;
-                if ended.as_ref().is_err_and(is_silent) {
-                    self.settle_later(writer);
-                }
-                return ended;
+                return self.end_merge(writer, id).await;
             }
             drop(turn);
             sleep(LOOK).await;
@@ -191,7 +199,9 @@ impl Inner {
         Ok(())
     }
 
-    /// Ends a merge whose layer is whole; none is none to be ended. The caller has the volume's turn.
+    /// Ends a merge whose layer is whole; none is none to be ended. The caller has the volume's turn. One that may
+    /// have been carried out, and whose end is not recorded, is looked at again later: what the VMM reads is not
+    /// taken away from it.
     pub(super) async fn end_merge(
         self: &Arc<Self>,
         writer: &Writer,
@@ -205,6 +215,7 @@ impl Inner {
             Err(error) => Err(error),
         };
         failpoint::pass("merge", "read");
+        let is_read = read.is_ok();
         let ended = match read {
             Ok(()) => self.with_volumes(move |v| v.finish_merge(id, &owner)).await,
             Err(error) => Err(error),
@@ -217,10 +228,20 @@ impl Inner {
                 }
                 Ok(())
             }
-            // It may have happened: the layer stays until that is known.
-            Err(error) if is_silent(&error) => Err(error),
             Err(error) => {
-                self.with_volumes(move |v| v.drop_merge(id)).await?;
+                let is_over = match &error {
+                    // A copy stands on it, or its writer's lease is over.
+                    NodeError::Volume(VolumeError::Busy(_) | VolumeError::NotAttached(_)) => true,
+                    NodeError::Volume(error) => !is_read && !error.is_of_process(),
+                    error => !is_read && !is_silent(error),
+                };
+                let dropped = match is_over {
+                    true => self.with_volumes(move |v| v.drop_merge(id)).await.is_ok(),
+                    false => false,
+                };
+                if !dropped {
+                    self.settle_later(writer);
+                }
                 Err(error)
             }
         }
@@ -258,6 +279,10 @@ impl Inner {
         let disks = writer.disks()?;
         Ok(disks.merge(&writer.serial, &chain, layer).await?)
     }
+}
+
+fn wanted(writer: &Writer, id: VolumeId) -> Wanted {
+    (id, writer.owner.job, writer.owner.incarnation.get())
 }
 
 /// Whether a VMM did not answer: what it was told may have happened.

@@ -151,6 +151,9 @@ impl Volumes {
             // What it has now goes.
             let more = size.bytes().saturating_sub(row.size.bytes());
             inner.check_quota(tx, &row.account, (0, more))?;
+            if let Some(parent) = new.parent {
+                inner.check_standing(tx, &tx.chain(parent)?, &row.name)?;
+            }
             tx.add_layer(&row.account, &new, size.bytes())
         })?;
         let key = opened.first().and_then(|layer| layer.key.as_ref());

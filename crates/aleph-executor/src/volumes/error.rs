@@ -199,7 +199,7 @@ pub enum VolumeError {
 
 impl VolumeError {
     /// Whether it is this process that has no room for more, and not what it asked for.
-    pub(super) fn is_of_process(&self) -> bool {
+    pub(crate) fn is_of_process(&self) -> bool {
         use rustix::io::Errno;
         let codes = [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(Errno::raw_os_error);
         match self {

@@ -64,7 +64,15 @@ impl Inner {
         if layer.home == Home::Pool {
             self.look();
         }
-        let _promised = self.promise(self.allocated(layer)?, WHAT)?;
+        let held = match layer.home {
+            Home::Pool => self.allocated(layer)?,
+            // Its name may be gone.
+            Home::Folder => {
+                let meta = file.metadata().map_err(at("look at", &self.path(layer)))?;
+                meta.blocks() * 512
+            }
+        };
+        let _promised = self.promise(held, WHAT)?;
         let work = self.work();
         let copy = scratch_file(&work).map_err(at("make a file in", &work))?;
         crate::place::fill_sparse(file, &copy)

@@ -248,6 +248,8 @@ impl Volumes {
         drop(inner.promise(needed, what)?);
         let promised = inner.promise(written, what)?;
         let filling = Filling::begin(inner, id);
+        // What is left of one that ended with its writer's lease.
+        inner.merges().gone_over.remove(&id);
         let begun = inner.records.write("merge.begin", |tx| {
             // Looked at again now that nobody changes it.
             let now = inner.planned(tx, id, owner)?;
@@ -315,7 +317,12 @@ impl Volumes {
         match done {
             Ok(true) => inner.keeper(layer.home)?.freeze(&inner.path(layer)),
             Ok(false) => inner.abandon(layer),
-            Err(_) => self.give_up(id, layer)?,
+            Err(_) => {
+                if let Err(error) = self.give_up(id, layer) {
+                    let error = crate::vm::chain(&error);
+                    tracing::warn!(volume = %id, error, "what was merged in vain is known for now");
+                }
+            }
         }
         done
     }
@@ -474,6 +481,17 @@ fn is_copied(layer: &LayerRow) -> bool {
 impl Inner {
     fn merges(&self) -> MutexGuard<'_, Merging> {
         self.merging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a VMM may read through what was merged already: whoever had it before did not say.
+    pub(super) fn find_merges(&self) -> Result<()> {
+        let whole: Vec<(VolumeId, LayerId)> = self.records.read(|tx| {
+            let sql = "SELECT m.volume, m.over FROM merges AS m, layers AS l
+                       WHERE l.id = m.layer AND l.state = 'ready'";
+            tx.all(sql, &[], |row| Ok((parsed(row, 0)?, row.get(1)?)))
+        })?;
+        self.merges().gone_over.extend(whole);
+        Ok(())
     }
 
     fn is_filled(&self, id: VolumeId) -> bool {

@@ -11,8 +11,9 @@
 //! goes on from there, knows that all else is as it was ([`Reading::changed_since`]). A disk that was put back
 //! from elsewhere, a layer that somebody wrote to, and a chain that was copied in whole have other names:
 //! then nothing is known to be unchanged. So a layer that a VMM still has open for writing, below what its guest
-//! writes to, has a name, too: what is read of it is a copy ([`exposed`](super::exposed)) that was made after its
-//! file got that name, and a VMM that was broken into and writes there all the same takes the name away.
+//! writes to, has a name, too. It is taken before anything is read of the layer, or a copy is made of it
+//! ([`exposed`](super::exposed)), and a VMM that was broken into and writes there all the same takes the name away,
+//! or spoils the backups of its own volume.
 //!
 //! The other way would be dirty bitmaps of QEMU. They are kept by the VMM, so what a VMM that was broken into
 //! or killed says of them would have to be believed, and a volume that was written without them, or restored,

@@ -45,6 +45,7 @@ impl Inner {
             gone.iter().try_for_each(|layer| tx.drop_layer(layer.id))?;
             tx.drop_unfinished_merges()
         })?;
+        self.find_merges()?;
         self.tell_strays()?;
         self.grow_on()?;
         self.collect()

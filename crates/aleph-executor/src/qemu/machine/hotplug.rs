@@ -287,12 +287,9 @@ impl QemuVmm {
                 return Err(MachineError::Kept { what, limit });
             }
             if asked.is_none_or(|asked| now >= asked + AGAIN) {
-                let told = self.command_with("device_del", json!({ "id": id })).await;
-                match told {
-                    // It is gone meanwhile, or is being taken away: seen at the next look.
-                    Ok(_) | Err(VmmError::Refused { .. }) => asked = Some(now),
-                    Err(error) => return Err(error.into()),
-                }
+                // It is gone meanwhile, or is being taken away, or was not heard of: seen at the next look.
+                let _ = self.command_with("device_del", json!({ "id": id })).await;
+                asked = Some(now);
             }
             tokio::time::sleep(LOOK).await;
         }
