@@ -93,7 +93,7 @@ impl ToolError {
     }
 
     /// Whether it could not read or write what it should. `qemu-img` says the same of an image that is damaged, so
-    /// of it this is never said: whoever runs it looks at its files ([`disk_fault`](super::disk_fault)).
+    /// of it this is never said: whoever runs it looks at its files.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         match self {
