@@ -23,6 +23,7 @@
 //! | [`DrivenVm`] | a VM by a driver alone, and what its guest writes |
 //! | [`FailingDisk`] | a mounted disk of which a part can be neither read nor written |
 //! | [`Namespace`] | a network namespace of a test's own |
+//! | [`LoopMount`] | an XFS, or the filesystem in a file, mounted where nobody else sees it |
 //! | [`vsock_call`] | a program for guests that begins a connection to its host |
 //! | [`freestanding_kernel`] | a guest that every KVM runs |
 //! | [`FaultedMemory`] | memory that another process fills, as a VMM hands it over |
@@ -46,6 +47,7 @@ mod firecracker;
 mod freestanding;
 pub mod functions;
 mod images;
+mod loop_mount;
 mod namespace;
 mod nats;
 mod pci_host;
@@ -76,6 +78,7 @@ pub use faults::{Fault, FaultyFirecracker};
 pub use firecracker::{firecracker_double, jailer_double};
 pub use freestanding::freestanding_kernel;
 pub use images::{NoImages, TestImages};
+pub use loop_mount::LoopMount;
 pub use namespace::Namespace;
 pub use nats::NatsServer;
 pub use pci_host::PciHost;

@@ -382,6 +382,12 @@ impl Classify for VolumeError {
                 "Make one file of it: qemu-img convert -O qcow2 FROM TO."
             }
             Self::Qcow2(_) => "See that the file is whole: qemu-img check says.",
+            Self::Damaged {
+                filesystem: Filesystem::Xfs,
+                ..
+            } => {
+                "Restore a snapshot of it; or export it, mend the image (xfs_repair), and import that."
+            }
             Self::Damaged { .. } => {
                 "Restore a snapshot of it; or export it, mend the image (e2fsck -f), and import that."
             }

@@ -1,14 +1,32 @@
-//! Filesystems on volumes: making them, and mending what a writer left that did not end in order.
+//! Filesystems on volumes: making them, and looking at what a writer left that did not end in order.
+//!
+//! | filesystem | its check | what that does |
+//! | --- | --- | --- |
+//! | ext4 | `e2fsck -p` | replays the journal, and mends what can be mended without asking |
+//! | XFS, its log empty | `xfs_repair -n` | looks, and writes nothing |
+//! | XFS, its log not empty | none | the mount of its guest replays that: only a kernel can, and without it `xfs_repair` takes what is in there for damage |
+//!
+//! Of an XFS nothing is mended here: `xfs_repair` without `-n` does all that it can think of, which may be to
+//! throw files away, and asks nobody.
 
 use super::error::VolumeError;
-use super::sandbox::{Tool, ToolError, read_path};
+use super::sandbox::{NO_BOUND, Tool, ToolError, read_path};
 use aleph_types::{Filesystem, MiB};
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 const MAKE_TIME: Duration = Duration::from_secs(120);
 /// A check reads all metadata.
 const CHECK_TIME: Duration = Duration::from_secs(30 * 60);
+/// How much is printed of a log at most.
+const LOG_PRINTED: u64 = 16 << 20;
+/// What an XFS begins with.
+const XFS_MAGIC: &[u8; 4] = b"XFSB";
+/// Where `xfs_logprint` says how a log is, before it says what is in it.
+const LOG_STATE: usize = 1024;
 
 /// The smallest disk that a filesystem is made on. XFS: `mkfs.xfs` refuses less than 300 MiB.
 pub(super) fn least(filesystem: Filesystem) -> MiB {
@@ -55,19 +73,39 @@ pub(super) fn make(disk: &File, filesystem: Filesystem, size: MiB) -> Result<(),
     })
 }
 
-/// Looks at the filesystem on a raw disk that nobody has, and mends what can be mended without asking.
+/// What a check came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checked {
+    /// It is in order.
+    InOrder,
+    /// It is when what its writer had begun is replayed, which the next mount does that may write.
+    LeftToMount,
+}
+
+/// Whether a check writes to the disk, so that nobody else may have it meanwhile.
+pub(super) fn check_writes(filesystem: Filesystem) -> bool {
+    filesystem == Filesystem::Ext4
+}
+
+/// Looks at the filesystem on a raw disk that nobody writes to. `disk` is open for writing where the check
+/// [writes](check_writes), and nobody else has it then.
 ///
-/// XFS replays its own log when it is mounted, and its check refuses a disk whose log is not empty: there
-/// is nothing to do.
+/// # Errors
+/// Where it is damaged beyond what is mended without asking, or no program can look at it.
 pub(super) fn check(
     disk: &File,
     filesystem: Filesystem,
     size: MiB,
     name: &str,
-) -> Result<(), VolumeError> {
-    if filesystem != Filesystem::Ext4 {
-        return Ok(());
+) -> Result<Checked, VolumeError> {
+    match filesystem {
+        Filesystem::None => Ok(Checked::InOrder),
+        Filesystem::Ext4 => check_ext4(disk, size, name).map(|()| Checked::InOrder),
+        Filesystem::Xfs => check_xfs(disk, name),
     }
+}
+
+fn check_ext4(disk: &File, size: MiB, name: &str) -> Result<(), VolumeError> {
     let tool = Tool {
         program: "e2fsck",
         arguments: vec!["-p".into(), read_path(0)],
@@ -91,17 +129,80 @@ pub(super) fn check(
             tracing::info!(volume = name, "there is no ext4 filesystem on it any more");
             Ok(())
         }
+        Err(source) => Err(failed(source, Filesystem::Ext4, name)),
+    }
+}
+
+fn check_xfs(disk: &File, name: &str) -> Result<Checked, VolumeError> {
+    let unread = |source| {
+        let program = "xfs_logprint";
+        failed(ToolError::Start { program, source }, Filesystem::Xfs, name)
+    };
+    // Without it `xfs_repair` would look for another one of its superblocks on all of the disk.
+    if !begins_with(disk, XFS_MAGIC).map_err(unread)? {
+        tracing::info!(volume = name, "there is no XFS filesystem on it any more");
+        return Ok(Checked::InOrder);
+    }
+    let looks = |program, word: &str, (reads, writes), output| Tool {
+        program,
+        arguments: vec![word.to_owned(), read_path(0)],
+        reads,
+        writes,
+        time: CHECK_TIME,
+        output,
+    };
+    // It writes nothing, and opens the disk as one who may.
+    let log = looks("xfs_logprint", "-t", (Vec::new(), Some(disk)), LOG_PRINTED);
+    let printed = memfd_create("log", MemfdFlags::CLOEXEC).map(File::from);
+    let printed = printed.map_err(|error| unread(error.into()))?;
+    match log.run_printing(&printed) {
+        // What it says of a log goes on behind its state, and may be too much for it or for us.
+        Ok(()) | Err(ToolError::Failed { .. }) => {}
+        Err(source) => return Err(failed(source, Filesystem::Xfs, name)),
+    }
+    if is_dirty(&printed).map_err(unread)? {
+        tracing::info!(
+            volume = name,
+            "it is not checked: the log of its XFS filesystem is replayed when its guest mounts that"
+        );
+        return Ok(Checked::LeftToMount);
+    }
+    // It insists on having no bound of its files, and has none to write to.
+    let metadata = looks("xfs_repair", "-n", (vec![disk], None), NO_BOUND);
+    match metadata.run() {
+        Ok(()) => Ok(Checked::InOrder),
+        Err(source) => Err(failed(source, Filesystem::Xfs, name)),
+    }
+}
+
+/// A check that found damage, or none that could be made.
+fn failed(source: ToolError, filesystem: Filesystem, name: &str) -> VolumeError {
+    match source {
         // What cannot be read is not mended, and may be whole once its disk is.
-        Err(source @ ToolError::Failed { .. }) if !source.is_failing() => {
-            Err(VolumeError::Damaged {
-                name: name.to_owned(),
-                filesystem,
-                source,
-            })
-        }
-        Err(source) => Err(VolumeError::Tool {
+        ToolError::Failed { .. } if !source.is_failing() => VolumeError::Damaged {
+            name: name.to_owned(),
+            filesystem,
+            source,
+        },
+        source => VolumeError::Tool {
             what: "check the filesystem",
             source,
-        }),
+        },
     }
+}
+
+fn begins_with(disk: &File, magic: &[u8; 4]) -> io::Result<bool> {
+    let mut found = [0; 4];
+    disk.read_exact_at(&mut found, 0)?;
+    Ok(found == *magic)
+}
+
+/// Whether `xfs_logprint` says that a log is not empty: `log tail: 2 head: 18 state: <DIRTY>`. All that a
+/// guest wrote comes after that line.
+fn is_dirty(printed: &File) -> io::Result<bool> {
+    let mut head = vec![0; LOG_STATE];
+    let length = printed.read_at(&mut head, 0)?;
+    let head = String::from_utf8_lossy(&head[..length]);
+    let line = head.lines().find(|line| line.contains("state: <"));
+    Ok(line.is_some_and(|line| line.ends_with("state: <DIRTY>")))
 }

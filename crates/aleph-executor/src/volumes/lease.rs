@@ -4,13 +4,13 @@
 //! the daemon as guests do, and goes when its owner's end is journaled ([`Volumes::release`]), or when a
 //! node that starts finds its owner gone ([`Volumes::recover`]). The lock of the file (flock(2)) is on the
 //! very descriptor that the VMM has, so it holds for as long as that VMM lives, whatever any record says:
-//! two never write to one disk. The check of a filesystem writes, too: whoever only reads waits until it can have
+//! two never write to one disk. The check of ext4 writes, too: whoever only reads waits until it can have
 //! the disk alone for that. A VMM in a jail opens the file by a name of its own there (a hard link,
 //! where the filesystems are the same), which goes with the jail: such a name counts as a lock, too.
 
 use super::backend::OpenLayer;
 use super::error::{VolumeError, at};
-use super::filesystem;
+use super::filesystem::{self, Checked};
 use super::keys::Passphrase;
 use super::layer::{Home, LayerFormat};
 use super::records::{LayerRow, Tx, VolumeRow};
@@ -95,8 +95,9 @@ impl Volumes {
         })?;
         let write = access == VolumeAccess::Exclusive;
         let mut opened = inner.open_chain(&chain, write)?;
-        // Its check writes, whoever it is for.
-        let mends = row.unclean && can_mend(&row, &chain);
+        let checks = row.unclean && can_check(&row, &chain);
+        // Whoever it is for.
+        let mends = checks && filesystem::check_writes(row.filesystem);
         let (alone, shared) = (
             FlockOperation::NonBlockingLockExclusive,
             FlockOperation::NonBlockingLockShared,
@@ -106,9 +107,7 @@ impl Volumes {
         if write {
             inner.grow_to_record(&row, &opened)?;
         }
-        if mends {
-            inner.mend(&row, &chain)?;
-        }
+        let is_in_order = checks && inner.check(&row, &chain)? == Checked::InOrder;
         if mends && !write {
             inner.lock(&row, &opened, shared)?;
         }
@@ -121,7 +120,7 @@ impl Volumes {
         let volume = inner.records.write("volume.attach", |tx| {
             let mut row = present(tx, row.id)?;
             tx.put_lease(row.id, &lease)?;
-            row.unclean = write || (row.unclean && !mends);
+            row.unclean = write || (row.unclean && !is_in_order);
             tx.put_volume(&row)?;
             if write {
                 // What an earlier start of the job left, whose VMM is gone.
@@ -241,8 +240,12 @@ fn check_others(tx: &Tx<'_>, row: &VolumeRow, owner: &Owner, access: VolumeAcces
 
 /// Whether the filesystem that a writer left can be checked. Else only its guest can: of an overlay there is no
 /// one file to look at, and what is encrypted is not made plain for it. Its guest goes by its journal.
-fn can_mend(row: &VolumeRow, chain: &[LayerRow]) -> bool {
-    matches!(chain, [only] if only.format == LayerFormat::Raw) && row.filesystem == Filesystem::Ext4
+///
+/// What would show a chain as one disk (`qemu-storage-daemon`, by NBD or FUSE) would have the host's kernel
+/// wait for a process that reads what a VMM wrote, with a device or a mount that a crash leaves behind; and a
+/// copy of the chain costs as much as there is, at each start after an end that was not in order.
+fn can_check(row: &VolumeRow, chain: &[LayerRow]) -> bool {
+    matches!(chain, [only] if only.format == LayerFormat::Raw) && row.filesystem != Filesystem::None
 }
 
 /// Locks a file. A program that is being started has copies of all descriptors until it is another program.
@@ -379,15 +382,19 @@ impl Inner {
         Ok(false)
     }
 
-    /// Checks the filesystem that a writer left, of a volume that [can be mended](can_mend) and that the caller
-    /// has alone.
-    fn mend(&self, row: &VolumeRow, chain: &[LayerRow]) -> Result<()> {
+    /// Checks the filesystem that a writer left, of a volume that [can be checked](can_check) and that nobody
+    /// writes to; the caller has it alone where the check [writes](filesystem::check_writes).
+    fn check(&self, row: &VolumeRow, chain: &[LayerRow]) -> Result<Checked> {
         let Some(only) = chain.first() else {
             return Err(VolumeError::NoVolume(row.id.to_string()));
         };
         let path = self.path(only);
-        let disk = self.keeper(only.home)?.open(&path, true)?;
-        filesystem::check(&disk, row.filesystem, row.size, &row.name)?;
-        disk.sync_all().map_err(at("write", &path))
+        let mends = filesystem::check_writes(row.filesystem);
+        let disk = self.keeper(only.home)?.open(&path, mends)?;
+        let checked = filesystem::check(&disk, row.filesystem, row.size, &row.name)?;
+        if mends {
+            disk.sync_all().map_err(at("write", &path))?;
+        }
+        Ok(checked)
     }
 }

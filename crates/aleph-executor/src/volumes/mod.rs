@@ -17,7 +17,7 @@
 //! | `backend` | [`Backend`]: how bytes are kept, as files, qcow2 chains or thin volumes of LVM | files, `lvm` |
 //! | `images` | layers and images made, grown and converted | `qemu-img` |
 //! | `keys` | keys of encrypted volumes, and the node's | one file |
-//! | `filesystem` | ext4 and XFS: made, checked | `mke2fs`, `mkfs.xfs`, `e2fsck` |
+//! | `filesystem` | ext4 and XFS: made, checked | `mke2fs`, `mkfs.xfs`, `e2fsck`, `xfs_logprint`, `xfs_repair` |
 //! | `records` | what is known: one SQLite database | one file |
 //! | `layer` | what a layer is | none |
 //! | `sandbox` | runs those programs, locked up | processes |

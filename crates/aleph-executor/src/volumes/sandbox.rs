@@ -1,4 +1,4 @@
-//! Runs programs over disks that others wrote: `qemu-img`, `mke2fs`, `e2fsck`.
+//! Runs programs over disks that others wrote: `qemu-img`, `mke2fs`, `e2fsck`, `xfs_repair`.
 //!
 //! Such a program reads what a tenant chose byte by byte, so it is taken for broken into. Where the node
 //! runs as root, it gets a user of its own that owns nothing but the file it writes, and no network. It
@@ -14,7 +14,7 @@ use crate::process::{FIRST_FILE, path_of_file};
 use aleph_types::VmId;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Gid, MemfdFlags, Uid, fchown, memfd_create};
+use rustix::fs::{Gid, MemfdFlags, SealFlags, Uid, fchown, fcntl_add_seals, memfd_create};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal, setrlimit,
@@ -42,10 +42,12 @@ const MEMORY: u64 = 4 << 30;
 const PROCESSES: u64 = 64;
 /// How much of what a program said is kept.
 const SAID: u64 = 1024;
-/// How much it may say: that is a file, too.
+/// How much of what it says is taken, beginning with the first: what comes then fails.
 const MOST_SAID: u64 = 64 * 1024;
 /// What works on images.
 pub(super) const QEMU_IMG: &str = "qemu-img";
+/// The bound of a program's files that is none.
+pub(super) const NO_BOUND: u64 = u64::MAX;
 /// How often what a program has left is looked for.
 const LOOKS: u32 = 100;
 
@@ -129,7 +131,7 @@ pub(super) struct Tool<'a> {
     pub(super) writes: Option<&'a File>,
     /// How long it may take.
     pub(super) time: Duration,
-    /// How long any file of it may get, in bytes.
+    /// How long any file of it may get, in bytes. [`NO_BOUND`] is for programs that end where they have one.
     pub(super) output: u64,
 }
 
@@ -164,9 +166,7 @@ impl Tool<'_> {
             (Some(user), Some(file)) => Some(Lent::to(user, file).map_err(start)?),
             _ => None,
         };
-        let said = memfd_create("said", MemfdFlags::CLOEXEC)
-            .map(File::from)
-            .map_err(|error| start(error.into()))?;
+        let said = a_said().map_err(start)?;
         let ended = match user {
             // What it is killed with, where we die, is about the thread that starts it: that one waits.
             Some(user) => thread::scope(|scope| {
@@ -390,9 +390,19 @@ fn end_all_of(user: u32) {
     );
 }
 
-/// The end of what a program said, as one line.
+/// A file for what a program says, which does not grow.
+fn a_said() -> io::Result<File> {
+    let said = memfd_create("said", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let said = File::from(said);
+    said.set_len(MOST_SAID)?;
+    fcntl_add_seals(&said, SealFlags::GROW)?;
+    Ok(said)
+}
+
+/// The end of what a program said, as one line. The file's place is the program's, too: it is where that ended.
 pub(super) fn end_of(said: &File) -> String {
-    let length = said.metadata().map_or(0, |meta| meta.len());
+    let most = said.metadata().map_or(0, |meta| meta.len());
+    let length = rustix::fs::tell(said).map_or(0, |place| place.min(most));
     let mut bytes = vec![0; usize::try_from(length.min(SAID)).unwrap_or(0)];
     let from = length.saturating_sub(SAID);
     if said.read_exact_at(&mut bytes, from).is_err() {
@@ -479,6 +489,16 @@ mod tests {
         let flood = format!("dd if=/dev/zero of={} bs=1024 count=640", read_path(0));
         shell(&flood, vec![], Some(&file)).run().unwrap_err();
         assert!(file.metadata().unwrap().len() <= MOST_SAID);
+        // What it says has one of its own, also where its files have none.
+        let words = "head -c 100000 /dev/zero | tr '\\0' x >&2; exit 7";
+        let mut talks = shell(words, vec![], None);
+        talks.output = NO_BOUND;
+        match talks.run().unwrap_err() {
+            ToolError::Failed { said, code, .. } => {
+                assert_eq!((said.as_str(), code), (&*"x".repeat(1024), Some(7)));
+            }
+            other => panic!("{other}"),
+        }
         let mut slow = shell("exec sleep 600", vec![], None);
         slow.time = Duration::from_millis(50);
         assert!(matches!(slow.run(), Err(ToolError::Late { .. })));

@@ -5,15 +5,15 @@ use aleph_executor::node::Scope;
 use aleph_executor::volumes::{BackendChoice, Source, Volumes, VolumesConfig};
 use aleph_types::MiB;
 use anyhow::{Context, Result};
+use std::path::Path;
 
-/// States are kept, copied and had back, and nothing is left of them.
-pub(crate) fn states(backend: BackendChoice, encrypt: bool) -> Result<()> {
-    let dir = tempfile::tempdir()?;
+/// States are kept, copied and had back, and nothing is left of them in the node's state folder.
+pub(crate) fn states(state: &Path, backend: BackendChoice, encrypt: bool) -> Result<()> {
     let config = VolumesConfig {
         encrypt,
         ..config(backend)
     };
-    let volumes = Volumes::open(dir.path(), config)?;
+    let volumes = Volumes::open(state, config)?;
     let data = empty(&volumes, "data", 64)?;
     write(&volumes, "data", 7, 1)?;
     volumes.snapshot(data.id, "one")?;
@@ -46,6 +46,6 @@ pub(crate) fn states(backend: BackendChoice, encrypt: bool) -> Result<()> {
     }
     reads(&volumes, "old", 7, 1)?;
     volumes.remove(volumes.find(&Scope::All, "old")?.id, true)?;
-    assert_eq!(layers(dir.path(), backend)?, 0, "{backend:?}");
+    assert_eq!(layers(state, backend)?, 0, "{backend:?}");
     Ok(())
 }

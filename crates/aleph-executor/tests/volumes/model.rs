@@ -6,6 +6,7 @@ use aleph_executor::volumes::{BackendChoice, Source, VolumeError, Volumes, Volum
 use aleph_types::{DiskImageFormat, Filesystem, MiB, VolumeId, VolumeState};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const STATES: [&str; 3] = ["x", "y", "z"];
@@ -265,17 +266,18 @@ fn compare_lists(volumes: &Volumes, model: &Model) -> Result<()> {
     Ok(())
 }
 
+/// In a node's state folder.
 pub(crate) fn operations(
+    state: &Path,
     (backend, encrypt): (BackendChoice, bool),
     seed: u64,
     rounds: usize,
 ) -> Result<()> {
-    let dir = memory()?;
     let config = VolumesConfig {
         encrypt,
         ..config(backend)
     };
-    let open = || Volumes::open(dir.path(), config.clone());
+    let open = || Volumes::open(state, config.clone());
     let (mut random, mut model) = (Random(seed), Model::default());
     let mut volumes = open()?;
     for round in 0..rounds {
@@ -307,27 +309,27 @@ pub(crate) fn operations(
     for volume in volumes.list(&Scope::All, true)? {
         volumes.remove(volume.id, true)?;
     }
-    let left = layers(dir.path(), backend)?;
+    let left = layers(state, backend)?;
     ensure!(left == 0, "{left} layers are left of nothing");
     Ok(())
 }
 
 #[test]
 fn six_hundred_operations_on_chains() -> Result<()> {
-    operations((BackendChoice::Qcow2, false), 1, 600)
+    operations(memory()?.path(), (BackendChoice::Qcow2, false), 1, 600)
 }
 
 #[test]
 fn four_hundred_operations_on_files() -> Result<()> {
-    operations((BackendChoice::Files, false), 2, 400)
+    operations(memory()?.path(), (BackendChoice::Files, false), 2, 400)
 }
 
 #[test]
 fn operations_on_encrypted_chains() -> Result<()> {
-    operations((BackendChoice::Qcow2, true), 3, 40)
+    operations(memory()?.path(), (BackendChoice::Qcow2, true), 3, 40)
 }
 
 #[test]
 fn operations_on_encrypted_files() -> Result<()> {
-    operations((BackendChoice::Files, true), 4, 40)
+    operations(memory()?.path(), (BackendChoice::Files, true), 4, 40)
 }

@@ -11,7 +11,7 @@ mod crash;
 #[allow(dead_code, unused_imports)]
 mod merge;
 #[path = "../volumes/model.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod model;
 #[path = "../volumes/support.rs"]
 #[allow(dead_code)]
@@ -202,7 +202,7 @@ fn pool_on(device: &str, size: u32, extent: u32) -> Result<()> {
 
 fn states_are_kept_copied_and_had_back() -> Result<()> {
     pool(256, 1)?;
-    contract::states(THIN, false)
+    contract::states(tempfile::tempdir()?.path(), THIN, false)
 }
 
 fn encrypted_ones_are_kept_too() -> Result<()> {
@@ -649,7 +649,7 @@ fn a_node_with_another_back_end_goes_on() -> Result<()> {
 
 fn operations_against_a_model() -> Result<()> {
     pool(256, 1)?;
-    model::operations((THIN, false), 5, 60)
+    model::operations(tempfile::tempdir()?.path(), (THIN, false), 5, 60)
 }
 
 fn a_crash_while_layers_are_made() -> Result<()> {
