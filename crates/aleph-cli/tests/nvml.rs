@@ -2,7 +2,7 @@
 //! since that one needs its driver and a GPU.
 
 use aleph_executor::gpu::{
-    GpuConfig, Gpus, HostTree, Nvml, NvmlError, NvmlReader, PciAddress, VramSource,
+    Allowed, GpuConfig, Gpus, HostTree, Nvml, NvmlError, NvmlReader, PciAddress, VramSource, choose,
 };
 use aleph_testkit::{expand_pci_tree, wait_until};
 use aleph_types::MiB;
@@ -30,7 +30,15 @@ struct memory {
     unsigned long long total, reserved, free, used;
 };
 
+struct attributes {
+    unsigned processors, copy, decoders, encoders, jpeg, flow, slices, compute_slices;
+    unsigned long long memory_mb;
+};
+
 static unsigned number(void *device) { return (unsigned)(size_t)device - 1; }
+
+/* Handles of parts are those from 0x100 on. */
+static int is_part(void *device) { return number(device) >= 0x100; }
 
 int nvmlInit_v2(void) {
 #ifdef HANGS
@@ -72,22 +80,43 @@ int nvmlDeviceGetPciInfo_v3(void *device, struct pci *pci) {
 int nvmlDeviceGetMemoryInfo_v2(void *device, struct memory *memory) {
     if (memory->version != (sizeof *memory | 2 << 24)) return 25;
     memory->total = (number(device) ? 24564ull : 143771ull) << 20;
+    if (is_part(device)) memory->total = (number(device) == 0x100 ? 71424ull : 16896ull) << 20;
     return 0;
 }
 
 int nvmlDeviceGetUUID(void *device, char *text, unsigned length) {
-    snprintf(text, length, "GPU-0000000%u", number(device));
+    if (is_part(device)) snprintf(text, length, "MIG-0000000%u", number(device) - 0x100);
+    else snprintf(text, length, "GPU-0000000%u", number(device));
     return 0;
 }
 
 int nvmlDeviceGetName(void *device, char *text, unsigned length) {
     snprintf(text, length, "%s", number(device) ? "NVIDIA Unheard Of" : "NVIDIA H200");
+    if (is_part(device)) strcpy(text, "NVIDIA H200");
+    if (number(device) == 0x105) strcpy(text, "NVIDIA H200 MIG 1g.18gb+me");
     return 0;
 }
 
 int nvmlDeviceGetMigMode(void *device, unsigned *now, unsigned *later) {
     if (number(device)) return 3; /* it has none */
     *now = *later = 1;
+    return 0;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned *count) { *count = 7; return 0; }
+
+int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned index, void **part) {
+    if (number(device)) abort(); /* nobody asks one that is not divided */
+    if (index != 0 && index != 4 && index != 5) return 6; /* there is none of that number */
+    *part = (void *)(size_t)(0x101 + index);
+    return 0;
+}
+
+int nvmlDeviceGetAttributes_v2(void *device, struct attributes *size) {
+    if (!is_part(device)) return 2;
+    memset(size, 0, sizeof *size);
+    size->slices = size->compute_slices = number(device) == 0x100 ? 3 : 1;
+    size->memory_mb = number(device) == 0x100 ? 71424 : 16896;
     return 0;
 }
 "#;
@@ -134,6 +163,56 @@ fn gpus_are_what_the_library_says_even_once_a_guest_has_them() -> Result<()> {
     let tree = HostTree::recorded(&root);
     let gpus = Gpus::new(tree.clone(), GpuConfig::default()).asking(reader(library, LONG));
     let at = |address: &str| -> Result<PciAddress> { Ok(address.parse()?) };
+    // What MIG divides the first one into, while its driver has it.
+    let inventory = gpus.inventory()?;
+    let parts: Vec<_> = inventory
+        .instances()
+        .iter()
+        .map(|part| {
+            let gib = part.vram.map(|vram| vram.mib.0 >> 10);
+            (part.name(), &part.gpu_type[..], part.uuid.as_deref(), gib)
+        })
+        .collect();
+    let part = |index: u32, name, gib| {
+        let address = format!("0000:18:00.0/mig{index}");
+        (address, name, gib)
+    };
+    let wanted = [
+        (part(0, "h200-3g.71gb", 70), "MIG-00000000"),
+        (part(4, "h200-1g.18gb", 17), "MIG-00000004"),
+        (part(5, "h200-1g.18gb+me", 17), "MIG-00000005"),
+    ];
+    let wanted = wanted.map(|((address, name, gib), uuid)| (address, name, Some(uuid), Some(gib)));
+    assert_eq!(parts, wanted);
+    let refused = |request: &str| -> Result<String> {
+        let refused = choose(&inventory, &Allowed::default(), &request.parse()?);
+        Ok(refused.err().context("it is given")?.to_string())
+    };
+    let said = refused("type=nvidia,vram=60G")?;
+    for part in [
+        "0000:18:00.0 (h200, 141 GiB) is divided by MIG",
+        "0000:18:00.0/mig0 (h200-3g.71gb, 70 GiB) is a MIG instance: it reaches a VM only as a vGPU",
+        "0000:18:00.0/mig4 (h200-1g.18gb, 17 GiB) has too little memory",
+    ] {
+        ensure!(said.contains(part), "{part}: {said}");
+    }
+    for (request, meant) in [
+        (
+            "type=h200-1g.18gb",
+            "mig4 (h200-1g.18gb, 17 GiB) is a MIG instance",
+        ),
+        (
+            "type=3g.71gb",
+            "mig0 (h200-3g.71gb, 70 GiB) is a MIG instance",
+        ),
+        (
+            "type=h200",
+            "mig0 (h200-3g.71gb, 70 GiB) is of another type",
+        ),
+    ] {
+        let said = refused(request)?;
+        ensure!(said.contains(meant), "{request}: {said}");
+    }
     for driver in ["nvidia", "vfio-pci"] {
         let inventory = gpus.inventory()?;
         let gpu = |address| inventory.gpu(at(address)?).context("none");
@@ -164,11 +243,13 @@ fn gpus_are_what_the_library_says_even_once_a_guest_has_them() -> Result<()> {
             std::os::unix::fs::symlink("../../bus/pci/drivers/vfio-pci", link)?;
         }
     }
-    assert_eq!(
-        fs::read_to_string(done)?,
-        "shut down\n",
-        "it was asked once"
+    let inventory = gpus.inventory()?;
+    ensure!(
+        inventory.instances().is_empty(),
+        "nobody knows of a guest's GPU"
     );
+    // It was asked each time while its driver had one that was divided, and then not again.
+    assert_eq!(fs::read_to_string(done)?, "shut down\nshut down\n");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::output::{Column, Listing, plain, print, print_json, print_json_line, say};
 use aleph_control::Config;
 use aleph_executor::gpu::{
-    self, GpuState, Gpus, HostTree, Inventory, Misfit, NvmlReader, PciAddress,
+    self, GpuState, Gpus, HostTree, Inventory, MigInstance, Misfit, NvmlReader, PciAddress,
 };
 use aleph_types::JobId;
 use anyhow::{Result, bail};
@@ -60,13 +60,27 @@ pub(crate) struct NodeConfig {
     config: Option<PathBuf>,
 }
 
-/// A GPU, and why no job can have it now.
+/// A row of the list.
 #[derive(Debug, Serialize)]
-struct Listed<'a> {
-    #[serde(flatten)]
-    gpu: &'a gpu::Gpu,
-    /// None where one can.
-    unavailable: Option<String>,
+#[serde(untagged)]
+enum Listed<'a> {
+    /// A GPU, and why no job can have it now.
+    Gpu {
+        #[serde(flatten)]
+        gpu: &'a gpu::Gpu,
+        /// None where one can.
+        unavailable: Option<String>,
+    },
+    /// A part of one that MIG divides, and why none can ever.
+    Instance {
+        /// That of the GPU, and the number of the part.
+        address: String,
+        #[serde(flatten)]
+        part: &'a MigInstance,
+        state: &'static str,
+        reason: String,
+        unavailable: String,
+    },
 }
 
 impl Gpu {
@@ -130,21 +144,36 @@ impl NodeConfig {
     }
 }
 
+/// The state of what no job can ever have as it is.
+const NOT_PLACEABLE: &str = "not_placeable";
+
 fn listed<'a>(
     inventory: &'a Inventory,
     misfits: &mut BTreeMap<PciAddress, Misfit>,
     enabled: bool,
 ) -> Vec<Listed<'a>> {
-    let gpus = inventory.gpus().iter();
     let is_off = || (!enabled).then(|| "needs enable_gpu = true".to_owned());
-    let listed = gpus.map(|gpu| Listed {
-        gpu,
-        unavailable: misfits
-            .remove(&gpu.address)
-            .map(|why| why.to_string())
-            .or_else(is_off),
-    });
-    listed.collect()
+    let mut listed = Vec::new();
+    for gpu in inventory.gpus() {
+        let misfit = misfits.remove(&gpu.address);
+        listed.push(Listed::Gpu {
+            gpu,
+            unavailable: misfit.map(|why| why.to_string()).or_else(is_off),
+        });
+        let parts = inventory.instances().iter();
+        let parts = parts.filter(|part| part.parent == gpu.address);
+        listed.extend(parts.map(|part| {
+            let reason = Misfit::MigInstance.to_string();
+            Listed::Instance {
+                address: part.name(),
+                part,
+                state: NOT_PLACEABLE,
+                unavailable: reason.clone(),
+                reason,
+            }
+        }));
+    }
+    listed
 }
 
 fn table(gpus: &[Listed<'_>]) -> Listing {
@@ -159,7 +188,28 @@ fn table(gpus: &[Listed<'_>]) -> Listing {
         Column::Text("NOT FOR JOBS, SINCE IT"),
     ]);
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
-    for Listed { gpu, unavailable } in gpus {
+    for listed in gpus {
+        let (gpu, unavailable) = match listed {
+            Listed::Gpu { gpu, unavailable } => (gpu, unavailable),
+            Listed::Instance {
+                address,
+                part,
+                reason,
+                ..
+            } => {
+                listing.row([
+                    address.clone(),
+                    plain(&part.gpu_type),
+                    or_none(part.vram.map(|vram| vram.to_string())),
+                    or_none(None),
+                    or_none(part.numa_node.map(|node| node.to_string())),
+                    or_none(part.driver.as_deref().map(plain)),
+                    NOT_PLACEABLE.replace('_', " "),
+                    plain(reason),
+                ]);
+                continue;
+            }
+        };
         let state = match &gpu.state {
             GpuState::Free => "free".to_owned(),
             GpuState::Host => "host".to_owned(),
@@ -189,7 +239,10 @@ fn short(job: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aleph_executor::gpu::{Allowed, Names, Record};
+    use aleph_executor::gpu::{
+        Allowed, GpuConfig, Names, Nvml, NvmlError, NvmlGpu, NvmlInstance, Record,
+    };
+    use std::result::Result;
 
     const HGX: &str = include_str!("../../../aleph-executor/tests/gpu/hgx_h200.txt");
 
@@ -205,7 +258,10 @@ mod tests {
         };
         let mut misfits = gpu::misfits(&inventory, &allowed);
         let off = listed(&inventory, &mut misfits, false);
-        let why = off.iter().map(|gpu| gpu.unavailable.as_deref());
+        let why = off.iter().map(|listed| match listed {
+            Listed::Gpu { unavailable, .. } => unavailable.as_deref(),
+            Listed::Instance { unavailable, .. } => Some(unavailable.as_str()),
+        });
         let why: Vec<_> = why.collect();
         assert_eq!(why[0], Some("shows the console of the host"));
         assert_eq!(why[1], Some("needs enable_gpu = true"));
@@ -236,5 +292,76 @@ mod tests {
         ] {
             assert_eq!(json[key], value, "{key}");
         }
+    }
+
+    /// NVIDIA's library, which says of one GPU that it is divided.
+    #[derive(Debug)]
+    struct Divided;
+
+    impl Nvml for Divided {
+        fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError> {
+            let part = |index, profile: &str| NvmlInstance {
+                index,
+                uuid: Some(format!("MIG-{index}")),
+                profile: Some(profile.into()),
+                memory: Some(16 << 30),
+            };
+            Ok(vec![NvmlGpu {
+                address: "0000:18:00.0".parse().unwrap(),
+                ids: (0x10de, 0x2335),
+                uuid: None,
+                name: None,
+                memory: None,
+                mig: Some(true),
+                instances: vec![part(0, "1g.18gb"), part(3, "1g.18gb+me")],
+            }])
+        }
+    }
+
+    #[test]
+    fn parts_that_mig_makes_are_listed_behind_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        aleph_testkit::expand_pci_tree(HGX, dir.path()).unwrap();
+        let gpus = Gpus::new(HostTree::recorded(dir.path()), GpuConfig::default());
+        let inventory = gpus.asking(Divided).inventory().unwrap();
+        let mut misfits = gpu::misfits(&inventory, &Allowed::default());
+        let rows = listed(&inventory, &mut misfits, true);
+        let text = table(&rows).in_width(200).to_string();
+        let lines: Vec<String> = text
+            .lines()
+            .skip(2)
+            .take(4)
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        let reason = "is a MIG instance: it reaches a VM only as a vGPU of its maker's host driver";
+        assert_eq!(
+            lines,
+            [
+                "0000:18:00.0 h200 141 GiB 14 0 nvidia host is divided by MIG: nvidia-smi -mig 0 ends that",
+                &format!("0000:18:00.0/mig0 h200-1g.18gb 16 GiB - 0 nvidia not placeable {reason}"),
+                &format!(
+                    "0000:18:00.0/mig3 h200-1g.18gb+me 16 GiB - 0 nvidia not placeable {reason}"
+                ),
+                "0000:3a:00.0 h200 141 GiB 20 0 nvidia host",
+            ]
+        );
+        let json = serde_json::to_value(&rows[2]).unwrap();
+        assert_eq!(
+            json,
+            json!({
+                "address": "0000:18:00.0/mig0",
+                "parent": "0000:18:00.0",
+                "index": 0,
+                "type": "h200-1g.18gb",
+                "profile": "1g.18gb",
+                "uuid": "MIG-0",
+                "vram": {"mib": 16384, "source": "nvml"},
+                "numa_node": 0,
+                "driver": "nvidia",
+                "state": "not_placeable",
+                "reason": reason,
+                "unavailable": reason,
+            })
+        );
     }
 }

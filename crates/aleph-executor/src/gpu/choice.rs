@@ -8,6 +8,7 @@
 use super::address::PciAddress;
 use super::function::PciFunction;
 use super::inventory::{Gpu, GpuState, Inventory, gib, is_for_guests};
+use super::mig::MigInstance;
 use super::users::DeviceUser;
 use aleph_types::{GpuRequest, MiB};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +64,8 @@ pub enum Misfit {
     Divided(usize),
     /// It is divided by NVIDIA's MIG, which a guest that does not know of it finds set, and cannot use it whole.
     Mig,
+    /// It is a part of a GPU that MIG divides, which has no PCI function.
+    MigInstance,
     /// It is a part of another one, which is not as it has to be for that.
     PartOf(PciAddress, Box<Misfit>),
     /// A driver gives it to guests as a whole.
@@ -105,6 +108,9 @@ impl fmt::Display for Misfit {
             Self::SharedReset(with) => write!(f, "cannot be reset without {with}, on its bus"),
             Self::Divided(parts) => write!(f, "is divided into {parts} virtual functions"),
             Self::Mig => f.write_str("is divided by MIG: nvidia-smi -mig 0 ends that"),
+            Self::MigInstance => f.write_str(
+                "is a MIG instance: it reaches a VM only as a vGPU of its maker's host driver",
+            ),
             Self::PartOf(whole, why) => write!(f, "is a part of {whole}, which {why}"),
             Self::ForGuests(driver) => write!(f, "is bound to {driver} as a whole"),
             Self::NoKind => {
@@ -136,6 +142,8 @@ pub struct NoFit {
     pub request: GpuRequest,
     /// Each GPU of the host with what it is, and why it does not fit; `None` for one that does.
     pub gpus: Vec<(PciAddress, String, Option<Misfit>)>,
+    /// The same of each part of one that MIG divides.
+    pub instances: Vec<(MigInstance, Misfit)>,
 }
 
 impl fmt::Display for NoFit {
@@ -164,6 +172,10 @@ impl fmt::Display for NoFit {
                 None => f.write_str("fits, with too few others")?,
             }
             separator = "; ";
+            let parts = self.instances.iter();
+            for (part, misfit) in parts.filter(|(part, _)| part.parent == *address) {
+                write!(f, "{separator}{} ({part}) {misfit}", part.name())?;
+            }
         }
         Ok(())
     }
@@ -186,9 +198,13 @@ pub fn choose(
     pick(&groups, count).ok_or_else(|| {
         let gpus = inventory.gpus().iter();
         let gpus = gpus.map(|gpu| (gpu.address, gpu.label(), misfits.remove(&gpu.address)));
+        let parts = inventory.instances().iter();
         NoFit {
             request: request.clone(),
             gpus: gpus.collect(),
+            instances: parts
+                .map(|part| (part.clone(), part.misfit(request)))
+                .collect(),
         }
     })
 }
@@ -294,8 +310,7 @@ fn misfit_alone(
     if parts > 0 {
         return Some(Misfit::Divided(parts));
     }
-    // What another driver has was divided when it was asked, and nobody knows whether it still is.
-    if gpu.mig == Some(true) && gpu.state == GpuState::Host {
+    if gpu.is_divided_by_mig() {
         return Some(Misfit::Mig);
     }
     let Some(function) = inventory

@@ -2,6 +2,7 @@
 
 use super::address::PciAddress;
 use super::function::{MediatedType, PciFunction};
+use super::mig::MigInstance;
 use super::model::{Model, maker};
 use super::nvml::{self, NvmlGpu};
 use super::record::{Record, Tenant};
@@ -22,6 +23,7 @@ pub const VFIO_PCI: &str = "vfio-pci";
 pub struct Inventory {
     functions: BTreeMap<PciAddress, PciFunction>,
     gpus: Vec<Gpu>,
+    instances: Vec<MigInstance>,
 }
 
 /// One GPU: a card, a die of one, or a virtual function of one.
@@ -144,7 +146,11 @@ impl Inventory {
         let gpus = gpus
             .map(|function| gpu(function, &functions, names, record))
             .collect();
-        Self { functions, gpus }
+        Self {
+            functions,
+            gpus,
+            instances: Vec::new(),
+        }
     }
 
     /// Looks for the processes that use the GPUs.
@@ -187,6 +193,11 @@ impl Inventory {
             if gpu.vram.is_none_or(|vram| vram.source != VramSource::Model) {
                 gpu.vram = said.memory.and_then(nvml::vram).or(gpu.vram);
             }
+            if gpu.is_divided_by_mig() {
+                let parts = said.instances.iter();
+                self.instances
+                    .extend(parts.map(|part| MigInstance::of(gpu, part)));
+            }
         }
     }
 
@@ -194,6 +205,12 @@ impl Inventory {
     #[must_use]
     pub fn gpus(&self) -> &[Gpu] {
         &self.gpus
+    }
+
+    /// The parts of GPUs that MIG divides, in the order of the GPUs.
+    #[must_use]
+    pub fn instances(&self) -> &[MigInstance] {
+        &self.instances
     }
 
     /// The GPU at an address.
@@ -321,6 +338,13 @@ impl Gpu {
         let vendor = self.ids.split(':').next();
         let vendor = vendor.and_then(|id| u16::from_str_radix(id, 16).ok());
         variant || self.ids == wanted || vendor.and_then(maker).is_some_and(|m| m == wanted)
+    }
+
+    /// Whether MIG divides it. What another driver has was divided when it was asked, and nobody knows whether it
+    /// still is.
+    #[must_use]
+    pub fn is_divided_by_mig(&self) -> bool {
+        self.mig == Some(true) && self.state == GpuState::Host
     }
 
     /// What it is, in few words.

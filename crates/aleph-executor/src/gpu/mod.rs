@@ -7,6 +7,7 @@
 //! | `sysfs`, `users` | what the kernel shows: functions, and who has their device nodes open | reads |
 //! | `nvml` | what NVIDIA's driver says of its GPUs, and that it is asked once | asks through `nvml_reader` |
 //! | `nvml_reader` | the process that loads NVIDIA's library | a process that ends |
+//! | `mig` | the parts that MIG divides a GPU into | none |
 //! | `inventory` | the GPUs of a host, each with its group, companions and state | reads |
 //! | `choice` | which GPUs a job gets, or why each does not fit | none: pure |
 //! | `record` | who has which: a file, written before anything is changed | one folder |
@@ -49,6 +50,7 @@ mod group;
 mod hot_reset;
 mod inventory;
 mod memory_node;
+mod mig;
 mod model;
 mod nvml;
 mod nvml_reader;
@@ -64,8 +66,9 @@ pub use error::{DeviceFault, GpuError, HostFault};
 pub use function::{Bar, MediatedType, PciFunction};
 pub use inventory::{Gpu, GpuState, Inventory, Names, VFIO_PCI, Vram, VramSource, is_for_guests};
 pub use memory_node::{MemoryNode, memory_node};
+pub use mig::MigInstance;
 pub use model::Model;
-pub use nvml::{Nvml, NvmlError, NvmlGpu};
+pub use nvml::{Nvml, NvmlError, NvmlGpu, NvmlInstance};
 pub use nvml_reader::{NVML_READER, NvmlReader, read_nvml};
 pub use passthrough::{Passthrough, window_argv};
 pub use record::{ParseTenantError, Prior, Quarantine, Record, Taken, TakenFunction, Tenant};

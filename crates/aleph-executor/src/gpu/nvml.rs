@@ -12,6 +12,7 @@
 //! | a GPU that fell off the bus has NVML wait for it | the process is killed after [`LIMIT`]; nothing is known by it |
 //! | the library crashes, or answers nonsense | the same |
 //! | one GPU does not answer | nothing is known of that one |
+//! | a part of one does not (MIG) | the others are known |
 //! | a job is to get a GPU that another process just asks of | it waits until that process has ended |
 //!
 //! Where nothing is known so, it is asked again when the driver has another GPU, or by the next process. It is
@@ -48,6 +49,21 @@ pub struct NvmlGpu {
     pub memory: Option<u64>,
     /// Whether it is divided (MIG); none of one that cannot be.
     pub mig: Option<bool>,
+    /// The parts that it is divided into.
+    pub instances: Vec<NvmlInstance>,
+}
+
+/// What NVML says of a part of a GPU that MIG divides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvmlInstance {
+    /// Its number on its GPU.
+    pub index: u32,
+    /// Its name for NVIDIA's own tools.
+    pub uuid: Option<String>,
+    /// What NVIDIA calls a part of its size.
+    pub profile: Option<String>,
+    /// Its memory in bytes.
+    pub memory: Option<u64>,
 }
 
 /// The seam to the library.

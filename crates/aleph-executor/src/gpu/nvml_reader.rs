@@ -2,7 +2,8 @@
 //! writes what that says to its standard output as JSON, and ends.
 
 use super::address::PciAddress;
-use super::nvml::{LIMIT, Nvml, NvmlError, NvmlGpu};
+use super::mig::{MigSize, profile_in};
+use super::nvml::{LIMIT, Nvml, NvmlError, NvmlGpu, NvmlInstance};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -20,6 +21,8 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 const ABSENT: u8 = 3;
 /// More than it has to say of as many GPUs as any host has.
 const MOST: u64 = 256 << 10;
+/// More parts than any GPU is divided into by MIG, which are 7 today.
+const MOST_PARTS: u32 = 64;
 /// How long one that is killed may take to be gone; the kernel lets none go that waits for a device.
 const GOING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(5);
@@ -54,14 +57,50 @@ fn gpu(nvml: &nvml_wrapper::Nvml, index: u32) -> Option<NvmlGpu> {
     let address: PciAddress = pci.bus_id.parse().ok()?;
     // The device in the upper half, and the vendor in the lower one (`nvmlPciInfo_t` of nvml.h).
     let [a, b, c, d] = pci.pci_device_id.to_le_bytes();
+    let memory = device.memory_info().ok().map(|memory| memory.total);
+    // `NVML_DEVICE_MIG_ENABLE` is 1.
+    let mig = device.mig_mode().ok().map(|mode| mode.current == 1);
+    let parts = match mig {
+        Some(true) => device.mig_device_count().unwrap_or(0).min(MOST_PARTS),
+        _ => 0,
+    };
     Some(NvmlGpu {
         address,
         ids: (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])),
         uuid: device.uuid().ok(),
         name: device.name().ok(),
-        memory: device.memory_info().ok().map(|memory| memory.total),
-        // `NVML_DEVICE_MIG_ENABLE` is 1.
-        mig: device.mig_mode().ok().map(|mode| mode.current == 1),
+        memory,
+        mig,
+        // Numbers that no part has are among them.
+        instances: (0..parts)
+            .filter_map(|index| instance(&device, index, memory))
+            .collect(),
+    })
+}
+
+/// A part of a GPU with so much memory.
+fn instance(
+    device: &nvml_wrapper::Device<'_>,
+    index: u32,
+    whole: Option<u64>,
+) -> Option<NvmlInstance> {
+    let part = device.mig_device_by_index(index).ok()?;
+    let by_size = || {
+        let size = part.attributes().ok()?;
+        let size = MigSize {
+            slices: size.gpu_instance_slice_count,
+            compute_slices: size.compute_instance_slice_count,
+            memory_mib: size.memory_size_mb,
+            whole: whole?,
+        };
+        size.profile()
+    };
+    let name = part.name().unwrap_or_default();
+    Some(NvmlInstance {
+        index,
+        uuid: part.uuid().ok(),
+        profile: profile_in(&name).or_else(by_size),
+        memory: part.memory_info().ok().map(|memory| memory.total),
     })
 }
 

@@ -3,8 +3,8 @@
 
 use super::{HGX, at, tree};
 use aleph_executor::gpu::{
-    GpuConfig, GpuState, Gpus, HostTree, Nvml, NvmlError, NvmlGpu, Prior, Quarantine, Record,
-    Taken, TakenFunction, Tenant,
+    GpuConfig, GpuState, Gpus, HostTree, Nvml, NvmlError, NvmlGpu, NvmlInstance, Prior, Quarantine,
+    Record, Taken, TakenFunction, Tenant,
 };
 use aleph_testkit::wait_until;
 use aleph_types::{Classify, ErrorClass, GpuRequest};
@@ -225,6 +225,12 @@ impl Nvml for Divided {
             name: None,
             memory: None,
             mig: Some(self.0.load(Ordering::Relaxed)),
+            instances: vec![NvmlInstance {
+                index: 0,
+                uuid: None,
+                profile: None,
+                memory: None,
+            }],
         }])
     }
 }
@@ -236,7 +242,10 @@ fn a_gpu_that_mig_divides_is_not_given_whole_until_that_ends() {
     let gpus = host.gpus().asking(Arc::clone(&nvml));
     let said = gpus.admit(&ask("1")).unwrap_err().to_string();
     assert!(said.contains("is divided by MIG"), "{said}");
+    let part = "; 0000:01:00.0/mig0 (h100-mig) is a MIG instance";
+    assert!(said.contains(part), "{said}");
     nvml.0.store(false, Ordering::Relaxed);
+    assert!(gpus.inventory().unwrap().instances().is_empty());
     gpus.admit(&ask("1")).unwrap();
 }
 
