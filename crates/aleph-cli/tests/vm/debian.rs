@@ -21,6 +21,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// How many MiB the root disk of `web` has: its image has half as many.
+const DISK: u32 = 4096;
+
 /// What a shell, systemd and YAML each have another view of.
 const TRICKY: &str = "a b  \"c\" 'd' $HOME ${X} $$ %n %% \\ \\n `id` ; # 0x10\n\tno";
 
@@ -63,10 +66,16 @@ fn questions() -> String {
         say user; cat /opt/ran
         say package; cat {FILE}; dpkg-query -W -f ' ${{Status}}\n' {PACKAGE}
         say files; stat -c '%a %u %g %n' /opt/binary /opt/word; sudo -n sha256sum /opt/binary
-        say mount; findmnt -no FSTYPE /srv/data
-        [ "$(findmnt -no SOURCE /srv/data)" = "$(readlink -f /dev/disk/by-id/virtio-v*)" ] && echo by serial
+        say mounts
+        for at in data files; do
+            findmnt -no FSTYPE /srv/$at
+            for disk in /dev/disk/by-id/virtio-v*; do
+                [ "$(findmnt -no SOURCE /srv/$at)" = "$(readlink -f $disk)" ] && echo by serial
+            done
+        done
+        say root; echo $(($(stat -f -c '%b * %S' /) >> 20))
         say secrets; {as_bob}
-        say end; echo kept > kept; sync"#
+        say end; echo kept > kept; echo of xfs | sudo -n tee /srv/files/kept; sync"#
     )
 }
 
@@ -93,9 +102,12 @@ fn web(repository: &Repository, login: &Login) -> Result<serde_json::Value> {
             {"path": "/opt/binary", "base64": every_byte, "mode": "0640", "uid": 1234, "gid": 4321},
             {"path": "/opt/word", "text": format!("{SECRET}-file\n"), "mode": "4700"},
         ],
-        "resources": {"cpus": 2, "memory": 1024},
+        "resources": {"cpus": 2, "memory": 1024, "disk": DISK},
         "machine": {"room": {"memory": 256}},
-        "volumes": [{"name": "data", "path": "/srv/data"}],
+        "volumes": [
+            {"name": "data", "path": "/srv/data"},
+            {"name": "files", "path": "/srv/files"},
+        ],
         "stop_grace_seconds": 300,
         "cloud_init": {
             "ssh_keys": [login.line()?],
@@ -117,8 +129,9 @@ fn alone_debians_do_as_they_were_told_and_outlive_their_daemon() -> Result<()> {
     let disk = DebianDisk::new()?;
     let mut daemon = Daemon::over(node, "", &["--netns", &world.node])?;
     daemon.ok(&["volume", "import", text(&disk.qcow2)?, "debian"])?;
-    // Its guest makes the filesystem.
+    // Its guest makes the filesystem of one, and the node that of the other.
     daemon.ok(&["volume", "create", "data", "--size", "64M", "--fs", "none"])?;
+    daemon.ok(&["volume", "create", "files", "--size", "300M", "--fs", "xfs"])?;
     let login = Login::new(&world, folder.path())?;
     let repository = Repository::serve(&world, folder.path())?;
     let (job, config) = (folder.path().join("job.json"), folder.path().join("odd"));
@@ -177,14 +190,21 @@ fn alone_debians_do_as_they_were_told_and_outlive_their_daemon() -> Result<()> {
     // Its power button ends it in order, and its disk is there the next time.
     daemon.ok(&["vm", "stop", "web"])?;
     is(&daemon, "web", "exited").context("it has not stopped")?;
-    let volume = daemon.json(&["volume", "inspect", "data"])?;
-    assert_eq!(volume[0]["leases"], json!([]), "{volume:#}");
+    for volume in ["data", "files"] {
+        let volume = daemon.json(&["volume", "inspect", volume])?;
+        assert_eq!(volume[0]["leases"], json!([]), "{volume:#}");
+        assert_eq!(volume[0]["unclean"], false, "{volume:#}");
+    }
     daemon.ok(&["vm", "start", "web"])?;
     wait_for(&daemon, "web", "running");
-    let line = "cat kept; hostname; \
-                timeout 120 sh -c 'until mountpoint /srv/data; do sleep 1; done' | tail -n 1";
+    let line = "cat kept; hostname; for at in data files; do \
+                timeout 120 sh -c \"until mountpoint /srv/$at; do sleep 1; done\" | tail -n 1; done; \
+                findmnt -no FSTYPE /srv/files; cat /srv/files/kept";
     let said = login.shell(&daemon, "web", line)?;
-    assert_eq!(said, "kept\nweb-1\n/srv/data is a mountpoint\n");
+    assert_eq!(
+        said,
+        "kept\nweb-1\n/srv/data is a mountpoint\n/srv/files is a mountpoint\nxfs\nof xfs\n"
+    );
 
     // A guest that powers itself off ends its job, also where its machine was taken over.
     daemon.kill_and_restart()?;
@@ -198,7 +218,7 @@ fn alone_debians_do_as_they_were_told_and_outlive_their_daemon() -> Result<()> {
     let volumes = daemon.ok(&["volume", "ls", "-q"])?;
     let mut volumes: Vec<&str> = volumes.lines().collect();
     volumes.sort_unstable();
-    assert_eq!(volumes, ["data", "debian"]);
+    assert_eq!(volumes, ["data", "debian", "files"]);
     assert_eq!(fs::read_dir(root.join("machines"))?.count(), 0);
     daemon.end()
 }
@@ -224,7 +244,13 @@ fn did_as_it_was_told(daemon: &Daemon, login: &Login, id: &str) -> Result<()> {
         "640 1234 4321 /opt/binary\n4700 0 0 /opt/word\n\
          40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880  /opt/binary",
     )?;
-    is("mount", "ext4\nby serial")?;
+    is("mounts", "ext4\nby serial\nxfs\nby serial")?;
+    // Its partition and its filesystem have what its disk has beyond the image.
+    let root: u32 = section(&said, "root")?.parse()?;
+    ensure!(
+        (DISK - 512..DISK).contains(&root),
+        "its root has {root} of {DISK} MiB"
+    );
     is("secrets", "")?;
     let logs = daemon.ok(&["logs", "web"])?;
     ensure!(logs.contains("Cloud-init v."), "{logs}");
