@@ -39,7 +39,7 @@ const USERS: u32 = 0x1_0000;
 /// Bytes of address space that a program may have.
 const MEMORY: u64 = 4 << 30;
 /// Processes and threads that a program may have, where it has a user of its own.
-const PROCESSES: u64 = 64;
+const PROCESSES: u64 = 1024;
 /// How much of what a program said is kept.
 const SAID: u64 = 1024;
 /// How much of what it says is taken, beginning with the first: what comes then fails.
