@@ -41,7 +41,8 @@ for port in /sys/class/virtio-ports/*; do
 done
 ";
 
-/// Runs each line that comes over the serial port, and says how that ended.
+/// Runs each line that comes over the serial port, and says how that ended. The terminal gives whole lines: busybox's
+/// `read` begins anew where a child ends in the middle of one, and what it had of it is lost.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mkdir -p /sbin /usr/bin /usr/sbin
 /bin/busybox --install -s
@@ -52,7 +53,7 @@ mount -t devtmpfs devtmpfs /dev
 for name in $(cat /modules/order); do insmod /modules/$name.ko; done
 echo 0 >/proc/sys/kernel/printk
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
-stty raw -echo
+stty -echo -isig -ixon -icrnl -opost
 for event in /sys/class/input/event*; do
     grep -q Power $event/device/name && button=/dev/input/${event##*/}
 done

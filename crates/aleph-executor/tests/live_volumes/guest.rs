@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A limit that only a hang exceeds.
-pub(crate) const LIMIT: Duration = Duration::from_secs(900);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 /// What a guest writes at a time.
 pub(crate) const BLOCK: u64 = 4096;
@@ -216,6 +216,19 @@ impl Guest {
         Ok(String::from_utf8_lossy(&text).replace('\r', ""))
     }
 
+    /// What tells of a guest that does not answer: how its job and its VM are, and the end of its console, twice.
+    async fn last_words(&self, node: &Node) -> String {
+        let job = node.job(self.job).map(|job| job.state);
+        let mut ends = Vec::new();
+        for _ in 0..2 {
+            let said = self.console(node).await.unwrap_or_default();
+            ends.push(said.chars().rev().take(500).collect::<Vec<_>>());
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        let [before, after] = [0, 1].map(|n| ends[n].iter().rev().collect::<String>());
+        format!("{job:?}; its console: {before:?}; two seconds later: {after:?}")
+    }
+
     async fn types(&self, node: &Node, line: &str) -> Result<()> {
         let input = node.input(self.job)?.context("no console")?;
         input.write(format!("{line}\n").as_bytes()).await?;
@@ -232,7 +245,8 @@ impl Guest {
         self.types(node, &line).await?;
         let mut found = None;
         let begin = format!("{mark}:");
-        until(&format!("an answer to {line:?}"), async || {
+        let what = format!("an answer to {line:?}");
+        let answered = until(&what, async || {
             let said = self.console(node).await?;
             let Some((_, answer)) = said.split_once(&begin) else {
                 return Ok(false);
@@ -241,8 +255,10 @@ impl Guest {
                 .split_once(&format!(":{mark}"))
                 .map(|(answer, _)| answer.to_owned());
             Ok(found.is_some())
-        })
-        .await?;
+        });
+        if let Err(error) = answered.await {
+            return Err(error.context(self.last_words(node).await));
+        }
         let answer = found.context("no answer")?;
         let (status, said) = answer.split_once(':').context("no status")?;
         ensure!(status == "0", "{line:?} ended with {status}: {said}");
