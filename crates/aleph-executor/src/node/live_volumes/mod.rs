@@ -20,43 +20,39 @@
 //! remembered apart ([`Volumes::owe_thaw`](crate::volumes::Volumes::owe_thaw)), and holds up nothing else of the
 //! volume. What becomes of a state that is kept follows from what the machine did alone.
 
+mod covers;
+mod guest;
+mod plugging;
+mod settling;
+
+pub(super) use plugging::Changed;
+
+use self::covers::Kept;
 use super::actor::{Ask, Detach, VolumeAsk};
 use super::entry::lock;
 use super::inner::Inner;
-use super::mounts::{self, GivenUp, disk_of, serial_of};
+use super::mounts::serial_of;
 use super::own_disk;
-use super::volume_merges::{Opening, is_silent};
 use super::{Node, NodeError, Scope};
 use crate::executor::ExecutorError;
 use crate::failpoint;
-use crate::guest_agent::{AgentPortError, GuestAgent, thaw};
-use crate::hypervisor::{Hotplug, Layer, LiveDisks, Vmm};
-use crate::journal::{JobRecord, VolumeChange};
+use crate::hypervisor::{Hotplug, LiveDisks, Vmm};
 use crate::qemu::machine::MachineError;
-use crate::vm::chain;
-use crate::volumes::{
-    Attachment, GuestState, Owner, Pending, Point, Reading, VolumeError, Volumes,
-};
+use crate::volumes::{Owner, Reading, VolumeError, Volumes};
 use aleph_types::{
     JobId, MiB, Volume, VolumeAccess, VolumeAttach, VolumeAttachment, VolumeConsistency, VolumeId,
     VolumeMount, VolumeState,
 };
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
 
 /// How often a machine is asked that does not answer.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// The same once that came to nothing often.
 pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(5);
-
-/// How long a disk that nobody has heard of may take to go.
-const LEFTOVER: Duration = Duration::from_secs(5);
 
 /// A volume's bytes at one moment.
 #[derive(Debug)]
@@ -67,34 +63,6 @@ pub struct VolumeImage {
     pub image: Reading,
     /// What they are, where a guest wrote meanwhile.
     pub consistency: Option<VolumeConsistency>,
-}
-
-/// How often somebody who keeps a state waits for layers to be merged.
-const MERGES: usize = 3;
-
-/// What became of a change of a job's volumes.
-#[derive(Debug)]
-pub(super) struct Changed {
-    /// Whether the machine has the disk; `None` where that cannot be known yet.
-    pub(super) present: Option<bool>,
-    /// Why it is not as was asked for.
-    pub(super) error: Option<NodeError>,
-}
-
-impl Changed {
-    fn is(present: bool) -> Self {
-        Self {
-            present: Some(present),
-            error: None,
-        }
-    }
-
-    fn failed(present: Option<bool>, error: impl Into<NodeError>) -> Self {
-        Self {
-            present,
-            error: Some(error.into()),
-        }
-    }
 }
 
 /// Who writes to a volume.
@@ -300,46 +268,7 @@ impl Node {
     }
 }
 
-/// What became of the wish to keep a volume's state.
-enum Kept {
-    /// No guest writes to it, or none of whom more is known: it is whoever has its turn who keeps it.
-    Unwritten(OwnedMutexGuard<()>),
-    /// It stands still below what a guest writes to.
-    Live(Writer, Point, Opening),
-}
-
-impl Kept {
-    /// What stands still below what a guest writes to; the turn is over.
-    fn live(self) -> Option<(Writer, Point, Opening)> {
-        match self {
-            Self::Unwritten(_) => None,
-            Self::Live(writer, point, opening) => Some((writer, point, opening)),
-        }
-    }
-}
-
 impl Inner {
-    /// Keeps the state of a volume that a guest writes to. Where it has as many layers as may be, some of them are
-    /// merged first.
-    async fn kept(self: &Arc<Self>, id: VolumeId, name: Option<String>) -> Result<Kept, NodeError> {
-        let mut merges = 0;
-        loop {
-            let turn = self.live.turn(&id.to_string()).await;
-            let Some(writer) = self.writer(id).await? else {
-                return Ok(Kept::Unwritten(turn));
-            };
-            match self.keep_live(&writer, id, name.clone()).await {
-                Ok(point) => return Ok(Kept::Live(writer, point, self.merges.opening(id))),
-                Err(NodeError::Volume(VolumeError::TooDeep(name, depth))) if merges < MERGES => {
-                    merges += 1;
-                    drop(turn);
-                    self.merge_now(&writer, id, (name, depth)).await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// Does something with volumes, which blocks.
     pub(super) async fn with_volumes<T: Send + 'static>(
         self: &Arc<Self>,
@@ -451,465 +380,5 @@ impl Inner {
         }
         failpoint::pass("volume.resize_live", "grown");
         self.with_volumes(move |v| v.get(id)).await
-    }
-
-    /// Has what a guest writes from now on go into a new layer, and what is there stand still.
-    async fn keep_live(
-        self: &Arc<Self>,
-        writer: &Writer,
-        id: VolumeId,
-        name: Option<String>,
-    ) -> Result<Point, NodeError> {
-        let owner = writer.owner;
-        let cover = self
-            .with_volumes(move |v| v.begin_cover(id, &owner, name.as_deref()))
-            .await?;
-        failpoint::pass("cover", "begun");
-        let layer = cover.layer;
-        let armed = self.with_volumes(move |v| v.arm_cover(id, &owner));
-        if let Err(error) = armed.await {
-            // A device that is open is not removed.
-            drop(cover);
-            let given_up = self.with_volumes(move |v| v.give_up_cover(id, layer));
-            if let Err(error) = given_up.await {
-                let error = chain(&error);
-                tracing::warn!(volume = %id, error, "a layer stays until the volumes are opened again");
-            }
-            // It is not known whether that was recorded.
-            self.settle_later(writer);
-            return Err(error);
-        }
-        // The volumes of a VM share its agent.
-        let agent = self.agents.turn(&owner.job.to_string()).await;
-        let guest = self.freeze(writer, id).await;
-        failpoint::pass("cover", "frozen");
-        let put = match mounts::handed(&cover.key) {
-            Ok(key) => {
-                let cover = Layer {
-                    file: cover.file,
-                    is_qcow2: true,
-                    key,
-                };
-                let put = writer.disks()?.cover(&writer.serial, layer, cover);
-                put.await.map_err(NodeError::from)
-            }
-            Err(error) => Err(error),
-        };
-        failpoint::pass("cover", "put");
-        if !self.go_on(writer, guest).await {
-            self.settle_later(writer);
-        }
-        drop(agent);
-        failpoint::pass("cover", "thawed");
-        if let Err(error) = put {
-            let disk = writer.disks()?.disk(&writer.serial).await;
-            match disk {
-                Ok(Some(disk)) if disk.layer == Some(layer) => {}
-                Ok(_) => {
-                    writer.disks()?.forget(&writer.serial, layer).await;
-                    if !self.undo_cover(id, owner).await {
-                        self.settle_later(writer);
-                    }
-                    return Err(error);
-                }
-                Err(_) => {
-                    self.settle_later(writer);
-                    return Err(error);
-                }
-            }
-        }
-        let finished = self.with_volumes(move |v| v.finish_cover(id, &owner)).await;
-        match &finished {
-            // Its end is recorded all the same.
-            Ok(_) | Err(NodeError::Volume(VolumeError::NameTaken(_))) => {}
-            Err(_) => self.settle_later(writer),
-        }
-        finished
-    }
-
-    /// `false` where it has to be tried again.
-    async fn undo_cover(self: &Arc<Self>, id: VolumeId, owner: Owner) -> bool {
-        let undone = self.with_volumes(move |v| v.undo_cover(id, &owner)).await;
-        if let Err(error) = &undone {
-            let error = chain(error);
-            tracing::warn!(volume = %id, error, "a layer stays over a volume for now");
-        }
-        undone.is_ok()
-    }
-
-    /// Has a guest's filesystems stand still, where it has an agent that does that. What they may do then: all
-    /// but those that run have to be told to go on.
-    async fn freeze(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> GuestState {
-        let Some(port) = writer.vmm.guest_port() else {
-            return GuestState::Running;
-        };
-        let mut agent = match GuestAgent::open(port).await {
-            Ok(agent) => agent,
-            Err(error) => {
-                let error = chain(&error);
-                tracing::debug!(volume = %id, error, "a guest's filesystems go on meanwhile");
-                return GuestState::Running;
-            }
-        };
-        let owner = writer.owner;
-        let note = |guest| self.with_volumes(move |v| v.freezing(id, &owner, guest));
-        if let Err(error) = note(GuestState::Freezing).await {
-            tracing::warn!(volume = %id, error = chain(&error), "a guest is not frozen");
-            return GuestState::Running;
-        }
-        match agent.freeze().await {
-            // Where there is none, nothing stands still.
-            Ok(0) => GuestState::Freezing,
-            Ok(_) => {
-                if let Err(error) = note(GuestState::Frozen).await {
-                    tracing::warn!(volume = %id, error = chain(&error), "it is not noted");
-                }
-                GuestState::Frozen
-            }
-            Err(error) => {
-                let error = chain(&error);
-                tracing::debug!(volume = %id, error, "a guest is not frozen");
-                GuestState::Freezing
-            }
-        }
-    }
-
-    /// Has a guest's filesystems go on that may stand still. `false` where that is owed to it from now on. The
-    /// turn of its agent is the caller's.
-    async fn go_on(self: &Arc<Self>, writer: &Writer, guest: GuestState) -> bool {
-        let owner = writer.owner;
-        let port = writer.vmm.guest_port();
-        let Some(port) = port.filter(|_| guest != GuestState::Running) else {
-            return true;
-        };
-        let why = match thaw(port).await {
-            Ok(()) => return true,
-            // What does not do the one does not do the other: its guest is as it was.
-            Err(AgentPortError::Refused(_)) if guest == GuestState::Freezing => return true,
-            Err(error) => error,
-        };
-        let error = chain(&why);
-        tracing::warn!(job = %owner.job, error, "a guest's filesystems may stand still: its agent is asked again");
-        let owe = self.with_volumes(move |v| v.owe_thaw(&owner, guest));
-        if let Err(error) = owe.await {
-            tracing::warn!(job = %owner.job, error = chain(&error), "it is not noted");
-        }
-        false
-    }
-
-    /// Has filesystems go on that were left standing. `false` where it has to be tried again.
-    async fn thaw_owed(self: &Arc<Self>, vmm: &Arc<dyn Vmm>, owner: Owner) -> bool {
-        let Some(port) = vmm.guest_port() else {
-            return true;
-        };
-        // Who has them stand still just now has them go on, too.
-        let _turn = self.agents.turn(&owner.job.to_string()).await;
-        let owed = match self.with_volumes(move |v| v.thaw_owed(&owner)).await {
-            Ok(GuestState::Running) => return true,
-            Ok(owed) => owed,
-            Err(error) => {
-                tracing::warn!(job = %owner.job, error = chain(&error), "its guest's state is not known");
-                return false;
-            }
-        };
-        let left = match thaw(port).await {
-            Ok(()) => GuestState::Running,
-            Err(AgentPortError::Refused(_)) if owed == GuestState::Freezing => GuestState::Running,
-            Err(error) => {
-                tracing::debug!(job = %owner.job, error = chain(&error), "a guest is asked again");
-                owed
-            }
-        };
-        let noted = self.with_volumes(move |v| v.owe_thaw(&owner, left)).await;
-        noted.is_ok() && left == GuestState::Running
-    }
-
-    pub(super) fn settle_later(self: &Arc<Self>, writer: &Writer) {
-        // One that is at it already looks once more.
-        let owner = (writer.owner.job, writer.owner.incarnation.get());
-        if lock(&self.settling).insert(owner, true).is_some() {
-            return;
-        }
-        let (inner, writer) = (Arc::downgrade(self), writer.clone());
-        tokio::spawn(async move {
-            let mut pause = AGAIN;
-            while let Some(inner) = inner.upgrade() {
-                lock(&inner.settling).insert(owner, false);
-                let is_leaving = *inner.leaving.borrow();
-                if is_leaving || inner.settle_volumes(&writer.vmm, writer.owner).await {
-                    let mut settling = lock(&inner.settling);
-                    if is_leaving || settling.get(&owner) != Some(&true) {
-                        settling.remove(&owner);
-                        return;
-                    }
-                }
-                drop(inner);
-                sleep(pause).await;
-                // A guest that refuses to go on may do so for all its life.
-                pause = (pause * 2).min(AGAIN_AT_MOST);
-            }
-        });
-    }
-
-    /// Brings the records of what a VM has, which an earlier process left or whose VMM did not answer, to what
-    /// its VMM does. `false` where it has to be tried again.
-    pub(super) async fn settle_volumes(self: &Arc<Self>, vmm: &Arc<dyn Vmm>, owner: Owner) -> bool {
-        if vmm.has_ended() || vmm.live_disks().is_none() {
-            return true;
-        }
-        // First, since what is known of it is of no use once its covers are settled; and in nobody's turn: an
-        // agent may be silent for long.
-        let mut all_settled = self.thaw_owed(vmm, owner).await;
-        let held = match self.with_volumes(move |v| v.held_by(&owner)).await {
-            Ok(held) => held,
-            Err(error) => {
-                tracing::warn!(job = %owner.job, error = chain(&error), "its volumes are not known");
-                return false;
-            }
-        };
-        for (volume, _) in held {
-            let id = volume.id;
-            // Who works on it now is left to that; what there is then is settled.
-            let _turn = self.live.turn(&id.to_string()).await;
-            let now = self.with_volumes(move |v| v.held_by(&owner)).await;
-            let now = now.map(|held| held.into_iter().find(|(volume, _)| volume.id == id));
-            let settling = match now {
-                Ok(Some((volume, pending))) => {
-                    let writer = Writer {
-                        owner,
-                        vmm: Arc::clone(vmm),
-                        serial: own_disk::serial_in(owner.job, &volume),
-                    };
-                    let settled = self.settle(&writer, &volume, pending).await;
-                    match &settled {
-                        Ok(true) if is_written(&volume) => self.merge_later(&writer, id),
-                        Ok(false) => all_settled = false,
-                        _ => {}
-                    }
-                    settled.map(drop)
-                }
-                Ok(None) => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = settling {
-                let error = chain(&error);
-                tracing::warn!(volume = %id, error, "a volume is looked at again");
-                all_settled = false;
-            }
-        }
-        all_settled
-    }
-
-    /// `false` where it is to be looked at again, since somebody else is at it.
-    async fn settle(
-        self: &Arc<Self>,
-        writer: &Writer,
-        volume: &Volume,
-        pending: Option<Pending>,
-    ) -> Result<bool, NodeError> {
-        let (id, owner) = (volume.id, writer.owner);
-        if let Some(pending) = pending {
-            let disk = writer.disks()?.disk(&writer.serial).await?;
-            let is_put = disk.is_some_and(|disk| disk.layer == Some(pending.layer));
-            match pending.armed && is_put {
-                true => {
-                    let finish = move |v: &Volumes| v.finish_cover(id, &owner);
-                    match self.with_volumes(finish).await {
-                        Ok(_) | Err(NodeError::Volume(VolumeError::NameTaken(_))) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                false => {
-                    writer.disks()?.forget(&writer.serial, pending.layer).await;
-                    self.with_volumes(move |v| v.undo_cover(id, &owner)).await?;
-                }
-            }
-        }
-        let is_opened = self.merges.is_opened(id);
-        let ended = match is_opened {
-            // No layer goes while somebody opens a state that has no name.
-            true => Ok(()),
-            false => self.end_merge(writer, id).await,
-        };
-        match ended {
-            // It is not known how far it came.
-            Err(error) if is_silent(&error) => return Err(error),
-            Err(error) => {
-                let error = chain(&error);
-                tracing::warn!(volume = %id, error, "a volume keeps all its layers");
-            }
-            Ok(()) => {}
-        }
-        if !is_written(volume) {
-            return Ok(!is_opened);
-        }
-        // Its record came first, then its place, also where it says of itself that it is as large already.
-        let room = move |v: &Volumes| v.make_room(id, &owner);
-        self.with_volumes(room).await?;
-        let disk = writer.disks()?.disk(&writer.serial).await?;
-        let size = volume.size.bytes();
-        if disk.is_some_and(|disk| disk.size < size) {
-            writer.hotplug()?.resize_disk(&writer.serial, size).await?;
-        }
-        Ok(!is_opened)
-    }
-
-    /// Gives a machine a disk, or takes one away, as its job's record has it.
-    pub(super) async fn carry_out(
-        self: &Arc<Self>,
-        vmm: &Arc<dyn Vmm>,
-        record: &JobRecord,
-        change: &VolumeChange,
-        limit: Duration,
-    ) -> Changed {
-        match change.attach {
-            true => self.plug(vmm, record, change).await,
-            false => {
-                let owner = mounts::owner(record);
-                self.unplug(vmm, &owner, change, limit).await
-            }
-        }
-    }
-
-    async fn plug(
-        self: &Arc<Self>,
-        vmm: &Arc<dyn Vmm>,
-        record: &JobRecord,
-        change: &VolumeChange,
-    ) -> Changed {
-        let hotplug = match hotplug_of(&**vmm) {
-            Ok(hotplug) => hotplug,
-            Err(error) => return Changed::failed(Some(false), error),
-        };
-        let owner = mounts::owner(record);
-        let (account, name) = (record.job.account.clone(), change.name.clone());
-        let mut named = record.job.spec.volumes.iter();
-        let mount = named.find(|mount| mount.name == name);
-        let access = mount.map_or(VolumeAccess::Exclusive, mounts::access);
-        let lease = || self.lease_live(change.volume, owner, (&account, &name), access);
-        let attached = match lease().await {
-            // Its guest kept it when it was to let go, and did so later: the VMM has its files still.
-            Err(NodeError::Volume(VolumeError::Locked(_))) => {
-                match hotplug.detach_disk(&change.serial, LEFTOVER).await {
-                    Ok(()) => lease().await,
-                    Err(error) => return Changed::failed(None, error),
-                }
-            }
-            attached => attached,
-        };
-        let attached = match attached {
-            Ok(attached) => attached,
-            Err(error) => {
-                let freed = self.release_one(change.volume, owner).await.is_ok();
-                return Changed::failed(freed.then_some(false), error);
-            }
-        };
-        failpoint::pass("volume.plug", "leased");
-        let disk = match disk_of(change.serial.clone(), attached.layers) {
-            Ok(disk) => disk,
-            Err(error) => {
-                let freed = self.release_one(change.volume, owner).await.is_ok();
-                return Changed::failed(freed.then_some(false), error);
-            }
-        };
-        let Err(error) = hotplug.attach_disk(disk).await else {
-            failpoint::pass("volume.plug", "plugged");
-            return Changed::is(true);
-        };
-        // What was not answered may be carried out yet.
-        let gone = hotplug.detach_disk(&change.serial, LEFTOVER).await;
-        let freed = match gone {
-            Ok(()) => self.release_one(change.volume, owner).await.is_ok(),
-            Err(_) => false,
-        };
-        Changed::failed(freed.then_some(false), error)
-    }
-
-    /// Leases a volume for a VM that runs. Its filesystem may be looked at for long: where its VM ends meanwhile,
-    /// nobody waits for that, and what is leased is given back.
-    async fn lease_live(
-        self: &Arc<Self>,
-        volume: VolumeId,
-        owner: Owner,
-        (account, name): (&str, &str),
-        access: VolumeAccess,
-    ) -> Result<Attachment, NodeError> {
-        let while_wanted = GivenUp::default();
-        let is_given_up = while_wanted.told();
-        let (account, name) = (account.to_owned(), name.to_owned());
-        self.with_volumes(move |v| {
-            let attached = v.attach(&account, &name, &owner, access);
-            if is_given_up.load(Ordering::Acquire) {
-                v.release_one(volume, &owner)?;
-            }
-            attached
-        })
-        .await
-    }
-
-    async fn unplug(
-        self: &Arc<Self>,
-        vmm: &Arc<dyn Vmm>,
-        owner: &Owner,
-        change: &VolumeChange,
-        limit: Duration,
-    ) -> Changed {
-        let (hotplug, disks) = match (vmm.hotplug(), vmm.live_disks()) {
-            (Some(hotplug), Some(disks)) => (hotplug, disks),
-            _ => return Changed::failed(Some(true), NodeError::FixedVolumes),
-        };
-        match hotplug.detach_disk(&change.serial, limit).await {
-            Ok(()) => {
-                failpoint::pass("volume.unplug", "unplugged");
-                match self.release_one(change.volume, *owner).await {
-                    Ok(()) => {
-                        failpoint::pass("volume.unplug", "released");
-                        Changed::is(false)
-                    }
-                    Err(error) => Changed::failed(None, error),
-                }
-            }
-            Err(error @ MachineError::Kept { .. }) => Changed::failed(Some(true), error),
-            Err(error) => match disks.disk(&change.serial).await {
-                Ok(Some(_)) => Changed::failed(Some(true), error),
-                Ok(None) | Err(_) => Changed::failed(None, error),
-            },
-        }
-    }
-
-    async fn release_one(self: &Arc<Self>, id: VolumeId, owner: Owner) -> Result<(), NodeError> {
-        self.with_volumes(move |v| v.release_one(id, &owner)).await
-    }
-
-    /// Looks until it is known whether a machine has a disk that was being attached or detached.
-    pub(super) async fn find_out(
-        self: &Arc<Self>,
-        vmm: &Arc<dyn Vmm>,
-        owner: Owner,
-        change: &VolumeChange,
-    ) -> Changed {
-        while let (false, Some(disks), Ok(hotplug)) =
-            (vmm.has_ended(), vmm.live_disks(), hotplug_of(&**vmm))
-        {
-            match disks.disk(&change.serial).await {
-                Ok(Some(_)) => return Changed::is(true),
-                Ok(None) => {
-                    // Nodes and files of it may be left.
-                    let gone = hotplug.detach_disk(&change.serial, LEFTOVER).await;
-                    if gone.is_ok() && self.release_one(change.volume, owner).await.is_ok() {
-                        return Changed::is(false);
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(job = %owner.job, error = chain(&error), "a disk is looked for again");
-                }
-            }
-            sleep(AGAIN).await;
-        }
-        // Its end says what the job has.
-        Changed {
-            present: None,
-            error: None,
-        }
     }
 }
