@@ -146,11 +146,13 @@ impl Repository {
         done
     }
 
-    /// Writes a snapshot into an open file that is empty, and says what it wrote. It is on the disk
-    /// afterwards. No more than `most` bytes are written, whatever the store says: zeros are holes and cost none.
+    /// Writes a snapshot into an open file, and says what it wrote. It is on the disk afterwards. No more than `most`
+    /// bytes are written, whatever the store says: zeros are holes and cost none. The file is empty, or one that this
+    /// was called with before and did not fill: then it goes on.
     ///
     /// # Errors
-    /// As [`Repository::restore`]; [`BackupError::Target`] with [`io::ErrorKind::StorageFull`] where there are more.
+    /// As [`Repository::restore`]; [`BackupError::TargetExists`] where the file is of another size;
+    /// [`BackupError::Target`] with [`io::ErrorKind::StorageFull`] where there are more.
     pub async fn restore_into(
         &self,
         snapshot: Id,
@@ -180,16 +182,27 @@ impl Repository {
         let snapshot = self.wanted(snapshot).await?;
         let size = snapshot.size;
         let target = blocking(move || {
+            let path = PathBuf::from("the restored volume");
+            let found = match file.metadata() {
+                Ok(found) => found.len(),
+                Err(source) => {
+                    let operation = "look at";
+                    return Err(BackupError::Target {
+                        operation,
+                        path,
+                        source,
+                    });
+                }
+            };
+            if found != 0 && found != size {
+                return Err(BackupError::TargetExists { path });
+            }
             let target = Target {
                 file,
-                fresh: true,
-                path: PathBuf::from("the restored volume"),
+                fresh: found == 0,
+                path,
                 left: AtomicU64::new(most),
             };
-            let empty = target.file.metadata().is_ok_and(|file| file.len() == 0);
-            if !empty {
-                return Err(BackupError::TargetExists { path: target.path });
-            }
             target.file.set_len(size).map_err(target.failed("resize"))?;
             Ok(Arc::new(target))
         })

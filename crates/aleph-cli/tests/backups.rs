@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use support::Daemon;
 
 /// Bytes that do not compress, with nothing among them.
@@ -114,12 +115,12 @@ fn place(daemon: &Daemon, name: &str) -> String {
     format!("file://{}", daemon.node.root.path().join(name).display())
 }
 
-/// Makes the volume `data` of these bytes.
-fn import(daemon: &Daemon, bytes: &[u8]) -> Result<()> {
+/// Makes a volume of these bytes.
+fn import(daemon: &Daemon, name: &str, bytes: &[u8]) -> Result<()> {
     let image = daemon.node.root.path().join("image");
     fs::write(&image, bytes)?;
     let image = image.display().to_string();
-    daemon.ok(&["volume", "import", &image, "data", "--format", "raw"])?;
+    daemon.ok(&["volume", "import", &image, name, "--format", "raw"])?;
     Ok(())
 }
 
@@ -140,10 +141,94 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// A volume with some bytes that do not compress at the beginning of each 8 MiB.
+fn strewn(pieces: u8) -> Vec<u8> {
+    let some = image();
+    let piece = |n: u8| {
+        let mut piece = some[usize::from(n) << 18..][..1 << 18].to_vec();
+        piece.resize(8 << 20, 0);
+        piece
+    };
+    (0..pieces).flat_map(piece).collect()
+}
+
+/// The last lines that a restore tells: how far it came, and how it ended.
+fn restore(daemon: &Daemon, request: &Value) -> Result<(Value, Value)> {
+    let socket = daemon.node.root.paths()?.run().join("aleph.sock");
+    let output = Command::new("curl")
+        .args(["-sS", "--max-time", "120", "--unix-socket"])
+        .arg(socket)
+        .args(["-H", "content-type: application/json", "-d"])
+        .arg(request.to_string())
+        .arg("http://node/v1/backups/restore")
+        .output()?;
+    let said = String::from_utf8(output.stdout)?;
+    let lines: Vec<Value> = said
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let progress = lines.iter().rfind(|line| line["written"].is_u64());
+    let last = lines.last().cloned().unwrap_or_default();
+    Ok((progress.cloned().unwrap_or_default(), last))
+}
+
+#[test]
+fn a_restore_that_broke_off_goes_on_where_it_ended() -> Result<()> {
+    let daemon = Daemon::up()?;
+    let url = place(&daemon, "store");
+    let folder = daemon.node.root.path().join("store/packs");
+    import(&daemon, "less", &strewn(8))?;
+    daemon.ok(&["volume", "backup", "less", &url])?;
+    let before = files(&folder)?;
+    // What it has besides is in packs of its own.
+    let bytes = strewn(10);
+    import(&daemon, "data", &bytes)?;
+    let backup = daemon.json(&["volume", "backup", "data", &url, "--json"])?;
+    let mut whole = Vec::new();
+    for pack in files(&folder)? {
+        if !before.contains(&pack) {
+            let bytes = fs::read(&pack)?;
+            let mut broken = bytes.clone();
+            broken[1 << 16..1 << 17].fill(0);
+            fs::write(&pack, broken)?;
+            whole.push((pack, bytes));
+        }
+    }
+    assert!(!whole.is_empty(), "the end is somewhere");
+    let request = serde_json::json!({ "url": url, "backup": id(&backup), "name": "again" });
+    let (_, last) = restore(&daemon, &request)?;
+    assert_eq!(last["error"]["code"], "backup_object_damaged", "{last}");
+    assert!(!daemon.ok(&["volume", "ls", "-q"])?.contains("again"));
+    for (pack, bytes) in whole {
+        fs::write(pack, bytes)?;
+    }
+    // Four pieces of eight MiB are restored at a time, so five were there before one of the last two broke it off.
+    let all = 10 << 18;
+    let (progress, last) = restore(&daemon, &request)?;
+    assert_eq!(last["volume"]["name"], "again", "{last}");
+    let written = progress["written"].as_u64().unwrap_or(all);
+    assert!(written <= all - (5 << 18), "{progress}");
+    let exported = daemon
+        .node
+        .root
+        .path()
+        .join("exported")
+        .display()
+        .to_string();
+    daemon.ok(&["volume", "export", "again", &exported])?;
+    assert!(fs::read(&exported)? == bytes, "what came back differs");
+    // It was taken: another one begins anew.
+    let request = serde_json::json!({ "url": url, "backup": id(&backup), "name": "third" });
+    let (progress, last) = restore(&daemon, &request)?;
+    assert_eq!(last["volume"]["name"], "third", "{last}");
+    assert_eq!(progress["written"], all, "{progress}");
+    daemon.end()
+}
+
 #[test]
 fn backups_are_looked_at_forgotten_and_pruned() -> Result<()> {
     let daemon = Daemon::up()?;
-    import(&daemon, &image())?;
+    import(&daemon, "data", &image())?;
     let url = place(&daemon, "store");
     let mut made = Vec::new();
     for name in ["one", "two", "three"] {
@@ -271,7 +356,7 @@ fn an_encrypted_place_needs_its_key() -> Result<()> {
     let mut daemon = Daemon::up()?;
     let root = daemon.node.root.path().to_owned();
     let secret = b"what nobody else is to read. ".repeat(50_000);
-    import(&daemon, &secret[..1 << 20])?;
+    import(&daemon, "data", &secret[..1 << 20])?;
     let key = |name: &str, byte: u8, mode| -> Result<String> {
         let path = root.join(name);
         fs::write(&path, [byte; 64])?;
@@ -360,7 +445,7 @@ fn an_encrypted_place_needs_its_key() -> Result<()> {
 #[test]
 fn an_increment_reads_what_changed_alone() -> Result<()> {
     let daemon = Daemon::configured("[volumes]\nbackend = \"qcow2\"\n", &[])?;
-    import(&daemon, &image())?;
+    import(&daemon, "data", &image())?;
     let url = place(&daemon, "store");
     daemon.ok(&["volume", "snapshot", "data", "monday"])?;
     let backup = |of: &str| daemon.json(&["volume", "backup", of, &url, "--json"]);
@@ -489,7 +574,7 @@ fn a_volume_comes_back_with_its_filesystem_and_to_whom_it_is_meant_for() -> Resu
 fn a_backup_that_its_account_has_no_room_for_is_refused_at_once() -> Result<()> {
     let daemon = Daemon::configured("[volumes]\nmax_size_per_account = \"50m\"\n", &[])?;
     let url = place(&daemon, "store");
-    import(&daemon, &image())?;
+    import(&daemon, "data", &image())?;
     let made = daemon.json(&["volume", "backup", "data", &url, "--json"])?;
     daemon.ok(&["volume", "restore-backup", &url, id(&made), "again"])?;
     let third = daemon.aleph(&["volume", "restore-backup", &url, id(&made), "third"])?;
@@ -522,7 +607,7 @@ fn a_backup_that_its_account_has_no_room_for_is_refused_at_once() -> Result<()> 
 fn locks_that_were_left_behind_are_told_and_removed() -> Result<()> {
     let daemon = Daemon::up()?;
     let url = place(&daemon, "store");
-    import(&daemon, &image())?;
+    import(&daemon, "data", &image())?;
     daemon.json(&["volume", "backup", "data", &url, "--json"])?;
     // Nobody can tell whose it is, nor that it is nobody's.
     let name = "ab".repeat(32);
@@ -538,7 +623,7 @@ fn locks_that_were_left_behind_are_told_and_removed() -> Result<()> {
 #[test]
 fn a_backup_that_cannot_be_made_touches_nothing() -> Result<()> {
     let daemon = Daemon::up()?;
-    import(&daemon, &image())?;
+    import(&daemon, "data", &image())?;
     let url = place(&daemon, "store");
     let long = "x".repeat(129);
     for (words, why) in [

@@ -31,6 +31,7 @@
 //! - Side effects are in no future that a client can drop.
 
 pub mod accounts;
+mod begun_restores;
 pub mod config;
 pub mod daemon;
 mod images;

@@ -175,7 +175,7 @@ async fn restore(
     let staging = volumes.clone();
     let (owner, name) = (account.clone(), request.name.clone());
     // Its place and its room are held until it is a volume.
-    let staged = blocking(move || {
+    let mut staged = blocking(move || {
         let new = NewVolume {
             account: &owner,
             name: &name,
@@ -184,11 +184,26 @@ async fn restore(
         staging.stage_for(new, snapshot.size)
     })
     .await?;
-    let file = staged.file().try_clone().map_err(VolumeError::Source)?;
+    let (begun, stopping) = (service.begun_restores.clone(), service.stopping.clone());
+    if let Some(file) = begun.take(&account, snapshot.id) {
+        staged.go_on_with(file).map_err(VolumeError::Source)?;
+    }
+    let [file, kept] = [staged.file().try_clone(), staged.file().try_clone()];
+    let file = file.map_err(VolumeError::Source)?;
     Ok(answer(&service, async move |progress, stop| {
         let restored = repository.restore_into(snapshot.id, file, staged.room(), progress);
         let restored = stop.run_until_cancelled(restored).await;
-        restored.unwrap_or(Err(BackupError::Stopped))?;
+        let restored = restored.unwrap_or(Err(BackupError::Stopped));
+        if let (Err(error), Ok(kept)) = (&restored, kept) {
+            let is_cut = matches!(
+                error,
+                BackupError::Target { .. } | BackupError::TargetExists { .. }
+            );
+            if !is_cut {
+                begun.keep(account.clone(), snapshot.id, kept, stopping);
+            }
+        }
+        restored?;
         let made = blocking(move || {
             let new = NewVolume {
                 account: &account,

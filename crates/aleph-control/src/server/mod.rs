@@ -26,6 +26,7 @@ pub use extract::MAX_BODY;
 pub use problem::{Refusal, status_of};
 
 use crate::accounts::Accounts;
+use crate::begun_restores::BegunRestores;
 use crate::images::StoreImages;
 use crate::lambda::{self, FunctionParts, Functions, FunctionsConfig, FunctionsError, UnderWay};
 use crate::metrics::{Metrics, measure};
@@ -71,6 +72,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// The key file of backups, where a request names none.
     pub backup_key: Option<PathBuf>,
+    /// Restores that broke off.
+    pub(crate) begun_restores: Arc<BegunRestores>,
     /// Cancelled once the node is about to stop.
     pub stopping: CancellationToken,
     /// Requests that change something, as far as they are under way.
@@ -106,6 +109,7 @@ impl Service {
             operators,
             metrics: Metrics::default(),
             backup_key,
+            begun_restores: Arc::default(),
             stopping: CancellationToken::new(),
             work: TaskTracker::new(),
             functions: OnceLock::new(),

@@ -21,7 +21,7 @@ use crate::place::fill_sparse;
 use aleph_types::{DiskImageFormat, Filesystem, MadeVolume, MiB, Timestamp, Volume, VolumeId};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 /// Whose volume, and what it is called.
@@ -640,6 +640,17 @@ impl Staged {
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Has the bytes of an earlier one in place of its own: what that took of the disk, its account has by now.
+    ///
+    /// # Errors
+    /// Where it cannot be looked at.
+    pub fn go_on_with(&mut self, file: File) -> io::Result<()> {
+        let taken = file.metadata()?.blocks() * 512;
+        self.left = self.left.map(|left| left.saturating_sub(taken));
+        self.file = file;
+        Ok(())
     }
 
     /// How many more bytes may be written to it.
