@@ -34,7 +34,7 @@ use aleph_types::{Classify, ErrorClass, JobId, VolumeId};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedMutexGuard, Semaphore, SemaphorePermit};
 use tokio::time::{sleep, timeout};
 
 /// How many merges a node has at a time.
@@ -42,6 +42,9 @@ const SLOTS: usize = 2;
 
 /// How long somebody waits for a merge who cannot go on without.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long a slot waits for a volume's turn.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// How often it is looked whether nobody opens a state any more.
 const LOOK: Duration = Duration::from_millis(100);
@@ -100,6 +103,23 @@ impl Merges {
 
     pub(super) fn is_opened(&self, id: VolumeId) -> bool {
         lock(&self.opened).contains_key(&id)
+    }
+
+    /// A slot, which is for the copying alone, and a volume's turn. Whoever has that may have it for as long as a guest
+    /// takes to let go of a disk: no slot waits for it, since others need those.
+    async fn slot_and_turn(
+        &self,
+        live: &Turns,
+        id: VolumeId,
+    ) -> (Option<SemaphorePermit<'_>>, OwnedMutexGuard<()>) {
+        let key = id.to_string();
+        loop {
+            drop(live.turn(&key).await);
+            let slot = self.slots.acquire().await.ok();
+            if let Ok(turn) = timeout(MOMENT, live.turn(&key)).await {
+                return (slot, turn);
+            }
+        }
     }
 }
 
@@ -165,18 +185,16 @@ impl Inner {
     }
 
     async fn merge_once(self: &Arc<Self>, writer: &Writer, id: VolumeId) -> Result<(), NodeError> {
-        // Only for the copying: what comes after it waits for others.
-        let slot = self.merges.slots.acquire().await;
+        let (slot, turn) = self.merges.slot_and_turn(&self.live, id).await;
         lock(&self.merges.wanted).remove(&wanted(writer, id));
         if *self.leaving.borrow() {
             return Ok(());
         }
         let owner = writer.owner;
-        let begun = {
-            let _turn = self.live.turn(&id.to_string()).await;
-            self.with_volumes(move |v| v.begin_merge(id, &owner))
-                .await?
-        };
+        let begun = self
+            .with_volumes(move |v| v.begin_merge(id, &owner))
+            .await?;
+        drop(turn);
         let is_whole = match begun {
             Some(merge) => {
                 failpoint::pass("merge", "begun");
@@ -308,5 +326,31 @@ mod tests {
         drop(second);
         assert!(!merges.is_opened(one));
         assert!(lock(&merges.opened).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_guest_holds_nobody_elses_merge_up() {
+        let (merges, live) = (Merges::default(), Turns::default());
+        let [one, other, free] = [(); 3].map(|()| VolumeId::random());
+        let (first, second) = (
+            live.turn(&one.to_string()).await,
+            live.turn(&other.to_string()).await,
+        );
+        let held = async {
+            let waiting = tokio::join!(
+                merges.slot_and_turn(&live, one),
+                merges.slot_and_turn(&live, other),
+            );
+            drop(waiting);
+        };
+        let passes = async {
+            // They wait by now, and others come behind them for ever.
+            sleep(MOMENT * 10).await;
+            let (slot, _turn) = merges.slot_and_turn(&live, free).await;
+            assert!(slot.is_some());
+            drop((slot, first, second));
+        };
+        tokio::join!(held, passes);
+        assert_eq!(merges.slots.available_permits(), SLOTS);
     }
 }

@@ -7,7 +7,7 @@
 
 use super::backend::length_of;
 use super::error::{VolumeError, at};
-use super::reading::data_of;
+use super::reading::Parts;
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io;
@@ -43,12 +43,12 @@ pub(super) fn found_in(read: &[&File], written: Option<&File>) -> Option<VolumeE
 /// Reads all that a file or device holds.
 fn read_through(file: &File) -> io::Result<()> {
     let length = length_of(file)?;
-    let parts = data_of(file, length, usize::MAX)?.unwrap_or_default();
     let mut piece = vec![0; PIECE];
-    for part in parts {
-        let mut place = part.range.start;
-        while place < part.range.end {
-            let left = usize::try_from(part.range.end - place).unwrap_or(PIECE);
+    for part in Parts::of(file, length) {
+        let part = part?;
+        let mut place = part.start;
+        while place < part.end {
+            let left = usize::try_from(part.end - place).unwrap_or(PIECE);
             let piece = piece.get_mut(..left.min(PIECE)).unwrap_or_default();
             match file.read_at(piece, place) {
                 // It is shorter by now.

@@ -9,6 +9,7 @@
 //! Of an XFS nothing is mended here: `xfs_repair` without `-n` does all that it can think of, which may be to
 //! throw files away, and asks nobody.
 
+use super::disk_fault::found_in;
 use super::error::VolumeError;
 use super::sandbox::{NO_BOUND, Tool, ToolError, read_path};
 use aleph_types::{Filesystem, MiB};
@@ -129,14 +130,14 @@ fn check_ext4(disk: &File, size: MiB, name: &str) -> Result<(), VolumeError> {
             tracing::info!(volume = name, "there is no ext4 filesystem on it any more");
             Ok(())
         }
-        Err(source) => Err(failed(source, Filesystem::Ext4, name)),
+        Err(source) => Err(failed(source, disk, Filesystem::Ext4, name)),
     }
 }
 
 fn check_xfs(disk: &File, name: &str) -> Result<Checked, VolumeError> {
     let unread = |source| {
         let program = "xfs_logprint";
-        failed(ToolError::Start { program, source }, Filesystem::Xfs, name)
+        unmade(ToolError::Start { program, source })
     };
     // Without it `xfs_repair` would look for another one of its superblocks on all of the disk.
     if !begins_with(disk, XFS_MAGIC).map_err(unread)? {
@@ -158,37 +159,60 @@ fn check_xfs(disk: &File, name: &str) -> Result<Checked, VolumeError> {
     match log.run_printing(&printed) {
         // What it says of a log goes on behind its state, and may be too much for it or for us.
         Ok(()) | Err(ToolError::Failed { .. }) => {}
-        Err(source) => return Err(failed(source, Filesystem::Xfs, name)),
+        Err(source) => return Err(unmade(source)),
     }
-    if is_dirty(&printed).map_err(unread)? {
-        tracing::info!(
-            volume = name,
-            "it is not checked: the log of its XFS filesystem is replayed when its guest mounts that"
-        );
-        return Ok(Checked::LeftToMount);
+    let left = |why| {
+        tracing::info!(volume = name, "its XFS filesystem is not checked: {why}");
+        Ok(Checked::LeftToMount)
+    };
+    match log_of(&printed).map_err(unread)? {
+        Log::Empty => {}
+        Log::Dirty => return left("its log is replayed when its guest mounts it"),
+        Log::Unknown => return left("its log is not on it, or of a kind that is not known here"),
     }
     // It insists on having no bound of its files, and has none to write to.
     let metadata = looks("xfs_repair", "-n", (vec![disk], None), NO_BOUND);
     match metadata.run() {
         Ok(()) => Ok(Checked::InOrder),
-        Err(source) => Err(failed(source, Filesystem::Xfs, name)),
+        Err(ToolError::Failed { said, .. }) if is_foreign(&said) => {
+            left("it has parts elsewhere, or features that are not known here")
+        }
+        Err(source) => Err(failed(source, disk, Filesystem::Xfs, name)),
     }
 }
 
-/// A check that found damage, or none that could be made.
-fn failed(source: ToolError, filesystem: Filesystem, name: &str) -> VolumeError {
-    match source {
-        // What cannot be read is not mended, and may be whole once its disk is.
-        ToolError::Failed { .. } if !source.is_failing() => VolumeError::Damaged {
-            name: name.to_owned(),
-            filesystem,
-            source,
-        },
-        source => VolumeError::Tool {
-            what: "check the filesystem",
-            source,
-        },
+/// A check that found damage, or a disk that cannot be read. What a check says has names in it that a guest gave:
+/// the disk itself is asked.
+fn failed(source: ToolError, disk: &File, filesystem: Filesystem, name: &str) -> VolumeError {
+    if !matches!(source, ToolError::Failed { .. }) {
+        return unmade(source);
     }
+    // What cannot be read is not mended, and may be whole once its disk is.
+    let fault = source.says_so().then(|| found_in(&[disk], None));
+    fault.flatten().unwrap_or_else(|| VolumeError::Damaged {
+        name: name.to_owned(),
+        filesystem,
+        source,
+    })
+}
+
+/// A check that could not be made.
+fn unmade(source: ToolError) -> VolumeError {
+    VolumeError::Tool {
+        what: "check the filesystem",
+        source,
+    }
+}
+
+/// Whether `xfs_repair` says that it cannot look at a filesystem, which may be whole: it knows a log or a part for
+/// realtime files on other disks alone by its options, and no features that came after it.
+fn is_foreign(said: &str) -> bool {
+    let words = [
+        "external log",
+        "realtime device",
+        "unsupported filesystem features",
+    ];
+    words.iter().any(|word| said.contains(word))
 }
 
 fn begins_with(disk: &File, magic: &[u8; 4]) -> io::Result<bool> {
@@ -197,12 +221,24 @@ fn begins_with(disk: &File, magic: &[u8; 4]) -> io::Result<bool> {
     Ok(found == *magic)
 }
 
-/// Whether `xfs_logprint` says that a log is not empty: `log tail: 2 head: 18 state: <DIRTY>`. All that a
-/// guest wrote comes after that line.
-fn is_dirty(printed: &File) -> io::Result<bool> {
+/// What is in the log of an XFS filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Log {
+    Empty,
+    Dirty,
+    Unknown,
+}
+
+/// What `xfs_logprint` says of a log: `log tail: 2 head: 18 state: <DIRTY>`. All that a guest wrote comes after that
+/// line.
+fn log_of(printed: &File) -> io::Result<Log> {
     let mut head = vec![0; LOG_STATE];
     let length = printed.read_at(&mut head, 0)?;
     let head = String::from_utf8_lossy(&head[..length]);
     let line = head.lines().find(|line| line.contains("state: <"));
-    Ok(line.is_some_and(|line| line.ends_with("state: <DIRTY>")))
+    Ok(match line {
+        Some(line) if line.ends_with("state: <CLEAN>") => Log::Empty,
+        Some(_) => Log::Dirty,
+        None => Log::Unknown,
+    })
 }

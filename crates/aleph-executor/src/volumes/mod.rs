@@ -19,6 +19,7 @@
 //! | `keys` | keys of encrypted volumes, and the node's | one file |
 //! | `filesystem` | ext4 and XFS: made, checked | `mke2fs`, `mkfs.xfs`, `e2fsck`, `xfs_logprint`, `xfs_repair` |
 //! | `records` | what is known: one SQLite database | one file |
+//! | `turns` | one change of a volume at a time, and how many wait | none |
 //! | `layer` | what a layer is | none |
 //! | `sandbox` | runs those programs, locked up | processes |
 //! | `disk_fault` | whether it is the host's disk that fails | reads files |
@@ -73,6 +74,7 @@ mod records;
 mod sandbox;
 mod store;
 mod sweep;
+mod turns;
 
 pub use backend::{
     Backend, Branch, Files, LvmThin, MAX_DEPTH, NewTop, OpenLayer, Overlays, ThinPool,

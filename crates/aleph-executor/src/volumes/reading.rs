@@ -206,23 +206,53 @@ pub(super) fn name_of(layer: LayerId, file: &File) -> Option<String> {
     })
 }
 
-/// The parts of a raw file that are no holes; `None` where there are more than `most`.
-pub(super) fn data_of(file: &File, size: u64, most: usize) -> io::Result<Option<Vec<Extent>>> {
-    let mut extents = Vec::new();
-    let mut at = 0;
-    while at < size {
+/// The parts of a raw file that are no holes, one after the other.
+pub(super) struct Parts<'a> {
+    file: &'a File,
+    size: u64,
+    at: u64,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn of(file: &'a File, size: u64) -> Self {
+        Self { file, size, at: 0 }
+    }
+
+    fn following(&self) -> io::Result<Option<Range<u64>>> {
+        let (file, at, size) = (self.file, self.at, self.size);
+        if at >= size {
+            return Ok(None);
+        }
         let range = match seek(file, SeekFrom::Data(at)) {
             Ok(start) => start..seek(file, SeekFrom::Hole(start))?.min(size),
             // Nothing but a hole follows.
-            Err(Errno::NXIO) => break,
+            Err(Errno::NXIO) => return Ok(None),
             // Some filesystems know no holes.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => at..size,
             Err(error) => return Err(error.into()),
         };
-        if range.is_empty() {
-            return Err(io::Error::other("the file changes while it is read"));
+        match range.is_empty() {
+            true => Err(io::Error::other("the file changes while it is read")),
+            false => Ok(Some(range)),
         }
-        at = range.end;
+    }
+}
+
+impl Iterator for Parts<'_> {
+    type Item = io::Result<Range<u64>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let found = self.following().transpose()?;
+        self.at = found.as_ref().map_or(self.size, |range| range.end);
+        Some(found)
+    }
+}
+
+/// The parts of a raw file that are no holes; `None` where there are more than `most`.
+pub(super) fn data_of(file: &File, size: u64, most: usize) -> io::Result<Option<Vec<Extent>>> {
+    let mut extents = Vec::new();
+    for range in Parts::of(file, size) {
+        let range = range?;
         if extents.len() == most {
             return Ok(None);
         }

@@ -9,16 +9,17 @@ use super::layer::{Home, LayerFormat};
 use super::merge::Merging;
 use super::reading::name_of;
 use super::records::{LayerRow, Life, Records, Tx, VolumeRow};
+use super::turns::VolumeTurns;
 use crate::node::Scope;
 use aleph_types::{MiB, Timestamp, Volume, VolumeId, VolumeState, is_job_name};
 use rustix::fs::{FlockOperation, flock};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The largest volume: what one file of ext4 can hold.
@@ -58,9 +59,7 @@ pub(super) struct Inner {
     pub(super) pool: Option<Arc<LvmThin>>,
     pub(super) records: Records,
     key_file: KeyFile,
-    /// Volumes that something is done with.
-    busy: Mutex<BTreeSet<VolumeId>>,
-    turns: Condvar,
+    turns: VolumeTurns,
     /// Images that are gathered, or written for somebody to read.
     images: Arc<AtomicUsize>,
     images_of: Arc<Images>,
@@ -135,13 +134,7 @@ pub(super) struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut busy = self
-            .inner
-            .busy
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        busy.remove(&self.id);
-        self.inner.turns.notify_all();
+        self.inner.turns.give_back(self.id);
     }
 }
 
@@ -193,8 +186,7 @@ impl Volumes {
             pool,
             records,
             key_file,
-            busy: Mutex::default(),
-            turns: Condvar::new(),
+            turns: VolumeTurns::default(),
             images: Arc::default(),
             images_of: Arc::default(),
             promised: Arc::default(),
@@ -380,11 +372,7 @@ impl Inner {
 
     /// Takes a volume for as long as something is done with it. Waits for others a while.
     pub(super) fn turn(&self, row: &VolumeRow) -> Result<Turn<'_>> {
-        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_others = |busy: &mut BTreeSet<VolumeId>| busy.contains(&row.id);
-        let waited = self.turns.wait_timeout_while(busy, TURN, is_others);
-        let (mut busy, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        match busy.insert(row.id) {
+        match self.turns.take(row.id, &row.account, TURN) {
             true => Ok(Turn {
                 inner: self,
                 id: row.id,

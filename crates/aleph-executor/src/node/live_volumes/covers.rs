@@ -112,14 +112,15 @@ impl Inner {
             let disk = writer.disks()?.disk(&writer.serial).await;
             match disk {
                 Ok(Some(disk)) if disk.layer == Some(layer) => {}
-                Ok(_) => {
+                Ok(Some(_)) => {
                     writer.disks()?.forget(&writer.serial, layer).await;
                     if !self.undo_cover(id, owner).await {
                         self.settle_later(writer);
                     }
                     return Err(error);
                 }
-                Err(_) => {
+                // Its guest let go of it, or nobody says: the cover may have been written to before.
+                Ok(None) | Err(_) => {
                     self.settle_later(writer);
                     return Err(error);
                 }

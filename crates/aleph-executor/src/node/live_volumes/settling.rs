@@ -103,8 +103,10 @@ impl Inner {
         let (id, owner) = (volume.id, writer.owner);
         if let Some(pending) = pending {
             let disk = writer.disks()?.disk(&writer.serial).await?;
-            let is_put = disk.is_some_and(|disk| disk.layer == Some(pending.layer));
-            match pending.armed && is_put {
+            // A disk that its guest let go of was written to through its cover, or not since: what is there holds
+            // either way.
+            let is_below = disk.is_some_and(|disk| disk.layer != Some(pending.layer));
+            match pending.armed && !is_below {
                 true => {
                     let finish = move |v: &Volumes| v.finish_cover(id, &owner);
                     match self.with_volumes(finish).await {
