@@ -4,6 +4,7 @@
 
 mod agents;
 mod backups;
+mod dropped;
 mod failing;
 mod guest;
 mod killed;
@@ -46,6 +47,10 @@ fn main() {
         trial(
             "alone_a_node_that_is_killed_in_every_step_loses_nothing",
             killed::a_node_that_is_killed_in_every_step_loses_nothing,
+        ),
+        trial(
+            "alone_what_a_guest_wrote_is_there_where_it_drops_its_disk",
+            dropped::what_a_guest_wrote_is_there_where_it_drops_its_disk,
         ),
         trial(
             "alone_a_node_that_is_killed_while_it_backs_up_loses_nothing",
