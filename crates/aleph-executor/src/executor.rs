@@ -517,15 +517,17 @@ impl Executor {
         let mut disks = own.disks;
         disks.push(Disk::raw(serial, seed, true));
         let spec = VmSpec {
+        let machine = Machine::Full(Box::new(own.machine));
+        let filling = machine.filling(job.resources.memory);
             resources: job.resources,
-            machine: Machine::Full(Box::new(own.machine)),
+            machine,
             begin: Begin::Disk(kernel),
             image: None,
             disks,
             memory: Memory::Own,
             nics,
             links: Vec::new(),
-            timeouts: self.timeouts,
+            timeouts: self.timeouts.after(filling),
             ending: Ending {
                 kept: true,
                 stop_signal: signal::TERM,
@@ -558,6 +560,7 @@ impl Executor {
             }
         }
         let spec = VmSpec {
+        let filling = machine.filling(job.resources.memory);
             resources: job.resources,
             machine,
             begin,
@@ -566,7 +569,7 @@ impl Executor {
             memory: Memory::Own,
             nics,
             links: Vec::new(),
-            timeouts: self.timeouts_of(ending.durable),
+            timeouts: self.timeouts_of(ending.durable).after(filling),
             ending,
         };
         Vm::create(place, driver, spec)
