@@ -337,6 +337,7 @@ impl Executor {
         if !job.volumes.is_empty() {
             return Err(ExecutorError::NoVolumes);
         }
+        computer::check(job)?;
         self.admit(job, &self.capacity()?, Path::new("/sys"))?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let setup = setup(id, job, boot.filesystem.clone(), true);
@@ -516,9 +517,9 @@ impl Executor {
         });
         let mut disks = own.disks;
         disks.push(Disk::raw(serial, seed, true));
-        let spec = VmSpec {
         let machine = Machine::Full(Box::new(own.machine));
         let filling = machine.filling(job.resources.memory);
+        let spec = VmSpec {
             resources: job.resources,
             machine,
             begin: Begin::Disk(kernel),
@@ -559,8 +560,8 @@ impl Executor {
                 *command_line = told(words, job);
             }
         }
-        let spec = VmSpec {
         let filling = machine.filling(job.resources.memory);
+        let spec = VmSpec {
             resources: job.resources,
             machine,
             begin,
