@@ -346,6 +346,7 @@ impl Node {
         // No start of it could have more.
         executor.check_cpus(&spec)?;
         computer::check(&spec)?;
+        size::check_threads(&spec)?;
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
         let (jobs, bytes) = lock(&self.inner.jobs).held(&account);

@@ -28,6 +28,7 @@ use super::entry::lock;
 use super::inner::Inner;
 use super::launch::beside;
 use super::mounts::{disk_of, owner, serial_of};
+use super::size::pids_of;
 use super::{DiskKernel, NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
 use crate::computer::as_asked;
@@ -396,7 +397,7 @@ impl Inner {
         guest.networks.extend(nic);
         let seed = guest.seed()?.image()?;
         let mut spec = run.effective.clone();
-        spec.resources.pids = Some(spec.resources.pids.unwrap_or(self.config.pids));
+        spec.resources.pids = Some(pids_of(&spec, self.config.pids));
         let disks = OwnDisks {
             machine: FullMachine {
                 devices,

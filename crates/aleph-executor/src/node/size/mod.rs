@@ -35,13 +35,14 @@
 //! | memory that is no number of modules, or of huge pages | [`SizeError::Step`] |
 //! | memory for a guest that has GPUs, and runs | [`SizeError::Locked`] |
 //! | no room in the host | [`Shortage`](crate::capacity::Shortage) |
-//! | a limit of threads that processors, or those that fill memory, would reach: the VMM would end | [`SizeError::Threads`] |
+//! | a limit of threads that processors, or those that fill memory, would reach: the VMM would end | [`SizeError::Threads`], and [`SizeError::Limit`] of one that does not run |
 //! | no huge pages left, or a VMM that refuses | what it says; the job has what the machine has |
 
 mod error;
 mod threads;
 
 pub use error::SizeError;
+pub(super) use threads::{check_threads, pids_of};
 
 use super::actor::Ask;
 use super::entry::lock;
@@ -154,6 +155,10 @@ pub(super) fn resized(
     }
     let mut resized = spec.clone();
     set_size(&mut resized, wanted);
+    // Of one that runs it is known what is left.
+    if !runs && wanted.cpus > has.cpus {
+        check_threads(&resized)?;
+    }
     resized.validate()?;
     Ok(Some(resized))
 }
@@ -424,6 +429,12 @@ mod tests {
         }
         let pages = Some(HugePages::Gib1);
         assert_eq!(code(&vm, ask(0, 1152), true, pages), "memory_step");
+        let mut tight = vm.clone();
+        tight.resources.pids = Some(16);
+        tight.machine.get_or_insert_default().room.cpus = 6;
+        assert!(resized(&tight, &ask(6, 0), false, None).is_ok());
+        assert_eq!(code(&tight, ask(7, 0), false, None), "vmm_threads");
+        assert!(resized(&tight, &ask(1, 0), false, None).is_ok());
         assert!(resized(&vm, &ask(0, 2048), true, pages).is_ok());
         for runs in [true, false] {
             let none = |cpus, memory| JobResize { cpus, memory };
