@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub struct Capacity {
     /// Processors.
     pub cpus: u16,
-    /// All its memory.
+    /// All its memory, without what is set aside as huge pages: nothing else can have that.
     pub memory: MiB,
     /// Memory that can be had now without swapping.
     pub available: MiB,
@@ -20,7 +20,9 @@ pub struct Capacity {
 /// memory that others can have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HugePagesLeft {
-    /// What they have together, without those that are promised.
+    /// What all of them have together, used or not.
+    pub all: MiB,
+    /// What they have together that are free, without those that are promised.
     pub left: MiB,
     /// The file that sets how many there are.
     pub file: PathBuf,
@@ -150,13 +152,13 @@ pub fn admit(
             there: host.cpus,
         });
     }
-    if asked.memory >= host.memory {
+    if pages.is_none() && asked.memory >= host.memory {
         return Err(Shortage::Memory {
             asked: asked.memory,
             there: host.memory,
         });
     }
-    if let Some(HugePagesLeft { left, file }) = pages
+    if let Some(HugePagesLeft { left, file, .. }) = pages
         && asked.memory > *left
     {
         return Err(Shortage::HugePages {
@@ -204,14 +206,14 @@ pub fn admit_growth(
     if needed.0 == 0 {
         return Ok(());
     }
-    if asked.memory >= host.memory {
+    if pages.is_none() && asked.memory >= host.memory {
         return Err(Shortage::Memory {
             asked: asked.memory,
             there: host.memory,
         });
     }
     match pages {
-        Some(HugePagesLeft { left, file }) if needed > *left => Err(Shortage::HugePages {
+        Some(HugePagesLeft { left, file, .. }) if needed > *left => Err(Shortage::HugePages {
             needed,
             there: *left,
             file: file.clone(),
@@ -263,16 +265,23 @@ mod tests {
             };
             let available = MiB(available);
             let pages = HugePagesLeft {
+                all: MiB(left),
                 left: MiB(left),
                 file: "nr_hugepages".into(),
             };
-            let host = Capacity { available, ..HOST };
+            // Next to all of its memory is in them.
+            let memory = MiB(512);
+            let host = Capacity {
+                memory,
+                available,
+                ..HOST
+            };
             admit(&asked, &host, Some(&pages))
         };
         assert_eq!(ask(OVERHEAD.0, 4096), Ok(()));
         let code = |asked: Result<(), Shortage>| asked.unwrap_err().code();
         assert_eq!(code(ask(OVERHEAD.0 - 1, 4096)), "memory_exhausted");
-        let short = ask(1024, 4094).unwrap_err();
+        let short = ask(512, 4094).unwrap_err();
         assert_eq!(short.code(), "huge_pages_exhausted");
         assert!(short.advice().unwrap().contains("nr_hugepages"));
     }
@@ -293,12 +302,13 @@ mod tests {
         assert_eq!(grow(size(1, 4096), size(1, 5248)), Err("memory_exhausted"));
         assert_eq!(grow(size(1, 7680), size(1, 8192)), Err("too_much_memory"));
         let pages = HugePagesLeft {
+            all: MiB(10_240),
             left: MiB(1024),
             file: "nr_hugepages".into(),
         };
-        let grow_in = |to| admit_growth(&size(1, 1024), &to, &HOST, Some(&pages));
-        assert_eq!(grow_in(size(1, 2048)), Ok(()));
-        let short = grow_in(size(1, 2050)).unwrap_err();
+        let grow_in = |to| admit_growth(&size(1, 8192), &to, &HOST, Some(&pages));
+        assert_eq!(grow_in(size(1, 9216)), Ok(()));
+        let short = grow_in(size(1, 9218)).unwrap_err();
         assert_eq!(short.code(), "huge_pages_exhausted");
         // A host that has less than it had when the VM was made keeps it.
         assert_eq!(grow(size(8, 9000), size(8, 9000)), Ok(()));

@@ -7,13 +7,56 @@
 use crate::executor::ExecutorError;
 use crate::guest::agent::{IMAGE_SERIAL, SCRATCH_SERIAL};
 use crate::hypervisor::{Disk, Driver, HostDevices, LaunchError, Machine, Nic};
-use crate::qemu::machine::{Device, Firmware, GuestAgent, HugePages, NumaNode, Topology, Wanted};
-use aleph_types::{HugePages as Pages, JobSpec, MachineSpec};
+use crate::qemu::machine::{
+    Device, Firmware, GuestAgent, HugePages, MAX_APIC_ID, MAX_SLOTS, NumaNode, Topology, Wanted,
+};
+use aleph_types::{HugePages as Pages, InvalidJob, JobSpec, MachineSpec};
 use std::path::Path;
 
 /// What its guest's kernel is told beside what all are: its check of the timer compares real time with
 /// that of a machine which a busy host may not let run.
 pub(crate) const KERNEL_ARGUMENTS: &str = "no_timer_check";
+
+/// Slots that a guest with a disk of its own has for network cards and for what is plugged in later, beside those
+/// that its job asks for.
+pub(crate) const SPARE_SLOTS: usize = 4;
+
+/// Checks as a job is made what its machine could not be drawn with. A machine that is there is as it was drawn.
+pub(crate) fn check(job: &JobSpec) -> Result<(), InvalidJob> {
+    if !job.is_full_vm() {
+        return Ok(());
+    }
+    let asked = as_asked(job);
+    let largest = asked.topology.map(Topology::largest_apic_id);
+    if largest > Some(MAX_APIC_ID) {
+        return Err(InvalidJob::Machine {
+            field: "machine.topology",
+            why: "numbers processors beyond 254, as cores and threads are counted in powers of two: \
+                  have more sockets of fewer cores each",
+        });
+    }
+    let own = match job.has_own_disk() {
+        // Root and seed.
+        true => 2 + SPARE_SLOTS,
+        // Image, scratch and a network card.
+        false => 3,
+    };
+    let most = MAX_SLOTS.saturating_sub(own + job.volumes.len());
+    match asked.spare_slots > most {
+        true => Err(InvalidJob::TooMuch {
+            field: "machine.room.slots",
+            there: asked.spare_slots,
+            most,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// As many of these spare slots as a machine with such devices has room for: volumes that were attached before its
+/// first start are in some of them.
+pub(crate) fn spare_beside(devices: &[Device], spare: usize) -> usize {
+    spare.min(MAX_SLOTS.saturating_sub(devices.len()))
+}
 
 /// What a computer has of what its job says, whoever is in its guest: processors, memory, how both are
 /// arranged, and a TPM.
@@ -63,13 +106,15 @@ pub(crate) fn wanted(job: &JobSpec, nics: &[Nic], volumes: &[Disk]) -> Wanted {
     let volumes = volumes.iter().map(|disk| disk.serial.clone().into_owned());
     devices.extend(volumes.map(Device::Disk));
     devices.extend(nics.iter().map(|nic| Device::Nic(nic.mac)));
+    let asked = as_asked(job);
     Wanted {
         firmware: Firmware::Bios,
         display: false,
         agent: GuestAgent::Aleph,
         guest_port: false,
+        spare_slots: spare_beside(&devices, asked.spare_slots),
         devices,
-        ..as_asked(job)
+        ..asked
     }
 }
 
@@ -90,7 +135,59 @@ pub(crate) fn build(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aleph_types::{HotplugRoom, MiB, Mode};
+    use aleph_types::{CloudInitSpec, HotplugRoom, MiB, Mode, Topology as Arranged};
+
+    fn vm(with_disk: bool, volumes: usize) -> JobSpec {
+        let mut job = JobSpec::new("x", Vec::new());
+        job.mode = Mode::Vm;
+        job.cloud_init = with_disk.then(CloudInitSpec::default);
+        let volumes = (0..volumes).map(|n| format!("v{n}:/srv/{n}").parse().unwrap());
+        job.volumes = volumes.collect();
+        job
+    }
+
+    #[test]
+    fn as_many_slots_as_fit_are_taken_and_no_more() {
+        for (with_disk, volumes, most) in [(true, 0, 42), (true, 16, 26), (false, 0, 45)] {
+            let mut job = vm(with_disk, volumes);
+            let mut refused = |slots| {
+                job.machine.get_or_insert_default().room.slots = slots;
+                check(&job).err()
+            };
+            assert_eq!(refused(most), None);
+            let there = usize::from(most) + 1;
+            assert_eq!(
+                refused(most + 1),
+                Some(InvalidJob::TooMuch {
+                    field: "machine.room.slots",
+                    there,
+                    most: most.into(),
+                })
+            );
+        }
+        assert_eq!(check(&JobSpec::new("x", Vec::new())), Ok(()), "a microVM");
+        let disks: Vec<_> = (0..18).map(|n| Device::Disk(format!("v{n}"))).collect();
+        assert_eq!(spare_beside(&disks, SPARE_SLOTS + 26), 30);
+        assert_eq!(spare_beside(&disks, SPARE_SLOTS + 42), 30);
+        assert_eq!(spare_beside(&disks, SPARE_SLOTS), 4);
+    }
+
+    #[test]
+    fn a_topology_that_has_no_numbers_for_its_processors_is_refused_as_the_job_is_made() {
+        let arranged = |sockets, cores| {
+            let mut job = vm(true, 0);
+            job.resources.cpus = sockets * cores;
+            job.machine.get_or_insert_default().topology = Some(Arranged {
+                sockets,
+                cores,
+                threads: 1,
+            });
+            check(&job).map_err(|error| error.to_string())
+        };
+        assert_eq!(arranged(165, 1), Ok(()));
+        let refused = arranged(5, 33).unwrap_err();
+        assert!(refused.starts_with("machine.topology numbers"), "{refused}");
+    }
 
     #[test]
     fn a_computer_has_what_its_job_says() {

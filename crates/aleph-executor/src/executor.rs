@@ -337,6 +337,7 @@ impl Executor {
         if !job.volumes.is_empty() {
             return Err(ExecutorError::NoVolumes);
         }
+        computer::check(job)?;
         self.admit(job, &self.capacity()?, Path::new("/sys"))?;
         let place = Place::create(&self.paths, self.cgroups.as_ref())?;
         let setup = setup(id, job, boot.filesystem.clone(), true);
@@ -516,16 +517,18 @@ impl Executor {
         });
         let mut disks = own.disks;
         disks.push(Disk::raw(serial, seed, true));
+        let machine = Machine::Full(Box::new(own.machine));
+        let filling = machine.filling(job.resources.memory);
         let spec = VmSpec {
             resources: job.resources,
-            machine: Machine::Full(Box::new(own.machine)),
+            machine,
             begin: Begin::Disk(kernel),
             image: None,
             disks,
             memory: Memory::Own,
             nics,
             links: Vec::new(),
-            timeouts: self.timeouts,
+            timeouts: self.timeouts.after(filling),
             ending: Ending {
                 kept: true,
                 stop_signal: signal::TERM,
@@ -557,6 +560,7 @@ impl Executor {
                 *command_line = told(words, job);
             }
         }
+        let filling = machine.filling(job.resources.memory);
         let spec = VmSpec {
             resources: job.resources,
             machine,
@@ -566,7 +570,7 @@ impl Executor {
             memory: Memory::Own,
             nics,
             links: Vec::new(),
-            timeouts: self.timeouts_of(ending.durable),
+            timeouts: self.timeouts_of(ending.durable).after(filling),
             ending,
         };
         Vm::create(place, driver, spec)

@@ -65,23 +65,32 @@ pub fn raise_file_limit() {
 /// Where `/proc/meminfo` cannot be read.
 pub fn capacity(state: &Path) -> io::Result<Capacity> {
     let meminfo = fs::read_to_string("/proc/meminfo")?;
-    let mib = |key| {
-        meminfo_kib(&meminfo, key)
-            .map(|kib| MiB::from_bytes(kib * 1024))
-            .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {key}")))
-    };
+    let (memory, available) = memory(&meminfo)?;
     let disk = free_disk(state).map_or(MiB(u32::MAX), MiB::from_bytes);
     let cpus = std::thread::available_parallelism()?.get();
     Ok(Capacity {
         cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
-        memory: mib("MemTotal")?,
-        available: mib("MemAvailable")?,
+        memory,
+        available,
         disk,
     })
 }
 
-/// What the kernel whose `/sys` is `sys` has left of huge pages of this size: those that are free, without
-/// those that are promised. Where it knows none of the size, there is nothing.
+/// All memory of a host, and what of it can be had, both without what is set aside as huge pages.
+fn memory(meminfo: &str) -> io::Result<(MiB, MiB)> {
+    let bytes = |key| meminfo_kib(meminfo, key).map(|kib| kib * 1024);
+    let known =
+        |key| bytes(key).ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {key}")));
+    // Of all sizes together. A kernel without huge pages says nothing of them.
+    let huge = bytes("Hugetlb").unwrap_or(0);
+    let all = known("MemTotal")?.saturating_sub(huge);
+    // Pages that are set aside are none that the kernel counts here.
+    let available = known("MemAvailable")?;
+    Ok((MiB::from_bytes(all), MiB::from_bytes(available)))
+}
+
+/// What the kernel whose `/sys` is `sys` has of huge pages of this size, and has left of them: those that are free,
+/// without those that are promised. Where it knows none of the size, there is nothing.
 #[must_use]
 pub fn huge_pages(sys: &Path, pages: HugePages) -> HugePagesLeft {
     let kib = pages.size().bytes() >> 10;
@@ -92,9 +101,11 @@ pub fn huge_pages(sys: &Path, pages: HugePages) -> HugePagesLeft {
     };
     let promised = count("resv_hugepages").unwrap_or(0);
     let free = count("free_hugepages").unwrap_or(0);
-    let bytes = free.saturating_sub(promised).saturating_mul(kib << 10);
+    let all = count("nr_hugepages").unwrap_or(0).max(free);
+    let memory = |pages: u64| MiB::from_bytes(pages.saturating_mul(kib << 10));
     HugePagesLeft {
-        left: MiB::from_bytes(bytes),
+        all: memory(all),
+        left: memory(free.saturating_sub(promised)),
         file: folder.join("nr_hugepages"),
     }
 }
@@ -190,6 +201,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_without_what_is_set_aside_as_huge_pages() {
+        let mib = |all, available| (MiB(all), MiB(available));
+        let plain = "MemTotal:  4194304 kB\nMemAvailable:  1048576 kB\n";
+        assert_eq!(memory(plain).unwrap(), mib(4096, 1024));
+        let huge = "HugePages_Total:       8\nHugepagesize:    1048576 kB\nHugetlb:   3145728 kB\n";
+        let text = format!("{plain}{huge}");
+        assert_eq!(memory(&text).unwrap(), mib(1024, 1024));
+        let error = memory("MemTotal: 1 kB\n").unwrap_err().to_string();
+        assert!(error.contains("MemAvailable"), "{error}");
+    }
+
+    #[test]
     fn huge_pages_that_are_promised_are_not_left() {
         let dir = tempfile::tempdir().unwrap();
         let left = |pages| huge_pages(dir.path(), pages).left;
@@ -201,6 +224,9 @@ mod tests {
         fs::write(folder.join("resv_hugepages"), "12\n").unwrap();
         assert_eq!(left(HugePages::Mib2), MiB(1000));
         assert_eq!(left(HugePages::Gib1), MiB(0));
+        fs::write(folder.join("nr_hugepages"), "2048\n").unwrap();
+        assert_eq!(left(HugePages::Mib2), MiB(1000));
+        assert_eq!(huge_pages(dir.path(), HugePages::Mib2).all, MiB(4096));
     }
 
     #[test]

@@ -32,6 +32,7 @@ use tokio::net::UnixStream;
 mod full;
 mod live;
 
+pub(crate) use full::filling;
 pub use full::{
     Display, FullMachine, FullMachines, HostDevices, Hotplug, Machine, MachineSize, Power,
 };

@@ -793,7 +793,7 @@ mod tests {
                 j.machine.get_or_insert_default().boot_args = Some("quiet".into());
             }),
             ("bad_machine", |j| {
-                j.machine.get_or_insert_default().room.slots = 65;
+                j.machine.get_or_insert_default().room.slots = 46;
             }),
         ];
         for (code, spoil) in cases {

@@ -14,8 +14,9 @@ pub const MAX_USER_DATA: usize = 1024 * 1024;
 const MAX_BOOT_ARGS: usize = 2048;
 /// Processors that a machine may have, with those that are plugged in later.
 const MAX_CPUS: u32 = 1024;
-/// Empty slots that a machine may have for what is plugged in later.
-const MAX_SLOTS: u8 = 64;
+/// Empty slots that a machine may have for what is plugged in later: of 48, those that are left beside the least
+/// that it has.
+const MAX_SLOTS: u8 = 45;
 
 /// The machine of a full VM, recorded when the job is made and the same at each of its starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -129,8 +130,8 @@ pub struct HotplugRoom {
     /// Memory, in steps of 128 MiB, or of its huge pages where those are larger.
     #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub memory: MiB,
-    /// Disks and network cards.
-    #[cfg_attr(feature = "schema", schema(maximum = 64))]
+    /// Disks and network cards. Each volume that the job has from the start leaves room for one less.
+    #[cfg_attr(feature = "schema", schema(maximum = 45))]
     pub slots: u8,
 }
 
@@ -257,7 +258,7 @@ impl MachineSpec {
             return bad("machine.room.memory", why);
         }
         if self.room.slots > MAX_SLOTS {
-            return bad("machine.room.slots", "is more than 64");
+            return bad("machine.room.slots", "is more than 45");
         }
         let page = self.huge_pages.map_or(MiB(1), HugePages::size);
         let memory = (begins.memory, page, self.room.memory);

@@ -162,7 +162,8 @@ pub struct LimitsSection {
     pub overcommit: Overcommit,
     /// `reserved_memory`: what jobs never get.
     pub reserved_memory: MiB,
-    /// `pids_per_vm`: processes and threads that a VMM may have where its job does not say.
+    /// `pids_per_vm`: processes and threads that a VMM may have where its job does not say, and its CPUs do not
+    /// need more.
     pub pids: u32,
 }
 

@@ -8,7 +8,7 @@ use super::group::{
     undo_all,
 };
 use super::inventory::{Inventory, Names, VFIO_PCI};
-use super::nvml::{Asked, LIMIT, Nvml};
+use super::nvml::{Asked, Asks, LIMIT, Nvml};
 use super::record::{
     OpenRecord, Prior, Quarantine, Record, RecordFolder, Taken, TakenFunction, Tenant,
 };
@@ -107,16 +107,16 @@ impl Gpus {
     /// # Errors
     /// Where the host's devices or the record cannot be read.
     pub fn inventory(&self) -> Result<Inventory, GpuError> {
-        self.learn()?;
+        self.learn(Asks::WhatIsNew)?;
         self.inventory_with(&self.read()?)
     }
 
     /// Asks NVML, where that has something to say that is not known. Nobody waits for the record then.
-    fn learn(&self) -> Result<(), GpuError> {
+    fn learn(&self, asks: Asks) -> Result<(), GpuError> {
         if let Some(nvml) = &self.nvml {
             let record = Record::default();
             let inventory = Inventory::read(&self.tree, &Names::none(), &record);
-            nvml.learn(&inventory.map_err(GpuError::Inventory)?);
+            nvml.learn(&inventory.map_err(GpuError::Inventory)?, asks);
         }
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Gpus {
     /// As [`assign`](Self::assign), as far as looking tells.
     pub fn admit(&self, request: &GpuRequest) -> Result<(), GpuError> {
         self.expect_enabled()?;
-        self.learn()?;
+        self.learn(Asks::OfWhole)?;
         let inventory = self.inventory_unread(&self.read()?)?;
         choose(&inventory, &self.config.allowed, request)?;
         Ok(())
@@ -197,7 +197,7 @@ impl Gpus {
     /// fits. Nothing is changed then but what is in quarantine.
     pub fn assign(&self, tenant: &Tenant, request: &GpuRequest) -> Result<Vec<Taken>, GpuError> {
         self.expect_enabled()?;
-        self.learn()?;
+        self.learn(Asks::OfWhole)?;
         let mut open = self.open()?;
         self.take_back_of_earlier_boots(&mut open);
         // Each turn but the last puts a GPU in quarantine or takes back too few, so there are no more

@@ -16,7 +16,9 @@
 //! | a job is to get a GPU that another process just asks of | it waits until that process has ended |
 //!
 //! Where nothing is known so, it is asked again when the driver has another GPU, or by the next process. It is
-//! asked each time while a GPU is divided (MIG): its operator ends that without a word to anybody.
+//! asked each time while a GPU is divided (MIG): its operator ends that without a word to anybody. Nor is a word said
+//! when that begins, so of GPUs that can be divided it is asked again before one is given away ([`Asks::OfWhole`]);
+//! where it did not answer the last time, not for [`REST`], or each start would wait for a GPU that fell off the bus.
 
 use super::address::PciAddress;
 use super::inventory::{Inventory, Vram, VramSource};
@@ -26,10 +28,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long NVML may take: where no process keeps them awake, it wakes eight GPUs one after the other.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
+
+/// How long NVML is not asked again about GPUs that it has spoken of, where it did not answer.
+const REST: Duration = Duration::from_secs(300);
 
 /// The driver whose GPUs it knows.
 const DRIVER: &str = "nvidia";
@@ -106,6 +111,15 @@ pub enum NvmlError {
     Nonsense(#[from] serde_json::Error),
 }
 
+/// What it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// What there is: what was said of a GPU that was whole stays known.
+    WhatIsNew,
+    /// Whether GPUs are whole that are to be given away.
+    OfWhole,
+}
+
 /// What was asked of NVML so far.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -122,6 +136,21 @@ struct Known {
     /// The GPUs that the driver had when it was asked.
     driven: BTreeSet<PciAddress>,
     gpus: BTreeMap<PciAddress, NvmlGpu>,
+    /// When it was asked last, where it did not answer then.
+    silent_since: Option<Instant>,
+}
+
+impl Known {
+    /// Whether something may be so by now that is not known of this GPU.
+    fn is_old(&self, at: &PciAddress, asks: Asks) -> bool {
+        let said = self.gpus.get(at).and_then(|gpu| gpu.mig);
+        let rests = || self.silent_since.is_some_and(|at| at.elapsed() < REST);
+        match (said, asks) {
+            (Some(true), _) => true,
+            (Some(false), Asks::OfWhole) => !rests(),
+            (Some(false), Asks::WhatIsNew) | (None, _) => false,
+        }
+    }
 }
 
 impl Asked {
@@ -134,18 +163,15 @@ impl Asked {
         }
     }
 
-    /// Asks, where the driver has a GPU of which it was not asked yet, or that was divided when it was.
-    pub(super) fn learn(&self, inventory: &Inventory) {
+    /// Asks, where the driver has a GPU of which it was not asked yet, or that may be divided otherwise by now.
+    pub(super) fn learn(&self, inventory: &Inventory, asks: Asks) {
         let gpus = inventory.gpus().iter();
         let driven = gpus.filter(|gpu| gpu.driver.as_deref() == Some(DRIVER));
         let driven: BTreeSet<PciAddress> = driven.map(|gpu| gpu.address).collect();
         let times = {
             let known = self.known();
-            let is_divided = |at: &PciAddress| {
-                let said = known.gpus.get(at);
-                said.is_some_and(|gpu| gpu.mig == Some(true))
-            };
-            if driven.is_subset(&known.driven) && !driven.iter().any(is_divided) {
+            let is_old = |at: &PciAddress| known.is_old(at, asks);
+            if driven.is_subset(&known.driven) && !driven.iter().any(is_old) {
                 return;
             }
             known.times
@@ -158,7 +184,9 @@ impl Asked {
                 return;
             }
         }
-        let said = self.nvml.gpus().unwrap_or_else(|error| {
+        let said = self.nvml.gpus();
+        let silent_since = said.is_err().then(Instant::now);
+        let said = said.unwrap_or_else(|error| {
             let text = crate::vm::chain(&error);
             match error {
                 NvmlError::Absent(_) => tracing::debug!(error = text, "NVML is not asked"),
@@ -171,6 +199,7 @@ impl Asked {
         });
         let mut known = self.known();
         known.times += 1;
+        known.silent_since = silent_since;
         let said = said.into_iter().map(|gpu| (gpu.address, gpu));
         known.gpus.extend(said);
         known.driven.extend(driven);
@@ -230,7 +259,7 @@ mod tests {
         std::thread::scope(|scope| {
             // It goes when this does, so that a test that fails ends.
             let open = open;
-            scope.spawn(|| nvml.learn(&of_asking));
+            scope.spawn(|| nvml.learn(&of_asking, Asks::WhatIsNew));
             asked.recv().unwrap();
             assert!(nvml.known.try_lock().is_ok());
             nvml.tell(&mut inventory);
@@ -281,8 +310,74 @@ mod tests {
             (["vfio-pci", "nvidia"], 2),
             (["nvidia", "nvidia"], 2),
         ] {
-            asked.learn(&inventory(drivers));
-            assert_eq!(count.load(Ordering::Relaxed), times, "{drivers:?}");
+            // It has said of none that it can be divided.
+            for asks in [Asks::WhatIsNew, Asks::OfWhole] {
+                asked.learn(&inventory(drivers), asks);
+                assert_eq!(count.load(Ordering::Relaxed), times, "{drivers:?}");
+            }
+        }
+    }
+
+    /// Says of one GPU whether it is divided, or nothing.
+    #[derive(Debug)]
+    struct Said {
+        mig: Mutex<Result<Option<bool>, ()>>,
+        times: AtomicUsize,
+    }
+
+    impl Nvml for Said {
+        fn gpus(&self) -> Result<Vec<NvmlGpu>, NvmlError> {
+            self.times.fetch_add(1, Ordering::Relaxed);
+            let mig = *self.mig.lock().unwrap();
+            Ok(vec![NvmlGpu {
+                address: "0000:01:00.0".parse().unwrap(),
+                ids: (0x10de, 0x2335),
+                uuid: None,
+                name: None,
+                memory: None,
+                mig: mig.map_err(|()| NvmlError::Silent(LIMIT))?,
+                instances: Vec::new(),
+            }])
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_can_be_divided_is_asked_of_before_it_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let description = "0000:01:00.0 root 10de:2335 class=030200 group=1 driver=nvidia\n";
+        aleph_testkit::expand_pci_tree(description, dir.path()).unwrap();
+        let tree = crate::gpu::HostTree::recorded(dir.path());
+        let functions = tree.functions().unwrap();
+        let inventory = Inventory::of(functions, &crate::gpu::Names::none(), &Default::default());
+        let said = Arc::new(Said {
+            mig: Mutex::new(Ok(None)),
+            times: AtomicUsize::new(0),
+        });
+        let asked = Asked::new(Box::new(Arc::clone(&said)));
+        for (answer, asks, times) in [
+            (Ok(None), Asks::WhatIsNew, 1),
+            // It cannot be.
+            (Ok(Some(false)), Asks::OfWhole, 1),
+        ] {
+            *said.mig.lock().unwrap() = answer;
+            asked.learn(&inventory, asks);
+            assert_eq!(said.times.load(Ordering::Relaxed), times);
+        }
+        let asked = Asked::new(Box::new(Arc::clone(&said)));
+        for (answer, asks, times) in [
+            (Ok(Some(false)), Asks::WhatIsNew, 2),
+            (Ok(Some(true)), Asks::WhatIsNew, 2),
+            // Somebody has divided it.
+            (Ok(Some(true)), Asks::OfWhole, 3),
+            (Ok(Some(false)), Asks::WhatIsNew, 4),
+            (Ok(Some(false)), Asks::OfWhole, 5),
+            // One that does not answer is let be for a while.
+            (Err(()), Asks::OfWhole, 6),
+            (Ok(Some(true)), Asks::OfWhole, 6),
+        ] {
+            *said.mig.lock().unwrap() = answer;
+            asked.learn(&inventory, asks);
+            assert_eq!(said.times.load(Ordering::Relaxed), times, "{answer:?}");
         }
     }
 }

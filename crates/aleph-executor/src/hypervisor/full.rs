@@ -40,7 +40,26 @@ pub struct FullMachine {
     pub devices: HostDevices,
 }
 
+/// How long memory takes at most to be filled with zeros, or to be locked.
+pub(crate) fn filling(memory: MiB) -> Duration {
+    Duration::from_secs(u64::from(memory.0 / 1024))
+}
+
 impl Machine {
+    /// How long its VMM may take for its guest's memory before the guest boots: it fills huge pages with zeros, and
+    /// what a device reaches is filled and locked. Other memory is filled as the guest uses it.
+    #[must_use]
+    pub fn filling(&self, memory: MiB) -> Duration {
+        match self {
+            Self::Full(full)
+                if !full.devices.groups.is_empty() || full.blueprint.huge_pages.is_some() =>
+            {
+                filling(memory)
+            }
+            Self::Full(_) | Self::MicroVm => Duration::ZERO,
+        }
+    }
+
     /// What the kernel keeps in its VMM's name to know where so much memory of its guest is. It is worth naming
     /// where a device reaches all of it: then it has eight bytes for each page of 4 KiB in three tables, of the
     /// VMM, the guest and the IOMMU. Huge pages take next to nothing.
@@ -212,17 +231,18 @@ mod tests {
     use crate::qemu::machine::HugePages;
 
     #[test]
-    fn memory_that_devices_reach_has_tables() {
+    fn memory_that_devices_reach_has_tables_and_is_filled_at_once() {
         let group = || Taken {
             boot: String::new(),
             group: 1,
             gpus: Vec::new(),
             functions: Vec::new(),
         };
-        for (groups, huge_pages, tables) in [
-            (Vec::new(), None, 0),
-            (vec![group()], None, 2048),
-            (vec![group()], Some(HugePages::Size2M), 0),
+        for (groups, huge_pages, tables, seconds) in [
+            (Vec::new(), None, 0, 0),
+            (Vec::new(), Some(HugePages::Size2M), 0, 256),
+            (vec![group()], None, 2048, 256),
+            (vec![group()], Some(HugePages::Size2M), 0, 256),
         ] {
             let wanted = Wanted {
                 huge_pages,
@@ -240,8 +260,11 @@ mod tests {
                 },
             };
             let machine = Machine::Full(Box::new(full));
-            assert_eq!(machine.page_tables(MiB(256 << 10)), MiB(tables));
+            let memory = MiB(256 << 10);
+            assert_eq!(machine.page_tables(memory), MiB(tables));
+            assert_eq!(machine.filling(memory), Duration::from_secs(seconds));
         }
+        assert_eq!(Machine::MicroVm.filling(MiB(1024)), Duration::ZERO);
         assert_eq!(Machine::MicroVm.page_tables(MiB(1024)), MiB(0));
     }
 }

@@ -15,6 +15,15 @@ pub struct Timeouts {
     pub kill: Duration,
 }
 
+impl Timeouts {
+    /// Those of a VM whose VMM is busy for so long before its guest can boot.
+    #[must_use]
+    pub fn after(self, busy: Duration) -> Self {
+        let boot = self.boot.saturating_add(busy);
+        Self { boot, ..self }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {

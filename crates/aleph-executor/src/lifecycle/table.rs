@@ -133,3 +133,16 @@ fn what_was_not_admitted_changes_nothing() {
         }
     }
 }
+
+#[test]
+fn a_boot_has_the_time_that_its_vmm_is_busy_before_it() {
+    let timeouts = Timeouts::default();
+    let busy = Duration::from_secs(256);
+    let mut life = Lifecycle::new(timeouts.after(busy), false);
+    let _ = life.step(NOW, Event::Requested(Request::Start));
+    assert_eq!(life.deadline(), Some(NOW + timeouts.boot + busy));
+    let _ = life.step(NOW + timeouts.boot, Event::Tick);
+    assert!(matches!(life.state(), State::Starting { .. }));
+    let _ = life.step(NOW + timeouts.boot + busy, Event::Tick);
+    assert!(matches!(life.state(), State::Stopping { .. }));
+}

@@ -21,7 +21,7 @@ pub struct NodeConfig {
     pub overcommit: Overcommit,
     /// Memory that jobs never get.
     pub reserved_memory: MiB,
-    /// Processes and threads that a VMM may have, where its job does not say.
+    /// Processes and threads that a VMM may have, where its job does not say, and its CPUs do not need more.
     pub pids: u32,
     /// How long logs may get.
     pub logs: LogLimits,

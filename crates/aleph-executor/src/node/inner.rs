@@ -10,6 +10,7 @@ use super::{Images, NodeConfig, NodeError};
 use crate::capacity::Capacity;
 use crate::executor::Executor;
 use crate::gpu::Gpus;
+use crate::host::huge_pages;
 use crate::journal::{Journal, JournalError};
 use crate::volumes::Volumes;
 use aleph_types::{
@@ -116,12 +117,13 @@ impl Inner {
         }
     }
 
-    /// What there is to be given out of a host.
-    pub(super) fn pool(&self, host: &Capacity) -> Pool {
+    /// What there is to be given out of a host to a job whose memory is in such pages.
+    pub(super) fn pool(&self, host: &Capacity, pages: Option<HugePages>) -> Pool {
         Pool {
             resources: self.allocatable(host),
             memory_ratio: self.config.overcommit.memory,
             lockable: MiB(host.memory.0.saturating_sub(self.config.reserved_memory.0)),
+            huge_pages: pages.map(|pages| huge_pages(&self.config.host_tree.sys, pages)),
         }
     }
 
@@ -134,8 +136,9 @@ impl Inner {
         let host = self.executor.capacity()?;
         let sys = &self.config.host_tree.sys;
         self.executor.admit(&in_pages(spec, pages), &host, sys)?;
+        let pool = self.pool(&host, pages);
         lock(&self.ledger)
-            .give(id, spec, &self.pool(&host))
+            .give(id, (spec, pages), &pool)
             .map_err(|shortage| NodeError::Executor(shortage.into()))?;
         self.reserve(id, owner, spec)
             .inspect_err(|_| lock(&self.ledger).take(id))

@@ -3,6 +3,7 @@
 use super::actor::{Note, Notes};
 use super::entry::Entry;
 use super::inner::Inner;
+use super::size::pids_of;
 use super::{ImageDefaults, NodeError, Prepared};
 use crate::executor::{Boot, Executor, ExecutorError, setup};
 use crate::guest::{AgentError, ExecEvent, ExecHandle, GuestNetwork, MountRequest, exit_code_of};
@@ -130,7 +131,7 @@ fn make(
     setup.mounts.clone_from(&run.mounts);
     let devices = (boot, disks, nics, devices);
     let mut job = inner.with_pages(&run.effective);
-    job.resources.pids = Some(job.resources.pids.unwrap_or(inner.config.pids));
+    job.resources.pids = Some(pids_of(&job, inner.config.pids));
     let created = inner
         .executor
         .create_kept(vm, &job, devices, (setup, run.stop_signal));

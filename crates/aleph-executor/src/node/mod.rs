@@ -67,6 +67,7 @@ pub use mounts::MountError;
 pub use size::SizeError;
 pub use snapshot::SnapshotError;
 
+use crate::computer;
 use crate::executor::Boot;
 use crate::functions::Host;
 use crate::guest::{Agent, ExecHandle, ExecInput, ExecRequest};
@@ -344,6 +345,8 @@ impl Node {
         let driver = executor.driver_of(&spec)?.name();
         // No start of it could have more.
         executor.check_cpus(&spec)?;
+        computer::check(&spec)?;
+        size::check_threads(&spec)?;
         let name = spec.name.take().unwrap_or_else(|| id.hostname());
         spec.name = Some(name.clone());
         let (jobs, bytes) = lock(&self.inner.jobs).held(&account);

@@ -187,7 +187,8 @@ impl Inner {
             let job = &record.job;
             let live = job.state.is_live() || job.state == JobState::Restarting;
             if live {
-                lock(&self.ledger).note(job.id, &job.spec);
+                let pages = self.pages_at_hand(job.id, &job.spec);
+                lock(&self.ledger).note(job.id, &job.spec, pages);
             }
             let place = job.vm.map(|vm| self.take_place(vm));
             let begin = begins(&record) || place.is_some();

@@ -28,9 +28,10 @@ use super::entry::lock;
 use super::inner::Inner;
 use super::launch::beside;
 use super::mounts::{disk_of, owner, serial_of};
+use super::size::pids_of;
 use super::{DiskKernel, NodeError, Scope};
 use crate::cloud_init::{self, CloudInitError, GuestSpec};
-use crate::computer::as_asked;
+use crate::computer::{SPARE_SLOTS, as_asked, spare_beside};
 use crate::executor::OwnDisks;
 use crate::guest::GuestNetwork;
 use crate::hypervisor::{Disk, FullMachine, HostDevices, Nic};
@@ -49,8 +50,6 @@ use std::sync::Arc;
 /// The serial numbers of a guest's own disks.
 const ROOT: &str = "root";
 const SEED: &str = "cidata";
-/// Slots for network cards and for what is plugged in later.
-const SPARE_SLOTS: usize = 4;
 
 /// What a start of such a job needs.
 pub(super) struct Parts {
@@ -188,6 +187,16 @@ impl Inner {
             Ok(Drawn { pages, blueprint })
         })
         .await
+    }
+
+    /// The pages that the memory of a job's machine is in, as far as can be told: those that it was drawn with, or
+    /// else those of a first start. It blocks for as long as a small file takes to be read.
+    pub(super) fn pages_at_hand(&self, id: JobId, spec: &JobSpec) -> Option<HugePages> {
+        let drawn = match spec.has_own_disk() {
+            true => self.blueprint(id).ok().flatten(),
+            false => None,
+        };
+        drawn.map_or_else(|| self.pages_of(spec), |drawn| pages_of(&drawn))
     }
 
     /// The blueprint of a job's machine, which its first start draws.
@@ -396,7 +405,7 @@ impl Inner {
         guest.networks.extend(nic);
         let seed = guest.seed()?.image()?;
         let mut spec = run.effective.clone();
-        spec.resources.pids = Some(spec.resources.pids.unwrap_or(self.config.pids));
+        spec.resources.pids = Some(pids_of(&spec, self.config.pids));
         let disks = OwnDisks {
             machine: FullMachine {
                 devices,
@@ -454,6 +463,7 @@ fn machine_error(what: &str, source: io::Error) -> NodeError {
 fn wanted(job: &JobSpec, serials: impl Iterator<Item = String>) -> Wanted {
     let asked = as_asked(job);
     let machine = job.machine.clone().unwrap_or_default();
+    let devices: Vec<Device> = serials.map(Device::Disk).collect();
     Wanted {
         firmware: match machine.firmware {
             Firmware::Uefi => qemu::Firmware::Uefi {
@@ -464,8 +474,8 @@ fn wanted(job: &JobSpec, serials: impl Iterator<Item = String>) -> Wanted {
         display: true,
         agent: GuestAgent::Reports,
         guest_port: true,
-        devices: serials.map(Device::Disk).collect(),
-        spare_slots: SPARE_SLOTS + asked.spare_slots,
+        spare_slots: spare_beside(&devices, SPARE_SLOTS + asked.spare_slots),
+        devices,
         ..asked
     }
 }

@@ -15,6 +15,7 @@
 //! | its programs want memory meanwhile | its kernel takes it out of the balloon again |
 //! | the node ends meanwhile | whoever comes next lets the air out |
 //! | its VMM has no balloon | nothing |
+//! | its memory is in huge pages | nothing: no other memory can be had of them |
 
 use super::entry::{Entry, lock};
 use super::inner::Inner;
@@ -24,7 +25,7 @@ use crate::hypervisor::{Balloon, Vmm, VmmError};
 use crate::lifecycle::State;
 use crate::process::Identity;
 use crate::vm::Vm;
-use aleph_types::{MiB, VmId};
+use aleph_types::{JobSpec, MiB, VmId};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -130,10 +131,7 @@ pub(super) async fn reclaim(inner: Weak<Inner>, after: Option<Duration>) {
                 seen.insert(vm.id(), busy.clone());
                 continue;
             }
-            // A guest with its own disk gives what it frees back by itself, and keeps its caches. A device
-            // may write to any page of a guest that has one, so all of them stay with it.
-            let spec = &entry.job().spec;
-            if !runs(&entry) || spec.has_own_disk() || spec.gpus.is_some() {
+            if !runs(&entry) || !may_give(&entry.job().spec) {
                 continue;
             }
             let Some(vmm) = vm.vmm().filter(|vmm| vmm.balloon().is_some()) else {
@@ -153,6 +151,16 @@ pub(super) async fn reclaim(inner: Weak<Inner>, after: Option<Duration>) {
         // Those that are gone are forgotten.
         known = seen;
     }
+}
+
+/// Whether a guest may be asked for memory. One with its own disk gives what it frees back by itself, and keeps its
+/// caches. A device may write to any page of a guest that has one, so all of them stay with it. Huge pages that a
+/// guest gave would be another one's, and not be there when it wants them back.
+fn may_give(spec: &JobSpec) -> bool {
+    let machine = spec.machine.as_ref();
+    let is_huge = machine.is_some_and(|machine| machine.huge_pages.is_some());
+    // The node's choice of pages is for jobs with GPUs alone.
+    !spec.has_own_disk() && spec.gpus.is_none() && !is_huge
 }
 
 /// What became of a guest that was asked, or of its balloon alone.
@@ -254,6 +262,30 @@ async fn filled(entry: &Entry, balloon: &dyn Balloon, wanted: MiB) -> Result<MiB
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aleph_types::{CloudInitSpec, GpuRequest, HugePages, Mode};
+
+    #[test]
+    fn a_guest_whose_memory_stays_with_it_is_not_asked() {
+        let vm = || {
+            let mut job = JobSpec::new("x", Vec::new());
+            job.mode = Mode::Vm;
+            job.machine.get_or_insert_default().tpm = true;
+            job
+        };
+        assert!(may_give(&JobSpec::new("x", Vec::new())), "a microVM");
+        assert!(may_give(&vm()));
+        type Change = fn(&mut JobSpec);
+        let changes: [Change; 3] = [
+            |job| job.machine.get_or_insert_default().huge_pages = Some(HugePages::Mib2),
+            |job| job.gpus = Some(GpuRequest::default()),
+            |job| job.cloud_init = Some(CloudInitSpec::default()),
+        ];
+        for change in changes {
+            let mut job = vm();
+            change(&mut job);
+            assert!(!may_give(&job), "{job:?}");
+        }
+    }
 
     #[test]
     fn a_guest_is_asked_once_it_was_idle_for_long_enough() {

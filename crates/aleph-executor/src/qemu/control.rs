@@ -8,10 +8,14 @@
 //!
 //! What was told while nobody listened is lost, but for a machine that stands still, which is looked for
 //! after each connect.
+//!
+//! QEMU greets once its machine is there. To fill or lock a large memory takes it minutes before that, and nobody
+//! may have a command for it later: a computer is listened to from when it greets, however long that takes.
 
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use crate::hypervisor::socket_name;
 use serde_json::json;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -22,6 +26,9 @@ pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
 /// How often a machine that stands still is let go on.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// How long to wait before the first tries to listen, and before each later one.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// How long the last that QEMU told may take to arrive after its end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -55,9 +62,7 @@ impl Control {
             told: watch::Sender::default(),
         });
         if follows {
-            let control = Arc::clone(&control);
-            // Where that fails, the next command connects.
-            tokio::spawn(async move { control.qmp().await.map(drop) });
+            tokio::spawn(listen(Arc::downgrade(&control), PAUSES));
         }
         control
     }
@@ -92,6 +97,34 @@ impl Control {
         let silent = told.wait_for(|told| !told.is_listened_to);
         let _ = tokio::time::timeout(LAST_WORDS, silent).await;
     }
+}
+
+/// Connects as soon as QEMU greets; it gives up where QEMU has ended, or nobody has to do with it any more. Pauses
+/// become twice as long each time.
+async fn listen(control: Weak<Control>, (mut pause, longest): (Duration, Duration)) {
+    loop {
+        let Some(control) = control.upgrade() else {
+            return;
+        };
+        match control.qmp().await {
+            Ok(_) => return,
+            // The socket was there before QEMU: nobody has it any more.
+            Err(QmpError::Io(error)) if has_ended(&error) => return,
+            Err(error) => tracing::debug!(%error, "QEMU is not listened to yet"),
+        }
+        drop(control);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
+}
+
+/// Whether a socket that is not connected to says that its process has ended.
+fn has_ended(error: &io::Error) -> bool {
+    let kind = error.kind();
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+    )
 }
 
 async fn follow(qmp: Weak<Qmp>, mut events: mpsc::Receiver<QmpEvent>, told: watch::Sender<Told>) {
@@ -138,5 +171,65 @@ async fn go_on(qmp: &Weak<Qmp>, told: &watch::Sender<Told>) {
     if is_disk_full {
         // Where there still is no room, it stands still again at once, which is told.
         let _ = qmp.execute("cont", json!({}), ANSWER).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_machine_that_greets_late_is_listened_to_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(socket_name::CONTROL)).unwrap();
+        let (heard, mut commands) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            // Those that came before it greets are given up.
+            for _ in 0..2 {
+                drop(listener.accept().await.unwrap());
+            }
+            let (read, mut write) = listener.accept().await.unwrap().0.into_split();
+            let greeting = b"{\"QMP\": {\"capabilities\": []}}\r\n";
+            write.write_all(greeting).await.unwrap();
+            let mut lines = BufReader::new(read).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                let command: Value = serde_json::from_str(&line).unwrap();
+                let answer = json!({ "id": command["id"], "return": { "status": "io-error" } });
+                let answer = format!("{answer}\r\n");
+                write.write_all(answer.as_bytes()).await.unwrap();
+                let _ = heard.send(command["execute"].as_str().unwrap().to_owned());
+            }
+        });
+        let control = Control::new(dir.path().to_owned(), true);
+        for expected in ["qmp_capabilities", "query-status", "cont"] {
+            let told = tokio::time::timeout(LIMIT, commands.recv()).await;
+            assert_eq!(told.unwrap().as_deref(), Some(expected));
+        }
+        assert!(control.told().is_disk_full);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_machine_that_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(socket_name::CONTROL);
+        let pauses = (Duration::from_millis(1), Duration::from_millis(1));
+        let control = Control::new(dir.path().to_owned(), false);
+        let ends = listen(Arc::downgrade(&control), pauses);
+        tokio::time::timeout(LIMIT, ends).await.unwrap();
+        // Its socket stays in the folder of one that was killed.
+        drop(UnixListener::bind(&path).unwrap());
+        let ends = listen(Arc::downgrade(&control), pauses);
+        tokio::time::timeout(LIMIT, ends).await.unwrap();
+        // Nor is one waited for that nobody has any more.
+        let gone = Arc::downgrade(&control);
+        drop(control);
+        tokio::time::timeout(LIMIT, listen(gone, pauses))
+            .await
+            .unwrap();
     }
 }

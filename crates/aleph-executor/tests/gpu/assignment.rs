@@ -247,6 +247,12 @@ fn a_gpu_that_mig_divides_is_not_given_whole_until_that_ends() {
     nvml.0.store(false, Ordering::Relaxed);
     assert!(gpus.inventory().unwrap().instances().is_empty());
     gpus.admit(&ask("1")).unwrap();
+    // Its operator divides it again while the daemon runs.
+    nvml.0.store(true, Ordering::Relaxed);
+    let said = gpus.admit(&ask("1")).unwrap_err().to_string();
+    assert!(said.contains("is divided by MIG"), "{said}");
+    let said = gpus.assign(&job("a"), &ask("1")).unwrap_err().to_string();
+    assert!(said.contains("is divided by MIG"), "{said}");
 }
 
 /// A GPU that is reset by its bus alone, and its sound beside it.

@@ -127,15 +127,15 @@ impl Actor {
         // One that does not run has no share, and gets one as it starts.
         let has_share = !matches!(self.phase, Phase::Idle);
         if has_share {
-            let runs = growth.as_ref().map(|_| (&before, drawn.pages));
-            self.inner.reserve_size(id, &wanted, runs)?;
+            let runs = growth.as_ref().map(|_| &before);
+            self.inner.reserve_size(id, (&wanted, drawn.pages), runs)?;
         }
         let mut record = self.record.clone();
         put_size(&mut record, size);
         record.resizing = growth.as_ref().map(|growth| growth.before);
         let kept = self.keep_size(record, growth.is_none()).await;
         if kept.is_err() && has_share {
-            lock(&self.inner.ledger).note(id, &before);
+            lock(&self.inner.ledger).note_size(id, &before);
         }
         kept?;
         Ok(growth)
@@ -213,7 +213,7 @@ impl Actor {
             }
             return;
         }
-        lock(&self.inner.ledger).note(self.entry.id, &self.record.job.spec);
+        lock(&self.inner.ledger).note_size(self.entry.id, &self.record.job.spec);
         if let Some(answer) = answer {
             let _ = answer.send(match error {
                 // Whatever went wrong was done all the same where the machine has it.
@@ -263,7 +263,7 @@ impl Actor {
         }
         if let Some(before) = self.record.resizing.take() {
             put_size(&mut self.record, before);
-            lock(&self.inner.ledger).note(self.entry.id, &self.record.job.spec);
+            lock(&self.inner.ledger).note_size(self.entry.id, &self.record.job.spec);
         }
     }
 }

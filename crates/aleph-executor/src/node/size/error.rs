@@ -57,6 +57,18 @@ pub enum SizeError {
         /// How many it may have.
         left: u32,
     },
+    /// The same of one that does not run, by what its job says.
+    #[error(
+        "the VMM of a VM with {cpus} CPUs needs more processes and threads than the {most} that its job allows"
+    )]
+    Limit {
+        /// Processors of the VM.
+        cpus: u16,
+        /// What the job says.
+        most: u32,
+        /// What is enough.
+        enough: u32,
+    },
     /// The VMM's group could not be given its limits.
     #[error("cannot set the limits of the VM's cgroup")]
     Limits(#[source] io::Error),
@@ -70,7 +82,8 @@ impl Classify for SizeError {
             Self::Shrinks { .. }
             | Self::Locked { .. }
             | Self::Beyond { .. }
-            | Self::Threads { .. } => ErrorClass::Conflict,
+            | Self::Threads { .. }
+            | Self::Limit { .. } => ErrorClass::Conflict,
             Self::Limits(_) => ErrorClass::Unavailable,
         }
     }
@@ -82,7 +95,7 @@ impl Classify for SizeError {
             Self::Beyond { .. } => "machine_room",
             Self::Step { .. } => "memory_step",
             Self::Locked { .. } => "memory_locked",
-            Self::Threads { .. } => "vmm_threads",
+            Self::Threads { .. } | Self::Limit { .. } => "vmm_threads",
             Self::Limits(_) => "cgroup_limits",
         }
     }
@@ -105,6 +118,9 @@ impl Classify for SizeError {
             }
             Self::Threads { .. } => {
                 "Ask for fewer CPUs, or make the VM with a larger --pids-limit.".into()
+            }
+            Self::Limit { enough, .. } => {
+                format!("Leave --pids-limit out, set it to {enough}, or ask for fewer CPUs.")
             }
             Self::Limits(_) => "See aleph doctor for what the host's cgroups lack.".into(),
         })

@@ -35,13 +35,14 @@
 //! | memory that is no number of modules, or of huge pages | [`SizeError::Step`] |
 //! | memory for a guest that has GPUs, and runs | [`SizeError::Locked`] |
 //! | no room in the host | [`Shortage`](crate::capacity::Shortage) |
-//! | a limit of threads that processors, or those that fill memory, would reach: the VMM would end | [`SizeError::Threads`] |
+//! | a limit of threads that processors, or those that fill memory, would reach: the VMM would end | [`SizeError::Threads`], and [`SizeError::Limit`] of one that does not run |
 //! | no huge pages left, or a VMM that refuses | what it says; the job has what the machine has |
 
 mod error;
 mod threads;
 
 pub use error::SizeError;
+pub(super) use threads::{check_threads, pids_of};
 
 use super::actor::Ask;
 use super::entry::lock;
@@ -50,7 +51,6 @@ use super::{Node, NodeError};
 use crate::capacity::admit_growth;
 use crate::cgroup::Cgroup;
 use crate::failpoint;
-use crate::host::huge_pages;
 use crate::hypervisor::{Hotplug, MachineSize, Vmm};
 use crate::journal::JobRecord;
 use crate::qemu::machine::MAX_FILLERS;
@@ -155,6 +155,10 @@ pub(super) fn resized(
     let mut resized = spec.clone();
     set_size(&mut resized, wanted);
     resized.validate()?;
+    // Of one that runs it is known what is left.
+    if !runs && wanted.cpus > has.cpus {
+        check_threads(&resized)?;
+    }
     Ok(Some(resized))
 }
 
@@ -185,22 +189,22 @@ impl Node {
 }
 
 impl Inner {
-    /// Gives a job that has its share of the host that of another size. Where its guest runs it has the one
-    /// before, in such pages.
+    /// Gives a job that has its share of the host that of another size, with its memory in such pages. Where its
+    /// guest runs it has the one before.
     pub(super) fn reserve_size(
         &self,
         id: JobId,
-        spec: &JobSpec,
-        runs: Option<(&JobSpec, Option<HugePages>)>,
+        (spec, pages): (&JobSpec, Option<HugePages>),
+        runs: Option<&JobSpec>,
     ) -> Result<(), NodeError> {
         let host = self.executor.capacity()?;
-        if let Some((before, pages)) = runs {
-            let left = pages.map(|pages| huge_pages(&self.config.host_tree.sys, pages));
+        let pool = self.pool(&host, pages);
+        if let Some(before) = runs {
             let (has, asked) = (&before.resources, &spec.resources);
-            let admitted = admit_growth(has, asked, &host, left.as_ref());
+            let admitted = admit_growth(has, asked, &host, pool.huge_pages.as_ref());
             admitted.map_err(|shortage| NodeError::Executor(shortage.into()))?;
         }
-        let given = lock(&self.ledger).resize(id, spec, &self.pool(&host));
+        let given = lock(&self.ledger).resize(id, spec, &pool);
         given.map_err(|shortage| NodeError::Executor(shortage.into()))
     }
 
@@ -425,6 +429,12 @@ mod tests {
         let pages = Some(HugePages::Gib1);
         assert_eq!(code(&vm, ask(0, 1152), true, pages), "memory_step");
         assert!(resized(&vm, &ask(0, 2048), true, pages).is_ok());
+        let mut tight = vm.clone();
+        tight.resources.pids = Some(16);
+        tight.machine.get_or_insert_default().room.cpus = 6;
+        assert!(resized(&tight, &ask(6, 0), false, None).is_ok());
+        assert_eq!(code(&tight, ask(7, 0), false, None), "vmm_threads");
+        assert!(resized(&tight, &ask(1, 0), false, None).is_ok());
         for runs in [true, false] {
             let none = |cpus, memory| JobResize { cpus, memory };
             let no_cpus = code(&vm, none(Some(0), None), runs, None);

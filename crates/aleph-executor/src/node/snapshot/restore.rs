@@ -7,6 +7,7 @@ use crate::guest::{CloneRequest, GuestNetwork};
 use crate::hypervisor::Nic;
 use crate::journal::{JobRecord, RunRecord};
 use crate::node::inner::Inner;
+use crate::node::size::pids_of;
 use crate::node::{CreateOptions, Node, NodeError};
 use crate::vm::{Origin, Vm};
 use aleph_types::{
@@ -128,7 +129,7 @@ impl Inner {
         };
         let vm = record.job.vm.unwrap_or_else(VmId::random);
         let mut job = run.effective.clone();
-        job.resources.pids = Some(job.resources.pids.unwrap_or(self.config.pids));
+        job.resources.pids = Some(pids_of(&job, self.config.pids));
         let restored =
             self.executor
                 .restore_kept(vm, &job, (image, nics), (origin, run.stop_signal));

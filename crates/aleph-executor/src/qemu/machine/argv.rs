@@ -109,6 +109,15 @@ pub(super) fn memory_backend(pages: Option<HugePages>) -> (&'static str, String)
     }
 }
 
+/// A processor by its name. Its physical addresses have 40 bits, whatever the host's have: neither memory near a
+/// TiB nor the window of a GPU with large regions has room there. An emulator has the bits that it has.
+fn named_cpu(name: &str, accelerator: Accelerator) -> String {
+    match accelerator {
+        Accelerator::Kvm if !name.contains("phys-bits") => format!("{name},host-phys-bits=on"),
+        Accelerator::Kvm | Accelerator::Tcg => name.to_owned(),
+    }
+}
+
 struct Builder {
     argv: Vec<String>,
     next: i32,
@@ -190,14 +199,14 @@ impl Builder {
             Accelerator::Tcg => "tcg",
         };
         let cpu = match (&line.blueprint.cpu, line.accelerator) {
-            (CpuModel::Named(name), _) => name.as_str(),
-            (CpuModel::Host, Accelerator::Kvm) => "host",
+            (CpuModel::Named(name), accelerator) => named_cpu(name, accelerator),
+            (CpuModel::Host, Accelerator::Kvm) => "host".into(),
             (CpuModel::Host, Accelerator::Tcg) => {
                 let wanted = "the host's own processor, by KVM".into();
                 return Err(MachineError::Gone { wanted });
             }
         };
-        self.add(&["-accel", accelerator, "-cpu", cpu]);
+        self.add(&["-accel", accelerator, "-cpu", &cpu]);
         let Blueprint { cpus, topology, .. } = line.blueprint;
         let max = line.blueprint.max_cpus();
         self.add(&[
@@ -272,9 +281,15 @@ impl Builder {
                 "virtserialport,bus=channel.0,chardev=guest-port,name={QEMU_AGENT_PORT}"
             ));
         }
-        self.device(
-            "virtio-balloon-pci,id=balloon,addr=3,disable-legacy=on,deflate-on-oom=on,free-page-reporting=on",
-        );
+        // Huge pages that a guest reports as free would count as free for the host, too: another one would take
+        // them, and this guest's next touch of them be SIGBUS.
+        let reporting = match blueprint.huge_pages {
+            None => ",free-page-reporting=on",
+            Some(_) => "",
+        };
+        self.device(&format!(
+            "virtio-balloon-pci,id=balloon,addr=3,disable-legacy=on,deflate-on-oom=on{reporting}"
+        ));
         self.add(&["-object", "rng-random,id=entropy,filename=/dev/urandom"]);
         self.device("virtio-rng-pci,rng=entropy,addr=4,disable-legacy=on");
         if blueprint.display {
@@ -558,6 +573,57 @@ mod tests {
             ends.collect::<Vec<_>>(),
             ["host-nodes=0,policy=bind", "host-nodes=1,policy=bind"]
         );
+    }
+
+    #[test]
+    fn huge_pages_are_not_reported_as_free() {
+        for (huge_pages, reports) in [
+            (None, true),
+            (Some(HugePages::Size2M), false),
+            (Some(HugePages::Size1G), false),
+        ] {
+            let wanted = Wanted {
+                memory: MiB(1024),
+                huge_pages,
+                ..Wanted::default()
+            };
+            let blueprint = blueprint(&wanted, Accelerator::Tcg);
+            let argv = argv(&line(&blueprint, &HostDevices::default())).unwrap();
+            let mut words = argv.iter();
+            let balloon = words.find(|word| word.starts_with("virtio-balloon-pci"));
+            let balloon = balloon.unwrap();
+            assert!(balloon.contains("deflate-on-oom=on"), "{balloon}");
+            assert_eq!(
+                balloon.contains("free-page-reporting"),
+                reports,
+                "{huge_pages:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_named_processor_has_the_addresses_of_the_host() {
+        let cpu = |name: &str, accelerator| {
+            let wanted = Wanted {
+                cpu: Some(name.into()),
+                ..Wanted::default()
+            };
+            let blueprint = blueprint(&wanted, accelerator);
+            assert_eq!(blueprint.cpu, CpuModel::Named(name.into()), "as recorded");
+            let devices = HostDevices::default();
+            let argv = argv(&Line {
+                accelerator,
+                ..line(&blueprint, &devices)
+            })
+            .unwrap();
+            let mut words = argv.into_iter().skip_while(|word| word != "-cpu");
+            words.nth(1).unwrap()
+        };
+        assert_eq!(cpu("EPYC", Accelerator::Kvm), "EPYC,host-phys-bits=on");
+        assert_eq!(cpu("EPYC", Accelerator::Tcg), "EPYC");
+        // Who said it otherwise is not overruled.
+        let said = "EPYC,phys-bits=43";
+        assert_eq!(cpu(said, Accelerator::Kvm), said);
     }
 
     #[test]

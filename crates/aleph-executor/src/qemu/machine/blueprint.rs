@@ -8,7 +8,7 @@
 //! what it begins with at a start ([`Blueprint::begin_with`]): places and the sum stay as they were drawn.
 
 use super::error::MachineError;
-use super::topology::{NumaNode, Topology};
+use super::topology::{MAX_APIC_ID, NumaNode, Topology};
 use crate::accel::Accelerator;
 use aleph_types::MiB;
 use serde::{Deserialize, Serialize};
@@ -264,6 +264,15 @@ impl Blueprint {
             )));
         }
         blueprint.check()?;
+        // Of new ones alone: a guest of one that was recorded may do without the processors beyond.
+        let largest = blueprint.topology.largest_apic_id();
+        if largest > MAX_APIC_ID {
+            return Err(MachineError::Invalid(format!(
+                "a topology of {} × {} × {} numbers its processors up to {largest}, as cores and threads are \
+                 counted in powers of two: at most {MAX_APIC_ID} works",
+                blueprint.topology.sockets, blueprint.topology.cores, blueprint.topology.threads
+            )));
+        }
         Ok(blueprint)
     }
 
@@ -485,6 +494,29 @@ mod tests {
             let error = draw(&wanted).unwrap_err().to_string();
             assert!(error.contains("NUMA nodes"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_topology_has_a_number_for_each_processor() {
+        let wanted = |sockets, cores| Wanted {
+            cpus: sockets * cores,
+            topology: Some(Topology {
+                sockets,
+                cores,
+                threads: 1,
+            }),
+            ..Wanted::default()
+        };
+        let error = draw(&wanted(5, 33)).unwrap_err().to_string();
+        assert!(
+            error.contains("5 × 33 × 1") && error.contains("up to 288"),
+            "{error}"
+        );
+        draw(&wanted(165, 1)).unwrap();
+        // One that was recorded before this was asked is what it was.
+        let mut recorded = draw(&wanted(1, 165)).unwrap();
+        (recorded.topology.sockets, recorded.topology.cores) = (5, 33);
+        recorded.begin_with(165, MiB(512)).unwrap();
     }
 
     #[test]

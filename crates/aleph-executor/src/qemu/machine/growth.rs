@@ -11,7 +11,7 @@ use super::argv::memory_backend;
 use super::blueprint::{Blueprint, HugePages, MEMORY_UNIT};
 use super::error::MachineError;
 use super::hotplug::{OBJECTS, PERIPHERAL};
-use crate::hypervisor::{MachineSize, VmmError};
+use crate::hypervisor::{MachineSize, VmmError, filling};
 use crate::qemu::driver::QemuVmm;
 use aleph_types::MiB;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ const PART: MiB = MiB(8 << 10);
 /// The most threads that fill memory at once, as QEMU has it (`MAX_MEM_PREALLOC_THREAD_COUNT`).
 pub(crate) const MAX_FILLERS: u16 = 16;
 
-/// How long memory may take that is filled at once, beside a second for each GiB.
+/// How long memory may take that is filled at once, beside what it takes by its size.
 const FILL: Duration = Duration::from_secs(60);
 
 impl QemuVmm {
@@ -90,7 +90,7 @@ impl QemuVmm {
             object["prealloc-threads"] = blueprint.cpus.min(MAX_FILLERS).into();
         }
         // Pages are filled with zeroes before it answers.
-        let limit = FILL + Duration::from_secs(u64::from(memory.0 / 1024));
+        let limit = FILL + filling(memory);
         let added = self.command_within("object-add", object, limit);
         if let Err(error) = added.await {
             let _ = self

@@ -51,4 +51,4 @@ pub use error::MachineError;
 pub use firmware::FirmwareFiles;
 pub(crate) use growth::MAX_FILLERS;
 pub(super) use launch::{Full, bury};
-pub use topology::{NumaNode, Topology};
+pub use topology::{MAX_APIC_ID, NumaNode, Topology};
