@@ -260,7 +260,8 @@ fn backups_are_looked_at_forgotten_and_pruned() -> Result<()> {
             .map(|one| one["name"].as_str().unwrap_or_default().to_owned())
             .collect()
     };
-    let said = forget(&["--keep-last", "1", "--keep-daily", "7", "--dry-run"])?;
+    // They are of one year, if not of one day.
+    let said = forget(&["--keep-last", "1", "--keep-yearly", "7", "--dry-run"])?;
     assert_eq!(names(&said["forgotten"]), ["one", "two"]);
     assert_eq!(
         daemon.json(&["volume", "backups", &url, "--json"])?,

@@ -2,13 +2,23 @@
 
 mod support;
 
+use aleph_testkit::wait_until;
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
-use support::Daemon;
+use support::{Daemon, LIMIT};
 
-/// What bash offers for a line that is being typed.
+/// What bash offers for a line that is being typed, of which there is something. Completion waits
+/// for no node that is slow, so it is tried again.
 fn offered(daemon: &Daemon, line: &str) -> Result<Vec<String>> {
+    wait_until(line, LIMIT, || match offered_now(daemon, line) {
+        Ok(words) if words.is_empty() => None,
+        offered => Some(offered),
+    })
+}
+
+/// What it offers at the first attempt.
+fn offered_now(daemon: &Daemon, line: &str) -> Result<Vec<String>> {
     let script = r#"
         source <(aleph completion bash)
         COMP_LINE="$1"; COMP_POINT=${#COMP_LINE}; COMP_TYPE=9
@@ -32,7 +42,8 @@ fn offered(daemon: &Daemon, line: &str) -> Result<Vec<String>> {
         "{}",
         String::from_utf8_lossy(&done.stderr)
     );
-    Ok(text.lines().map(|word| word.trim().to_owned()).collect())
+    let words = text.lines().map(|word| word.trim().to_owned());
+    Ok(words.filter(|word| !word.is_empty()).collect())
 }
 
 #[test]

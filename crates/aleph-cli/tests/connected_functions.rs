@@ -13,7 +13,7 @@ use support::namespace::{NODE, OUTSIDE, World};
 use support::{Daemon, LIMIT};
 
 /// A runtime in shell. An event is an address to get a page from; the answer is who the clone is
-/// and what it got.
+/// and what it got. The world outside has time to answer; the host, which must not, has little.
 const BOOTSTRAP: &str = r#"#!/bin/bash
 api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime/invocation
 before=$(hostname -I 2>/dev/null || busybox ip -4 address show dev eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')
@@ -22,7 +22,8 @@ while :; do
   id=$(sed -n 's/^[Ll]ambda-[Rr]untime-[Aa]ws-[Rr]equest-[Ii]d: *//p' /tmp/headers | tr -d '\r')
   address=$(busybox ip -4 address show dev eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')
   mac=$(cat /sys/class/net/eth0/address)
-  page=$(curl -s -m 3 http://$event/ || echo nothing)
+  case $event in 192.0.2.2:*) most=30 ;; *) most=3 ;; esac
+  page=$(curl -s -m $most http://$event/ || echo nothing)
   known=$(sed -n "s/^$address[[:space:]]*//p" /etc/hosts)
   curl -s -d "\"$address $mac $before $known $page\"" $api/$id/response >/dev/null
 done

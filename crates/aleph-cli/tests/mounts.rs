@@ -165,13 +165,13 @@ fn many_read_or_one_writes() -> Result<()> {
     for mount in ["data:/srv", "data:/srv:ro"] {
         sh(&daemon, mount, "true")?.assert_failed_with(&["attached to job"]);
     }
-    daemon.ok(&["restart", "-t", "5", "w"])?;
+    daemon.ok(&["restart", "-t", "60", "w"])?;
     wait_until("the same volume", LIMIT, || {
         let read = daemon.aleph(&["exec", "w", "cat", "/srv/log"]).ok()?;
         (read.code == 0 && read.text().contains("3\n4")).then_some(())
     });
     // A stop lets the guest write out what it has.
-    daemon.ok(&["stop", "-t", "5", "w"])?;
+    daemon.ok(&["stop", "-t", "60", "w"])?;
     let data = volume(&daemon, "data")?;
     assert_eq!(
         (&data["unclean"], &data["leases"]),

@@ -298,7 +298,7 @@ async fn a_token_speaks_for_its_account_until_it_ends() -> Result<()> {
     );
     assert_eq!(ann.get("/v1/jobs").await?.status, StatusCode::UNAUTHORIZED);
 
-    let short = json!({"account": "ann", "expires_in_seconds": 1});
+    let short = json!({"account": "ann", "expires_in_seconds": 5});
     let made: Value = server.local().post("/v1/tokens", short).await?.json()?;
     let brief = server.remote(made["token"].as_str().context("no token")?)?;
     assert_eq!(brief.get("/v1/jobs").await?.status, StatusCode::OK);

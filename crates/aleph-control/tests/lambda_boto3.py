@@ -40,12 +40,12 @@ def create(aws, name, handler, **more):
         **more,
     )
     assert made["State"] == "Pending" and made["LastUpdateStatus"] == "InProgress", made
-    aws.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.05})
+    aws.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.05, "MaxAttempts": 3000})
     return made
 
 
 def updated(aws, name):
-    aws.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.05})
+    aws.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.05, "MaxAttempts": 3000})
 
 
 def refused(kind, call, status=None, **arguments):
@@ -185,13 +185,13 @@ def streaming(aws):
 def versions(aws):
     create(aws, "v", "about", Publish=True)
     aws.get_waiter("published_version_active").wait(
-        FunctionName="v", Qualifier="1", WaiterConfig={"Delay": 0.05})
+        FunctionName="v", Qualifier="1", WaiterConfig={"Delay": 0.05, "MaxAttempts": 3000})
     aws.update_function_configuration(FunctionName="v", Description="second")
     updated(aws, "v")
     made = aws.publish_version(FunctionName="v", Description="two")
     assert made["Version"] == "2" and made["FunctionArn"].endswith(":v:2"), made
     aws.get_waiter("published_version_active").wait(
-        FunctionName="v", Qualifier="2", WaiterConfig={"Delay": 0.05})
+        FunctionName="v", Qualifier="2", WaiterConfig={"Delay": 0.05, "MaxAttempts": 3000})
     pages = aws.get_paginator("list_versions_by_function").paginate(
         FunctionName="v", PaginationConfig={"PageSize": 2})
     found = [v["Version"] for page in pages for v in page["Versions"]]

@@ -69,7 +69,9 @@ async fn letters(root: &TestRoot, count: usize) -> Result<Vec<Value>> {
         .join("functions/dead-letters/default/letters.jsonl");
     until("dead letters", async || {
         let written = std::fs::read_to_string(&file).unwrap_or_default();
-        let lines: Vec<&str> = written.lines().collect();
+        // The last line may be half written.
+        let whole = written.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let lines: Vec<&str> = whole.lines().collect();
         if lines.len() < count {
             return Ok(None);
         }

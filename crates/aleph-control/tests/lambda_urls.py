@@ -49,7 +49,7 @@ aws = client("AKIDTEAM")
 aws.create_function(
     FunctionName="mine", Runtime="python3.11", Role="arn:aws:iam::000000000000:role/any",
     Handler="echo", Code={"ZipFile": b"PK mine"})
-aws.get_waiter("function_active_v2").wait(FunctionName="mine", WaiterConfig={"Delay": 0.1})
+aws.get_waiter("function_active_v2").wait(FunctionName="mine", WaiterConfig={"Delay": 0.1, "MaxAttempts": 3000})
 url = aws.create_function_url_config(
     FunctionName="mine", AuthType="AWS_IAM",
     Cors={"AllowOrigins": ["https://app.example.com"], "AllowMethods": ["*"]})["FunctionUrl"]

@@ -40,7 +40,7 @@ def create(aws, name):
         Handler="app.handler",
         Code={"ZipFile": open(ARCHIVE, "rb").read()},
     )
-    aws.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.05})
+    aws.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.05, "MaxAttempts": 3000})
     return made["FunctionArn"]
 
 

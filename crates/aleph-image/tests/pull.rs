@@ -625,7 +625,7 @@ fn what_trickles_is_given_up() {
     let noisy = Layer::gzip(Tar::new().file("noise", noise(9, 64 << 10)));
     with_app(&registry, &state, &[noisy]);
     let patient = PullOptions {
-        patience: Duration::from_secs(2),
+        patience: Duration::from_secs(8),
         ..options()
     };
     let stalled = (ErrorClass::Unavailable, "registry_stalled");

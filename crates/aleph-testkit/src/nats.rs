@@ -12,6 +12,8 @@ use tempfile::TempDir;
 const PROGRAM: &str = "/usr/sbin/nats-server";
 /// What only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How often another port is tried.
+const ATTEMPTS: usize = 5;
 
 /// A server with JetStream, which is killed when it is dropped.
 #[derive(Debug)]
@@ -40,6 +42,16 @@ impl NatsServer {
             Path::new(PROGRAM).exists(),
             "{PROGRAM} is missing: setup/packages installs it"
         );
+        // A port that is free now may be taken when the server wants it.
+        for _ in 1..ATTEMPTS {
+            if let Ok(server) = Self::attempt(more) {
+                return Ok(server);
+            }
+        }
+        Self::attempt(more)
+    }
+
+    fn attempt(more: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let more: Vec<_> = more.iter().map(ToString::to_string).collect();

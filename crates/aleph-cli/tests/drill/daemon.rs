@@ -20,7 +20,11 @@ impl Daemon {
             .create(true)
             .append(true)
             .open(node.root.path().join("daemon.log"))?;
-        let mut command = node.command(&["up", "--netns", &world.node]);
+        // Guests that boot side by side, of a daemon that is killed, may take long.
+        let config = node.root.path().join("aleph.toml");
+        std::fs::write(&config, "[executor]\nboot_timeout_seconds = 600\n")?;
+        let mut command = node.command(&["up", "--netns", &world.node, "--config"]);
+        command.arg(&config);
         command.env_remove("ALEPH_NO_NETWORK");
         command.stdout(Stdio::null()).stderr(log);
         if let Some(point) = point {

@@ -293,9 +293,15 @@ impl<'a> Model<'a> {
     /// The steady job's page is there for the world, at the port that it publishes.
     pub(crate) fn check_page(&self, world: &World) -> Result<()> {
         let address = format!("{NODE}:7000");
-        let page = world.get(&world.outside, &address);
-        ensure!(page.as_deref() == Some("I am steady"), "its page: {page:?}");
-        Ok(())
+        let began = Instant::now();
+        loop {
+            let page = world.get(&world.outside, &address);
+            if page.as_deref() == Some("I am steady") {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < LIMIT, "its page: {page:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     pub(crate) fn remove_all(&mut self) -> Result<()> {

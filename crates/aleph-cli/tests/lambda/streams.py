@@ -19,6 +19,8 @@ ENDPOINT, DAEMON, FOLDER = sys.argv[1:]
 ROLE = "arn:aws:iam::000000000000:role/any"
 # More than all buffers between a function and its caller hold, and less than a response may be.
 MUCH = {"pieces": 300, "size": 60_000}
+# Looks often, and gives up after ten minutes.
+PATIENT = {"Delay": 0.2, "MaxAttempts": 3000}
 
 aws = boto3.client(
     "lambda",
@@ -221,7 +223,7 @@ def main():
     names = ["native", "short", "node", "web", "pyweb"]
     for name in names:
         waiter = aws.get_waiter("function_active_v2")
-        waiter.wait(FunctionName=name, WaiterConfig={"Delay": 0.2})
+        waiter.wait(FunctionName=name, WaiterConfig=PATIENT)
     for part in (native, order, absent_reader, slow_reader, node, servers):
         began = time.time()
         part()

@@ -164,7 +164,9 @@ fn events(world: &World) -> Result<()> {
         .join("functions/dead-letters/default/letters.jsonl");
     let letters = wait_until("dead letters", LIMIT, || {
         let text = fs::read_to_string(&file).ok()?;
-        (text.lines().count() >= sent.len()).then_some(text)
+        // The last line may be half written.
+        let (whole, _) = text.rsplit_once('\n')?;
+        (whole.lines().count() >= sent.len()).then(|| whole.to_owned())
     });
     let letters = letters.lines().map(serde_json::from_str);
     let letters: Vec<Value> = letters.collect::<Result<_, _>>()?;

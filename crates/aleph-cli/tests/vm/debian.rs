@@ -180,7 +180,7 @@ fn alone_debians_do_as_they_were_told_and_outlive_their_daemon() -> Result<()> {
     daemon.ok(&["vm", "rm", "-f", "odd"])?;
 
     // Its code is that of the command, and its key is known from now on.
-    assert_eq!(login.ssh(&daemon, &["web", "exit 7"])?.code, 7);
+    assert_eq!(login.code(&daemon, "web", "exit 7")?, 7);
     let known = fs::read_to_string(login.known_hosts().join(&id[2..]))?;
     assert!(known.contains(&id), "{known}");
     is_seen(&daemon)?;

@@ -54,7 +54,7 @@ impl Login {
             .arg(env!("CARGO_BIN_EXE_aleph"))
             .arg("--root")
             .arg(daemon.node.root.path())
-            .args(["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"])
+            .args(["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=120"])
             .arg("-i")
             .arg(&self.key)
             .args(words)
@@ -86,6 +86,14 @@ impl Login {
         });
         ensure!(answered.code == 0, "{line}: {answered:?}");
         Ok(answered.text())
+    }
+
+    /// Runs a line in a guest, again where ssh itself fails, and gives its exit code.
+    pub(crate) fn code(&self, daemon: &Daemon, name: &str, line: &str) -> Result<i32> {
+        wait_until("ssh", BOOT, || match self.ssh(daemon, &[name, line]) {
+            Ok(ended) if ended.code == FAILED => None,
+            ended => Some(ended.map(|ended| ended.code)),
+        })
     }
 
     /// The key itself, as a line of `authorized_keys`.

@@ -207,7 +207,9 @@ impl World {
             .path()
             .join("functions/dead-letters/default/letters.jsonl");
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        let letters = text.lines().map(serde_json::from_str);
+        // The last line may be half written.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let letters = whole.lines().map(serde_json::from_str);
         Ok(letters.collect::<Result<_, _>>()?)
     }
 

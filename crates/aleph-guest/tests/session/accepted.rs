@@ -17,10 +17,17 @@ fn free_port() -> u16 {
 
 fn listening() -> (Host, u16) {
     let mut host = Host::ready_with(false);
-    let port = free_port();
-    host.say(1, &ToGuest::Listen { port });
-    assert_eq!(host.hear(), (1, Heard::Done));
-    (host, port)
+    // Somebody else may have taken a port since it was free.
+    for _ in 0..20 {
+        let port = free_port();
+        host.say(1, &ToGuest::Listen { port });
+        match host.hear() {
+            (1, Heard::Done) => return (host, port),
+            (1, Heard::Failed(98, _)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("every port that was free is taken a moment later");
 }
 
 fn connect(port: u16) -> TcpStream {

@@ -177,7 +177,7 @@ fn the_guest_ends_with_its_main_command() {
     assert!(ran.output.ends_with("\n20000\n"));
     let begin = Instant::now();
     assert_eq!(host.end(false), "finished");
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert!(begin.elapsed() < Duration::from_secs(15));
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn a_shutdown_asks_first_and_then_kills() {
     host.say(
         CONTROL,
         &ToGuest::Shutdown {
-            grace_ms: 700,
+            grace_ms: 5000,
             signal: 15,
         },
     );
@@ -230,6 +230,6 @@ fn a_shutdown_asks_first_and_then_kills() {
     host.exec(3, &SLEEP);
     assert!(matches!(host.collect(3).end, Heard::Failed(11, _)));
     assert_eq!(host.collect(2).end, Heard::Exited(Exit::Signal(9)));
-    assert!(begin.elapsed() >= Duration::from_millis(700));
+    assert!(begin.elapsed() >= Duration::from_secs(5));
     assert_eq!(host.end(false), "finished");
 }

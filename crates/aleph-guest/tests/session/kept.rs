@@ -281,7 +281,7 @@ fn other_commands_go_with_their_host() {
     // process group.
     let (polite, stubborn) = (path("polite"), path("stubborn"));
     let scripts = [
-        format!("trap 'touch {polite}; exit' HUP; echo on; while :; do sleep 0.05; done"),
+        format!("trap ': > {polite}; exit' HUP; echo on; while :; do sleep 0.05; done"),
         format!("trap '' HUP; touch {stubborn}; echo on; while :; do sleep 0.05; done"),
         "set -m; sleep 77 & echo on; wait".to_owned(),
     ];

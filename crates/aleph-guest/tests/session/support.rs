@@ -332,6 +332,23 @@ impl Host {
         }
     }
 
+    /// Kills all children of the agent, and what becomes its child by that; all are collected.
+    pub(crate) fn kill_children(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = children(self.agent.try_into().unwrap());
+            if left.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "children stay: {left:?}");
+            for child in left {
+                // SAFETY: it takes numbers alone, and the process is the agent's child.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     pub(crate) fn say(&mut self, stream: u32, message: &ToGuest<'_>) {
         let mut wire = Vec::new();
         message.encode(stream, &mut wire).unwrap();
@@ -426,8 +443,8 @@ impl Host {
         )
     }
 
-    /// Sends bytes within the window, and gives the bytes and the last word that came back
-    /// meanwhile, if that came.
+    /// Sends bytes within the window, and gives the bytes that came back meanwhile. What they are
+    /// sent to must not end before they are through.
     pub(crate) fn pour(&mut self, stream: u32, bytes: &[u8]) -> Vec<u8> {
         let (mut window, mut echoed) = (SendWindow::default(), Vec::new());
         for chunk in bytes.chunks(50_000) {
@@ -435,6 +452,9 @@ impl Host {
                 match self.hear() {
                     (s, Heard::Credit(n)) if s == stream => window.credit(n).unwrap(),
                     (_, Heard::Data(bytes)) => echoed.extend(bytes),
+                    (s, Heard::Exited(exit)) if s == stream => {
+                        panic!("it ended before its input was through: {exit:?}");
+                    }
                     _ => {}
                 }
             }

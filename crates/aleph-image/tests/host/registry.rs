@@ -146,7 +146,7 @@ pub(crate) enum Act {
     Without(&'static str),
     /// Forwards it, and gives only so many bytes for a moment.
     Slow,
-    /// Forwards it, and gives a few bytes of the body at a time: some 300 a second.
+    /// Forwards it, and gives a byte of the body at a time: some 20 a second.
     Trickle,
     /// Answers by itself: status, headers, body.
     Answer(u16, Vec<(String, String)>, Vec<u8>),
@@ -232,7 +232,7 @@ fn serve(
         Act::Forward => {}
         Act::Cut(n) => cut = n,
         Act::Slow => pause = 20,
-        Act::Trickle => (most, pause) = (16, 50),
+        Act::Trickle => (most, pause) = (1, 50),
         Act::Without(header) => drop(request.headers.remove(header)),
         Act::Answer(status, headers, body) => {
             let mut head = format!("HTTP/1.1 {status} x\r\nconnection: close\r\n");

@@ -208,7 +208,7 @@ pub(crate) fn socket(address: impl Into<IpAddr>, port: u16) -> UdpSocket {
 }
 
 /// How long is waited for what must arrive.
-pub(crate) const ARRIVES: Duration = Duration::from_secs(5);
+pub(crate) const ARRIVES: Duration = Duration::from_secs(30);
 
 /// What arrives at a socket, and from where.
 pub(crate) fn receive(socket: &UdpSocket) -> (String, std::net::SocketAddr) {

@@ -41,8 +41,8 @@ fn stream(wanted: &Value) -> Response<Body> {
             }
         }
         if let Some(code) = code {
-            // What was sent goes out first.
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            // What was sent goes out first, on a busy host too.
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             exit(code);
         }
     });
