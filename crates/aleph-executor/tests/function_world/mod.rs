@@ -210,3 +210,9 @@ pub(crate) fn text(completed: &Completed) -> String {
 pub(crate) fn log(completed: &Completed) -> String {
     String::from_utf8_lossy(&completed.log_tail).into_owned()
 }
+
+/// Whether the runtime's end was heard of so late that only its response is said to have broken off, as it may be
+/// where the machine is busy: then the event is tried again, a few times.
+pub(crate) fn is_told_late(completed: &Completed, tries: u32) -> bool {
+    tries < 5 && text(completed).contains("Runtime.TruncatedResponse")
+}
