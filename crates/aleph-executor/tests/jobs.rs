@@ -24,11 +24,11 @@ async fn open(state: &Path, driver: &Arc<ScriptedDriver>) -> Result<Node> {
 async fn open_with(
     state: &Path,
     driver: &Arc<ScriptedDriver>,
-    change: fn(&mut NodeConfig),
+    change: impl FnOnce(&mut NodeConfig),
 ) -> Result<Node> {
     let mut config = NodeConfig::new(aleph_executor::Paths::new(Some(state))?);
     config.executor.timeouts = Timeouts {
-        boot: Duration::from_secs(2),
+        boot: Duration::from_secs(30),
         quit: Duration::from_millis(300),
         kill: Duration::from_secs(30),
     };
@@ -163,7 +163,13 @@ async fn every_start_that_fails_says_why_and_leaves_nothing() -> Result<()> {
     ] {
         let root = TestRoot::empty()?;
         let driver = ScriptedDriver::new([script]);
-        let node = open(root.path(), &driver).await?;
+        let node = open_with(root.path(), &driver, |config| {
+            // Only who never answers is waited for as long.
+            if words == "did not answer" {
+                config.executor.timeouts.boot = Duration::from_secs(5);
+            }
+        })
+        .await?;
         let mut job = spec(&[argv]);
         job.image = image.into();
         job.command.retain(|word| !word.is_empty());

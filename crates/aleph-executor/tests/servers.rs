@@ -15,7 +15,7 @@ use aleph_testkit::functions::server_program;
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use function_world::{LIMIT, Program, World, log, pool, text};
+use function_world::{LIMIT, Program, World, is_told_late, log, pool, text};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,8 @@ async fn an_event_is_a_request_and_its_response_the_answer() -> Result<()> {
     let cold = world.invoke("\"served\"").await?;
     assert_eq!((&*text(&cold), cold.temperature), ("1", Temperature::Cold));
     assert_eq!(cold.content_type, "application/json");
-    assert!(log(&cold).contains("POST /events\n"), "{}", log(&cold));
+    // What it wrote may come too late for its log where the machine is busy.
+    let mut is_logged = log(&cold).contains("POST /events\n");
     assert!(
         !log(&cold).contains("listening"),
         "what the template wrote is not written again"
@@ -118,6 +119,16 @@ async fn an_event_is_a_request_and_its_response_the_answer() -> Result<()> {
         BASE64_STANDARD.decode(raw["body"].as_str().context("a body")?)?,
         [0xff, 0]
     );
+    for _ in 0..5 {
+        if is_logged {
+            break;
+        }
+        world.invoke("\"exit\"").await?;
+        let next = world.invoke("\"served\"").await?;
+        assert_eq!((&*text(&next), next.temperature), ("1", Temperature::Cold));
+        is_logged = log(&next).contains("POST /events\n");
+    }
+    assert!(is_logged, "no log has what a cold clone wrote");
     world.end().await
 }
 
@@ -153,10 +164,15 @@ async fn a_response_of_a_server_comes_as_it_is_written() -> Result<()> {
     assert_eq!((stream.next().await, running.await??.error), (None, None));
 
     let event = http("GET", "/exit").to_string();
-    let (mut stream, running) = world.stream(&world.deployment, &event);
-    HttpPrelude::read(&mut stream).await?;
-    let done = running.await??;
-    assert!(text(&done).contains("Runtime.ExitError"), "{}", text(&done));
+    for tries in 1.. {
+        let (mut stream, running) = world.stream(&world.deployment, &event);
+        HttpPrelude::read(&mut stream).await?;
+        let done = running.await??;
+        if !is_told_late(&done, tries) {
+            assert!(text(&done).contains("Runtime.ExitError"), "{}", text(&done));
+            break;
+        }
+    }
     world.end().await
 }
 
@@ -164,7 +180,7 @@ async fn a_response_of_a_server_comes_as_it_is_written() -> Result<()> {
 async fn a_server_that_fails_costs_its_own_event_alone() -> Result<()> {
     let world = world(pool()).await?;
     let deployment = Deployment {
-        timeout: Duration::from_secs(8),
+        timeout: Duration::from_secs(12),
         ..world.deployment.clone()
     };
     let invoke = async |event: &str| {
@@ -198,7 +214,13 @@ async fn a_server_that_fails_costs_its_own_event_alone() -> Result<()> {
     ] {
         let before = invoke("\"served\"").await?;
         assert_eq!(before.error, None, "{event}: {}", text(&before));
-        let failed = invoke(&event).await?;
+        let mut failed = invoke(&event).await?;
+        for tries in 1.. {
+            if kind != "Runtime.ExitError" || !is_told_late(&failed, tries) {
+                break;
+            }
+            failed = invoke(&event).await?;
+        }
         assert_eq!(
             failed.error,
             Some(FunctionError::Unhandled),
@@ -236,7 +258,7 @@ async fn a_paused_server_goes_on_and_one_without_a_port_does_not_initialise() ->
         .env
         .insert("AWS_LWA_PASS_THROUGH_PATH".into(), "/own".into());
     let mut warm = None;
-    for _ in 0..100 {
+    for _ in 0..1200 {
         let done = world
             .invoke_as(&deployment, Default::default(), "{}")
             .await?;

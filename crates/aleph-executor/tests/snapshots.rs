@@ -235,7 +235,7 @@ async fn copies_go_on_from_one_moment_and_share_nothing_else() -> Result<()> {
     let mut who = BTreeSet::new();
     for job in &forked.jobs {
         wait(&node, job, JobState::Running).await?;
-        let from = counts(&node, job).await?.first().copied().unwrap_or(0);
+        let from = counted(&node, job, 0).await?[0];
         counted(&node, job, from + 10).await?;
         let steps = steps(&node, job).await?;
         begins.insert(steps[0].0);

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 /// How many VMs are there at once, and how many where each waits for most of the time.
 const AT_ONCE: usize = 4;
-const IDLE_AT_ONCE: usize = 24;
+const IDLE_AT_ONCE: usize = 8;
 
 /// A part of a VM's life.
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ use aleph_executor::firecracker::{DriverConfig, FirecrackerDriver};
 use aleph_executor::functions::{FunctionRuntime, FunctionsConfig, Isolation};
 use aleph_executor::guest::ExecRequest;
 use aleph_executor::node::{CreateOptions, JobFilter, Scope};
-use aleph_executor::{Node, NodeConfig};
+use aleph_executor::{Node, NodeConfig, NodeError};
 use aleph_testkit::{Namespace, TestImages, TestRoot};
 use aleph_types::{ExitStatus, ForkRequest, Job, JobSpec, JobState, MiB, NetworkLimits};
 use aleph_vm_networking::mac::Mac;
@@ -158,8 +158,18 @@ async fn node(root: &TestRoot, is_jailed: bool, is_connected: bool) -> Result<No
     let mut config = NodeConfig::new(root.paths()?);
     config.reserved_memory = MiB(0);
     config.network = is_connected.then(|| network(&config));
-    let images = Arc::new(TestImages::new(root)?);
-    Ok(Node::with_driver(config, images, driver(root, is_jailed)?).await?)
+    let began = Instant::now();
+    loop {
+        let images = Arc::new(TestImages::new(root)?);
+        let driver = driver(root, is_jailed)?;
+        match Box::pin(Node::with_driver(config.clone(), images, driver)).await {
+            // The last tasks of the node before may still hold the lock for a moment.
+            Err(NodeError::Owned(_)) if began.elapsed() < LIMIT => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 fn functions(is_jailed: bool, is_connected: bool) -> Result<()> {
@@ -330,6 +340,11 @@ async fn close(root: &TestRoot, node: Node) -> Result<()> {
     }
     node.shutdown().await;
     drop(node);
+    // Its last tasks let go of its folders a moment later.
+    let began = Instant::now();
+    while !root.residue()?.is_empty() && began.elapsed() < LIMIT {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert_eq!(root.residue()?, Vec::<String>::new());
     Ok(())
 }

@@ -6,14 +6,14 @@ use aleph_executor::functions::{
     InvokeError, Isolation, PoolConfig, ResponseStream, Runner, response_channel,
 };
 use aleph_executor::hypervisor::Driver;
-use aleph_executor::{Node, NodeConfig};
+use aleph_executor::{Node, NodeConfig, NodeError};
 use aleph_testkit::{TestImages, TestRoot, wait_until};
 use aleph_types::MiB;
 use anyhow::{Result, ensure};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -53,12 +53,25 @@ pub(crate) async fn open_over(
     config: FunctionsConfig,
     change: impl FnOnce(&mut NodeConfig),
 ) -> Result<(Node, FunctionRuntime)> {
-    let images = Arc::new(TestImages::new(root)?);
-    let mut node = NodeConfig::new(root.paths()?);
-    change(&mut node);
-    let node = match driver {
-        Some(driver) => Node::with_driver(node, images, driver).await?,
-        None => Node::open(node, images).await?,
+    let mut settings = NodeConfig::new(root.paths()?);
+    change(&mut settings);
+    let began = Instant::now();
+    let node = loop {
+        let images = Arc::new(TestImages::new(root)?);
+        let opened = match &driver {
+            Some(driver) => {
+                let driver = Arc::clone(driver);
+                Box::pin(Node::with_driver(settings.clone(), images, driver)).await
+            }
+            None => Box::pin(Node::open(settings.clone(), images)).await,
+        };
+        match opened {
+            // The last tasks of the node before may still hold the lock for a moment.
+            Err(NodeError::Owned(_)) if began.elapsed() < LIMIT => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            opened => break opened?,
+        }
     };
     let runtime = FunctionRuntime::open(&node, config);
     Ok((node, runtime))
@@ -196,4 +209,10 @@ pub(crate) fn text(completed: &Completed) -> String {
 
 pub(crate) fn log(completed: &Completed) -> String {
     String::from_utf8_lossy(&completed.log_tail).into_owned()
+}
+
+/// Whether the runtime's end was heard of so late that only its response is said to have broken off, as it may be
+/// where the machine is busy: then the event is tried again, a few times.
+pub(crate) fn is_told_late(completed: &Completed, tries: u32) -> bool {
+    tries < 5 && text(completed).contains("Runtime.TruncatedResponse")
 }

@@ -106,7 +106,7 @@ async fn open_as(
     let mut config = NodeConfig::new(aleph_executor::Paths::new(Some(state))?);
     config.executor.gpu.enabled = true;
     config.executor.timeouts = Timeouts {
-        boot: Duration::from_secs(2),
+        boot: Duration::from_secs(30),
         quit: Duration::from_millis(300),
         kill: Duration::from_secs(30),
     };
@@ -397,9 +397,14 @@ async fn whatever_ends_a_start_its_gpus_come_back() -> Result<()> {
         (guest(Guest::Fatal("no disk".into())), "x", 1, "no disk"),
         (Script::default(), "missing", 1, "there is no image"),
     ] {
-        let node = world
-            .open(&ScriptedDriver::with_computers([script]))
-            .await?;
+        let driver = ScriptedDriver::with_computers([script]);
+        let node = open_as(world.root.path(), &driver, |config| {
+            // Only who never answers is waited for as long.
+            if words == "did not answer" {
+                config.executor.timeouts.boot = Duration::from_secs(5);
+            }
+        })
+        .await?;
         let mut job = spec("true", "type=h200,count=8")?;
         (job.image, job.resources.cpus) = (image.into(), cpus);
         let job = create(&node, job).await?;

@@ -16,6 +16,18 @@ const UNSHARED: &str = "ALEPH_JAIL_UNSHARED";
 
 static WORLDS: AtomicU32 = AtomicU32::new(1);
 
+/// The first of a hundred users that no other world has: a sweep kills whatever runs as the user of a
+/// jail that was left, whichever process has started it. They are above those that other tests name,
+/// and below those of VMs on QEMU.
+fn first_uid() -> u32 {
+    // More than all tests of one process make.
+    const OF_A_PROCESS: u32 = 32;
+    let world = WORLDS.fetch_add(1, Ordering::Relaxed) % OF_A_PROCESS;
+    // Pids are given one after the other: tests that run at once are not so far apart.
+    let process = std::process::id() % 400_000;
+    400_000 + 100 * (process * OF_A_PROCESS + world)
+}
+
 /// What these tests need and is not here.
 pub(crate) fn missing() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
@@ -88,9 +100,7 @@ impl World {
         let private = |path: PathBuf| DirBuilder::new().mode(0o700).create(path);
         private(world.base())?;
         fs::create_dir(world.near())?;
-        // Users of its own: a sweep kills whatever runs as the user of a jail that was left.
-        let first = 300_000 + 100 * WORLDS.fetch_add(1, Ordering::Relaxed);
-        fs::write(world.root.join("first-uid"), first.to_string())?;
+        fs::write(world.root.join("first-uid"), first_uid().to_string())?;
         Ok(world)
     }
 

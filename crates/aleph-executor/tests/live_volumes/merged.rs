@@ -7,16 +7,25 @@ use crate::victim::{killed_at, qemu_of};
 use aleph_executor::Node;
 use aleph_executor::volumes::{BackendChoice, MAX_DEPTH, Owner};
 use aleph_testkit::TestRoot;
-use aleph_types::{JobState, VolumeAttach};
+use aleph_types::{JobState, VolumeAttach, VolumeId};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const BACKEND: BackendChoice = BackendChoice::Qcow2;
 const LETS_GO: Duration = Duration::from_secs(120);
 
 /// More than a chain may have layers.
 const STATES: usize = MAX_DEPTH + 8;
+
+/// From so many layers on they are merged, where no backup may know them.
+const DEEP: usize = MAX_DEPTH - 6;
+
+/// From so many on they are merged in any case.
+const PRESSED: usize = MAX_DEPTH - 2;
+
+/// How long a merge is waited for that may not be needed. One that begins later is met by a later state.
+const BEGINS: Duration = Duration::from_secs(5);
 
 /// Where a node may die that merges layers.
 const PLACES: &[&str] = &[
@@ -48,7 +57,7 @@ async fn depth(node: &Node) -> Result<usize> {
 async fn is_merged(node: &Node) -> Result<()> {
     until("the end of a merge", async || {
         let merging = volumes(node, |v| Ok(v.merging()?)).await?;
-        Ok(merging.is_empty() && depth(node).await? < MAX_DEPTH - 6)
+        Ok(merging.is_empty() && depth(node).await? < DEEP)
     })
     .await
 }
@@ -169,19 +178,41 @@ async fn stands_still(
         let name = format!("k{}", kept.len());
         keep(node, guest, name, kept).await?;
         kill_process(qemu, Signal::STOP)?;
-        // From so many on it begins, whatever a backup may know of what was there before, and cannot end now.
-        if depth(node).await? >= MAX_DEPTH - 2 {
+        if waits_for_qemu(node, id, owner).await? {
             break;
         }
         kill_process(qemu, Signal::CONT)?;
         ensure!(kept.len() < 4 * MAX_DEPTH, "nothing is merged");
     }
-    until("a layer that is whole", async || {
-        volumes(node, move |v| Ok(v.open_merge(id, &owner)?.is_some())).await
-    })
-    .await?;
     let durable = guest.durable(node, "data").await?.context("nothing")?;
     Ok((durable, owner))
+}
+
+/// Whether layers are merged while QEMU stands still, once the new one is whole: only QEMU keeps that from its
+/// end. `false` where the chain needs no merge yet, or one was over before QEMU stood still.
+async fn waits_for_qemu(node: &Node, id: VolumeId, owner: Owner) -> Result<bool> {
+    let (asked, mut is_begun) = (Instant::now(), false);
+    loop {
+        if volumes(node, move |v| Ok(v.open_merge(id, &owner)?.is_some())).await? {
+            return Ok(true);
+        }
+        let is_merging = volumes(node, move |v| Ok(v.merging()?.contains(&id))).await?;
+        if is_begun && !is_merging {
+            return Ok(false);
+        }
+        is_begun |= is_merging;
+        let patience = match depth(node).await? {
+            _ if is_begun => LIMIT,
+            PRESSED.. => LIMIT,
+            DEEP..PRESSED => BEGINS,
+            _ => return Ok(false),
+        };
+        if asked.elapsed() > patience {
+            ensure!(patience < LIMIT, "the merge of a deep chain does not come");
+            return Ok(false);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 pub(crate) async fn a_node_that_is_killed_while_it_merges_loses_nothing() -> Result<()> {
@@ -230,7 +261,7 @@ pub(crate) async fn keeps(node: &Node, name: &str) -> Result<()> {
     for n in 0..STATES {
         node.snapshot_volume(&all(), "data", &format!("{name}-{n}"))
             .await?;
-        if depth(node).await? >= MAX_DEPTH - 6 {
+        if depth(node).await? >= DEEP {
             // Here it dies.
             is_merged(node).await?;
         }

@@ -2,8 +2,8 @@
 
 use crate::backups::{back_up, is_good};
 use crate::guest::{
-    ACCOUNT, Guest, all, check, empty, image, is_written, new, nothing_is_left, open, volume,
-    volumes,
+    ACCOUNT, Guest, all, check, empty, image, is_written, new, nothing_is_left, open, until,
+    volume, volumes,
 };
 use aleph_executor::Node;
 use aleph_executor::volumes::BackendChoice;
@@ -39,12 +39,12 @@ pub(crate) async fn what_a_guest_wrote_is_there_over_every_change(
     guest.goes_on(&node, "data", 3).await?;
     let grown = node.resize_volume(&all(), "data", MiB(48)).await?;
     ensure!(grown.size == MiB(48), "{grown:?}");
-    let sectors = 48 * 2048;
+    let sectors = (48 * 2048).to_string();
     let size = format!("cat /sys/block/{}/size", &device[5..]);
-    ensure!(
-        guest.run(&node, &size).await? == sectors.to_string(),
-        "the guest sees another size"
-    );
+    until("the new size in the guest", async || {
+        Ok(guest.run(&node, &size).await? == sectors)
+    })
+    .await?;
 
     // Kept while it is written: nothing of it is mounted, so nothing can stand still.
     let mut kept = Vec::new();
@@ -69,10 +69,11 @@ pub(crate) async fn what_a_guest_wrote_is_there_over_every_change(
 
     // Grown again, over the layers.
     node.resize_volume(&all(), "data", MiB(52)).await?;
-    ensure!(
-        guest.run(&node, &size).await? == (52 * 2048).to_string(),
-        "it did not grow"
-    );
+    let sectors = (52 * 2048).to_string();
+    until("the second new size in the guest", async || {
+        Ok(guest.run(&node, &size).await? == sectors)
+    })
+    .await?;
 
     // Detached while it is written: the writer hears that its disk is gone, and what it was told to be durable until
     // then is there.

@@ -1,5 +1,6 @@
 //! Encrypted volumes as a guest's disks: there at its start, and attached while it runs.
 
+use crate::hotplug::see;
 use crate::{LIMIT, World, powers_off, wanted};
 use aleph_executor::hypervisor::{Disk, DiskFormat, Layer};
 use aleph_executor::qemu::machine::Firmware;
@@ -52,7 +53,7 @@ pub(crate) async fn what_a_guest_writes_to_an_encrypted_disk_is_not_in_the_clear
     hotplug.attach_disk(disk("hot", hot)?).await?;
     fill(&vm, "vdb").await?;
     hotplug.resize_disk("hot", 48 << 20).await?;
-    ShellGuest::run(&vm, "test $(cat /sys/block/vdb/size) = 98304").await?;
+    see(&vm, "test $(cat /sys/block/vdb/size) = 98304").await?;
     hotplug.detach_disk("hot", LIMIT).await?;
     volumes.release(&other, true)?;
     // And once more, by the same name: it is there, and nothing of the first time is in the way.

@@ -259,7 +259,7 @@ pub(crate) async fn a_guest_that_keeps_a_disk_is_said_to() -> Result<()> {
 }
 
 /// Asks the guest until it agrees.
-async fn see(vm: &DrivenVm, condition: &str) -> Result<()> {
+pub(crate) async fn see(vm: &DrivenVm, condition: &str) -> Result<()> {
     let line = format!(
         "n=0; until {condition}; do n=$((n+1)); test $n -lt 500 || break; sleep 0.1; done; test $n -lt 500"
     );
