@@ -12,6 +12,7 @@ use aleph_types::{
     CloudInitSpec, Firmware, HotplugRoom, JobResize, JobSpec, MachineSpec, MiB, Mode, NumaNode,
 };
 use anyhow::{Context as _, Result};
+use clap::Arg;
 use clap_complete::ArgValueCompleter;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,7 @@ pub(crate) enum Vm {
 
 /// A full VM that is to be.
 #[derive(Debug, clap::Args)]
+#[command(mut_args(of_full_vm))]
 pub(crate) struct Create {
     /// Its name
     #[arg(value_name = "NAME")]
@@ -145,6 +147,27 @@ pub(crate) struct Ls {
 /// What a VM has where nobody says how much: firmware and a system fit in.
 const MEMORY: MiB = MiB(1024);
 
+/// A flag as it is for full VMs, of those that all jobs have. What is refused for them, or has no effect on them, is
+/// not shown: the refusal says why.
+fn of_full_vm(flag: Arg) -> Arg {
+    match flag.get_id().as_str() {
+        "rm" => flag.help("Remove the VM, with its root disk and its logs, once it has ended"),
+        "workdir" => flag.help("Working directory of the command [default: /]"),
+        "user" => {
+            flag.help("User of the command: name or uid, optionally with :group [default: root]")
+        }
+        "entrypoint" => flag.help("The program that gets the command; empty for none"),
+        "memory" => flag.help("Memory, such as 512m or 2g [default: 1g]"),
+        "disk" => flag.help("Size of its root disk, such as 40g [default, and least: the image's]"),
+        "stop_timeout" => {
+            flag.help("Seconds between its power button and taking the power away [default: 60]")
+        }
+        "interactive" | "tty" | "name" | "pull" | "stop_signal" => flag.hide(true),
+        id if id.starts_with("health_") => flag.hide(true),
+        _ => flag,
+    }
+}
+
 fn firmware(text: &str) -> Result<Firmware, String> {
     match text {
         "uefi" => Ok(Firmware::Uefi),
@@ -184,6 +207,13 @@ impl Create {
 
     /// What is asked for, with this volume as its image.
     fn spec(&self, image: &str) -> Result<JobSpec> {
+        if let Some(name) = &self.job.name {
+            return Err(Advised {
+                what: format!("--name {name} names the VM a second time"),
+                advice: "Leave --name out: the VM is called by the word after create.".into(),
+            }
+            .into());
+        }
         let mut spec = JobSpec::new(image, self.command.clone());
         spec.resources.memory = MEMORY;
         // A guest takes its time to shut down.
@@ -379,6 +409,19 @@ mod tests {
         for (words, why) in [
             (&["web"][..], "--image"),
             (&["web", "--image", "x", "-t"], "tty needs an agent"),
+            (&["web", "--image", "x", "-i"], "stdin needs an agent"),
+            (
+                &["web", "--image", "x", "--stop-signal", "INT"],
+                "stop_signal needs an agent",
+            ),
+            (
+                &["web", "--image", "x", "--health-tcp", "80"],
+                "health needs an agent",
+            ),
+            (
+                &["web", "--image", "x", "--name", "other"],
+                "names the VM a second time",
+            ),
             (
                 &["web", "--image", "x", "--firmware", "bios", "--secure-boot"],
                 "uefi alone",

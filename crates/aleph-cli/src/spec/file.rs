@@ -61,6 +61,23 @@ mod tests {
     }
 
     #[test]
+    fn jobs_in_the_manual_are_jobs() {
+        let manual = include_str!("../../../../docs/user.md");
+        let blocks = manual.split("```yaml\n").skip(1);
+        let blocks = blocks.filter_map(|rest| Some(rest.split_once("```")?.0));
+        let jobs: Vec<_> = blocks
+            .map(|text| {
+                let job = parse(text, Some("yaml")).unwrap();
+                assert_eq!(job.validate(), Ok(()), "{text}");
+                job
+            })
+            .collect();
+        let has_machine = |job: &&JobSpec| job.machine.is_some() && job.has_own_disk();
+        assert_eq!(jobs.len(), 2);
+        assert_eq!(jobs.iter().filter(has_machine).count(), 1);
+    }
+
+    #[test]
     fn a_misspelt_field_is_named() {
         for (text, kind) in [
             (r#"{"image":"x","comand":[]}"#, "json"),

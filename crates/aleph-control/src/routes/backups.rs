@@ -149,8 +149,9 @@ async fn list(
 /// Make a volume of a backup
 ///
 /// It has the filesystem that the volume had, and is checked where its writer had not ended in order. Each chunk is
-/// checked before it is written. The answer is a line of JSON for each step; the last one has `volume`
-/// or `error`.
+/// checked before it is written. A restore that broke off goes on where it ended, if the same backup is restored for the
+/// same account within an hour while the daemon runs. The answer is a line of JSON for each step; the last one has
+/// `volume` or `error`.
 #[utoipa::path(
     post, path = "/v1/backups/restore", tag = "volumes", request_body = VolumeBackupRestore,
     responses((status = 200, description = "Lines of JSON.",
