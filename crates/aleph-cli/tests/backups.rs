@@ -186,8 +186,9 @@ fn a_restore_that_broke_off_goes_on_where_it_ended() -> Result<()> {
     let backup = daemon.json(&["volume", "backup", "data", &url, "--json"])?;
     let mut whole = Vec::new();
     for pack in files(&folder)? {
-        if !before.contains(&pack) {
-            let bytes = fs::read(&pack)?;
+        let bytes = fs::read(&pack)?;
+        // Those with nodes of the tree are small.
+        if !before.contains(&pack) && bytes.len() > 1 << 17 {
             let mut broken = bytes.clone();
             broken[1 << 16..1 << 17].fill(0);
             fs::write(&pack, broken)?;

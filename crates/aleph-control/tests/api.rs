@@ -274,7 +274,7 @@ async fn a_token_speaks_for_its_account_until_it_ends() -> Result<()> {
     // A disk of its own is a volume, and comes from nowhere.
     let own = json!({"image": "none", "mode": "vm", "cloud_init": {}});
     let refused = ann.post("/v1/jobs", own).await?;
-    assert_eq!(refused.problem()?.code, "volume_not_found");
+    assert_eq!(refused.problem()?.code, "no_volume");
     let id = made["id"].as_str().context("no id")?;
     let wrong = format!("aleph_{id}_{}", "0".repeat(64));
     for wrong in [
