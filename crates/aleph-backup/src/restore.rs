@@ -82,7 +82,7 @@ impl Target {
         }
     }
 
-    /// Writes a chunk, where there may be so much.
+    /// Writes bytes, where there may be so many.
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), BackupError> {
         let length = crate::wire::wide(bytes.len());
         let take = |left: u64| left.checked_sub(length);
@@ -114,9 +114,7 @@ impl Target {
             let length =
                 usize::try_from(range.end - at).map_or(BLOCK.len(), |left| left.min(BLOCK.len()));
             let block = BLOCK.get(..length).unwrap_or_default();
-            self.file
-                .write_all_at(block, at)
-                .map_err(self.failed("write"))?;
+            self.write(block, at)?;
             at += u64::from(crate::wire::count(length));
         }
         Ok(())

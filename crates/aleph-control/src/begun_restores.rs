@@ -12,6 +12,7 @@
 
 use aleph_backup::Id;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -49,6 +50,11 @@ impl BegunRestores {
         Some(all.remove(at).file)
     }
 
+    /// Lets go of what an earlier restore of a backup left for an account: another one has ended well.
+    pub(crate) fn forget(&self, account: &str, backup: Id) {
+        drop(self.take(account, backup));
+    }
+
     /// Keeps what a restore left, until the node stops at the latest.
     pub(crate) fn keep(
         self: &Arc<Self>,
@@ -57,6 +63,10 @@ impl BegunRestores {
         file: File,
         stopping: CancellationToken,
     ) {
+        // One that came to nothing takes nobody's place.
+        if !file.metadata().is_ok_and(|file| file.blocks() > 0) {
+            return;
+        }
         let until = Instant::now() + KEPT;
         let mut all = self.lock();
         all.retain(|one| one.account != account);
@@ -124,6 +134,12 @@ mod tests {
         assert!(begun.take("a", id(2)).is_none(), "another backup's");
         assert_eq!(begun.take("a", id(1)).map(text).as_deref(), Some("one"));
         assert!(begun.take("a", id(1)).is_none(), "it is taken once");
+
+        keep("a", 1, "");
+        assert!(begun.take("a", id(1)).is_none(), "nothing had come");
+        keep("a", 1, "one");
+        begun.forget("a", id(1));
+        assert!(begun.take("a", id(1)).is_none());
 
         // One for each account, and so many in all.
         keep("a", 1, "one");

@@ -164,7 +164,7 @@ async fn every_start_that_fails_says_why_and_leaves_nothing() -> Result<()> {
         let root = TestRoot::empty()?;
         let driver = ScriptedDriver::new([script]);
         let node = open_with(root.path(), &driver, |config| {
-            // Only who never answers is waited for as long.
+            // Who never answers is waited for to the end: not for long.
             if words == "did not answer" {
                 config.executor.timeouts.boot = Duration::from_secs(5);
             }

@@ -93,15 +93,18 @@ impl NatsServer {
 
     fn wait(&mut self) -> Result<()> {
         let (address, child) = (self.address, &mut self.child);
+        let log = self.folder.path().join("log");
         let up = crate::wait_until("the server of NATS", LIMIT, || {
             let gone = child.try_wait().is_ok_and(|status| status.is_some());
+            // Whoever else has the port by now answers, too.
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
             match TcpStream::connect(address) {
-                Ok(_) => Some(Ok(())),
-                Err(_) if gone => Some(Err(())),
-                Err(_) => None,
+                _ if gone => Some(Err(())),
+                Ok(_) if log.contains("Server is ready") => Some(Ok(())),
+                Ok(_) | Err(_) => None,
             }
         });
-        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
         ensure!(up.is_ok(), "the server of NATS ended: {log}");
         Ok(())
     }

@@ -205,6 +205,7 @@ async fn restore(
             }
         }
         restored?;
+        begun.forget(&account, snapshot.id);
         let made = blocking(move || {
             let new = NewVolume {
                 account: &account,

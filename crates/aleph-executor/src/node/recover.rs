@@ -17,7 +17,7 @@ use super::{launch, snapshot};
 use crate::drivers::NoDriver;
 use crate::executor::setup;
 use crate::guest::Reattach;
-use crate::hypervisor::{AdoptError, Vmm};
+use crate::hypervisor::{AdoptError, Vmm, filling};
 use crate::journal::Desired;
 use crate::lifecycle::Outcome;
 use crate::place::Place;
@@ -25,6 +25,7 @@ use crate::sweep;
 use crate::vm::{Adoptee, Adoption, Thaw, Vm, chain};
 use aleph_types::{CloudInitState, JobState, VmId};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// What was found.
@@ -112,11 +113,17 @@ pub(super) async fn recover(actor: &mut Actor, place: Option<Result<Place, VmId>
             thaw: thaw.filter(|_| !ends_here),
         },
     };
+    // One whose memory is still being filled has as long for that as at its start.
+    let pages = || inner.pages_at_hand(job.id, &job.spec);
+    let busy = match job.spec.is_full_vm() && (run.effective.gpus.is_some() || pages().is_some()) {
+        true => filling(run.effective.resources.memory),
+        false => Duration::ZERO,
+    };
     let adoption = Adoption {
         vmm,
         paused,
         guest,
-        timeouts: inner.executor.timeouts_of(durable),
+        timeouts: inner.executor.timeouts_of(durable).after(busy),
         stop_signal: run.stop_signal,
         durable,
     };

@@ -175,7 +175,7 @@ fn check_xfs(disk: &File, name: &str) -> Result<Checked, VolumeError> {
     match metadata.run() {
         Ok(()) => Ok(Checked::InOrder),
         Err(ToolError::Failed { said, .. }) if is_foreign(&said) => {
-            left("it has parts elsewhere, or features that are not known here")
+            left("it has its log elsewhere, or features that are not known here")
         }
         Err(source) => Err(failed(source, disk, Filesystem::Xfs, name)),
     }
@@ -204,15 +204,15 @@ fn unmade(source: ToolError) -> VolumeError {
     }
 }
 
-/// Whether `xfs_repair` says that it cannot look at a filesystem, which may be whole: it knows a log or a part for
-/// realtime files on other disks alone by its options, and no features that came after it.
+/// Whether `xfs_repair` says that it cannot look at a filesystem, which may be whole: it knows a log on another disk
+/// alone by an option, and no features that came after it. Lines with names in them begin otherwise.
 fn is_foreign(said: &str) -> bool {
-    let words = [
-        "external log",
-        "realtime device",
-        "unsupported filesystem features",
+    let begins = [
+        "This filesystem has an external log.",
+        "Found unsupported filesystem features.",
     ];
-    words.iter().any(|word| said.contains(word))
+    let is_one = |line: &str| begins.iter().any(|begin| line.starts_with(begin));
+    said.lines().any(is_one)
 }
 
 fn begins_with(disk: &File, magic: &[u8; 4]) -> io::Result<bool> {

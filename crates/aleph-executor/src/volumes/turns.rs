@@ -1,15 +1,22 @@
 //! Whose turn a volume is: one change of it at a time.
 //!
-//! Whoever waits holds a thread, of which the whole node has a number. So each account has [`WAITING`] who wait, and
-//! more are told at once that the volume is busy: one that is copied or checked for long costs nobody else's VMs.
+//! Whoever waits holds a thread, of which the whole node has a number. So each account has [`WAITING`] who wait for
+//! long. More wait for a [`MOMENT`], which is enough where many VMs start with one volume, and beyond [`MOST`] they are
+//! told at once that the volume is busy: one that is copied or checked for long costs nobody else's VMs.
 
 use aleph_types::VolumeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How many of an account wait at a time.
+/// How many of an account wait for long.
 const WAITING: usize = 32;
+
+/// How many of an account wait in all.
+const MOST: usize = 160;
+
+/// How long the others wait.
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// The volumes that something is done with, and who waits.
 #[derive(Debug, Default)]
@@ -34,9 +41,11 @@ impl VolumeTurns {
         let mut turns = self.lock();
         if turns.taken.contains(&id) {
             let waiting = turns.waiting.entry(account.to_owned()).or_default();
-            if *waiting >= WAITING {
-                return false;
-            }
+            let patience = match *waiting {
+                ..WAITING => patience,
+                WAITING..MOST => patience.min(MOMENT),
+                MOST.. => return false,
+            };
             *waiting += 1;
             let is_others = |turns: &mut Turns| turns.taken.contains(&id);
             let waited = self.freed.wait_timeout_while(turns, patience, is_others);
@@ -64,26 +73,36 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn an_account_has_so_many_who_wait() {
+    fn an_account_has_so_many_who_wait_and_fewer_who_wait_long() {
         let (turns, long) = (VolumeTurns::default(), Duration::from_secs(600));
         let (one, other) = (VolumeId::random(), VolumeId::random());
         assert!(turns.take(one, "a", long));
         assert!(!turns.take(one, "a", Duration::ZERO), "others have it");
         thread::scope(|scope| {
-            let waiting: Vec<_> = (0..WAITING)
-                .map(|_| {
-                    scope.spawn(|| {
-                        let taken = turns.take(one, "a", long);
-                        turns.give_back(one);
-                        taken
-                    })
-                })
-                .collect();
-            while turns.lock().waiting.get("a") != Some(&WAITING) {
-                thread::yield_now();
+            let waits = || {
+                let taken = turns.take(one, "a", long);
+                if taken {
+                    turns.give_back(one);
+                }
+                taken
+            };
+            let wait_for = |count| {
+                while turns.lock().waiting.get("a") != Some(&count) {
+                    thread::yield_now();
+                }
+            };
+            let waiting: Vec<_> = (0..WAITING).map(|_| scope.spawn(waits)).collect();
+            wait_for(WAITING);
+            // Others give up by themselves.
+            let shortly: Vec<_> = (WAITING..MOST).map(|_| scope.spawn(waits)).collect();
+            for one in shortly {
+                assert!(!one.join().unwrap());
             }
-            // At once, however long it would wait.
+            wait_for(WAITING);
+            // As many as there may be at all are refused at once, however long they would wait.
+            turns.lock().waiting.insert("a".to_owned(), MOST);
             assert!(!turns.take(one, "a", long));
+            turns.lock().waiting.insert("a".to_owned(), WAITING);
             // What nobody has is nothing to wait for, and other accounts have their own.
             assert!(turns.take(other, "a", long));
             assert!(!turns.take(one, "b", Duration::ZERO));

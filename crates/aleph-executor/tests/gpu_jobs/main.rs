@@ -399,7 +399,7 @@ async fn whatever_ends_a_start_its_gpus_come_back() -> Result<()> {
     ] {
         let driver = ScriptedDriver::with_computers([script]);
         let node = open_as(world.root.path(), &driver, |config| {
-            // Only who never answers is waited for as long.
+            // Who never answers is waited for to the end: not for long.
             if words == "did not answer" {
                 config.executor.timeouts.boot = Duration::from_secs(5);
             }

@@ -220,16 +220,17 @@ impl Guest {
     async fn last_words(&self, node: &Node) -> String {
         let job = node.job(self.job).map(|job| job.state);
         let mut ends = Vec::new();
-        for _ in 0..2 {
+        for n in 0..2 {
+            tokio::time::sleep(Duration::from_secs(2 * n)).await;
             let said = self.console(node).await.unwrap_or_default();
             ends.push(said.chars().rev().take(500).collect::<Vec<_>>());
-            tokio::time::sleep(Duration::from_secs(2)).await;
         }
         let [before, after] = [0, 1].map(|n| ends[n].iter().rev().collect::<String>());
         format!("{job:?}; its console: {before:?}; two seconds later: {after:?}")
     }
 
     async fn types(&self, node: &Node, line: &str) -> Result<()> {
+        ensure!(line.len() < 4095, "a terminal takes no longer lines");
         let input = node.input(self.job)?.context("no console")?;
         input.write(format!("{line}\n").as_bytes()).await?;
         Ok(())

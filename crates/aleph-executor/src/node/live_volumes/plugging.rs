@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 /// How long a disk that nobody has heard of may take to go.
-const LEFTOVER: Duration = Duration::from_secs(5);
+pub(super) const LEFTOVER: Duration = Duration::from_secs(5);
 
 /// What became of a change of a job's volumes.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! Records of a VM's volumes, brought to what its VMM does: after a crash, and where it did not answer.
 
+use super::plugging::LEFTOVER;
 use super::{AGAIN, AGAIN_AT_MOST, Writer, is_written};
 use crate::hypervisor::Vmm;
 use crate::node::entry::lock;
@@ -105,9 +106,16 @@ impl Inner {
             let disk = writer.disks()?.disk(&writer.serial).await?;
             // A disk that its guest let go of was written to through its cover, or not since: what is there holds
             // either way.
-            let is_below = disk.is_some_and(|disk| disk.layer != Some(pending.layer));
+            let is_below = disk
+                .as_ref()
+                .is_some_and(|disk| disk.layer != Some(pending.layer));
             match pending.armed && !is_below {
                 true => {
+                    if disk.is_none() {
+                        // Nothing of it stays open, or locked, once its record is over.
+                        let nodes = writer.hotplug()?.detach_disk(&writer.serial, LEFTOVER);
+                        nodes.await?;
+                    }
                     let finish = move |v: &Volumes| v.finish_cover(id, &owner);
                     match self.with_volumes(finish).await {
                         Ok(_) | Err(NodeError::Volume(VolumeError::NameTaken(_))) => {}
