@@ -416,19 +416,14 @@ async fn whatever_ends_a_start_its_gpus_come_back() -> Result<()> {
         node.destroy(job.id, true).await?;
         node.shutdown().await;
     }
-    // A machine that cannot be built so, after they were given.
+    // A machine that cannot be built so is refused before they are given.
     let node = world.open(&ScriptedDriver::with_computers([])).await?;
     let mut job = spec("true", "type=h200,count=8")?;
     job.machine = Some(serde_json::from_value(
         serde_json::json!({"room": {"slots": 64}}),
     )?);
-    let job = create(&node, job).await?;
-    let failed = wait(&node, job.id, JobState::Failed).await?;
-    assert!(
-        failed
-            .reason
-            .is_some_and(|why| why.contains("cannot be built"))
-    );
+    let refused = create(&node, job).await.err().context("taken")?;
+    assert_eq!(refused.code(), "bad_machine", "{refused}");
     assert_eq!(world.record()?, (Vec::new(), 0));
     // The last of them goes into quarantine before it is given.
     let config = world.tree.sys.join("bus/pci/devices/0000:18:00.0/config");
