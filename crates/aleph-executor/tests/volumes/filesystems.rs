@@ -2,7 +2,7 @@
 
 use crate::support::{code, config, named, owner};
 use crate::{run, text};
-use aleph_executor::volumes::{BackendChoice, Owner, VolumeError, Volumes};
+use aleph_executor::volumes::{BackendChoice, Import, Owner, VolumeError, Volumes};
 use aleph_types::{Classify, Filesystem, MiB, VolumeAccess};
 use anyhow::{Result, ensure};
 use std::fs::{self, File};
@@ -114,5 +114,26 @@ fn an_xfs_is_checked_and_not_mended() -> Result<()> {
     file.write_all_at(&[0; 4], 0)?;
     drop(read_only(&reader)?);
     assert!(!volumes.get(xfs.id)?.unclean);
+    Ok(())
+}
+
+#[test]
+fn an_xfs_whose_log_is_elsewhere_is_left_to_its_guest() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let [disk, log] = ["disk", "log"].map(|name| dir.path().join(name));
+    File::create(&disk)?.set_len(512 << 20)?;
+    File::create(&log)?.set_len(64 << 20)?;
+    let log = format!("logdev={},size=64m", log.display());
+    run("mkfs.xfs", &["-q", "-l", &log, text(&disk)])?;
+    let volumes = Volumes::open(dir.path(), config(BackendChoice::Files))?;
+    let how = Import::default();
+    let xfs = volumes.import(named("xfs"), &File::open(&disk)?, how)?;
+    assert_eq!(xfs.filesystem, Filesystem::Xfs);
+    let owner = owner();
+    drop(volumes.attach("a", "xfs", &owner, VolumeAccess::Exclusive)?);
+    volumes.release(&owner, false)?;
+    // Its writer goes on; nobody knows whether all is in order.
+    drop(volumes.attach("a", "xfs", &owner, VolumeAccess::Exclusive)?);
+    assert!(volumes.get(xfs.id)?.unclean);
     Ok(())
 }
