@@ -321,19 +321,18 @@ impl Host {
 
     /// Children of the agent, dead or alive, go away by themselves.
     pub(crate) fn assert_no_children(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let left = children(self.agent.try_into().unwrap());
-            if left.is_empty() {
-                break;
-            }
-            assert!(Instant::now() < deadline, "children stay: {left:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        self.until_childless(|_| ());
     }
 
     /// Kills all children of the agent, and what becomes its child by that; all are collected.
     pub(crate) fn kill_children(&self) {
+        self.until_childless(|child| {
+            // SAFETY: it takes numbers alone, and the process is the agent's child.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        });
+    }
+
+    fn until_childless(&self, each: impl Fn(i32)) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let left = children(self.agent.try_into().unwrap());
@@ -341,10 +340,7 @@ impl Host {
                 break;
             }
             assert!(Instant::now() < deadline, "children stay: {left:?}");
-            for child in left {
-                // SAFETY: it takes numbers alone, and the process is the agent's child.
-                unsafe { libc::kill(child, libc::SIGKILL) };
-            }
+            left.into_iter().for_each(&each);
             std::thread::sleep(Duration::from_millis(10));
         }
     }
